@@ -1,0 +1,175 @@
+"""Pydantic models of every file of a conversations directory: the row, the manifest, the report.
+
+All are strict (no "3" for 3), frozen and closed (an unknown key is an error). Sequences are tuples, so that a value
+can be shared between threads and hashed; a JSON array or a Python list is accepted for them. `schemas/*.schema.json`
+is generated from these models by `phi3v-data schema`.
+"""
+
+import json
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+FORMAT_VERSION = 1
+
+Scalar: TypeAlias = StrictStr | StrictInt | StrictFloat | StrictBool | None
+Strings: TypeAlias = Annotated[tuple[str, ...], Field(strict=False)]
+Offsets: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Task: TypeAlias = Literal["classification", "vqa", "chat"]
+Severity: TypeAlias = Literal["error", "warning", "info"]
+Level: TypeAlias = Literal["quick", "full"]
+
+
+class StrictModel(BaseModel):
+    """Base of all file models: strict, frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Turn(StrictModel):
+    """One user message, its images, and the assistant's answer."""
+
+    images: Strings = Field((), description="POSIX paths under DIR/images, in the order of their image tags.")
+    user: str = Field(description="The user's text without image tags.")
+    assistant: str = Field(description="The answer; empty only in a split with `labelled: false`.")
+    image_offsets: Offsets = Field(
+        (),
+        description="Character offsets into `user`, one per image, non-decreasing; left out when all are 0 "
+        "(all tags first, then one newline).",
+    )
+
+    def to_row(self) -> dict[str, Any]:
+        """The turn as a JSON object in the format's key order."""
+        row: dict[str, Any] = {"images": list(self.images), "user": self.user, "assistant": self.assistant}
+        if any(self.image_offsets):
+            row["image_offsets"] = list(self.image_offsets)
+        return row
+
+
+class Sample(StrictModel):
+    """One row of `NAME_SPLIT.jsonl`."""
+
+    id: str = Field(min_length=1, description="Unique within the directory.")
+    source: str = Field(description="Name of the dataset the sample comes from.")
+    conversations: Annotated[tuple[Turn, ...], Field(strict=False, min_length=1)]
+    system: str = Field("", description="System message; left out when empty.")
+    answers: Strings = Field((), description="Accepted answers to the last turn, in the source's order.")
+    group: str = Field("", description="What must not straddle splits.")
+    meta: dict[str, Scalar] = Field(default_factory=dict, description="Flat object of JSON scalars.")
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Image paths of all turns, in order."""
+        return tuple(path for turn in self.conversations for path in turn.images)
+
+    def to_row(self, *, plain: bool = False) -> dict[str, Any]:
+        """The sample as a JSON object; optional keys only where set, none of them when `plain`."""
+        turns = [turn.to_row() for turn in self.conversations]
+        if plain:
+            for turn in turns:
+                turn.pop("image_offsets", None)
+        row: dict[str, Any] = {"id": self.id, "source": self.source, "conversations": turns}
+        if plain:
+            return row
+        for key, value in (
+            ("system", self.system),
+            ("answers", list(self.answers)),
+            ("group", self.group),
+            ("meta", dict(self.meta)),
+        ):
+            if value:
+                row[key] = value
+        return row
+
+    def to_json(self, *, plain: bool = False) -> str:
+        """One line of the file, without its line end, written as the reference writes it.
+
+        Raises:
+            ValueError: a value that JSON has no spelling for (NaN, infinity).
+        """
+        return json.dumps(self.to_row(plain=plain), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> "Sample":
+        """Read one line.
+
+        Raises:
+            pydantic.ValidationError: not JSON, or not a row of format 1.
+        """
+        return cls.model_validate_json(line)
+
+
+class SplitInfo(StrictModel):
+    """What `dataset.json` records of one split."""
+
+    rows: Count
+    images: Count = Field(description="Distinct image files that the split's rows use.")
+    files: dict[str, str] = Field(description="File name under DIR to its `sha256:...` digest, in shard order.")
+    labelled: bool = Field(True, description="False where `assistant` is empty and only prediction takes the split.")
+
+
+class ConverterInfo(StrictModel):
+    """Which converter wrote the directory, and how."""
+
+    name: str
+    version: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Manifest(StrictModel):
+    """`dataset.json`: written last, so that its presence says the directory is complete."""
+
+    format: Literal[1] = 1
+    name: str
+    task: Task
+    metrics: Strings = Field((), description="Metric names; the first is the headline.")
+    splits: dict[str, SplitInfo]
+    converter: ConverterInfo | None = None
+    classes: Strings = Field((), description="Class names of a classification set, sorted.")
+    num_crops: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        None, description="Tile budget that the source suggests; null where it suggests none."
+    )
+    source: str = Field("", description="Where the data come from, for people.")
+    license: str = ""
+    rejects: dict[str, Count] = Field(default_factory=dict, description="Planned samples left out, by reason code.")
+    notes: dict[str, Count] = Field(default_factory=dict, description="What happened to kept samples, by reason code.")
+
+    def to_json(self) -> str:
+        """The file's text: indented, LF, a last line end."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+class Diagnostic(StrictModel):
+    """One finding of the validator."""
+
+    code: str = Field(description="A code of the catalogue: `phi3v-data explain CODE`.")
+    severity: Severity
+    file: str = Field(description="Relative to the directory; empty when the finding is about the whole directory.")
+    line: Count | None = Field(None, description="1-based line of a JSONL file.")
+    id: str | None = Field(None, description="The sample's id where it could be read.")
+    field: str | None = Field(None, description="Such as `conversations[0].images[2]`.")
+    message: str
+    hint: str = ""
+
+
+class Summary(StrictModel):
+    """Counts over the whole directory; `problems` counts all occurrences, also those not listed."""
+
+    samples: Count
+    turns: Count
+    images: Count
+    splits: dict[str, Count]
+    problems: dict[str, Count]
+
+
+class Report(StrictModel):
+    """What `phi3v-data validate --json` prints."""
+
+    format: Literal[1] = 1
+    dir: str
+    ok: bool
+    level: Level
+    summary: Summary
+    problems: Annotated[tuple[Diagnostic, ...], Field(strict=False)]
+    stats: dict[str, Any] = Field(default_factory=dict)
