@@ -1,0 +1,71 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -q
+DEMO := demo_out
+
+.PHONY: help demo test test-quick test-slow lint format docs schemas floors dist clean
+
+help:
+	@echo "make demo       install, convert the mini set in examples/data, validate it"
+	@echo "make test       install, run all tests but the slow and the gpu ones"
+	@echo "make test-slow  run the slow ones (many kills, million rows, Ray)"
+	@echo "make lint       ruff check, ruff format --check, mypy"
+	@echo "make docs       write the generated pages and JSON Schemas again"
+	@echo "make dist       build wheel and sdist, install the wheel from its file and try it"
+	@echo "make floors     run the quick tests on the oldest supported versions of the light packages"
+	@echo "make clean      remove the virtual environment, the demo's output and build leftovers"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One marker per set of extras: pip runs again only when the project file or the pins change.
+$(VENV)/.video: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[video]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[all,dev]'
+	@touch $@
+
+demo: $(VENV)/.video
+	$(BIN)/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir $(DEMO)/ucf101
+	$(BIN)/phi3v-data validate $(DEMO)/ucf101 --html $(DEMO)/report.html
+	@echo "The HTML report: $(DEMO)/report.html"
+
+test: $(VENV)/.dev
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev
+	$(PYTEST) -m "slow and not gpu"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The oldest versions that pyproject.toml promises, for the packages that install in seconds.
+floors:
+	$(PYTHON) -m venv $(VENV)-floors
+	$(VENV)-floors/bin/python .ci/floors.py > $(VENV)-floors/floors.txt
+	$(VENV)-floors/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-floors/floors.txt -e '.[video]' pytest hypothesis psutil
+	$(VENV)-floors/bin/python -m pytest -q -m "not slow and not gpu" tests --ignore tests/models --ignore tests/train
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[video]"
+	cd dist && ../$(VENV)-wheel/bin/phi3v-data --version
+	rm -rf dist/try && $(VENV)-wheel/bin/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir dist/try --limit 1
+	$(VENV)-wheel/bin/phi3v-data validate dist/try
+	rm -rf dist/try
+
+clean:
+	rm -rf $(VENV) $(VENV)-floors $(VENV)-wheel $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
