@@ -1,0 +1,18 @@
+"""`phi3v-data`: the table of its commands."""
+
+from phi3v_data.cli.base import CommandSpec, make_group, run
+
+COMMANDS = {
+    "convert": CommandSpec("phi3v_data.cli.convert:convert", "Turn a dataset into a conversations directory."),
+    "validate": CommandSpec("phi3v_data.cli.validate:validate", "Check a directory and report every problem in it."),
+    "explain": CommandSpec("phi3v_data.cli.explain:explain", "Explain a problem code: what, why, how to mend it."),
+    "schema": CommandSpec("phi3v_data.cli.schema:schema", "Print the JSON Schema of a file, or write all of them."),
+    "converters": CommandSpec("phi3v_data.cli.converters:converters", "List the converters and their options."),
+}
+
+HELP = "Prepare and prove conversations directories: pictures and video frames with questions and answers."
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(make_group("phi3v-data", HELP, COMMANDS))

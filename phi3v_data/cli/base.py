@@ -1,0 +1,253 @@
+"""What every command line of the project shares: names, lazy loading, errors, exit codes.
+
+    COMMANDS = {"validate": CommandSpec("phi3v_data.cli.validate:validate", "Check a directory.")}
+    def main() -> None:
+        run(make_group("phi3v-data", "What it is for.", COMMANDS))
+
+A command is a plain function with Typer annotations; its module is imported only when the command runs, so that the
+group's help stays as quick as an empty Typer application's. Exit codes: 0 good, 1 problems found, 2 could not run,
+130 interrupted, 141 the reader of the pipe went away.
+
+Nothing here imports click: recent Typer releases carry their own copy of it.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, NoReturn, TypeAlias
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from phi3v_data.errors import UserError
+
+GOOD, PROBLEMS, COULD_NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only results and errors.")]
+"""The `--quiet` of every command: `quiet: Quiet = False`, passed on to `phi3v_data.cli.console`."""
+
+OPTIONAL_PACKAGES = {
+    "accelerate": "train",
+    "av": "video",
+    "bitsandbytes": "qlora",
+    "cv2": "video",
+    "datasets": "hub",
+    "decord": "decord",
+    "deepspeed": "deepspeed",
+    "flash_attn": "flash",
+    "huggingface_hub": "hub",
+    "peft": "train",
+    "pyarrow": "hub",
+    "ray": "ray",
+    "safetensors": "train",
+    "starlette": "serve",
+    "tokenizers": "hub",
+    "torch": "train",
+    "transformers": "train",
+    "uvicorn": "serve",
+}
+"""Importable name of each optional package -> the extra that installs it."""
+
+_OBSTACLES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE}
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """Where a command lies and what the group's help says of it.
+
+    `target` is `module:name` of a function, of a `typer.Typer`, or of a ready command object.
+    """
+
+    target: str
+    help: str
+
+
+def command_info(
+    *, examples: Sequence[str], interrupted: str = "Run the same command again."
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command function the examples of its help and the sentence shown after Ctrl-C."""
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__dict__.update(examples=tuple(examples), interrupted=interrupted)
+        return function
+
+    return mark
+
+
+def snake_case(token: str) -> str:
+    """`num-crops` and `num_crops` are one name: Typer's `token_normalize_func`."""
+    return token.replace("-", "_")
+
+
+CONTEXT_SETTINGS: dict[str, Any] = {"token_normalize_func": snake_case, "help_option_names": ["-h", "--help"]}
+
+
+class Command(TyperCommand):
+    """A command whose help shows `--snake_case` and whose options may be typed in kebab-case as well."""
+
+    interrupted: str = "Run the same command again."
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["context_settings"] = {**CONTEXT_SETTINGS, **(kwargs.get("context_settings") or {})}
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            if isinstance(param, TyperOption) and param.name:
+                _show_snake_case(param, param.name)
+
+
+def _show_snake_case(option: TyperOption, name: str) -> None:
+    """Respell the option names that Typer derived itself; those written out by hand stay (`--no-tqdm`)."""
+    kebab = name.replace("_", "-")
+    option.opts = [f"--{name}" if opt == f"--{kebab}" else opt for opt in option.opts]
+    option.secondary_opts = [f"--no_{name}" if opt == f"--no-{kebab}" else opt for opt in option.secondary_opts]
+
+
+def make_command(function: Callable[..., Any], *, name: str, help: str = "", cls: type[Command] = Command) -> Any:  # noqa: A002 - Typer's own word
+    """Build the command of `function`; its docstring (or `help`) and its examples make the help text."""
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    examples = getattr(function, "examples", ())
+    epilog = "\n\n".join(["Examples:", *(f"  {line}".replace("[", r"\[") for line in examples)]) if examples else None
+    app.command(name, cls=cls, help=None if function.__doc__ else help, epilog=epilog)(function)
+    command = typer.main.get_command(app)
+    command.interrupted = getattr(function, "interrupted", Command.interrupted)  # type: ignore[attr-defined]  # ours
+    return command
+
+
+class LazyCommand(TyperCommand):
+    """Stands in the group's table; imports the real command when it is asked to run or to complete."""
+
+    def __init__(self, name: str, spec: CommandSpec) -> None:
+        super().__init__(name, help=spec.help, short_help=spec.help, rich_markup_mode="rich")
+        self.spec = spec
+        self.loaded: Any = None
+
+    def load(self) -> Any:
+        """The real command, built once."""
+        if self.loaded is None:
+            module, _, attribute = self.spec.target.partition(":")
+            target = getattr(import_module(module), attribute)
+            if isinstance(target, typer.Typer):
+                self.loaded = typer.main.get_command(target)
+            elif hasattr(target, "make_context"):
+                self.loaded = target
+            else:
+                self.loaded = make_command(target, name=str(self.name), help=self.spec.help)
+        return self.loaded
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse with the real command; the context returned is bound to it, so it is also what runs."""
+        return self.load().make_context(*args, **kwargs)
+
+
+class Group(TyperGroup):
+    """The commands of one program; turns what stops a command into one line on stderr and an exit code."""
+
+    table: ClassVar[Mapping[str, CommandSpec]] = {}
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name, spec in self.table.items():
+            self.commands.setdefault(name, LazyCommand(name, spec))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; an unknown one is answered with the names that look like it."""
+        name = snake_case(args[0])
+        if not name.startswith("_") and name not in self.commands and not ctx.resilient_parsing:
+            near = get_close_matches(name, list(self.commands))
+            fail(
+                f"no command {args[0]!r}"
+                + (f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else "")
+                + f" See '{ctx.command_path} --help'."
+            )
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; mistakes of the user and obstacles of the machine exit with 2 and no traceback."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            loaded = getattr(command, "loaded", None)
+            print(f"\nStopped. {getattr(loaded, 'interrupted', Command.interrupted)}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise typer.Exit(BROKEN_PIPE) from None
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in OPTIONAL_PACKAGES:
+                raise
+            extra = OPTIONAL_PACKAGES[package]
+            fail(f"this needs the package {package!r}, which is not installed: pip install 'phi3v[{extra}]'")
+        except OSError as error:
+            if error.errno not in _OBSTACLES:
+                raise
+            where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+            fail(f"{where}{error.strerror}")
+
+
+def fail(message: str) -> NoReturn:
+    """Say on stderr why the command could not run, and leave with exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(COULD_NOT_RUN)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"phi3v {version('phi3v')}")
+        raise typer.Exit()
+
+
+def make_group(name: str, help: str, commands: Mapping[str, CommandSpec]) -> Any:  # noqa: A002 - Typer's own word
+    """Build a program out of its table of commands."""
+    group_class = type("Group", (Group,), {"table": commands})
+    app = typer.Typer(
+        name=name,
+        help=help,
+        cls=group_class,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        context_settings=CONTEXT_SETTINGS,
+    )
+
+    @app.callback()
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        pass
+
+    return typer.main.get_command(app)
+
+
+def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
+    """Run a program and end the process with its exit code.
+
+    A defect of ours shows its traceback and exits with 2, never 1: that one means "problems found".
+    """
+    try:
+        try:
+            group.main(args=args, prog_name=group.name)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else GOOD if stop.code is None else COULD_NOT_RUN
+        else:
+            code = GOOD
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = BROKEN_PIPE
+    except Exception:
+        from traceback import print_exc
+
+        print_exc()
+        print("error: this is a defect of phi3v, not of your data; please report the lines above", file=sys.stderr)
+        code = COULD_NOT_RUN
+    sys.exit(code)
