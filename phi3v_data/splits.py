@@ -1,0 +1,189 @@
+"""How the JSONL files of a directory are named after splits: the one place for these rules, pure functions.
+
+    ucf101_train.jsonl                      split train, NAME ucf101
+    train.jsonl                             split train, NAME empty
+    memes_dev_seen.jsonl                    split dev_seen: the longest known ending wins
+    docs_holdout.jsonl                      split holdout: else what follows the last `_`
+    ucf101_train-00003-of-00008.jsonl       shard 3 of 8 of split train
+
+`dataset.json` overrules all of it: where it lists a file under a split, the file belongs there.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+KNOWN_SPLITS = (
+    "train",
+    "val",
+    "validation",
+    "dev",
+    "test",
+    "dev_seen",
+    "dev_unseen",
+    "test_seen",
+    "test_unseen",
+    "test1",
+    "test2",
+)
+"""Endings of file names that are splits."""
+
+ORDER = ("train", "val", "dev", "test")
+"""Splits that come first wherever splits are listed; the others follow by name."""
+
+NOT_SPLITS = frozenset({"rejects.jsonl", "predictions.jsonl"})
+"""JSONL files of a directory that hold no samples."""
+
+_ENDINGS = sorted(KNOWN_SPLITS, key=len, reverse=True)
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{5,})-of-(?P<total>[0-9]{5,})", re.DOTALL)
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:_[A-Za-z0-9._-]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFile:
+    """What the name of one JSONL file says; `index` and `total` are None for a file that is no shard."""
+
+    file: str
+    name: str
+    split: str
+    index: int | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFiles:
+    """The files of one split in reading order, and what is wrong with them.
+
+    `missing` lists shards that should be there; `conflicts` says in words why files do not go together
+    (two NAMEs for one split, a shard beside a whole file, two totals).
+    """
+
+    split: str
+    files: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """All splits of a directory in order; `unnamed` are JSONL files that no rule assigns to a split."""
+
+    splits: Mapping[str, SplitFiles] = field(default_factory=dict)
+    unnamed: tuple[str, ...] = ()
+
+
+def split_sort_key(split: str) -> tuple[int, str]:
+    """Order of splits: train, val, dev, test, then by name."""
+    return (ORDER.index(split), "") if split in ORDER else (len(ORDER), split)
+
+
+def canonical_split(split: str) -> str:
+    """A converter's name for an official split: `validation` becomes `val`, all others stay."""
+    return "val" if split == "validation" else split
+
+
+def is_split_name(split: str) -> bool:
+    """Whether `split` can end a file name: letters, digits, `.`, `-`, `_`, not starting with a mark."""
+    return _SPLIT_NAME.fullmatch(split) is not None
+
+
+def is_data_file(file: str) -> bool:
+    """Whether a file name in DIR is a JSONL file of samples: not hidden, not rejects or predictions."""
+    return file.endswith(".jsonl") and not file.startswith(".") and file not in NOT_SPLITS
+
+
+def parse_file_name(file: str) -> SplitFile | None:
+    """Read NAME, split and shard off a file name; None where no split can be read off it."""
+    if not file.endswith(".jsonl"):
+        return None
+    stem = file[: -len(".jsonl")]
+    index = total = None
+    shard = _SHARD.fullmatch(stem)
+    if shard is not None:
+        stem, index, total = shard["stem"], int(shard["index"]), int(shard["total"])
+        if not index < total:
+            return None
+    for ending in _ENDINGS:
+        if stem == ending:
+            return SplitFile(file, "", ending, index, total)
+        if stem.endswith(f"_{ending}"):
+            return SplitFile(file, stem[: -len(ending) - 1], ending, index, total)
+    name, underscore, split = stem.rpartition("_")
+    if not underscore or not name or not is_split_name(split):
+        return None
+    return SplitFile(file, name, split, index, total)
+
+
+def file_name(name: str, split: str, index: int | None = None, total: int | None = None) -> str:
+    """File name of a split, or of one shard of it: the inverse of `parse_file_name`."""
+    stem = f"{name}_{split}" if name else split
+    if index is None or total is None:
+        return f"{stem}.jsonl"
+    return f"{stem}-{index:05d}-of-{total:05d}.jsonl"
+
+
+def find_splits(files: Iterable[str], manifest: Mapping[str, Sequence[str]] | None = None) -> Splits:
+    """Sort the file names of DIR (not paths) into splits.
+
+    `manifest` maps split to its files as `dataset.json` lists them; those files are taken out of the naming rules and
+    keep the manifest's order. A file that it lists and that is not there counts as missing.
+    """
+    present = sorted(
+        {file for file in files if is_data_file(file)}, key=lambda file: file.encode("utf-8", "surrogateescape")
+    )
+    result: dict[str, SplitFiles] = {}
+    listed: set[str] = set()
+    there = set(present)
+    for split, wanted in (manifest or {}).items():
+        listed.update(wanted)
+        result[split] = SplitFiles(
+            split,
+            tuple(file for file in wanted if file in there),
+            tuple(file for file in wanted if file not in there),
+        )
+    parsed: dict[str, list[SplitFile]] = {}
+    unnamed = []
+    for file in present:
+        if file in listed:
+            continue
+        entry = parse_file_name(file)
+        if entry is None:
+            unnamed.append(file)
+        else:
+            parsed.setdefault(entry.split, []).append(entry)
+    for split, entries in parsed.items():
+        if split in result:
+            extra = ", ".join(entry.file for entry in entries)
+            known = result[split]
+            result[split] = SplitFiles(
+                split,
+                known.files,
+                known.missing,
+                (*known.conflicts, f"dataset.json does not list {extra}; the name says split {split!r}"),
+            )
+        else:
+            result[split] = _gather(split, entries)
+    order = sorted(result, key=split_sort_key)
+    return Splits({split: result[split] for split in order}, tuple(unnamed))
+
+
+def _gather(split: str, entries: list[SplitFile]) -> SplitFiles:
+    """Order the files of one split and say what does not fit together."""
+    entries = sorted(entries, key=lambda entry: (entry.name, entry.total or 0, entry.index or 0))
+    conflicts = []
+    names = sorted({entry.name for entry in entries})
+    whole = [entry.file for entry in entries if entry.total is None]
+    totals = sorted({entry.total for entry in entries if entry.total is not None})
+    if len(names) > 1:
+        conflicts.append(f"split {split!r} has files of several names: {', '.join(repr(name) for name in names)}")
+    elif whole and totals:
+        conflicts.append(f"split {split!r} has shards beside the whole file {whole[0]}")
+    elif len(totals) > 1:
+        conflicts.append(f"split {split!r} has shards of {' and of '.join(map(str, totals))}")
+    missing = []
+    for name in names:
+        for total in totals:
+            there = {entry.index for entry in entries if entry.name == name and entry.total == total}
+            if there:
+                missing += [file_name(name, split, i, total) for i in range(total) if i not in there]
+    return SplitFiles(split, tuple(entry.file for entry in entries), tuple(missing), tuple(conflicts))
