@@ -1,0 +1,124 @@
+"""From a padded picture to what the vision tower eats: normalised global views and tiles, on any device.
+
+A *canvas* is a picture after resizing and padding (`phi3v_data.media.geometry`), still in bytes: (H, W, 3) uint8 with H
+and W multiples of 336. Canvases of several pictures travel as one flat byte tensor, one after another, beside
+`image_sizes` (n, 2), their (H, W): a quarter of the bytes of fp32 tiles, no padding between unequal pictures, and two
+samples are batched by `torch.cat`.
+
+    canvases (sum of H * W * 3) uint8, image_sizes (n, 2)
+        -> tiles_from_canvases -> (total tiles, 3, 336, 336): [global, row-major tiles] of picture 1, then of 2, ...
+        -> pad_tiles           -> pixel_values (n, num_crops + 1, 3, 336, 336), the original's layout, zeros behind
+
+The image processor makes its `pixel_values` with these same functions, so both ways give the same bits in fp32 on a
+CPU.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from phi3v_data.media.geometry import TILE_SIZE
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of each colour channel, as CLIP was trained."""
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of each colour channel, as CLIP was trained."""
+
+
+def num_tiles(image_sizes: Tensor) -> Tensor:
+    """Tiles that carry each picture, its global view among them: (n, 2) padded (H, W) -> (n,)."""
+    grid = image_sizes // TILE_SIZE
+    return grid[:, 0] * grid[:, 1] + 1
+
+
+def tile_mask(image_sizes: Tensor, max_tiles: int) -> Tensor:
+    """Which of the `max_tiles` places of `pixel_values` hold a picture and not zero padding: (n, max_tiles) bool."""
+    places = torch.arange(max_tiles, device=image_sizes.device)
+    return places[None, :] < num_tiles(image_sizes)[:, None]
+
+
+def drop_padding(pixel_values: Tensor, image_sizes: Tensor) -> Tensor:
+    """The tiles of `pixel_values` (n, t, 3, 336, 336) that carry a picture, in order: (total tiles, 3, 336, 336)."""
+    mask = tile_mask(image_sizes.to(pixel_values.device), pixel_values.shape[1])
+    return pixel_values[mask]
+
+
+def pad_tiles(tiles: Tensor, image_sizes: Tensor, max_tiles: int) -> Tensor:
+    """The inverse of `drop_padding`: zero tiles behind each picture's own, up to `max_tiles`."""
+    mask = tile_mask(image_sizes.to(tiles.device), max_tiles)
+    padded = tiles.new_zeros((*mask.shape, *tiles.shape[1:]))
+    padded[mask] = tiles
+    return padded
+
+
+def split_canvases(canvases: Tensor, image_sizes: Tensor) -> list[Tensor]:
+    """Views of the single canvases, each (H, W, 3) uint8, of a flat byte tensor.
+
+    Raises ValueError when the sizes are not multiples of 336 or do not add up to the bytes given.
+    """
+    sizes: list[list[int]] = image_sizes.tolist()
+    if any(height < 1 or width < 1 or height % TILE_SIZE or width % TILE_SIZE for height, width in sizes):
+        raise ValueError(f"image_sizes must be multiples of {TILE_SIZE}, got {sizes}")
+    lengths = [height * width * 3 for height, width in sizes]
+    if canvases.dtype != torch.uint8 or canvases.dim() != 1 or canvases.numel() != sum(lengths):
+        raise ValueError(
+            f"canvases must be a flat uint8 tensor of {sum(lengths)} values for image_sizes {sizes}, "
+            f"got {tuple(canvases.shape)} {canvases.dtype}"
+        )
+    pieces = torch.split(canvases, lengths)
+    return [piece.view(height, width, 3) for piece, (height, width) in zip(pieces, sizes, strict=True)]
+
+
+def tiles_from_canvases(
+    canvases: Tensor,
+    image_sizes: Tensor,
+    *,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Global views and tiles of all pictures, (total tiles, 3, 336, 336), on the device of `canvases`.
+
+    Canvases of one size are worked on together. The arithmetic is fp32 whatever `dtype` of the result is asked for.
+    """
+    counts: list[int] = num_tiles(image_sizes).tolist()
+    result = torch.empty((sum(counts), 3, TILE_SIZE, TILE_SIZE), dtype=dtype, device=canvases.device)
+    places = torch.split(result, counts)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    singles = split_canvases(canvases, image_sizes)
+    for index, canvas in enumerate(singles):
+        groups.setdefault(tuple(canvas.shape), []).append(index)
+    for indices in groups.values():
+        normalised = normalise(torch.stack([singles[index] for index in indices]), mean, std)
+        views = global_view(normalised)
+        for index, view, picture in zip(indices, views, normalised, strict=True):
+            places[index][0] = view
+            places[index][1:] = cut(picture)
+    return result
+
+
+def normalise(canvases: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+    """(k, H, W, 3) uint8 -> (k, 3, H, W) float32: to 0..1, then minus mean, over standard deviation."""
+    scaled = canvases.permute(0, 3, 1, 2).contiguous().float().div_(255)
+    means = torch.tensor(mean, dtype=torch.float32, device=canvases.device).view(-1, 1, 1)
+    stds = torch.tensor(std, dtype=torch.float32, device=canvases.device).view(-1, 1, 1)
+    return scaled.sub_(means).div_(stds)
+
+
+def global_view(normalised: Tensor) -> Tensor:
+    """(k, 3, H, W) -> (k, 3, 336, 336): the whole picture, aspect not kept, bicubic without antialiasing.
+
+    It is made of the normalised values, because bicubic overshoots what a byte can hold.
+    """
+    return functional.interpolate(normalised, size=(TILE_SIZE, TILE_SIZE), mode="bicubic", align_corners=False)
+
+
+def cut(picture: Tensor) -> Tensor:
+    """(3, H, W) -> (rows * cols, 3, 336, 336), row by row."""
+    channels, height, width = picture.shape
+    rows, cols = height // TILE_SIZE, width // TILE_SIZE
+    grid = picture.view(channels, rows, TILE_SIZE, cols, TILE_SIZE)
+    return grid.permute(1, 3, 0, 2, 4).reshape(rows * cols, channels, TILE_SIZE, TILE_SIZE)
