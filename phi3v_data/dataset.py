@@ -1,0 +1,303 @@
+"""Read a conversations directory: `Dataset(DIR)["train"][i]` is a `Sample`.
+
+Nothing is loaded until it is asked for. A split opens its index (`phi3v_data.line_index`) and reads single rows by
+their byte offset, so it may hold more rows than fit in memory, and any row costs the same. Objects are safe in threads
+and in forked workers (reads carry their own position), and travel to spawned ones as a path and a name.
+"""
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, overload
+
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.line_index import LineIndex, open_index
+from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
+from phi3v_data.splits import Splits, find_splits
+
+MANIFEST = "dataset.json"
+
+_MAX_OPEN_FILES = 64
+"""Shards of a split that stay open; of a split with more, each read opens its file again."""
+
+
+def read_manifest(directory: str | Path) -> Manifest | None:
+    """`dataset.json` of a directory; None where there is none (a bare directory).
+
+    Raises:
+        UserError: it is not what this version reads.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_manifest(text, path)
+
+
+def parse_manifest(text: bytes, path: Path) -> Manifest:
+    """Read the text of a `dataset.json` that lies at `path`.
+
+    Raises:
+        UserError: not JSON, another format, or a field that is not as documented.
+    """
+    from pydantic import ValidationError
+    from pydantic_core import from_json
+
+    try:
+        value = from_json(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    version = value.get("format") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format {version} was written by a newer phi3v than this one, which reads format "
+            f"{FORMAT_VERSION}; upgrade phi3v"
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_error(error)}") from None
+
+
+def first_error(error: Any) -> str:
+    """The first finding of a pydantic ValidationError: `conversations[0].user: Field required`."""
+    detail = error.errors(include_url=False, include_input=False)[0]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
+    return f"{field}: {detail['msg']}" if field else str(detail["msg"])
+
+
+class Dataset(Mapping[str, "Split"]):
+    """A conversations directory, complete or bare: a mapping of split names to `Split`.
+
+    Args:
+        directory: DIR, which holds `images/` and `NAME_SPLIT.jsonl`.
+        strict: refuse a split whose files are incomplete or do not go together; False reads what is there, for tools
+            that report on broken directories.
+
+    Raises:
+        NotFoundError: no such directory, or no JSONL file in it.
+    """
+
+    def __init__(self, directory: str | Path, *, strict: bool = True) -> None:
+        self.directory = Path(directory)
+        self.strict = strict
+        try:
+            names = sorted(os.listdir(self.directory))
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.directory}: no such directory") from None
+        except OSError as error:
+            raise UserError(f"{self.directory}: cannot be read ({error.strerror})") from None
+        self.manifest = read_manifest(self.directory) if strict else _read_manifest_if_valid(self.directory)
+        listed = {split: tuple(info.files) for split, info in self.manifest.splits.items()} if self.manifest else None
+        self._found: Splits = find_splits(names, listed)
+        if not self._found.splits:
+            reason = (
+                f"{', '.join(self._found.unnamed)} end in no split's name"
+                if self._found.unnamed
+                else "it holds no NAME_SPLIT.jsonl file, such as train.jsonl"
+            )
+            raise NotFoundError(f"{self.directory}: no split found; {reason}")
+        self._opened: dict[str, Split] = {}
+
+    def __getitem__(self, split: str) -> "Split":
+        if split not in self._found.splits:
+            near = get_close_matches(split, list(self._found.splits), n=1)
+            raise NotFoundError(
+                f"{self.directory}: no split {split!r}; it has {', '.join(self._found.splits)}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        if split not in self._opened:
+            files = self._found.splits[split]
+            if self.strict and files.missing:
+                raise UserError(f"{self.directory}: split {split!r} lacks {', '.join(files.missing)}")
+            if self.strict and files.conflicts:
+                raise UserError(f"{self.directory}: {'; '.join(files.conflicts)}")
+            self._opened[split] = Split(self.directory, split, files.files)
+        return self._opened[split]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found.splits)
+
+    def __len__(self) -> int:
+        return len(self._found.splits)
+
+    def __contains__(self, split: object) -> bool:
+        return split in self._found.splits
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_dataset, (self.directory, self.strict)
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.directory)!r}: {', '.join(self)})"
+
+    def image_path(self, name: str) -> Path:
+        """Where the image of a turn lies; see `Split.image_path`."""
+        return image_path(self.directory, name)
+
+
+def _make_dataset(directory: Path, strict: bool) -> Dataset:
+    return Dataset(directory, strict=strict)
+
+
+def _read_manifest_if_valid(directory: Path) -> Manifest | None:
+    try:
+        return read_manifest(directory)
+    except UserError:
+        return None
+
+
+def image_path(directory: Path, name: str) -> Path:
+    """`DIR/images/name`, never outside: absolute paths, `..` and backslashes are refused, links are not followed here.
+
+    Raises:
+        UserError: the name is not a plain POSIX path below `images/`.
+    """
+    parts = name.split("/")
+    if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise UserError(f"{directory}: image {name!r} is not a plain path under images/; see `phi3v-data validate`")
+    return directory.joinpath("images", *parts)
+
+
+class Split(Sequence[Sample]):
+    """The rows of one split in order: an integer, negative too, gives a `Sample`, a slice a `Split` without copying."""
+
+    def __init__(self, directory: Path, name: str, files: Sequence[str]) -> None:
+        self.directory = directory
+        self.name = name
+        self.files = tuple(files)
+        self._index: LineIndex = open_index(directory, name, self.files)
+        self._rows = range(len(self._index))
+        self._descriptors = _Descriptors(directory, self.files)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Split": ...
+    def __getitem__(self, index: int | slice) -> "Sample | Split":
+        if isinstance(index, slice):
+            part = object.__new__(Split)
+            part.__dict__.update(self.__dict__, _rows=self._rows[index])
+            return part
+        from pydantic import ValidationError
+
+        line = self.raw(index)
+        try:
+            return Sample.from_json(line)
+        except ValidationError as error:
+            file, number = self.location(index)
+            raise UserError(
+                f"{self.directory / file}:{number}: not a sample ({first_error(error)}); "
+                f"`phi3v-data validate {self.directory}` lists all such rows"
+            ) from None
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self._rows)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_split, (self.directory, self.name, self.files, self._rows, len(self._index))
+
+    def __repr__(self) -> str:
+        return f"Split({self.name!r}, {len(self)} rows, {str(self.directory)!r})"
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of a row as they stand in the file, without line end and byte order mark.
+
+        Raises:
+            IndexError: no such row.
+            UserError: the file cannot be read, or was changed since the split was opened.
+        """
+        file, start, end = self._locate(index)
+        before = min(start, 1)
+        piece = self._descriptors.read(file, start - before, end - start + before)
+        line = piece[before:]
+        state = self._index.files[file]
+        at_start = before == 0 or piece[:1] == b"\n" or start == 3
+        if len(line) != end - start or not at_start or (end < state.size and line[-1:] != b"\n"):
+            raise UserError(f"{self.directory / state.name}: changed since it was opened; open the directory again")
+        newline = line.find(b"\n")
+        return (line if newline < 0 else line[:newline]).removesuffix(b"\r")
+
+    def location(self, index: int) -> tuple[str, int]:
+        """File name under DIR and 1-based line number of a row. Reads the file up to that row."""
+        file, start, _ = self._locate(index)
+        line, position = 1, 0
+        while position < start:
+            piece = self._descriptors.read(file, position, min(1 << 20, start - position))
+            if not piece:
+                break
+            line += piece.count(b"\n")
+            position += len(piece)
+        return self.files[file], line
+
+    def image_path(self, name: str) -> Path:
+        """`DIR/images/name`.
+
+        Raises:
+            UserError: the name is not a plain POSIX path below `images/`.
+        """
+        return image_path(self.directory, name)
+
+    def _locate(self, index: int) -> tuple[int, int, int]:
+        try:
+            row = self._rows[index]
+        except IndexError:
+            raise IndexError(f"row {index} of split {self.name!r}, which has {len(self)} rows") from None
+        return self._index.locate(row)
+
+
+def _make_split(directory: Path, name: str, files: Sequence[str], rows: range, total: int) -> Split:
+    """Open a split again in another process."""
+    split = Split(directory, name, files)
+    if len(split) != total:
+        raise UserError(f"{directory}: split {name!r} has changed from {total} to {len(split)} rows; open it again")
+    split._rows = rows
+    return split
+
+
+class _Descriptors:
+    """File descriptors of a split's files, opened on first use. `pread` moves no shared position, so forks are safe."""
+
+    def __init__(self, directory: Path, files: Sequence[str]) -> None:
+        self._paths = [directory / name for name in files]
+        self._open: dict[int, int] = {}
+        weakref.finalize(self, _close_all, self._open)
+
+    def read(self, file: int, start: int, size: int) -> bytes:
+        """Up to `size` bytes of a file from `start`."""
+        try:
+            descriptor = self._open.get(file)
+            if descriptor is not None:
+                return _pread(descriptor, start, size)
+            descriptor = os.open(self._paths[file], os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._paths) <= _MAX_OPEN_FILES and self._open.setdefault(file, descriptor) == descriptor:
+                return _pread(descriptor, start, size)
+            try:
+                return _pread(descriptor, start, size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise UserError(f"{self._paths[file]}: cannot be read ({error.strerror})") from None
+
+
+def _pread(descriptor: int, start: int, size: int) -> bytes:
+    """`os.pread` that goes on after a short read (Linux gives at most 2 GiB at a time)."""
+    piece = os.pread(descriptor, size, start)
+    while 0 < len(piece) < size:
+        more = os.pread(descriptor, size - len(piece), start + len(piece))
+        if not more:
+            break
+        piece += more
+    return piece
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)

@@ -1,0 +1,204 @@
+"""Where each row of a split begins: built in one pass, kept in `DIR/.phi3v/index/`, mapped into memory when opened.
+
+The file of a split: magic, length of the header, a JSON header (each JSONL file's name, identity and number of rows),
+then for each file its rows' byte offsets and its size, as native 64-bit numbers. A row is a line that is not blank; a
+byte order mark belongs to no row. An index is used only while size, times and inode of every file are those it was
+built from; it is written aside and renamed, so several processes may build it at once.
+"""
+
+import json
+import mmap
+import os
+import struct
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from phi3v_data.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+BLANK = b" \t\r\n\v\f"
+"""Bytes of which a blank line consists."""
+
+_MAGIC = b"phi3vix1"
+_CHUNK = 1 << 24
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """Identity of one JSONL file: another value means other content."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, directory: Path, name: str) -> "FileState":
+        """Look the file up.
+
+        Raises:
+            UserError: it is not there or cannot be looked at.
+        """
+        try:
+            status = os.stat(directory / name)
+        except OSError as error:
+            raise UserError(f"{directory / name}: cannot be read ({error.strerror})") from None
+        return cls(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+class LineIndex:
+    """Offsets of all rows of a split. `cached` says whether they lie in a file, or in this process's memory."""
+
+    def __init__(
+        self, files: Sequence[FileState], rows: Sequence[int], offsets: "memoryview[int]", cached: bool
+    ) -> None:
+        self.files = tuple(files)
+        self.cached = cached
+        self._offsets = offsets
+        self._first_row = [0]  # of each file, in the split
+        self._first_offset = [0]  # of each file, in `_offsets`
+        for count in rows:
+            self._first_row.append(self._first_row[-1] + count)
+            self._first_offset.append(self._first_offset[-1] + count + 1)
+
+    def __len__(self) -> int:
+        return self._first_row[-1]
+
+    def locate(self, row: int) -> tuple[int, int, int]:
+        """File number, first byte of the row and first byte of the next row (or the file's size)."""
+        file = bisect_right(self._first_row, row) - 1
+        slot = self._first_offset[file] + row - self._first_row[file]
+        return file, self._offsets[slot], self._offsets[slot + 1]
+
+
+def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:
+    """The index of a split: from its file when that is fresh, else built and, where DIR can be written, saved.
+
+    Raises:
+        UserError: a file is missing, unreadable, or changes while it is read.
+    """
+    path = directory / ".phi3v" / "index" / f"{quote(split, safe='')}.idx"
+    states = [FileState.of(directory, name) for name in files]
+    index = _load(path, states)
+    if index is not None:
+        return index
+    for _ in range(_ATTEMPTS):
+        built = [_scan(directory / name) for name in files]
+        after = [FileState.of(directory, name) for name in files]
+        if after == states:
+            break
+        states = after
+    else:
+        raise UserError(f"{directory}: the files of split {split!r} change while they are read; wait for their writer")
+    rows = [len(offsets) - 1 for offsets in built]
+    if _save(path, states, built):
+        index = _load(path, states)
+        if index is not None:
+            return index
+    joined = array("Q")
+    for offsets in built:
+        joined.extend(offsets)
+    return LineIndex(states, rows, memoryview(joined), cached=False)
+
+
+def _load(path: Path, states: Sequence[FileState]) -> LineIndex | None:
+    """Map the saved index; None when there is none, or when it is not of these files as they are now."""
+    try:
+        with open(path, "rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):  # ValueError: an empty file cannot be mapped
+        return None
+    if len(data) < 16 or data[:8] != _MAGIC:
+        return None
+    (header_size,) = struct.unpack_from("<Q", data, 8)
+    if header_size % 8 or 16 + header_size > len(data):
+        return None
+    try:
+        entries = json.loads(bytes(data[16 : 16 + header_size]))
+        saved = [FileState(*entry[:5]) for entry in entries]
+        rows = [int(entry[5]) for entry in entries]
+    except (ValueError, TypeError, IndexError):
+        return None
+    body = data[16 + header_size :]
+    if saved != list(states) or len(body) != 8 * sum(count + 1 for count in rows):
+        return None
+    return LineIndex(states, rows, body.cast("Q"), cached=True)
+
+
+def _save(path: Path, states: Sequence[FileState], built: Sequence["array[int]"]) -> bool:
+    """Write the index aside and rename it; False where DIR takes no files (read-only, full, a name too long)."""
+    entries = [
+        [state.name, state.size, state.mtime_ns, state.ctime_ns, state.inode, len(offsets) - 1]
+        for state, offsets in zip(states, built, strict=True)
+    ]
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(_MAGIC + struct.pack("<Q", len(header)) + header)
+                for offsets in built:
+                    offsets.tofile(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def _scan(path: Path) -> "array[int]":
+    """Byte offsets of the rows of one file, then its size."""
+    import numpy as np
+
+    parts = []
+    position = 0
+    after_newline = True
+    suspects: list[int] = []
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                data = np.frombuffer(chunk, np.uint8)
+                starts = np.flatnonzero(data == 10) + 1
+                if after_newline:
+                    starts = np.concatenate([np.zeros(1, starts.dtype), starts])
+                after_newline = chunk[-1] == 10
+                starts = starts[: len(starts) - after_newline]
+                suspects += (starts[np.isin(data[starts], np.frombuffer(BLANK, np.uint8))] + position).tolist()
+                parts.append(starts.astype(np.uint64) + np.uint64(position))
+                position += len(chunk)
+            offsets = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+            if position and os.pread(file.fileno(), 3, 0) == BOM:
+                offsets[0] = 3
+                suspects.insert(0, 3)
+            blank = [start for start in suspects if _is_blank(file.fileno(), start)]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if blank:
+        offsets = offsets[~np.isin(offsets, np.array(blank, np.uint64))]
+    result = array("Q")
+    result.frombytes(offsets.astype(np.uint64).tobytes())
+    result.append(position)
+    return result
+
+
+def _is_blank(descriptor: int, start: int) -> bool:
+    """Whether nothing but white space stands between `start` and the line's end."""
+    while piece := os.pread(descriptor, 4096, start):
+        line, newline, _ = piece.partition(b"\n")
+        if line.strip(BLANK):
+            return False
+        if newline:
+            return True
+        start += len(piece)
+    return True
