@@ -1,0 +1,205 @@
+"""Phi-3-vision's processor: texts with image tags and their images to model inputs, several at once.
+
+Where the released processor takes one text, this one takes a batch; where it lets wrong tags through, this one refuses
+them (`prompts.check_image_tags`). For one text with its images the ids, pixels and sizes are the released processor's.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import is_valid_image
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImagesKwargs
+from phi3v_train.models.phi3v.prompts import IMAGE_TAG, ImageTagError, check_image_tags, encode_prompt
+from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer, without_negatives
+
+
+class Phi3VProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc, call-arg]  # transformers is untyped
+    """Keyword arguments of a call; tensors are returned unless the caller asks otherwise, as in the original."""
+
+    images_kwargs: Phi3VImagesKwargs
+    _defaults = {"common_kwargs": {"return_tensors": "pt"}}  # noqa: RUF012  # transformers' own form
+
+
+@cache
+def default_chat_template() -> str:
+    """The Jinja template of a conversation.
+
+    Every message is `<|ROLE|>` newline content `<|end|>` newline. Content may be a text as it stands, or blocks: image
+    tags are numbered through the conversation; where images lead, all tags come first and one newline follows.
+    """
+    return resources.files("phi3v_train.models.phi3v").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+
+
+class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is untyped for mypy
+    """Image processor and tokenizer of Phi-3-vision in one."""
+
+    valid_processor_kwargs = Phi3VProcessorKwargs
+
+    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
+        template = chat_template or default_chat_template()
+        super().__init__(image_processor, tokenizer, chat_template=template)
+        # Both answer to apply_chat_template and both are saved: one template for both.
+        self.tokenizer.chat_template = template
+
+    def __call__(self, text: Any = None, images: Any = None, **kwargs: Any) -> BatchFeature:
+        """One text or a list of texts, and their images, to the model's inputs.
+
+        `images` is one picture, a list of pictures (in the order of the tags, through all texts), or a list of lists,
+        one a text; None and [] mean none. Text and images may be given in either order. Returned are `input_ids` and
+        `attention_mask` (b, length), and where there are images `pixel_values` and `image_sizes`, or `canvases` and
+        `image_sizes` with `return_canvas=True` (see `Phi3VImageProcessor`), images row by row. Several texts are padded
+        to the longest unless `padding` says otherwise, on the side `padding_side` (the tokenizer's by default);
+        the mask comes from lengths, so a text may well end in the padding token.
+
+        Raises ImageTagError, a ValueError, where tags and images do not fit, ValueError where `truncation` would cut
+        into an image.
+        """
+        if images is not None and is_text(images) and not is_text(text):
+            text, images = images, text
+        options = self._merge_kwargs(Phi3VProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        if text is None:
+            features = self.image_processor(images, **options["images_kwargs"])
+            return BatchFeature({name: features[name] for name in features if name != "num_img_tokens"})
+        if not is_text(text):
+            raise ValueError(f"text must be a string or a list of strings, not {type(text).__name__}")
+        texts = [text] if isinstance(text, str) else list(text)
+        groups = group_images(images, texts)
+        for number, (one, group) in enumerate(zip(texts, groups, strict=True), 1):
+            check_one_of_many(number, len(texts), one, len(group))
+        flat = [picture for group in groups for picture in group]
+        features = self.image_processor(flat, **options["images_kwargs"]) if flat else BatchFeature({})
+        counts = iter(features.pop("num_img_tokens", []))
+        bos = options["text_kwargs"].get("add_special_tokens") is not False
+        rows = [
+            encode_prompt(self.tokenizer, one, [next(counts) for _ in group], bos=bos)
+            for one, group in zip(texts, groups, strict=True)
+        ]
+        inputs = self._batch_rows(rows, options["text_kwargs"], single=isinstance(text, str))
+        return BatchFeature({**inputs, **features})
+
+    def _batch_rows(self, rows: list[list[int]], options: dict[str, Any], *, single: bool) -> dict[str, Any]:
+        """Cut (never into an image), pad and convert rows of ids; gives `input_ids` and `attention_mask`."""
+        for name in ("return_offsets_mapping", "return_overflowing_tokens", "is_split_into_words", "text_pair"):
+            if options.get(name):
+                raise ValueError(f"{name} is not supported: the text is tokenized in pieces between its image tags")
+        tensors = options.get("return_tensors")
+        if options.get("truncation"):
+            limit = options.get("max_length") or self.tokenizer.model_max_length
+            rows = [cut_row(row, limit, self.tokenizer.truncation_side) for row in rows]
+        padding = options.get("padding")
+        if padding is None:
+            padding = tensors is not None and not single
+        batch = self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=padding,
+            max_length=options.get("max_length"),
+            pad_to_multiple_of=options.get("pad_to_multiple_of"),
+            padding_side=options.get("padding_side"),
+            return_attention_mask=True,
+            return_tensors=None,
+        )
+        lengths = {len(row) for row in batch["input_ids"]}
+        if tensors is not None and len(lengths) > 1:
+            raise ValueError(f"texts of {sorted(lengths)} tokens do not make one tensor: leave padding=False out")
+        if single and tensors is None:
+            batch = {name: batch[name][0] for name in batch}
+        return dict(BatchFeature({name: batch[name] for name in ("input_ids", "attention_mask")}, tensor_type=tensors))
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any:
+        """Text of one sequence, or texts of several; negative ids (images, masked labels) are left out."""
+        return self.tokenizer.decode(without_negatives(token_ids), **kwargs)
+
+    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
+        """Texts of several sequences; negative ids (images, masked labels) are left out."""
+        texts: list[str] = self.tokenizer.batch_decode(without_negatives(sequences), **kwargs)
+        return texts
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds: the class name. The image processor has `preprocessor_config.json`.
+
+        That is the name vLLM and the released code read; transformers 5 reads it too where this file says nothing.
+        """
+        config: dict[str, Any] = super().to_dict()
+        config.pop("image_processor", None)
+        return config
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Write `preprocessor_config.json`, `processor_config.json`, the chat template and the tokenizer's files."""
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        config = {**self.image_processor.to_dict(), "processor_class": type(self).__name__}
+        path = directory / "preprocessor_config.json"
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return [str(path), *super().save_pretrained(directory, push_to_hub=push_to_hub, **kwargs)]
+
+    @classmethod
+    def _load_tokenizer_from_pretrained(
+        cls, sub_processor_type: str, pretrained_model_name_or_path: str, subfolder: str = "", **kwargs: Any
+    ) -> Phi3VTokenizer:
+        """`tokenizer.json` as it stands; see `tokenization_phi3_v` for why transformers' own choice is not asked."""
+        tokenizer: Phi3VTokenizer = Phi3VTokenizer.from_pretrained(
+            pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+        )
+        return tokenizer
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a text or a list of texts."""
+    return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value))
+
+
+def group_images(images: Any, texts: Sequence[str]) -> list[list[Any]]:
+    """The images of each text; a flat list is dealt out by the number of tags in each text.
+
+    Raises ValueError where lists and texts, or a flat list and all the tags, differ in number.
+    """
+    if images is None:
+        return [[] for _ in texts]
+    if isinstance(images, str) or is_valid_image(images):
+        images = [images]
+    images = list(images)
+    if any(isinstance(entry, list | tuple) or entry is None for entry in images):
+        if len(images) != len(texts):
+            raise ValueError(f"{len(images)} lists of images for {len(texts)} texts: give one list for each text")
+        return [
+            list(entry) if isinstance(entry, list | tuple) else [] if entry is None else [entry] for entry in images
+        ]
+    if len(texts) == 1:
+        return [images]
+    counts = [len(IMAGE_TAG.findall(text)) for text in texts]
+    if sum(counts) != len(images):
+        raise ImageTagError(
+            f"the {len(texts)} texts have {sum(counts)} image tags such as <|image_1|>, but {len(images)} images are "
+            "given: give one tag for each image, or one list of images for each text"
+        )
+    rest = iter(images)
+    return [[next(rest) for _ in range(count)] for count in counts]
+
+
+def check_one_of_many(number: int, total: int, text: str, num_images: int) -> None:
+    """Check the tags of one text of several; the error says which text it was."""
+    try:
+        check_image_tags(text, num_images)
+    except ImageTagError as error:
+        if total == 1:
+            raise
+        raise ImageTagError(f"text {number} of {total}: {error}") from None
+
+
+def cut_row(row: list[int], limit: int, side: str) -> list[int]:
+    """`row` without what is over `limit`; raises ValueError rather than cut into or lose an image."""
+    lost = row[limit:] if side == "right" else row[: max(len(row) - limit, 0)]
+    if any(token < 0 for token in lost):
+        raise ValueError(
+            f"a text of {len(row)} tokens cannot be cut to max_length {limit}: the cut would go through an image; "
+            "use fewer crops (num_crops) or a larger max_length"
+        )
+    return row[:limit] if side == "right" else row[len(lost) :]
