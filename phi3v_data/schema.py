@@ -140,6 +140,15 @@ class Manifest(StrictModel):
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
+class RejectRow(StrictModel):
+    """One row of `rejects.jsonl`: a planned sample that could not be made."""
+
+    id: str = Field(description="The id that the sample would have had; no other sample takes it.")
+    item: str = Field(description="What it would have been made of, as the converter's plan names it.")
+    reason: str = Field(description="Kebab-case reason code, counted in `dataset.json`.")
+    message: str = Field(description="One sentence for people.")
+
+
 class Diagnostic(StrictModel):
     """One finding of the validator."""
 

@@ -1,0 +1,43 @@
+"""`phi3v-data schema`: the JSON Schema of each file of the format."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phi3v_data.cli.base import command_info
+
+
+@command_info(
+    examples=[
+        "phi3v-data schema sample",
+        "phi3v-data schema --out_dir schemas",
+    ],
+)
+def schema(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="sample, manifest, reject or report; all when left out.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write DIR/NAME.schema.json instead of printing.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema (draft 2020-12) of a file of the format, or of all of them.
+
+    Without NAME, prints one object that holds all schemas by name.
+    """
+    from phi3v_data.schema_files import SCHEMAS, json_schema, to_text
+
+    if out_dir is None:
+        found = json_schema(name) if name else {each: json_schema(each) for each in SCHEMAS}
+        print(to_text(found), end="")
+        return
+    texts = {each: to_text(json_schema(each)) for each in ([name] if name else SCHEMAS)}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for each, text in texts.items():
+        target = out_dir / f"{each}.schema.json"
+        aside = out_dir / f".{target.name}.{os.getpid()}.tmp"
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        aside.replace(target)
+        print(target)

@@ -1,0 +1,66 @@
+"""JSON Schema (draft 2020-12) of every file of a conversations directory, generated from the models.
+
+`schemas/NAME.schema.json` in the repository is this module's output; a test keeps both in step.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from phi3v_data.errors import NotFoundError
+from phi3v_data.schema import FORMAT_VERSION, Manifest, RejectRow, Report, Sample
+
+Mode = Literal["validation", "serialization"]
+
+SCHEMAS: Mapping[str, tuple[type[BaseModel], Mode, str]] = {
+    "sample": (Sample, "validation", "a line of NAME_SPLIT.jsonl"),
+    "manifest": (Manifest, "validation", "DIR/dataset.json"),
+    "reject": (RejectRow, "serialization", "a line of DIR/rejects.jsonl"),
+    "report": (Report, "serialization", "what `phi3v-data validate DIR --json` prints"),
+}
+"""Name -> the model, whether the schema is for what is read or for what is written, and where such a value lies."""
+
+
+class _Untitled(GenerateJsonSchema):
+    """Leaves out the titles that pydantic makes up from field names."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def make_schema(model: type[BaseModel], name: str, mode: Mode = "validation", comment: str = "") -> dict[str, Any]:
+    """JSON Schema of a model, with its dialect and an id that stays the same within a format version."""
+    head: dict[str, Any] = {
+        "$schema": GenerateJsonSchema.schema_dialect,
+        "$id": f"urn:phi3v:format-{FORMAT_VERSION}:{name}",
+    }
+    if comment:
+        head["$comment"] = comment
+    return {**head, **model.model_json_schema(mode=mode, schema_generator=_Untitled)}
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """The schema of one kind of file.
+
+    Raises:
+        NotFoundError: no such name.
+    """
+    if name not in SCHEMAS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, SCHEMAS, n=1)
+        raise NotFoundError(
+            f"no schema {name!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+            + f" There are {', '.join(SCHEMAS)}."
+        )
+    model, mode, comment = SCHEMAS[name]
+    return make_schema(model, name, mode, f"Describes {comment}.")
+
+
+def to_text(schema: Mapping[str, Any]) -> str:
+    """The text of a schema file."""
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
