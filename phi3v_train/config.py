@@ -3,13 +3,42 @@
 Field names are the options' names. Names are unique over the groups, so a YAML file may give them grouped or flat.
 """
 
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from phi3v_data.errors import UserError
 
 DEFAULT_MODEL = "microsoft/Phi-3.5-vision-instruct"
 DEFAULT_NUM_CROPS = 16
+LORA_INITS = ("gaussian", "default", "pissa", "olora")
+
+
+SHORT_FORMS = {"use_flash_attention": ("attn", "flash"), "bf16": ("dtype", "bf16")}
+"""Options that say another option's value: spelled out and dropped before anything else looks at them."""
+
+
+def spell_out(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace the short forms among `values` (flat) by what they mean.
+
+    Raises:
+        ValueError: a short form beside another value of the same setting.
+    """
+    result = dict(values)
+    for flag, (name, meaning) in SHORT_FORMS.items():
+        if result.get(flag) is True:
+            if result.get(name, meaning) not in (meaning, "auto"):
+                raise ValueError(f"--{flag} contradicts --{name} {result[name]}: give one of them")
+            del result[flag]
+            result[name] = meaning
+    return result
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 class Group(BaseModel):
@@ -32,6 +61,19 @@ class ModelConfig(Group):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run; auto: a GPU if there is one.")
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_short_forms(cls, value: Any) -> Any:
+        return spell_out(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _can_compute(self) -> Self:
+        if self.attn == "flash" and self.dtype in ("fp16", "fp32"):
+            raise ValueError(
+                f"--attn flash cannot compute in {self.dtype}: use --dtype bf16, or --attn sdpa with {self.dtype}"
+            )
+        return self
+
 
 class DataConfig(Group):
     """Which rows, and what of them reaches the model."""
@@ -47,6 +89,18 @@ class DataConfig(Group):
     pack: bool = Field(False, description="Several samples in one row, each seeing only itself.")
     num_workers: int = Field(2, ge=0, description="Processes that decode and encode samples.")
 
+    @model_validator(mode="after")
+    def _mix_fits(self) -> Self:
+        if self.mix and len(self.mix) != len(self.data_dir):
+            raise ValueError(
+                f"--mix has {len(self.mix)} weights for {len(self.data_dir)} --data_dir: give one weight a directory"
+            )
+        if any(weight <= 0 for weight in self.mix):
+            raise ValueError("--mix weights must be greater than 0: leave a directory out instead of weighting it 0")
+        if self.truncate == "turns" and self.max_length is None:
+            raise ValueError("--truncate turns needs --max_length, the length to cut to")
+        return self
+
 
 class MethodConfig(Group):
     """What is trained."""
@@ -55,12 +109,47 @@ class MethodConfig(Group):
     use_qlora: bool = Field(False, description="LoRA over a base in 4 bits (nf4).")
     freeze_vision_model: bool = Field(False, description="Leave the vision tower and projector as they are.")
     freeze_language_model: bool = Field(False, description="Leave the decoder as it is.")
-    lora_rank: int = Field(64, ge=1)
+    lora_rank: int = Field(64, ge=1, description="Rank of the adapters.")
     lora_alpha_ratio: float = Field(2.0, gt=0, description="LoRA alpha = rank x ratio.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
     use_dora: bool = Field(False, description="Weight-decomposed LoRA.")
     use_rslora: bool = Field(False, description="Rank-stabilised LoRA: alpha / sqrt(rank).")
-    lora_init: str = Field("gaussian", description="PEFT's init_lora_weights.")
+    lora_init: str = Field("gaussian", description="gaussian, default (A uniform, B 0), pissa, olora.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_short_forms(cls, value: Any) -> Any:
+        return {**value, "use_lora": True} if isinstance(value, dict) and value.get("use_qlora") is True else value
+
+    @model_validator(mode="after")
+    def _can_train(self) -> Self:
+        if self.freeze_vision_model and self.freeze_language_model:
+            raise ValueError("--freeze_vision_model and --freeze_language_model together leave nothing to train")
+        if self.lora_init.startswith("pissa_niter"):
+            raise ValueError(
+                f"--lora_init {self.lora_init}: its adapters do not reload to the same model, because the fast SVD is "
+                "random; use --lora_init pissa"
+            )
+        if self.lora_init not in LORA_INITS:
+            raise ValueError(f"--lora_init {self.lora_init}: must be one of {', '.join(LORA_INITS)}")
+        if self.use_qlora and self.lora_init in ("pissa", "olora"):
+            raise ValueError(
+                f"--lora_init {self.lora_init} changes the base weights, which --use_qlora keeps in 4 bits"
+            )
+        if (self.use_dora or self.use_rslora) and not self.use_lora:
+            raise ValueError("--use_dora and --use_rslora are kinds of LoRA: add --use_lora")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What the method is called in plans, cards and recipes."""
+        frozen = (
+            ", vision frozen" if self.freeze_vision_model else ", language frozen" if self.freeze_language_model else ""
+        )
+        if not self.use_lora:
+            return f"full{frozen}"
+        kind = "QLoRA" if self.use_qlora else "DoRA" if self.use_dora else "LoRA"
+        return f"{kind} rank {self.lora_rank}{frozen}"
 
 
 class OptimConfig(Group):
@@ -68,19 +157,19 @@ class OptimConfig(Group):
 
     batch_size: int = Field(16, ge=1, description="Samples a step over all devices.")
     batch_size_per_gpu: int = Field(1, ge=1, description="Samples a forward pass on one device.")
-    num_train_epochs: float = Field(1.0, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps; wins over --num_train_epochs.")
-    learning_rate: float = Field(4e-5, gt=0)
+    learning_rate: float = Field(4e-5, gt=0, description="Highest learning rate.")
     vision_learning_rate: float | None = Field(None, gt=0, description="Of the vision tower; none: --learning_rate.")
     projector_learning_rate: float | None = Field(None, gt=0, description="Of the projector; none: --learning_rate.")
     wd: float = Field(0.01, ge=0, description="Weight decay.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-7, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")
+    adam_epsilon: float = Field(1e-7, gt=0, description="AdamW: added to the denominator.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0: never.")
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(50, ge=0)
-    seed: int = Field(0, ge=0)
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
+    warmup_steps: int = Field(50, ge=0, description="Steps over which the learning rate rises.")
+    seed: int = Field(0, ge=0, description="Of the order, dropout, adapters and random answers.")
 
 
 class EvalConfig(Group):
@@ -91,29 +180,33 @@ class EvalConfig(Group):
     eval_before: bool = Field(True, description="Evaluate before training.")
     eval_after: bool = Field(True, description="Evaluate after training.")
     eval_limit: int | None = Field(None, ge=1, description="At most so many rows.")
-    eval_batch_size: int = Field(8, ge=1)
-    eval_turns: Literal["last", "first", "all"] = "last"
-    max_new_tokens: int = Field(64, ge=1)
+    eval_batch_size: int = Field(8, ge=1, description="Samples evaluated at once on one device.")
+    eval_turns: Literal["last", "first", "all"] = Field("last", description="Which answers are generated.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest generated answer in tokens.")
     metric: tuple[str, ...] = Field((), description="Metric name or file.py:function; none: dataset.json's.")
 
 
 class OutputConfig(Group):
     """What is kept, and where."""
 
-    output_dir: Path = Path("output")
+    output_dir: Path = Field(Path("output"), description="The run's folder.")
     save_steps: int | None = Field(None, ge=1, description="Checkpoint every N steps; none: once an epoch.")
     save_total_limit: int = Field(2, ge=1, description="Complete checkpoints kept.")
-    logging_steps: int = Field(1, ge=1)
+    logging_steps: int = Field(1, ge=1, description="A line in metrics.jsonl every N steps.")
     resume: str = Field("auto", description="auto: newest complete checkpoint; never; or a checkpoint's path.")
     overwrite: bool = Field(False, description="Start over in an --output_dir that holds a run.")
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "none"], ...] = ("tensorboard",)
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "none"], ...] = Field(
+        ("tensorboard",), description="Where curves go too; may be given several times."
+    )
     no_tqdm: bool = Field(False, description="No progress line.")
 
 
 class ParallelConfig(Group):
     """How the work is spread."""
 
-    parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = "auto"
+    parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
+        "auto", description="How devices share the work."
+    )
     num_processes: int | None = Field(None, ge=1, description="Processes on this machine; none: one a GPU.")
 
 
@@ -144,7 +237,7 @@ class RunConfig(Group):
         if not isinstance(value, dict):
             return value
         grouped: dict[str, Any] = {}
-        home = {name: group for group, model in cls.GROUPS.items() for name in model.model_fields}
+        home = home_groups()
         for key, item in value.items():
             if key in home and not (key in cls.GROUPS and isinstance(item, dict | Group)):
                 grouped[home[key]] = {**_as_dict(grouped.get(home[key])), key: item}
@@ -154,6 +247,43 @@ class RunConfig(Group):
                 grouped[key] = item
         return grouped
 
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its option's name, as JSON values."""
+        dumped = self.model_dump(mode="json")
+        return {name: item for group in dumped.values() for name, item in group.items()}
 
-def _as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+
+def home_groups() -> dict[str, str]:
+    """Name of each setting -> its group."""
+    return {name: group for group, model in RunConfig.GROUPS.items() for name in model.model_fields}
+
+
+def parse_config(values: dict[str, Any], *, where: str = "") -> RunConfig:
+    """Make a `RunConfig` of grouped or flat values.
+
+    Raises:
+        UserError: the first mistake in one sentence; `where` says which file the values came from.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError((f"{where}: " if where else "") + next(_sentences(error))) from None
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    """Each finding of Pydantic in the words of the command line."""
+    for item in error.errors():
+        names = [str(part) for part in item["loc"] if part not in RunConfig.GROUPS]
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            yield f"{'.'.join(names)!r} is not a setting of a run{_nearest(names[-1])}"
+        elif names:
+            lowered = message[:1].lower() + message[1:]
+            yield f"--{names[0]}: {lowered.replace('input should', 'should')}, got {item['input']!r}"
+        else:
+            yield message
+
+
+def _nearest(name: str) -> str:
+    matches = get_close_matches(name, home_groups(), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

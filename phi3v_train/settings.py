@@ -1,0 +1,97 @@
+"""Where each setting of a run comes from: option, config file, recipe, dataset.json, default, in this order.
+
+Every layer holds flat names; the first layer that has a name wins, and the plan shows which one that was.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_train.config import DEFAULT_NUM_CROPS, RunConfig, home_groups, parse_config, spell_out
+from phi3v_train.recipes import load_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A resolved configuration and, for each setting, the layer that it came from."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+    recipe: str | None = None
+
+    def origin(self, name: str) -> str:
+        """`option`, `config FILE`, `recipe NAME`, `dataset.json` or `default`."""
+        return self.origins.get(name, "default")
+
+    def with_suggestion(self, num_crops: int | None) -> "Settings":
+        """Fill in `num_crops` where nothing set it: `dataset.json`'s suggestion, else 16."""
+        if self.config.model.num_crops is not None:
+            return self
+        model = self.config.model.model_copy(update={"num_crops": num_crops or DEFAULT_NUM_CROPS})
+        origins = {**self.origins, "num_crops": "dataset.json" if num_crops else "default"}
+        return Settings(self.config.model_copy(update={"model": model}), origins, self.recipe)
+
+
+def resolve(options: Mapping[str, Any], *, config_file: Path | None = None, recipe: str | None = None) -> Settings:
+    """Lay the options over the config file over the recipe.
+
+    Raises:
+        UserError: a file that cannot be read, an unknown name, a value that does not fit.
+    """
+    layers: list[tuple[str, dict[str, Any]]] = [("option", spell_out_layer("", options))]
+    if config_file is not None:
+        values = read_config_file(config_file)
+        recipe = recipe or values.pop("recipe", None)
+        layers.append((f"config {config_file.name}", spell_out_layer(f"{config_file}: ", values)))
+    if recipe is not None:
+        layers.append((f"recipe {recipe}", spell_out_layer(f"recipe {recipe}: ", load_recipe(recipe).settings)))
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in layers:
+        for name, value in values.items():
+            if name not in origins:
+                merged[name], origins[name] = value, origin
+    return Settings(parse_config(merged), origins, recipe)
+
+
+def spell_out_layer(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Short forms out of one layer, with the layer named in the error."""
+    try:
+        return spell_out(dict(values))
+    except ValueError as error:
+        raise UserError(f"{where}{error}") from None
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, grouped or flat, into flat names.
+
+    Raises:
+        UserError: no YAML, not a mapping, or a name that is no setting.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"--config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read ({error})") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"--config {path}:{line}: not YAML ({error.problem})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected `name: value` lines, found a {type(values).__name__}")
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        grouped = key in RunConfig.GROUPS and isinstance(value, dict)
+        for name, item in value.items() if grouped else [(key, value)]:
+            if name != "recipe" and name not in home_groups():
+                parse_config({str(name): item}, where=f"--config {path}")
+            flat[str(name)] = item
+    return flat

@@ -1,0 +1,204 @@
+"""Checkpoints that are whole or do not exist.
+
+    OUTPUT/checkpoint-000120/   model files (a model directory or a PEFT adapter), optimizer.pt, state.json, and last of
+                                all COMPLETE.json, the size of every file
+    OUTPUT/.checkpoint-000120   the same while it is being written: files are synced, then the folder is renamed
+    OUTPUT/.trash-...           one that is being deleted
+
+Only folders whose COMPLETE.json agrees with their files are ever looked at, counted or kept.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.errors import NotFoundError, UserError
+
+COMPLETE = "COMPLETE.json"
+STATE = "state.json"
+OPTIMIZER = "optimizer.pt"
+STATE_FORMAT = 1
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_LEFTOVER = re.compile(r"\.(checkpoint|trash)-.*")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; nothing of it is left. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    path: Path
+    step: int
+
+    def state(self) -> dict[str, Any]:
+        """The contents of `state.json`.
+
+        Raises:
+            UserError: it was written by a newer version.
+        """
+        state: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        if state.get("format") != STATE_FORMAT:
+            raise UserError(
+                f"{self.path / STATE}: format {state.get('format')} is not known to this version, which reads "
+                f"format {STATE_FORMAT}; upgrade phi3v"
+            )
+        return state
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of a step's checkpoint; sorts by name as by step."""
+    return f"checkpoint-{step:06d}"
+
+
+def open_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint at `path`, or None where there is none or it is not complete."""
+    match = _NAME.fullmatch(path.name)
+    try:
+        sizes = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
+        whole = all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Checkpoint(path, int(match[1])) if match and whole else None
+
+
+def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first."""
+    try:
+        names = os.listdir(output_dir)
+    except FileNotFoundError:
+        return []
+    found = (open_checkpoint(output_dir / name) for name in names if _NAME.fullmatch(name))
+    return sorted((each for each in found if each is not None), key=lambda each: each.step)
+
+
+def find_checkpoint(resume: str, output_dir: Path) -> Checkpoint | None:
+    """What `--resume` means: the newest complete checkpoint for `auto`, none for `never`, else the one at that path.
+
+    Raises:
+        NotFoundError: a path that holds no complete checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return next(reversed(list_checkpoints(output_dir)), None)
+    found = open_checkpoint(Path(resume))
+    if found is None:
+        there = [each.path.name for each in list_checkpoints(output_dir)]
+        hint = f"complete ones: {', '.join(there)}" if there else f"{output_dir} holds none either"
+        raise NotFoundError(f"--resume {resume}: no complete checkpoint there; {hint}")
+    return found
+
+
+def sweep(output_dir: Path) -> None:
+    """Remove what killed runs left half written or half deleted; the caller holds the run's lock."""
+    for entry in list(output_dir.iterdir()):
+        if _LEFTOVER.fullmatch(entry.name):
+            remove(entry)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder so that no moment leaves a part of it under its own name."""
+    if not path.name.startswith("."):
+        trash = path.with_name(f".trash-{path.name}")
+        shutil.rmtree(trash, ignore_errors=True)
+        os.replace(path, trash)
+        path = trash
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_checkpoint(
+    output_dir: Path, step: int, state: Mapping[str, Any], *, write: Callable[[Path], None], keep: int
+) -> Checkpoint:
+    """Write a checkpoint aside, put it in place whole, then delete the oldest beyond `keep`.
+
+    `write(folder)` writes the model and the optimizer. Checkpoints of later steps, left by a run that was taken up
+    again further back, are deleted too.
+
+    Raises:
+        SaveError: the disk is full or fails; what was written of it is gone, older checkpoints are untouched.
+    """
+    target = output_dir / checkpoint_name(step)
+    staging = output_dir / f".{target.name}"
+    with whole_folder(staging, target):
+        write(staging)
+        content = {"format": STATE_FORMAT, "step": step, **state}
+        (staging / STATE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
+        sizes = {name: (staging / name).stat().st_size for name in names}
+        (staging / COMPLETE).write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
+    there = list_checkpoints(output_dir)
+    for late in [each for each in there if each.step > step]:
+        remove(late.path)
+    for old in [each for each in there if each.step <= step][:-keep]:
+        remove(old.path)
+    return Checkpoint(target, step)
+
+
+@contextmanager
+def whole_folder(staging: Path, target: Path) -> Iterator[None]:
+    """Fill `staging` in the body; it then appears at `target` synced and whole, or not at all.
+
+    Raises:
+        SaveError: the disk is full or fails.
+    """
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield
+        sync_tree(staging)
+        if target.exists():
+            remove(target)
+        os.rename(staging, target)
+        sync(target.parent)
+    except Exception as error:
+        reason = why_not_written(error)
+        if reason is None:
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
+        raise SaveError(f"{target} could not be written: {reason}") from error
+
+
+def why_not_written(error: Exception) -> str | None:
+    """In words why writing failed; None for an error that has nothing to do with the disk.
+
+    torch and safetensors wrap the system's error in their own types, which keep nothing of it but the text.
+    """
+    linked: BaseException | None = error
+    while linked is not None:
+        if isinstance(linked, OSError) and linked.errno is not None:
+            return "the disk is full" if linked.errno in _FULL else str(linked.strerror)
+        linked = linked.__cause__ or linked.__context__
+    text = str(error)
+    if "No space left" in text or "StorageFull" in text or "os error 28" in text:
+        return "the disk is full"
+    if type(error).__name__ == "SafetensorError" and "I/O" in text:
+        return text
+    return None
+
+
+def sync(path: Path) -> None:
+    """Let a file or folder reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Let a folder and all in it reach the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync(path)
+    sync(folder)

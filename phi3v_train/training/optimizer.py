@@ -1,0 +1,75 @@
+"""AdamW with a group for each learning rate, and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from phi3v_train.config import OptimConfig
+
+PARTS = ("language", "vision", "projector")
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a parameter belongs to, by its official name, an adapter's prefix before it or not."""
+    if "vision_embed_tokens." not in name or "vision_embed_tokens.wte" in name:
+        return "language"
+    inner = name.split("vision_embed_tokens.", 1)[1]
+    return "vision" if inner.startswith("img_processor") else "projector"
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to biases, norms and other vectors, as usual."""
+    return parameter.dim() > 1 and not name.endswith(("bias", "glb_GN", "sub_GN"))
+
+
+def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; each group carries `part` and its highest rate, `peak`."""
+    peaks = {
+        "language": config.learning_rate,
+        "vision": config.vision_learning_rate or config.learning_rate,
+        "projector": config.projector_learning_rate or config.learning_rate,
+    }
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    fused = False
+    for name, parameter in named:
+        groups.setdefault((part_of(name), decays(name, parameter)), []).append(parameter)
+        fused = fused or parameter.is_cuda
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "part": part,
+                "peak": peaks[part],
+                "lr": peaks[part],
+                "weight_decay": config.wd if decayed else 0.0,
+            }
+            for (part, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ],
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=fused or None,
+    )
+
+
+def rate_factor(step: int, total: int, config: OptimConfig) -> float:
+    """Share of the highest learning rate at the update after `step` updates, as transformers' schedules have it.
+
+    It rises linearly over `warmup_steps` from 0, then falls to 0 at `total` in a line or half a cosine, or stays.
+    """
+    if step < config.warmup_steps:
+        return step / config.warmup_steps
+    if config.lr_scheduler == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    if config.lr_scheduler == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return max(0.0, 1.0 - progress)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Give every group its rate for the next update; returns the highest of them."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    return max(float(group["lr"]) for group in optimizer.param_groups)
