@@ -1,0 +1,144 @@
+"""What `generate` needs to know of this model: pictures, the rope switch, beams and stop ids.
+
+When a sample's length first passes `original_max_position_embeddings`, its earlier keys were turned by the short
+factors and no longer fit. The cache is then emptied and the whole batch is read again, pictures included, each sample
+by the factors of its own length: the others get the same keys as before. So cached and uncached, batched and single
+generation agree, as in the released code of Phi-3.5-vision for single samples.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What this version of transformers calls the cache in model inputs and outputs."""
+
+STOP_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|end|>")
+"""An answer ends with `<|end|>`; the other two would begin what no answer contains."""
+
+OFFICIAL_STOP_IDS = [32000, 32001, 32007]
+OFFICIAL_VOCAB_SIZE = 32064
+
+PICTURE_INPUTS = ("pixel_values", "canvases", "image_sizes")
+
+
+class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is untyped for mypy
+    """`generate` for a model whose cache may have to be read anew, and whose pictures are not one a row."""
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        attention_mask: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Inputs of the next step; pictures only where their tokens are among them."""
+        pictures = {name: kwargs.pop(name) for name in PICTURE_INPUTS if name in kwargs}
+        cache: Cache | None = kwargs.get(CACHE_NAME)
+        from_start = bool(is_first_iteration) or not kwargs.get("use_cache", True) or cache is None
+        if cache is not None and self._passes_rope_switch(input_ids, attention_mask, cache):
+            kwargs[CACHE_NAME] = self._emptied(cache)
+            next_sequence_length, from_start = None, True
+        kwargs.pop("position_ids", None)  # the mask says them, at every step
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            attention_mask=attention_mask,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if from_start:
+            device = inputs["input_ids"].device if inputs.get("input_ids") is not None else None
+            for name, value in pictures.items():
+                inputs[name] = value.to(device) if isinstance(value, Tensor) and device is not None else value
+        return inputs
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+        """Keep the mask per token, also for static caches: the model reads lengths and positions from it."""
+        return attention_mask
+
+    def _passes_rope_switch(self, input_ids: Tensor, attention_mask: Tensor | None, cache: Cache) -> bool:
+        """Whether a sample with keys in the cache is about to become longer than the pretrained context."""
+        original = int(self.config.original_max_position_embeddings)
+        total = attention_mask.shape[-1] if attention_mask is not None else input_ids.shape[-1]
+        if total <= original or (attention_mask is None and int(cache.get_seq_length()) > original):
+            return False
+        num_cached = int(cache.get_seq_length())
+        if num_cached == 0:
+            return False
+        if attention_mask is None:
+            passes = True
+        else:
+            before, now = attention_mask[:, :num_cached].sum(-1), attention_mask.sum(-1)
+            passes = bool(((before <= original) & (now > original)).any())
+        if passes and input_ids.shape[-1] < total:
+            raise ValueError(
+                f"this step passes {original} tokens, where the long-context rope factors begin and the cache must be "
+                "read anew: pass the whole conversation as input_ids, not only its new part"
+            )
+        return passes
+
+    def _emptied(self, cache: Cache) -> Cache:
+        """The same cache without content; where this version of transformers cannot empty it, a new dynamic one."""
+        cache.reset()
+        return cache if int(cache.get_seq_length()) == 0 else DynamicCache(config=self.config)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Copies for beams and several answers: a sample's pictures are repeated together, not one by one."""
+        pictures = {name: kwargs.pop(name) for name in PICTURE_INPUTS if kwargs.get(name) is not None}
+        if pictures and expand_size > 1 and input_ids is not None:
+            kwargs.update(repeat_pictures(pictures, pictures_per_row(input_ids), expand_size))
+            pictures = {name: kwargs.pop(name) for name in pictures}
+        expanded_ids, expanded = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return expanded_ids, {**expanded, **pictures}
+
+
+def pictures_per_row(input_ids: Tensor) -> list[int]:
+    """How many pictures the image tokens of each row name."""
+    return [int((-row[row < 0]).unique().numel()) for row in input_ids]
+
+
+def repeat_pictures(pictures: dict[str, Tensor], per_row: list[int], times: int) -> dict[str, Tensor]:
+    """Picture inputs of rows repeated `times` each: rows a, b with pictures 1 | 2, 3 -> 1 1 | 2 3 2 3."""
+    sizes = pictures["image_sizes"]
+    order: list[int] = []
+    begin = 0
+    for count in per_row:
+        order += list(range(begin, begin + count)) * times
+        begin += count
+    repeated = {"image_sizes": sizes[order]}
+    if "pixel_values" in pictures:
+        repeated["pixel_values"] = pictures["pixel_values"][order]
+    if "canvases" in pictures:
+        pieces = torch.split(pictures["canvases"], (sizes[:, 0] * sizes[:, 1] * 3).tolist())
+        repeated["canvases"] = torch.cat([pieces[index] for index in order])
+    return repeated
+
+
+def stop_ids_of(tokenizer: Any) -> list[int]:
+    """Ids at which generation stops, by the names of the tokens, for any vocabulary of this kind."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+
+
+def stop_ids_in(directory: str | Path) -> list[int]:
+    """The same from a directory's tokenizer.json; empty where there is none."""
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        return []
+    added: Iterable[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+    vocabulary = {token["content"]: int(token["id"]) for token in added}
+    return [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]

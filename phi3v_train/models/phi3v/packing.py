@@ -1,0 +1,242 @@
+"""Which tokens of a batch belong together: samples in rows, padded rows, several samples packed into one row.
+
+Every sample sees only itself. A batch of equal full rows runs as it is; anything else, padded or packed, is flattened
+into one row of real tokens, (1, t), and attention runs sample by sample, so padding costs nothing and no mask exists.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the samples of a (rows, columns) batch lie.
+
+    `position_ids` (rows, columns) count within each sample, padding has 0. `lengths` (rows, columns or 1) are those of
+    the samples that the tokens belong to. `sample_starts` are flat indices. `segments` is None for a batch of equal
+    full rows and for steps on a cache.
+    """
+
+    position_ids: Tensor
+    lengths: Tensor
+    sample_starts: tuple[int, ...]
+    segments: "Segments | None" = None
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Samples laid end to end in one row of t tokens.
+
+    `lengths` are theirs. `bounds` (n + 1,) int32 is their running sum, on the device. `kept` (t,) are the flat indices
+    of the real tokens in the padded batch, None when nothing was padded.
+    """
+
+    lengths: tuple[int, ...]
+    bounds: Tensor
+    kept: Tensor | None
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest sample."""
+        return max(self.lengths)
+
+    def flatten(self, tensor: Tensor) -> Tensor:
+        """(rows, columns, ...) -> (1, t, ...), without padding."""
+        flat = tensor.flatten(0, 1)
+        return (flat if self.kept is None else flat.index_select(0, self.kept))[None]
+
+    def restore(self, tensor: Tensor, rows: int, columns: int) -> Tensor:
+        """(1, t, ...) -> (rows, columns, ...), zeros at padding."""
+        flat = tensor[0]
+        if self.kept is not None:
+            padded = flat.new_zeros((rows * columns, *flat.shape[1:]))
+            flat = padded.index_copy(0, self.kept, flat)
+        return flat.unflatten(0, (rows, columns))
+
+
+def plan_layout(
+    rows: int,
+    columns: int,
+    device: torch.device,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    bounds: Tensor | None = None,
+    num_cached: int | None = None,
+) -> Layout:
+    """Read a batch's layout from what a caller gave.
+
+    `attention_mask` (rows, cached + columns): 0 at padding, left or right. `position_ids` (1 or rows, columns): a
+    position that does not rise begins a new sample. `bounds` (n + 1,): running sum of the samples' lengths in one
+    row. `num_cached` is None where no cache is in use; with a cache, packing is not possible.
+    """
+    if attention_mask is not None and attention_mask.dim() != 2:
+        attention_mask = None  # a mask per query: positions are taken as given
+    real = attention_mask[:, -columns:].bool() if attention_mask is not None else None
+    given = position_ids
+    if position_ids is not None:
+        position_ids = position_ids.to(device).expand(rows, columns)
+    elif bounds is not None:
+        position_ids = positions_from_bounds(bounds.to(device), rows, columns)
+    elif attention_mask is not None:
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -columns:]
+    else:
+        position_ids = torch.arange(columns, device=device).expand(rows, columns) + (num_cached or 0)
+    if real is not None:
+        position_ids = position_ids.masked_fill(~real, 0)
+    row_starts = tuple(range(0, rows * columns, columns))
+    row_lengths = position_ids.amax(dim=1, keepdim=True) + 1 if columns else position_ids
+    if num_cached is not None:
+        if columns > 1 and given is not None and bool((position_ids[:, 1:] < position_ids[:, :-1]).any()):
+            raise ValueError(
+                "position_ids begin anew inside a row: packed rows cannot use a cache, pass use_cache=False"
+            )
+        return Layout(position_ids, row_lengths, row_starts)
+    packed = bounds is not None or (given is not None and bool((position_ids[:, 1:] <= position_ids[:, :-1]).any()))
+    if not packed and (real is None or bool(real.all())):
+        return Layout(position_ids, row_lengths, row_starts)
+    return _segmented(position_ids, real)
+
+
+def _segmented(position_ids: Tensor, real: Tensor | None) -> Layout:
+    """Layout of a padded or packed batch; see `plan_layout`."""
+    rows, columns = position_ids.shape
+    starts = torch.ones_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids[:, 1:] <= position_ids[:, :-1]
+    kept = None
+    if real is not None:
+        starts[:, 1:] |= ~real[:, :-1]
+        starts &= real
+        kept = None if bool(real.all()) else real.flatten().nonzero().squeeze(1)
+    flat_starts = starts.flatten() if kept is None else starts.flatten()[kept]
+    total = len(flat_starts)
+    begins = flat_starts.nonzero().squeeze(1)
+    bounds = torch.cat((begins, begins.new_full((1,), total))).to(torch.int32)
+    lengths = tuple(end - begin for begin, end in pairwise(bounds.tolist()))
+    flat_positions = position_ids.flatten() if kept is None else position_ids.flatten()[kept]
+    lasts = flat_positions[bounds[1:].long() - 1] + 1
+    token_lengths = lasts.repeat_interleave(bounds.diff().long(), output_size=total)
+    if kept is not None:
+        token_lengths = token_lengths.new_zeros(rows * columns).index_copy(0, kept, token_lengths)
+    sample_starts = tuple(starts.flatten().nonzero().squeeze(1).tolist())
+    segments = Segments(lengths, bounds, kept) if lengths else None
+    return Layout(position_ids, token_lengths.view(rows, columns), sample_starts, segments)
+
+
+def positions_from_bounds(bounds: Tensor, rows: int, columns: int) -> Tensor:
+    """Positions (1, columns) of the samples whose running lengths are `bounds`; tokens behind the last have 0."""
+    if rows != 1:
+        raise ValueError(f"cu_seq_lens_q describes one packed row, but the batch has {rows}")
+    bounds = bounds.long()
+    index = torch.arange(columns, device=bounds.device)
+    begins = bounds[(torch.bucketize(index, bounds, right=True) - 1).clamp_min(0)]
+    return torch.where(index < bounds[-1], index - begins, 0)[None]
+
+
+def segment_attention(
+    attend: Callable[..., tuple[Tensor, Any]],
+    implementation: str,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    *,
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """Causal attention within each sample of a flattened row.
+
+    `query` (1, heads, t, d), `key` and `value` (1, kv heads, t, d) -> (1, t, heads, d). `attend` is transformers'
+    function for `implementation`. Flash attention gets all samples at once by their bounds; with sdpa, torch's own
+    kernel for samples of varied lengths does where it can (CUDA, half precision); else one call a sample.
+    """
+    if implementation.startswith("flash_attention"):
+        bounds, longest = segments.bounds, segments.longest
+        mixed, _ = attend(
+            module, query, key, value, None, dropout=dropout, scaling=scaling,
+            cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=longest, max_length_k=longest,
+        )  # fmt: skip
+        return mixed
+    varlen = varlen_kernel() if implementation == "sdpa" and dropout == 0.0 and _fits_varlen(query) else None
+    if varlen is not None:
+        groups = query.shape[1] // key.shape[1]
+        flat = [tensor[0].transpose(0, 1) for tensor in (query, repeat_heads(key, groups), repeat_heads(value, groups))]
+        return varlen(*flat, segments.bounds, segments.bounds, segments.longest, segments.longest)[None]
+    return _one_by_one(attend, implementation, module, query, key, value, segments.lengths, dropout, scaling)
+
+
+def _one_by_one(
+    attend: Callable[..., tuple[Tensor, Any]],
+    implementation: str,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """One call of `attend` a sample; a token alone in its sample takes its own value."""
+    pieces, begin, pending = [], 0, 0
+    groups = query.shape[1] // key.shape[1]
+    for length in (*lengths, 0):
+        if length == 1:
+            pending += 1
+            continue
+        if pending:
+            alone = repeat_heads(value[:, :, begin : begin + pending], groups)
+            pieces.append(alone.transpose(1, 2))
+            begin, pending = begin + pending, 0
+        if length:
+            parts = (tensor[:, :, begin : begin + length] for tensor in (query, key, value))
+            mask = causal_mask(length, query) if implementation == "eager" else None
+            pieces.append(attend(module, *parts, mask, dropout=dropout, scaling=scaling)[0])
+            begin += length
+    return torch.cat(pieces, dim=1)
+
+
+def causal_mask(length: int, like: Tensor) -> Tensor:
+    """Additive causal mask (1, 1, length, length)."""
+    lowest = torch.full((length, length), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
+    return lowest.triu(1)[None, None]
+
+
+def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
+    """(b, kv heads, t, d) -> (b, kv heads * groups, t, d)."""
+    return tensor if groups == 1 else tensor.repeat_interleave(groups, dim=1)
+
+
+def _fits_varlen(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0
+
+
+@lru_cache(maxsize=1)
+def varlen_kernel() -> Callable[..., Tensor] | None:
+    """`torch.nn.attention.varlen.varlen_attn`, causal, or None where torch has none; its signature has changed."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    if "is_causal" in inspect.signature(varlen_attn).parameters:
+        return partial(varlen_attn, is_causal=True)
+    return partial(varlen_attn, window_size=(-1, 0))
+
+
+def shifted_labels(labels: Tensor, layout: Layout) -> Tensor:
+    """What each token should predict, (rows, columns): the next token's label within its sample, else -100.
+
+    Every negative label counts as none, and so does the first label of each sample, which no token of it predicts.
+    """
+    starts = torch.tensor(layout.sample_starts, device=labels.device, dtype=torch.long)
+    inner = labels.flatten().index_fill(0, starts, -100).view_as(labels)
+    shifted = functional.pad(inner[:, 1:], (0, 1), value=-100)
+    return shifted.masked_fill(shifted < 0, -100)

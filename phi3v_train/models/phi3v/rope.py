@@ -1,0 +1,68 @@
+"""Rotary positions with two sets of factors: one up to the length of pretraining, one beyond it.
+
+    inv_freq[i] = 1 / (factor[i] * theta ** (2 i / d));  cos and sin times sqrt(1 + ln(max / original) / ln(original))
+
+The released code looks at the longest sequence of a batch and rotates all of it alike, so that a sample's logits
+depend on its neighbours. Here every token is rotated by the length of its own sample.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig, rope_kind
+
+
+class Phi3VRotary(nn.Module):
+    """cos and sin of each token, in fp32.
+
+    The frequencies are no buffers: nothing that casts the model to half precision can round them (a bf16 frequency is
+    off by up to 0.4 %, which turns a far position by whole radians).
+    """
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__()
+        rope: dict[str, Any] = config.rope_parameters
+        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.rotary_dim = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+        self.theta = float(rope["rope_theta"])
+        ones = [1.0] * (self.rotary_dim // 2)
+        self.short_factor = [float(factor) for factor in rope.get("short_factor") or ones]
+        self.long_factor = [float(factor) for factor in rope.get("long_factor") or ones]
+        self.original_length = int(config.original_max_position_embeddings)
+        self.scale = 1.0
+        if rope.get("long_factor") is not None:
+            self.scale = attention_scale(
+                int(config.max_position_embeddings) / self.original_length, self.original_length, rope_kind(rope)
+            )
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def inv_freq(self, device: torch.device) -> Tensor:
+        """Inverse frequencies (2, d / 2) fp32: short factors, long factors."""
+        table = self._tables.get(device)
+        if table is None:
+            exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.int64).float() / self.rotary_dim
+            factors = torch.tensor([self.short_factor, self.long_factor], dtype=torch.float32)
+            table = (1.0 / (factors * self.theta**exponents)).to(device)
+            self._tables[device] = table
+        return table
+
+    def forward(self, position_ids: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Positions (b, s) and the lengths of the samples they belong to (b, s) or (b, 1) -> cos and sin (b, s, d)."""
+        short, long = self.inv_freq(position_ids.device)
+        beyond = (lengths > self.original_length)[..., None]
+        with torch.autocast(device_type=position_ids.device.type, enabled=False):
+            angles = position_ids[..., None].float() * torch.where(beyond, long, short)
+            angles = torch.cat((angles, angles), dim=-1)
+            return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+
+
+def attention_scale(stretch: float, original_length: int, kind: str) -> float:
+    """Factor on cos and sin for a context `stretch` times the pretrained one; the same below and above the switch."""
+    if stretch <= 1.0:
+        return 1.0
+    if kind == "yarn":
+        return 0.1 * math.log(stretch) + 1.0
+    return math.sqrt(1.0 + math.log(stretch) / math.log(original_length))
