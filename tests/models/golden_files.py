@@ -25,7 +25,9 @@ def golden_json(name: str) -> Any:
 
 def golden_image(name: str) -> Image.Image:
     """An input picture, by name without ending."""
-    return Image.open(GOLDEN / "images" / f"{name}.png")
+    image = Image.open(GOLDEN / "images" / f"{name}.png")
+    image.load()
+    return image
 
 
 def golden_processor(num_crops: int = 4) -> Phi3VProcessor:
