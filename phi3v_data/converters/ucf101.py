@@ -1,0 +1,126 @@
+"""UCF-101, and any folders of clips sorted by class: each clip becomes N frames and the question which class it is.
+
+    .../{train,val,test}/<Class>/<clip>.avi                      split folders, as in UCF101_subset
+    .../UCF-101/<Class>/<clip>.avi + trainlist01.txt, ...        the full set with its official lists, `--fold 1|2|3`
+    .../<Class>/<clip>.mp4                                       class folders: all `train` unless --split says else
+
+The full set: https://www.crcv.ucf.edu/data/UCF101.php
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
+from phi3v_data.converters.source import Source
+from phi3v_data.converters.ucf101_layout import Layout, PlannedClip, find_layout, read_class_filter
+from phi3v_data.errors import Reject
+
+PROMPT = "Classify the video into one of the following classes: {classes}."
+
+
+class Ucf101Options(Options):
+    """What can be chosen; the defaults are the reference's."""
+
+    frames: int = Field(8, ge=1, le=1000, description="Frames to take from a clip.")
+    sampling: Literal["floor", "center", "fps"] = Field(
+        "floor", description="Starts of equal stretches, their middles, or evenly in time by the timestamps."
+    )
+    image_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="How frames are stored.")
+    quality: int = Field(0, ge=0, le=100, description="JPEG or WebP quality; 0: the usual (75, 80).")
+    max_side: int = Field(0, ge=0, description="Scale frames down to at most this many pixels a side; 0: as they are.")
+    prompt: str = Field(PROMPT, description="The user's text; {classes} becomes the list of class names.")
+    classes: str = Field("", description="Only these classes: names with commas between, or a file with one a line.")
+    fold: int | None = Field(None, ge=1, le=3, description="Which official lists to use with the full set (1).")
+    lists: str = Field("", exclude=True, description="Folder of the official lists, where it is not beside the clips.")
+    decoder: Literal["pyav", "decord"] = Field("pyav", description="decord needs the extra of that name.")
+    salvage: bool = Field(False, description="Take what decodes of cut or damaged clips.")
+    verify: bool = Field(False, description="Decode every clip to its end.")
+
+    @field_validator("classes", mode="after")
+    @classmethod
+    def _read_file(cls, value: str) -> str:
+        """A file of class names becomes its names, so that no path of a machine gets into `dataset.json`."""
+        return read_class_filter(value)
+
+
+class Ucf101(Converter[Ucf101Options]):
+    """Clips in class folders → frames and a class name."""
+
+    name = "ucf101"
+    version = "1"
+    hub_id = "sayakpaul/ucf101-subset"
+
+    def plan(self, source: Source, options: Ucf101Options) -> Iterable[Item]:
+        layout = _layout(source, options)
+        prompt = options.prompt.replace("{classes}", ", ".join(layout.classes))
+        return [_item(clip, prompt) for clip in layout.clips]
+
+    def convert(self, item: Item, options: Ucf101Options) -> Draft:
+        from phi3v_data.media.image import SUFFIXES, fit
+        from phi3v_data.media.video import read_clip
+
+        if item.data["reject"]:
+            raise Reject(item.data["reject"], item.data["message"])
+        clip = read_clip(
+            item.path,
+            options.frames,
+            sampling=options.sampling,
+            decoder=options.decoder,
+            salvage=options.salvage,
+            verify=options.verify,
+            name=item.key,
+        )
+        suffix = SUFFIXES[options.image_format]
+        images = [
+            DraftImage(
+                fit(frame[..., ::-1], options.max_side),
+                name=f"{item.split}/{item.data['stem']}.{k}{suffix}",
+                format=options.image_format,
+                quality=options.quality,
+            )
+            for k, frame in enumerate(clip.frames)
+        ]
+        return Draft(
+            user=item.data["prompt"],
+            assistant=item.label,
+            images=images,
+            group=item.group,
+            meta={"source_id": item.key},
+            notes=(*item.data["notes"], *clip.notes),
+        )
+
+    def describe(self, source: Source, options: Ucf101Options) -> DatasetInfo:
+        layout = _layout(source, options)
+        return DatasetInfo(
+            name=self.name,
+            task="classification",
+            metrics=("accuracy",),
+            classes=layout.classes,
+            num_crops=4,
+            source=layout.words,
+        )
+
+
+def _layout(source: Source, options: Ucf101Options) -> Layout:
+    wanted: Sequence[str] = [name for name in options.classes.split("\n" if "\n" in options.classes else ",") if name]
+    return find_layout(source, fold=options.fold, lists=options.lists, wanted=[name.strip() for name in wanted])
+
+
+def _item(clip: PlannedClip, prompt: str) -> Item:
+    return Item(
+        split=clip.split,
+        key=clip.key,
+        path=clip.path,
+        group=clip.group,
+        size=clip.size,
+        label=clip.label,
+        data={
+            "stem": clip.stem,
+            "prompt": prompt,
+            "notes": clip.notes,
+            "reject": clip.reject,
+            "message": clip.message,
+        },
+    )

@@ -1,0 +1,224 @@
+"""Still pictures: what a file holds, which paths are safe, and how pixels become bytes.
+
+`encode` gives the bytes that Pillow gives. JPEG goes through OpenCV, which takes less time for the same bytes (a test
+holds the two against each other); without OpenCV, Pillow does it.
+"""
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+ImageFormat: TypeAlias = Literal["jpeg", "png", "webp"]
+Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+
+SUFFIXES: dict[str, str] = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
+DEFAULT_QUALITY: dict[str, int] = {"jpeg": 75, "webp": 80}  # Pillow's own defaults
+MAX_COMPONENT_BYTES = 200
+
+_EXIF_ORIENTATION = 0x0112
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_AWKWARD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\\/:*?"<>|]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_PICTURE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
+
+
+class UnreadableImageError(ValueError):
+    """The bytes are not a whole picture; the message says why, without a path."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What a picture's header says; `width` and `height` are as stored, before `orientation` (EXIF, 1 to 8)."""
+
+    width: int
+    height: int
+    format: str  # Pillow's name: JPEG, PNG, WEBP, ...
+    mode: str  # Pillow's name: RGB, L, RGBA, P, CMYK, I;16, ...
+    orientation: int = 1
+    animated: bool = False
+
+
+def probe(source: str | Path | bytes) -> ImageInfo:
+    """Read a picture's header; pixels are not decoded, so that damage further on goes unseen.
+
+    Raises:
+        UnreadableImageError: no picture, or a size beyond `PIL.Image.MAX_IMAGE_PIXELS`.
+        OSError: the file cannot be read.
+    """
+    with _opened(source) as image:
+        orientation = _orientation(image)
+        return ImageInfo(
+            image.width,
+            image.height,
+            image.format or "",
+            image.mode,
+            orientation,
+            bool(getattr(image, "is_animated", False)),
+        )
+
+
+def check_content(data: bytes) -> ImageInfo:
+    """Prove that bytes about to be stored are a whole picture, every frame of it.
+
+    `verify` and `load` each miss what the other sees (checksums of PNG chunks; a cut JPEG), so both run.
+
+    Raises:
+        UnreadableImageError: not a picture, damaged, or cut short.
+    """
+    info = probe(data)
+    with _opened(data) as image:
+        image.verify()
+    with _opened(data) as image:
+        for frame in range(getattr(image, "n_frames", 1)):
+            image.seek(frame)
+            image.load()
+    return info
+
+
+@contextmanager
+def _opened(source: str | Path | bytes) -> "Iterator[PILImage.Image]":
+    """A Pillow image, with every way in which Pillow complains turned into one."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not isinstance(source, bytes):
+        with Path(source).open("rb") as stream:
+            source = stream.read()
+    try:
+        with Image.open(io.BytesIO(source)) as image:
+            yield image
+    except UnidentifiedImageError:
+        what = "an empty file" if not source else "not a picture of a known format"
+        raise UnreadableImageError(what) from None
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"too large: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
+        raise UnreadableImageError(f"damaged or cut short: {error}") from error
+
+
+def _orientation(image: "PILImage.Image") -> int:
+    value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def unsafe_reason(path: str) -> str:
+    """Why a row's image path is not a plain relative POSIX path under `images/`; empty when it is.
+
+    The path is taken as it stands: never URL-decoded, never case-folded.
+    """
+    if not path:
+        return "is empty"
+    if "\\" in path:
+        return "has a backslash; paths use '/'"
+    if path.startswith("/") or re.match(r"[A-Za-z]:", path):
+        return "is absolute; paths are relative to images/"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        return "is a URL; pictures lie under images/"
+    if _CONTROL.search(path) or _SURROGATE.search(path):
+        return "has a control character or a lone surrogate"
+    parts = path.split("/")
+    if ".." in parts:
+        return "has '..'"
+    if "" in parts or "." in parts:
+        return "has an empty or '.' component"
+    if any(_DEVICE.fullmatch(part) for part in parts):
+        return "has a name that Windows reserves for a device"
+    return ""
+
+
+def leads_outside(root: Path, path: str) -> bool:
+    """Whether links make `root/path` end up outside `root`."""
+    real_root = root.resolve()
+    try:
+        return not (real_root / path).resolve().is_relative_to(real_root)
+    except (OSError, RuntimeError):  # a loop of links leads nowhere, so not outside
+        return False
+
+
+def safe_component(name: str) -> str:
+    """A file or folder name that is safe on every common file system; most names come back as they are.
+
+    Characters that some system forbids become `_`, as do leading dots and trailing dots and spaces; device names of
+    Windows and folder names that look like a picture's get a `_` at the end; long names are cut. Different names can
+    come back equal: the caller sees to that.
+    """
+    safe = _AWKWARD.sub("_", name)
+    while len(safe.encode()) > MAX_COMPONENT_BYTES - 20:
+        safe = safe[:-1]
+    safe = re.sub(r"^[. ]+|[. ]+$", lambda match: "_" * len(match[0]), safe)
+    if not safe or _DEVICE.fullmatch(safe) or _PICTURE_SUFFIX.fullmatch(safe[safe.rfind(".") :]):
+        safe += "_"
+    return safe
+
+
+def fit(image: "Pixels", max_side: int) -> "Pixels":
+    """Scale (H, W, 3) or (H, W) down so that no side is longer than `max_side`; 0 and small pictures: unchanged.
+
+    Pillow's Lanczos filter works in whole numbers, so the pixels are the same on every machine.
+    """
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    if not max_side or max(height, width) <= max_side:
+        return image
+    longest = max(height, width)
+    size = (
+        max(1, (width * max_side + longest // 2) // longest),
+        max(1, (height * max_side + longest // 2) // longest),
+    )
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.LANCZOS))
+
+
+def encode(image: "Pixels | PILImage.Image", format: ImageFormat = "png", quality: int = 0) -> bytes:  # noqa: A002 - Pillow's word
+    """Encode pixels: uint8 (H, W, 3) RGB, (H, W) grey, or a PIL image (its EXIF turn is baked in).
+
+    A view `bgr[..., ::-1]` of a BGR array costs no copy on its way to JPEG.
+
+    Args:
+        quality: 1 to 100; 0 is Pillow's default (75 for JPEG, 80 for WebP). Without meaning for PNG.
+    """
+    if not isinstance(image, np.ndarray):
+        return _encode_pil(image, format, quality)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(f"expected uint8 of shape (H, W, 3) or (H, W), got {image.dtype} of shape {image.shape}")
+    if format == "jpeg":
+        encoded = _jpeg_by_opencv(image, quality or DEFAULT_QUALITY["jpeg"])
+        if encoded is not None:
+            return encoded
+    from PIL import Image
+
+    return _encode_pil(Image.fromarray(np.ascontiguousarray(image)), format, quality)
+
+
+def _jpeg_by_opencv(image: "Pixels", quality: int) -> bytes | None:
+    try:
+        import cv2
+    except ImportError:
+        return None
+    bgr = np.ascontiguousarray(image[..., ::-1] if image.ndim == 3 else image)
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return bytes(data) if done else None
+
+
+def _encode_pil(image: "PILImage.Image", format: ImageFormat, quality: int) -> bytes:  # noqa: A002 - Pillow's word
+    from PIL import ImageOps
+
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if format == "jpeg" and image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    options = {"quality": quality or DEFAULT_QUALITY[format]} if format in DEFAULT_QUALITY else {}
+    buffer = io.BytesIO()
+    image.save(buffer, format.upper(), **options)
+    return buffer.getvalue()

@@ -1,0 +1,44 @@
+"""Which N of a clip's frames to take, in whole numbers.
+
+floor   k * total // N                      what the reference does: starts of N equal stretches
+center  (2k + 1) * total // 2N              middles of these stretches
+fps     the frame on show at the start of N stretches equal in *time*, by the timestamps; for a constant frame rate
+        the same as floor
+
+All give exactly N indices, non-decreasing and below `total`; a clip shorter than N repeats frames.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+Sampling: TypeAlias = Literal["floor", "center", "fps"]
+
+
+def frame_indices(
+    total: int, num_frames: int, sampling: Sampling = "floor", *, times: Sequence[int] | None = None, end: int = 0
+) -> tuple[int, ...]:
+    """Indices of the frames to take, k = 0..num_frames-1.
+
+    Args:
+        total: frames that the clip decodes to, at least 1.
+        num_frames: how many to take, at least 1.
+        times: for `fps`, the presentation time of each frame in any whole unit, strictly ascending; None or too few:
+            a constant rate is assumed.
+        end: for `fps`, when the last frame goes off, in the same unit.
+    """
+    if total < 1 or num_frames < 1:
+        raise ValueError(f"need at least one frame to take and one to take it from, got {num_frames} of {total}")
+    if sampling == "center":
+        return tuple((2 * k + 1) * total // (2 * num_frames) for k in range(num_frames))
+    if sampling == "fps" and times is not None and len(times) == total:
+        start = times[0]
+        span = max(end, times[-1] + 1) - start
+        moments = (start + k * span // num_frames for k in range(num_frames))
+        return tuple(bisect_right(times, moment) - 1 for moment in moments)
+    return tuple(k * total // num_frames for k in range(num_frames))
+
+
+def is_ascending(times: Sequence[int | None]) -> bool:
+    """Whether all times are known and each is later than the one before."""
+    return None not in times and all(a < b for a, b in zip(times, times[1:], strict=False))  # type: ignore[operator]  # no None here

@@ -1,0 +1,374 @@
+"""N frames out of a clip: the same pixels as decoding it all, for a fraction of the time.
+
+    scan packets ─> count is certain ──yes──> decode to the last needed frame, skipping what no needed frame rests on
+                          └──────────no───> decode all, keep the frames at the likely indices; if the count turns out
+                                            different, decode again to the last needed frame
+    needed frames ─> BGR, upright (the container's rotation applied)
+
+One thread: work is spread over clips, and FFmpeg's frame threads only cost more CPU time. A clip that is cut short or
+damaged where frames are needed is a `Reject`; nothing is smoothed over unless `salvage` asks for it.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from phi3v_data.errors import Reject, UserError
+from phi3v_data.media.packets import PacketTable, missing_bytes, scan, video_stream
+from phi3v_data.media.sampling import Sampling, frame_indices, is_ascending
+
+Frame: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+Decoder: TypeAlias = Literal["pyav", "decord"]
+
+# Codecs whose non-reference pictures (B-frames mostly) FFmpeg can leave out without touching any other picture. Not
+# HEVC: its "non-reference" means within one temporal layer only.
+_SKIPS_NON_REFERENCE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """The frames taken from a clip.
+
+    `frames`: (H, W, 3) uint8, BGR, contiguous; a frame taken twice is the same array. `total`: frames the clip decodes
+    to. `notes`: kebab-case codes of what a reader should know (`frames-repeated`, `video-salvaged`,
+    `constant-rate-assumed`).
+    """
+
+    frames: tuple[Frame, ...]
+    indices: tuple[int, ...]
+    total: int
+    notes: tuple[str, ...] = ()
+
+
+class _Disagrees(Exception):  # noqa: N818 - a turn of the control flow within this module
+    """The shortcut met a stream whose packets do not tell its frames; decode it all instead."""
+
+
+def read_clip(
+    path: str | Path,
+    num_frames: int = 8,
+    *,
+    sampling: Sampling = "floor",
+    decoder: Decoder = "pyav",
+    salvage: bool = False,
+    verify: bool = False,
+    name: str = "",
+) -> Clip:
+    """Take `num_frames` frames of a clip.
+
+    Args:
+        sampling: see `phi3v_data.media.sampling`.
+        decoder: `decord` needs the extra of that name; it gives the same frames or refuses.
+        salvage: take what decodes of a cut or damaged clip; noted as `video-salvaged`.
+        verify: decode to the end even where the needed frames come sooner.
+        name: what to call the clip in messages (default: the file's name).
+
+    Raises:
+        Reject: `video-missing`, `video-unreadable`, `video-empty`, `video-truncated`, `video-corrupt`.
+        UserError: a decoder that is not installed.
+    """
+    file = Path(path)
+    name = name or file.name
+    if not file.is_file():
+        raise Reject("video-missing", f"'{name}' is not there")
+    table = _scan(file, name)
+    if not salvage:
+        _refuse_cut(file, table, name)
+    if decoder == "decord":
+        from phi3v_data.media.decord import read_with_decord
+
+        return read_with_decord(file, table, num_frames, sampling, name)
+    reader = _Reader(file, name, table, num_frames, sampling)
+    if salvage:
+        return reader.salvaged()
+    if table.count_is_total and not verify:
+        try:
+            return reader.shortcut()
+        except _Disagrees:
+            pass
+    return reader.whole()
+
+
+def count_frames(path: str | Path) -> int:
+    """Frames that a full decode of a clip yields.
+
+    Raises:
+        Reject: as `read_clip`.
+    """
+    return read_clip(path, 1, verify=True).total
+
+
+@contextmanager
+def _opened(file: Path, name: str) -> Iterator[tuple[Any, Any]]:
+    """The container and its video stream, set to one thread.
+
+    FFmpeg's own message holds the absolute path, so it never goes into a reject.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("Reading videos needs PyAV: pip install 'phi3v[video]'") from error
+    try:
+        container = av.open(str(file), metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise Reject("video-unreadable", f"'{name}' cannot be opened as a video: {_words(error)}") from error
+    with container:
+        stream = video_stream(container)
+        if stream is None:
+            raise Reject("video-unreadable", f"'{name}' has no video stream")
+        if stream.codec_context is None:
+            raise Reject("video-unreadable", f"'{name}': no decoder for its video stream")
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _words(error: Any) -> str:
+    return str(error.strerror or "unreadable data").lower()
+
+
+def _scan(file: Path, name: str) -> PacketTable:
+    with _opened(file, name) as (container, stream):
+        return scan(container, stream)
+
+
+def _refuse_cut(file: Path, table: PacketTable, name: str) -> None:
+    """Reject what is certain to be cut before anything is decoded."""
+    if table.error:
+        raise Reject("video-truncated", f"'{name}' breaks off after {table.count} packets: {table.error.lower()}")
+    if table.count < table.header_count:
+        raise Reject(
+            "video-truncated", f"'{name}' holds {table.count} of the {table.header_count} frames that its header says"
+        )
+    if not table.header_count and (lacking := missing_bytes(file)):
+        raise Reject("video-truncated", f"'{name}' is cut short: {lacking} bytes are missing at its end")
+
+
+class _Reader:
+    """One clip and what is wanted of it."""
+
+    def __init__(self, file: Path, name: str, table: PacketTable, num_frames: int, sampling: Sampling) -> None:
+        self.file = file
+        self.name = name
+        self.table = table
+        self.num_frames = num_frames
+        self.sampling = sampling
+
+    def shortcut(self) -> Clip:
+        """The packet count is the total: decode to the last needed frame only."""
+        shown = self.table.shown()
+        indices, assumed = self._indices(self.table.count, *(shown or (None, 0)))
+        kept = self._decode_needed(indices, shown[0] if shown else None)
+        return self._clip(kept, indices, self.table.count, assumed)
+
+    def whole(self) -> Clip:
+        """Decode every frame, and find the total that way."""
+        guess = self._guess()
+        kept, times, end = self._decode_all(guess)
+        total = len(times)
+        self._refuse_missing(total)
+        indices, assumed = self._indices(total, times, end)
+        if not set(indices) <= set(kept):
+            kept, _, _ = self._decode_all(indices)
+        return self._clip(kept, indices, total, assumed)
+
+    def salvaged(self) -> Clip:
+        """All that decodes without the decoder calling it corrupt; errors are passed over."""
+        guess = self._guess()
+        kept, times, end = self._decode_all(guess, lenient=True)
+        total = len(times)
+        if not total:
+            raise Reject("video-empty", f"not one frame of '{self.name}' can be decoded")
+        indices, assumed = self._indices(total, times, end)
+        if not set(indices) <= set(kept):
+            kept, _, _ = self._decode_all(indices, lenient=True)
+        clip = self._clip(kept, indices, total, assumed)
+        if self._is_damaged(total):
+            return Clip(clip.frames, clip.indices, clip.total, (*clip.notes, "video-salvaged"))
+        return clip
+
+    def _is_damaged(self, total: int) -> bool:
+        """Whether a strict reading would have been refused."""
+        try:
+            _refuse_cut(self.file, self.table, self.name)
+            self._refuse_missing(total)
+            self._decode_all(())
+        except Reject:
+            return True
+        return False
+
+    def _refuse_missing(self, total: int) -> None:
+        if not total:
+            raise Reject("video-empty", f"'{self.name}' decodes to no frame")
+        lacking = self.table.header_count - self.table.frameless - total
+        if lacking > 0:
+            raise Reject(
+                "video-truncated",
+                f"'{self.name}' decodes to {total} frames, its header says {self.table.header_count}",
+            )
+
+    def _guess(self) -> tuple[int, ...]:
+        """The indices, should every packet with data give one frame."""
+        shown = self.table.shown()
+        total = self.table.count - self.table.frameless
+        if total < 1:
+            return ()
+        times = shown[0] if shown and len(shown[0]) == total else None
+        return self._indices(total, times, shown[1] if shown else 0)[0]
+
+    def _indices(self, total: int, times: Sequence[int | None] | None, end: int) -> tuple[tuple[int, ...], bool]:
+        """The indices, and whether timestamps were wanted and could not be used."""
+        known = [time for time in times or () if time is not None]
+        usable = bool(times) and is_ascending(times or ())
+        indices = frame_indices(total, self.num_frames, self.sampling, times=known if usable else None, end=end)
+        return indices, self.sampling == "fps" and not usable
+
+    def _clip(self, kept: dict[int, Any], indices: tuple[int, ...], total: int, assumed: bool) -> Clip:
+        corrupt = [index for index in sorted(set(indices)) if kept[index].is_corrupt]
+        if corrupt:
+            raise Reject("video-corrupt", f"'{self.name}': frame {corrupt[0]} of {total} is damaged")
+        arrays = _to_bgr(kept, sorted(set(indices)))
+        notes = ["frames-repeated"] if len(set(indices)) < len(indices) else []
+        if assumed:
+            notes.append("constant-rate-assumed")
+        return Clip(tuple(arrays[index] for index in indices), indices, total, tuple(notes))
+
+    def _decode_all(
+        self, wanted: Collection[int], *, lenient: bool = False
+    ) -> tuple[dict[int, Any], list[int | None], int]:
+        """Every frame in order: the wanted ones by index, all timestamps, the time at which the last goes off."""
+        kept: dict[int, Any] = {}
+        times: list[int | None] = []
+        last: Any = None
+        with _opened(self.file, self.name) as (container, stream):
+            frames = _lenient(container, stream) if lenient else self._strict(container, stream, {})
+            for frame in frames:
+                if lenient and frame.is_corrupt:
+                    continue
+                if len(times) in wanted:
+                    kept[len(times)] = frame
+                times.append(frame.pts)
+                last = frame
+        end = (last.pts or 0) + _duration(last, times) if last is not None else 0
+        return kept, times, end
+
+    def _decode_needed(self, indices: tuple[int, ...], shown: list[int] | None) -> dict[int, Any]:
+        """The needed frames; pictures that no other rests on are left out where the codec allows it.
+
+        Args:
+            shown: presentation times in order; None: frames can only be counted, so none may be left out.
+        """
+        needed = set(indices)
+        rank = {pts: index for index, pts in enumerate(shown)} if shown else {}
+        plan: dict[str, Any] = {}
+        if shown:
+            times = frozenset(shown[index] for index in needed)
+            if self.table.intra_only:
+                plan = {"drop_all_but": times}
+            elif self.table.codec in _SKIPS_NON_REFERENCE:
+                plan = {"skip_all_but": times}
+        kept: dict[int, Any] = {}
+        before = -1
+        with _opened(self.file, self.name) as (container, stream):
+            for frame in self._strict(container, stream, plan):
+                index = rank.get(frame.pts, -1) if shown else before + 1
+                if index <= before or (not plan and index != before + 1):
+                    raise _Disagrees
+                before = index
+                if index in needed:
+                    kept[index] = frame
+                    if len(kept) == len(needed):
+                        return kept
+        raise _Disagrees
+
+    def _strict(self, container: Any, stream: Any, plan: dict[str, Any]) -> Iterator[Any]:
+        """Frames in order of presentation; a packet the decoder objects to is a `Reject`."""
+        import av
+
+        context = stream.codec_context
+        context.options = {"err_detect": "explode"}
+        drop_all_but, skip_all_but = plan.get("drop_all_but"), plan.get("skip_all_but")
+        skipping = False
+        try:
+            for packet in container.demux(stream):
+                if packet.pts is not None:
+                    if drop_all_but is not None and packet.pts not in drop_all_but:
+                        continue
+                    if skip_all_but is not None and (packet.pts not in skip_all_but) != skipping:
+                        skipping = not skipping
+                        context.skip_frame = "NONREF" if skipping else "DEFAULT"
+                if packet.is_corrupt:
+                    raise Reject("video-corrupt", f"'{self.name}' has a damaged packet")
+                yield from packet.decode()
+        except av.error.FFmpegError as error:
+            raise Reject("video-corrupt", f"'{self.name}' does not decode cleanly: {_words(error)}") from error
+
+
+def _lenient(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames in order of presentation, passing over what does not decode."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.FFmpegError:
+            break
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:
+            continue
+    try:
+        yield from stream.codec_context.decode(None)
+    except av.error.FFmpegError:
+        return
+
+
+def _duration(last: Any, times: list[int | None]) -> int:
+    """How long the last frame stays: its own word, else the gap before it."""
+    if last.duration:
+        return int(last.duration)
+    if len(times) > 1 and times[-1] is not None and times[-2] is not None:
+        return max(1, times[-1] - times[-2])
+    return 1
+
+
+def _to_bgr(kept: dict[int, Any], indices: Sequence[int]) -> dict[int, Frame]:
+    """The decoded frames as upright, contiguous BGR arrays."""
+    from av.video.reformatter import VideoReformatter
+
+    reformatter = VideoReformatter()
+    arrays = {}
+    for index in indices:
+        frame = kept[index]
+        array = reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray()
+        arrays[index] = np.ascontiguousarray(upright(array, display_matrix(frame)))
+    return arrays
+
+
+def display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """The signs (a, b, c, d) of the container's display matrix; (1, 0, 0, 1) where it has none or is no right angle."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    matrix = np.frombuffer(bytes(data), dtype=np.int32)
+    if len(matrix) < 5:
+        return 1, 0, 0, 1
+    a, b, c, d = (int(np.sign(round(int(matrix[place]) / 65536))) for place in (0, 1, 3, 4))
+    if (a and d and not b and not c) or (b and c and not a and not d):
+        return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def upright(array: Frame, matrix: tuple[int, int, int, int]) -> Frame:
+    """The picture as it is shown: pixel (x, y) goes to (a x + c y, b x + d y), a turn by quarters with or without a flip."""
+    a, b, c, d = matrix
+    if a and d:
+        return array[:: d or 1, :: a or 1]
+    turned = np.swapaxes(array, 0, 1)
+    return turned[:: b or 1, :: c or 1]
