@@ -1,0 +1,114 @@
+"""Encoded samples to the tensors of one forward pass, padded or packed.
+
+Padding is known from lengths, never from token ids: an answer ends in the very id that pads. Canvases travel flat and
+in bytes; the model cuts and normalises them on its device (`phi3v_train.models.phi3v.tiles`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phi3v_train.data.encode import IGNORED, Canvas, EncodedPrompt, EncodedSample, Ids
+
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+PaddingSide: TypeAlias = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """What a batch holds: `num_tokens` without padding, `num_supervised` tokens that have a label."""
+
+    num_samples: int
+    num_tokens: int
+    num_supervised: int
+    num_images: int
+
+
+def collate_arrays(
+    samples: Sequence[EncodedSample], *, pad_token_id: int, pack: bool = False, padding_side: PaddingSide = "right"
+) -> Arrays:
+    """The batch as numpy arrays, for worker processes; see `collate`."""
+    ids = [sample.input_ids for sample in samples]
+    labels = [_without_first(sample.labels) for sample in samples]
+    if pack:
+        arrays: Arrays = {
+            "input_ids": np.concatenate(ids)[None],
+            "position_ids": np.concatenate([np.arange(len(row), dtype=np.int64) for row in ids])[None],
+            "labels": np.concatenate(labels)[None],
+        }
+    else:
+        arrays = _pad(ids, pad_token_id, padding_side)
+        arrays["labels"] = _fill(labels, IGNORED, padding_side)
+    return {**arrays, **_images([(sample.canvases, sample.image_sizes) for sample in samples])}
+
+
+def collate(
+    samples: Sequence[EncodedSample], *, pad_token_id: int, pack: bool = False, padding_side: PaddingSide = "right"
+) -> dict[str, Any]:
+    """The model's keyword arguments for `samples`, as torch tensors.
+
+    Padded: `input_ids`, `attention_mask`, `labels` (b, longest). Packed: `input_ids`, `labels` and `position_ids`
+    (1, all tokens), positions beginning at 0 with each sample and no mask: an all-ones mask would hide from attention
+    code that there are several. The first label of each sample is -100: the token before belongs to another one.
+    Where there are images: `canvases`, flat uint8, and `image_sizes` (n, 2), in order of the rows.
+    """
+    return to_tensors(collate_arrays(samples, pad_token_id=pad_token_id, pack=pack, padding_side=padding_side))
+
+
+def collate_prompts(prompts: Sequence[EncodedPrompt], *, pad_token_id: int) -> dict[str, Any]:
+    """Prompts to the arguments of `generate`: padded on the left, so that all answers begin in one column."""
+    arrays = _pad([prompt.input_ids for prompt in prompts], pad_token_id, "left")
+    return to_tensors({**arrays, **_images([(prompt.canvases, prompt.image_sizes) for prompt in prompts])})
+
+
+def to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Torch tensors on the same memory."""
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def batch_shape(samples: Sequence[EncodedSample]) -> BatchShape:
+    """Counts over a micro-batch."""
+    return BatchShape(
+        num_samples=len(samples),
+        num_tokens=sum(len(sample.input_ids) for sample in samples),
+        num_supervised=sum(int((_without_first(sample.labels) != IGNORED).sum()) for sample in samples),
+        num_images=sum(len(sample.canvases) for sample in samples),
+    )
+
+
+def _without_first(labels: Ids) -> Ids:
+    """Labels whose first is -100: no token of the same sample predicts it."""
+    if len(labels) and labels[0] != IGNORED:
+        labels = labels.copy()
+        labels[0] = IGNORED
+    return labels
+
+
+def _pad(rows: Sequence[Ids], pad_token_id: int, side: PaddingSide) -> Arrays:
+    ones = [np.ones(len(row), dtype=np.int64) for row in rows]
+    return {"input_ids": _fill(rows, pad_token_id, side), "attention_mask": _fill(ones, 0, side)}
+
+
+def _fill(rows: Sequence[Ids], value: int, side: PaddingSide) -> Ids:
+    """Rows of unequal length as one array, `value` where there is none."""
+    longest = max(len(row) for row in rows)
+    result = np.full((len(rows), longest), value, dtype=np.int64)
+    for target, row in zip(result, rows, strict=True):
+        if side == "right":
+            target[: len(row)] = row
+        else:
+            target[longest - len(row) :] = row
+    return result
+
+
+def _images(pictures: Sequence[tuple[tuple[Canvas, ...], Ids]]) -> Arrays:
+    """`canvases` and `image_sizes` of all rows; nothing where no row has an image."""
+    canvases = [canvas.reshape(-1) for row, _ in pictures for canvas in row]
+    if not canvases:
+        return {}
+    return {"canvases": np.concatenate(canvases), "image_sizes": np.concatenate([sizes for _, sizes in pictures])}

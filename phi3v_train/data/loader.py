@@ -1,0 +1,247 @@
+"""Micro-batches of a run, step by step, decoded ahead in worker processes.
+
+    order.batch(step)          the samples of the step
+      -> measure (workers)     length and tiles of each, from text and image headers
+      -> partition             the micro-batches of this process
+      -> encode, collate (workers), as far ahead as `prefetch` allows
+      -> StepBatch             in order
+
+Every result is a function of its arguments alone, so any number of workers, and a run that was stopped and resumed,
+give the same bits. Processes do not talk to each other: each measures the whole step and knows all counts.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from phi3v_train.data.collate import BatchShape, to_tensors
+from phi3v_train.data.order import SampleOrder, SampleRef
+from phi3v_train.data.partition import partition
+from phi3v_train.data.reader import Measure, Reader
+from phi3v_train.data.workers import Built, Future, MicroBatchJob, Workers
+
+MEASURE_CHUNK = 16
+"""Samples measured by one task."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass.
+
+    `inputs` are the model's keyword arguments (see `collate`). A filler stands where a short step leaves a process
+    without samples: real inputs, no labels, so that collective operations find every process in the same layers.
+    """
+
+    inputs: dict[str, Any]
+    shape: BatchShape
+    measures: tuple[Measure, ...]
+    is_filler: bool
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that have a label."""
+        return self.shape.num_supervised
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """A step before any picture is decoded; counts are over all processes unless they say otherwise.
+
+    `micro_batches` are positions in `refs`, of this process; an empty one becomes a filler.
+    """
+
+    step: int
+    epoch: int
+    refs: tuple[SampleRef, ...]
+    measures: tuple[Measure, ...]
+    micro_batches: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that have a label: what the loss is divided by."""
+        return sum(measure.num_supervised for measure in self.measures)
+
+    @property
+    def num_supervised_here(self) -> int:
+        """Tokens that have a label, in this process."""
+        return sum(self.measures[index].num_supervised for batch in self.micro_batches for index in batch)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, image tokens among them, without padding."""
+        return sum(measure.cost.tokens for measure in self.measures)
+
+    @property
+    def num_images(self) -> int:
+        """Images."""
+        return sum(measure.num_images for measure in self.measures)
+
+    @property
+    def num_truncated(self) -> int:
+        """Samples of which turns were cut off."""
+        return sum(measure.dropped_turns > 0 for measure in self.measures)
+
+
+class StepBatch:
+    """A step: its plan, and its micro-batches for this process, which can be gone through once, in order."""
+
+    def __init__(self, plan: StepPlan, micro_batches: Iterator[MicroBatch]) -> None:
+        self.plan = plan
+        self._micro_batches = micro_batches
+
+    @property
+    def step(self) -> int:
+        """Number of the step, from 0."""
+        return self.plan.step
+
+    def __len__(self) -> int:
+        """Micro-batches of this process; the same for all processes."""
+        return len(self.plan.micro_batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return self._micro_batches
+
+
+class TrainLoader:
+    """Steps of a run for one process.
+
+        with TrainLoader(reader, order, micro_batch_size=1, pad_token_id=32000, num_workers=2) as loader:
+            for batch in loader.steps(start=resumed_at, stop=total_steps):
+                for micro_batch in batch:
+                    model(**micro_batch.inputs, num_items_in_batch=batch.plan.num_supervised)
+
+    Args:
+        reader: rows and how to encode them.
+        order: which samples a step has.
+        micro_batch_size: samples of one forward pass; packed, their mean number.
+        pad_token_id: fills padded rows; any id of the vocabulary.
+        rank: number of this process.
+        world_size: number of processes.
+        pack: one row a micro-batch, samples end to end.
+        num_workers: processes that decode; 0 decodes in this one, when asked.
+        prefetch: micro-batches decoded ahead; none: two a worker.
+        pin_memory: copy tensors to page-locked memory, for copies to a GPU beside its work.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        order: SampleOrder,
+        *,
+        micro_batch_size: int,
+        pad_token_id: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pack: bool = False,
+        num_workers: int = 0,
+        prefetch: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.order = order
+        self.micro_batch_size = micro_batch_size
+        self.pad_token_id = pad_token_id
+        self.rank = rank
+        self.world_size = world_size
+        self.pack = pack
+        self.pin_memory = pin_memory
+        self.prefetch = max(1, 2 * num_workers if prefetch is None else prefetch)
+        self._workers = Workers(reader, num_workers)
+
+    def start(self) -> None:
+        """Start the workers now, so that they are ready when the model is loaded."""
+        self._workers.start()
+
+    def close(self) -> None:
+        """Stop the workers; work not yet begun is dropped."""
+        self._workers.close()
+
+    def __enter__(self) -> "TrainLoader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def plans(self, start: int, stop: int) -> Iterator[StepPlan]:
+        """Steps `start` to `stop` (exclusive), measured and divided, but not decoded.
+
+        Raises:
+            UserError: a sample cannot be encoded; file, line and id are named.
+        """
+        waiting: deque[tuple[int, tuple[SampleRef, ...], list[Future[list[Measure]]]]] = deque()
+        ahead = 1 if self._workers.inline else 2 + self.prefetch // max(1, self.order.batch_size // self.world_size)
+        following = start
+        while waiting or following < stop:
+            while following < stop and len(waiting) < ahead:
+                refs = self.order.batch(following)
+                chunks = [refs[index : index + MEASURE_CHUNK] for index in range(0, len(refs), MEASURE_CHUNK)]
+                waiting.append((following, refs, [self._workers.measure(chunk) for chunk in chunks]))
+                following += 1
+            step, refs, futures = waiting.popleft()
+            measures = tuple(measure for future in futures for measure in future.result())
+            yield self._plan(step, refs, measures)
+
+    def steps(self, start: int, stop: int) -> Iterator[StepBatch]:
+        """Steps `start` to `stop` (exclusive). Samples of earlier steps are not read.
+
+        Raises:
+            UserError: a sample cannot be encoded, or a worker was killed.
+        """
+        plans = self.plans(start, stop)
+        planned: deque[StepPlan] = deque()
+        jobs: deque[tuple[StepPlan, tuple[int, ...]]] = deque()
+        running: deque[tuple[StepPlan, tuple[int, ...], Future[Built]]] = deque()
+
+        def advance() -> bool:
+            """Hand out work until `prefetch` micro-batches are under way; False when there is no more."""
+            while len(running) < self.prefetch:
+                if not jobs:
+                    plan = next(plans, None)
+                    if plan is None:
+                        return False
+                    planned.append(plan)
+                    jobs.extend((plan, batch) for batch in plan.micro_batches)
+                plan, batch = jobs.popleft()
+                running.append((plan, batch, self._workers.build(self._job(plan, batch))))
+            return True
+
+        def micro_batches(plan: StepPlan) -> Iterator[MicroBatch]:
+            for _ in plan.micro_batches:
+                advance()
+                _, batch, future = running.popleft()
+                built = future.result()
+                advance()
+                yield self._micro_batch(plan, batch, built)
+
+        advance()
+        while planned:
+            plan = planned.popleft()
+            batches = micro_batches(plan)
+            yield StepBatch(plan, batches)
+            for _ in batches:
+                """What was not taken is passed over, so that the next step begins at its own."""
+            advance()
+
+    def _plan(self, step: int, refs: tuple[SampleRef, ...], measures: tuple[Measure, ...]) -> StepPlan:
+        shares = partition(
+            [measure.cost for measure in measures],
+            micro_batch_size=self.micro_batch_size,
+            world_size=self.world_size,
+            pack=self.pack,
+        )
+        return StepPlan(step, refs[0].epoch, refs, measures, shares[self.rank])
+
+    def _job(self, plan: StepPlan, batch: Sequence[int]) -> MicroBatchJob:
+        """What a worker does; the filler of an empty micro-batch is the sample with the least work."""
+        filler = not batch
+        if filler:
+            works = [measure.cost.work for measure in plan.measures]
+            batch = (works.index(min(works)),)
+        return MicroBatchJob(tuple(plan.refs[index] for index in batch), self.pack, self.pad_token_id, filler)
+
+    def _micro_batch(self, plan: StepPlan, batch: Sequence[int], built: Built) -> MicroBatch:
+        arrays, shape = built
+        inputs = to_tensors(arrays)
+        if self.pin_memory:
+            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+        return MicroBatch(inputs, shape, tuple(plan.measures[index] for index in batch), not batch)

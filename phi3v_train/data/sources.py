@@ -1,0 +1,99 @@
+"""The directories a run reads, each with its split and its tile budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from phi3v_data.dataset import Dataset, Split
+from phi3v_data.errors import UserError
+from phi3v_data.schema import Manifest
+from phi3v_train.config import DEFAULT_NUM_CROPS
+
+EVAL_SPLITS = ("val", "dev", "dev_seen", "test")
+"""Where no `--eval_split` is given, the first of these that a directory has and that is labelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One split of one directory. `num_crops_from` says what set the tile budget: option, dataset.json or default."""
+
+    split: Split
+    manifest: Manifest | None
+    num_crops: int
+    num_crops_from: str
+
+    @property
+    def directory(self) -> Path:
+        """DIR."""
+        return self.split.directory
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+def resolve_num_crops(option: int | None, manifest: Manifest | None) -> tuple[int, str]:
+    """The tile budget and what set it: the option, else `dataset.json`, else 16."""
+    if option is not None:
+        return option, "option"
+    if manifest is not None and manifest.num_crops is not None:
+        return manifest.num_crops, "dataset.json"
+    return DEFAULT_NUM_CROPS, "default"
+
+
+def open_source(directory: str | Path, split: str, *, num_crops: int | None = None, labelled: bool = False) -> Source:
+    """Open a split.
+
+    Args:
+        directory: DIR, complete or bare.
+        split: its name.
+        num_crops: the option; none where the user gave none.
+        labelled: refuse a split without answers.
+
+    Raises:
+        UserError: no such directory or split, no row in it, or no answers where they are needed.
+    """
+    dataset = Dataset(directory)
+    rows = dataset[split]
+    if not len(rows):
+        raise UserError(f"{directory}: split {split!r} has no rows")
+    info = dataset.manifest.splits.get(split) if dataset.manifest else None
+    if labelled and info is not None and not info.labelled:
+        raise UserError(
+            f"{directory}: split {split!r} has no answers (`labelled: false` in dataset.json): it can be predicted, "
+            "not trained or evaluated on"
+        )
+    budget, origin = resolve_num_crops(num_crops, dataset.manifest)
+    return Source(rows, dataset.manifest, budget, origin)
+
+
+def open_sources(directories: Sequence[str | Path], split: str, *, num_crops: int | None = None) -> tuple[Source, ...]:
+    """Open one labelled split of several directories, for training; see `open_source`.
+
+    Raises:
+        UserError: see `open_source`; or no directory at all, or one twice.
+    """
+    if not directories:
+        raise UserError("no data: give --data_dir, a conversations directory; it may be given several times")
+    resolved = [Path(directory).resolve() for directory in directories]
+    for index, directory in enumerate(resolved):
+        if directory in resolved[:index]:
+            raise UserError(f"{directories[index]}: given twice as --data_dir; use --mix to weight a directory")
+    return tuple(open_source(directory, split, num_crops=num_crops, labelled=True) for directory in directories)
+
+
+def choose_eval_split(directory: str | Path, wanted: str | None) -> str | None:
+    """The split to evaluate on: the wanted one, else the first of val, dev, dev_seen, test that has answers.
+
+    Returns None where nothing was asked for and there is none.
+
+    Raises:
+        UserError: the wanted split is not there.
+    """
+    dataset = Dataset(directory)
+    if wanted is not None:
+        return dataset[wanted].name
+    for split in EVAL_SPLITS:
+        info = dataset.manifest.splits.get(split) if dataset.manifest else None
+        if split in dataset and (info is None or info.labelled) and len(dataset[split]):
+            return split
+    return None

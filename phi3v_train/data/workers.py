@@ -1,0 +1,169 @@
+"""Processes that measure and build, or this process where there are none.
+
+Workers start from a fork server, a clean process that has imported what they need: forking this one could copy locks
+held by threads of torch or a GPU's context. Results come back through pipes, not shared memory, which containers
+often limit to 64 MB. A worker ends when this process does, even by SIGKILL.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from phi3v_data.errors import UserError
+from phi3v_train.data.collate import Arrays, BatchShape, batch_shape, collate_arrays
+from phi3v_train.data.encode import IGNORED, EncodedSample
+from phi3v_train.data.order import SampleRef
+from phi3v_train.data.reader import Measure, Reader
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Built: TypeAlias = tuple[Arrays, BatchShape]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatchJob:
+    """What to build: the samples of a micro-batch; of a `filler` all labels are left out."""
+
+    refs: tuple[SampleRef, ...]
+    pack: bool
+    pad_token_id: int
+    filler: bool = False
+
+
+class Future(Protocol[T_co]):
+    """A result on its way."""
+
+    def result(self) -> T_co:
+        """Wait for it."""
+        ...
+
+
+def measure_all(reader: Reader, refs: Sequence[SampleRef]) -> list[Measure]:
+    """Measure some samples."""
+    return [reader.measure(ref) for ref in refs]
+
+
+def build(reader: Reader, job: MicroBatchJob) -> Built:
+    """Encode and collate a micro-batch."""
+    samples = [reader.encode(ref) for ref in job.refs]
+    if job.filler:
+        samples = [_without_labels(sample) for sample in samples]
+    arrays = collate_arrays(samples, pad_token_id=job.pad_token_id, pack=job.pack)
+    return arrays, batch_shape(samples)
+
+
+def _without_labels(sample: EncodedSample) -> EncodedSample:
+    from dataclasses import replace
+
+    import numpy as np
+
+    return replace(sample, labels=np.full_like(sample.labels, IGNORED), num_supervised=0)
+
+
+class Workers:
+    """A pool of processes that hold `reader`; with `num_workers` 0 work is done when its result is asked for."""
+
+    def __init__(self, reader: Reader, num_workers: int) -> None:
+        self.inline = num_workers == 0
+        self._reader = reader
+        self._num_workers = num_workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Start the processes, if there are to be any and they are not running."""
+        if not self.inline:
+            self._executor().submit(os.getpid)
+
+    def close(self) -> None:
+        """End the processes; work not yet begun is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def measure(self, refs: Sequence[SampleRef]) -> Future[list[Measure]]:
+        """Measure some samples."""
+        return self._submit(measure_all, tuple(refs))
+
+    def build(self, job: MicroBatchJob) -> Future[Built]:
+        """Encode and collate a micro-batch."""
+        return self._submit(build, job)
+
+    def _submit(self, work: Callable[[Reader, Any], T], argument: Any) -> Future[T]:
+        if self.inline:
+            return _Later(work, self._reader, argument)
+        return _Remote(self._executor().submit(_run, work, argument))
+
+    def _executor(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self._num_workers, mp_context=_context(), initializer=_begin, initargs=(self._reader,)
+            )
+        return self._pool
+
+
+class _Later(Generic[T]):
+    """Work that is done here, when its result is asked for."""
+
+    def __init__(self, work: Callable[[Reader, Any], T], reader: Reader, argument: Any) -> None:
+        self._work = work
+        self._reader = reader
+        self._argument = argument
+
+    def result(self) -> T:
+        return self._work(self._reader, self._argument)
+
+
+class _Remote(Generic[T]):
+    """Work that another process does."""
+
+    def __init__(self, future: Any) -> None:
+        self._future = future
+
+    def result(self) -> T:
+        try:
+            result: T = self._future.result()
+        except (BrokenProcessPool, CancelledError):
+            raise UserError(
+                "a worker process that decodes images ended unexpectedly, most likely killed for want of memory: "
+                "lower --num_workers"
+            ) from None
+        return result
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["__main__", "phi3v_train.data.workers", "phi3v_train.models.phi3v.processing_phi3_v"]
+    )
+    return context
+
+
+_reader: Reader | None = None
+
+
+def _begin(reader: Reader) -> None:
+    """Set a worker up: its reader, no reaction to Ctrl-C, and an end when the main process ends."""
+    global _reader
+    _reader = reader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _run(work: Callable[[Reader, Any], T], argument: Any) -> T:
+    assert _reader is not None
+    return work(_reader, argument)
