@@ -55,8 +55,8 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped 
 
     model_type = "phi3_v"
 
-    embd_layer: dict | str | None = None
-    img_processor: dict | None = None
+    embd_layer: Any = None
+    img_processor: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # The official file asks for flash attention, which is a choice of the machine and not of the weights.
@@ -72,7 +72,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped 
         """As Phi-3's, on copies: it writes into the dictionary it is given."""
         if kwargs.get("rope_scaling") is not None:
             kwargs["rope_scaling"] = copy.deepcopy(kwargs["rope_scaling"])
-        self.rope_parameters = copy.deepcopy(self.rope_parameters)
+        self.rope_parameters: Any = copy.deepcopy(self.rope_parameters)
         remaining: dict[str, Any] = super().convert_rope_params_to_dict(**kwargs)
         if self.rope_parameters.get("rope_type") == "longrope":
             original, longest = self.original_max_position_embeddings, self.max_position_embeddings

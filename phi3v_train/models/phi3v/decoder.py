@@ -56,7 +56,8 @@ class Phi3VAttention(nn.Module):
             )
         else:
             mixed, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
-        return self.o_proj(mixed.flatten(2))
+        projected: Tensor = self.o_proj(mixed.flatten(2))
+        return projected
 
 
 class Phi3VDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers is untyped for mypy
@@ -82,4 +83,5 @@ class Phi3VDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # tr
         """(b, s, hidden) -> (b, s, hidden); the first argument is the one that gradients pass through."""
         mixed = self.self_attn(self.input_layernorm(hidden), position_embeddings, attention_mask, segments, cache)
         hidden = hidden + self.resid_attn_dropout(mixed)
-        return hidden + self.resid_mlp_dropout(self.mlp(self.post_attention_layernorm(hidden)))
+        output: Tensor = hidden + self.resid_mlp_dropout(self.mlp(self.post_attention_layernorm(hidden)))
+        return output

@@ -85,7 +85,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         """The text embedding."""
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the text embedding."""
         self.embed_tokens = value
 
@@ -143,7 +143,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
             return None
         embedding = self.vision_embed_tokens.img_processor.vision_model.embeddings.patch_embedding
         tile = torch.zeros((1, 3, TILE_SIZE, TILE_SIZE), device=embedding.weight.device, dtype=embedding.weight.dtype)
-        return self.vision_embed_tokens(tile).sum() * 0.0
+        zero: Tensor = self.vision_embed_tokens(tile).sum() * 0.0
+        return zero
 
     def forward(
         self,
@@ -255,7 +256,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
         return hidden, (*states, hidden) if output_hidden_states else None
 
 
-class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, GenerationMixin):
+# GenerationMixin is named once more because transformers looks for it among the direct bases.
+class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, GenerationMixin):  # type: ignore[misc]
     """The whole model; `Phi3VForCausalLM` in config.json, as in the official files."""
 
     def __init__(self, config: Phi3VConfig) -> None:
@@ -290,7 +292,7 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         """The text embedding."""
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the text embedding."""
         self.model.embed_tokens = value
 
@@ -298,7 +300,7 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         """The head."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the head."""
         self.lm_head = new_embeddings
 
@@ -344,7 +346,8 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
                 raise ValueError("a loss on top of a cache is not defined: pass labels without past_key_values")
             use_cache = False
             layout = plan_layout(
-                *given.shape[:2],
+                given.shape[0],
+                given.shape[1],
                 given.device,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -383,9 +386,9 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         labelled = (targets >= 0).nonzero().squeeze(1)
         logits = self.lm_head(hidden.flatten(0, 1).index_select(0, labelled)).float()
         if not len(labelled):
-            return logits.sum()
+            nothing: Tensor = logits.sum()
+            return nothing
         total = functional.cross_entropy(logits, targets[labelled], reduction="sum")
         if num_items_in_batch is None:
             return total / len(labelled)
-        count = num_items_in_batch.to(total.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
-        return total / count
+        return total / torch.as_tensor(num_items_in_batch, device=total.device)

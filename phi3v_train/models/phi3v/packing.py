@@ -59,7 +59,7 @@ class Segments:
         if self.kept is not None:
             padded = flat.new_zeros((rows * columns, *flat.shape[1:]))
             flat = padded.index_copy(0, self.kept, flat)
-        return flat.unflatten(0, (rows, columns))
+        return flat.view(rows, columns, *flat.shape[1:])
 
 
 def plan_layout(
@@ -95,7 +95,9 @@ def plan_layout(
     row_starts = tuple(range(0, rows * columns, columns))
     row_lengths = position_ids.amax(dim=1, keepdim=True) + 1 if columns else position_ids
     if num_cached is not None:
-        if columns > 1 and given is not None and bool((position_ids[:, 1:] < position_ids[:, :-1]).any()):
+        falls = position_ids[:, 1:] < position_ids[:, :-1]
+        falls = falls if real is None else falls & real[:, 1:]
+        if columns > 1 and given is not None and bool(falls.any()):
             raise ValueError(
                 "position_ids begin anew inside a row: packed rows cannot use a cache, pass use_cache=False"
             )
@@ -226,9 +228,10 @@ def varlen_kernel() -> Callable[..., Tensor] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    if "is_causal" in inspect.signature(varlen_attn).parameters:
-        return partial(varlen_attn, is_causal=True)
-    return partial(varlen_attn, window_size=(-1, 0))
+    kernel: Callable[..., Any] = varlen_attn
+    if "is_causal" in inspect.signature(kernel).parameters:
+        return partial(kernel, is_causal=True)
+    return partial(kernel, window_size=(-1, 0))
 
 
 def shifted_labels(labels: Tensor, layout: Layout) -> Tensor:

@@ -55,15 +55,19 @@ def register_with_transformers() -> None:
 
 
 class _TransformersFinder(MetaPathFinder):
-    """Finds transformers as the other finders do, but lets `register` follow its execution.
+    """Finds transformers and this package's modules as the other finders do, but lets `register` follow them.
 
-    It stays until then: others look the package up without importing it.
+    It stays until then: others look the package up without importing it. When one of our own modules is what brings
+    transformers in, `register` waits for the outermost of them, as it needs them whole.
     """
+
+    def __init__(self) -> None:
+        self.num_running = 0
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "transformers":
+        if fullname != "transformers" and not fullname.startswith(f"{__package__}."):
             return None
         for finder in [finder for finder in sys.meta_path if finder is not self]:
             spec = finder.find_spec(fullname, path, target)
@@ -81,8 +85,12 @@ class _TransformersFinder(MetaPathFinder):
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            execute(module)
-            if self in sys.meta_path:
+            self.num_running += 1
+            try:
+                execute(module)
+            finally:
+                self.num_running -= 1
+            if not self.num_running and "transformers" in sys.modules and self in sys.meta_path:
                 sys.meta_path.remove(self)
                 register()
 

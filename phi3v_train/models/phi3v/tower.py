@@ -41,7 +41,8 @@ class TowerEmbeddings(nn.Module):
     def forward(self, tiles: Tensor) -> Tensor:
         patches = self.patch_embedding(tiles).flatten(2).transpose(1, 2)
         first = self.class_embedding.to(patches.dtype).expand(len(tiles), 1, -1)
-        return torch.cat((first, patches), dim=1) + self.position_embedding.weight.to(patches.dtype)
+        embedded: Tensor = torch.cat((first, patches), dim=1) + self.position_embedding.weight.to(patches.dtype)
+        return embedded
 
 
 class TowerAttention(nn.Module):
@@ -62,7 +63,8 @@ class TowerAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         mixed = functional.scaled_dot_product_attention(query, key, value)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        projected: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return projected
 
 
 class TowerMLP(nn.Module):
@@ -75,7 +77,9 @@ class TowerMLP(nn.Module):
         self.fc2 = nn.Linear(settings["intermediate_size"], settings["hidden_size"])
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(hidden)))
+        widened: Tensor = self.activation(self.fc1(hidden))
+        narrowed: Tensor = self.fc2(widened)
+        return narrowed
 
 
 class TowerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers is untyped for mypy
@@ -90,7 +94,8 @@ class TowerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # transform
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = hidden + self.self_attn(self.layer_norm1(hidden))
-        return hidden + self.mlp(self.layer_norm2(hidden))
+        narrowed: Tensor = self.mlp(self.layer_norm2(hidden))
+        return hidden + narrowed
 
 
 class TowerEncoder(nn.Module):
@@ -124,7 +129,8 @@ class VisionTransformer(nn.Module):
         if trained and not hidden.requires_grad and any(p.requires_grad for p in self.encoder.parameters()):
             # Reentrant checkpointing drops the gradients of a layer none of whose inputs asks for one.
             hidden.requires_grad_(True)
-        return self.encoder(hidden)[:, 1:]
+        encoded: Tensor = self.encoder(hidden)
+        return encoded[:, 1:]
 
 
 class VisionTower(nn.Module):
@@ -137,4 +143,5 @@ class VisionTower(nn.Module):
     def forward(self, tiles: Tensor) -> Tensor:
         frozen = not any(parameter.requires_grad for parameter in self.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            return self.vision_model(tiles.to(self.vision_model.embeddings.patch_embedding.weight.dtype))
+            features: Tensor = self.vision_model(tiles.to(self.vision_model.embeddings.patch_embedding.weight.dtype))
+            return features

@@ -43,7 +43,8 @@ class ImageEmbedding(nn.Module):
         """Tiles without padding (t, 3, 336, 336) -> rows (2 + t * 144, hidden): both separators, then all tiles."""
         merged = merge_patches(self.img_processor(tiles))
         separators = torch.cat((self.sub_GN.flatten(0, 2), self.glb_GN.flatten(0, 1))).to(merged.dtype)
-        return self.img_projection(torch.cat((separators, merged.flatten(0, 1))))
+        projected: Tensor = self.img_projection(torch.cat((separators, merged.flatten(0, 1))))
+        return projected
 
 
 def merge_patches(features: Tensor) -> Tensor:
