@@ -1,10 +1,10 @@
 """Where a converter's data come from, whatever form they were given in.
 
-    folder          used as it lies
-    archive         tar, tar.gz, tar.bz2, tar.xz, zip: unpacked once into the working folder, with limits
-    Hub id          OWNER/NAME: downloaded through huggingface_hub, then one of the others
-    parquet         a folder (a snapshot of a Hub dataset) or a file: rows
-    save_to_disk    what `datasets` wrote: rows
+folder          used as it lies
+archive         tar, tar.gz, tar.bz2, tar.xz, zip: unpacked once into the working folder, with limits
+Hub id          OWNER/NAME: downloaded through huggingface_hub, then one of the others
+parquet         a folder (a snapshot of a Hub dataset) or a file: rows
+save_to_disk    what `datasets` wrote: rows
 """
 
 import os
@@ -53,9 +53,7 @@ class Source:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
-    def open(
-        cls, spec: str | Path, *, work_dir: str | Path | None = None, limits: Limits | None = None
-    ) -> "Source":
+    def open(cls, spec: str | Path, *, work_dir: str | Path | None = None, limits: Limits | None = None) -> "Source":
         """Find out what `spec` is.
 
         Args:
@@ -161,7 +159,9 @@ def download(hub_id: str) -> Path:
             return Path(hf_hub_download(hub_id, _HUB_ARCHIVES[hub_id], repo_type="dataset"))
         return Path(snapshot_download(hub_id, repo_type="dataset"))
     except GatedRepoError as error:
-        raise UserError(f"'{hub_id}' asks for consent: accept its terms at {where}, then run `hf auth login`") from error
+        raise UserError(
+            f"'{hub_id}' asks for consent: accept its terms at {where} and run `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
         raise NotFoundError(
             f"there is no folder, archive or public Hub data set '{hub_id}'; check the spelling, or log in with "

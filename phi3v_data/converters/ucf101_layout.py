@@ -76,10 +76,15 @@ def find_layout(source: Source, *, fold: int | None = None, lists: str = "", wan
     else:
         clips = _from_folders(videos, in_splits=in_splits)
     clips = _keep(clips, wanted)
-    clips = _with_stems(sorted(clips, key=lambda clip: (*split_sort_key(clip.split), clip.key.encode())))
+    clips = _with_stems(sorted(clips, key=_order))
     classes = tuple(sorted({clip.label for clip in clips if clip.label}))
     official = all(_UCF_NAME.fullmatch(PurePosixPath(clip.key).stem) for clip in clips)
     return Layout(tuple(clips), classes, UCF_WORDS if official else "clips sorted into class folders")
+
+
+def _order(clip: PlannedClip) -> tuple[object, ...]:
+    """By split, then by the bytes of the path; clips without a split come after all of train and move no number."""
+    return *split_sort_key(clip.split), clip.reject == "not-in-lists", clip.key.encode()
 
 
 def read_class_filter(value: str) -> str:
@@ -140,7 +145,8 @@ def _are_split_folders(videos: Iterable[SourceFile]) -> bool:
 
 
 def _from_folders(videos: Sequence[SourceFile], *, in_splits: bool) -> list[PlannedClip]:
-    depth = min(len(PurePosixPath(video.path).parts) for video in videos)
+    first = PurePosixPath(videos[0].path)
+    depth = len(first.parts)
     clips = []
     for video in videos:
         path = PurePosixPath(video.path)
@@ -149,7 +155,12 @@ def _from_folders(videos: Sequence[SourceFile], *, in_splits: bool) -> list[Plan
             split = SPLIT_FOLDERS[path.parts[place].lower()] if place is not None else ""
             inner = path.parts[place + 1 :] if place is not None else ()
         else:
-            split, inner = "train", path.parts[max(0, depth - 2) :]
+            split, inner = "train", path.parts[-2:]
+            if len(path.parts) != depth:
+                raise UserError(
+                    f"the clips '{first}' and '{path}' lie at different depths, so it is unclear which folder is the "
+                    "class; expected <Class>/<clip> for all"
+                )
         if len(inner) < 2:
             shape = "<split>/<Class>/<clip>" if in_splits else "<Class>/<clip>"
             raise UserError(
@@ -249,9 +260,7 @@ def _from_lists(videos: Sequence[SourceFile], entries: Sequence[ListEntry]) -> l
         if video.path not in used:
             message = f"'{video.path}' is in none of the two lists, so its split is unknown"
             label = PurePosixPath(video.path).parent.name
-            clips.append(
-                PlannedClip("train", label, f"\U0010ffff/{video.path}", reject="not-in-lists", message=message)
-            )
+            clips.append(PlannedClip("train", label, video.path, reject="not-in-lists", message=message))
     return clips
 
 

@@ -1,8 +1,8 @@
 """The official lists of UCF-101 (`ucfTrainTestlist/`): which clip is in train, which in test, and of which class.
 
-    classInd.txt        1 ApplyEyeMakeup
-    trainlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
-    testlist01.txt      ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
+classInd.txt        1 ApplyEyeMakeup
+trainlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
+testlist01.txt      ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
 """
 
 import re

@@ -10,6 +10,7 @@ All give exactly N indices, non-decreasing and below `total`; a clip shorter tha
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 Sampling: TypeAlias = Literal["floor", "center", "fps"]
@@ -39,6 +40,9 @@ def frame_indices(
     return tuple(k * total // num_frames for k in range(num_frames))
 
 
-def is_ascending(times: Sequence[int | None]) -> bool:
-    """Whether all times are known and each is later than the one before."""
-    return None not in times and all(a < b for a, b in zip(times, times[1:], strict=False))  # type: ignore[operator]  # no None here
+def ascending(times: Sequence[int | None]) -> list[int] | None:
+    """The times, where all are known and each is later than the one before; else None."""
+    known = [time for time in times if time is not None]
+    if len(known) < len(times) or any(a >= b for a, b in pairwise(known)):
+        return None
+    return known

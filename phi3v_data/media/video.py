@@ -19,7 +19,7 @@ import numpy as np
 
 from phi3v_data.errors import Reject, UserError
 from phi3v_data.media.packets import PacketTable, missing_bytes, scan, video_stream
-from phi3v_data.media.sampling import Sampling, frame_indices, is_ascending
+from phi3v_data.media.sampling import Sampling, ascending, frame_indices
 
 Frame: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Decoder: TypeAlias = Literal["pyav", "decord"]
@@ -221,10 +221,9 @@ class _Reader:
 
     def _indices(self, total: int, times: Sequence[int | None] | None, end: int) -> tuple[tuple[int, ...], bool]:
         """The indices, and whether timestamps were wanted and could not be used."""
-        known = [time for time in times or () if time is not None]
-        usable = bool(times) and is_ascending(times or ())
-        indices = frame_indices(total, self.num_frames, self.sampling, times=known if usable else None, end=end)
-        return indices, self.sampling == "fps" and not usable
+        known = ascending(times) if times else None
+        indices = frame_indices(total, self.num_frames, self.sampling, times=known, end=end)
+        return indices, self.sampling == "fps" and known is None
 
     def _clip(self, kept: dict[int, Any], indices: tuple[int, ...], total: int, assumed: bool) -> Clip:
         corrupt = [index for index in sorted(set(indices)) if kept[index].is_corrupt]
@@ -346,7 +345,7 @@ def _to_bgr(kept: dict[int, Any], indices: Sequence[int]) -> dict[int, Frame]:
     arrays = {}
     for index in indices:
         frame = kept[index]
-        array = reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray()
+        array = np.asarray(reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray(), dtype=np.uint8)
         arrays[index] = np.ascontiguousarray(upright(array, display_matrix(frame)))
     return arrays
 
@@ -366,7 +365,7 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int]:
 
 
 def upright(array: Frame, matrix: tuple[int, int, int, int]) -> Frame:
-    """The picture as it is shown: pixel (x, y) goes to (a x + c y, b x + d y), a turn by quarters with or without a flip."""
+    """The picture as it is shown, turned by quarters with or without a flip: (x, y) goes to (a x + c y, b x + d y)."""
     a, b, c, d = matrix
     if a and d:
         return array[:: d or 1, :: a or 1]
