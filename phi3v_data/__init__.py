@@ -1,0 +1,75 @@
+"""Prepare and prove conversations directories; the public names, loaded when first used.
+
+import phi3v_data
+
+class MyDocs(phi3v_data.Converter[MyOptions]): ...
+phi3v_data.convert(MyDocs, source="docs/", out_dir="out/")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phi3v_data.conversion import ConvertResult, convert
+    from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
+    from phi3v_data.converters.registry import converter
+    from phi3v_data.converters.source import Source
+    from phi3v_data.errors import BusyError, NotFoundError, Reject, UserError
+    from phi3v_data.schema import Manifest, Report, Sample, Turn
+
+_HOMES = {
+    "BusyError": "phi3v_data.errors",
+    "ConvertResult": "phi3v_data.conversion",
+    "Converter": "phi3v_data.converters.base",
+    "Dataset": "phi3v_data.dataset",
+    "DatasetInfo": "phi3v_data.converters.base",
+    "Draft": "phi3v_data.converters.base",
+    "DraftImage": "phi3v_data.converters.base",
+    "DraftTurn": "phi3v_data.converters.base",
+    "Item": "phi3v_data.converters.base",
+    "Manifest": "phi3v_data.schema",
+    "NotFoundError": "phi3v_data.errors",
+    "Options": "phi3v_data.converters.base",
+    "Reject": "phi3v_data.errors",
+    "Report": "phi3v_data.schema",
+    "Sample": "phi3v_data.schema",
+    "Source": "phi3v_data.converters.source",
+    "Turn": "phi3v_data.schema",
+    "UserError": "phi3v_data.errors",
+    "convert": "phi3v_data.conversion",
+    "converter": "phi3v_data.converters.registry",
+}
+
+__all__ = [  # noqa: RUF022 - by role
+    "Converter",
+    "converter",
+    "Options",
+    "Source",
+    "Item",
+    "Draft",
+    "DraftImage",
+    "DraftTurn",
+    "DatasetInfo",
+    "convert",
+    "ConvertResult",
+    "Sample",
+    "Turn",
+    "Manifest",
+    "Report",
+    "UserError",
+    "NotFoundError",
+    "BusyError",
+    "Reject",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'phi3v_data' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

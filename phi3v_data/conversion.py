@@ -1,0 +1,434 @@
+"""The one path from a source to a finished directory, for Python and the command line alike.
+
+find converter -> open DIR (lock) -> open source -> plan (spooled) -> identity -> parts (engine) -> merge -> publish
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import ValidationError
+
+from phi3v_data.converters.base import Converter, DatasetInfo, Draft, Options
+from phi3v_data.converters.registry import (
+    ConverterLike,
+    ConverterRef,
+    GeneratorConverter,
+    describe_error,
+    find,
+    reference,
+    source_file,
+)
+from phi3v_data.converters.source import Source
+from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
+from phi3v_data.engine.worker import WORKER_VARIABLE
+from phi3v_data.errors import UserError
+from phi3v_data.journal import differences, join_words, read_json
+from phi3v_data.output import Output, open_output
+from phi3v_data.plan import Plan, choose_split, parse_split_shares, spool_plan
+from phi3v_data.publish import merge, publish
+from phi3v_data.resume import finished_in_order, finished_parts
+from phi3v_data.schema import ConverterInfo, Manifest
+from phi3v_data.splits import canonical_split, file_name, is_split_name
+from phi3v_data.writer import PartWriter, RowSettings, Slot
+
+Progress: TypeAlias = Callable[[str, int, int | None], None]
+EngineName: TypeAlias = Literal["local", "ray"]
+
+GENERATOR_PART = 64
+"""Drafts of a generator that are kept together: what a kill can cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """What a run came to; `resumed` counts planned samples that an earlier, interrupted run had done."""
+
+    out_dir: Path
+    manifest: Manifest
+    already_complete: bool = False
+    resumed: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """Rows written."""
+        return sum(split.rows for split in self.manifest.splits.values())
+
+    @property
+    def images(self) -> int:
+        """Pictures written, those of one split counted once."""
+        return sum(split.images for split in self.manifest.splits.values())
+
+    @property
+    def rejects(self) -> int:
+        """Planned samples that could not be made; `manifest.rejects` has them by reason."""
+        return sum(self.manifest.rejects.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One checked call of `convert`."""
+
+    cls: type[Converter[Any]]
+    options: Options
+    out_dir: Path
+    source: str
+    shares: Mapping[str, float] | None
+    seed: int
+    limit: int | None
+    plain: bool
+    unlabelled: bool
+    workers: int
+    engine: EngineName
+    overwrite: bool
+    progress: Progress
+
+
+def convert(
+    converter: ConverterLike,
+    source: str | Path | None = None,
+    out_dir: str | Path = "",
+    *,
+    options: Options | Mapping[str, Any] | None = None,
+    split: str | Mapping[str, float] | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    plain: bool = False,
+    unlabelled: bool = False,
+    workers: int | None = None,
+    engine: EngineName = "local",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Convert a source into a conversations directory; interrupted, the same call goes on where it was.
+
+    Args:
+        converter: a name, `FILE.py:NAME`, or a class.
+        source: a folder, an archive, a Hub id; left out, the converter's own Hub id.
+        options: the converter's options, as its model or as a dict.
+        split: shares such as `train=0.8,val=0.1,test=0.1` in place of the source's own splits, by group.
+        limit: at most so many planned samples a split.
+        plain: write the three keys of the reference format only.
+        unlabelled: the source has no answers; the splits serve prediction only.
+        workers: processes; left out, the machine's cores; 0 converts in this process. Never changes the output.
+        engine: `local` processes, or a `ray` cluster that shares the file system.
+        overwrite: replace the finished set in `out_dir`, which stays untouched until the new one is complete.
+        progress: called as `progress(stage, done, total)`.
+
+    Raises:
+        UserError: anything that keeps the run from its end; the message says what to do.
+    """
+    if os.environ.get(WORKER_VARIABLE):
+        raise UserError(
+            "convert() was called while a worker imported this script; put the call under if __name__ == '__main__':"
+        )
+    cls = find(converter)
+    request = _Request(
+        cls=cls,
+        options=parse_options(cls, options),
+        out_dir=_out_dir(out_dir),
+        source=_source_spec(cls, source),
+        shares=_shares(split),
+        seed=seed,
+        limit=_at_least(limit, 1, "limit"),
+        plain=plain,
+        unlabelled=unlabelled,
+        workers=_workers(workers),
+        engine=engine,
+        overwrite=overwrite,
+        progress=progress or (lambda stage, done, total: None),
+    )
+    _check_places(request)
+    if engine not in ("local", "ray"):
+        raise UserError(f"engine is {engine!r}; it can be local or ray")
+    with open_output(request.out_dir, overwrite=overwrite) as output:
+        if issubclass(cls, GeneratorConverter):
+            return _convert_generator(request, output)
+        return _convert_planned(request, output)
+
+
+def parse_options(cls: type[Converter[Any]], options: Options | Mapping[str, Any] | None) -> Options:
+    """A converter's options, checked.
+
+    Raises:
+        UserError: an unknown option or a wrong value.
+    """
+    if isinstance(options, cls.Options):
+        return options
+    try:
+        return cls.Options.model_validate(dict(options or {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(piece) for piece in first["loc"]) or "options"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(cls.Options.model_fields) or "none"
+            raise UserError(f"{cls.name} has no option {name!r}; its options are {known}") from None
+        value = "" if first["type"] == "missing" else f", not {first['input']!r:.80}"
+        raise UserError(f"option {name} of {cls.name}: {first['msg']}{value}") from None
+
+
+def _convert_planned(request: _Request, output: Output) -> ConvertResult:
+    journal = output.journal
+    converter = request.cls()
+    journal.run.mkdir(parents=True, exist_ok=True)
+    source = Source.open(request.source, work_dir=journal.source)
+    plan = spool_plan(
+        _guard(lambda: converter.plan(source, request.options), request, "plan"),
+        journal.run,
+        shares=request.shares,
+        seed=request.seed,
+        limit=request.limit,
+        progress=lambda count: request.progress("plan", count, None),
+    )
+    if not plan.num_items:
+        raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
+    info = _describe(converter, source, request)
+    unlabelled = _unlabelled(request, info, plan.counts)
+    identity = _identity(request, unlabelled, plan)
+    if (finished := _already_complete(request, output, identity)) is not None:
+        return finished
+    done = finished_parts(journal, plan.parts) if _resumes(request, output, identity) else set()
+    for split in plan.counts:
+        _check_free(output, file_name(info.name, split))
+    settings = RowSettings(info.name, request.plain, unlabelled, _roots(request, source, output))
+    ref = reference(request.cls)
+    engine = _engine(request, ref)
+    resumed = sum(part.count for part in plan.parts if part.index in done)
+    request.progress("convert", resumed, plan.num_items)
+    job = Job(request.out_dir, plan.folder, ref, pickle.dumps(request.options), settings)
+    engine.run(
+        job,
+        [part for part in plan.parts if part.index not in done],
+        lambda count: request.progress("convert", resumed + count, plan.num_items),
+    )
+    request.progress("convert", plan.num_items, plan.num_items)
+    return _finish(request, output, len(plan.parts), info, unlabelled, resumed)
+
+
+def _convert_generator(request: _Request, output: Output) -> ConvertResult:
+    """One process, drafts as they come; a resumed run draws the finished ones again and drops them."""
+    journal = output.journal
+    converter = request.cls()
+    assert isinstance(converter, GeneratorConverter)
+    journal.run.mkdir(parents=True, exist_ok=True)
+    source = Source.open(request.source, work_dir=journal.source)
+    info = _describe(converter, source, request)
+    identity = _identity(request, None, None)
+    if (finished := _already_complete(request, output, identity)) is not None:
+        return finished
+    done = finished_in_order(journal) if _resumes(request, output, identity) else 0
+    settings = RowSettings(
+        info.name, request.plain, frozenset(info.unlabelled), _roots(request, source, output), request.unlabelled
+    )
+    drafts = _numbered(_guard(lambda: converter.drafts(source), request, "the generator"), request)
+    resumed = sum(1 for _ in islice(drafts, done * GENERATOR_PART))
+    part = done
+    splits: set[str] = set()
+    while batch := list(islice(drafts, GENERATOR_PART)):
+        writer = PartWriter(journal, part, settings, journal.run / "scratch")
+        for slot, draft in batch:
+            if slot.split not in splits:
+                _check_free(output, file_name(info.name, slot.split))
+                splits.add(slot.split)
+            writer.add(slot, draft)
+        writer.finish()
+        part += 1
+        request.progress("convert", batch[-1][0].number + 1, None)
+    if not part:
+        raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
+    return _finish(request, output, part, info, frozenset(info.unlabelled), resumed)
+
+
+def _numbered(drafts: Iterable[Draft], request: _Request) -> "Iterable[tuple[Slot, Draft]]":
+    """Number what a generator yields, within the limit of each split."""
+    counts: dict[str, int] = {}
+    number = 0
+    for index, draft in enumerate(drafts):
+        if not isinstance(draft, Draft):
+            raise UserError(f"{request.cls.name} must yield Draft objects; number {index} is {draft!r:.200}")
+        split = canonical_split(draft.split or "train")
+        if request.shares:
+            split = choose_split(draft.group or str(index), request.shares, request.seed)
+        if not is_split_name(split):
+            raise UserError(f"draft {index}: {split!r} cannot name a split; use letters, digits, _ and -")
+        counts[split] = counts.get(split, 0) + 1
+        if request.limit is not None and counts[split] > request.limit:
+            continue
+        yield Slot(number, split, f"draft {index}", draft.group), draft
+        number += 1
+
+
+def _finish(
+    request: _Request, output: Output, num_parts: int, info: DatasetInfo, unlabelled: frozenset[str], resumed: int
+) -> ConvertResult:
+    journal = output.journal
+    request.progress("finish", 0, None)
+    converter = ConverterInfo(
+        name=request.cls.name, version=request.cls.version, options=request.options.model_dump(mode="json")
+    )
+    try:
+        manifest = merge(journal, num_parts, info, converter, None if request.unlabelled else unlabelled)
+    except UserError:
+        journal.discard()
+        raise
+    publish(journal, output.owned)
+    empty = sorted((request.shares or {}).keys() - manifest.splits.keys())
+    warnings = tuple(f"split {name} got no sample: there are too few groups for its share" for name in empty)
+    return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings)
+
+
+def _identity(request: _Request, unlabelled: frozenset[str] | None, plan: Plan | None) -> dict[str, Any]:
+    """What makes two runs the same; never workers, engine, or where the source lies."""
+    identity: dict[str, Any] = {
+        "converter": request.cls.name,
+        "version": request.cls.version,
+        "options": request.options.model_dump(mode="json"),
+        "split": dict(request.shares) if request.shares else None,
+        "seed": request.seed,
+        "limit": request.limit,
+        "plain": request.plain,
+        "unlabelled": request.unlabelled if unlabelled is None else sorted(unlabelled),
+    }
+    if plan is not None:
+        identity |= {"items": dict(plan.counts), "plan": plan.digest}
+    return identity
+
+
+def _already_complete(request: _Request, output: Output, identity: Mapping[str, Any]) -> ConvertResult | None:
+    """The result of an earlier run that did just this.
+
+    Raises:
+        UserError: the directory holds the result of another run.
+    """
+    saved = read_json(output.journal.complete)
+    if request.overwrite or output.manifest is None or saved is None:
+        return None
+    if changed := differences(saved["identity"], identity):
+        raise UserError(
+            f"{request.out_dir} was converted with other settings: {join_words(changed)}; --overwrite replaces it, "
+            "or choose another --out_dir"
+        )
+    return ConvertResult(request.out_dir, output.manifest, already_complete=True)
+
+
+def _resumes(request: _Request, output: Output, identity: Mapping[str, Any]) -> bool:
+    """Whether there is a journal to go on with; otherwise a new one is begun.
+
+    Raises:
+        UserError: an interrupted run with other settings is there.
+    """
+    journal = output.journal
+    saved = read_json(journal.identity)
+    if saved is not None and journal.has_receipts():
+        changed = differences(saved["identity"], identity)
+        if not changed and saved["overwrite"] >= request.overwrite:
+            return True
+        if not request.overwrite:
+            raise UserError(
+                f"{request.out_dir} holds an interrupted conversion with other settings: {join_words(changed)}; "
+                "--overwrite starts over, or choose another --out_dir"
+            )
+    journal.start(identity, overwrite=request.overwrite)
+    return False
+
+
+def _check_free(output: Output, name: str) -> None:
+    """Refuse to replace a file of the user's that lies beside the set being overwritten."""
+    path = output.journal.out_dir / name
+    if path.exists() and name not in output.owned:
+        raise UserError(f"{path} belongs to no finished set; nothing was overwritten: move it away first")
+
+
+def _describe(converter: Converter[Any], source: Source, request: _Request) -> DatasetInfo:
+    [info] = _guard(lambda: [converter.describe(source, request.options)], request, "describe")
+    if not isinstance(info, DatasetInfo) or not is_split_name(info.name):
+        raise UserError(f"describe() of {request.cls.name} must return a DatasetInfo whose name can name a file")
+    return info
+
+
+def _guard(call: Callable[[], Iterable[Any]], request: _Request, what: str) -> Iterable[Any]:
+    """Run a user's code; what it raises ends the run with its type, message and line, not with our traceback."""
+    try:
+        yield from call()
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        reason = describe_error(error, source_file(request.cls))
+        raise UserError(f"{what} of {request.cls.name} failed: {reason}") from error
+
+
+def _unlabelled(request: _Request, info: DatasetInfo, counts: Mapping[str, int]) -> frozenset[str]:
+    return frozenset(counts) if request.unlabelled else frozenset(map(canonical_split, info.unlabelled))
+
+
+def _roots(request: _Request, source: Source, output: Output) -> tuple[str, ...]:
+    """Folders of this machine that must not show in the output, longest first."""
+    folders = {Path(request.source).expanduser().absolute(), source.root.absolute(), request.out_dir}
+    folders |= {folder.resolve() for folder in folders} | {output.journal.source, output.journal.run}
+    return tuple(sorted((str(folder) for folder in folders if len(folder.parts) > 1), key=len, reverse=True))
+
+
+def _engine(request: _Request, ref: ConverterRef | None) -> Engine:
+    from phi3v_data.engine.local import LocalEngine
+
+    if ref is None and (request.engine != "local" or request.workers != 0):
+        raise UserError(
+            f"{request.cls.__qualname__} cannot be imported by workers, because it was defined in a function or a "
+            "notebook; move it to a file, or pass workers=0 to convert in this process"
+        )
+    if request.engine == "ray":
+        from phi3v_data.engine.ray import RayEngine
+
+        return RayEngine(request.workers)
+    return LocalEngine(request.workers, request.cls)
+
+
+def _out_dir(out_dir: str | Path) -> Path:
+    if not str(out_dir):
+        raise UserError("out_dir is missing: say where the dataset is to go")
+    return Path(os.path.abspath(Path(out_dir).expanduser()))
+
+
+def _source_spec(cls: type[Converter[Any]], source: str | Path | None) -> str:
+    spec = str(source) if source is not None else cls.hub_id
+    if not spec:
+        raise UserError(f"{cls.name} has no source of its own; say where the data lie with --source")
+    return spec
+
+
+def _check_places(request: _Request) -> None:
+    """Refuse a source inside the output and the other way round: each run would change the other's plan."""
+    source = Path(request.source).expanduser()
+    if not source.exists():
+        return
+    inside, outside = request.out_dir.resolve(), source.resolve()
+    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+        raise UserError(
+            f"the output {request.out_dir} and the source {request.source} lie one in the other; "
+            "choose an --out_dir elsewhere"
+        )
+
+
+def _shares(split: str | Mapping[str, float] | None) -> Mapping[str, float] | None:
+    if split is None:
+        return None
+    text = split if isinstance(split, str) else ",".join(f"{name}={share}" for name, share in split.items())
+    return parse_split_shares(text)
+
+
+def _workers(workers: int | None) -> int:
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _at_least(workers, 0, "workers") or 0
+
+
+def _at_least(value: int | None, least: int, name: str) -> int | None:
+    if value is not None and value < least:
+        raise UserError(f"--{name} must be at least {least}, not {value}")
+    return value

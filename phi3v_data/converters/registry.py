@@ -1,0 +1,281 @@
+"""Where converters are found: built in, installed by other packages, in a file of the user's, or passed as a class.
+
+    find("ucf101")                     the table below, then the entry points `phi3v_data.converters`
+    find("my_docs.py:MyDocs")          a class, or a function marked by `@converter`, in a file
+    find(MyDocs)                       from Python
+
+A `ConverterRef` says the same in a form that can be sent to a worker.
+"""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from hashlib import sha256
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, TypeAlias
+
+from phi3v_data.converters.base import Converter, Draft, GeneratorFunction, Item, Options
+from phi3v_data.converters.source import Source
+from phi3v_data.errors import NotFoundError, UserError
+
+GROUP = "phi3v_data.converters"
+
+BUILT_IN: Mapping[str, tuple[str, str]] = {
+    "ucf101": ("phi3v_data.converters.ucf101:Ucf101", "Folders of video clips by class; UCF-101 in all its layouts."),
+}
+"""Name -> where the class lies, and one line for the list."""
+
+ConverterLike: TypeAlias = "str | type[Converter[Any]]"
+
+
+class GeneratorConverter(Converter[Options]):
+    """A converter made of one generator function; runs in one process, samples are numbered as they come."""
+
+    function: ClassVar[GeneratorFunction]
+
+    def plan(self, source: Source, options: Options) -> Iterable[Item]:
+        raise NotImplementedError("a generator converter has no plan; its drafts come in order")
+
+    def drafts(self, source: Source) -> Iterable[Draft]:
+        """Run the function."""
+        return type(self).function(source)
+
+
+def converter(
+    name: str, *, version: str = "1", hub_id: str = ""
+) -> Callable[[GeneratorFunction], type[Converter[Any]]]:
+    """The short way to a converter: `@converter("my-docs")` over `def my_docs(source): yield Draft(...)`."""
+
+    def wrap(function: GeneratorFunction) -> type[Converter[Any]]:
+        return type(
+            function.__name__,
+            (GeneratorConverter,),
+            {
+                "name": name,
+                "version": version,
+                "hub_id": hub_id,
+                "function": staticmethod(function),
+                "__doc__": function.__doc__,
+                "__module__": function.__module__,
+                "__qualname__": function.__qualname__,
+            },
+        )
+
+    return wrap
+
+
+@dataclass(frozen=True, slots=True)
+class ConverterRef:
+    """How a worker finds the class again: `module:qualname`, or a file where there is no module to import."""
+
+    module: str
+    qualname: str
+    file: str = ""
+    is_main: bool = False  # the script that was started: its classes are pickled as those of `__main__`
+
+    def load(self) -> type[Converter[Any]]:
+        """The class.
+
+        Raises:
+            UserError: it cannot be imported.
+        """
+        module = load_file(Path(self.file)) if self.file else import_module(self.module)
+        if self.is_main:
+            sys.modules["__main__"] = module
+        target: Any = module
+        for piece in self.qualname.split("."):
+            target = getattr(target, piece)
+        return _as_converter(target, f"{self.file or self.module}:{self.qualname}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One line of `phi3v-data converters`; `problem` says why an installed one cannot be used."""
+
+    name: str
+    origin: str
+    summary: str
+    cls: type[Converter[Any]] | None
+    problem: str = ""
+
+
+def find(wanted: "ConverterLike | Converter[Any]") -> type[Converter[Any]]:
+    """The converter class that a name, a `FILE.py:NAME`, or a class means.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    if isinstance(wanted, Converter):
+        return type(wanted)
+    if not isinstance(wanted, str):
+        return _as_converter(wanted, repr(wanted))
+    file, colon, name = wanted.rpartition(":")
+    if colon and file.endswith(".py"):
+        return _find_in_file(Path(file), name)
+    if wanted.endswith(".py"):
+        return _find_in_file(Path(wanted), "")
+    if wanted in BUILT_IN:
+        return _load_target(BUILT_IN[wanted][0])
+    for point in _entry_points():
+        if point.name == wanted:
+            return _load_entry_point(point)
+    names = [*BUILT_IN, *(point.name for point in _entry_points())]
+    near = get_close_matches(wanted, names)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
+    raise NotFoundError(f"no converter {wanted!r}; {hint} For one of your own pass --converter FILE.py:NAME")
+
+
+def reference(cls: type[Converter[Any]]) -> ConverterRef | None:
+    """How a worker can find a class again; None where it cannot (a notebook, a class inside a function)."""
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None)
+    if "<" in cls.__qualname__:
+        return None
+    if cls.__module__ == "__main__" or cls.__module__.startswith(_FILE_PREFIX):
+        if not file or not Path(file).is_file():
+            return None
+        return ConverterRef("", cls.__qualname__, str(Path(file).resolve()), cls.__module__ == "__main__")
+    return ConverterRef(cls.__module__, cls.__qualname__)
+
+
+def all_converters(files: Iterable[str] = ()) -> list[Found]:
+    """Built-in, installed and, out of `files`, local converters."""
+    found = [Found(name, "built in", summary, _load_target(target)) for name, (target, summary) in BUILT_IN.items()]
+    for point in _entry_points():
+        origin = f"installed: {point.dist.name}" if point.dist else "installed"
+        try:
+            cls = _load_entry_point(point)
+        except UserError as error:
+            found.append(Found(point.name, origin, "", None, str(error)))
+        else:
+            found.append(Found(point.name, origin, summary_of(cls), cls))
+    for file in files:
+        path, _, name = file.rpartition(":") if not file.endswith(".py") else (file, "", "")
+        classes = [_find_in_file(Path(path), name)] if name else _classes_of(load_file(Path(path)))
+        found += [Found(cls.name, f"{Path(path).name}:{cls.__qualname__}", summary_of(cls), cls) for cls in classes]
+    return found
+
+
+def source_file(cls: type[Converter[Any]]) -> str:
+    """The file that defines a class, empty where there is none."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+
+
+def summary_of(cls: type[Converter[Any]]) -> str:
+    """The first line of a class's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0] if cls.__doc__ else ""
+
+
+_FILE_PREFIX = "phi3v_data_user_"
+
+
+def load_file(path: Path) -> ModuleType:
+    """Run a user's file as a module, once a process; its folder can be imported from, as in a script.
+
+    Raises:
+        UserError: there is no such file, or running it fails.
+    """
+    resolved = path.expanduser().resolve()
+    if not resolved.is_file():
+        raise NotFoundError(f"--converter: there is no file {path}")
+    name = f"{_FILE_PREFIX}{sha256(str(resolved).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--converter: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(resolved.parent) not in sys.path:
+        sys.path.append(str(resolved.parent))
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"{path} cannot be loaded: {describe_error(error, str(resolved))}") from error
+    return module
+
+
+def describe_error(error: BaseException, file: str = "") -> str:
+    """`ValueError: message (my_docs.py:41)`: the innermost line of `file`, else of anything, with the file's name."""
+    where = ""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{Path(error.filename).name}:{error.lineno}"
+    else:
+        frames = []
+        trace = error.__traceback__
+        while trace is not None:
+            frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+            trace = trace.tb_next
+        own = [frame for frame in frames if frame[0] == file] or frames
+        if own:
+            where = f"{Path(own[-1][0]).name}:{own[-1][1]}"
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{message} ({where})" if where else message
+
+
+def _as_converter(target: Any, where: str) -> type[Converter[Any]]:
+    if not isinstance(target, type) or not issubclass(target, Converter):
+        raise UserError(
+            f"{where} is not a converter; subclass phi3v_data.Converter, or put @phi3v_data.converter('name') over a "
+            "generator function"
+        )
+    name = getattr(target, "name", None)
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where} has no name; write name = 'my-docs' in the class")
+    return target
+
+
+def _find_in_file(path: Path, name: str) -> type[Converter[Any]]:
+    module = load_file(path)
+    classes = _classes_of(module)
+    named = {cls.__qualname__: cls for cls in classes} | {cls.name: cls for cls in classes if getattr(cls, "name", "")}
+    if not name:
+        if len(classes) == 1:
+            return _as_converter(classes[0], str(path))
+        raise UserError(
+            f"{path} holds {len(classes)} converters; say which: --converter {path}:NAME"
+            + (f" with NAME out of {', '.join(cls.__qualname__ for cls in classes)}" if classes else "")
+        )
+    target = getattr(module, name, None) or named.get(name)
+    if target is None:
+        known = ", ".join(cls.__qualname__ for cls in classes) or "no converter at all"
+        raise NotFoundError(f"{path} has no {name!r}; it holds {known}")
+    return _as_converter(target, f"{path}:{name}")
+
+
+def _classes_of(module: ModuleType) -> list[type[Converter[Any]]]:
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Converter) and value.__module__ == module.__name__
+    ]
+
+
+def _load_target(target: str) -> type[Converter[Any]]:
+    module, _, name = target.partition(":")
+    return _as_converter(getattr(import_module(module), name), target)
+
+
+@cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    return tuple(point for point in entry_points(group=GROUP) if point.name not in BUILT_IN)
+
+
+def _load_entry_point(point: EntryPoint) -> type[Converter[Any]]:
+    try:
+        target = point.load()
+    except Exception as error:
+        raise UserError(f"the installed converter {point.name!r} cannot be loaded: {describe_error(error)}") from error
+    return _as_converter(target, point.value)

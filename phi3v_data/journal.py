@@ -1,0 +1,272 @@
+"""The journal of a directory that is being written, under `DIR/.phi3v/convert/`.
+
+    identity.json     what is being written; another identity is refused
+    parts/000012.json receipt of one finished part: its rows, its images, its rejects
+    stage/            the finished files wait here; nothing of an unfinished run is seen in DIR
+    collisions/       pictures whose name another row had taken with different content
+    publishing.json   all parts are done, the files are being moved into DIR
+    complete.json     identity of what stands in DIR
+    source/           what the source unpacked        run/  scratch of the running process
+
+Everything is written aside and renamed, so a file that is there is whole. What a power cut may leave is caught when a
+run is resumed: a receipt counts only if it reads and its images have the sizes it names.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from phi3v_data.errors import UserError
+
+HIDDEN = ".phi3v"
+
+
+class ImageRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One picture of a row: POSIX path under `images/`, bytes, sha256."""
+
+    name: str
+    size: int
+    digest: str
+
+
+class RowRecord(msgspec.Struct, frozen=True):
+    """One converted sample; `row` is its line without the line end."""
+
+    number: int
+    split: str
+    item: str
+    row: str
+    images: tuple[ImageRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class RejectRecord(msgspec.Struct, frozen=True):
+    """One planned sample that could not be made."""
+
+    number: int
+    split: str
+    item: str
+    reason: str
+    message: str
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What one part made; `collided` names pictures that lie under `collisions/` because the name was taken."""
+
+    rows: tuple[RowRecord, ...] = ()
+    rejects: tuple[RejectRecord, ...] = ()
+    collided: tuple[str, ...] = ()
+
+    @property
+    def num_items(self) -> int:
+        """Planned samples of the part."""
+        return len(self.rows) + len(self.rejects)
+
+
+_decode_receipt = msgspec.json.Decoder(Receipt).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Paths and files of one directory's journal; holds no state of its own.
+
+    `scratch` is where a run's temporary files go, when the directory itself is not to be touched.
+    """
+
+    out_dir: Path
+    scratch: Path | None = None
+
+    @property
+    def hidden(self) -> Path:
+        return self.out_dir / HIDDEN
+
+    @property
+    def root(self) -> Path:
+        return self.hidden / "convert"
+
+    @property
+    def parts(self) -> Path:
+        return self.root / "parts"
+
+    @property
+    def stage(self) -> Path:
+        return self.root / "stage"
+
+    @property
+    def images(self) -> Path:
+        return self.stage / "images"
+
+    @property
+    def collisions(self) -> Path:
+        return self.root / "collisions"
+
+    @property
+    def run(self) -> Path:
+        return (self.scratch or self.root) / "run"
+
+    @property
+    def source(self) -> Path:
+        return (self.scratch or self.root) / "source"
+
+    @property
+    def old(self) -> Path:
+        return self.root / "old"
+
+    @property
+    def lock(self) -> Path:
+        return self.hidden / "convert.lock"
+
+    @property
+    def workers_lock(self) -> Path:
+        return self.hidden / "workers.lock"
+
+    @property
+    def identity(self) -> Path:
+        return self.root / "identity.json"
+
+    @property
+    def complete(self) -> Path:
+        return self.root / "complete.json"
+
+    @property
+    def publishing(self) -> Path:
+        return self.root / "publishing.json"
+
+    def start(self, identity: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Begin a new journal; whatever an earlier, other run left is gone first."""
+        self.discard()
+        for folder in (self.parts, self.stage, self.collisions):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.identity, {"identity": identity, "overwrite": overwrite})
+
+    def discard(self) -> None:
+        """Remove the journal of an unfinished run: its identity first, so that no half of it is ever resumed."""
+        self.identity.unlink(missing_ok=True)
+        for folder in (self.parts, self.stage, self.collisions):
+            remove_tree(folder)
+
+    def receipt_path(self, part: int) -> Path:
+        return self.parts / f"{part:06d}.json"
+
+    def write_receipt(self, part: int, receipt: Receipt, scratch: Path) -> None:
+        """Make a part count as done."""
+        scratch.write_bytes(msgspec.json.encode(receipt))
+        os.replace(scratch, self.receipt_path(part))
+
+    def read_receipt(self, part: int) -> Receipt | None:
+        """The receipt of a finished part; None where the part is not done."""
+        try:
+            return _decode_receipt(self.receipt_path(part).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+    def receipts(self, num_parts: int) -> Iterator[Receipt]:
+        """All receipts in the order of numbering."""
+        for part in range(num_parts):
+            receipt = self.read_receipt(part)
+            if receipt is None:
+                raise UserError(
+                    f"{self.receipt_path(part)} vanished or was damaged during the run; run the same command again"
+                )
+            yield receipt
+
+    def has_receipts(self) -> bool:
+        """Whether at least one part is done."""
+        try:
+            with os.scandir(self.parts) as entries:
+                return any(entry.name.endswith(".json") for entry in entries)
+        except FileNotFoundError:
+            return False
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object that this module wrote; None where there is none, or not a whole one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a small file so that it is there whole, and on the disk, or not at all."""
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write aside, flush to the disk, rename."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(aside, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_disk(path: Path) -> None:
+    """Flush the file system that holds `path`: one call for all pictures instead of one each."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+        if syncfs is None or syncfs(descriptor) != 0:
+            os.sync()
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of ours; one that is not there is fine."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, in words: `options.quality 90 -> 95`."""
+    result = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            result += differences(before, after, f"{prefix}{key}.")
+        elif key == "plan":
+            result.append("the planned items (their keys or sizes)")
+        else:
+            result.append(f"{prefix}{key} {_short(before)} -> {_short(after)}")
+    return result
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def join_words(words: Sequence[str], limit: int = 6) -> str:
+    """`a, b and 3 more`."""
+    shown = list(words[:limit])
+    if len(words) > limit:
+        return f"{', '.join(shown)} and {len(words) - limit} more"
+    return ", ".join(shown)

@@ -1,0 +1,97 @@
+"""One writer a directory, by `flock`: the kernel drops the lock with the process, so a kill leaves no stale one."""
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from phi3v_data.errors import BusyError
+
+ORPHAN_SECONDS = 30.0
+"""How long workers of a killed run are waited for; they end themselves at once when their parent dies."""
+
+
+@contextmanager
+def lock_file(path: Path, busy: str) -> Iterator[None]:
+    """Hold `path` exclusively; its folder must exist.
+
+    Raises:
+        BusyError: `busy`, when another process holds it.
+    """
+    while True:
+        descriptor = _open(path)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(busy) from None
+            if _is_at(descriptor, path):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def share_lock(path: Path) -> int:
+    """Mark this process as a worker of the directory until it ends; returns the descriptor that holds the mark."""
+    descriptor = _open(path)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+@contextmanager
+def shared_lock(path: Path) -> Iterator[None]:
+    """`share_lock` for as long as a block runs."""
+    descriptor = share_lock(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS) -> None:
+    """Wait until no worker of an earlier, killed run is left.
+
+    Raises:
+        BusyError: they are still there after `seconds`.
+    """
+    descriptor = _open(path)
+    try:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BusyError(
+                        f"workers of an earlier run still write to {path.parent.parent}; end them and run again"
+                    ) from None
+                time.sleep(0.01)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise error from None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`: another process may have removed it in between."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

@@ -1,0 +1,200 @@
+"""The directory that a run writes to: who may write, what stands there already, and leaving it as it was on failure."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from phi3v_data.errors import UserError
+from phi3v_data.journal import Journal, join_words, read_json, remove_tree
+from phi3v_data.lock import lock_file, wait_for_workers
+from phi3v_data.publish import IMAGES, MANIFEST, REJECTS, finish_publishing
+from phi3v_data.schema import Manifest
+
+_OBSTACLES = {
+    errno.ENOSPC: "the disk is full: make room and run the same command again",
+    errno.EDQUOT: "the disk quota is used up: make room and run the same command again",
+    errno.EFBIG: "the file would be larger than is allowed here",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the disk failed to read or write",
+    errno.EMFILE: "too many open files",
+    errno.ENFILE: "too many open files on this machine",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "the links lead in a circle",
+    errno.ENOTDIR: "part of the path is a file, not a folder",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An opened directory.
+
+    Attributes:
+        manifest: of the finished set that stands there, if one does.
+        owned: top-level names that belong to that set; only filled when it is to be overwritten.
+    """
+
+    journal: Journal
+    manifest: Manifest | None
+    owned: tuple[str, ...] = ()
+
+
+@contextmanager
+def open_output(out_dir: Path, *, overwrite: bool) -> Iterator[Output]:
+    """Hold the directory for writing; made if need be, and as it was before if nothing worth keeping was done.
+
+    Raises:
+        UserError: it cannot be written, holds the user's own files, or is being written by another process.
+    """
+    try:
+        with _hold(out_dir, overwrite) as output:
+            yield output
+    except OSError as error:
+        reason = _OBSTACLES.get(error.errno or 0)
+        if reason is None:
+            raise
+        where = os.fsdecode(error.filename) if error.filename is not None else str(out_dir)
+        raise UserError(f"{where}: {reason}") from error
+
+
+@contextmanager
+def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
+    journal = Journal(out_dir)
+    _inspect(journal, overwrite)
+    finished = journal.complete.exists() and (out_dir / MANIFEST).exists() and not journal.publishing.exists()
+    if finished and not overwrite:
+        with tempfile.TemporaryDirectory(prefix="phi3v-") as scratch:
+            yield Output(Journal(out_dir, Path(scratch)), _read_manifest(out_dir))
+        return
+    created = _make_folders(journal.hidden)
+    try:
+        with lock_file(
+            journal.lock, f"another conversion is writing {out_dir}; wait for it, or choose another --out_dir"
+        ):
+            try:
+                wait_for_workers(journal.workers_lock)
+                _inspect(journal, overwrite)
+                finish_publishing(journal)
+                manifest = _read_manifest(out_dir)
+                owned = _owned_names(out_dir, manifest) if overwrite and manifest else ()
+                remove_tree(journal.run)
+                journal.run.mkdir(parents=True)
+                yield Output(journal, manifest, owned)
+            finally:
+                _leave(journal)
+    finally:
+        for folder in reversed(created):
+            _remove_if_empty(folder)
+
+
+def _inspect(journal: Journal, overwrite: bool) -> None:
+    """Refuse a directory that holds something else than our own work."""
+    out_dir = journal.out_dir
+    try:
+        with os.scandir(out_dir) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise UserError(f"{out_dir} is a file, not a folder; choose another --out_dir") from None
+    names = [name for name in names if name != "lost+found"]
+    if not names or journal.publishing.exists():
+        return
+    if MANIFEST not in names:
+        raise UserError(
+            f"{out_dir} holds files that no conversion wrote ({join_words(names, 3)}); choose a new or empty folder"
+        )
+    if not overwrite and not journal.complete.exists():
+        raise UserError(
+            f"{out_dir} holds a finished dataset of another origin; "
+            "--overwrite replaces it, or choose another --out_dir"
+        )
+
+
+def _read_manifest(out_dir: Path) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json((out_dir / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(piece) for piece in first["loc"])
+        raise UserError(
+            f"{out_dir / MANIFEST} is not a dataset.json of format 1 ({where}: {first['msg']}); "
+            "mend it, or choose another --out_dir"
+        ) from None
+
+
+def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
+    """What a finished set consists of; refuses to lose pictures that none of its rows uses."""
+    files = [name for split in manifest.splits.values() for name in split.files]
+    used: set[str] = set()
+    for name in files:
+        try:
+            with (out_dir / name).open("rb") as lines:
+                for line in lines:
+                    for turn in json.loads(line)["conversations"]:
+                        used.update(turn["images"])
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{out_dir / name} cannot be read, so it is not known which pictures belong to it; "
+                "nothing was overwritten: remove the directory yourself, or choose another --out_dir"
+            ) from None
+    root = out_dir / IMAGES
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = (Path(folder) / name).relative_to(root).as_posix()
+            if path not in used:
+                raise UserError(
+                    f"{root / path} belongs to no row of {out_dir}; nothing was overwritten: move it away first"
+                )
+    return tuple(name for name in (*files, REJECTS, IMAGES) if (out_dir / name).exists())
+
+
+def _make_folders(path: Path) -> list[Path]:
+    """Make a folder and its parents; returns those that were not there, outermost first."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    created: list[Path] = []
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            created.append(folder)
+    except OSError:
+        for folder in reversed(created):
+            _remove_if_empty(folder)
+        raise
+    return created
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+
+
+def _leave(journal: Journal) -> None:
+    """Clear the scratch; where no part was finished, every other trace as well."""
+    remove_tree(journal.run)
+    if journal.publishing.exists() or (journal.identity.exists() and journal.has_receipts()):
+        return
+    journal.discard()
+    remove_tree(journal.source)
+    if read_json(journal.complete) is None:
+        remove_tree(journal.root)
+        journal.workers_lock.unlink(missing_ok=True)
+        journal.lock.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""A draft's picture on its way to `images/`: read, proved to be a picture, named, written once."""
+
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from phi3v_data.converters.base import DraftImage
+from phi3v_data.errors import Reject
+from phi3v_data.journal import ImageRecord, Journal
+
+if TYPE_CHECKING:
+    from phi3v_data.converters.base import ImageContent
+    from phi3v_data.media.image import ImageFormat
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Endings that a picture's name may have; a folder may not have one, so that no file name can be a folder's too."""
+
+FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+MAX_NAME_BYTES = 200
+_LINK_UNSUPPORTED = frozenset({"EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK"})
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A checked picture, ready to be stored."""
+
+    record: ImageRecord
+    data: bytes
+
+
+def prepare_picture(image: "ImageContent | DraftImage", split: str) -> Picture:
+    """Read or encode a draft's picture, check it and name it.
+
+    Raises:
+        Reject: `image-missing`, `image-unreadable`, `image-too-large`, `image-path-unsafe`, `draft-invalid`.
+    """
+    if not isinstance(image, DraftImage):
+        image = DraftImage(image)
+    data, suffix = _content(image)
+    digest = hashlib.sha256(data).hexdigest()
+    name = image.name or f"{split}/{digest[:32]}{suffix}"
+    check_name(name)
+    return Picture(ImageRecord(name, len(data), digest), data)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is not a plain relative POSIX path with a picture's ending.
+
+    Raises:
+        Reject: `image-path-unsafe`.
+    """
+    from phi3v_data.media.image import unsafe_reason
+
+    pieces = name.split("/")
+    if why := unsafe_reason(name):
+        pass
+    elif any(piece.startswith(".") for piece in pieces):
+        why = "has a component that starts with a dot"
+    elif any(len(piece.encode()) > MAX_NAME_BYTES for piece in pieces):
+        why = f"has a component of more than {MAX_NAME_BYTES} bytes"
+    elif not pieces[-1].lower().endswith(SUFFIXES):
+        why = f"does not end in {', '.join(SUFFIXES)}"
+    elif any(piece.lower().endswith(SUFFIXES) for piece in pieces[:-1]):
+        why = "has a folder named like a picture"
+    else:
+        return
+    raise Reject("image-path-unsafe", f"the image name {name!r} {why}; give a relative path such as 'train/cat.jpg'")
+
+
+def store_picture(picture: Picture, journal: Journal, scratch: Path) -> bool:
+    """Write a picture under the staged `images/`, unless it is there; False where other content has the name.
+
+    In that case the picture is kept under `collisions/`, and which of the two stays is decided by the order of the
+    rows when the directory is published.
+    """
+    target = journal.images / picture.record.name
+    if (same := _same(target, picture)) is not None:
+        return same or _set_aside(picture, journal, scratch)
+    scratch.write_bytes(picture.data)
+    try:
+        _link(scratch, target)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _link(scratch, target)
+        except FileExistsError:
+            return bool(_same(target, picture)) or _set_aside(picture, journal, scratch)
+    except FileExistsError:
+        return bool(_same(target, picture)) or _set_aside(picture, journal, scratch)
+    scratch.unlink(missing_ok=True)
+    return True
+
+
+def _same(target: Path, picture: Picture) -> bool | None:
+    """Whether the file that is there has the picture's content; None where there is no file."""
+    try:
+        if target.stat().st_size != picture.record.size:
+            return False
+        return target.read_bytes() == picture.data
+    except FileNotFoundError:
+        return None
+
+
+def _set_aside(picture: Picture, journal: Journal, scratch: Path) -> bool:
+    scratch.write_bytes(picture.data)
+    os.replace(scratch, journal.collisions / picture.record.digest)
+    return False
+
+
+def _link(scratch: Path, target: Path) -> None:
+    """Give the finished file its name, only if the name is free; two workers may try at once."""
+    try:
+        os.link(scratch, target)
+    except OSError as error:
+        if errno.errorcode.get(error.errno or 0) not in _LINK_UNSUPPORTED:
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.replace(scratch, target)
+
+
+def _content(image: DraftImage) -> tuple[bytes, str]:
+    """A picture's bytes and the ending that fits them."""
+    content = image.content
+    if isinstance(content, str | Path):
+        try:
+            data = Path(content).read_bytes()
+        except FileNotFoundError:
+            raise Reject("image-missing", f"there is no file {content}") from None
+        except (IsADirectoryError, PermissionError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise Reject("image-unreadable", f"{content}: {reason}") from None
+        return data, _check(data, str(content))
+    if isinstance(content, bytes | bytearray | memoryview):
+        data = bytes(content)
+        return data, _check(data, image.name or "the picture given as bytes")
+    return _encode(image)
+
+
+def _check(data: bytes, where: str) -> str:
+    """Prove that bytes are a whole picture; returns the ending that fits its format."""
+    from phi3v_data.media.image import UnreadableImageError, check_content
+
+    try:
+        kind = check_content(data).format
+    except UnreadableImageError as error:
+        raise Reject("image-unreadable", f"{where}: {error}") from None
+    if kind not in FORMATS:
+        raise Reject("image-unreadable", f"{where} is a {kind} file, not one of {', '.join(FORMATS)}")
+    return FORMATS[kind]
+
+
+def _encode(image: DraftImage) -> tuple[bytes, str]:
+    """Encode a PIL image or an array."""
+    import numpy as np
+    from PIL import Image
+
+    from phi3v_data.media.image import SUFFIXES as ENCODED
+    from phi3v_data.media.image import encode
+
+    content = image.content
+    if not isinstance(content, np.ndarray | Image.Image):
+        raise Reject(
+            "draft-invalid", f"a {type(content).__name__} is no picture; give a path, bytes, a PIL image or an array"
+        )
+    if image.format not in ENCODED:
+        raise Reject("draft-invalid", f"DraftImage.format is {image.format!r}; it can be {', '.join(ENCODED)}")
+    try:
+        return encode(content, cast("ImageFormat", image.format), image.quality), ENCODED[image.format]
+    except ValueError as error:
+        raise Reject("draft-invalid", f"a picture cannot be encoded as {image.format}: {error}") from None

@@ -1,0 +1,206 @@
+"""From a converter's items to numbered parts, with memory that does not grow with an item's content.
+
+Items go to one spool file a split under the journal's scratch folder; what stays in memory is 9 bytes an item and 8
+for the check that keys are unique. Numbers and the borders of parts follow from the plan alone, never from the workers.
+"""
+
+import hashlib
+import pickle
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from phi3v_data.converters.base import Item
+from phi3v_data.errors import UserError
+from phi3v_data.splits import canonical_split, is_split_name, split_sort_key
+
+MIN_PART, MAX_PART, WANTED_PARTS = 2, 256, 1024
+"""Items a part: as many as give 1024 parts, within limits; items of one source row or file stay together."""
+
+SPLIT_PRECISION = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of items of one split; `first` is the number of its first sample."""
+
+    index: int
+    split: str
+    spool: str
+    offset: int
+    count: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All parts in the order of numbering, planned samples a split, and a digest of keys and sizes."""
+
+    folder: Path
+    parts: tuple[Part, ...]
+    counts: Mapping[str, int]
+    digest: str
+
+    @property
+    def num_items(self) -> int:
+        return sum(self.counts.values())
+
+
+@dataclass(slots=True)
+class _Spool:
+    """Items of one split as they come."""
+
+    file: IO[bytes]
+    name: str
+    digest: Any = field(default_factory=hashlib.sha256)
+    offsets: "array[int]" = field(default_factory=lambda: array("Q"))
+    joined: bytearray = field(default_factory=bytearray)  # 1 where an item travels with the one before it
+    last_part: str = ""
+
+
+def parse_split_shares(text: str) -> dict[str, float]:
+    """Read `train=0.8,val=0.1,test=0.1`.
+
+    Raises:
+        UserError: not of that form, or the shares do not add up to 1.
+    """
+    shares: dict[str, float] = {}
+    for word in text.split(","):
+        name, equals, value = (piece.strip() for piece in word.partition("="))
+        try:
+            share = float(value)
+        except ValueError:
+            share = -1.0
+        name = canonical_split(name)
+        if not equals or not is_split_name(name) or not 0 < share <= 1 or name in shares:
+            raise UserError(
+                f"--split {text!r}: {word.strip()!r} is not NAME=SHARE with a share between 0 and 1, each name once; "
+                "write for example train=0.8,val=0.1,test=0.1"
+            )
+        shares[name] = share
+    if abs(sum(shares.values()) - 1) > SPLIT_PRECISION:
+        raise UserError(f"--split {text!r}: the shares add up to {sum(shares.values()):g}; they must add up to 1")
+    return shares
+
+
+def choose_split(group: str, shares: Mapping[str, float], seed: int) -> str:
+    """The split of a group: by its hash, so that rows added later move no one."""
+    digest = hashlib.sha256(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()
+    point = int.from_bytes(digest[:8], "big") / 2**64
+    edge = 0.0
+    for name, share in shares.items():
+        edge += share
+        if point < edge:
+            return name
+    return list(shares)[-1]
+
+
+def spool_plan(
+    items: Iterable[Item],
+    folder: Path,
+    *,
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Plan:
+    """Write a converter's items to `folder` and cut them into parts.
+
+    Raises:
+        UserError: an item that is none, an impossible split name, or a key that comes twice.
+    """
+    spools: dict[str, _Spool] = {}
+    keys = array("Q")
+    try:
+        for index, item in enumerate(items):
+            if not isinstance(item, Item) or not isinstance(item.key, str) or not item.key:
+                raise UserError(f"plan() must yield Item objects with a key; number {index} is {item!r:.200}")
+            split = choose_split(item.group or item.key, shares, seed) if shares else canonical_split(item.split)
+            if split not in spools:
+                if not is_split_name(split):
+                    raise UserError(f"item {item.key!r}: {split!r} cannot name a split; use letters, digits, _ and -")
+                name = f"items-{len(spools):04d}.pickle"
+                spools[split] = _Spool((folder / name).open("wb"), name)
+            spool = spools[split]
+            if limit is not None and len(spool.offsets) >= limit:
+                continue
+            keys.append(_hash(item.key))
+            _add(spool, item if item.split == split else replace(item, split=split))
+            if progress and index % 1000 == 0:
+                progress(index)
+    finally:
+        for spool in spools.values():
+            spool.file.close()
+    if twice := _find_duplicate(keys, folder, spools):
+        raise UserError(f"plan() yields the key {twice!r} twice; keys must be unique so that a run can be resumed")
+    return _cut(spools, folder)
+
+
+def _add(spool: _Spool, item: Item) -> None:
+    spool.digest.update(f"{item.key}\0{item.size}\n".encode("utf-8", "surrogatepass"))
+    spool.offsets.append(spool.file.tell())
+    spool.joined.append(bool(item.part) and item.part == spool.last_part)
+    spool.last_part = item.part
+    try:
+        pickle.dump(item, spool.file, protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise UserError(f"item {item.key!r} cannot be sent to a worker: {error}; keep plain values in Item.data") from (
+            error
+        )
+
+
+def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
+    total = sum(len(spool.offsets) for spool in spools.values())
+    size = min(MAX_PART, max(MIN_PART, -(-total // WANTED_PARTS)))
+    digest = hashlib.sha256()
+    parts: list[Part] = []
+    counts: dict[str, int] = {}
+    number = 0
+    for split in sorted(spools, key=split_sort_key):
+        spool = spools[split]
+        count = len(spool.offsets)
+        counts[split] = count
+        digest.update(f"{split}\0{spool.digest.hexdigest()}\n".encode())
+        start = 0
+        while start < count:
+            end = min(count, start + size)
+            while end < count and spool.joined[end]:
+                end += 1
+            parts.append(Part(len(parts), split, spool.name, spool.offsets[start], end - start, number + start))
+            start = end
+        number += count
+    return Plan(folder, tuple(parts), counts, digest.hexdigest())
+
+
+def read_items(folder: Path, part: Part) -> Iterator[Item]:
+    """The items of a part, one at a time; only files that this process's own run has written are unpickled."""
+    with (folder / part.spool).open("rb") as file:
+        file.seek(part.offset)
+        for _ in range(part.count):
+            yield pickle.load(file)
+
+
+def _hash(key: str) -> int:
+    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
+
+
+def _find_duplicate(keys: "array[int]", folder: Path, spools: Mapping[str, _Spool]) -> str:
+    """A key that occurs twice, empty where there is none; keys are compared as text only where their hashes meet."""
+    if not keys:
+        return ""
+    import numpy as np
+
+    ordered = np.sort(np.frombuffer(keys, dtype=np.uint64))
+    suspects = {int(value) for value in ordered[1:][ordered[1:] == ordered[:-1]]}
+    seen: set[str] = set()
+    for spool in spools.values() if suspects else ():
+        for item in read_items(folder, Part(0, "", spool.name, 0, len(spool.offsets), 0)):
+            if _hash(item.key) in suspects:
+                if item.key in seen:
+                    return item.key
+                seen.add(item.key)
+    return ""

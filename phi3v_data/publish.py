@@ -1,0 +1,246 @@
+"""From finished parts to a complete directory: merge, decide collisions, move into place, `dataset.json` last.
+
+Each step can be cut short and done again. While files are moved, `publishing.json` says so, and the directory has no
+`dataset.json`, so that a mixture never counts as complete.
+"""
+
+import hashlib
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import xxhash
+
+from phi3v_data.converters.base import DatasetInfo
+from phi3v_data.errors import UserError
+from phi3v_data.journal import (
+    ImageRecord,
+    Journal,
+    Receipt,
+    RejectRecord,
+    RowRecord,
+    read_json,
+    remove_tree,
+    sync_disk,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
+from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
+from phi3v_data.splits import file_name, split_sort_key
+
+MANIFEST, REJECTS, IMAGES = "dataset.json", "rejects.jsonl", "images"
+
+
+@dataclass(slots=True)
+class _SplitFile:
+    """One split's JSONL while it is merged."""
+
+    name: str
+    file: IO[bytes]
+    digest: Any = field(default_factory=hashlib.sha256)
+    rows: int = 0
+    images: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    def write(self, record: RowRecord) -> None:
+        line = record.row.encode() + b"\n"
+        self.file.write(line)
+        self.digest.update(line)
+        self.rows += 1
+        for image in record.images:
+            self.images.append(xxhash.xxh3_64_intdigest(image.name.encode()))
+
+    def num_images(self) -> int:
+        """Distinct pictures, 8 bytes each in memory."""
+        import numpy as np
+
+        return len(np.unique(np.frombuffer(self.images, dtype=np.uint64))) if self.images else 0
+
+
+def merge(
+    journal: Journal, num_parts: int, info: DatasetInfo, converter: ConverterInfo, unlabelled: frozenset[str] | None
+) -> Manifest:
+    """Write the splits' files, the rejects and `dataset.json` into the stage; returns the manifest.
+
+    `unlabelled` names splits without answers; None: all of them.
+
+    Raises:
+        UserError: not one sample was made.
+    """
+    splits: dict[str, _SplitFile] = {}
+    reasons: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    first_reject: RejectRecord | None = None
+    for path in journal.stage.iterdir():
+        if path.name != IMAGES:
+            path.unlink()
+    rejects = (journal.stage / REJECTS).open("wb")
+    try:
+        for record in _settle(journal, num_parts):
+            if isinstance(record, RejectRecord):
+                rejects.write(_reject_line(record))
+                reasons[record.reason] += 1
+                first_reject = first_reject or record
+                continue
+            if record.split not in splits:
+                name = file_name(info.name, record.split)
+                splits[record.split] = _SplitFile(name, (journal.stage / name).open("wb"))
+            splits[record.split].write(record)
+            notes.update(record.notes)
+    finally:
+        rejects.close()
+        for split in splits.values():
+            split.file.close()
+    if not splits:
+        assert first_reject is not None
+        raise UserError(
+            f"not one of {sum(reasons.values())} planned samples could be made "
+            f"({', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))}); "
+            f"the first, {first_reject.item}: {first_reject.message}"
+        )
+    if not reasons:
+        (journal.stage / REJECTS).unlink()
+    manifest = Manifest(
+        name=info.name,
+        task=info.task,
+        metrics=tuple(info.metrics),
+        splits={
+            name: SplitInfo(
+                rows=splits[name].rows,
+                images=splits[name].num_images(),
+                files={splits[name].name: f"sha256:{splits[name].digest.hexdigest()}"},
+                labelled=unlabelled is not None and name not in unlabelled,
+            )
+            for name in sorted(splits, key=split_sort_key)
+        },
+        converter=converter,
+        classes=tuple(info.classes),
+        num_crops=info.num_crops,
+        source=info.source,
+        license=info.license,
+        rejects=dict(sorted(reasons.items())),
+        notes=dict(sorted(notes.items())),
+    )
+    write_bytes(journal.stage / MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def _reject_line(record: RejectRecord) -> bytes:
+    value = {
+        "id": f"{record.split}-{record.number:010d}",
+        "item": record.item,
+        "reason": record.reason,
+        "message": record.message,
+    }
+    return msgspec.json.encode(value) + b"\n"
+
+
+def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectRecord]:
+    """All records in the order of numbering; a name that two contents want goes to the first row that uses it."""
+    disputed = {name for receipt in journal.receipts(num_parts) for name in receipt.collided}
+    owners: dict[str, ImageRecord] = {}
+    orphans: set[str] = set()
+    for receipt in journal.receipts(num_parts):
+        for record in _in_order(receipt):
+            if isinstance(record, RejectRecord) or not disputed:
+                yield record
+                continue
+            wanted = [image for image in record.images if image.name in disputed]
+            lost = next((image for image in wanted if owners.get(image.name, image) != image), None)
+            if lost is None:
+                owners.update({image.name: image for image in wanted})
+                yield record
+                continue
+            orphans.update(image.name for image in record.images)
+            yield RejectRecord(
+                record.number,
+                record.split,
+                record.item,
+                "image-name-collision",
+                f"the image name {lost.name!r} already belongs to a sample before it, with other content",
+            )
+    if disputed:
+        _install_owners(journal, owners)
+        _remove_orphans(journal, num_parts, owners, orphans)
+
+
+def _in_order(receipt: Receipt) -> Iterable[RowRecord | RejectRecord]:
+    return sorted([*receipt.rows, *receipt.rejects], key=lambda record: record.number)
+
+
+def _install_owners(journal: Journal, owners: dict[str, ImageRecord]) -> None:
+    """Put the owner's content where another row's was written first."""
+    for name, image in owners.items():
+        target = journal.images / name
+        if hashlib.sha256(target.read_bytes()).hexdigest() != image.digest:
+            aside = journal.collisions / image.digest
+            scratch = journal.run / "owner"
+            scratch.write_bytes(aside.read_bytes())
+            os.replace(scratch, target)
+
+
+def _remove_orphans(journal: Journal, num_parts: int, owners: dict[str, ImageRecord], orphans: set[str]) -> None:
+    """Remove pictures that only rejected rows used."""
+    left = orphans - owners.keys()
+    for receipt in journal.receipts(num_parts):
+        for record in receipt.rows:
+            if not any(owners.get(image.name, image) != image for image in record.images):
+                left.difference_update(image.name for image in record.images)
+    for name in left:
+        path = journal.images / name
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == journal.images or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+def publish(journal: Journal, replaced: Iterable[str]) -> None:
+    """Move the stage into DIR; `replaced` are top-level files of the finished set that is being overwritten."""
+    sync_disk(journal.stage)
+    names = sorted(path.name for path in journal.stage.iterdir() if path.name != MANIFEST)
+    write_json(journal.publishing, {"install": names, "remove": sorted(set(replaced) - set(names))})
+    finish_publishing(journal)
+
+
+def finish_publishing(journal: Journal) -> None:
+    """Do, or go on with, what `publishing.json` says; nothing where it is not there."""
+    todo = read_json(journal.publishing)
+    if todo is None:
+        journal.publishing.unlink(missing_ok=True)
+        return
+    out_dir = journal.out_dir
+    if (journal.stage / MANIFEST).exists():
+        (out_dir / MANIFEST).unlink(missing_ok=True)
+        journal.complete.unlink(missing_ok=True)
+        sync_folder(out_dir)
+        for name in todo["remove"]:
+            _move_away(out_dir / name, journal)
+        for name in todo["install"]:
+            if (journal.stage / name).exists():
+                _move_away(out_dir / name, journal)
+                os.rename(journal.stage / name, out_dir / name)
+        sync_folder(out_dir)
+        os.replace(journal.stage / MANIFEST, out_dir / MANIFEST)
+        sync_folder(out_dir)
+    saved = read_json(journal.identity)
+    if saved is not None:
+        write_json(journal.complete, {"identity": saved["identity"]})
+    journal.discard()
+    for folder in (journal.old, journal.source):
+        remove_tree(folder)
+    journal.publishing.unlink()
+
+
+def _move_away(path: Path, journal: Journal) -> None:
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(journal.old)
+        os.rename(path, journal.old)
+        remove_tree(journal.old)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,181 @@
+"""From drafts to the finished parts of a directory.
+
+A `PartWriter` takes the drafts of one part on any worker: pictures go to the staged `images/`, rows and rejects into
+the part's receipt, which is written last and makes the part count as done.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from phi3v_data.converters.base import Draft, DraftTurn
+from phi3v_data.errors import Reject
+from phi3v_data.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord
+from phi3v_data.pictures import Picture, prepare_picture, store_picture
+from phi3v_data.schema import Sample, Turn
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """What all rows of a directory share."""
+
+    source: str
+    plain: bool = False
+    unlabelled: frozenset[str] = frozenset()
+    roots: tuple[str, ...] = ()  # absolute folders that must not show in the output
+    all_unlabelled: bool = False
+
+    def is_unlabelled(self, split: str) -> bool:
+        """Whether the split's last answers stay empty."""
+        return self.all_unlabelled or split in self.unlabelled
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of one planned sample."""
+
+    number: int
+    split: str
+    item: str
+    group: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.split}-{self.number:010d}"
+
+
+@dataclass(slots=True)
+class PartWriter:
+    """Collects one part; `scratch` is a file name of this process alone, on the same disk as the journal."""
+
+    journal: Journal
+    part: int
+    settings: RowSettings
+    scratch: Path
+    rows: list[RowRecord] = field(default_factory=list)
+    rejects: list[RejectRecord] = field(default_factory=list)
+    collided: set[str] = field(default_factory=set)
+
+    def add(self, slot: Slot, draft: Draft) -> None:
+        """Store one draft; what is wrong with it makes it a reject.
+
+        Raises:
+            OSError: the disk is full, not writable or failing.
+        """
+        try:
+            sample, pictures, notes = make_sample(slot, draft, self.settings)
+            line = to_line(sample, plain=self.settings.plain)
+        except Reject as reject:
+            self.reject(slot, reject.code, reject.message)
+            return
+        for picture in pictures.values():
+            if not store_picture(picture, self.journal, self.scratch):
+                self.collided.add(picture.record.name)
+        images: dict[str, ImageRecord] = {name: picture.record for name, picture in pictures.items()}
+        self.rows.append(RowRecord(slot.number, slot.split, slot.item, line, tuple(images.values()), notes))
+
+    def reject(self, slot: Slot, reason: str, message: str) -> None:
+        """Record that a planned sample cannot be made."""
+        item = slot.item.encode("utf-8", "backslashreplace").decode()
+        text = hide_roots(message, self.settings.roots)
+        self.rejects.append(RejectRecord(slot.number, slot.split, item, reason, text))
+
+    def finish(self) -> Receipt:
+        """Write the receipt: from now on the part is done."""
+        receipt = Receipt(tuple(self.rows), tuple(self.rejects), tuple(sorted(self.collided)))
+        self.journal.write_receipt(self.part, receipt, self.scratch)
+        return receipt
+
+
+def make_sample(
+    slot: Slot, draft: Draft, settings: RowSettings
+) -> tuple[Sample, Mapping[str, Picture], tuple[str, ...]]:
+    """A draft as a row, its pictures by name, and notes on what was done to it.
+
+    Raises:
+        Reject: a picture or a text that cannot stand in a row.
+    """
+    if not isinstance(draft, Draft):
+        raise Reject("draft-invalid", f"convert() returned a {type(draft).__name__}; it must return a Draft")
+    pictures: dict[str, Picture] = {}
+    turns: list[Turn] = []
+    notes = [str(note) for note in draft.notes]
+    drafts = draft.all_turns()
+    unlabelled = settings.is_unlabelled(slot.split)
+    try:
+        for index, turn in enumerate(drafts):
+            names = [_take(picture, pictures) for picture in _prepare_all(turn, slot.split)]
+            offsets = tuple(turn.image_offsets)
+            _check_offsets(offsets, turn.user, len(names), index)
+            if settings.plain and any(offsets):
+                notes.append("offsets-dropped")
+            last = index == len(drafts) - 1
+            answer = "" if unlabelled and last else turn.assistant
+            if isinstance(answer, str) and not answer.strip() and not unlabelled:
+                raise Reject("empty-text", f"turn {index} has no answer; pass --unlabelled where the source has none")
+            turns.append(Turn(images=tuple(names), user=turn.user, assistant=answer, image_offsets=offsets))
+        sample = Sample(
+            id=slot.id,
+            source=settings.source,
+            conversations=tuple(turns),
+            system=draft.system,
+            answers=() if unlabelled else tuple(draft.answers),
+            group=draft.group or slot.group,
+            meta=dict(draft.meta),
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(piece) for piece in first["loc"])
+        raise Reject("draft-invalid", f"{where}: {first['msg']}, not {first['input']!r:.80}") from None
+    return sample, pictures, tuple(notes)
+
+
+def to_line(sample: Sample, *, plain: bool) -> str:
+    """The row's line, proved to be UTF-8 and JSON.
+
+    Raises:
+        Reject: `invalid-text`, `non-finite-number`.
+    """
+    try:
+        line = sample.to_json(plain=plain)
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise Reject("invalid-text", f"the text holds {error.object[error.start]!r}, which is no character") from None
+    except ValueError:
+        raise Reject("non-finite-number", "meta holds NaN or infinity, which JSON cannot spell") from None
+    return line
+
+
+def hide_roots(message: str, roots: Sequence[str]) -> str:
+    """Take this machine's folders and memory addresses out of a message that goes into the output."""
+    for root in roots:
+        message = message.replace(f"{root}/", "").replace(root, ".")
+    message = _ADDRESS.sub("", message).replace("\x00", "\\x00")
+    return message.encode("utf-8", "backslashreplace").decode()
+
+
+def _prepare_all(turn: DraftTurn, split: str) -> list[Picture]:
+    if isinstance(turn.images, str | bytes):
+        raise Reject("draft-invalid", "images is a single path or bytes; give a list")
+    return [prepare_picture(image, split) for image in turn.images]
+
+
+def _take(picture: Picture, pictures: dict[str, Picture]) -> str:
+    name = picture.record.name
+    if pictures.setdefault(name, picture).record != picture.record:
+        raise Reject("image-name-collision", f"the sample uses the image name {name!r} for two different pictures")
+    return name
+
+
+def _check_offsets(offsets: Sequence[int], user: str, num_images: int, index: int) -> None:
+    if not offsets:
+        return
+    if len(offsets) != num_images:
+        raise Reject("draft-invalid", f"turn {index} has {num_images} images and {len(offsets)} image_offsets")
+    if list(offsets) != sorted(offsets) or offsets[0] < 0 or offsets[-1] > len(user):
+        raise Reject("draft-invalid", f"turn {index}: image_offsets must rise from 0 to the length of the user's text")
