@@ -151,8 +151,10 @@ def convert(
         return _convert_planned(request, output)
 
 
-def parse_options(cls: type[Converter[Any]], options: Options | Mapping[str, Any] | None) -> Options:
-    """A converter's options, checked.
+def parse_options(
+    cls: type[Converter[Any]], options: Options | Mapping[str, Any] | None, *, typed: bool = False
+) -> Options:
+    """A converter's options, checked; `typed`: values are strings from a command line.
 
     Raises:
         UserError: an unknown option or a wrong value.
@@ -160,7 +162,8 @@ def parse_options(cls: type[Converter[Any]], options: Options | Mapping[str, Any
     if isinstance(options, cls.Options):
         return options
     try:
-        return cls.Options.model_validate(dict(options or {}))
+        values = dict(options or {})
+        return cls.Options.model_validate_strings(values) if typed else cls.Options.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(piece) for piece in first["loc"]) or "options"

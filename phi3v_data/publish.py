@@ -5,6 +5,7 @@ Each step can be cut short and done again. While files are moved, `publishing.js
 """
 
 import hashlib
+import json
 import os
 from array import array
 from collections import Counter
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import msgspec
 import xxhash
 
 from phi3v_data.converters.base import DatasetInfo
@@ -137,7 +137,7 @@ def _reject_line(record: RejectRecord) -> bytes:
         "reason": record.reason,
         "message": record.message,
     }
-    return msgspec.json.encode(value) + b"\n"
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
 def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectRecord]:

@@ -3,7 +3,7 @@
 from phi3v_data.cli.base import CommandSpec, make_group, run
 
 COMMANDS = {
-    "convert": CommandSpec("phi3v_data.cli.convert:convert", "Turn a dataset into a conversations directory."),
+    "convert": CommandSpec("phi3v_data.cli.convert:command", "Turn a dataset into a conversations directory."),
     "validate": CommandSpec("phi3v_data.cli.validate:validate", "Check a directory and report every problem in it."),
     "explain": CommandSpec("phi3v_data.cli.explain:explain", "Explain a problem code: what, why, how to mend it."),
     "schema": CommandSpec("phi3v_data.cli.schema:schema", "Print the JSON Schema of a file, or write all of them."),

@@ -126,10 +126,14 @@ def find(wanted: "ConverterLike | Converter[Any]") -> type[Converter[Any]]:
     for point in _entry_points():
         if point.name == wanted:
             return _load_entry_point(point)
-    names = [*BUILT_IN, *(point.name for point in _entry_points())]
-    near = get_close_matches(wanted, names)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
+    near = get_close_matches(wanted, names())
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}."
     raise NotFoundError(f"no converter {wanted!r}; {hint} For one of your own pass --converter FILE.py:NAME")
+
+
+def names() -> list[str]:
+    """Names that need no file: built in and installed."""
+    return [*BUILT_IN, *(point.name for point in _entry_points())]
 
 
 def reference(cls: type[Converter[Any]]) -> ConverterRef | None:

@@ -1,0 +1,188 @@
+"""`phi3v-data convert NAME`: a command whose options depend on the converter that is named."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from phi3v_data.cli.base import GOOD, PROBLEMS, Quiet, command_info, make_command, snake_case
+from phi3v_data.errors import UserError
+
+INTERRUPTED = "What is finished is kept: the same command goes on from there."
+
+
+EXAMPLES = [
+    "phi3v-data convert ucf101 --source UCF101_subset.tar.gz --out_dir out",
+    "phi3v-data convert --converter my_docs.py:MyDocs --source docs --out_dir out",
+    "phi3v-data convert ucf101 --help",
+]
+
+
+def convert(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Which converter; `phi3v-data converters` lists them.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|HUB_ID", help="Folder, archive or Hub id; left out: the converter's own Hub id."),
+    ] = None,
+    out_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the dataset goes. [required]".replace("[", r"\["))
+    ] = None,
+    converter: Annotated[
+        str | None, typer.Option(metavar="FILE.py:NAME", help="A converter of your own, instead of NAME.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="At most N samples a split.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES", help="Splits of your own, by group: train=0.8,val=0.1,test=0.1. Default: the source's."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of --split.")] = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="Write the three keys of the reference format only.")] = False,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="The source has no answers: the splits serve prediction only.")
+    ] = False,
+    allow_rejects: Annotated[
+        int, typer.Option(metavar="N", help="Exit with 0 although up to N samples could not be made.")
+    ] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Processes; default: the cores. 0: in this one. Never changes the output."),
+    ] = None,
+    engine: Annotated[str, typer.Option(metavar="[local|ray]", help="Where the work runs.".replace("[", r"\["))] = (
+        "local"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start over; the old dataset stays until the new one is complete.")
+    ] = False,
+    quiet: Quiet = False,
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Turn a dataset into a conversations directory.
+
+    Stopped at any moment, the same command goes on where it was and ends with the same bytes.
+
+    Exit code 1: more samples than --allow_rejects could not be made; DIR/rejects.jsonl says which and why.
+    """
+    from phi3v_data.cli.console import progress_bar
+    from phi3v_data.conversion import convert as run_conversion
+    from phi3v_data.conversion import parse_options
+    from phi3v_data.converters.registry import find
+
+    if out_dir is None:
+        raise UserError("where is the dataset to go? Say --out_dir DIR")
+    cls = find(which(name, converter))
+    with progress_bar(quiet=quiet) as progress:
+        result = run_conversion(
+            cls,
+            source,
+            out_dir,
+            options=parse_options(cls, options or {}, typed=True),
+            split=split,
+            seed=seed,
+            limit=limit,
+            plain=plain,
+            unlabelled=unlabelled,
+            workers=workers,
+            engine=engine,  # type: ignore[arg-type]  # checked there
+            overwrite=overwrite,
+            progress=progress,
+        )
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if result.resumed:
+        typer.echo(f"went on after {result.resumed} samples that were done before", err=True)
+    print(summary(out_dir, result))
+    raise typer.Exit(PROBLEMS if result.rejects > allow_rejects else GOOD)
+
+
+def summary(out_dir: str, result: Any) -> str:
+    """The last line: what stands in the directory and what is missing from it."""
+    splits = ", ".join(f"{name} {split.rows:,}" for name, split in result.manifest.splits.items())
+    text = f"{out_dir}: {'already complete: ' if result.already_complete else ''}"
+    text += f"{result.samples:,} samples ({splits}), {result.images:,} images"
+    for code, count in result.manifest.notes.items():
+        text += f", {count:,} {code}"
+    if result.rejects:
+        reasons = ", ".join(f"{count:,} {code}" for code, count in result.manifest.rejects.items())
+        text += f", {result.rejects:,} rejected ({reasons}; see {out_dir}/rejects.jsonl)"
+    return text
+
+
+def which(name: str | None, converter: str | None) -> str:
+    """What to look up, out of NAME and `--converter`.
+
+    Raises:
+        UserError: neither.
+    """
+    if converter:
+        return f"{converter}:{name}" if name and converter.endswith(".py") else converter
+    if not name:
+        from phi3v_data.converters.registry import names
+
+        raise UserError(f"which converter? There are {', '.join(names())}; for your own: --converter FILE.py:NAME")
+    return name
+
+
+class ConvertCommand:
+    """Stands for `convert` until the arguments tell which converter's options it has."""
+
+    name = "convert"
+    interrupted = INTERRUPTED
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Parse with the command of the converter that the arguments name."""
+        return build_command(wanted(args)).make_context(info_name, args, parent=parent, **extra)
+
+
+def build_command(name: str | None) -> Any:
+    """The command with the options of one converter; None: only those that all have."""
+    from phi3v_data.cli.options import with_options
+    from phi3v_data.converters.base import Options
+    from phi3v_data.converters.registry import find, summary_of
+
+    if name is None:
+        function = with_options(convert, Options, "", "")
+    else:
+        cls = find(name)
+        function = with_options(convert, cls.Options, f"Options of {cls.name}", cls.name)
+        is_file = ".py" in name
+        start = f"phi3v-data convert {'--converter ' if is_file else ''}{name}"
+        source = "" if cls.hub_id else " --source PATH"
+        function = command_info(examples=[f"{start}{source} --out_dir out"], interrupted=INTERRUPTED)(function)
+        function.__doc__ = f"{summary_of(cls)}\n\n{convert.__doc__}"
+        return make_command(function, name="convert")
+    return make_command(command_info(examples=EXAMPLES, interrupted=INTERRUPTED)(function), name="convert")
+
+
+TAKE_VALUES = {"source", "out_dir", "limit", "split", "seed", "allow_rejects", "workers", "engine"}
+FLAGS = {"plain", "unlabelled", "overwrite", "quiet", "help", "q", "h"}
+
+
+def wanted(args: Sequence[str]) -> str | None:
+    """Find the converter in unparsed arguments: `--converter`, else the first word that no option takes."""
+    from phi3v_data.converters.registry import names
+
+    name = converter = None
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            name = name or word
+            continue
+        option, equals, value = word.lstrip("-").partition("=")
+        option = snake_case(option)
+        if option == "converter":
+            converter = value if equals else words.pop(0) if words else None
+        elif option in TAKE_VALUES:
+            del words[: 0 if equals else 1]
+        elif option not in FLAGS and not equals and words and not words[0].startswith("-"):
+            following = words.pop(0)  # the value of an option of the converter's own, or NAME after a flag of its own
+            name = name or (following if following in names() else None)
+    return which(name, converter) if name or converter else None
+
+
+command = ConvertCommand()

@@ -1,0 +1,105 @@
+"""A converter's Pydantic options as command-line options.
+
+Values reach Pydantic as the strings that were typed, so that a wrong one is answered by one sentence of ours.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from phi3v_data.errors import UserError
+
+
+def with_options(function: Callable[..., Any], model: type[BaseModel], panel: str, owner: str) -> Callable[..., Any]:
+    """`function(**common, options={...})` as a Typer function that takes the model's fields as options as well.
+
+    Raises:
+        UserError: a field has the name of an option that every converter has.
+    """
+    signature = inspect.signature(function)
+    common = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
+    if taken := sorted(common.keys() & model.model_fields.keys()):
+        raise UserError(
+            f"{owner} has an option {taken[0]!r}, the name of an option of convert itself; rename it in {model.__name__}"
+        )
+    own = [_parameter(name, field, panel) for name, field in model.model_fields.items()]
+
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in model.model_fields}
+        options = {name: value for name, value in given.items() if value is not None and value != []}
+        function(**values, options=options)
+
+    run.__signature__ = signature.replace(parameters=[*common.values(), *own])  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in run.__signature__.parameters.items()}  # type: ignore[attr-defined]
+    run.__doc__ = function.__doc__
+    return run
+
+
+def describe_fields(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """Name -> type in words, default and help of each field, for lists of options."""
+    return {
+        name: {
+            "type": _words(field.annotation),
+            "default": None if field.is_required() else _default(field),
+            "required": field.is_required(),
+            "help": field.description or "",
+        }
+        for name, field in model.model_fields.items()
+    }
+
+
+def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    inner = _without_none(field.annotation)
+    is_flag = inner is bool
+    is_list = get_origin(inner) in (list, tuple, set, frozenset)
+    value: Any = bool | None if is_flag else list[str] | None if is_list else str | None
+    default = None if field.is_required() else _default(field)
+    text = field.description or ""
+    if field.is_required():
+        text += " [required]"
+    elif default not in (None, "", False, [], {}):
+        text += f" [default: {default}]"
+    option = typer.Option(
+        help=text.strip().replace("[", r"\["),
+        metavar=None if is_flag else _words(inner),
+        rich_help_panel=panel,
+        show_default=False,
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value, option])
+
+
+def _default(field: FieldInfo) -> Any:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is PydanticUndefined:
+        return None
+    if isinstance(value, Enum):
+        return value.value
+    return value if isinstance(value, str | int | float | bool | list | dict | NoneType) else str(value)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, UnionType):
+        inner = [each for each in get_args(annotation) if each is not NoneType]
+        if len(inner) == 1:
+            return inner[0]
+    return annotation
+
+
+def _words(annotation: Any) -> str:
+    """A type as help shows it: `INTEGER`, `[floor|center]`."""
+    inner = _without_none(annotation)
+    if get_origin(inner) is Literal:
+        return f"[{'|'.join(str(value) for value in get_args(inner))}]"
+    if get_origin(inner) in (list, tuple, set, frozenset):
+        return _words(get_args(inner)[0]) if get_args(inner) else "TEXT"
+    if isinstance(inner, type) and issubclass(inner, Enum):
+        return f"[{'|'.join(str(member.value) for member in inner)}]"
+    names: Mapping[Any, str] = {int: "INTEGER", float: "FLOAT", str: "TEXT", bool: "FLAG"}
+    return names.get(inner, getattr(inner, "__name__", "TEXT").upper())
