@@ -135,6 +135,11 @@ class Dataset(Mapping[str, "Split"]):
     def __repr__(self) -> str:
         return f"Dataset({str(self.directory)!r}: {', '.join(self)})"
 
+    @property
+    def files(self) -> dict[str, tuple[str, ...]]:
+        """File names of each split, in reading order; opens none of them."""
+        return {split: found.files for split, found in self._found.splits.items()}
+
     def image_path(self, name: str) -> Path:
         """Where the image of a turn lies; see `Split.image_path`."""
         return image_path(self.directory, name)
@@ -157,10 +162,12 @@ def image_path(directory: Path, name: str) -> Path:
     Raises:
         UserError: the name is not a plain POSIX path below `images/`.
     """
-    parts = name.split("/")
-    if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"{directory}: image {name!r} is not a plain path under images/; see `phi3v-data validate`")
-    return directory.joinpath("images", *parts)
+    from phi3v_data.media.image import unsafe_reason
+
+    reason = unsafe_reason(name)
+    if reason:
+        raise UserError(f"{directory}: image path {name!r} {reason}; `phi3v-data validate` lists all such rows")
+    return directory.joinpath("images", name)
 
 
 class Split(Sequence[Sample]):

@@ -18,8 +18,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from phi3v_data.errors import UserError
+from phi3v_data.jsonl import BOM
 
-BOM = b"\xef\xbb\xbf"
 BLANK = b" \t\r\n\v\f"
 """Bytes of which a blank line consists."""
 

@@ -1,0 +1,91 @@
+"""`phi3v-data validate`: every check on a conversations directory, as text, JSON or a page."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phi3v_data.cli.base import GOOD, PROBLEMS, Quiet, command_info
+
+
+class LevelName(StrEnum):
+    """How much of the pictures is read."""
+
+    quick = "quick"
+    full = "full"
+
+
+@command_info(
+    examples=[
+        "phi3v-data validate demo_out/ucf101",
+        "phi3v-data validate DIR --level quick --max_tokens 4096",
+        "phi3v-data validate DIR --html report.html",
+        "phi3v-data validate DIR --json | jq .summary.problems",
+    ],
+    interrupted="DIR is as it was; run the same command again.",
+)
+def validate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory, complete or bare.")],
+    level: Annotated[
+        LevelName, typer.Option(help="quick: rows, and images by name and header; full: every image decoded as well.")
+    ] = LevelName.full,
+    num_crops: Annotated[
+        int | None,
+        typer.Option(min=1, max=16, metavar="N", help="Tile budget for image tokens; else dataset.json, else 16."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Report samples that are longer than this.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with tokenizer.json; without it text tokens are estimated."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with charts, problems and a gallery.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes that read images; else one for each core."),
+    ] = None,
+    max_problems: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Findings of one code that are listed; all are counted.")
+    ] = 1000,
+    quiet: Quiet = False,
+) -> None:
+    """Check a conversations directory and report every problem in it.
+
+    Exits with 0 when it is sound, with 1 when there are errors (with --strict, warnings too), and with 2 when it could
+    not be checked. What each code means: phi3v-data explain CODE.
+    """
+    from phi3v_data.cli.console import make_console, progress_bar
+    from phi3v_data.validate import validate as run_checks
+
+    with progress_bar(quiet=quiet) as progress:
+        report = run_checks(
+            directory,
+            level=level.value,
+            num_crops=num_crops,
+            max_tokens=max_tokens,
+            tokenizer=tokenizer,
+            strict=strict,
+            workers=workers,
+            max_problems=max_problems,
+            progress=progress,
+        )
+        if html is not None:
+            from phi3v_data.report.html import write_html
+
+            write_html(report, directory, html, progress=progress)
+    if json:
+        print(report.model_dump_json(indent=2))
+    else:
+        from phi3v_data.report.console import print_report
+
+        print_report(report, make_console())
+    if html is not None and not quiet:
+        print(f"HTML report: {html}", file=sys.stderr)
+    raise typer.Exit(GOOD if report.ok else PROBLEMS)

@@ -1,0 +1,292 @@
+"use strict";
+(() => {
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = id => document.getElementById(id);
+const num = n => n.toLocaleString("en-US");
+const plural = (n, one, many) => `${num(n)} ${n === 1 ? one : many || one + "s"}`;
+const RANK = {error: 0, warning: 1, info: 2};
+const NOUN = {error: "error", warning: "warning", info: "note"};
+
+// All text goes through textContent: nothing from the data is ever parsed as HTML.
+const el = (tag, attrs, ...children) => {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attrs || {})) {
+    if (key === "text") node.textContent = value;
+    else if (key === "class") node.className = value;
+    else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
+  }
+  node.append(...children.filter(child => child !== null && child !== undefined && child !== ""));
+  return node;
+};
+const pill = (text, kind) => el("span", {class: `pill ${kind || ""}`, text, title: text});
+
+// ---- theme -------------------------------------------------------------------------------------------------------
+const root = document.documentElement;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+let chosen = null;
+const paint = () => { root.dataset.theme = chosen || (dark.matches ? "dark" : "light"); };
+dark.addEventListener("change", paint);
+$("theme").addEventListener("click", () => { chosen = root.dataset.theme === "dark" ? "light" : "dark"; paint(); });
+paint();
+
+// ---- overview ----------------------------------------------------------------------------------------------------
+const counts = data.counts;
+$("name").textContent = data.name;
+const errors = counts.error, warnings = counts.warning;
+$("h-overview").textContent = data.ok ? (warnings ? "Sound, with warnings" : "Sound") : "Problems found";
+$("verdict").classList.add(data.ok ? (warnings ? "warn" : "good") : "bad");
+$("verdict-text").textContent = data.verdict;
+for (const [value, label, kind] of [
+  [counts.samples, "samples", ""], [counts.turns, "turns", ""], [counts.images, "images", ""],
+  [errors, "errors", errors ? "error" : ""], [warnings, "warnings", warnings ? "warning" : ""],
+  [counts.info, "notes", ""],
+]) $("tiles").append(el("div", {class: `tile ${kind}`}, el("b", {text: num(value)}), el("span", {text: label})));
+
+const drawBars = chart => {
+  const top = Math.max(...chart.bars.map(bar => bar[1]), 1);
+  const plot = el("div", {class: "plot", role: "img", "aria-label":
+    `${chart.title}: ` + chart.bars.filter(bar => bar[1]).map(bar => `${bar[0]}: ${num(bar[1])}`).join("; ")});
+  for (const [label, count] of chart.bars) {
+    const bar = el("i");
+    bar.style.height = count ? `${Math.max(2, 100 * count / top)}%` : "0";
+    plot.append(el("div", {title: `${label} ${chart.unit}: ${num(count)}`}, bar));
+  }
+  const last = chart.bars[chart.bars.length - 1][0];
+  const axis = el("div", {class: "axis"}, el("span", {text: chart.bars[0][0]}),
+    el("span", {text: chart.unit}), chart.bars.length > 1 ? el("span", {text: last}) : "");
+  return [plot, axis];
+};
+const drawRows = chart => {
+  const top = Math.max(...chart.bars.map(bar => bar[1]), 1);
+  const rows = el("div", {class: "rows", tabindex: "0", role: "group", "aria-label": chart.title});
+  for (const [label, count] of chart.bars) {
+    const fill = el("i");
+    fill.style.width = `${100 * count / top}%`;
+    rows.append(el("span", {class: "k", text: label || "(none)", title: label}),
+      el("span", {class: "track", "aria-hidden": "true"}, fill), el("span", {class: "v", text: num(count)}));
+  }
+  return [rows];
+};
+for (const chart of data.charts) {
+  if (!chart.bars.length) continue;
+  const facts = el("div", {class: "facts"});
+  for (const [key, value] of chart.facts) facts.append(el("span", {}, `${key} `, el("b", {text: value})));
+  $("charts").append(el("article", {class: "chart"}, el("h3", {text: chart.title}),
+    chart.note ? el("p", {class: "note", text: chart.note}) : "",
+    ...(chart.kind === "rows" ? drawRows : drawBars)(chart), chart.facts.length ? facts : ""));
+}
+
+// ---- problems ----------------------------------------------------------------------------------------------------
+const PAGE = 25;
+const total = data.problems.reduce((sum, problem) => sum + problem.count, 0);
+$("nav-problems").textContent = num(total);
+$("problems-lead").textContent = total
+  ? `${plural(total, "finding")} of ${plural(data.problems.length, "kind")}. Open one to see what it means, how to mend it, and each row it was found in.`
+  : "None. Every check that ran is satisfied.";
+const finding = found => el("div", {class: "finding"},
+  el("div", {class: "at"}, found.at, found.id ? `  ·  ${found.id}` : "", found.field ? `  ·  ${found.field}` : ""),
+  el("div", {class: "msg", text: found.msg}),
+  found.hint ? el("div", {class: "hint", text: found.hint}) : "",
+  found.row >= 0 ? el("pre", {text: data.rows[found.row], tabindex: "0", "aria-label": "The row"}) : "",
+  found.s >= 0 ? el("button", {class: "link", type: "button", text: "Show the sample", onclick: () => openSample(found.s, [found.s])}) : "");
+for (const problem of data.problems) {
+  const body = el("div", {class: "p-body"});
+  const box = el("details", {class: "problem", "data-code": problem.code}, el("summary", {},
+    pill(problem.severity, problem.severity), el("code", {text: problem.code}),
+    el("span", {class: "what", text: problem.title}), el("span", {class: "num", text: num(problem.count)})), body);
+  let filled = false;
+  const fill = () => {
+    if (filled) return;
+    filled = true;
+    if (problem.help.length) {
+      const help = el("div", {class: "p-help"});
+      for (const [head, text] of problem.help) help.append(el("p", {}, el("b", {text: `${head}: `}), text));
+      body.append(help);
+    }
+    if (data.samples.some(sample => sample.problems.includes(problem.code)))
+      body.append(el("button", {class: "ghost", type: "button", text: "Show these samples in the gallery",
+        onclick: () => setFilters({problem: problem.code}, true)}));
+    const list = el("div"), more = el("button", {class: "ghost", type: "button"});
+    let shown = 0;
+    const extend = () => {
+      list.append(...problem.list.slice(shown, shown + PAGE).map(finding));
+      shown = Math.min(shown + PAGE, problem.list.length);
+      more.textContent = `Show more (${num(problem.list.length - shown)} left)`;
+      more.hidden = shown >= problem.list.length;
+    };
+    more.addEventListener("click", extend);
+    extend();
+    body.append(list, el("p", {class: "more"}, more));
+    if (problem.count > problem.list.length)
+      body.append(el("p", {class: "lead", text: `${num(problem.count - problem.list.length)} more of this kind are counted but not listed here.`}));
+  };
+  box.addEventListener("toggle", () => box.open && fill());
+  $("problem-list").append(box);
+}
+
+// ---- gallery -----------------------------------------------------------------------------------------------------
+const samples = data.samples;
+$("nav-gallery").textContent = num(samples.length);
+$("gallery-lead").textContent = data.gallery_note;
+const text = sample => sample.search || (sample.search = [sample.id, sample.at, sample.label, sample.system, sample.raw,
+  ...sample.answers, ...sample.turns.flatMap(turn => [turn.u, turn.a, ...turn.i.map(index => data.images[index][0])])]
+  .join("\n").toLowerCase());
+const select = (node, options) => node.replaceChildren(...options.map(([value, label]) => el("option", {value, text: label})));
+const tally = values => { const seen = new Map(); for (const v of values) seen.set(v, (seen.get(v) || 0) + 1); return seen; };
+const named = seen => [...seen].sort((a, b) => a[0] < b[0] ? -1 : 1);
+const byCode = tally(samples.flatMap(sample => sample.problems));
+const clean = samples.filter(sample => !sample.problems.length).length;
+select($("f-problem"), [["", `Any (${num(samples.length)})`], ["*", `With problems (${num(samples.length - clean)})`],
+  ["-", `Without problems (${num(clean)})`], ...named(byCode).map(([code, n]) => [code, `${code} (${num(n)})`])]);
+const bySplit = tally(samples.map(sample => sample.split));
+select($("f-split"), [["", "All"], ...data.splits.filter(split => bySplit.has(split)).map(split => [split, `${split} (${num(bySplit.get(split))})`])]);
+const byLabel = tally(samples.map(sample => sample.label));
+if (byLabel.size > 1 || !byLabel.has("")) {
+  select($("f-label"), [["", "All"], ...named(byLabel).map(([label, n]) => [`=${label}`, `${label || "(none)"} (${num(n)})`])]);
+} else {
+  select($("f-label"), [["", "Answers are free text"]]);
+  $("f-label").disabled = true;
+}
+
+const hole = (reason, kind) => el("div", {class: `hole ${kind || ""}`, text: reason});
+const picture = index => {
+  const [name, , , uri, reason] = data.images[index];
+  return uri ? el("img", {src: uri, alt: name, loading: "lazy", decoding: "async", title: name}) : hole(reason || "no picture");
+};
+const worst = sample => sample.problems.reduce((found, code) => RANK[data.severity[code]] < RANK[found] ? data.severity[code] : found, "info");
+const card = (sample, position, list) => {
+  const all = sample.turns.flatMap(turn => turn.i), count = all.length + sample.turns.reduce((n, turn) => n + turn.more, 0);
+  const shown = all.slice(0, all.length > 4 ? 8 : all.length === 3 ? 3 : 4);
+  const pics = el("div", {class: `pics ${shown.length > 4 ? "many" : shown.length === 4 ? "four" : shown.length === 1 ? "one" : ""}`});
+  pics.append(...shown.map(picture));
+  if (!shown.length) pics.append(hole(sample.turns.length ? "no images" : "the row cannot be read", sample.turns.length ? "none" : ""));
+  if (count > shown.length) pics.append(el("span", {class: "plus", text: `+${num(count - shown.length)}`}));
+  const last = sample.turns[sample.turns.length - 1];
+  const chips = el("div", {class: "chips"}, pill(sample.split), sample.turns.length > 1 ? pill(`${sample.turns.length} turns`) : "",
+    ...sample.problems.map(code => pill(code, data.severity[code])));
+  return el("button", {class: `sample ${sample.problems.length ? worst(sample) : ""}`, type: "button",
+    "aria-label": `Sample ${sample.id}, split ${sample.split}`, onclick: () => openSample(list[position], list)},
+    pics, el("div", {class: "text"}, last ? el("div", {class: "q", text: last.u}) : el("div", {class: "q", text: sample.raw}),
+    last ? el("div", {class: "a", text: last.a || "(no answer)"}) : "", chips, el("div", {class: "id", text: sample.id || sample.at, title: sample.at})));
+};
+
+const STEP = 60;
+let matching = [], drawn = 0;
+const readFilters = () => ({problem: $("f-problem").value, split: $("f-split").value, label: $("f-label").value, text: $("f-text").value});
+const fits = (sample, want) =>
+  (!want.problem || (want.problem === "*" ? sample.problems.length > 0 : want.problem === "-" ? !sample.problems.length : sample.problems.includes(want.problem)))
+  && (!want.split || sample.split === want.split)
+  && (!want.label || `=${sample.label}` === want.label)
+  && (!want.text || text(sample).includes(want.text.toLowerCase()));
+const drawMore = () => {
+  const fresh = [];
+  for (const end = Math.min(drawn + STEP, matching.length); drawn < end; drawn++) fresh.push(card(samples[matching[drawn]], drawn, matching));
+  $("cards").append(...fresh);
+  $("more").hidden = drawn >= matching.length;
+  $("more").textContent = `Show more (${num(matching.length - drawn)} left)`;
+};
+const refresh = () => {
+  const want = readFilters();
+  matching = samples.map((_, index) => index).filter(index => fits(samples[index], want));
+  drawn = 0;
+  $("cards").replaceChildren();
+  $("found").textContent = `${num(matching.length)} of ${plural(samples.length, "sample")} shown here`;
+  if (!matching.length) $("cards").append(el("p", {class: "empty", text: samples.length ? "No sample fits these filters." : "There is no sample to show."}));
+  drawMore();
+};
+const remember = () => {
+  const query = new URLSearchParams(Object.entries(readFilters()).filter(([, value]) => value)).toString();
+  try { history.replaceState(null, "", query ? `#${query}` : "#gallery"); } catch { /* some viewers allow no history for files */ }
+};
+const setFilters = (want, scroll) => {
+  for (const key of ["problem", "split", "label", "text"]) {
+    const node = $(`f-${key}`);
+    node.value = want[key] || "";
+    if (node.value !== (want[key] || "")) node.value = "";
+  }
+  refresh();
+  remember();
+  if (scroll) { $("gallery").scrollIntoView(); $("f-problem").focus({preventScroll: true}); }
+};
+for (const id of ["f-problem", "f-split", "f-label"]) $(id).addEventListener("change", () => { refresh(); remember(); });
+let timer = 0;
+$("f-text").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(() => { refresh(); remember(); }, 120); });
+$("f-reset").addEventListener("click", () => setFilters({}));
+$("filters").addEventListener("submit", event => event.preventDefault());
+$("more").addEventListener("click", drawMore);
+
+// ---- one sample --------------------------------------------------------------------------------------------------
+const dialog = $("sample");
+let order = [], at = 0;
+const figure = index => {
+  const [name, width, height] = data.images[index];
+  const caption = width ? `${name} · ${width}×${height}` : name;
+  return el("figure", {}, picture(index), el("figcaption", {text: caption, title: caption}));
+};
+const said = turn => {
+  const box = el("div", {class: "say"}), letters = [...turn.u];
+  let from = 0;
+  turn.o.forEach((offset, n) => {
+    box.append(letters.slice(from, offset).join(""), el("span", {class: "tag", text: `image ${n + 1}`}));
+    from = offset;
+  });
+  box.append(letters.slice(from).join(""));
+  return box;
+};
+const drawSample = () => {
+  const sample = samples[order[at]];
+  $("d-title").textContent = sample.id || "(no id)";
+  $("d-sub").textContent = [sample.at, `split ${sample.split}`, sample.source].filter(Boolean).join("  ·  ");
+  $("d-prev").disabled = at === 0;
+  $("d-next").disabled = at >= order.length - 1;
+  const body = $("d-body");
+  body.replaceChildren();
+  if (sample.problems.length) body.append(el("div", {class: "chips"}, ...sample.problems.map(code => pill(code, data.severity[code]))));
+  for (const found of sample.found) body.append(finding({...found, row: -1, s: -1}));
+  if (sample.system) body.append(el("div", {class: "turn"}, el("div", {}, el("div", {class: "role", text: "system"}), el("div", {class: "say", text: sample.system}))));
+  for (const turn of sample.turns) {
+    const shots = el("div", {class: `shots ${turn.i.length === 1 ? "single" : ""}`}, ...turn.i.map(figure), turn.more ? hole(`${num(turn.more)} more`, "none") : "");
+    body.append(el("div", {class: "turn"},
+      el("div", {}, el("div", {class: "role", text: "user"}), turn.i.length ? shots : "", said(turn)),
+      el("div", {class: "assistant"}, el("div", {class: "role", text: "assistant"}), el("div", {class: "say", text: turn.a || "(no answer)"}))));
+  }
+  const facts = el("dl");
+  const fact = (key, value) => value && facts.append(el("dt", {text: key}), el("dd", {text: value}));
+  fact("answers", sample.answers.join(" | "));
+  fact("group", sample.group);
+  for (const [key, value] of sample.meta) fact(key, value);
+  if (facts.childElementCount) body.append(facts);
+  if (sample.raw) body.append(el("pre", {text: sample.raw, tabindex: "0", "aria-label": "The row"}));
+  body.scrollTop = 0;
+};
+const openSample = (index, list) => {
+  order = list;
+  at = list.indexOf(index);
+  drawSample();
+  if (!dialog.open) dialog.showModal();
+  $("d-body").focus();
+};
+const go = step => { if (at + step >= 0 && at + step < order.length) { at += step; drawSample(); } };
+$("d-prev").addEventListener("click", () => go(-1));
+$("d-next").addEventListener("click", () => go(1));
+$("d-close").addEventListener("click", () => dialog.close());
+dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); });
+dialog.addEventListener("keydown", event => {
+  if (event.key === "ArrowLeft") go(-1);
+  else if (event.key === "ArrowRight") go(1);
+});
+
+$("footer").textContent = data.footer;
+const fromHash = () => {
+  const hash = location.hash.slice(1);
+  if (!hash.includes("=")) return false;
+  const query = new URLSearchParams(hash);
+  setFilters(Object.fromEntries(query), true);
+  const sample = query.get("sample");
+  if (sample !== null && samples[+sample]) openSample(+sample, matching.includes(+sample) ? matching : [+sample]);
+  return true;
+};
+addEventListener("hashchange", fromHash);
+if (!fromHash()) refresh();
+})();

@@ -1,0 +1,104 @@
+"""Small pictures for the gallery, embedded as data URIs, within a budget for the whole file."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, features
+
+from phi3v_data.media.image import unsafe_reason
+
+BUDGET_BYTES = 20 << 20
+"""Of base64 text; with the rows and findings beside it the page stays under 30 MB."""
+
+MAX_PER_SAMPLE = 16
+"""Pictures of one sample that are shown."""
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are not decoded for a thumbnail."""
+
+_SIDES = ((1000, 240), (2500, 176), (4500, 128))
+_SMALLEST_SIDE = 96
+_WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """`uri` is empty where there is no picture; then `reason` says why. `width` and `height` are the image's own."""
+
+    uri: str = ""
+    width: int = 0
+    height: int = 0
+    reason: str = ""
+
+
+class Thumbnailer:
+    """Makes thumbnails until the budget is used up; each image file is made small once."""
+
+    def __init__(self, directory: Path, num_images: int, *, budget: int = BUDGET_BYTES) -> None:
+        self.left = budget
+        self.side = next((side for count, side in _SIDES if num_images <= count), _SMALLEST_SIDE)
+        self._format = "WEBP" if features.check("webp") else "JPEG"
+        self._root = (directory / "images").resolve()
+        self._made: dict[str, Thumbnail] = {}
+
+    def make(self, name: str) -> Thumbnail:
+        """The thumbnail of one image of the directory; what is wrong with it is a reason, never an error."""
+        if name not in self._made:
+            thumbnail = self._make(name)
+            self.left -= len(thumbnail.uri)
+            self._made[name] = thumbnail
+        return self._made[name]
+
+    def _make(self, name: str) -> Thumbnail:
+        reason = unsafe_reason(name)
+        if reason:
+            return Thumbnail(reason=f"its path {reason}")
+        try:
+            path = (self._root / name).resolve(strict=True)
+        except FileNotFoundError:
+            return Thumbnail(reason="missing")
+        except (OSError, RuntimeError, ValueError):  # RuntimeError: a loop of links
+            return Thumbnail(reason="unreadable")
+        if not path.is_relative_to(self._root):
+            return Thumbnail(reason="a link to outside images/")
+        if not path.is_file():
+            return Thumbnail(reason="not a file")
+        if self.left <= 0:
+            return Thumbnail(reason="left out to keep this page small")
+        return self._shrink(path)
+
+    def _shrink(self, path: Path) -> Thumbnail:
+        width = height = 0
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    return Thumbnail("", width, height, "too large to show")
+                image.draft("RGB", (self.side * 2, self.side * 2))
+                small = _to_rgb(image)
+                small.thumbnail((self.side, self.side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError, EOFError, TypeError):
+            return Thumbnail("", width, height, "cannot be decoded")
+        buffer = io.BytesIO()
+        small.save(buffer, self._format, quality=62, method=3)
+        kind = self._format.lower()
+        return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB: transparency on white, 16-bit greys scaled down; an EXIF turn is not applied, as the model sees it."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return ImageOps.autocontrast(image.convert("F").point(lambda value: value / 256).convert("L")).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
+        rgba = image.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, (*_WHITE, 255))
+        return Image.alpha_composite(background, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def count_shown(counts: Sequence[int]) -> int:
+    """Thumbnails wanted for samples with these numbers of images."""
+    return sum(min(count, MAX_PER_SAMPLE) for count in counts)
