@@ -1,0 +1,210 @@
+"""Load a model and its processor by what a user calls them: `tiny`, a directory, an adapter's directory, a Hub id.
+
+`locate` finds out, without loading weights, what is there and what is missing; `load_model` loads it.
+"""
+
+import errno
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_train.models.machine import Compute
+
+TINY = "tiny"
+ADAPTER_CONFIG = "adapter_config.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+LIGHT_FILES = ("*.json", "*.jinja", "tokenizer.model")
+TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlace:
+    """Where a model's files lie.
+
+    `directory` is None for `tiny`. `adapter` is a PEFT adapter's directory on top of it. `processor_directory` holds
+    tokenizer and image processor; an adapter's own where it has them.
+    """
+
+    name: str
+    directory: Path | None
+    adapter: Path | None = None
+
+    @property
+    def processor_directory(self) -> Path | None:
+        """Where tokenizer and image processor lie."""
+        if self.adapter is not None and (self.adapter / "tokenizer.json").is_file():
+            return self.adapter
+        return self.directory
+
+    def config(self) -> dict[str, Any]:
+        """The parsed `config.json`; of `tiny` what it is built from."""
+        if self.directory is None:
+            from phi3v_train.models.phi3v.tiny import tiny_config
+
+            config: dict[str, Any] = tiny_config().to_dict()
+            return config
+        return read_json(self.directory / "config.json")
+
+
+def locate(name: str, *, base: str | None = None, weights: bool = True) -> ModelPlace:
+    """Find a model and check that its files are there.
+
+    Args:
+        name: `tiny`, a model directory, an adapter directory or a Hub id.
+        base: model under an adapter, where not the one that the adapter names.
+        weights: fetch and check the weights too; without, a plan costs no download.
+
+    Raises:
+        UserError: no such model, a file that is missing, or a Hub that cannot be reached.
+    """
+    if name == TINY:
+        return ModelPlace(TINY, None)
+    path = Path(name)
+    if path.is_dir():
+        if (path / ADAPTER_CONFIG).is_file():
+            under = base or read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+            if not under:
+                raise UserError(f"{path / ADAPTER_CONFIG}: names no base model; give it with --base")
+            if not list(path.glob("adapter_model.*")):
+                raise NotFoundError(f"{path}: adapter_model.safetensors is missing")
+            place = locate(under, weights=weights)
+            return ModelPlace(name, place.directory, path)
+        check_directory(path, weights=weights)
+        return ModelPlace(name, path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise NotFoundError(
+            f"--model_name_or_path {name}: no such directory; give a model directory, a Hub id such as "
+            "microsoft/Phi-3.5-vision-instruct, or tiny"
+        )
+    directory = fetch(name, weights=weights)
+    check_directory(directory, weights=weights)
+    return ModelPlace(name, directory)
+
+
+def check_directory(path: Path, *, weights: bool = True) -> None:
+    """Refuse a model directory that lacks a file.
+
+    Raises:
+        UserError: which file, and what it is for.
+    """
+    needed = {
+        "config.json": "the model's shapes",
+        "tokenizer.json": "the tokenizer",
+        "preprocessor_config.json": "the image processor",
+    }
+    for file, purpose in needed.items():
+        if not (path / file).is_file():
+            raise NotFoundError(f"{path}: {file} is missing ({purpose}); copy it from the model's original files")
+    config = read_json(path / "config.json")
+    if config.get("model_type") != "phi3_v":
+        raise UserError(
+            f"{path / 'config.json'}: model_type is {config.get('model_type')!r}; only Phi-3-vision and "
+            "Phi-3.5-vision (phi3_v) can be trained"
+        )
+    if weights:
+        for file in weight_files(path):
+            if not (path / file).is_file():
+                raise NotFoundError(f"{path}: {file} is missing (weights); the download was not complete")
+
+
+def weight_files(path: Path) -> Iterator[str]:
+    """Names of the safetensors files that a model directory should have."""
+    if (path / INDEX).is_file():
+        yield from sorted(set(read_json(path / INDEX)["weight_map"].values()))
+    else:
+        yield WEIGHTS
+
+
+def fetch(name: str, *, weights: bool) -> Path:
+    """The local directory of a Hub model, downloaded where need be.
+
+    Raises:
+        UserError: there is no such model, or no connection and no copy on this machine.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    patterns = [*LIGHT_FILES, "*.safetensors"] if weights else list(LIGHT_FILES)
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except RepositoryNotFoundError:
+        raise NotFoundError(
+            f"--model_name_or_path {name}: no such directory, and no such model on the Hub (or it is private: log in "
+            "with `hf auth login`)"
+        ) from None
+    except HFValidationError as error:
+        raise UserError(f"--model_name_or_path {name}: {error}") from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(
+            f"--model_name_or_path {name}: the Hub cannot be reached and this machine has no copy; download it where "
+            f"there is a connection (`hf download {name} --local-dir DIR`) and give DIR, or try "
+            "--model_name_or_path tiny"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a model directory.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return value
+
+
+def load_processor(place: ModelPlace, *, num_crops: int | None = None) -> Any:
+    """Tokenizer and image processor; `num_crops` overrides the directory's."""
+    if place.processor_directory is None:
+        from phi3v_train.models.phi3v.tiny import tiny_processor
+
+        processor: Any = tiny_processor()
+    else:
+        from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
+
+        processor = Phi3VProcessor.from_pretrained(place.processor_directory)
+    if num_crops is not None:
+        processor.image_processor.num_crops = num_crops
+    return processor
+
+
+def load_base(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
+    """The model without its adapter, on the CPU, all weights in the compute dtype."""
+    import torch
+
+    dtype = getattr(torch, TORCH_DTYPES[compute.dtype.value])
+    if place.directory is None:
+        from phi3v_train.models.phi3v.tiny import tiny_model
+
+        model: Any = tiny_model(seed=seed).to(dtype)
+        model.set_attn_implementation(compute.attn_implementation)
+        model.config._name_or_path = TINY
+        return model
+    from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
+
+    model = Phi3VForConditionalGeneration.from_pretrained(
+        place.directory, dtype=dtype, attn_implementation=compute.attn_implementation
+    )
+    model.config._name_or_path = place.name if place.adapter is None else str(place.directory)
+    return model
+
+
+def load_model(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
+    """The model for evaluation, its adapter on top, on the device, in evaluation mode."""
+    model = load_base(place, compute, seed=seed)
+    if place.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, place.adapter).base_model.model
+    model.to(compute.device.value)
+    return model.eval()

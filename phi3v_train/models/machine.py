@@ -1,0 +1,130 @@
+"""What this machine can compute with: device, dtype and attention, each with the reason for the choice."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import ModelConfig
+
+ATTENTION_NAMES = {"flash": "flash_attention_2", "sdpa": "sdpa", "eager": "eager"}
+"""Our names -> transformers' names."""
+
+AMPERE = (8, 0)
+"""First CUDA compute capability with bf16 and FlashAttention 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A value and why it was chosen."""
+
+    value: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """How a model computes here."""
+
+    device: Chosen
+    dtype: Chosen
+    attn: Chosen
+    memory: int
+
+    @property
+    def attn_implementation(self) -> str:
+        """transformers' name of the attention."""
+        return ATTENTION_NAMES[self.attn.value]
+
+
+def choose_compute(config: ModelConfig) -> Compute:
+    """Device, dtype and attention for a configuration.
+
+    Raises:
+        UserError: something was asked for that this machine does not have.
+    """
+    import torch
+
+    device = choose_device(config.device)
+    capability = torch.cuda.get_device_capability() if device.value == "cuda" else (0, 0)
+    card = torch.cuda.get_device_name() if device.value == "cuda" else "the CPU"
+    dtype = choose_dtype(config.dtype, device.value, capability, card)
+    attn = choose_attention(config.attn, dtype.value, device.value, capability, card)
+    return Compute(device, dtype, attn, device_memory(device.value))
+
+
+def choose_device(wanted: str) -> Chosen:
+    """A GPU where there is one."""
+    import torch
+
+    if wanted == "cpu":
+        return Chosen("cpu", "asked for")
+    if torch.cuda.is_available():
+        return Chosen("cuda", torch.cuda.get_device_name())
+    if wanted == "cuda":
+        reason = "torch was built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
+        raise UserError(
+            f"--device cuda: {reason}; check nvidia-smi, install a CUDA build of torch, or use --device cpu"
+        )
+    return Chosen("cpu", "no GPU found")
+
+
+def choose_dtype(wanted: str, device: str, capability: tuple[int, int], card: str) -> Chosen:
+    """bf16 where the card has it, fp16 on older cards, fp32 on a CPU."""
+    if device == "cuda" and capability < AMPERE and wanted == "bf16":
+        raise UserError(f"--dtype bf16: {card} has no bf16, which begins with Ampere (A100, RTX 30); use --dtype fp16")
+    if wanted != "auto":
+        return Chosen(wanted, "asked for")
+    if device == "cpu":
+        return Chosen("fp32", "exact, and as fast as bf16 on most CPUs")
+    if capability >= AMPERE:
+        return Chosen("bf16", f"{card} has it")
+    return Chosen("fp16", f"{card} has no bf16")
+
+
+def choose_attention(wanted: str, dtype: str, device: str, capability: tuple[int, int], card: str) -> Chosen:
+    """FlashAttention 2 where it is installed and runs, else torch's own kernels."""
+    obstacle = flash_obstacle(dtype, device, capability, card)
+    if wanted == "flash":
+        if obstacle:
+            raise UserError(f"--attn flash: {obstacle}; use --attn sdpa")
+        return Chosen("flash", "asked for")
+    if wanted != "auto":
+        return Chosen(wanted, "asked for")
+    return Chosen("sdpa", f"no flash: {obstacle}") if obstacle else Chosen("flash", "flash-attn is installed")
+
+
+def flash_obstacle(dtype: str, device: str, capability: tuple[int, int], card: str) -> str:
+    """Why FlashAttention 2 cannot run; empty where it can."""
+    if device != "cuda":
+        return "it needs a GPU"
+    if capability < AMPERE:
+        return f"{card} is older than Ampere"
+    if dtype != "bf16":
+        return f"it needs bf16, not {dtype}"
+    if find_spec("flash_attn") is None:
+        return "flash-attn is not installed (pip install 'phi3v[flash]')"
+    return ""
+
+
+def device_memory(device: str) -> int:
+    """Bytes of the GPU, or of the machine's memory that is available now."""
+    if device == "cuda":
+        import torch
+
+        properties: Any = torch.cuda.get_device_properties(0)
+        return int(properties.total_memory)
+    return available_memory()
+
+
+def available_memory() -> int:
+    """Bytes that programs can still take, as Linux says it; 0 where it does not."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0

@@ -1,0 +1,201 @@
+"""What is trained: full, a part frozen, LoRA and its kinds, QLoRA. `apply_method` makes a loaded model ready for it.
+
+Adapters are PEFT's, in PEFT's own layout on disk. The last tower layer and everything else that no loss reaches are
+buffers of the model, so nothing here can train them by mistake.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import MethodConfig
+from phi3v_train.training.optimizer import part_of
+from phi3v_train.training.precision import Precision, set_weight_dtypes
+from phi3v_train.training.seeds import seed_everything
+
+LANGUAGE_TARGETS = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)|lm_head"
+"""Full names of the decoder's linear layers and the head, which the reference trains too."""
+
+QUANTIZED = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
+"""What QLoRA keeps in 4 bits: the decoder's linear layers; head, tower and projector stay as they are."""
+
+SMALLEST_4BIT_WIDTH = 64
+"""bitsandbytes crashes on a CPU where a layer takes fewer features than one block of nf4 has weights."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model made ready for a method.
+
+    `model` is what runs: with adapters, the same model with its linear layers replaced. `peft_model` is PEFT's wrapper
+    around it, which knows how to save adapters; None without adapters.
+    """
+
+    model: Any
+    method: MethodConfig
+    peft_model: Any = None
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and values of what is trained, in the model's order."""
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def counts(self) -> dict[str, int]:
+        """Trainable parameters by part: language, vision, projector."""
+        result: dict[str, int] = {}
+        for name, parameter in self.trainable():
+            part = part_of(name)
+            result[part] = result.get(part, 0) + parameter.numel()
+        return result
+
+
+def apply_method(
+    model: Any, method: MethodConfig, precision: Precision, *, seed: int, device: torch.device
+) -> TrainedModel:
+    """Freeze, quantise, add adapters, set the number formats and move to the device.
+
+    Raises:
+        UserError: QLoRA without bitsandbytes, or on a model whose layers are too small for it.
+    """
+    model.requires_grad_(not method.use_lora)
+    peft_model = None
+    if method.use_lora:
+        if method.use_qlora:
+            quantize(model, precision)
+        peft_model = add_adapters(model, method, seed=seed)
+    else:
+        for name, parameter in model.named_parameters():
+            language = part_of(name) == "language"
+            parameter.requires_grad_(not (method.freeze_language_model if language else method.freeze_vision_model))
+    set_weight_dtypes(model, precision)
+    model.to(device)
+    return TrainedModel(model, method, peft_model)
+
+
+def vision_targets(num_layers: int) -> str:
+    """Full names of the linear layers of the projector and of the tower's first `num_layers` layers, those that run."""
+    layers = "|".join(map(str, range(num_layers)))
+    return (
+        rf"model\.vision_embed_tokens\.(img_processor\.vision_model\.encoder\.layers\.({layers})\."
+        r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])|img_projection\.[02])"
+    )
+
+
+def lora_targets(method: MethodConfig, num_vision_layers: int) -> str:
+    """PEFT's `target_modules`, a regular expression over full names."""
+    targets = [] if method.freeze_language_model else [LANGUAGE_TARGETS]
+    if not method.freeze_vision_model:
+        targets.append(vision_targets(num_vision_layers))
+    return "|".join(targets)
+
+
+def lora_config(method: MethodConfig, model: Any) -> Any:
+    """PEFT's configuration of the adapters."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=method.lora_rank,
+        lora_alpha=whole(method.lora_rank * method.lora_alpha_ratio),
+        lora_dropout=method.lora_dropout,
+        target_modules=lora_targets(method, model.config.num_vision_layers_used),
+        init_lora_weights=True if method.lora_init == "default" else method.lora_init,
+        use_dora=method.use_dora,
+        use_rslora=method.use_rslora,
+        base_model_name_or_path=getattr(model.config, "_name_or_path", None) or None,
+    )
+
+
+def whole(value: float) -> int | float:
+    """An int where the value is one: PEFT writes alpha as it is given."""
+    return int(value) if math.isclose(value, round(value)) else value
+
+
+def add_adapters(model: Any, method: MethodConfig, *, seed: int) -> Any:
+    """Put adapters into `model` and return PEFT's wrapper; their start depends on the seed alone."""
+    from peft import get_peft_model
+
+    seed_everything(seed, "adapters")
+    return get_peft_model(model, lora_config(method, model), autocast_adapter_dtype=True)
+
+
+def quantize(model: Any, precision: Precision) -> None:
+    """Replace the decoder's linear layers by nf4 ones, layer by layer; they are packed when they move to a device.
+
+    Raises:
+        UserError: bitsandbytes is missing, or a layer is too narrow.
+    """
+    make = nf4_maker(precision)
+    for name, layer in named_linears(model, QUANTIZED):
+        if layer.in_features < SMALLEST_4BIT_WIDTH:
+            raise UserError(
+                f"--use_qlora: {name} takes {layer.in_features} features, fewer than the {SMALLEST_4BIT_WIDTH} that 4 "
+                "bits need: use --use_lora for a model this small"
+            )
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, make(layer))
+    model.is_loaded_in_4bit = True
+
+
+def named_linears(model: nn.Module, pattern: str) -> list[tuple[str, nn.Linear]]:
+    """The linear layers whose full names match."""
+    import re
+
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(pattern, name)
+    ]
+
+
+def nf4_maker(precision: Precision) -> Callable[[nn.Linear], nn.Module]:
+    """A function from a linear layer to its 4-bit twin."""
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        raise UserError("--use_qlora needs the package bitsandbytes: pip install 'phi3v[qlora]'") from None
+
+    def make(layer: nn.Linear) -> nn.Module:
+        twin: Any = bnb.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            compute_dtype=precision.dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
+        twin.weight = bnb.nn.Params4bit(
+            layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=twin
+        )
+        if layer.bias is not None:
+            twin.bias = nn.Parameter(layer.bias.data, requires_grad=False)
+        # On CPUs with AVX512-bf16 an evaluation would repack the weights, and gradients after it be silently wrong.
+        twin.support_avx512bf16_for_cpu = False
+        packed: nn.Module = twin
+        return packed
+
+    return make
+
+
+def refuse_unfit(method: MethodConfig) -> None:
+    """What can be refused before a model is loaded.
+
+    Raises:
+        UserError: QLoRA without bitsandbytes, adapters without peft.
+    """
+    from importlib.util import find_spec
+
+    if method.use_qlora and find_spec("bitsandbytes") is None:
+        raise UserError("--use_qlora needs the package bitsandbytes: pip install 'phi3v[qlora]'")
+    if method.use_lora and find_spec("peft") is None:
+        raise UserError("--use_lora needs the package peft: pip install 'phi3v[train]'")
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds a PEFT adapter."""
+    return (path / "adapter_config.json").is_file()

@@ -1,0 +1,98 @@
+"""Weights to and from a folder: a model directory in the official layout, or a PEFT adapter.
+
+A folder written here loads wherever such a folder loads: `phi3v-train eval`, transformers, PEFT. In a checkpoint every
+tensor keeps the number format it is trained in, so that a resumed run goes on from the same bits; the finished model
+is written in the compute dtype.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phi3v_data.errors import UserError
+from phi3v_train.models.loading import weight_files
+from phi3v_train.training.methods import TrainedModel
+
+
+def write_model(trained: TrainedModel, processor: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the model or its adapter, and the processor, into `folder`.
+
+    `dtype` is the number format of a finished model directory; None keeps every tensor's own. Adapters stay in fp32.
+    """
+    if trained.peft_model is not None:
+        # An adapter on the head would otherwise drag the whole head along (PEFT's "auto").
+        trained.peft_model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+    else:
+        write_model_directory(trained.model, folder, dtype)
+    processor.save_pretrained(folder)
+
+
+def write_model_directory(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write all weights and the configuration, which names `dtype` as the one to load with."""
+    if dtype is None:
+        model.save_pretrained(folder)
+        return
+    was = model.config.dtype
+    model.config.dtype = dtype
+    try:
+        model.save_pretrained(folder, state_dict={name: cast(each, dtype) for name, each in model.state_dict().items()})
+    finally:
+        model.config.dtype = was
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor on the CPU, floating values in `dtype`."""
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+@torch.no_grad()
+def read_model(trained: TrainedModel, folder: Path) -> None:
+    """Take up the weights that `write_model` wrote, bit by bit.
+
+    Raises:
+        UserError: the folder lacks a trained tensor, or has one of another shape.
+    """
+    if trained.peft_model is not None:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        result = set_peft_model_state_dict(trained.peft_model, load_peft_weights(str(folder), device="cpu"))
+        missing = [name for name in result.missing_keys if ".lora_" in name]
+        if missing or result.unexpected_keys:
+            raise UserError(f"{folder}: is not an adapter of this model ({(missing or result.unexpected_keys)[0]})")
+        return
+    held = {**dict(trained.model.named_parameters()), **dict(trained.model.named_buffers())}
+    found = set()
+    for name, tensor in stored_tensors(folder):
+        if name not in held or held[name].shape != tensor.shape:
+            raise UserError(f"{folder}: is not a checkpoint of this model ({name} does not fit)")
+        held[name].copy_(tensor)
+        found.add(name)
+    missing = [name for name, _ in trained.trainable() if name not in found]
+    if missing:
+        raise UserError(f"{folder}: is not a checkpoint of this model ({missing[0]} is missing)")
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of all tensors in a model directory's safetensors files, one at a time."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # no mapping: it cannot be iterated itself
+                yield name, tensors.get_tensor(name)
+
+
+def write_optimizer(state: dict[str, Any], path: Path) -> None:
+    """Write the optimizer's state; through a Python file, so that a full disk is an OSError."""
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
+def read_optimizer(path: Path) -> dict[str, Any]:
+    """Read what `write_optimizer` wrote; tensors and plain values only, no code."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
