@@ -84,11 +84,15 @@ class StepPlan:
 
 
 class StepBatch:
-    """A step: its plan, and its micro-batches for this process, which can be gone through once, in order."""
+    """A step: its plan, and its micro-batches for this process.
+
+    They are decoded while one goes through them: once, in order, and before the next step is asked for.
+    """
 
     def __init__(self, plan: StepPlan, micro_batches: Iterator[MicroBatch]) -> None:
         self.plan = plan
         self._micro_batches = micro_batches
+        self._passed = False
 
     @property
     def step(self) -> int:
@@ -100,7 +104,14 @@ class StepBatch:
         return len(self.plan.micro_batches)
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        if self._passed:
+            raise RuntimeError(f"the micro-batches of step {self.step} are gone: take them before the next step")
         return self._micro_batches
+
+    def pass_over(self) -> None:
+        """Drop what was not taken."""
+        self._passed = True
+        deque(self._micro_batches, maxlen=0)
 
 
 class TrainLoader:
@@ -216,10 +227,9 @@ class TrainLoader:
         advance()
         while planned:
             plan = planned.popleft()
-            batches = micro_batches(plan)
-            yield StepBatch(plan, batches)
-            for _ in batches:
-                """What was not taken is passed over, so that the next step begins at its own."""
+            batch = StepBatch(plan, micro_batches(plan))
+            yield batch
+            batch.pass_over()
             advance()
 
     def _plan(self, step: int, refs: tuple[SampleRef, ...], measures: tuple[Measure, ...]) -> StepPlan:

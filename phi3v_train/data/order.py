@@ -96,7 +96,7 @@ def share_out(total: int, weights: Sequence[float]) -> tuple[int, ...]:
     """Divide `total` by `weights`, largest remainders first; every share is at least 1."""
     exact = [total * weight / sum(weights) for weight in weights]
     shares = [max(1, floor(part)) for part in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda index: (floor(exact[index]) - exact[index], index))
+    by_remainder = sorted(range(len(weights)), key=lambda index: (shares[index] - exact[index], index))
     for index in by_remainder[: max(0, total - sum(shares))]:
         shares[index] += 1
     while sum(shares) > total and max(shares) > 1:

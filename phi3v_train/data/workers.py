@@ -12,14 +12,19 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+import numpy as np
 
 from phi3v_data.errors import UserError
 from phi3v_train.data.collate import Arrays, BatchShape, batch_shape, collate_arrays
 from phi3v_train.data.encode import IGNORED, EncodedSample
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Measure, Reader
+
+_PRELOAD = ("phi3v_train.data.workers", "phi3v_train.models.phi3v.processing_phi3_v")
+"""What the fork server imports once for all workers; the second is what a pickled processor needs."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -59,10 +64,6 @@ def build(reader: Reader, job: MicroBatchJob) -> Built:
 
 
 def _without_labels(sample: EncodedSample) -> EncodedSample:
-    from dataclasses import replace
-
-    import numpy as np
-
     return replace(sample, labels=np.full_like(sample.labels, IGNORED), num_supervised=0)
 
 
@@ -78,7 +79,8 @@ class Workers:
     def start(self) -> None:
         """Start the processes, if there are to be any and they are not running."""
         if not self.inline:
-            self._executor().submit(os.getpid)
+            for _ in range(self._num_workers):
+                self._executor().submit(os.getpid)
 
     def close(self) -> None:
         """End the processes; work not yet begun is dropped."""

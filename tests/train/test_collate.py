@@ -1,0 +1,95 @@
+"""Padding from lengths, packing with positions, and the same loss either way."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_dirs import PAD, mixed_directory, processor
+
+from phi3v_train.data.collate import batch_shape, collate, collate_prompts
+from phi3v_train.data.encode import IGNORED, EncodedPrompt, EncodedSample, Encoder, Provenance
+from phi3v_train.data.order import SampleRef
+from phi3v_train.data.reader import Reader
+from phi3v_train.data.sources import open_sources
+
+NO_IMAGES = np.zeros((0, 2), dtype=np.int64)
+
+
+def sample(ids: list[int], labels: list[int] | None = None, pictures: int = 0) -> EncodedSample:
+    labels = ids if labels is None else labels
+    canvases = tuple(np.full((336, 672, 3), index, dtype=np.uint8) for index in range(pictures))
+    sizes = np.array([canvas.shape[:2] for canvas in canvases], dtype=np.int64).reshape(-1, 2)
+    supervised = sum(label != IGNORED for label in labels)
+    return EncodedSample(np.array(ids), np.array(labels), canvases, sizes, supervised, Provenance("d", "train", 0, "x"))
+
+
+rows = st.lists(st.lists(st.integers(0, 511), min_size=1, max_size=20), min_size=1, max_size=6)
+
+
+@given(rows, st.sampled_from(["left", "right"]))
+def test_padding_comes_from_lengths(rows, side):
+    batch = collate([sample(row) for row in rows], pad_token_id=PAD, padding_side=side)
+    longest = max(map(len, rows))
+    assert batch["input_ids"].shape == batch["labels"].shape == (len(rows), longest)
+    for ids, mask, labels, row in zip(
+        batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["labels"].tolist(), rows, strict=True
+    ):
+        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        assert ids[place] == row
+        assert mask[place] == [1] * len(row)
+        assert sum(mask) == len(row)
+        assert labels[place] == [IGNORED, *row[1:]]
+        assert set(ids) <= {*row, PAD}
+    assert "canvases" not in batch
+
+
+@given(rows)
+def test_packing_loses_nothing_and_marks_the_borders(rows):
+    samples = [sample(row) for row in rows]
+    batch = collate(samples, pad_token_id=PAD, pack=True)
+    assert batch["input_ids"].tolist() == [[token for row in rows for token in row]]
+    assert batch["position_ids"].tolist() == [[place for row in rows for place in range(len(row))]]
+    assert batch["labels"].tolist() == [[label for row in rows for label in (IGNORED, *row[1:])]]
+    assert "attention_mask" not in batch
+    shape = batch_shape(samples)
+    assert shape.num_supervised == int((batch["labels"] != IGNORED).sum())
+    assert shape.num_tokens == sum(map(len, rows))
+
+
+def test_canvases_travel_flat_in_the_order_of_the_rows():
+    batch = collate([sample([1, 2], pictures=2), sample([3]), sample([4], pictures=1)], pad_token_id=PAD)
+    assert batch["image_sizes"].tolist() == [[336, 672]] * 3
+    assert batch["canvases"].dtype == torch.uint8
+    assert batch["canvases"].shape == (3 * 336 * 672 * 3,)
+    assert batch["canvases"].view(3, -1)[:, 0].tolist() == [0, 1, 0]
+    assert batch_shape([sample([1, 2], pictures=2)]).num_images == 2
+
+
+def test_the_callers_labels_are_left_alone():
+    one = sample([5, 6])
+    collate([one], pad_token_id=PAD)
+    assert one.labels.tolist() == [5, 6]
+
+
+def test_prompts_are_padded_on_the_left():
+    prompts = [
+        EncodedPrompt(np.array(ids), (), NO_IMAGES, 0, ("a",), Provenance("d", "val", 0, "x"))
+        for ids in ([1, 2, PAD], [3])
+    ]
+    batch = collate_prompts(prompts, pad_token_id=PAD)
+    assert batch["input_ids"].tolist() == [[1, 2, PAD], [PAD, PAD, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_the_batch_of_any_rows_is_what_the_model_counts(tmp_path, pack):
+    """Runs of image ids are as long as the canvases beside them say, row by row."""
+    reader = Reader(open_sources([mixed_directory(tmp_path)], "train", num_crops=4), Encoder(processor()))
+    samples = [reader.encode(SampleRef(0, row, 0)) for row in range(8)]
+    batch = collate(samples, pad_token_id=PAD, pack=pack)
+    grids = [(height // 336, width // 336) for height, width in batch["image_sizes"].tolist()]
+    tokens = [(h * w + 1) * 144 + 1 + (h + 1) * 12 for h, w in grids]
+    assert int((batch["input_ids"] < 0).sum()) == sum(tokens)
+    assert batch["canvases"].numel() == sum(h * w * 336 * 336 * 3 for h, w in grids)
+    assert (batch["labels"][batch["input_ids"] < 0] == IGNORED).all()

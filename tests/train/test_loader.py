@@ -1,0 +1,262 @@
+"""The loader: the same bits for any number of workers and any start, errors with a place, no orphan processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter, deque
+from itertools import chain
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from sample_dirs import PAD, mixed_directory, processor, write_manifest
+
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.schema import Sample, Turn
+from phi3v_train.data.encode import IGNORED, EncodeOptions, Encoder
+from phi3v_train.data.loader import MicroBatch, TrainLoader
+from phi3v_train.data.order import SampleOrder, SampleRef
+from phi3v_train.data.reader import Reader
+from phi3v_train.data.sources import choose_eval_split, open_source, open_sources, resolve_num_crops
+
+RANDOM = EncodeOptions(answer_choice="random", seed=3)
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory) -> list[Path]:
+    root = tmp_path_factory.mktemp("loader")
+    return [mixed_directory(root / "a", 11), mixed_directory(root / "b", 6)]
+
+
+def loader(directories, *, batch_size=4, mix=(), options=RANDOM, **settings) -> TrainLoader:
+    sources = open_sources(directories, "train", num_crops=1)
+    order = SampleOrder(tuple(map(len, sources)), batch_size, seed=5, mix=mix)
+    return TrainLoader(
+        Reader(sources, Encoder(processor(), options)),
+        order,
+        pad_token_id=PAD,
+        **{"micro_batch_size": 2, **settings},
+    )
+
+
+def batches(made: TrainLoader, start=0, stop=None) -> list[list[MicroBatch]]:
+    with made:
+        return [list(step) for step in made.steps(start, made.order.total_steps(2) if stop is None else stop)]
+
+
+def assert_equal(left: list[list[MicroBatch]], right: list[list[MicroBatch]]) -> None:
+    assert [len(step) for step in left] == [len(step) for step in right]
+    for one, other in zip(chain.from_iterable(left), chain.from_iterable(right), strict=True):
+        assert one.measures == other.measures
+        assert one.shape == other.shape
+        assert one.inputs.keys() == other.inputs.keys()
+        for name, tensor in one.inputs.items():
+            assert torch.equal(tensor, other.inputs[name]), name
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_same_bits_for_any_workers_and_any_start(directories, pack):
+    expected = batches(loader(directories, pack=pack))
+    assert len(expected) == 10
+    assert_equal(batches(loader(directories, pack=pack, num_workers=2)), expected)
+    assert_equal(batches(loader(directories, pack=pack, num_workers=1, prefetch=1), 3, 8), expected[3:8])
+    assert_equal(batches(loader(directories, pack=pack), 7), expected[7:])
+
+
+def test_an_epoch_has_every_row_once_and_counts_agree(directories):
+    with loader(directories) as made:
+        seen = []
+        for step in made.steps(0, made.order.epoch_steps):
+            parts = list(step)
+            assert len(parts) == len(step)
+            plan = step.plan
+            assert plan.num_supervised == plan.num_supervised_here == sum(part.num_supervised for part in parts)
+            for part in parts:
+                assert part.num_supervised == int((part.inputs["labels"] != IGNORED).sum())
+                assert part.shape.num_samples == len(part.measures)
+            assert plan.num_tokens == sum(part.shape.num_tokens for part in parts)
+            assert plan.num_images == sum(part.shape.num_images for part in parts)
+            seen += [measure.provenance for part in parts for measure in part.measures]
+    assert Counter((place.directory, place.row) for place in seen) == Counter(
+        [(str(directories[0]), row) for row in range(11)] + [(str(directories[1]), row) for row in range(6)]
+    )
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_processes_share_a_step(directories, pack):
+    """What several processes compute together is what one computes alone, and all know the same totals."""
+    alone = loader(directories, pack=pack)
+    ranks = [loader(directories, pack=pack, rank=rank, world_size=2) for rank in range(2)]
+    for one, *shares in zip(alone.steps(0, 5), *(made.steps(0, 5) for made in ranks), strict=True):
+        whole = [part for part in one if not part.is_filler]
+        split = [list(share) for share in shares]
+        assert len({len(parts) for parts in split}) == 1
+        real = [part for parts in split for part in parts if not part.is_filler]
+        assert {share.plan.num_supervised for share in shares} == {one.plan.num_supervised}
+        assert one.plan.num_supervised == sum(part.num_supervised for part in real)
+        places = Counter(measure.provenance for part in real for measure in part.measures)
+        assert places == Counter(measure.provenance for part in whole for measure in part.measures)
+        if len(one.plan.refs) == 4:
+            assert {part.measures for part in real} == {part.measures for part in whole}
+        for part in (part for parts in split for part in parts if part.is_filler):
+            assert part.num_supervised == 0
+            assert (part.inputs["labels"] == IGNORED).all()
+            assert part.inputs["input_ids"].numel()
+
+
+def test_a_short_last_step_has_a_filler(directories):
+    made = loader(directories, rank=1, world_size=2, micro_batch_size=1)
+    steps = made.steps(4, 5)
+    last = next(steps)
+    assert len(last.plan.refs) == 1
+    (part,) = list(last)
+    assert part.is_filler
+    assert part.measures == ()
+    assert next(steps, None) is None
+    with pytest.raises(RuntimeError, match="micro-batches of step 4 are gone"):
+        list(last)
+
+
+def test_micro_batches_not_taken_are_passed_over(directories):
+    expected = batches(loader(directories))
+    with loader(directories, num_workers=2) as made:
+        for wanted, step in zip(expected, made.steps(0, 10), strict=True):
+            assert_equal([[next(iter(step))]], [wanted[:1]])
+
+
+def test_another_epoch_draws_another_answer(directories):
+    reader = Reader(open_sources(directories, "train", num_crops=1), Encoder(processor(), RANDOM))
+    drawn = {tuple(reader.tokenize(SampleRef(0, 1, epoch))[1].labels.tolist()) for epoch in range(20)}
+    assert len(drawn) == 4
+    assert len({tuple(reader.tokenize(SampleRef(0, 2, epoch))[1].labels.tolist()) for epoch in range(20)}) == 1
+
+
+def test_mix_reaches_both_directories(directories):
+    with loader(directories, mix=(1.0, 4.0)) as made:
+        drawn = Counter(
+            measure.provenance.directory for plan in made.plans(0, made.order.epoch_steps) for measure in plan.measures
+        )
+    assert drawn == {str(directories[0]): 3, str(directories[1]): 14}
+
+
+def test_skipped_samples_are_not_read(tmp_path):
+    """A resumed run does not open what lies behind it: pictures of earlier steps may be gone."""
+    directory = mixed_directory(tmp_path / "d", 12)
+    made = loader([directory])
+    ahead = {ref.row for step in (2,) for ref in made.order.batch(step)}
+    for path in list((directory / "images").rglob("p*")):
+        if int(path.stem[1:].split("_")[0]) not in ahead:
+            path.unlink()
+    assert len(batches(made, 2, 3)) == 1
+    with pytest.raises(UserError, match="cannot be read"):
+        batches(loader([directory]), 0, 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_errors_of_workers_name_the_row(tmp_path, num_workers):
+    directory = mixed_directory(tmp_path / "d", 8)
+    (directory / "images" / "2" / "p2_1.jpg").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"set_train\.jsonl:3 \(id 'train-0000000002'\): an image cannot be read"):
+        batches(loader([directory], num_workers=num_workers))
+    directory = mixed_directory(tmp_path / "e", 8)
+    options = EncodeOptions(max_length=100)
+    with pytest.raises(
+        UserError, match=r"set_train\.jsonl:\d+ \(id 'train-\d+'\): it has \d+ tokens, over --max_length"
+    ):
+        batches(loader([directory], options=options, num_workers=num_workers))
+
+
+def test_cut_samples_are_counted(directories):
+    options = EncodeOptions(max_length=1000, truncate="turns")
+    with loader(directories, options=options) as made:
+        plans = list(made.plans(0, made.order.epoch_steps))
+    assert sum(plan.num_truncated for plan in plans) > 0
+    assert all(measure.cost.tokens <= 1000 for plan in plans for measure in plan.measures)
+
+
+def test_a_killed_worker_is_said(directories):
+    with loader(directories, num_workers=1) as made:
+        steps = made.steps(0, 1000)
+        next(steps)
+        for child in psutil.Process().children(recursive=True):
+            if "forkserver" in " ".join(child.cmdline()) and child.children() == []:
+                child.kill()
+        with pytest.raises(UserError, match=r"worker process .* lower --num_workers"):
+            deque(chain.from_iterable(steps), maxlen=0)
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {path!r}
+from test_loader import loader
+from pathlib import Path
+
+if __name__ == "__main__":
+    made = loader([Path(sys.argv[1])], num_workers=2)
+    steps = made.steps(0, 10 ** 6)
+    list(next(steps))
+    print("going", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_no_worker_outlives_a_killed_run(directories, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(path=[str(Path(__file__).parent)]))
+    run = subprocess.Popen(
+        [sys.executable, str(script), str(directories[0])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "going\n"
+        family = psutil.Process(run.pid).children(recursive=True)
+        assert len(family) >= 3
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert alive == []
+
+
+# Sources
+
+
+def test_num_crops_comes_from_option_then_manifest_then_default(tmp_path):
+    directory = mixed_directory(tmp_path / "d", 3)
+    assert resolve_num_crops(None, None) == (16, "default")
+    assert open_source(directory, "train").num_crops == 16
+    write_manifest(directory, num_crops=4)
+    source = open_source(directory, "train")
+    assert (source.num_crops, source.num_crops_from) == (4, "dataset.json")
+    source = open_source(directory, "train", num_crops=2)
+    assert (source.num_crops, source.num_crops_from) == (2, "option")
+
+
+def test_what_cannot_be_trained_on_is_refused(tmp_path):
+    directory = mixed_directory(tmp_path / "d", 3)
+    with pytest.raises(UserError, match="give --data_dir"):
+        open_sources([], "train")
+    with pytest.raises(UserError, match="given twice"):
+        open_sources([directory, str(directory) + "/."], "train")
+    with pytest.raises(NotFoundError, match="did you mean 'train'"):
+        open_sources([directory], "tran")
+    write_manifest(directory, labelled=False)
+    with pytest.raises(UserError, match="has no answers"):
+        open_sources([directory], "train")
+    assert len(open_source(directory, "train")) == 3
+
+
+def test_the_split_to_evaluate_on(tmp_path):
+    from sample_dirs import write_rows
+
+    row = Sample(id="x", source="s", conversations=(Turn(user="u", assistant="a"),))
+    directory = write_rows(tmp_path / "d", [row])
+    assert choose_eval_split(directory, None) is None
+    write_rows(directory, [row], "test")
+    assert choose_eval_split(directory, None) == "test"
+    write_rows(directory, [row], "dev")
+    assert choose_eval_split(directory, None) == "dev"
+    assert choose_eval_split(directory, "train") == "train"
+    with pytest.raises(NotFoundError, match="no split 'val'"):
+        choose_eval_split(directory, "val")
