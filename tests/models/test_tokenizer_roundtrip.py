@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from golden_files import GOLDEN, golden_image, golden_json, golden_processor
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import phi3v_train  # noqa: F401  # makes the Auto classes know the model
 from phi3v_train.models.phi3v import Phi3VImageProcessor, Phi3VProcessor, Phi3VTokenizer
@@ -104,7 +105,8 @@ def test_the_trap_is_real_and_avoided(official: Path) -> None:
 
 def test_saved_files_are_those_others_read(tmp_path: Path) -> None:
     """Names and forms that the released code (transformers 4.43) and vLLM look for."""
-    golden_processor().save_pretrained(tmp_path)
+    golden_processor().save_pretrained(tmp_path / "first")
+    AutoProcessor.from_pretrained(tmp_path / "first", num_crops=4).save_pretrained(tmp_path)
     preprocessor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     reference = json.loads((GOLDEN / "checkpoint" / "preprocessor_config.json").read_text())
     assert preprocessor == reference
@@ -114,6 +116,7 @@ def test_saved_files_are_those_others_read(tmp_path: Path) -> None:
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert config["additional_special_tokens"] == ["<|system|>", "<|end|>", "<|user|>"]
     assert "extra_special_tokens" not in config
+    assert "num_crops" not in config
     assert config["chat_template"] == (tmp_path / "chat_template.jinja").read_text() == default_chat_template()
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
     original = json.loads((GOLDEN / "tiny_tokenizer" / "tokenizer.json").read_text())

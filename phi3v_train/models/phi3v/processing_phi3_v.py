@@ -16,7 +16,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImagesKwargs
+from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor, Phi3VImagesKwargs
 from phi3v_train.models.phi3v.prompts import IMAGE_TAG, ImageTagError, check_image_tags, encode_prompt
 from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer, without_negatives
 
@@ -141,14 +141,20 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         return [str(path), *super().save_pretrained(directory, push_to_hub=push_to_hub, **kwargs)]
 
     @classmethod
-    def _load_tokenizer_from_pretrained(
-        cls, sub_processor_type: str, pretrained_model_name_or_path: str, subfolder: str = "", **kwargs: Any
-    ) -> Phi3VTokenizer:
-        """`tokenizer.json` as it stands; see `tokenization_phi3_v` for why transformers' own choice is not asked."""
-        tokenizer: Phi3VTokenizer = Phi3VTokenizer.from_pretrained(
-            pretrained_model_name_or_path, subfolder=subfolder, **kwargs
-        )
-        return tokenizer
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], processor_dict: Any = None, **kwargs: Any
+    ) -> list[Any]:
+        """Both parts by their own classes.
+
+        transformers' choice is not asked: it may take another tokenizer (`tokenization_phi3_v`), and before 5.23 it
+        wants torchvision.
+        """
+        pictures = set(Phi3VImagesKwargs.__annotations__)
+        for_text = {name: value for name, value in kwargs.items() if name not in pictures}
+        return [
+            Phi3VImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            Phi3VTokenizer.from_pretrained(pretrained_model_name_or_path, **for_text),
+        ]
 
 
 def is_text(value: Any) -> bool:

@@ -19,13 +19,10 @@ MODEL_TYPE = "phi3_v"
 
 def register() -> None:
     """Register configuration, processors and model; a second call changes nothing."""
-    from transformers import (
-        AutoConfig,
-        AutoImageProcessor,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoProcessor,
-    )
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+    # From its own module: by its public name, some releases hand out a stand-in where torchvision is missing.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
     from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor
