@@ -172,10 +172,11 @@ def _make_folders(path: Path) -> list[Path]:
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
             created.append(folder)
-    except OSError:
+    except OSError as error:
         for folder in reversed(created):
             _remove_if_empty(folder)
-        raise
+        reason = _OBSTACLES.get(error.errno or 0) or error.strerror
+        raise UserError(f"cannot make the folder {error.filename}: {reason}") from error
     return created
 
 

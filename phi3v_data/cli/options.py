@@ -27,7 +27,7 @@ def with_options(function: Callable[..., Any], model: type[BaseModel], panel: st
     common = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
     if taken := sorted(common.keys() & model.model_fields.keys()):
         raise UserError(
-            f"{owner} has an option {taken[0]!r}, the name of an option of convert itself; rename it in {model.__name__}"
+            f"{owner} has an option {taken[0]!r}, which convert itself has already; rename it in {model.__name__}"
         )
     own = [_parameter(name, field, panel) for name, field in model.model_fields.items()]
 
