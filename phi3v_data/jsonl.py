@@ -1,0 +1,135 @@
+"""Lines in, lines out: JSONL files of any size in bounded memory, with line numbers that stay right.
+
+Lines end in LF; a CR before it and a missing last line end are accepted. Files are cut into blocks of whole lines, so
+that bulk readers can hand a block to a parser written in C. A line over 64 MB is skipped over, never held in memory,
+and counted like any other.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAX_LINE_BYTES = 64 << 20
+"""Longest line that is read, without its line end."""
+
+BLOCK_BYTES = 1 << 20
+BOM = b"\xef\xbb\xbf"
+_HEAD_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole lines of a file; `data` ends in LF even where the file does not.
+
+    With `too_long`, the block stands for one line over the limit: `data` holds its first bytes only and `length` its
+    size in bytes without the line end.
+    """
+
+    data: bytes
+    first_line: int  # 1-based
+    offset: int  # of the first byte in the file
+    length: int
+    too_long: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line without its line end; with `too_long`, only its first bytes."""
+
+    data: bytes
+    number: int  # 1-based
+    offset: int
+    too_long: bool = False
+
+
+def read_blocks(
+    path: str | Path, *, block_bytes: int = BLOCK_BYTES, max_line_bytes: int = MAX_LINE_BYTES
+) -> Iterator[Block]:
+    """Cut a file into blocks of whole lines, about `block_bytes` each.
+
+    Memory is bounded by the longest line and the block, whichever is larger. Raises OSError.
+    """
+    with open(path, "rb", buffering=0) as file:
+        yield from _blocks(file, min(block_bytes, max_line_bytes), max_line_bytes)
+
+
+def _blocks(file: BinaryIO, block_bytes: int, max_line_bytes: int) -> Iterator[Block]:
+    parts: list[bytes] = []  # the start of a line whose end has not been read
+    held = 0  # bytes in `parts`, or skipped over
+    skipping = False
+    line, offset = 1, 0
+    while chunk := file.read(block_bytes):
+        start = 0
+        first_end = chunk.find(b"\n")
+        if held + (first_end if first_end >= 0 else len(chunk)) > max_line_bytes:
+            if not skipping:
+                parts = [b"".join(parts)[:_HEAD_BYTES]] if parts else [chunk[:_HEAD_BYTES]]
+                skipping = True
+            if first_end < 0:
+                held += len(chunk)
+                continue
+            length = held + first_end
+            yield Block(parts[0] + b"\n", line, offset, length, too_long=True)
+            parts, held, skipping = [], 0, False
+            line += 1
+            offset += length + 1
+            start = first_end + 1
+        end = chunk.rfind(b"\n", start) + 1
+        if end <= start:
+            if start < len(chunk):
+                parts.append(chunk[start:])
+                held += len(chunk) - start
+            continue
+        parts.append(chunk[start:end])
+        data = b"".join(parts) if len(parts) > 1 else parts[0]
+        yield Block(data, line, offset, len(data))
+        line += data.count(b"\n")
+        offset += len(data)
+        parts = [chunk[end:]] if end < len(chunk) else []
+        held = len(chunk) - end
+    if skipping:
+        yield Block(parts[0] + b"\n", line, offset, held, too_long=True)
+    elif held:
+        data = b"".join(parts)
+        yield Block(data + b"\n", line, offset, len(data))
+
+
+def block_lines(block: Block) -> Iterator[Line]:
+    """The lines of a block, without their line ends."""
+    if block.too_long:
+        yield Line(block.data[:-1], block.first_line, block.offset, too_long=True)
+        return
+    offset = block.offset
+    for number, line in enumerate(block.data[:-1].split(b"\n"), block.first_line):
+        yield Line(line[:-1] if line.endswith(b"\r") else line, number, offset)
+        offset += len(line) + 1
+
+
+def read_lines(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
+    """The lines of a file with number and byte offset. Raises OSError."""
+    for block in read_blocks(path, max_line_bytes=max_line_bytes):
+        yield from block_lines(block)
+
+
+def read_line_at(descriptor: int, offset: int, *, max_line_bytes: int = MAX_LINE_BYTES) -> bytes:
+    """The line that starts at byte `offset` of an open file, without its line end."""
+    size = 4096
+    data = b""
+    while True:
+        piece = os.pread(descriptor, size, offset + len(data))
+        end = piece.find(b"\n")
+        data += piece[:end] if end >= 0 else piece
+        if end >= 0 or not piece or len(data) > max_line_bytes:
+            return data[:-1] if data.endswith(b"\r") else data
+        size = min(size * 4, BLOCK_BYTES)
+
+
+def encode_line(row: Mapping[str, Any]) -> bytes:
+    """One line of a JSONL file, with its line end, in the format's spelling.
+
+    Raises ValueError for what JSON or UTF-8 cannot hold: NaN, infinity, lone surrogates.
+    """
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,168 @@
+"""Problems of single lines of a JSONL file."""
+
+from phi3v_data.problems.example import Bytes, Example, Repeat, Text, row
+from phi3v_data.problems.model import Problem
+
+_GOOD = row("a")
+
+
+def _train(*lines: str) -> Example:
+    return Example({"train.jsonl": Text("".join(lines))})
+
+
+ROWS = (
+    Problem(
+        "json-syntax",
+        "rows",
+        "error",
+        "a line is not JSON",
+        "The line cannot be read as one JSON value. Usual causes: a file that was cut off, an object spread over several "
+        "lines, two objects on one line, single quotes, a trailing comma, a raw line end or tab inside a string.",
+        "The row is lost: a loader that skips it trains on less than you think, one that does not stops at this line, "
+        "perhaps hours into the run.",
+        _train(_GOOD, '{"id": "b", "source": "example", "conversations": [\n'),
+        "Write each row with a JSON library, one object a line. If the file was cut off, write it again.",
+    ),
+    Problem(
+        "json-not-object",
+        "rows",
+        "error",
+        "a line is JSON, but no object",
+        "A row is a JSON object in braces. An array, a string, a number or null is none. A file that is one large JSON "
+        "array looks like this.",
+        "There is no sample in it to train on.",
+        _train(_GOOD, '["a", "b"]\n'),
+        "Write one object a line. `phi3v-data import` reads files of other formats, JSON arrays among them.",
+    ),
+    Problem(
+        "invalid-utf8",
+        "rows",
+        "error",
+        "a line holds bytes that are not UTF-8",
+        "JSON files are UTF-8. Text saved as latin-1 or cp1252 breaks at the first accented letter.",
+        "Loaders stop at the byte, or replace it and train on damaged words.",
+        Example({"train.jsonl": Bytes(_GOOD.encode() + row("b", assistant="caf#").encode().replace(b"#", b"\xe9"))}),
+        "Convert the file: `iconv -f cp1252 -t utf-8 train.jsonl`.",
+    ),
+    Problem(
+        "bom",
+        "rows",
+        "warning",
+        "a line starts with a byte order mark",
+        "Some editors and spreadsheets put the three bytes EF BB BF in front of a file. This package reads over them.",
+        "Many other JSON readers refuse the first line, so the directory works here and fails elsewhere.",
+        Example({"train.jsonl": Bytes(b"\xef\xbb\xbf" + _GOOD.encode())}),
+        "Save as UTF-8 without signature, or write the directory again with `phi3v-data clean`.",
+    ),
+    Problem(
+        "blank-line",
+        "rows",
+        "warning",
+        "a line is blank",
+        "The line holds nothing but spaces. It is read over and counts as no row.",
+        "Harmless here; tools that count lines count it as a row, and strict JSONL readers stop at it.",
+        _train(_GOOD, "\n", row("b", user="Is it red?")),
+        "Remove it, or write the directory again with `phi3v-data clean`.",
+    ),
+    Problem(
+        "duplicate-key",
+        "rows",
+        "error",
+        "an object gives one key twice",
+        "JSON readers keep one of the two values and drop the other without a word; which one differs between them.",
+        "Half of the data under that key is lost, and nobody is told.",
+        _train(
+            _GOOD,
+            '{"id": "b", "source": "example", "source": "other", "conversations": '
+            '[{"images": [], "user": "Is it red?", "assistant": "Yes."}]}\n',
+        ),
+        "Give each key once; turns belong into one `conversations` array.",
+    ),
+    Problem(
+        "non-finite-number",
+        "rows",
+        "error",
+        "a number is NaN or infinite",
+        "NaN and Infinity are Python's, not JSON's; a number such as 1e999 is too large for a double.",
+        "Strict readers refuse the line; others carry NaN on into averages.",
+        _train(
+            _GOOD,
+            '{"id": "b", "source": "example", "conversations": [{"images": [], "user": "How many?", '
+            '"assistant": "Two."}], "meta": {"score": NaN}}\n',
+        ),
+        "Write null, or leave the key out.",
+    ),
+    Problem(
+        "missing-field",
+        "rows",
+        "error",
+        "a key that every row or turn needs is missing",
+        "A row has `id`, `source` and `conversations`; a turn has `user` and `assistant`.",
+        "Without a question or an answer there is nothing to train on, and without an id no prediction can be told apart.",
+        _train(_GOOD, '{"id": "b", "source": "example", "conversations": [{"images": [], "user": "Is it red?"}]}\n'),
+        "Add the key. In a split without answers, `assistant` is empty and dataset.json says `labelled: false`.",
+    ),
+    Problem(
+        "unknown-field",
+        "rows",
+        "error",
+        "a key that the format does not have",
+        "Rows and turns are closed: a misspelt key would otherwise be ignored, and its value with it.",
+        "A misspelt `image` instead of `images` trains a vision model without pictures.",
+        _train(_GOOD, row("b", user="Is it red?").replace('"images"', '"image"')),
+        "Correct the spelling; facts of your own go into the row's `meta`.",
+    ),
+    Problem(
+        "wrong-type",
+        "rows",
+        "error",
+        "a value has a wrong type, or does not fit its row",
+        'Values are taken as they are, never converted: "3" is no number and 3 no string. `meta` is flat. '
+        "`image_offsets` has one whole number an image, not decreasing and inside the text.",
+        "Guessing what was meant would change the data in silence.",
+        _train(_GOOD, row("b", user="Is it red?").replace('"b"', "7")),
+        "Write the type that the format asks for; see docs/format.md.",
+    ),
+    Problem(
+        "empty-text",
+        "rows",
+        "error",
+        "an answer, a question or an id is empty",
+        "The answer holds nothing but spaces in a split that has answers; or a turn has neither text nor pictures; or "
+        "the id is empty.",
+        "The model learns to say nothing.",
+        _train(_GOOD, row("b", user="Is it red?", assistant=" ")),
+        "Fill it in or drop the row. A split that has no answers (a public test set) says `labelled: false` in "
+        "dataset.json.",
+    ),
+    Problem(
+        "no-turns",
+        "rows",
+        "error",
+        "a row has no turns",
+        "`conversations` is an empty array.",
+        "There is no question and no answer in the row.",
+        _train(_GOOD, '{"id": "b", "source": "example", "conversations": []}\n'),
+        "Drop the row, or find out what was lost when it was written.",
+    ),
+    Problem(
+        "duplicate-id",
+        "rows",
+        "error",
+        "an id was given to an earlier row",
+        "Ids are unique within a directory, over all splits and shards.",
+        "Predictions are joined to rows by id: two rows with one id get each other's scores.",
+        _train(_GOOD, row("a", user="Is it red?")),
+        "Number the rows anew, as `phi3v-data merge` does.",
+    ),
+    Problem(
+        "line-too-long",
+        "rows",
+        "error",
+        "a line is longer than 64 MB",
+        "The line is skipped over; the rest of the file is read. Lines of this size hold pictures as base64 text.",
+        "Every reader would have to hold such a line in memory as a whole, several times over.",
+        Example({"train.jsonl": Repeat(_GOOD + '{"id": "b", "source": "', "x", 64 << 20, '", "conversations": []}\n')}),
+        "Store pictures under images/ and name their paths; `phi3v-data import openai` does so for data URLs.",
+    ),
+)

@@ -1,0 +1,371 @@
+"""One line that the fast path did not take: what is wrong with it, all of it, in words.
+
+Whatever can still be read of the row is kept (`keep_sound_parts`), so that its id, texts and pictures are checked too.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from phi3v_data.jsonl import BOM, MAX_LINE_BYTES, Line
+from phi3v_data.schema import Sample, Turn
+from phi3v_data.validate.findings import Findings, escaped, shown
+from phi3v_data.validate.rowtypes import Row, TurnRow
+
+_WANTED = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "tuple_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "greater_than_equal": "a whole number from 0 on",
+}
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that remembers keys given twice."""
+
+    duplicates: tuple[str, ...] = ()
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = _Pairs(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice: dict[str, None] = {}
+        for key, _ in pairs:
+            if key in seen:
+                twice[key] = None
+            seen.add(key)
+        result.duplicates = tuple(twice)
+    return result
+
+
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= 4300 else math.inf  # the interpreter's limit on digits
+
+
+_LOADER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_whole_number, strict=False)
+_STRICT = json.JSONDecoder()
+
+
+def field_path(parts: tuple[str | int, ...]) -> str:
+    """`("conversations", 0, "user")` as `conversations[0].user`."""
+    text = ""
+    for part in parts:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = escaped(part[:60])
+            text += f".{name}" if text else name
+    return text
+
+
+class BadRows:
+    """Reports what is wrong with single lines of one file."""
+
+    def __init__(self, findings: Findings, file: str, *, labelled: bool = True) -> None:
+        self.findings = findings
+        self.file = file
+        self.labelled = labelled
+
+    def read(self, line: Line) -> Row | None:
+        """Report all that is wrong with a line; the sound parts of the row, None where there is no row."""
+        add, number = self.findings.add, line.number
+        if line.too_long:
+            add(
+                "line-too-long",
+                f"the line is over {MAX_LINE_BYTES >> 20} MB and was not read",
+                file=self.file,
+                line=number,
+                hint="is a picture embedded as text? store it under images/ and name its path",
+            )
+            return None
+        data = line.data
+        if data.startswith(BOM):
+            data = data[len(BOM) :]
+            add("bom", "the line starts with a byte order mark", file=self.file, line=number)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            add(
+                "invalid-utf8",
+                f"byte {error.start} of the line (0x{data[error.start]:02x}) is not UTF-8",
+                file=self.file,
+                line=number,
+                hint="the text was saved in another encoding, often latin-1 or cp1252: convert the file to UTF-8",
+            )
+            text = data.decode(errors="replace")
+        if not text.strip(" \t\r\n\v\f"):
+            add("blank-line", "the line is blank", file=self.file, line=number)
+            return None
+        value = self._parse(text, number)
+        if value is None:
+            return None
+        if not isinstance(value[0], dict):
+            add(
+                "json-not-object",
+                f"a row must be an object, not {_kind(value[0])}",
+                file=self.file,
+                line=number,
+                hint="is the whole file one JSON array? write one object a line" if text.lstrip()[0] == "[" else "",
+            )
+            return None
+        self._check_object(value[0], number)
+        return keep_sound_parts(value[0])
+
+    def _parse(self, text: str, number: int) -> tuple[Any] | None:
+        """The line's value in a tuple (it may be null), reporting syntax; None where it cannot be read."""
+        try:
+            value = _LOADER.decode(text)
+        except json.JSONDecodeError as error:
+            hint = ""
+            if error.msg == "Extra data":
+                hint = "two objects on one line? put a line end between them"
+            elif error.pos >= len(text.rstrip()):
+                hint = "the line ends too early: was the file cut off, or the object spread over several lines?"
+            self.findings.add(
+                "json-syntax",
+                f"not JSON at character {error.pos + 1}: {error.msg}",
+                file=self.file,
+                line=number,
+                hint=hint,
+            )
+            return None
+        except RecursionError:
+            self.findings.add("json-syntax", "arrays or objects nested too deeply", file=self.file, line=number)
+            return None
+        if any(char < " " for char in text.strip(" \t\r\n")):
+            self._check_raw_control(text, number)
+        return (value,)
+
+    def _check_raw_control(self, text: str, number: int) -> None:
+        """JSON wants control characters inside strings escaped."""
+        try:
+            _STRICT.decode(text)
+        except json.JSONDecodeError as error:
+            if error.msg.startswith("Invalid control character"):
+                self.findings.add(
+                    "json-syntax",
+                    f"a raw control character {shown(text[error.pos : error.pos + 1])} at character {error.pos + 1}",
+                    file=self.file,
+                    line=number,
+                    hint="inside a string, write it as an escape such as \\n or \\t",
+                )
+        except (ValueError, RecursionError):
+            return
+
+    def _check_object(self, value: dict[str, Any], number: int) -> None:
+        row_id = value.get("id")
+        place: dict[str, Any] = {
+            "file": self.file,
+            "line": number,
+            "id": row_id if isinstance(row_id, str) else None,
+        }
+        infinite: set[tuple[str | int, ...]] = set()
+        for path, item in _walk(value):
+            if isinstance(item, _Pairs):
+                for key in item.duplicates:
+                    self.findings.add(
+                        "duplicate-key",
+                        f"the key {shown(key)} stands twice in one object; readers keep only one of the values",
+                        **place,
+                        field=field_path((*path, key)),
+                    )
+            elif isinstance(item, float) and not math.isfinite(item):
+                infinite.add(path)
+                self.findings.add(
+                    "non-finite-number",
+                    f"{item} is not a number that JSON can hold",
+                    **place,
+                    field=field_path(path),
+                    hint="use null or leave the key out",
+                )
+        try:
+            sample = Sample.model_validate(value)
+        except ValidationError as error:
+            self._report_schema(error, value, infinite, place)
+        else:
+            for index, turn in enumerate(sample.conversations):
+                check_offsets(self.findings, index, turn.user, turn.images, turn.image_offsets, place)
+        turns = value.get("conversations")
+        for index, turn in enumerate(turns if isinstance(turns, list) else ()):
+            if isinstance(turn, dict):
+                check_blank(
+                    self.findings,
+                    index,
+                    turn.get("user"),
+                    turn.get("assistant") if self.labelled else None,
+                    bool(turn.get("images")),
+                    place,
+                )
+
+    def _report_schema(
+        self,
+        error: ValidationError,
+        value: dict[str, Any],
+        infinite: set[tuple[str | int, ...]],
+        place: dict[str, Any],
+    ) -> None:
+        """Pydantic's errors under our codes, one a place."""
+        seen: set[tuple[str | int, ...]] = set()
+        for found in error.errors(include_url=False, include_context=False):
+            path = found["loc"][:2] if found["loc"][:1] == ("meta",) else found["loc"]
+            kind, given = found["type"], _at(value, path)
+            if path in seen or path in infinite or kind == "string_unicode":
+                continue  # `control.invalid_character` reports bad characters
+            seen.add(path)
+            where = {**place, "field": field_path(path)}
+            name = escaped(str(path[-1]))
+            if kind == "missing":
+                self.findings.add("missing-field", f"the key '{name}' is missing", **where)
+            elif kind == "extra_forbidden":
+                self.findings.add("unknown-field", _unknown(path), **where, hint=_unknown_hint(path))
+            elif kind == "too_short":
+                if given == []:
+                    self.findings.add("no-turns", "the row has no turns: 'conversations' is empty", **where)
+            elif kind == "string_too_short":
+                self.findings.add("empty-text", f"'{name}' is empty", **where)
+            elif path[0] == "meta" and len(path) == 2:
+                self.findings.add(
+                    "wrong-type",
+                    f"a value of 'meta' must be a string, number, boolean or null, not {_kind(given)}",
+                    **where,
+                    hint="meta is flat: join nested keys as in 'image.width'",
+                )
+            else:
+                wanted = _WANTED.get(kind, found["msg"][:1].lower() + found["msg"][1:])
+                self.findings.add("wrong-type", f"must be {wanted}, not {_kind(given)}", **where)
+
+
+def check_blank(
+    findings: Findings, turn: int, user: object, assistant: object, has_images: bool, place: dict[str, Any]
+) -> None:
+    """Report texts of a turn that hold nothing: the answer, and a question without a picture. None is not looked at."""
+    if isinstance(assistant, str) and not assistant.strip():
+        findings.add(
+            "empty-text",
+            "the answer is empty: there is nothing to learn from it",
+            **place,
+            field=f"conversations[{turn}].assistant",
+            hint="a split without answers is marked `labelled: false` in dataset.json",
+        )
+    if isinstance(user, str) and not has_images and not user.strip():
+        findings.add(
+            "empty-text", "the turn has neither text nor pictures", **place, field=f"conversations[{turn}].user"
+        )
+
+
+def check_offsets(
+    findings: Findings,
+    turn: int,
+    user: str,
+    images: tuple[str, ...] | list[str],
+    offsets: tuple[int, ...] | list[int],
+    place: dict[str, Any],
+) -> None:
+    """Report `image_offsets` that do not fit the turn: one an image, non-decreasing, inside the text."""
+    if not offsets:
+        return
+    message = ""
+    if len(offsets) != len(images):
+        message = f"{len(offsets)} image_offsets for {len(images)} images: there must be one an image"
+    elif list(offsets) != sorted(offsets):
+        message = "image_offsets must not decrease: images stand in the order of their tags"
+    elif offsets[-1] > len(user):
+        message = f"image offset {shown(offsets[-1])} lies behind the end of 'user' ({len(user)} characters)"
+    if message:
+        findings.add("wrong-type", message, **place, field=f"conversations[{turn}].image_offsets")
+
+
+def keep_sound_parts(value: dict[str, Any]) -> Row:
+    """The row with everything left empty that has a wrong type; turns keep their number."""
+    turns = value.get("conversations")
+    answers = value.get("answers")
+    return Row(
+        id=_text(value, "id"),
+        source=_text(value, "source"),
+        conversations=[
+            TurnRow(_text(turn, "user"), _text(turn, "assistant"), [path for _, path in _turn_images(turn)])
+            if isinstance(turn, dict)
+            else TurnRow("", "", [])
+            for turn in (turns if isinstance(turns, list) else ())
+        ],
+        system=_text(value, "system"),
+        answers=[item for item in answers if isinstance(item, str)] if isinstance(answers, list) else [],
+        group=_text(value, "group"),
+    )
+
+
+def image_fields(value: object) -> Iterator[tuple[str, str]]:
+    """(field, path) of every picture of a row, in the order of `keep_sound_parts`."""
+    turns = value.get("conversations") if isinstance(value, dict) else None
+    for index, turn in enumerate(turns if isinstance(turns, list) else ()):
+        if isinstance(turn, dict):
+            for position, path in _turn_images(turn):
+                yield f"conversations[{index}].images[{position}]", path
+
+
+def load_row(data: bytes) -> dict[str, Any]:
+    """A line that was read before, again; empty if it has changed since into what is no row."""
+    try:
+        value = _LOADER.decode(data.removeprefix(BOM).decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: dict[str, Any], key: str) -> str:
+    item = value.get(key)
+    return item if isinstance(item, str) else ""
+
+
+def _turn_images(turn: dict[str, Any]) -> list[tuple[int, str]]:
+    images = turn.get("images")
+    return [(i, path) for i, path in enumerate(images) if isinstance(path, str)] if isinstance(images, list) else []
+
+
+def _walk(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every value of a JSON document with its path; a stack of our own, since depth is the user's."""
+    stack: list[tuple[tuple[str | int, ...], Any]] = [(path, value)]
+    while stack:
+        path, item = stack.pop()
+        yield path, item
+        if isinstance(item, dict):
+            stack.extend(((*path, key), child) for key, child in reversed(item.items()))
+        elif isinstance(item, list):
+            stack.extend(((*path, index), child) for index, child in reversed(list(enumerate(item))))
+
+
+def _at(value: Any, path: tuple[str | int, ...]) -> Any:
+    for part in path:
+        if isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+        else:
+            return None
+    return value
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return f"the string {shown(value)}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"the number {shown(value)}"
+    return shown(value)
+
+
+def _unknown(path: tuple[str | int, ...]) -> str:
+    where = "a row" if len(path) == 1 else "a turn"
+    return f"{where} of format 1 has no key {shown(path[-1])}"
+
+
+def _unknown_hint(path: tuple[str | int, ...]) -> str:
+    names = list(Sample.model_fields if len(path) == 1 else Turn.model_fields)
+    near = difflib.get_close_matches(str(path[-1])[:60], names, 1)
+    if near:
+        return f"meant '{near[0]}'?"
+    return "facts of your own go into 'meta'" if len(path) == 1 else ""

@@ -1,0 +1,182 @@
+"""A block of lines as columns: sound rows through msgspec, the others one by one through `badrow`.
+
+A fast parser keeps the last of two equal keys and says nothing. Here each block proves that it has none: a JSON string is
+two unescaped quotes, so the quotes of a block are twice the strings that came out of it, unless a key was dropped.
+"""
+
+from collections.abc import Iterable
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import UNSET
+
+from phi3v_data.jsonl import Block, block_lines
+from phi3v_data.validate import control
+from phi3v_data.validate.badrow import BadRows
+from phi3v_data.validate.rowtypes import DECODER, Row, TurnRow
+
+_LF, _CR, _QUOTE, _SLASH, _0, _8, _CAPITAL_I, _BRACKET, _BACKSLASH, _U, _OPEN, _CLOSE = b'\n\r"/08I[\\u{}'
+
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+_get_conversations = attrgetter("conversations")
+_get_images = attrgetter("images")
+_get_image_offsets = attrgetter("image_offsets")
+
+
+class Batch:
+    """Rows of one block, flattened: `turns` in row order, `images` (a list of paths) per turn."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+        conversations: list[list[TurnRow]] = list(map(_get_conversations, rows))
+        self.num_turns: Ints = np.fromiter(map(len, conversations), np.int64, len(rows))
+        self.turns: list[TurnRow] = list(chain.from_iterable(conversations))
+        images: list[Any] = list(map(_get_images, self.turns))
+        self._unset_images = images.count(UNSET) if UNSET in images else 0
+        self.images: list[list[str]] = (
+            [[] if paths is UNSET else paths for paths in images] if UNSET in images else images
+        )
+        self.num_images: Ints = np.fromiter(map(len, self.images), np.int64, len(images))  # per turn
+        self.lines: Ints = np.empty(0, np.int64)  # per row, 1-based
+        self.offsets: Ints = np.empty(0, np.int64)  # per row, bytes
+        self.suspects: Iterable[int] = ()  # positions of rows whose text may hold what must not stand there
+        self.bad: frozenset[int] = frozenset()  # positions of rows that `BadRows` has reported on
+
+    def column(self, name: str) -> list[Any] | None:
+        """An optional field of every row, UNSET where left out; None where every row leaves it out."""
+        values = list(map(attrgetter(name), self.rows))
+        return None if set(map(type, values)) <= {msgspec.UnsetType} else values
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether any turn gives `image_offsets`."""
+        return not set(map(type, map(_get_image_offsets, self.turns))) <= {msgspec.UnsetType}
+
+    def num_strings(self) -> int:
+        """Strings in the JSON text of these rows, keys included, if no key was dropped."""
+        total = 5 * len(self.rows) + 5 * len(self.turns) - self._unset_images + int(self.num_images.sum())
+        for name in ("system", "group"):
+            values = self.column(name)
+            if values is not None:
+                total += 2 * (len(values) - values.count(UNSET))
+        answers = self.column("answers")
+        if answers is not None:
+            total += sum(1 + len(value) for value in answers if value is not UNSET)
+        meta = self.column("meta")
+        if meta is not None:
+            for value in meta:
+                if value is not UNSET:
+                    total += 1 + len(value) + sum(isinstance(item, str) for item in value.values())
+        if self.has_offsets:
+            total += sum(turn.image_offsets is not UNSET for turn in self.turns)
+        return total
+
+
+def read_batch(block: Block, bad: BadRows) -> Batch:
+    """Read a block's rows, in order; what is wrong with lines goes to `bad`."""
+    if block.too_long:
+        for line in block_lines(block):
+            bad.read(line)
+        return Batch([])
+    return _read_sound(block) or _read_mixed(block, bad)
+
+
+def _read_sound(block: Block) -> Batch | None:
+    """All rows at once, or None where any line needs a closer look."""
+    array: Bytes = np.frombuffer(block.data, np.uint8)
+    ends = np.flatnonzero(array == _LF)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    # One value a line: no JSON value holds a line that ends in } before one that starts with {, so none spans two.
+    last = array[ends - 1]
+    if _CR in last:
+        last = np.where(last == _CR, array[ends - 2], last)
+    if not ((array[starts] == _OPEN).all() and (last == _CLOSE).all()):
+        return None
+    try:
+        rows = DECODER.decode_lines(block.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if len(rows) != len(ends):
+        return None
+    batch = Batch(rows)
+    num_quotes, suspects = _scan(block.data, array)
+    if num_quotes != 2 * batch.num_strings():
+        return None
+    batch.lines = np.arange(block.first_line, block.first_line + len(rows))
+    batch.offsets = starts + block.offset
+    if suspects:
+        batch.suspects = np.unique(np.searchsorted(ends, np.asarray(suspects))).tolist()
+    return batch
+
+
+def _read_mixed(block: Block, bad: BadRows) -> Batch:
+    """Line by line."""
+    rows: list[Row] = []
+    lines: list[int] = []
+    offsets: list[int] = []
+    suspects: list[int] = []
+    reported: list[int] = []
+    for line in block_lines(block):
+        row, suspect = _read_sound_line(line.data)
+        if row is None:
+            row, suspect = bad.read(line), True
+            if row is None:
+                continue
+            reported.append(len(rows))
+        if suspect:
+            suspects.append(len(rows))
+        rows.append(row)
+        lines.append(line.number)
+        offsets.append(line.offset)
+    batch = Batch(rows)
+    batch.lines = np.asarray(lines, np.int64)
+    batch.offsets = np.asarray(offsets, np.int64)
+    batch.suspects = suspects
+    batch.bad = frozenset(reported)
+    return batch
+
+
+def _read_sound_line(data: bytes) -> tuple[Row | None, bool]:
+    """A sound row and whether its text needs a closer look; None for any other line."""
+    try:
+        row = DECODER.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None, True
+    num_quotes, suspects = _scan(data, np.frombuffer(data, np.uint8))
+    if num_quotes != 2 * Batch([row]).num_strings():
+        return None, True
+    return row, bool(suspects)
+
+
+def _scan(data: bytes, array: Bytes) -> tuple[int, list[int]]:
+    """Unescaped quotes in valid JSON text, and positions where a control token or a NUL may stand.
+
+    Backslashes stand only inside strings. In a run of them every other one escapes the byte after it; `\\u00` and a digit
+    up to 7 may spell any ASCII character, and `\\/` the slash of `</s>`.
+    """
+    num_quotes = int(np.count_nonzero(array == _QUOTE))
+    suspects = control.find_candidates(data)
+    following = array[1:]
+    bracket = (array[:-1] == _BRACKET) & ((following == _CAPITAL_I) | (following == _SLASH))
+    if bracket.any():
+        suspects += np.flatnonzero(bracket).tolist()
+    slashes = np.flatnonzero(array == _BACKSLASH)
+    if len(slashes):
+        run_starts = np.concatenate(([True], np.diff(slashes) != 1))
+        first_of_run = np.maximum.accumulate(np.where(run_starts, slashes, 0))
+        escaping = slashes[(slashes - first_of_run) % 2 == 0]
+        escaped = array[escaping + 1]
+        num_quotes -= int(np.count_nonzero(escaped == _QUOTE))
+        suspects += escaping[escaped == _SLASH].tolist()
+        unicode = escaping[escaped == _U]
+        if len(unicode):
+            digits = array[unicode[:, None] + np.arange(2, 5)]
+            ascii_ = (digits[:, 0] == _0) & (digits[:, 1] == _0) & (digits[:, 2] < _8)
+            suspects += unicode[ascii_].tolist()
+    return num_quotes, suspects

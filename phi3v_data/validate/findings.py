@@ -1,0 +1,91 @@
+"""Where findings are gathered: every occurrence counted, the first of each code listed."""
+
+from collections import Counter
+
+from phi3v_data.problems import PROBLEMS
+from phi3v_data.schema import Diagnostic, Severity
+
+_SHOWN = 80
+
+
+def shown(value: object, limit: int = _SHOWN) -> str:
+    """A value from the data as a message shows it: quoted if text, cut to `limit` characters, control characters escaped."""
+    if isinstance(value, str):
+        text = escaped(value[: limit + 1])
+        return f"'{text[:limit]}…'" if len(text) > limit else f"'{text}'"
+    if isinstance(value, list | tuple | dict):
+        kind = "an object" if isinstance(value, dict) else "an array"
+        return f"{kind} of {len(value)}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > 4 * limit:
+        return f"a number of {value.bit_length()} bits"
+    return escaped(str(value))[:limit]
+
+
+def escaped(text: str) -> str:
+    """`text` with everything that is not printable written as an escape, lone surrogates included."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
+    )
+
+
+class Findings:
+    """Counts every finding and keeps the first `max_problems` of each code."""
+
+    def __init__(self, max_problems: int) -> None:
+        self.max_problems = max_problems
+        self.counts: Counter[str] = Counter()
+        self.severities: Counter[str] = Counter()
+        self.listed: list[Diagnostic] = []
+        self._listed: Counter[str] = Counter()
+
+    def has_room(self, code: str) -> bool:
+        """Whether a further finding of this code would still be listed; else `count` does."""
+        return self._listed[code] < self.max_problems
+
+    def count(self, code: str, number: int = 1, *, severity: Severity | None = None) -> None:
+        """Count findings without listing them."""
+        self.counts[code] += number
+        self.severities[severity or PROBLEMS[code].severity] += number
+
+    def add(
+        self,
+        code: str,
+        message: str,
+        *,
+        file: str = "",
+        line: int | None = None,
+        id: str | None = None,  # noqa: A002 - the report's own field name
+        field: str | None = None,
+        hint: str = "",
+        severity: Severity | None = None,
+    ) -> None:
+        """Count a finding, and list it while there is room."""
+        severity = severity or PROBLEMS[code].severity
+        self.count(code, severity=severity)
+        if not self.has_room(code):
+            return
+        self._listed[code] += 1
+        self.listed.append(
+            Diagnostic(
+                code=code,
+                severity=severity,
+                file=escaped(file),
+                line=line,
+                id=None if id is None else escaped(id[:200]),
+                field=field,
+                message=message,
+                hint=hint,
+            )
+        )
+
+    def is_ok(self, *, strict: bool) -> bool:
+        """No error; with `strict`, no warning either."""
+        return not self.severities["error"] and not (strict and self.severities["warning"])
+
+    def in_order(self) -> tuple[Diagnostic, ...]:
+        """The listed findings by file and line; what concerns the whole directory comes first."""
+        return tuple(sorted(self.listed, key=lambda found: (found.file, found.line or 0)))

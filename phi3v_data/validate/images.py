@@ -1,0 +1,267 @@
+"""The pictures that rows use: each distinct file looked at once, findings reported at every row that uses it."""
+
+import difflib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from posixpath import basename, dirname
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.media import integrity
+from phi3v_data.media.image import leads_outside, unsafe_reason
+from phi3v_data.validate.badrow import image_fields
+from phi3v_data.validate.findings import Findings, escaped, shown
+from phi3v_data.validate.table import RowTable
+from phi3v_data.validate.tree import BROKEN, FILE, LOOP, OTHER, OUTSIDE, UNSAFE, ImageTree
+
+Flags = npt.NDArray[np.bool_]
+Progress = Callable[[str, int, int], None]
+
+_BATCH = 256
+_MAX_NAMES = 5000  # of one folder that a missing name is compared with
+
+_CODES = {
+    integrity.UNREADABLE: ("image-unreadable", "copy it again from its source, or drop the rows that use it"),
+    integrity.TOO_LARGE: ("image-too-large", "store a smaller copy"),
+    integrity.MISMATCH: ("image-format-mismatch", "rename it, or store it again in the format of its name"),
+    integrity.ANIMATED: ("image-animated", "the model sees the first frame only: store the frame you mean"),
+    integrity.MODE: ("image-mode", "store it as 8-bit RGB or grey"),
+    integrity.ORIENTATION: ("image-orientation", "the processor ignores it: turn the pixels and drop the mark"),
+}
+
+_KINDS = {
+    OUTSIDE: ("image-path-unsafe", "is a link that leads outside images/", "copy the file into images/"),
+    BROKEN: ("image-missing", "is a link to nothing", "copy the file into images/"),
+    LOOP: ("image-unreadable", "is a loop of links", "copy the file into images/"),
+    OTHER: ("image-unreadable", "is neither a file nor a folder", ""),
+    UNSAFE: ("image-path-unsafe", "", "rename the file and correct the path"),
+}
+
+
+@dataclass
+class ImageTable:
+    """What is known of each entry of the tree; `details` gives the words of a finding by (entry, flag)."""
+
+    facts: integrity.Facts
+    details: dict[tuple[int, int], str] = field(default_factory=dict)
+
+
+def used_images(table: RowTable, tree: ImageTree) -> Flags:
+    """Which entries of the tree any row uses."""
+    used = np.zeros(len(tree), np.bool_)
+    used[table.uses[table.uses >= 0]] = True
+    return used
+
+
+def check_images(
+    tree: ImageTree, wanted: Flags, known: ImageTable, *, pixels: bool, workers: int, progress: Progress | None
+) -> None:
+    """Look at the wanted entries that `known` has no facts of, and enter them there."""
+    kinds = np.frombuffer(bytes(tree.kinds), np.uint8)
+    needed = integrity.CHECKED | (integrity.DECODED if pixels else 0)
+    flags = known.facts["flags"]
+    final = flags & (integrity.UNREADABLE | integrity.TOO_LARGE) != 0
+    todo = np.flatnonzero(wanted & (kinds == FILE) & ~final & (flags & needed != needed))
+    done = 0
+    for indexes, facts, details in _results(tree, todo, pixels, workers):
+        known.facts[indexes] = facts
+        for position, flag, words in details:
+            known.details[int(indexes[position]), flag] = words
+        done += len(indexes)
+        if progress is not None:
+            progress("images", done, len(todo))
+
+
+def _results(
+    tree: ImageTree, todo: npt.NDArray[np.int64], pixels: bool, workers: int
+) -> Iterator[tuple[npt.NDArray[np.int64], integrity.Facts, integrity.Details]]:
+    root = os.fspath(tree.root)
+    parts = [todo[start : start + _BATCH] for start in range(0, len(todo), _BATCH)]
+    if workers < 2 or len(parts) < 3:
+        for part in parts:
+            yield (part, *integrity.check_images(root, list(map(tree.path, part.tolist())), pixels=pixels))
+        return
+    context = multiprocessing.get_context("spawn")
+    remaining = parts[::-1]
+    while remaining:
+        broken: list[npt.NDArray[np.int64]] = []
+        with ProcessPoolExecutor(min(workers, len(remaining)), mp_context=context) as pool:
+            running: list[tuple[npt.NDArray[np.int64], Future[Any]]] = []
+            while remaining or running:
+                while remaining and len(running) < 2 * workers and not broken:
+                    part = remaining.pop()
+                    paths = list(map(tree.path, part.tolist()))
+                    running.append((part, pool.submit(integrity.check_images, root, paths, pixels=pixels)))
+                if not running:
+                    break
+                part, future = running.pop(0)
+                try:
+                    yield (part, *future.result())
+                except BrokenProcessPool:
+                    broken.append(part)
+        for part in broken:
+            yield (part, *_one_by_one(root, tree, part, pixels))
+
+
+def _one_by_one(
+    root: str, tree: ImageTree, part: npt.NDArray[np.int64], pixels: bool
+) -> tuple[integrity.Facts, integrity.Details]:
+    """A part in which a decoder brought its process down: each file in a process that may die."""
+    context = multiprocessing.get_context("spawn")
+    facts = np.zeros(len(part), integrity.FACTS)
+    details: integrity.Details = []
+    pool = ProcessPoolExecutor(1, mp_context=context)
+    for position, index in enumerate(part.tolist()):
+        try:
+            facts[position : position + 1], found = pool.submit(
+                integrity.check_images, root, [tree.path(index)], pixels=pixels
+            ).result()
+        except BrokenProcessPool:
+            facts[position]["flags"] = integrity.CHECKED | integrity.UNREADABLE
+            found = [(0, integrity.UNREADABLE, "brings its decoder down")]
+            pool = ProcessPoolExecutor(1, mp_context=context)
+        details += [(position, flag, words) for _, flag, words in found]
+    pool.shutdown()
+    return facts, details
+
+
+class ImageReport:
+    """Turns what is known of the pictures into findings at the rows that use them."""
+
+    def __init__(self, table: RowTable, tree: ImageTree, images: ImageTable, findings: Findings) -> None:
+        self.table = table
+        self.tree = tree
+        self.images = images
+        self.findings = findings
+        self._missing: dict[str, tuple[str, str, str]] = {}
+        self._names: dict[str, list[str]] | None = None
+
+    def report(self) -> None:
+        """Missing files, then files of a wrong kind, then what the look at each showed."""
+        self._report_missing()
+        kinds = np.frombuffer(bytes(self.tree.kinds), np.uint8)
+        for kind, (code, words, hint) in _KINDS.items():
+            if (kinds == kind).any():
+                self._report_uses(kinds == kind, code, lambda index, words=words: self._kind_words(index, words), hint)
+        for flag, (code, hint) in _CODES.items():
+            flagged = self.images.facts["flags"] & flag != 0
+            if flagged.any():
+                self._report_uses(
+                    flagged, code, lambda index, flag=flag: self.images.details.get((index, flag), ""), hint
+                )
+
+    def _kind_words(self, index: int, words: str) -> str:
+        return words or unsafe_reason(self.tree.path(index))
+
+    def _report_uses(self, flagged: Flags, code: str, words: Callable[[int], str], hint: str) -> None:
+        uses = self.table.uses
+        positions = np.flatnonzero((uses >= 0) & flagged[uses]) if len(flagged) else np.empty(0, np.int64)
+        for done, use in enumerate(positions.tolist()):
+            if not self.findings.has_room(code):
+                self.findings.count(code, len(positions) - done)
+                return
+            index = int(uses[use])
+            self.report_use(code, use, f"{shown(self.tree.path(index), 160)} {words(index)}", hint)
+
+    def report_use(self, code: str, use: int, message: str, hint: str = "", **more: Any) -> None:
+        """A finding at the row and field of one picture's use."""
+        row = self.table.row_of_use(use)
+        value = self.table.load(row)
+        field_name = self.table.image_field(row, use - int(self.table.starts[row]), value)
+        self.findings.add(code, message, **self.table.place(row, value), field=field_name, hint=hint, **more)
+
+    def _report_missing(self) -> None:
+        missing = np.flatnonzero(self.table.uses < 0)
+        rows = np.unique(np.searchsorted(self.table.starts, missing, side="right") - 1)
+        for row in rows.tolist():
+            value = self.table.load(row)
+            place = self.table.place(row, value)
+            start = int(self.table.starts[row])
+            for position, (field_name, path) in enumerate(image_fields(value)):
+                if position < self.table.num_uses[row] and self.table.uses[start + position] < 0:
+                    code, message, hint = self._explain_missing(path)
+                    self.findings.add(code, message, **place, field=field_name, hint=hint)
+
+    def _explain_missing(self, path: str) -> tuple[str, str, str]:
+        """Code, message and hint for a path that is no entry of the tree."""
+        known = self._missing.get(path)
+        if known is None:
+            known = self._explain(path)
+            if len(self._missing) > 4096:
+                self._missing.clear()
+            self._missing[path] = known
+        return known
+
+    def _explain(self, path: str) -> tuple[str, str, str]:
+        name = shown(path, 160)
+        reason = unsafe_reason(path)
+        if reason:
+            return "image-path-unsafe", f"the path {name} {reason}", self._meant(path)
+        folded = self.tree.find_folded(path)
+        if folded >= 0:
+            meant = self.tree.path(folded)
+            same_case = meant.casefold() == path.casefold()
+            what = "letter case" if meant.casefold() != meant and not same_case or meant.lower() == path.lower() else ""
+            kind = what or "letter case or Unicode form"
+            return (
+                "image-name-mismatch",
+                f"{name} is not under images/: a file differs in {kind}",
+                f"meant {shown(meant, 160)}?",
+            )
+        full = os.path.join(self.tree.root, path)
+        try:
+            there = os.path.lexists(full)
+        except (OSError, ValueError):
+            there = False
+        if there and leads_outside(self.tree.root, path):
+            return "image-path-unsafe", f"{name} leads outside images/ through a link", "copy the files into images/"
+        if there:
+            what = "is a folder" if os.path.isdir(full) else "is reached through a link that leads back upwards"
+            return "image-unreadable", f"{name} {what}", "name a file"
+        return "image-missing", f"{name} is not under images/", self._meant(path)
+
+    def _meant(self, path: str) -> str:
+        """The file that was probably meant, as a hint."""
+        for guess in (unquote(path), path.replace("\\", "/"), path.removeprefix("./"), path.lstrip("/")):
+            for tail in (guess, guess.removeprefix("images/"), guess.partition("/images/")[2]):
+                if tail and tail != path and not unsafe_reason(tail) and self._find(tail) >= 0:
+                    return f"meant {shown(tail, 160)}? paths are relative to images/"
+        if not self.findings.has_room("image-missing") or not len(self.tree):
+            return ""
+        if self._names is None:
+            self._names = {}
+            for known in self.tree.paths():
+                self._names.setdefault(dirname(known), []).append(basename(known))
+        siblings = self._names.get(dirname(path), [])
+        near = difflib.get_close_matches(basename(path)[:255], siblings[:_MAX_NAMES], 1, 0.8)
+        if near:
+            return f"meant {shown(os.path.join(dirname(path), near[0]), 160)}?"
+        elsewhere = [
+            folder for folder, names in self._names.items() if len(names) <= _MAX_NAMES and basename(path) in names
+        ]
+        if len(elsewhere) == 1:
+            return f"meant {shown(os.path.join(elsewhere[0], basename(path)), 160)}?"
+        return ""
+
+    def _find(self, path: str) -> int:
+        return int(self.tree.find(np.asarray([hash(path)], np.int64))[0])
+
+
+def report_orphans(tree: ImageTree, used: Flags, findings: Findings) -> None:
+    """Files under `images/` that no row uses; system files and hidden ones left out."""
+    for index in np.flatnonzero(~used).tolist():
+        if not findings.has_room("image-orphan"):
+            path = tree.path(index)
+            if not basename(path).startswith(".") and basename(path) != "Thumbs.db":
+                findings.count("image-orphan")
+            continue
+        path = tree.path(index)
+        if not basename(path).startswith(".") and basename(path) != "Thumbs.db":
+            findings.add("image-orphan", "no row uses this file", file=f"images/{escaped(path)}")

@@ -1,0 +1,205 @@
+"""What the directory says of itself: `dataset.json`, the names of its files, shards; and whether the rows agree."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from phi3v_data.dataset import MANIFEST
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.schema import FORMAT_VERSION, Manifest
+from phi3v_data.splits import Splits, find_splits
+from phi3v_data.validate.badrow import field_path
+from phi3v_data.validate.findings import Findings, escaped, shown
+from phi3v_data.validate.table import RowTable
+
+
+@dataclass
+class Layout:
+    """The files of a directory by split, and its manifest where it has a sound one."""
+
+    directory: Path
+    splits: Splits
+    manifest: Manifest | None
+    digests: dict[str, str] = field(default_factory=dict)  # sha256 of each file as read, where the manifest gives one
+
+    def is_labelled(self, split: str) -> bool:
+        """Whether a split's answers must not be empty."""
+        info = self.manifest.splits.get(split) if self.manifest else None
+        return info is None or info.labelled
+
+    def wants_digest(self, split: str, file: str) -> bool:
+        """Whether the manifest gives a digest of the file."""
+        info = self.manifest.splits.get(split) if self.manifest else None
+        return info is not None and file in info.files
+
+
+def read_layout(directory: Path, findings: Findings) -> Layout:
+    """List the directory and read its manifest, reporting names, shards and the manifest's form.
+
+    Raises:
+        NotFoundError: no such directory.
+        UserError: it cannot be listed.
+    """
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{directory}: no such directory") from None
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read ({error.strerror})") from None
+    manifest = _read_manifest(directory, findings) if MANIFEST in names else None
+    listed = {split: tuple(info.files) for split, info in manifest.splits.items()} if manifest else None
+    splits = find_splits(names, listed)
+    for file in splits.unnamed:
+        findings.add(
+            "split-name",
+            "no split can be read off this name, so its rows are not used",
+            file=file,
+            hint="name it NAME_SPLIT.jsonl, such as train.jsonl or docs_val.jsonl",
+        )
+    for split in splits.splits.values():
+        for conflict in split.conflicts:
+            findings.add(
+                "split-name",
+                conflict,
+                file=split.files[0] if split.files else "",
+                hint="give each split one NAME, either whole or in shards of one number",
+            )
+        for file in split.missing:
+            findings.add(
+                "shard-missing",
+                f"the file is not there; split {shown(split.split)} needs it",
+                file=file,
+                hint="copy it again from its source, or write the split anew",
+            )
+    if not splits.splits:
+        findings.add(
+            "split-empty",
+            "the directory holds no NAME_SPLIT.jsonl",
+            hint="is this the right directory? it should hold files such as train.jsonl",
+        )
+    return Layout(directory, splits, manifest)
+
+
+def _read_manifest(directory: Path, findings: Findings) -> Manifest | None:
+    """A sound manifest; None, reported, where it is not."""
+
+    def invalid(message: str, hint: str = "", name: str | None = None) -> None:
+        findings.add("manifest-invalid", message, file=MANIFEST, field=name, hint=hint)
+
+    try:
+        value = json.loads((directory / MANIFEST).read_bytes())
+    except OSError as error:
+        invalid(f"cannot be read: {error.strerror}")
+        return None
+    except (ValueError, RecursionError) as error:
+        invalid(f"not JSON: {escaped(str(error))[:200]}", "write it again by converting, or remove it")
+        return None
+    version = value.get("format") if isinstance(value, dict) else None
+    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT_VERSION:
+        invalid(
+            f"format {shown(version)} was written by a newer phi3v than this one, which reads format {FORMAT_VERSION}",
+            "upgrade phi3v",
+            "format",
+        )
+        return None
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        for found in error.errors(include_url=False, include_input=False, include_context=False):
+            name = field_path(found["loc"]) or None
+            invalid(found["msg"][:1].lower() + found["msg"][1:], "see the format in docs/format.md", name)
+        return None
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:...` of a file, as the manifest spells it. Raises OSError."""
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def report_empty(layout: Layout, num_rows: Mapping[str, int], findings: Findings) -> None:
+    """Splits without a row."""
+    for split, files in layout.splits.splits.items():
+        if files.files and not num_rows.get(split):
+            findings.add(
+                "split-empty", f"split {shown(split)} has no rows", file=files.files[0], hint="remove the file"
+            )
+
+
+def report_stale(layout: Layout, num_rows: Mapping[str, int], table: RowTable, findings: Findings) -> None:
+    """Where the manifest disagrees with the files: digests, counts of rows and of pictures, splits."""
+    if layout.manifest is None:
+        return
+
+    def stale(message: str, name: str) -> None:
+        findings.add(
+            "manifest-stale",
+            message,
+            file=MANIFEST,
+            field=name,
+            hint="the files were changed after dataset.json was written: write the directory again (convert, clean, split)",
+        )
+
+    images = _images_of_splits(table)
+    for split, info in layout.manifest.splits.items():
+        where = f"splits.{escaped(split)}"
+        if not info.files and num_rows.get(split, 0) == 0 and info.rows == 0:
+            continue
+        if num_rows.get(split, 0) != info.rows:
+            stale(
+                f"it says {info.rows} rows in split {shown(split)}, the files have {num_rows.get(split, 0)}",
+                f"{where}.rows",
+            )
+        if images.get(split, 0) != info.images:
+            stale(
+                f"it says {info.images} images in split {shown(split)}, the rows use {images.get(split, 0)}",
+                f"{where}.images",
+            )
+        for file, digest in info.files.items():
+            found = layout.digests.get(file)
+            if found is not None and found != digest:
+                stale(
+                    f"the content of {shown(file)} is not what it was when dataset.json was written", f"{where}.files"
+                )
+    for split in layout.splits.splits:
+        if split not in layout.manifest.splits:
+            stale(f"it does not list split {shown(split)}, which is there", "splits")
+
+
+def _images_of_splits(table: RowTable) -> dict[str, int]:
+    """Distinct pictures that each split's rows use; those that are not there are counted by use."""
+    result: Counter[str] = Counter()
+    starts = table.starts
+    uses: dict[int, list[Any]] = {}
+    for split, first, end in table.split_rows():
+        uses.setdefault(split, []).append(table.uses[starts[first] : starts[end]])
+    for split, parts in uses.items():
+        joined = np.concatenate(parts)
+        result[table.splits[split]] = len(np.unique(joined[joined >= 0])) + int((joined < 0).sum())
+    return dict(result)
+
+
+def report_labels(layout: Layout, labels: Mapping[str, Counter[str] | None], findings: Findings) -> None:
+    """Classes that a held-out split asks for and that training never shows."""
+    train = labels.get("train")
+    if layout.manifest is None or not layout.manifest.classes or not train:
+        return
+    classes = set(layout.manifest.classes)
+    for split, counts in labels.items():
+        if split == "train" or not counts or not layout.is_labelled(split):
+            continue
+        for label in sorted(set(counts) & classes - set(train)):
+            findings.add(
+                "label-missing-in-train",
+                f"{counts[label]} rows of split {shown(split)} have the answer {shown(label)}, which no row of train has",
+                file=layout.splits.splits[split].files[0],
+                hint="split again by --split, or leave the class out",
+            )

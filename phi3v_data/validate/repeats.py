@@ -1,0 +1,184 @@
+"""Rows that repeat: equal ids, equal samples within a split and across splits, groups that straddle splits.
+
+Hashes find the candidates; two rows count as equal only when their texts, read again, are.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.schema import Severity
+from phi3v_data.validate.badrow import image_fields
+from phi3v_data.validate.findings import Findings, shown
+from phi3v_data.validate.pixels import PixelIdentity
+from phi3v_data.validate.table import RowTable
+
+Ints = npt.NDArray[np.int64]
+
+TRAIN = "train"
+
+
+def equal_groups(hashes: Ints) -> Iterator[Ints]:
+    """Positions of each value that occurs more than once, in rising order; ordered by the first of them."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    same = ordered[1:] == ordered[:-1]
+    if not same.any():
+        return
+    bounds = np.flatnonzero(np.concatenate(([True], ~same, [True])))
+    sizes = np.diff(bounds)
+    starts = bounds[:-1][sizes > 1]
+    sizes = sizes[sizes > 1]
+    for index in np.argsort(order[starts], kind="stable"):
+        yield order[starts[index] : starts[index] + sizes[index]]
+
+
+def report_duplicate_ids(table: RowTable, findings: Findings) -> None:
+    """Every row whose id an earlier row has."""
+    for rows in equal_groups(table.ids):
+        first: dict[str, int] = {}
+        for row in rows.tolist():
+            value = table.load(row)
+            row_id = value.get("id")
+            if not isinstance(row_id, str) or not row_id:
+                continue
+            if row_id in first:
+                findings.add(
+                    "duplicate-id",
+                    f"the id {shown(row_id)} is also that of {table.name(first[row_id])}",
+                    **table.place(row, value),
+                    field="id",
+                    hint="ids are unique within the directory",
+                )
+            else:
+                first[row_id] = row
+
+
+def report_repeated_samples(table: RowTable, pixels: PixelIdentity, findings: Findings) -> None:
+    """Rows with the same texts and pictures as an earlier row: `leak-sample` across splits, `duplicate-sample` within one."""
+    splits = table.split_of_rows()
+    for rows in equal_groups(_sample_hashes(table, pixels)):
+        known: dict[Any, dict[int, int]] = {}  # content -> first row of each split
+        for row in rows.tolist():
+            value = table.load(row)
+            content = _content(value, row, table, pixels)
+            if content is None:
+                continue
+            first = known.setdefault(content, {})
+            split = int(splits[row])
+            if split in first:
+                findings.add(
+                    "duplicate-sample",
+                    f"texts and pictures are those of {table.name(first[split])}",
+                    **table.place(row, value),
+                    hint="drop one of them: it counts twice in training and in scores",
+                )
+                continue
+            if first:
+                _report_across(table, findings, "leak-sample", row, value, first, "texts and pictures are also in")
+            first[split] = row
+
+
+def _report_across(
+    table: RowTable,
+    findings: Findings,
+    code: str,
+    row: int,
+    value: dict[str, Any],
+    first: dict[int, int],
+    words: str,
+) -> None:
+    """A sample that other splits hold as well; named beside train where that is one of them."""
+    names = {table.splits[split]: other for split, other in first.items()}
+    here = table.splits[table.split_of_row(row)]
+    other = names.get(TRAIN, next(iter(names.values())))
+    other_split = TRAIN if TRAIN in names else next(iter(names))
+    findings.add(
+        code,
+        f"{words} split {shown(other_split)} ({table.name(other)})",
+        **table.place(row, value),
+        severity="error" if TRAIN in (here, other_split) else "warning",
+        hint="keep it in one split: scores on seen samples say nothing",
+    )
+
+
+def report_straddling_groups(table: RowTable, findings: Findings) -> None:
+    """Groups with rows in more than one split: at the first such row of each further split."""
+    grouped = np.flatnonzero(table.groups)
+    if not len(grouped):
+        return
+    splits = table.split_of_rows()
+    keys = table.groups[grouped]
+    order = np.lexsort((grouped, splits[grouped], keys))
+    ordered, by_split = grouped[order], splits[grouped][order]
+    keys = keys[order]
+    new_key = np.concatenate(([True], keys[1:] != keys[:-1]))
+    new_part = new_key | np.concatenate(([True], by_split[1:] != by_split[:-1]))
+    starts = np.flatnonzero(new_part)
+    sizes = np.diff(np.append(starts, len(ordered)))
+    key_numbers = np.cumsum(new_key)[starts]
+    straddling = np.flatnonzero(np.bincount(key_numbers) > 1)
+    where = np.searchsorted(key_numbers, straddling)
+    for begin, number in zip(where.tolist(), straddling.tolist(), strict=True):
+        parts = []  # (first row, split, rows), train first
+        for part in range(begin, len(starts)):
+            if key_numbers[part] != number:
+                break
+            parts.append((int(ordered[starts[part]]), table.splits[by_split[starts[part]]], int(sizes[part])))
+        parts.sort(key=lambda entry: (entry[1] != TRAIN, entry[0]))
+        _report_group(table, findings, parts)
+
+
+def _report_group(table: RowTable, findings: Findings, parts: Sequence[tuple[int, str, int]]) -> None:
+    first_row, first_split, first_size = parts[0]
+    group = table.load(first_row).get("group")
+    for row, split, size in parts[1:]:
+        value = table.load(row)
+        if value.get("group") != group:
+            continue
+        severity: Severity = "error" if first_split == TRAIN else "warning"
+        findings.add(
+            "leak-group",
+            f"group {shown(group)} has {size} rows in split {shown(split)} and {first_size} in {shown(first_split)} "
+            f"({table.name(first_row)})",
+            **table.place(row, value),
+            field="group",
+            severity=severity,
+            hint="keep a group in one split: `phi3v-data split` does",
+        )
+
+
+def _sample_hashes(table: RowTable, pixels: PixelIdentity) -> Ints:
+    """Hash of each row's texts and of its pictures in order."""
+    with np.errstate(over="ignore"):
+        identities = pixels.of_uses(table.uses)
+        starts = table.starts
+        position = np.arange(len(identities)) - np.repeat(starts[:-1], np.diff(starts))
+        mixed = (identities + 2) * np.int64(-7046029254386353131) * (2 * position + 3)
+        mixed ^= mixed >> 29
+        sums = np.concatenate(([0], np.cumsum(mixed)))
+        return table.texts * np.int64(3) + sums[starts[1:]] - sums[starts[:-1]]
+
+
+def _content(value: dict[str, Any], row: int, table: RowTable, pixels: PixelIdentity) -> Any:
+    """What makes two samples the same; None for a row without turns."""
+    turns = value.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        return None
+    texts = tuple(
+        (repr(turn.get("user")), repr(turn.get("assistant")), _length(turn.get("images")))
+        for turn in turns
+        if isinstance(turn, dict)
+    )
+    start = int(table.starts[row])
+    pictures = []
+    for position, (_, path) in enumerate(image_fields(value)):
+        index = int(table.uses[start + position]) if start + position < len(table.uses) else -1
+        pictures.append(pixels.exact(index) if index >= 0 else path)
+    return repr(value.get("system") or ""), texts, tuple(pictures)
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, list) else 0

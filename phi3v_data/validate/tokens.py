@@ -1,0 +1,210 @@
+"""How long each sample is in tokens: pictures exactly, by geometry; text exactly with a tokenizer, else estimated.
+
+The sequence counted is the one that training builds: each turn `<|user|>`, newline, image tags, newline, question,
+`<|end|>`, newline, `<|assistant|>`, newline, answer, `<|end|>`, newline; `<|endoftext|>` at the very end; one `<s>` at the
+start and, as the official processor does it, one after every picture.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import UNSET
+
+from phi3v_data.errors import NotFoundError
+from phi3v_data.media.geometry import AspectRatioError, crop_geometry
+from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
+from phi3v_data.validate.batch import Batch
+from phi3v_data.validate.findings import Findings, shown
+from phi3v_data.validate.images import ImageReport, ImageTable
+from phi3v_data.validate.rows import sum_turns
+from phi3v_data.validate.rowtypes import Row
+from phi3v_data.validate.table import RowTable
+from phi3v_data.validate.tree import ImageTree
+
+Ints = npt.NDArray[np.int64]
+
+ROPE_SWITCH = 4096
+"""`original_max_position_embeddings` of the released models: longer sequences take the long rope factors."""
+
+_BYTES_PER_TOKEN = 3.6  # of English text under the Llama vocabulary, roughly
+_TOKENS_PER_TURN = 12  # markers and newlines around a question and its answer
+_TOKENS_PER_SYSTEM = 6
+
+
+def text_bytes(batch: Batch, users: list[str], answers: list[str]) -> Ints:
+    """UTF-8 bytes of the texts of each row: the unit of the estimate."""
+    count = len(batch.turns)
+    if all(map(str.isascii, users)) and all(map(str.isascii, answers)):
+        sizes = np.fromiter(map(len, users), np.int64, count) + np.fromiter(map(len, answers), np.int64, count)
+    else:
+        sizes = np.fromiter(
+            (_num_bytes(user) + _num_bytes(answer) for user, answer in zip(users, answers, strict=True)),
+            np.int64,
+            count,
+        )
+    sizes = sum_turns(sizes, batch.num_turns, np.cumsum(batch.num_turns) - batch.num_turns)
+    systems = batch.column("system")
+    if systems is not None:
+        sizes = sizes + np.fromiter((_num_bytes(text) if text else 0 for text in systems), np.int64, len(batch.rows))
+    return sizes
+
+
+def estimate(table: RowTable) -> Ints:
+    """Text tokens of each row from its bytes; the frame of markers is counted, the text itself is a guess."""
+    text = np.ceil(table.units / _BYTES_PER_TOKEN).astype(np.int64)
+    return text + _TOKENS_PER_TURN * table.num_turns + 3 * table.num_uses + 2
+
+
+class TokenCounter:
+    """Exact text tokens with `tokenizer.json` of a directory; `Units` of a row scan."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, batch: Batch, users: list[str], answers: list[str]) -> Ints:
+        pieces: list[str] = []
+        owners: list[int] = []
+        extra = np.zeros(len(batch.rows), np.int64)
+        for index, row in enumerate(batch.rows):
+            texts, num_starts = sequence_pieces(row)
+            pieces += texts
+            owners += [index] * len(texts)
+            extra[index] = num_starts
+        encoded = self._tokenizer.encode_batch_fast(
+            [piece.encode(errors="replace").decode() for piece in pieces], add_special_tokens=False
+        )
+        lengths = np.fromiter(map(len, encoded), np.int64, len(pieces))
+        np.add.at(extra, np.asarray(owners, np.int64), lengths)
+        return extra
+
+
+def sequence_pieces(row: Row) -> tuple[list[str], int]:
+    """The texts of a row's sequence that are tokenized apart, and how many times `<s>` stands in it."""
+    pieces: list[str] = []
+    prompt = f"<|system|>\n{row.system}<|end|>\n" if row.system is not UNSET and row.system else ""
+    num_starts = 1
+    last = len(row.conversations) - 1
+    for index, turn in enumerate(row.conversations):
+        prompt += "<|user|>\n"
+        images = [] if turn.images is UNSET else turn.images
+        offsets = (
+            [0] * len(images) if turn.image_offsets is UNSET or not any(turn.image_offsets) else turn.image_offsets
+        )
+        position = 0
+        for offset in offsets:
+            pieces.append(prompt + turn.user[position:offset])
+            prompt, position = "", offset
+            num_starts += 1
+        if images and not any(offsets):
+            prompt += "\n"
+        pieces.append(f"{prompt}{turn.user[position:]}<|end|>\n<|assistant|>\n")
+        pieces.append(f"{turn.assistant}<|end|>\n" + ("<|endoftext|>" if index == last else ""))
+        prompt = ""
+    return [piece for piece in pieces if piece], num_starts
+
+
+def load_tokenizer(directory: str | Path, findings: Findings) -> TokenCounter | None:
+    """The tokenizer of a model directory; None, with a `check-skipped`, where it cannot be used here.
+
+    Raises NotFoundError where the directory holds none.
+    """
+    file = Path(directory) / "tokenizer.json"
+    if not file.is_file():
+        raise NotFoundError(f"{directory}: no tokenizer.json there; --tokenizer takes the directory of a model")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        findings.add(
+            "check-skipped",
+            "text tokens are estimated: the package 'tokenizers' is not installed",
+            hint="pip install 'phi3v[hub]'",
+        )
+        return None
+    try:
+        return TokenCounter(Tokenizer.from_file(str(file)))
+    except Exception as error:  # the library raises plain Exception on a file that it cannot read
+        findings.add(
+            "check-skipped",
+            f"text tokens are estimated: {shown(str(file))} cannot be read ({shown(str(error))})",
+            hint="name the directory of a tokenizer that `tokenizers` reads",
+        )
+        return None
+
+
+def image_tokens(images: ImageTable, num_crops: int) -> Ints:
+    """Image tokens of each entry, 0 where its size is not known, -1 where the processor cannot take it."""
+    facts = images.facts
+    sizes = np.stack([facts["width"], facts["height"]], axis=1).astype(np.int64)
+    distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
+    counts = np.zeros(len(distinct), np.int64)
+    for index, (width, height) in enumerate(distinct.tolist()):
+        if width and height:
+            try:
+                counts[index] = crop_geometry(width, height, num_crops).num_tokens
+            except AspectRatioError:
+                counts[index] = -1
+    tokens = counts[inverse.reshape(-1)] if len(distinct) else np.zeros(len(facts), np.int64)
+    tokens[facts["flags"] & (TOO_LARGE | UNREADABLE) != 0] = 0
+    return tokens
+
+
+def report_aspect(report: ImageReport, tree: ImageTree, table: RowTable, per_image: Ints, num_crops: int) -> None:
+    """Pictures that are too narrow for the processor, at each use."""
+    facts, findings = report.images.facts, report.findings
+    uses = np.flatnonzero((table.uses >= 0) & (per_image[table.uses] < 0)) if len(per_image) else []
+    for done, use in enumerate(uses):
+        if not findings.has_room("image-aspect"):
+            findings.count("image-aspect", len(uses) - done)
+            return
+        index = int(table.uses[use])
+        width, height = int(facts["width"][index]), int(facts["height"][index])
+        report.report_use(
+            "image-aspect",
+            int(use),
+            f"{shown(tree.path(index), 160)} is {width} x {height}: at num_crops {num_crops} its short side would vanish",
+            "crop it, or add a margin on its short side",
+        )
+
+
+def row_tokens(table: RowTable, text: Ints, per_image: Ints) -> Ints:
+    """Tokens of each row's whole sequence."""
+    used = np.where(table.uses >= 0, np.maximum(per_image, 0)[table.uses], 0) if len(per_image) else np.zeros(0, int)
+    sums = np.concatenate(([0], np.cumsum(used)))
+    if len(sums) == 1:
+        return text
+    return text + sums[table.starts[1:]] - sums[table.starts[:-1]]
+
+
+def report_lengths(table: RowTable, tokens: Ints, findings: Findings, *, max_tokens: int | None, exact: bool) -> None:
+    """Rows over `max_tokens`, and rows past the rope switch."""
+    about = "" if exact else "about "
+
+    def report(code: str, rows: npt.NDArray[np.intp], words: Callable[[int], str], hint: str, **more: Any) -> None:
+        for done, row in enumerate(rows.tolist()):
+            if not findings.has_room(code):
+                findings.count(code, len(rows) - done, **more)
+                return
+            findings.add(code, words(row), **table.place(row), hint=hint, **more)
+
+    if max_tokens is not None:
+        report(
+            "too-long",
+            np.flatnonzero(tokens > max_tokens),
+            lambda row: f"{about}{tokens[row]} tokens, over the limit of {max_tokens}",
+            "lower --num_crops, shorten the text or raise the limit"
+            + ("" if exact else "; --tokenizer counts text exactly"),
+            severity="error" if exact else "warning",
+        )
+    report(
+        "rope-switch",
+        np.flatnonzero(tokens > ROPE_SWITCH),
+        lambda row: f"{about}{tokens[row]} tokens: past {ROPE_SWITCH} the model takes its long-context rope factors",
+        "",
+    )
+
+
+def _num_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))

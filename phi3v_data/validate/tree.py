@@ -1,0 +1,154 @@
+"""The files under `images/`, listed once: a compact table that rows are looked up in.
+
+A directory of a million pictures costs about 100 bytes each here (path, size, time, hash), so no Python object is kept a
+file. Links are followed as long as they stay inside; folders reached by two ways are listed under both names.
+"""
+
+import os
+import re
+import stat
+import unicodedata
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.media.image import unsafe_reason
+
+Ints = npt.NDArray[np.int64]
+
+FILE, OUTSIDE, BROKEN, LOOP, OTHER, UNSAFE = range(6)
+"""What an entry is: a file, a link to outside, a link to nothing, a loop of links, neither file nor folder, an unsafe name."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
+_DEVICES = frozenset({"con", "prn", "aux", "nul", "com", "lpt"})
+
+
+class ImageTree:
+    """The entries under one folder, folders left out, by the bytes of their path within each folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blob = bytearray()  # all paths, one after another
+        self._ends = array("q")
+        self._sizes = array("q")
+        self._mtimes = array("q")
+        self.kinds = bytearray()
+        self.unreadable: list[tuple[str, str]] = []  # (folder, reason)
+        self._scan()
+        self.ends: Ints = np.frombuffer(self._ends, np.int64)
+        self.sizes: Ints = np.frombuffer(self._sizes, np.int64)
+        self.mtimes: Ints = np.frombuffer(self._mtimes, np.int64)
+        self._order: Ints | None = None
+        self._sorted: Ints | None = None
+        self._folded: dict[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def path(self, index: int) -> str:
+        """The entry's path relative to the root, as rows spell it."""
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(bytes(self.blob[start : self._ends[index]]))
+
+    def paths(self) -> Iterator[str]:
+        """All paths, in order of index."""
+        return map(self.path, range(len(self)))
+
+    def find(self, hashes: Ints) -> Ints:
+        """Index of each path, given by Python's `hash` of it in this process; -1 where there is none."""
+        if self._sorted is None or self._order is None:
+            known = np.fromiter(map(hash, self.paths()), np.int64, len(self))
+            self._order = np.argsort(known, kind="stable")
+            self._sorted = known[self._order]
+        if not len(self):
+            return np.full(len(hashes), -1, np.int64)
+        place = np.searchsorted(self._sorted, hashes)
+        place[place == len(self)] = 0
+        return np.where(self._sorted[place] == hashes, self._order[place], -1)
+
+    def find_folded(self, path: str) -> int:
+        """Index of a path that differs only in letter case or Unicode form; -1 where there is none."""
+        if self._folded is None:
+            self._folded = {hash(fold(known)): index for index, known in enumerate(self.paths())}
+        return self._folded.get(hash(fold(path)), -1)
+
+    def _enter(self, path: str, kind: int, size: int, mtime: int) -> None:
+        self.blob += os.fsencode(path)
+        self._ends.append(len(self.blob))
+        self._sizes.append(size)
+        self._mtimes.append(mtime)
+        self.kinds.append(kind)
+
+    def _scan(self) -> None:
+        real_root = os.path.realpath(self.root)
+        stack: list[tuple[str, tuple[str, ...], bool]] = [("", (real_root,), False)]
+        while stack:
+            folder, above, unsafe = stack.pop()
+            try:
+                with os.scandir(os.path.join(self.root, folder) if folder else self.root) as listing:
+                    entries = sorted(listing, key=_name_bytes)
+            except OSError as error:
+                if folder or not isinstance(error, FileNotFoundError):
+                    self.unreadable.append((folder, error.strerror or type(error).__name__))
+                continue
+            folders = []
+            prefix = f"{folder}/" if folder else ""
+            for entry in entries:
+                path = prefix + entry.name
+                bad = unsafe or (
+                    (_PLAIN.fullmatch(entry.name) is None or entry.name[:3].lower() in _DEVICES)
+                    and unsafe_reason(path) != ""
+                )
+                if entry.is_symlink():
+                    self._follow(path, entry, real_root, above, folders, bad)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append((path, (*above, os.path.join(above[-1], entry.name)), bad))
+                else:
+                    self._enter_entry(path, entry, bad)
+            stack.extend(reversed(folders))
+
+    def _enter_entry(self, path: str, entry: "os.DirEntry[str]", bad: bool) -> None:
+        try:
+            found = entry.stat(follow_symlinks=False)
+        except OSError:  # gone since it was listed
+            return
+        kind = UNSAFE if bad else FILE if stat.S_ISREG(found.st_mode) else OTHER
+        self._enter(path, kind, found.st_size, found.st_mtime_ns)
+
+    def _follow(
+        self,
+        path: str,
+        entry: "os.DirEntry[str]",
+        real_root: str,
+        above: tuple[str, ...],
+        folders: list[tuple[str, tuple[str, ...], bool]],
+        bad: bool,
+    ) -> None:
+        try:
+            found = entry.stat()
+        except FileNotFoundError:
+            self._enter(path, BROKEN, 0, 0)
+            return
+        except OSError:  # too many levels of symbolic links
+            self._enter(path, LOOP, 0, 0)
+            return
+        target = os.path.realpath(entry.path)
+        if target != real_root and not target.startswith(real_root + os.sep):
+            self._enter(path, OUTSIDE, found.st_size, found.st_mtime_ns)
+        elif not stat.S_ISDIR(found.st_mode):
+            kind = UNSAFE if bad else FILE if stat.S_ISREG(found.st_mode) else OTHER
+            self._enter(path, kind, found.st_size, found.st_mtime_ns)
+        elif target not in above:
+            folders.append((path, (*above, target), bad))
+
+
+def fold(path: str) -> str:
+    """One spelling for all letter cases and Unicode forms of a path."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def _name_bytes(entry: "os.DirEntry[str]") -> bytes:
+    return os.fsencode(entry.name)
