@@ -13,6 +13,7 @@ newline and `<|endoftext|>`; all else is -100. Labels stand at their own tokens:
 All that is asked of a processor is its `tokenizer`, called with a text, and `image_processor.make_canvas`.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,6 +188,12 @@ class Encoder:
         self.tokenizer = processor.tokenizer
         self.image_processor = processor.image_processor
         self.options = options
+
+    def with_options(self, options: EncodeOptions) -> "Encoder":
+        """The same processor with other options."""
+        other = copy.copy(self)
+        other.options = options
+        return other
 
     @cached_property
     def _endings(self) -> tuple[int, int]:

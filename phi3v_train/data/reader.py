@@ -65,7 +65,7 @@ class Reader:
         """
         source = self.sources[ref.source]
         sample, provenance = self._read(ref)
-        with self._named(ref, sample):
+        with self.named(ref, sample):
             return self.encoder.encode(
                 sample,
                 self._paths(sample, source),
@@ -82,7 +82,7 @@ class Reader:
         """
         source = self.sources[ref.source]
         sample, provenance = self._read(ref)
-        with self._named(ref, sample):
+        with self.named(ref, sample):
             return self.encoder.encode_prompts(
                 sample,
                 self._paths(sample, source),
@@ -104,7 +104,7 @@ class Reader:
 
     def _tokenize(self, sample: Sample, ref: SampleRef) -> SampleTokens:
         source = self.sources[ref.source]
-        with self._named(ref, sample):
+        with self.named(ref, sample):
             sizes = [picture_size(path) for path in self._paths(sample, source)]
             return self.encoder.tokenize(sample, sizes, num_crops=source.num_crops, epoch=ref.epoch)
 
@@ -113,7 +113,7 @@ class Reader:
         return [source.split.image_path(name) for name in sample.images]
 
     @contextmanager
-    def _named(self, ref: SampleRef, sample: Sample) -> Iterator[None]:
+    def named(self, ref: SampleRef, sample: Sample) -> Iterator[None]:
         """Put file, line and id before what is wrong with a sample."""
         try:
             yield

@@ -1,12 +1,13 @@
 """The directories a run reads, each with its split and its tile budget."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from phi3v_data.dataset import Dataset, Split
-from phi3v_data.errors import UserError
-from phi3v_data.schema import Manifest
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.schema import Manifest, Report
 from phi3v_train.config import DEFAULT_NUM_CROPS
 
 EVAL_SPLITS = ("val", "dev", "dev_seen", "test")
@@ -79,6 +80,50 @@ def open_sources(directories: Sequence[str | Path], split: str, *, num_crops: in
         if directory in resolved[:index]:
             raise UserError(f"{directories[index]}: given twice as --data_dir; use --mix to weight a directory")
     return tuple(open_source(directory, split, num_crops=num_crops, labelled=True) for directory in directories)
+
+
+def find_row(source: Source, sample_id: str) -> int:
+    """Row of the sample with this id; reads the split from its start.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    spelled = {json.dumps(sample_id, ensure_ascii=flag)[1:-1].encode() for flag in (True, False)}
+    for row in range(len(source)):
+        raw = source.split.raw(row)
+        if any(text in raw for text in spelled) and source.split[row].id == sample_id:
+            return row
+    raise NotFoundError(f"{source.directory}: split {source.split.name!r} has no sample with the id {sample_id!r}")
+
+
+def require_sound(
+    directory: str | Path,
+    *,
+    num_crops: int | None = None,
+    workers: int = 1,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Report:
+    """Validate a directory in full, or take the receipt of an earlier validation where nothing has changed since.
+
+    Of several processes let one call it, before any opens the directory.
+
+    Raises:
+        UserError: there are errors in it; the first is named.
+    """
+    from phi3v_data.validate import validate
+
+    report = validate(directory, level="full", num_crops=num_crops, workers=workers, progress=progress)
+    errors = [problem for problem in report.problems if problem.severity == "error"]
+    if not report.ok and errors:
+        first = errors[0]
+        place = first.file + (f":{first.line}" if first.line is not None else "")
+        count = sum(report.summary.problems[code] for code in {problem.code for problem in errors})
+        raise UserError(
+            f"{directory}: {count} error{'s' if count > 1 else ''} in the data, the first "
+            f"{f'at {place} ' if place else ''}{f'{first.field} ' if first.field else ''}"
+            f"({first.code}): {first.message}; `phi3v-data validate {directory}` lists all"
+        )
+    return report
 
 
 def choose_eval_split(directory: str | Path, wanted: str | None) -> str | None:

@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from phi3v_train.data.reader import Measure, Reader
 _PRELOAD = ("phi3v_train.data.workers", "phi3v_train.models.phi3v.processing_phi3_v")
 """What the fork server imports once for all workers; the second is what a pickled processor needs."""
 
+A = TypeVar("A")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Built: TypeAlias = tuple[Arrays, BatchShape]
@@ -71,6 +73,11 @@ class Workers:
     """A pool of processes that hold `reader`; with `num_workers` 0 work is done when its result is asked for."""
 
     def __init__(self, reader: Reader, num_workers: int) -> None:
+        """
+        Args:
+            reader: travels to every worker.
+            num_workers: processes; 0 for none.
+        """
         self.inline = num_workers == 0
         self._reader = reader
         self._num_workers = num_workers
@@ -81,6 +88,12 @@ class Workers:
         if not self.inline:
             for _ in range(self._num_workers):
                 self._executor().submit(os.getpid)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the processes; work not yet begun is dropped."""
@@ -95,6 +108,23 @@ class Workers:
     def build(self, job: MicroBatchJob) -> Future[Built]:
         """Encode and collate a micro-batch."""
         return self._submit(build, job)
+
+    def map(self, work: Callable[[Reader, A], T], arguments: Iterable[A], *, ahead: int | None = None) -> Iterator[T]:
+        """`work(reader, argument)` for each argument, in order, at most `ahead` (two a worker) under way at once.
+
+        `work` is a function of a module, so that it can be sent to another process; evaluation decodes with it:
+        `workers.map(prompts_of, refs)`.
+
+        Raises:
+            UserError: of `work`, when its turn comes; or a worker was killed.
+        """
+        running: deque[Future[T]] = deque()
+        for argument in arguments:
+            running.append(self._submit(work, argument))
+            if len(running) > (0 if self.inline else 2 * self._num_workers if ahead is None else ahead):
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
     def _submit(self, work: Callable[[Reader, Any], T], argument: Any) -> Future[T]:
         if self.inline:

@@ -1,0 +1,139 @@
+"""`phi3v-train inspect`: one sample as the model sees it."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phi3v_data.cli.base import GOOD, PROBLEMS, command_info
+from phi3v_train.config import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from phi3v_train.data.view import SampleView, Span
+
+
+class AnswerChoice(StrEnum):
+    """Which answer is trained on."""
+
+    stored = "stored"
+    random = "random"
+
+
+class Truncate(StrEnum):
+    """What becomes of a sample over --max_length."""
+
+    refuse = "refuse"
+    turns = "turns"
+
+
+STYLES = {"given": "", "learnt": "bold green", "image": "cyan"}
+
+
+@command_info(
+    examples=[
+        "phi3v-train inspect demo_out/ucf101 --row 3 --model_name_or_path tiny",
+        "phi3v-train inspect DIR --split val --id val-0000000300 --num_crops 4",
+        "phi3v-train inspect DIR --row 0 --json | jq .num_tokens",
+    ]
+)
+def inspect(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory, complete or bare.")],
+    row: Annotated[int | None, typer.Option(min=0, metavar="N", help="Row of the split, from 0 (default).")] = None,
+    sample_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="The sample's id, instead of --row.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split to look into.")] = "train",
+    model_name_or_path: Annotated[
+        str, typer.Option(metavar="MODEL", help="Model directory, Hub id, or tiny; its weights are not needed.")
+    ] = DEFAULT_MODEL,
+    num_crops: Annotated[
+        int | None, typer.Option(min=1, max=16, metavar="N", help="Tile budget; else dataset.json's, else 16.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Longest sample in tokens, as a run would be told.")
+    ] = None,
+    truncate: Annotated[Truncate, typer.Option(help="Over --max_length: refuse, or cut at a turn.")] = Truncate.refuse,
+    answer_choice: Annotated[
+        AnswerChoice, typer.Option(help="Train on `assistant`, or one of `answers`.")
+    ] = AnswerChoice.stored,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random answer.")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, metavar="N", help="Epoch, from 0, of the random answer.")] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document, ids and labels in it.")] = False,
+) -> None:
+    """Show one sample as the model sees it: tokens by what is learnt of them, images with their tiles, lengths.
+
+    Exits with 1 when a run with these settings would refuse the sample.
+    """
+    from phi3v_data.cli.console import make_console
+    from phi3v_data.errors import UserError
+    from phi3v_train.data.encode import EncodeOptions, Encoder
+    from phi3v_train.data.order import SampleRef
+    from phi3v_train.data.reader import Reader
+    from phi3v_train.data.sources import find_row, open_source
+    from phi3v_train.data.view import view_sample
+    from phi3v_train.models.loading import load_processor, locate
+
+    if row is not None and sample_id is not None:
+        raise UserError("--row and --id both name a sample: give one of them")
+    source = open_source(directory, split, num_crops=num_crops)
+    number = find_row(source, sample_id) if sample_id is not None else row or 0
+    if number >= len(source):
+        raise UserError(f"--row {number}: split {split!r} has the rows 0 to {len(source) - 1}")
+    options = EncodeOptions(answer_choice.value, seed, max_length, truncate.value)
+    encoder = Encoder(load_processor(locate(model_name_or_path, weights=False)), options)
+    view = view_sample(Reader([source], encoder), SampleRef(0, number, epoch))
+    if json_output:
+        print(json.dumps(view.to_dict(), ensure_ascii=False))
+    else:
+        show(make_console(), view)
+    raise typer.Exit(PROBLEMS if view.refusal else GOOD)
+
+
+def show(console: "Console", view: "SampleView") -> None:
+    """Print a sample."""
+    from rich.text import Text
+
+    console.print(
+        Text.assemble((view.place, "bold"), f"  id {view.id}  (split {view.split}, row {view.row} of {view.num_rows})")
+    )
+    text_tokens = view.num_tokens - view.num_image_tokens
+    console.print(
+        f"{view.num_tokens:,} tokens: {view.num_image_tokens:,} of images, {text_tokens:,} of text, "
+        f"{view.num_supervised:,} of them learnt; {_plural(view.num_turns, 'turn')}, "
+        f"{_plural(len(view.images), 'image')}, {_plural(sum(image.num_tiles for image in view.images), 'tile')}; "
+        f"num_crops {view.num_crops} ({view.num_crops_from})"
+    )
+    if view.dropped_turns:
+        console.print(Text(f"cut: {_plural(view.dropped_turns, 'turn')} at the end left out", style="yellow"))
+    if not view.labelled:
+        console.print(Text("no answer in this row: it can be predicted, not trained on", style="yellow"))
+    for number, image in enumerate(view.images, 1):
+        console.print(
+            Text.assemble(
+                (f"  <|image_{number}|>", STYLES["image"]),
+                f" {image.path}: {image.width} x {image.height} on a canvas of {image.canvas_width} x "
+                f"{image.canvas_height}, {image.cols} x {image.rows} tiles + global view, {image.num_tokens:,} tokens",
+            )
+        )
+    console.print()
+    for span in view.spans:
+        console.print(_line(span))
+    if view.refusal:
+        console.print()
+        console.print(Text(f"refused: {view.refusal}", style="bold red"))
+
+
+def _line(span: "Span") -> object:
+    from rich.text import Text
+
+    kind = f"image {span.image}" if span.image else span.kind
+    body = f"<|image_{span.image}|> x {span.length:,}" if span.image else " ".join(span.tokens)
+    return Text.assemble((f"{span.start:>7} {kind:<8} ", "dim"), (body, STYLES[span.kind]))
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
