@@ -1,9 +1,10 @@
 """Is a picture file sound, and what does it hold: one look at each file, at two depths.
 
 Header only: size, format, mode, EXIF turn. With pixels: JPEG through libjpeg-turbo in strict mode at an eighth of the
-size, in grey, which takes less than half of Pillow's time and reports what Pillow passes over (cut files, zeroed blocks);
-other formats through Pillow, every frame, PNG checksums included. Along the way two fingerprints are taken: a digest of
-the pixels and a difference hash for near duplicates. Results are rows of a compact table, cheap to send between processes.
+size, in grey, which takes less than half of Pillow's time and reports what Pillow passes over (cut files, zeroed
+blocks); other formats through Pillow, every frame, PNG checksums included. Along the way two fingerprints are taken:
+a digest of the pixels and a difference hash for near duplicates. Results are rows of a compact table, cheap to send
+between processes.
 """
 
 import io
@@ -58,7 +59,7 @@ _MIN_SIDE = 24  # of the reduced JPEG: enough for a hash of 9 x 8 cells
 _FLAT_RANGE = 12  # grey levels between the darkest and the lightest cell
 
 
-class _Bad(Exception):
+class _Bad(Exception):  # noqa: N818 - ends a look, is no failure of the program
     """The finding that ends a look: a flag and words."""
 
     def __init__(self, flag: int, words: str) -> None:
@@ -95,7 +96,7 @@ def rgb_digest(path: str | Path) -> bytes:
         with Image.open(path, formats=_FORMATS) as image:
             rgb = image.convert("RGB")
             return xxhash.xxh3_128_digest(b"%d %d " % rgb.size + rgb.tobytes())
-    except Exception:  # noqa: BLE001 - decoders raise anything on damaged bytes; the full check has said what
+    except Exception:
         return b""
 
 

@@ -20,6 +20,8 @@ class PacketTable:
 
     codec: str = ""
     intra_only: bool = False
+    pixel_format: str = ""
+    size: tuple[int, int] = (0, 0)  # width and height in the header
     header_count: int = 0  # 0: the container does not say
     pts: list[int | None] = field(default_factory=list)
     duration: list[int] = field(default_factory=list)
@@ -70,6 +72,8 @@ def scan(container: Any, stream: Any) -> PacketTable:
 
     context = stream.codec_context
     table = PacketTable(codec=context.codec.canonical_name, intra_only=context.codec.intra_only)
+    table.pixel_format = context.pix_fmt or ""
+    table.size = (context.width, context.height)
     table.header_count = stream.frames
     tiny = MAX_NVOP_BYTES if table.codec == "mpeg4" else 0
     try:

@@ -3,7 +3,7 @@
     scan packets ─> count is certain ──yes──> decode to the last needed frame, skipping what no needed frame rests on
                           └──────────no───> decode all, keep the frames at the likely indices; if the count turns out
                                             different, decode again to the last needed frame
-    needed frames ─> BGR, upright (the container's rotation applied)
+    needed frames ─> RGB, upright (the container's rotation applied)
 
 One thread: work is spread over clips, and FFmpeg's frame threads only cost more CPU time. A clip that is cut short or
 damaged where frames are needed is a `Reject`; nothing is smoothed over unless `salvage` asks for it.
@@ -27,13 +27,22 @@ Decoder: TypeAlias = Literal["pyav", "decord"]
 # Codecs whose non-reference pictures (B-frames mostly) FFmpeg can leave out without touching any other picture. Not
 # HEVC: its "non-reference" means within one temporal layer only.
 _SKIPS_NON_REFERENCE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
+# Pixel formats that FFmpeg converts to BGR (three times faster) with the very values it gives for RGB.
+_SAME_PIXELS_AS_BGR = frozenset({"yuv420p", "yuvj420p"})
+# Degrees counter-clockwise, in FFmpeg's words, to the signs of the display matrix.
+_QUARTER_TURNS = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
+# Up to PyAV 18, a title that is not UTF-8 stops a file from being opened, unless this is said.
+_TAGS_IN_ANY_ENCODING = {major: {"metadata_errors": "replace"} for major in ("17", "18")}
+# Decoders that object to what is no damage when told to be strict (TIFF: to tags they do not know).
+_NOT_STRICT = frozenset({"tiff"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
     """The frames taken from a clip.
 
-    `frames`: (H, W, 3) uint8, BGR, contiguous; a frame taken twice is the same array. `total`: frames the clip decodes
+    `frames`: (H, W, 3) uint8, RGB, often a view of BGR memory, which is what OpenCV wants; a frame taken twice is the
+    same array. `total`: frames the clip decodes
     to. `notes`: kebab-case codes of what a reader should know (`frames-repeated`, `video-salvaged`,
     `constant-rate-assumed`).
     """
@@ -62,8 +71,9 @@ def read_clip(
 
     Args:
         sampling: see `phi3v_data.media.sampling`.
-        decoder: `decord` needs the extra of that name; it gives the same frames or refuses.
-        salvage: take what decodes of a cut or damaged clip; noted as `video-salvaged`.
+        decoder: `decord` needs the extra of that name. It gives the same frames of a sound clip, or refuses; it does not
+            notice damage, so that without `verify` each clip is noted as `damage-unchecked`.
+        salvage: take what decodes of a cut or damaged clip, with PyAV; noted as `video-salvaged`.
         verify: decode to the end even where the needed frames come sooner.
         name: what to call the clip in messages (default: the file's name).
 
@@ -78,19 +88,25 @@ def read_clip(
     table = _scan(file, name)
     if not salvage:
         _refuse_cut(file, table, name)
-    if decoder == "decord":
-        from phi3v_data.media.decord import read_with_decord
-
-        return read_with_decord(file, table, num_frames, sampling, name)
     reader = _Reader(file, name, table, num_frames, sampling)
     if salvage:
         return reader.salvaged()
+    if decoder == "decord":
+        from phi3v_data.media.decord import read_frames
+
+        if verify:
+            reader.whole(verify=True)
+        if reader.is_turned():
+            raise Reject("decoder-unsure", f"decord does not turn '{name}' as its container says; use --decoder pyav")
+        indices, notes, arrays = read_frames(file, table, num_frames, sampling, name)
+        notes = notes if verify else (*notes, "damage-unchecked")
+        return Clip(arrays, indices, table.count, notes)
     if table.count_is_total and not verify:
         try:
             return reader.shortcut()
         except _Disagrees:
             pass
-    return reader.whole()
+    return reader.whole(verify=verify)
 
 
 def count_frames(path: str | Path) -> int:
@@ -113,7 +129,7 @@ def _opened(file: Path, name: str) -> Iterator[tuple[Any, Any]]:
     except ImportError as error:
         raise UserError("Reading videos needs PyAV: pip install 'phi3v[video]'") from error
     try:
-        container = av.open(str(file), metadata_errors="replace")
+        container = av.open(str(file), **_TAGS_IN_ANY_ENCODING.get(av.__version__.partition(".")[0], {}))
     except av.error.FFmpegError as error:
         raise Reject("video-unreadable", f"'{name}' cannot be opened as a video: {_words(error)}") from error
     with container:
@@ -164,16 +180,37 @@ class _Reader:
         kept = self._decode_needed(indices, shown[0] if shown else None)
         return self._clip(kept, indices, self.table.count, assumed)
 
-    def whole(self) -> Clip:
-        """Decode every frame, and find the total that way."""
-        guess = self._guess()
+    def whole(self, *, verify: bool = False) -> Clip:
+        """Decode every frame, and find the total that way.
+
+        Damage after the last needed frame is a `Reject` only where `verify` is set; else it is noted.
+        """
+        try:
+            clip = self._of_all(self._guess())
+        except Reject as reject:
+            if verify or reject.code != "video-corrupt":
+                raise
+            return self._before_damage()
+        return clip
+
+    def _of_all(self, guess: tuple[int, ...]) -> Clip:
         kept, times, end = self._decode_all(guess)
         total = len(times)
         self._refuse_missing(total)
         indices, assumed = self._indices(total, times, end)
         if not set(indices) <= set(kept):
-            kept, _, _ = self._decode_all(indices)
+            kept, _, _ = self._decode_all(indices, stop=True)
         return self._clip(kept, indices, total, assumed)
+
+    def _before_damage(self) -> Clip:
+        """Count with the damage passed over, then decode strictly as far as the last needed frame."""
+        _, times, end = self._decode_all((), lenient=True)
+        total = len(times)
+        self._refuse_missing(total)
+        indices, assumed = self._indices(total, times, end)
+        kept, _, _ = self._decode_all(indices, stop=True)
+        clip = self._clip(kept, indices, total, assumed)
+        return Clip(clip.frames, indices, total, (*clip.notes, "video-damaged-later"))
 
     def salvaged(self) -> Clip:
         """All that decodes without the decoder calling it corrupt; errors are passed over."""
@@ -184,11 +221,16 @@ class _Reader:
             raise Reject("video-empty", f"not one frame of '{self.name}' can be decoded")
         indices, assumed = self._indices(total, times, end)
         if not set(indices) <= set(kept):
-            kept, _, _ = self._decode_all(indices, lenient=True)
+            kept, _, _ = self._decode_all(indices, lenient=True, stop=True)
         clip = self._clip(kept, indices, total, assumed)
         if self._is_damaged(total):
             return Clip(clip.frames, clip.indices, clip.total, (*clip.notes, "video-salvaged"))
         return clip
+
+    def is_turned(self) -> bool:
+        """Whether the container says to turn or flip the pictures, by the first frame."""
+        kept, _, _ = self._decode_all((0,), stop=True)
+        return any(display_matrix(frame) != (1, 0, 0, 1) for frame in kept.values())
 
     def _is_damaged(self, total: int) -> bool:
         """Whether a strict reading would have been refused."""
@@ -226,19 +268,21 @@ class _Reader:
         return indices, self.sampling == "fps" and known is None
 
     def _clip(self, kept: dict[int, Any], indices: tuple[int, ...], total: int, assumed: bool) -> Clip:
-        corrupt = [index for index in sorted(set(indices)) if kept[index].is_corrupt]
-        if corrupt:
-            raise Reject("video-corrupt", f"'{self.name}': frame {corrupt[0]} of {total} is damaged")
-        arrays = _to_bgr(kept, sorted(set(indices)))
+        arrays = _to_rgb(kept, sorted(set(indices)))
         notes = ["frames-repeated"] if len(set(indices)) < len(indices) else []
         if assumed:
             notes.append("constant-rate-assumed")
         return Clip(tuple(arrays[index] for index in indices), indices, total, tuple(notes))
 
     def _decode_all(
-        self, wanted: Collection[int], *, lenient: bool = False
+        self, wanted: Collection[int], *, lenient: bool = False, stop: bool = False
     ) -> tuple[dict[int, Any], list[int | None], int]:
-        """Every frame in order: the wanted ones by index, all timestamps, the time at which the last goes off."""
+        """Every frame in order: the wanted ones by index, all timestamps, the time at which the last goes off.
+
+        Args:
+            lenient: pass over what does not decode, and do not count frames that the decoder calls corrupt.
+            stop: only as far as the last wanted frame.
+        """
         kept: dict[int, Any] = {}
         times: list[int | None] = []
         last: Any = None
@@ -251,6 +295,8 @@ class _Reader:
                     kept[len(times)] = frame
                 times.append(frame.pts)
                 last = frame
+                if stop and len(kept) == len(set(wanted)):
+                    break
         end = (last.pts or 0) + _duration(last, times) if last is not None else 0
         return kept, times, end
 
@@ -288,7 +334,8 @@ class _Reader:
         import av
 
         context = stream.codec_context
-        context.options = {"err_detect": "explode"}
+        if self.table.codec not in _NOT_STRICT:
+            context.options = {"err_detect": "explode"}
         drop_all_but, skip_all_but = plan.get("drop_all_but"), plan.get("skip_all_but")
         skipping = False
         try:
@@ -301,7 +348,10 @@ class _Reader:
                         context.skip_frame = "NONREF" if skipping else "DEFAULT"
                 if packet.is_corrupt:
                     raise Reject("video-corrupt", f"'{self.name}' has a damaged packet")
-                yield from packet.decode()
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise Reject("video-corrupt", f"'{self.name}' has a frame that is damaged")
+                    yield frame
         except av.error.FFmpegError as error:
             raise Reject("video-corrupt", f"'{self.name}' does not decode cleanly: {_words(error)}") from error
 
@@ -337,22 +387,27 @@ def _duration(last: Any, times: list[int | None]) -> int:
     return 1
 
 
-def _to_bgr(kept: dict[int, Any], indices: Sequence[int]) -> dict[int, Frame]:
-    """The decoded frames as upright, contiguous BGR arrays."""
+def _to_rgb(kept: dict[int, Any], indices: Sequence[int]) -> dict[int, Frame]:
+    """The decoded frames as upright RGB arrays, with the pixels of PyAV's own `to_ndarray(format="rgb24")`."""
     from av.video.reformatter import VideoReformatter
 
     reformatter = VideoReformatter()
     arrays = {}
     for index in indices:
         frame = kept[index]
-        array = np.asarray(reformatter.reformat(frame, format="bgr24", threads=1).to_ndarray(), dtype=np.uint8)
-        arrays[index] = np.ascontiguousarray(upright(array, display_matrix(frame)))
+        order = "bgr24" if frame.format.name in _SAME_PIXELS_AS_BGR else "rgb24"
+        array = np.asarray(reformatter.reformat(frame, format=order, threads=1).to_ndarray(), dtype=np.uint8)
+        array = np.ascontiguousarray(upright(array, display_matrix(frame)))
+        arrays[index] = array[..., ::-1] if order == "bgr24" else array
     return arrays
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int]:
     """The signs (a, b, c, d) of the container's display matrix; (1, 0, 0, 1) where it has none or is no right angle."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV up to 18 stumbles over other side data that it has no name for (EXIF)
+        return _QUARTER_TURNS.get(frame.rotation, (1, 0, 0, 1))
     if data is None:
         return 1, 0, 0, 1
     matrix = np.frombuffer(bytes(data), dtype=np.int32)
