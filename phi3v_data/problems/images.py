@@ -14,8 +14,8 @@ IMAGES = (
         "images",
         "error",
         "a row names a picture that is not there",
-        "Image paths are relative to DIR/images and are taken as they stand: nothing is decoded, and no other folder is "
-        "searched. The hint names the file that was probably meant.",
+        "Image paths are relative to DIR/images and are taken as they stand: nothing is decoded, and no "
+        "other folder is searched. The hint names the file that was probably meant.",
         "The run stops when it comes to this row, hours in.",
         _with("train/a.jpg", Picture(64, 48, "JPEG"), "train/a.jpeg"),
         "Copy the file there, correct the path, or drop the row with `phi3v-data clean`.",
@@ -25,9 +25,11 @@ IMAGES = (
         "images",
         "error",
         "a picture is damaged, empty, or no picture",
-        "The file is cut off, has a wrong checksum, holds zeroed blocks, is empty, is a folder, a loop of links, or is in "
-        "no format that the reader knows. Level full decodes every picture; level quick reads headers only.",
-        "Decoders fill the missing part with grey and say nothing, or raise an error in a data worker hours into the run.",
+        "The file is cut off, has a wrong checksum, holds zeroed blocks, is empty, is a folder, a loop of "
+        "links, or is in no format that the reader knows. Level full decodes every picture; level quick "
+        "reads headers only.",
+        "Decoders fill the missing part with grey and say nothing, or raise an error in a data worker hours "
+        "into the run.",
         _with("a.png", Picture(64, 48, keep=0.6)),
         "Copy it again from its source, or drop the rows that use it with `phi3v-data clean`.",
     ),
@@ -36,8 +38,8 @@ IMAGES = (
         "images",
         "error",
         "an image path leads out of images/, or is not portable",
-        "The path is absolute, has `..`, a backslash, an empty part or a control character, or goes through a link that "
-        "leads outside DIR/images.",
+        "The path is absolute, has `..`, a backslash, an empty part or a control character, or goes through "
+        "a link that leads outside DIR/images.",
         "The directory works on one machine only, and a directory from someone else could read any file of yours.",
         Example({"train.jsonl": Text(row("a", "../secret.png")), "secret.png": Picture(64, 48)}),
         "Copy the file into DIR/images and write its path with `/`, relative to images/.",
@@ -77,7 +79,8 @@ IMAGES = (
         "images",
         "warning",
         "a picture is not 8-bit RGB or grey",
-        "CMYK, 16-bit, floating-point and Lab pictures are turned into RGB in ways that rarely give what a viewer shows.",
+        "CMYK, 16-bit, floating-point and Lab pictures are turned into RGB in ways that rarely give what a "
+        "viewer shows.",
         "16-bit grey comes out nearly white, CMYK in false colours; the model learns from that.",
         _with("a.jpg", Picture(64, 48, "JPEG", "CMYK")),
         "Convert with a tool that knows the colour profile, and store 8-bit RGB.",
@@ -98,8 +101,8 @@ IMAGES = (
         "images",
         "error",
         "a picture is too long and thin for the processor",
-        "The processor enlarges a picture until its long side fills a row of tiles; the short side then rounds down to 0 "
-        "pixels when one side is several hundred times the other.",
+        "The processor enlarges a picture until its long side fills a row of tiles; the short side then "
+        "rounds down to 0 pixels when one side is several hundred times the other.",
         "The processor raises an error for it, hours into the run.",
         _with("a.png", Picture(6000, 1)),
         "Crop it, add a margin on its short side, or drop the row.",
@@ -109,7 +112,8 @@ IMAGES = (
         "images",
         "error",
         "a picture has more pixels than any real one should",
-        "Over 89 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`): a small file can unfold to gigabytes. It is not decoded.",
+        "Over 89 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`): a small file can unfold to gigabytes. It is "
+        "not decoded.",
         "Decoding it takes the memory of a data worker, and the run with it.",
         _with("a.png", Picture(10_000, 9_000, mode="1")),
         "Store a smaller copy: the model sees at most 16 tiles of 336 x 336 pixels.",

@@ -16,8 +16,9 @@ ROWS = (
         "rows",
         "error",
         "a line is not JSON",
-        "The line cannot be read as one JSON value. Usual causes: a file that was cut off, an object spread over several "
-        "lines, two objects on one line, single quotes, a trailing comma, a raw line end or tab inside a string.",
+        "The line cannot be read as one JSON value. Usual causes: a file that was cut off, an object spread "
+        "over several lines, two objects on one line, single quotes, a trailing comma, a raw line end or tab "
+        "inside a string.",
         "The row is lost: a loader that skips it trains on less than you think, one that does not stops at this line, "
         "perhaps hours into the run.",
         _train(_GOOD, '{"id": "b", "source": "example", "conversations": [\n'),
@@ -98,7 +99,8 @@ ROWS = (
         "error",
         "a key that every row or turn needs is missing",
         "A row has `id`, `source` and `conversations`; a turn has `user` and `assistant`.",
-        "Without a question or an answer there is nothing to train on, and without an id no prediction can be told apart.",
+        "Without a question or an answer there is nothing to train on, and without an id no prediction can "
+        "be told apart.",
         _train(_GOOD, '{"id": "b", "source": "example", "conversations": [{"images": [], "user": "Is it red?"}]}\n'),
         "Add the key. In a split without answers, `assistant` is empty and dataset.json says `labelled: false`.",
     ),

@@ -55,8 +55,8 @@ SPLITS = (
         "splits",
         "error",
         "a JSONL file's name does not say which split it is",
-        "A file is called NAME_SPLIT.jsonl or SPLIT.jsonl, shards NAME_SPLIT-00000-of-00008.jsonl. No split can be read "
-        "off this name, or two files claim one split.",
+        "A file is called NAME_SPLIT.jsonl or SPLIT.jsonl, shards NAME_SPLIT-00000-of-00008.jsonl. No split "
+        "can be read off this name, or two files claim one split.",
         "Its rows are left out of training, or a split is read twice.",
         Example({"train.jsonl": Text(row("a")), "samples.jsonl": Text(row("b"))}),
         "Rename it; `phi3v-data merge` joins directories with different names.",
@@ -76,7 +76,8 @@ SPLITS = (
         "splits",
         "error",
         "the same sample stands in two splits",
-        "Question, answer and pictures are the same, pictures by their pixels at level full, by their path at level quick.",
+        "Question, answer and pictures are the same, pictures by their pixels at level full, by their path "
+        "at level quick.",
         "Scores on a held-out split no longer say how the model does on what it has not seen.",
         _files(row("a", "a.png"), row("b", "b.png"), a=_A, b=_A),
         "Drop it from one of them: `phi3v-data clean`, or `phi3v-data split` over the joined rows.",
@@ -87,7 +88,8 @@ SPLITS = (
         "splits",
         "error",
         "a group stands in two splits",
-        "`group` names what belongs together: clips cut from one film, pages of one document, photographs of one patient.",
+        "`group` names what belongs together: clips cut from one film, pages of one document, photographs of "
+        "one patient.",
         "The model recognises the film, not what happens in it, and the held-out score rewards that.",
         _files(
             row("a", user="What happens first?", group="film/g01"),
@@ -101,8 +103,8 @@ SPLITS = (
         "splits",
         "error",
         "a picture stands in two splits",
-        "The pixels are the same, whatever the files are called and however they are compressed. At level quick only equal "
-        "paths are seen.",
+        "The pixels are the same, whatever the files are called and however they are compressed. At level "
+        "quick only equal paths are seen.",
         "The model has seen the picture with another question, and may answer from memory.",
         _files(row("a", "a.png"), row("b", "b.png", user="Is it round?", assistant="No."), a=_A, b=_A),
         "Keep a picture in one split: give its rows one `group` and split by it.",
@@ -140,7 +142,8 @@ SPLITS = (
         "splits",
         "error",
         "an answer is not among the class names",
-        "dataset.json gives the classes of a classification set; the answer of a row is none of them. Letter case counts.",
+        "dataset.json gives the classes of a classification set; the answer of a row is none of them. Letter "
+        "case counts.",
         "A misspelt class is a class of its own: the model can never be right on it.",
         _labels("dog", "Cat"),
         "Correct the answer, or add the class to dataset.json.",

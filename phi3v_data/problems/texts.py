@@ -9,9 +9,9 @@ TEXT = (
         "text",
         "error",
         "a text holds a control token",
-        "The model's own special tokens (`<|end|>`, `<|user|>`, `</s>`) and image tags (`<|image_1|>`) take effect wherever "
-        "they stand; tags are added when a sample is encoded, from its `images`. Markers of other models (`<image>`, "
-        "`[INST]`, `<|im_end|>`) are plain letters to this one.",
+        "The model's own special tokens (`<|end|>`, `<|user|>`, `</s>`) and image tags (`<|image_1|>`) take "
+        "effect wherever they stand; tags are added when a sample is encoded, from its `images`. Markers of "
+        "other models (`<image>`, `[INST]`, `<|im_end|>`) are plain letters to this one.",
         "An `<|end|>` inside a question ends it there; a stray image tag shifts every picture after it. Other models' "
         "markers teach the model to write them.",
         Example({"train.jsonl": Text(row("a", user="<|image_1|>\nWhat is shown?"))}),
@@ -50,7 +50,8 @@ TOKENS = (
         "tokens",
         "info",
         "a sample is longer than 4096 tokens",
-        "Past its original context of 4096 tokens the model takes another set of rotary factors for the whole sequence.",
+        "Past its original context of 4096 tokens the model takes another set of rotary factors for the "
+        "whole sequence.",
         "Nothing is wrong; but short and long samples are then seen through different factors, and two square pictures "
         "at num_crops 16 are past the switch.",
         Example(

@@ -298,6 +298,7 @@ def keep_sound_parts(value: dict[str, Any]) -> Row:
         system=_text(value, "system"),
         answers=[item for item in answers if isinstance(item, str)] if isinstance(answers, list) else [],
         group=_text(value, "group"),
+        meta=_scalars(value.get("meta")),
     )
 
 
@@ -324,6 +325,14 @@ def _text(value: dict[str, Any], key: str) -> str:
     return item if isinstance(item, str) else ""
 
 
+def _scalars(value: object) -> dict[str, Any]:
+    return (
+        {key: item for key, item in value.items() if not isinstance(item, dict | list)}
+        if isinstance(value, dict)
+        else {}
+    )
+
+
 def _turn_images(turn: dict[str, Any]) -> list[tuple[int, str]]:
     images = turn.get("images")
     return [(i, path) for i, path in enumerate(images) if isinstance(path, str)] if isinstance(images, list) else []
@@ -343,8 +352,8 @@ def _walk(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tup
 
 def _at(value: Any, path: tuple[str | int, ...]) -> Any:
     for part in path:
-        if isinstance(value, dict) and part in value or isinstance(value, list) and isinstance(part, int):
-            value = value[part]
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            value = value[part]  # type: ignore[index]  # the condition has told which of the two it is
         else:
             return None
     return value

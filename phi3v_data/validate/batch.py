@@ -1,7 +1,8 @@
 """A block of lines as columns: sound rows through msgspec, the others one by one through `badrow`.
 
-A fast parser keeps the last of two equal keys and says nothing. Here each block proves that it has none: a JSON string is
-two unescaped quotes, so the quotes of a block are twice the strings that came out of it, unless a key was dropped.
+A fast parser keeps the last of two equal keys and says nothing. Here each block proves that it has none: a JSON
+string is two unescaped quotes, so the quotes of a block are twice the strings that came out of it, unless a key was
+dropped.
 """
 
 from collections.abc import Iterable
@@ -157,8 +158,8 @@ def _read_sound_line(data: bytes) -> tuple[Row | None, bool]:
 def _scan(data: bytes, array: Bytes) -> tuple[int, list[int]]:
     """Unescaped quotes in valid JSON text, and positions where a control token or a NUL may stand.
 
-    Backslashes stand only inside strings. In a run of them every other one escapes the byte after it; `\\u00` and a digit
-    up to 7 may spell any ASCII character, and `\\/` the slash of `</s>`.
+    Backslashes stand only inside strings. In a run of them every other one escapes the byte after it; `\\u00` and a
+    digit up to 7 may spell any ASCII character, and `\\/` the slash of `</s>`.
     """
     num_quotes = int(np.count_nonzero(array == _QUOTE))
     suspects = control.find_candidates(data)

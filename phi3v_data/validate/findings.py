@@ -9,7 +9,7 @@ _SHOWN = 80
 
 
 def shown(value: object, limit: int = _SHOWN) -> str:
-    """A value from the data as a message shows it: quoted if text, cut to `limit` characters, control characters escaped."""
+    """A value from the data as a message shows it: text in quotes, cut to `limit` characters, escaped."""
     if isinstance(value, str):
         text = escaped(value[: limit + 1])
         return f"'{text[:limit]}…'" if len(text) > limit else f"'{text}'"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from posixpath import basename, dirname
 from typing import Any
 from urllib.parse import unquote
@@ -148,21 +149,21 @@ class ImageReport:
         self._report_missing()
         kinds = np.frombuffer(bytes(self.tree.kinds), np.uint8)
         for kind, (code, words, hint) in _KINDS.items():
-            if (kinds == kind).any():
-                self._report_uses(kinds == kind, code, lambda index, words=words: self._kind_words(index, words), hint)
+            self._report_uses(kinds == kind, code, partial(self._kind_words, words), hint)
         for flag, (code, hint) in _CODES.items():
-            flagged = self.images.facts["flags"] & flag != 0
-            if flagged.any():
-                self._report_uses(
-                    flagged, code, lambda index, flag=flag: self.images.details.get((index, flag), ""), hint
-                )
+            self._report_uses(self.images.facts["flags"] & flag != 0, code, partial(self._flag_words, flag), hint)
 
-    def _kind_words(self, index: int, words: str) -> str:
+    def _kind_words(self, words: str, index: int) -> str:
         return words or unsafe_reason(self.tree.path(index))
 
+    def _flag_words(self, flag: int, index: int) -> str:
+        return self.images.details.get((index, flag), "")
+
     def _report_uses(self, flagged: Flags, code: str, words: Callable[[int], str], hint: str) -> None:
+        if not flagged.any():
+            return
         uses = self.table.uses
-        positions = np.flatnonzero((uses >= 0) & flagged[uses]) if len(flagged) else np.empty(0, np.int64)
+        positions = np.flatnonzero((uses >= 0) & flagged[uses])
         for done, use in enumerate(positions.tolist()):
             if not self.findings.has_room(code):
                 self.findings.count(code, len(positions) - done)
@@ -207,9 +208,7 @@ class ImageReport:
         folded = self.tree.find_folded(path)
         if folded >= 0:
             meant = self.tree.path(folded)
-            same_case = meant.casefold() == path.casefold()
-            what = "letter case" if meant.casefold() != meant and not same_case or meant.lower() == path.lower() else ""
-            kind = what or "letter case or Unicode form"
+            kind = "letter case" if meant.casefold() == path.casefold() else "Unicode form"
             return (
                 "image-name-mismatch",
                 f"{name} is not under images/: a file differs in {kind}",

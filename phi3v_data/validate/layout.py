@@ -145,7 +145,7 @@ def report_stale(layout: Layout, num_rows: Mapping[str, int], table: RowTable, f
             message,
             file=MANIFEST,
             field=name,
-            hint="the files were changed after dataset.json was written: write the directory again (convert, clean, split)",
+            hint="the files were changed after it was written: write the directory again (convert, clean, split)",
         )
 
     images = _images_of_splits(table)
@@ -199,7 +199,7 @@ def report_labels(layout: Layout, labels: Mapping[str, Counter[str] | None], fin
         for label in sorted(set(counts) & classes - set(train)):
             findings.add(
                 "label-missing-in-train",
-                f"{counts[label]} rows of split {shown(split)} have the answer {shown(label)}, which no row of train has",
+                f"{counts[label]} rows of split {shown(split)} have the answer {shown(label)}, which train lacks",
                 file=layout.splits.splits[split].files[0],
                 hint="split again by --split, or leave the class out",
             )

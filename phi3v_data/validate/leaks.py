@@ -94,7 +94,8 @@ class ImageLeaks:
             "leak-image",
             use,
             f"{count} in split {shown(self.table.splits[self.table.split_of_row(other_row)])} as well: "
-            f"{shown(self._path(use), 160)} has the pixels of {shown(self._path(other), 160)} ({self.table.name(other_row)})",
+            f"{shown(self._path(use), 160)} has the pixels of {shown(self._path(other), 160)} "
+            f"({self.table.name(other_row)})",
             "keep a picture in one split: scores on seen pictures flatter",
             severity=severity,
         )

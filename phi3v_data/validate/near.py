@@ -1,8 +1,8 @@
 """Pairs of nearly equal 64-bit difference hashes between two sets, without comparing all with all.
 
-Two hashes that differ in at most 3 bits agree on at least two of five bands of 13 bits (the last has 12). For each of the
-ten pairs of bands, one set is sorted by those bits and the other looked up in it; few pairs come up by chance, and each is
-then counted exactly. Equal hashes are taken once, so a crowd of copies costs nothing.
+Two hashes that differ in at most 3 bits agree on at least two of five bands of 13 bits (the last has 12). For each of
+the ten pairs of bands, one set is sorted by those bits and the other looked up in it; few pairs come up by chance,
+and each is then counted exactly. Equal hashes are taken once, so a crowd of copies costs nothing.
 """
 
 from itertools import combinations
@@ -20,7 +20,8 @@ _MAX_PAIRS = 4_000_000  # looked at together
 
 
 def near_pairs(left: Hashes, right: Hashes) -> tuple[Indexes, Indexes]:
-    """Positions (i, j) with `left[i]` and `right[j]` at most 3 bits apart, each pair once; both must be free of repeats.
+    """Positions (i, j) with `left[i]` and `right[j]` at most 3 bits apart, each pair once; both must be free of
+    repeats.
 
     Memory besides the result: about 50 bytes a hash and a fixed 300 MB at most.
     """

@@ -1,8 +1,8 @@
 """Which picture files hold the same picture.
 
-At the quick level a picture is its path. At the full level it is its pixels: files with one digest share an identity. The
-digest of a JPEG is of its grey, reduced decoding, so an identity is a strong suspicion there; `exact` settles it by
-decoding in colour, once a file, and only for files whose digest another file shares.
+At the quick level a picture is its path. At the full level it is its pixels: files with one digest share an identity.
+The digest of a JPEG is of its grey, reduced decoding, so an identity is a strong suspicion there; `exact` settles it
+by decoding in colour, once a file, and only for files whose digest another file shares.
 """
 
 import os

@@ -1,8 +1,8 @@
 """What a run leaves under `DIR/.phi3v/validate/`, so that the next one checks only what has changed.
 
-`receipt.json` holds the options, the identity of every file (content digest of JSONL and manifest; path, size and time of
-each picture, as one digest) and the report. While all of it matches, the report stands as it is. `images.npz` holds what
-was found in each picture: it is used again for pictures whose path, size and time are unchanged.
+`receipt.json` holds the options, the identity of every file (content digest of JSONL and manifest; path, size and
+time of each picture, as one digest) and the report. While all of it matches, the report stands as it is. `images.npz`
+holds what was found in each picture: it is used again for pictures whose path, size and time are unchanged.
 """
 
 import io
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import xxhash
 from PIL import Image
 from pydantic import ValidationError
@@ -46,8 +47,9 @@ class State:
 def tree_digest(tree: ImageTree) -> str:
     """Digest of every path, size, time and kind under `images/`."""
     hasher = xxhash.xxh3_128()
-    for part in (tree.blob, tree.ends, tree.sizes, tree.mtimes, tree.kinds, repr(tree.unreadable).encode()):
-        hasher.update(memoryview(part).cast("B") if len(part) else b"")
+    times_and_sizes = (tree.ends.tobytes(), tree.sizes.tobytes(), tree.mtimes.tobytes())
+    for part in (tree.blob, *times_and_sizes, tree.kinds, repr(tree.unreadable).encode()):
+        hasher.update(bytes(part))
         hasher.update(b"|")
     return hasher.hexdigest()
 
@@ -68,16 +70,16 @@ def checker_version() -> str:
     """What a changed answer about the same picture may come from."""
     from importlib.metadata import version
 
-    return f"{RECEIPT_VERSION}/{version('phi3v')}/{Image.__version__}/{version('simplejpeg')}/{Image.MAX_IMAGE_PIXELS}"
+    return f"{RECEIPT_VERSION}/{version('phi3v')}/{PIL.__version__}/{version('simplejpeg')}/{Image.MAX_IMAGE_PIXELS}"
 
 
-def load_report(directory: Path, state: State, options: Mapping[str, Any] | None) -> Report | None:
-    """The stored report if the directory is as it was and the options agree; None of `options` are compared where None."""
+def load_report(directory: Path, state: State, options: Mapping[str, Any]) -> Report | None:
+    """The stored report if the directory is as it was and the options given are those of the run; else None."""
     try:
         stored = json.loads((directory / _FOLDER / "receipt.json").read_bytes())
         if stored["state"] != state.to_json():
             return None
-        if options is not None and any(stored["options"].get(key, ...) != value for key, value in options.items()):
+        if any(stored["options"].get(key, ...) != value for key, value in options.items()):
             return None
         return Report.model_validate({**stored["report"], "dir": os.fspath(directory)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError):

@@ -57,7 +57,7 @@ def report_duplicate_ids(table: RowTable, findings: Findings) -> None:
 
 
 def report_repeated_samples(table: RowTable, pixels: PixelIdentity, findings: Findings) -> None:
-    """Rows with the same texts and pictures as an earlier row: `leak-sample` across splits, `duplicate-sample` within one."""
+    """Rows with texts and pictures of an earlier one: `leak-sample` across splits, `duplicate-sample` within one."""
     splits = table.split_of_rows()
     for rows in equal_groups(_sample_hashes(table, pixels)):
         known: dict[Any, dict[int, int]] = {}  # content -> first row of each split

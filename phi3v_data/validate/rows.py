@@ -1,10 +1,10 @@
 """One pass over the JSONL files: each row checked, and its columns entered in the table."""
 
+import difflib
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -138,7 +138,9 @@ class RowScan:
                     if own
                     else "remove it: the model reads it as plain letters; pictures go into 'images'",
                 )
-        others = [("id", row.id), ("source", row.source), ("group", row.group)]
+        others = [("id", row.id), ("source", row.source)]
+        if row.group is not UNSET:
+            others.append(("group", row.group))
         if row.answers is not UNSET:
             others += [(f"answers[{index}]", text) for index, text in enumerate(row.answers)]
         if row.meta is not UNSET:
@@ -147,7 +149,7 @@ class RowScan:
                 if isinstance(value, str):
                     others.append((f"meta.{escaped(key[:60])}", value))
         for field, text in (*prompt, *others):
-            problem = invalid_character(text) if isinstance(text, str) else None
+            problem = invalid_character(text)
             if problem is not None:
                 self.findings.add("invalid-text", f"the text holds {problem}", **place, field=field)
 
@@ -173,8 +175,6 @@ class RowScan:
                     )
 
     def _report_label(self, label: str, turn: int, place: dict[str, Any]) -> None:
-        import difflib
-
         if not self.findings.has_room("label-unknown"):
             self.findings.count("label-unknown")
             return
@@ -192,14 +192,15 @@ def sum_turns(values: Ints, num_turns: Ints, first_turns: Ints) -> Ints:
     """Sum of a value over the turns of each row; 0 for a row without turns."""
     if len(values) == len(num_turns) and (num_turns == 1).all():
         return values
-    sums = np.concatenate(([0], np.cumsum(values)))
-    return sums[first_turns + num_turns] - sums[first_turns]
+    sums: Ints = np.concatenate(([0], np.cumsum(values)))
+    result: Ints = sums[first_turns + num_turns] - sums[first_turns]
+    return result
 
 
 def _row_hashes(batch: Batch, turns: Ints, first_turns: Ints) -> Ints:
     """Hash of a row's texts, turn by turn, with the number of pictures in each."""
     with np.errstate(over="ignore"):
-        hashes = turns * _MIX + batch.num_images
+        hashes: Ints = turns * _MIX + batch.num_images
         if len(turns) != len(batch.rows) or not (batch.num_turns == 1).all():
             position = np.arange(len(turns)) - np.repeat(first_turns, batch.num_turns)
             hashes = hashes * (2 * position + 3)

@@ -50,8 +50,8 @@ def validate(
     """Check everything that a training run relies on, and name all that is wrong.
 
     Level `quick` reads every row and the header of every picture. It leaves out what needs pixels: damage behind the
-    header, frames of an animation in formats that do not announce them, pictures that are equal or alike under different
-    names. Level `full` decodes every picture once.
+    header, frames of an animation in formats that do not announce them, pictures that are equal or alike under
+    different names. Level `full` decodes every picture once.
 
     Args:
         num_crops: tile budget for token counts; else that of `dataset.json`, else 16.

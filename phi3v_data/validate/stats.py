@@ -36,8 +36,8 @@ def collect_stats(
 
     `turns`, `images_per_sample`: histograms over samples. `image_sizes`: `{"WxH": count}` over the used pictures, most
     frequent first. `tokens`, `image_tokens`: histograms over samples with `step`, the width of a value's bin. `splits`:
-    samples, turns, images (uses) and tokens of each. `labels`: answers of each split by count; null where there are too many
-    different ones to be labels.
+    samples, turns, images (uses) and tokens of each. `labels`: answers of each split by count; null where there are
+    too many different ones to be labels.
     """
     starts = table.starts
     used_tokens = (

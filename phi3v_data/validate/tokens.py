@@ -1,8 +1,8 @@
 """How long each sample is in tokens: pictures exactly, by geometry; text exactly with a tokenizer, else estimated.
 
 The sequence counted is the one that training builds: each turn `<|user|>`, newline, image tags, newline, question,
-`<|end|>`, newline, `<|assistant|>`, newline, answer, `<|end|>`, newline; `<|endoftext|>` at the very end; one `<s>` at the
-start and, as the official processor does it, one after every picture.
+`<|end|>`, newline, `<|assistant|>`, newline, answer, `<|end|>`, newline; `<|endoftext|>` at the very end; one `<s>`
+at the start and, as the official processor does it, one after every picture.
 """
 
 from collections.abc import Callable
@@ -54,8 +54,9 @@ def text_bytes(batch: Batch, users: list[str], answers: list[str]) -> Ints:
 
 def estimate(table: RowTable) -> Ints:
     """Text tokens of each row from its bytes; the frame of markers is counted, the text itself is a guess."""
-    text = np.ceil(table.units / _BYTES_PER_TOKEN).astype(np.int64)
-    return text + _TOKENS_PER_TURN * table.num_turns + 3 * table.num_uses + 2
+    text: Ints = np.ceil(table.units / _BYTES_PER_TOKEN).astype(np.int64)
+    text += _TOKENS_PER_TURN * table.num_turns + 3 * table.num_uses + 2
+    return text
 
 
 class TokenCounter:
@@ -154,8 +155,10 @@ def image_tokens(images: ImageTable, num_crops: int) -> Ints:
 def report_aspect(report: ImageReport, tree: ImageTree, table: RowTable, per_image: Ints, num_crops: int) -> None:
     """Pictures that are too narrow for the processor, at each use."""
     facts, findings = report.images.facts, report.findings
-    uses = np.flatnonzero((table.uses >= 0) & (per_image[table.uses] < 0)) if len(per_image) else []
-    for done, use in enumerate(uses):
+    if not len(per_image):
+        return
+    uses = np.flatnonzero((table.uses >= 0) & (per_image[table.uses] < 0))
+    for done, use in enumerate(uses.tolist()):
         if not findings.has_room("image-aspect"):
             findings.count("image-aspect", len(uses) - done)
             return
@@ -163,8 +166,8 @@ def report_aspect(report: ImageReport, tree: ImageTree, table: RowTable, per_ima
         width, height = int(facts["width"][index]), int(facts["height"][index])
         report.report_use(
             "image-aspect",
-            int(use),
-            f"{shown(tree.path(index), 160)} is {width} x {height}: at num_crops {num_crops} its short side would vanish",
+            use,
+            f"{shown(tree.path(index), 160)} is {width} x {height}: at num_crops {num_crops} its short side vanishes",
             "crop it, or add a margin on its short side",
         )
 

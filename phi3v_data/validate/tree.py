@@ -1,7 +1,7 @@
 """The files under `images/`, listed once: a compact table that rows are looked up in.
 
-A directory of a million pictures costs about 100 bytes each here (path, size, time, hash), so no Python object is kept a
-file. Links are followed as long as they stay inside; folders reached by two ways are listed under both names.
+A directory of a million pictures costs about 100 bytes each here (path, size, time, hash), so no Python object is
+kept a file. Links are followed as long as they stay inside; folders reached by two ways are listed under both names.
 """
 
 import os
@@ -20,7 +20,7 @@ from phi3v_data.media.image import unsafe_reason
 Ints = npt.NDArray[np.int64]
 
 FILE, OUTSIDE, BROKEN, LOOP, OTHER, UNSAFE = range(6)
-"""What an entry is: a file, a link to outside, a link to nothing, a loop of links, neither file nor folder, an unsafe name."""
+"""What an entry is: a file, a link to outside, one to nothing, a loop of links, neither file nor folder, a bad name."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "com", "lpt"})
@@ -94,7 +94,7 @@ class ImageTree:
                 if folder or not isinstance(error, FileNotFoundError):
                     self.unreadable.append((folder, error.strerror or type(error).__name__))
                 continue
-            folders = []
+            folders: list[tuple[str, tuple[str, ...], bool]] = []
             prefix = f"{folder}/" if folder else ""
             for entry in entries:
                 path = prefix + entry.name
