@@ -50,6 +50,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs schemas: $(VENV)/.dev
+	$(BIN)/phi3v-data schema --out_dir schemas
+	$(BIN)/phi3v-data explain --markdown > docs/.problems.md.tmp && mv docs/.problems.md.tmp docs/problems.md
+
 # The oldest versions that pyproject.toml promises, for the packages that install in seconds.
 floors:
 	$(PYTHON) -m venv $(VENV)-floors

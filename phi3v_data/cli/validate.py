@@ -1,5 +1,6 @@
 """`phi3v-data validate`: every check on a conversations directory, as text, JSON or a page."""
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -72,7 +73,7 @@ def validate(
             max_tokens=max_tokens,
             tokenizer=tokenizer,
             strict=strict,
-            workers=workers,
+            workers=workers or len(os.sched_getaffinity(0)),
             max_problems=max_problems,
             progress=progress,
         )

@@ -129,7 +129,7 @@ class _Page:
         return {
             "name": name or Path(os.path.abspath(report.dir)).name or report.dir,
             "ok": report.ok,
-            "verdict": str(verdict(report, self.severities)),
+            "verdict": str(verdict(report, self.severities)).partition(": ")[2],
             "counts": {
                 "samples": report.summary.samples,
                 "turns": report.summary.turns,
@@ -283,8 +283,12 @@ def _offsets(value: object) -> list[int]:
 
 
 def _title(code: str) -> str:
-    return code
+    return PROBLEMS[code].title if code in PROBLEMS else ""
 
 
 def _help(code: str) -> list[list[str]]:
-    return []
+    """What the catalogue says, as (head, text)."""
+    if code not in PROBLEMS:
+        return []
+    problem = PROBLEMS[code]
+    return [["What", problem.what], ["Why it matters", problem.why], ["How to mend it", problem.fix]]

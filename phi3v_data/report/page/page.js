@@ -207,7 +207,7 @@ const setFilters = (want, scroll) => {
   }
   refresh();
   remember();
-  if (scroll) { $("gallery").scrollIntoView(); $("f-problem").focus({preventScroll: true}); }
+  if (scroll) { $("gallery").scrollIntoView({behavior: "instant"}); $("f-problem").focus({preventScroll: true}); }
 };
 for (const id of ["f-problem", "f-split", "f-label"]) $(id).addEventListener("change", () => { refresh(); remember(); });
 let timer = 0;

@@ -1,0 +1,26 @@
+"""`phi3v-data explain`: the catalogue of problem codes."""
+
+from typing import Annotated
+
+import typer
+
+from phi3v_data.cli.base import command_info
+
+
+@command_info(examples=["phi3v-data explain image-missing", "phi3v-data explain"])
+def explain(
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="A code that `validate` printed; all are listed when left out.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole catalogue as a Markdown page.")] = False,
+) -> None:
+    """Explain a problem code: what it means, why it hurts a training run, an example, how to mend it."""
+    from phi3v_data.cli.console import make_console
+    from phi3v_data.report.catalogue import find_problem, print_list, print_problem, to_markdown
+
+    if markdown:
+        print(to_markdown(), end="")
+    elif code is None:
+        print_list(make_console())
+    else:
+        print_problem(find_problem(code), make_console())

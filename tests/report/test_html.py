@@ -1,0 +1,317 @@
+"""The page: what is in it, how large it gets, and that nothing from the data can run."""
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from report_browser import CHROMIUM, Opened, open_page
+from report_samples import EVIL, make_sample
+
+from phi3v_data.dataset import Dataset
+from phi3v_data.report.gallery import collect
+from phi3v_data.report.html import make_html, write_html
+from phi3v_data.report.thumbnails import Thumbnailer
+from phi3v_data.schema import Diagnostic, Report, Sample, Summary, Turn
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
+def payload_of(page: bytes) -> dict[str, Any]:
+    match = re.search(rb'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert match is not None
+    value = json.loads(match[1])
+    assert isinstance(value, dict)
+    return value
+
+
+@pytest.fixture
+def page(report: Report, directory: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "out" / "report.html"
+    write_html(report, directory, target)
+    return target
+
+
+def test_everything_is_in_the_page(report: Report, directory: Path) -> None:
+    data = payload_of(make_html(report, directory))
+    assert data["name"] == "tiny"
+    assert data["counts"] == {"samples": 27, "turns": 28, "images": 25, "error": 2, "warning": 3, "info": 1}
+    titles = ["Tokens", "Image tokens", "Images", "Turns", "Image sizes", "Splits", "Labels"]
+    assert [chart["title"] for chart in data["charts"]] == titles
+    assert data["charts"][4]["bars"] == [["64 x 48", 25]]
+    assert data["charts"][0]["note"] == "text estimated, images exact at num_crops 4"
+    assert [problem["code"] for problem in data["problems"]][:2] == ["image-missing", "json-syntax"]
+    missing = data["problems"][0]["list"][0]
+    assert '"val/1.png"' in data["rows"][missing["row"]]
+    assert data["samples"][missing["s"]]["id"] == "val-0000000001"
+    assert len(data["samples"]) == 27
+    assert {sample["label"] for sample in data["samples"]} == {"Archery", "Bowling", "Diving", ""}
+    assert data["gallery_note"] == "Every sample of the directory."
+
+
+def test_samples_with_problems_come_first_errors_before_warnings(report: Report, directory: Path) -> None:
+    samples = payload_of(make_html(report, directory))["samples"]
+    assert [sample["at"] for sample in samples[:3]] == ["tiny_val.jsonl:2", "tiny_val.jsonl:7", "tiny_train.jsonl:4"]
+    assert samples[1]["turns"] == []
+    assert samples[1]["raw"].startswith('{"id": "broken"')
+    assert all(not sample["problems"] for sample in samples[3:])
+
+
+def test_pictures_are_small_copies_and_holes_say_why(report: Report, directory: Path) -> None:
+    images = {image[0]: image for image in payload_of(make_html(report, directory))["images"]}
+    assert images["train/3.png"][1:3] == [64, 48]
+    assert images["train/3.png"][3].startswith("data:image/webp;base64,")
+    assert images["val/1.png"][3:] == ["", "missing"]
+
+
+def test_the_page_is_the_same_every_time_and_written_whole(page: Path, report: Report, directory: Path) -> None:
+    assert make_html(report, directory) == page.read_bytes()
+    assert [path.name for path in page.parent.iterdir()] == ["report.html"]
+
+
+def test_nothing_is_fetched_and_no_markup_comes_from_the_data(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<script") == 2
+    assert text.count("</script>") == 2
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", text)
+    assert "default-src 'none'" in text
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_broken_pictures_of_every_kind(directory: Path) -> None:
+    images = directory / "images"
+    (images / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 not whole")
+    (images / "empty.png").touch()
+    (images / "folder.png").mkdir()
+    (images / "loop.png").symlink_to("loop.png")
+    (images.parent.parent / "secret.png").write_bytes((images / "train/0.png").read_bytes())
+    (images / "out.png").symlink_to("../../secret.png")
+    Image.new("I;16", (20, 10), 3000).save(images / "deep.png")
+    Image.new("CMYK", (20, 10)).save(images / "cmyk.jpg")
+    Image.new("RGBA", (20, 10), (255, 0, 0, 0)).save(images / "clear.png")
+    thumbnailer = Thumbnailer(directory, 10)
+    reasons = {
+        "cut.jpg": "cannot be decoded",
+        "empty.png": "cannot be decoded",
+        "folder.png": "not a file",
+        "loop.png": "unreadable",
+        "out.png": "a link to outside images/",
+        "../secret.png": "its path has '..'",
+        "absent.png": "missing",
+    }
+    for name, reason in reasons.items():
+        assert (thumbnailer.make(name).uri, thumbnailer.make(name).reason) == ("", reason)
+    for name in ("deep.png", "cmyk.jpg", "clear.png"):
+        assert thumbnailer.make(name).uri, name
+
+
+def write_many(directory: Path, rows: int, problems: int) -> Report:
+    """`rows` rows with 8 noisy pictures each out of 200 files, and problems in the first of them."""
+    rng = random.Random(5)
+    (directory / "images").mkdir(parents=True)
+    for n in range(200):
+        Image.frombytes("RGB", (160, 120), rng.randbytes(57600)).save(directory / "images" / f"{n}.jpg", quality=50)
+    with open(directory / "many_train.jsonl", "w", encoding="utf-8") as file:
+        for n in range(rows):
+            images = tuple(f"{rng.randrange(200)}.jpg" for _ in range(8))
+            turn = Turn(images=images, user="What is done here? " * 10, assistant=f"class {n % 101}")
+            file.write(Sample(id=f"train-{n:010d}", source="many", conversations=(turn,)).to_json() + "\n")
+    found = tuple(
+        Diagnostic(code=f"code-{n % 40}", severity="error", file="many_train.jsonl", line=1 + n, message="x" * 300)
+        for n in range(problems)
+    )
+    counts = {f"code-{n}": problems // 40 for n in range(40)}
+    summary = Summary(samples=rows, turns=rows, images=200, splits={"train": rows}, problems=counts)
+    return Report(dir=str(directory), ok=False, level="full", summary=summary, problems=found)
+
+
+def test_a_hundred_thousand_rows_give_a_page_under_thirty_megabytes(tmp_path: Path) -> None:
+    report = write_many(tmp_path / "many", 100_000, 40_000)
+    page = make_html(report, tmp_path / "many")
+    data = payload_of(page)
+    assert len(page) < 30e6
+    assert len(data["samples"]) == 500
+    assert {code for sample in data["samples"] for code in sample["problems"]} == set(report.summary.problems)
+    assert sum(len(problem["list"]) for problem in data["problems"]) == 20_000
+
+
+def test_when_pictures_use_up_the_budget_the_rest_say_so(directory: Path) -> None:
+    thumbnailer = Thumbnailer(directory, 10, budget=1)
+    assert thumbnailer.make("train/0.png").uri
+    assert thumbnailer.make("train/1.png").reason == "left out to keep this page small"
+
+
+def test_the_choice_is_spread_over_splits_and_labels_and_repeats(tmp_path: Path) -> None:
+    with open(tmp_path / "train.jsonl", "w", encoding="utf-8") as file:
+        for n in range(3000):
+            turn = Turn(user="q", assistant="rare" if n % 1000 == 5 else "often")
+            file.write(Sample(id=f"train-{n}", source="s", conversations=(turn,)).to_json() + "\n")
+    (tmp_path / "val.jsonl").write_text(make_sample("val", 0).to_json() + "\n", encoding="utf-8")
+    summary = Summary(samples=3001, turns=3001, images=0, splits={"train": 3000, "val": 1}, problems={})
+    report = Report(dir=str(tmp_path), ok=True, level="quick", summary=summary, problems=())
+    first = collect(Dataset(tmp_path), report, limit=20).samples
+    assert [sample.place for sample in first] == [s.place for s in collect(Dataset(tmp_path), report, limit=20).samples]
+    assert sum(sample.label == "rare" for sample in first) == 3
+    assert sum(sample.split == "val" for sample in first) == 1
+    assert len(first) == len({sample.place for sample in first}) == 20
+
+
+def test_free_text_is_no_label(tmp_path: Path) -> None:
+    with open(tmp_path / "train.jsonl", "w", encoding="utf-8") as file:
+        for n in range(1500):
+            file.write(
+                Sample(id=f"t-{n}", source="s", conversations=(Turn(user="q", assistant=f"a{n}"),)).to_json() + "\n"
+            )
+    summary = Summary(samples=1500, turns=1500, images=0, splits={"train": 1500}, problems={})
+    report = Report(dir=str(tmp_path), ok=True, level="quick", summary=summary, problems=())
+    found = collect(Dataset(tmp_path), report)
+    assert found.labels == {}
+    assert {sample.label for sample in found.samples} == {""}
+    assert len(found.samples) == 500
+
+
+@pytest.mark.parametrize(
+    "row", ["[]", "{}", '{"conversations": 3}', '{"conversations": [4, {"images": [1, "a"]}]}', "1" * 5000]
+)
+def test_rows_of_any_shape_are_shown(tmp_path: Path, row: str) -> None:
+    (tmp_path / "train.jsonl").write_text(row + "\n" + '{"id": {"x": 1}, "meta": [], "answers": [[1]], "group": 3}\n')
+    problem = Diagnostic(code="wrong-type", severity="error", file="train.jsonl", line=1, message="m")
+    summary = Summary(samples=2, turns=0, images=0, splits={"train": 2}, problems={"wrong-type": 1})
+    report = Report(dir=str(tmp_path), ok=False, level="quick", summary=summary, problems=(problem,))
+    assert len(payload_of(make_html(report, tmp_path))["samples"]) == 2
+
+
+def test_a_directory_without_splits(tmp_path: Path) -> None:
+    summary = Summary(samples=0, turns=0, images=0, splits={}, problems={"split-name": 1})
+    problem = Diagnostic(code="split-name", severity="error", file="data.jsonl", message="no split")
+    report = Report(dir=str(tmp_path), ok=False, level="quick", summary=summary, problems=(problem,))
+    assert payload_of(make_html(report, tmp_path))["samples"] == []
+
+
+@needs_chromium
+def test_the_page_opens_without_a_word_on_the_console(page: Path, tmp_path: Path) -> None:
+    opened = open_page(page, tmp_path / "profile")
+    assert opened.console == ()
+    assert opened.found == "27 of 27 samples shown here"
+    assert len(opened.cards) == 27
+    assert "<title>tiny: validation report</title>" in opened.dom
+    assert 'class="chart"' in opened.dom
+    assert 'data-code="image-missing"' in opened.dom
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("fragment", "shown"),
+    [
+        ("#problem=image-missing", ["val-0000000001"]),
+        ("#split=val&label=%3DArchery", ["val-0000000000", "val-0000000003"]),
+        ("#split=train&label=%3DBowling&text=train-0000000019", ["train-0000000019"]),
+        ("#problem=*&split=train", ["train-0000000003"]),
+        ("#problem=image-missing&split=train", []),
+    ],
+)
+def test_filters_by_problem_split_label_and_text(page: Path, tmp_path: Path, fragment: str, shown: list[str]) -> None:
+    opened = open_page(page, tmp_path / "profile", fragment)
+    assert opened.console == ()
+    assert sorted(opened.cards) == shown
+    assert opened.found.startswith(f"{len(shown)} of 27")
+
+
+def drive(page: Path, tmp_path: Path, script: str) -> tuple[Any, Opened]:
+    """Run `script`, an expression's body that returns a value, and give the value back."""
+    wrapped = (
+        "(async () => { const $ = id => document.getElementById(id);"
+        "const named = id => document.querySelector(`.sample[aria-label^='Sample ${id},']`);"
+        "const choose = (id, value) => { $(id).value = value; $(id).dispatchEvent(new Event('change')); };"
+        "const key = name => $('sample').dispatchEvent(new KeyboardEvent('keydown', {key: name, bubbles: true}));"
+        f"const value = await (async () => {{ {script} }})();"
+        "const out = document.createElement('pre'); out.id = 'driven'; out.textContent = JSON.stringify(value);"
+        "document.body.append(out); })()"
+    )
+    opened = open_page(page, tmp_path / "profile", script=wrapped)
+    match = re.search(r'<pre id="driven">(.*?)</pre>', opened.dom, re.DOTALL)
+    assert match is not None, opened.console
+    return json.loads(match[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")), opened
+
+
+@needs_chromium
+def test_the_controls_work_as_a_user_works_them(page: Path, tmp_path: Path) -> None:
+    seen, opened = drive(
+        page,
+        tmp_path,
+        """
+        const seen = {};
+        choose('f-split', 'val');
+        seen.val = document.querySelectorAll('.sample').length;
+        choose('f-problem', '-');
+        seen.clean = document.querySelectorAll('.sample').length;
+        seen.hash = location.hash;
+        $('f-reset').click();
+        seen.all = document.querySelectorAll('.sample').length;
+        const box = document.querySelector('[data-code=image-missing]');
+        box.open = true;
+        await new Promise(done => setTimeout(done, 50));
+        seen.row = box.querySelector('pre').textContent.includes('val/1.png');
+        [...box.querySelectorAll('button')].find(b => b.textContent.includes('gallery')).click();
+        seen.from_problem = document.querySelectorAll('.sample').length;
+        $('f-reset').click();
+        document.querySelectorAll('.sample')[3].click();
+        seen.open = $('sample').open;
+        const first = $('d-title').textContent;
+        key('ArrowRight'); seen.moved = $('d-title').textContent !== first;
+        key('ArrowLeft'); seen.back = $('d-title').textContent === first;
+        $('d-close').click(); seen.closed = !$('sample').open;
+        const before = document.documentElement.dataset.theme;
+        $('theme').click(); seen.theme = document.documentElement.dataset.theme !== before;
+        seen.wide = document.documentElement.scrollWidth <= innerWidth;
+        return seen;
+        """,
+    )
+    assert opened.console == ()
+    assert seen == {
+        "val": 7,
+        "clean": 5,
+        "hash": "#problem=-&split=val",
+        "all": 27,
+        "row": True,
+        "from_problem": 1,
+        "open": True,
+        "moved": True,
+        "back": True,
+        "closed": True,
+        "theme": True,
+        "wide": True,
+    }
+
+
+@needs_chromium
+def test_markup_in_a_row_is_shown_as_text(page: Path, tmp_path: Path) -> None:
+    seen, opened = drive(
+        page,
+        tmp_path,
+        """
+        named('train-0000000001').click();
+        return [document.title, $('d-body').textContent, document.querySelectorAll('img[src="x"]').length];
+        """,
+    )
+    assert opened.console == ()
+    assert seen[0] == "tiny: validation report"
+    assert f"Say {EVIL}" in seen[1]
+    assert seen[2] == 0
+
+
+@needs_chromium
+def test_images_stand_where_their_offsets_say(page: Path, tmp_path: Path) -> None:
+    seen, _ = drive(
+        page,
+        tmp_path,
+        """
+        named('train-0000000002').click();
+        return $('d-body').querySelector('.say').textContent;
+        """,
+    )
+    assert seen == "Between image 1and image 2again."
