@@ -42,7 +42,7 @@ def inspect(model, capsys):
 
 def test_json_is_what_the_loader_gives(inspect, directory):
     reader = Reader([open_source(directory, "train", num_crops=4)], Encoder(processor()))
-    for row in range(12):
+    for row in (0, 2, 3, 7, 11):
         code, out, _ = inspect(directory, "--row", row, "--num_crops", 4, "--json")
         view = json.loads(out)
         encoded = reader.encode(SampleRef(0, row, 0))

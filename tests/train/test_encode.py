@@ -23,6 +23,7 @@ from phi3v_train.data.encode import (
     choose_answer,
     user_text,
 )
+from phi3v_train.data.lengths import Lengths, check_lengths, spread
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.pictures import picture_size, read_picture
 from phi3v_train.data.reader import Reader
@@ -358,3 +359,27 @@ def test_long_conversations_are_fine(tmp_path):
     encoded = reader.encode(SampleRef(0, 0, 0))
     assert len(encoded.input_ids) > 4096
     assert encoded.num_supervised > 60 * 30
+
+
+# Lengths before a run
+
+
+def test_lengths_are_checked_before_a_run(tmp_path):
+    sources = open_sources([mixed_directory(tmp_path / "a"), mixed_directory(tmp_path / "b", 5)], "train", num_crops=1)
+    free = Reader(sources, Encoder(processor()))
+    lengths = [free.measure(SampleRef(s, r, 0)).cost.tokens for s, size in enumerate((12, 5)) for r in range(size)]
+    assert check_lengths(free) == Lengths(17, 0, max(lengths))
+    strict = Reader(sources, Encoder(processor(), EncodeOptions(max_length=700)))
+    count = sum(length > 700 for length in lengths)
+    with pytest.raises(UserError, match=rf"{count} of 17 samples .* longest has {max(lengths)} .*set_train.jsonl:3;"):
+        check_lengths(strict)
+    cutting = Reader(sources, Encoder(processor(), EncodeOptions(max_length=700, truncate="turns")))
+    assert check_lengths(cutting) == Lengths(17, count, max(lengths))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(1, 60))
+def test_rows_are_spread_over_all_sources(sizes, max_rows):
+    refs = spread(tuple(sizes), max_rows)
+    assert len(refs) == len(set(refs)) == min(sum(sizes), max_rows)
+    assert all(ref.row < sizes[ref.source] for ref in refs)
+    assert refs == sorted(refs, key=lambda ref: (ref.source, ref.row))
