@@ -175,12 +175,17 @@ def join_group(device: torch.device) -> None:
         ) from error
 
 
-def make_strategy(parallel: str, place: Place, device: torch.device) -> Strategy:
-    """The strategy that `--parallel` names.
+def check_parallel(parallel: str) -> None:
+    """Refuse a kind of sharing that this version does not have; never another one in its place.
 
     Raises:
-        UserError: a kind that this version does not have; never another one in its place.
+        UserError: which, and what there is.
     """
     if parallel not in ("auto", "ddp"):
         raise UserError(f"--parallel {parallel} is not available in this version: use --parallel ddp")
+
+
+def make_strategy(parallel: str, place: Place, device: torch.device) -> Strategy:
+    """The strategy that `--parallel` names."""
+    check_parallel(parallel)
     return SingleProcess(place, device) if place.world_size == 1 else DataParallel(place, device)

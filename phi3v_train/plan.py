@@ -1,0 +1,306 @@
+"""What a run will do, found out before anything heavy is loaded; every mistake that can be seen now is refused now."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import RunConfig
+from phi3v_train.data.encode import EncodeOptions, Encoder
+from phi3v_train.data.order import SampleOrder, SampleRef
+from phi3v_train.data.partition import accumulation_steps
+from phi3v_train.data.reader import Measure, Reader
+from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources
+from phi3v_train.models.loading import ModelPlace, load_processor, locate
+from phi3v_train.models.machine import Compute, choose_compute
+from phi3v_train.settings import Settings
+from phi3v_train.training.memory import GB, Memory, ModelSize, estimate, fits
+
+PROBED_ROWS = 64
+"""Rows measured for the plan's token counts."""
+
+SHOWN_DEFAULTS = ("learning_rate", "batch_size", "batch_size_per_gpu", "num_train_epochs", "num_crops", "warmup_steps")
+"""Settings that the plan shows even where nothing set them."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Sizes of some samples: what they cost to compute."""
+
+    measures: tuple[Measure, ...]
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean length."""
+        return fmean(measure.cost.tokens for measure in self.measures)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest."""
+        return max(measure.cost.tokens for measure in self.measures)
+
+    @property
+    def max_tiles(self) -> int:
+        """Most tiles."""
+        return max(measure.cost.tiles for measure in self.measures)
+
+    @property
+    def max_labels(self) -> int:
+        """Most supervised tokens."""
+        return max(measure.num_supervised for measure in self.measures)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it begins."""
+
+    settings: Settings
+    sources: tuple[Source, ...]
+    order: SampleOrder
+    eval_source: Source | None
+    place: ModelPlace
+    processor: Any
+    compute: Compute
+    size: ModelSize
+    probe: Probe
+    world_size: int
+    accumulation: int
+    total_steps: int
+    memory: Memory
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved configuration."""
+        return self.settings.config
+
+    @property
+    def rows(self) -> int:
+        """Rows of all sources."""
+        return sum(len(source) for source in self.sources)
+
+    @property
+    def task(self) -> str:
+        """Names of the datasets, for titles."""
+        names = [source.manifest.name if source.manifest else source.directory.name for source in self.sources]
+        return " + ".join(dict.fromkeys(names))
+
+    def reader(self) -> Reader:
+        """Reads training samples."""
+        return make_reader(self.config, self.sources, self.processor)
+
+    def eval_reader(self) -> Reader:
+        """Reads held-out samples, with their stored answers."""
+        assert self.eval_source is not None
+        return Reader([self.eval_source], Encoder(self.processor))
+
+
+def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) -> Plan:
+    """Open the data, find the model, choose how to compute.
+
+    Args:
+        settings: the resolved settings.
+        world_size: processes that will share the work.
+        weights: the model's weights must be there too; a plan that is only looked at does without.
+
+    Raises:
+        UserError: anything that would stop the run later and can be seen now.
+    """
+    config = settings.config
+    refuse_unavailable(config)
+    accumulation = accumulation_steps(config.optim.batch_size, config.optim.batch_size_per_gpu, world_size)
+    sources = open_sources(config.data.data_dir, config.data.train_split, num_crops=config.model.num_crops)
+    settings = settings.with_suggestion(
+        max((source.num_crops for source in sources if source.num_crops_from == "dataset.json"), default=None)
+    )
+    config = settings.config
+    order = SampleOrder(
+        tuple(len(source) for source in sources), config.optim.batch_size, config.optim.seed, config.data.mix
+    )
+    total = config.optim.max_steps or order.total_steps(config.optim.num_train_epochs)
+    eval_source = open_eval_source(config, sources)
+    place = locate(config.model.model_name_or_path, weights=weights)
+    if place.adapter is not None:
+        raise UserError(
+            f"--model_name_or_path {place.name}: is an adapter; merge it first (phi3v-train merge {place.name} OUT) "
+            "and train on from the merged model"
+        )
+    compute = choose_compute(config.model)
+    processor = load_processor(place, num_crops=config.model.num_crops)
+    size = ModelSize.from_config(place.config())
+    probe = probe_rows(make_reader(config, sources, processor))
+    memory = estimate(
+        size,
+        config.method,
+        dtype=compute.dtype.value,
+        tokens=probe.max_tokens,
+        tiles=probe.max_tiles,
+        labels=probe.max_labels,
+        batch_size=config.optim.batch_size_per_gpu,
+        checkpointing=config.model.gradient_checkpointing,
+    )
+    return Plan(
+        settings, sources, order, eval_source, place, processor, compute, size, probe, world_size, accumulation, total,
+        memory,
+    )  # fmt: skip
+
+
+def make_reader(config: RunConfig, sources: Sequence[Source], processor: Any) -> Reader:
+    """Reads training samples as the configuration says."""
+    data = config.data
+    options = EncodeOptions(data.answer_choice, config.optim.seed, data.max_length, data.truncate)
+    return Reader(sources, Encoder(processor, options))
+
+
+def refuse_unavailable(config: RunConfig) -> None:
+    """Kinds of sharing that do not exist here, packages that are missing."""
+    from phi3v_train.training.methods import refuse_unfit
+    from phi3v_train.training.strategy import check_parallel
+
+    check_parallel(config.parallel.parallel)
+    refuse_unfit(config.method)
+
+
+def open_eval_source(config: RunConfig, sources: Sequence[Source]) -> Source | None:
+    """The split to evaluate on, of the first directory that has it; None where none is asked for or there is none.
+
+    Raises:
+        UserError: `--eval_split` names one that no directory has.
+    """
+    if not (config.eval.eval_before or config.eval.eval_after or config.eval.eval_steps):
+        return None
+    wanted = config.eval.eval_split
+    for index, source in enumerate(sources):
+        try:
+            split = choose_eval_split(source.directory, wanted)
+        except UserError:
+            if index + 1 < len(sources):
+                continue
+            raise
+        if split is not None:
+            return open_source(source.directory, split, num_crops=config.model.num_crops, labelled=True)
+    return None
+
+
+def probe_rows(reader: Reader) -> Probe:
+    """Measure up to 64 rows, spread evenly over every source.
+
+    Raises:
+        UserError: one of them cannot be encoded.
+    """
+    share = max(1, PROBED_ROWS // len(reader.sources))
+    refs = []
+    for number, source in enumerate(reader.sources):
+        count = min(share, len(source))
+        refs += [SampleRef(number, index * len(source) // count, 0) for index in range(count)]
+    return Probe(tuple(reader.measure(ref) for ref in refs))
+
+
+def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
+    """The plan as (what, text) lines; `run_state` says whether the run begins, goes on or is complete."""
+    config, probe, memory = plan.config, plan.probe, plan.memory
+    yield "run", f"{config.output.output_dir}: {run_state}"
+    for index, source in enumerate(plan.sources):
+        mixed = f", weight {config.data.mix[index]:g}" if config.data.mix else ""
+        yield (
+            "data",
+            f"{source.directory} {source.split.name}: {len(source):,} rows, num_crops {source.num_crops} "
+            f"({source.num_crops_from}){mixed}",
+        )
+    if plan.eval_source is not None:
+        limit = config.eval.eval_limit
+        rows = min(len(plan.eval_source), limit or len(plan.eval_source))
+        yield "eval", f"{plan.eval_source.directory} {plan.eval_source.split.name}: {rows:,} rows"
+    else:
+        yield "eval", "none: no split val, dev, dev_seen or test with answers, and no --eval_split"
+    processes = f" x {plan.world_size} processes" if plan.world_size > 1 else ""
+    epochs = plan.total_steps / plan.order.epoch_steps
+    yield (
+        "steps",
+        f"{plan.total_steps:,} = {plan.order.epoch_samples:,} samples x {epochs:.3g} epochs / "
+        f"{config.optim.batch_size} ({config.optim.batch_size_per_gpu} x {plan.accumulation} accumulated{processes})",
+    )
+    yield (
+        "tokens",
+        f"{probe.mean_tokens:,.0f} a sample, longest {probe.max_tokens:,} (of {len(probe.measures)} rows measured); "
+        f"about {probe.mean_tokens * plan.order.epoch_samples / 1e6:,.3g} M an epoch",
+    )
+    share = 100 * memory.trained / plan.size.total
+    yield "model", f"{plan.place.name}: {plan.size.total / 1e6:,.4g} M parameters"
+    yield "method", f"{config.method.name}: {memory.trained / 1e6:,.4g} M trained ({share:.3g} %)"
+    yield "compute", f"{plan.compute.device}, {plan.compute.dtype}, attention {plan.compute.attn}"
+    yield "memory", memory_text(memory, plan.compute.memory)
+    if config.optim.warmup_steps >= plan.total_steps:
+        yield (
+            "note",
+            f"--warmup_steps {config.optim.warmup_steps} is not over when the run ends after {plan.total_steps} steps: "
+            "the learning rate never reaches its highest value",
+        )
+    for name, value in config.flat().items():
+        if name in plan.settings.origins or name in SHOWN_DEFAULTS:
+            yield "setting", f"{name} {format_value(value)} ({plan.settings.origin(name)})"
+
+
+def memory_text(memory: Memory, available: int) -> str:
+    """The estimate against what there is."""
+    verdict = "" if not available else f" of {available / GB:,.1f} GB"
+    if available and not fits(memory, available):
+        verdict += ": does not fit"
+    return (
+        f"about {memory.total / GB:,.2f} GB{verdict} (weights {memory.weights / GB:,.2f}, gradients "
+        f"{memory.gradients / GB:,.2f}, moments {memory.moments / GB:,.2f}, activations {memory.activations / GB:,.2f})"
+    )
+
+
+def format_value(value: Any) -> str:
+    """A setting's value for people."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        return f"{value:g}"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
+    """The plan as one JSON document."""
+    memory = plan.memory
+    return {
+        "format": 1,
+        "run": run_state,
+        "output_dir": str(plan.config.output.output_dir),
+        "sources": [
+            {
+                "data_dir": str(source.directory),
+                "split": source.split.name,
+                "rows": len(source),
+                "num_crops": source.num_crops,
+                "num_crops_from": source.num_crops_from,
+            }
+            for source in plan.sources
+        ],
+        "eval_split": plan.eval_source.split.name if plan.eval_source else None,
+        "total_steps": plan.total_steps,
+        "epoch_steps": plan.order.epoch_steps,
+        "accumulation": plan.accumulation,
+        "world_size": plan.world_size,
+        "tokens": {"mean": plan.probe.mean_tokens, "max": plan.probe.max_tokens, "measured": len(plan.probe.measures)},
+        "parameters": {"total": plan.size.total, "trained": memory.trained},
+        "method": plan.config.method.name,
+        "compute": {
+            name: {"value": chosen.value, "reason": chosen.reason}
+            for name, chosen in (
+                ("device", plan.compute.device), ("dtype", plan.compute.dtype), ("attn", plan.compute.attn)
+            )
+        },
+        "memory": {
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "moments": memory.moments,
+            "activations": memory.activations,
+            "total": memory.total,
+            "available": plan.compute.memory,
+        },
+        "settings": {
+            name: {"value": value, "from": plan.settings.origin(name)} for name, value in plan.config.flat().items()
+        },
+    }  # fmt: skip

@@ -1,0 +1,261 @@
+"""The one path from settings to a finished run.
+
+    settings -> plan (data, model, machine; refuses mistakes) -> model made ready for its method -> steps -> folder
+
+Every process runs this same path; the main one speaks and writes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.errors import UserError
+from phi3v_data.lock import lock_file
+from phi3v_train.config import RunConfig
+from phi3v_train.data.loader import TrainLoader
+from phi3v_train.data.order import SampleOrder
+from phi3v_train.data.sources import require_sound
+from phi3v_train.plan import Plan, make_plan
+from phi3v_train.settings import Settings
+from phi3v_train.training import folder
+from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, list_checkpoints, sweep
+from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a run begins: anew, from a checkpoint, or not at all because it is complete."""
+
+    identity: Mapping[str, Any]
+    checkpoint: Checkpoint | None
+    complete: bool = False
+
+    def words(self, total_steps: int) -> str:
+        """For the plan."""
+        if self.complete:
+            return "already complete"
+        if self.checkpoint is None:
+            return "begins"
+        return f"goes on from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps to go"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a run."""
+
+    output_dir: Path
+    step: int
+    already_complete: bool
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+
+
+def find_start(plan: Plan) -> Start:
+    """Look into the output directory; nothing is changed there.
+
+    Raises:
+        UserError: it holds a run that this one cannot go on from.
+    """
+    output = plan.config.output
+    settings = settings_identity(plan.config, plan.compute.dtype.value)
+    identity = {"settings": settings, "data": data_identity(plan.sources)}
+    if output.overwrite:
+        return Start(identity, None)
+    if output.resume == "never" and (list_checkpoints(output.output_dir) or has_finished(output.output_dir)):
+        raise UserError(
+            f"--resume never: {output.output_dir} holds a run; --overwrite starts over, another --output_dir keeps it"
+        )
+    done = folder.read_json(output.output_dir / folder.DONE)
+    checkpoint = find_checkpoint(output.resume, output.output_dir)
+    if done is not None and (checkpoint is None or done["step"] >= checkpoint.step):
+        refuse_other_run(output.output_dir, done["identity"], identity)
+        if done["step"] >= plan.total_steps and output.resume == "auto":
+            return Start(identity, checkpoint, complete=True)
+    if checkpoint is not None:
+        refuse_other_run(checkpoint.path, checkpoint.state()["identity"], identity)
+    return Start(identity, checkpoint)
+
+
+def has_finished(output_dir: Path) -> bool:
+    """Whether a complete run lies there."""
+    return (output_dir / folder.DONE).exists()
+
+
+def check_data(config: RunConfig, progress: Callable[[str, int, int | None], None] | None = None) -> None:
+    """Refuse directories with errors; a validated one that has not changed costs a look at its receipt.
+
+    Raises:
+        UserError: the first error.
+    """
+    for directory in config.data.data_dir:
+        require_sound(directory, num_crops=config.model.num_crops, progress=progress)
+
+
+def train(plan: Plan, start: Start, *, quiet: bool = False) -> Outcome:
+    """Train as planned, on this process.
+
+    Raises:
+        UserError: the run cannot go on; the message says what to do.
+    """
+    from phi3v_train.training.strategy import Place
+
+    config = plan.config
+    output_dir = config.output.output_dir
+    place = Place.from_environment()
+    with ExitStack() as stack:
+        if place.is_main:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            busy = f"{output_dir}: another run is writing there; wait for it, or choose another --output_dir"
+            stack.enter_context(lock_file(output_dir / LOCK, busy))
+            if config.output.overwrite:
+                folder.clear(output_dir)
+            sweep(output_dir)
+        return _train(plan, start, stack, quiet=quiet or not place.is_main)
+
+
+def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcome:
+    import torch
+
+    from phi3v_train.models.loading import load_base
+    from phi3v_train.training.loop import TrainLoop
+    from phi3v_train.training.methods import apply_method
+    from phi3v_train.training.precision import Precision
+    from phi3v_train.training.progress import ProgressLine
+    from phi3v_train.training.session import RunIdentity, Session
+    from phi3v_train.training.strategy import Place, make_strategy
+
+    config = plan.config
+    place = Place.from_environment()
+    device = (
+        torch.device(plan.compute.device.value, place.local_rank)
+        if plan.compute.device.value == "cuda"
+        else (torch.device("cpu"))
+    )
+    loader = stack.enter_context(make_loader(plan, place.rank, place.world_size, pin_memory=device.type == "cuda"))
+    loader.start()
+    strategy = make_strategy(config.parallel.parallel, place, device)
+    stack.callback(strategy.close)
+    precision = Precision(plan.compute.dtype.value, device.type, cache_casts=not config.model.gradient_checkpointing)
+    model = load_base(plan.place, plan.compute, seed=config.optim.seed)
+    trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=device)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    loop = TrainLoop(trained, config, strategy=strategy, precision=precision, total_steps=plan.total_steps)
+    progress = ProgressLine(
+        plan.total_steps,
+        start=start.checkpoint.step if start.checkpoint else 0,
+        quiet=quiet or config.output.no_tqdm,
+    )
+    stack.callback(progress.close)
+    session = Session(
+        loop,
+        plan.processor,
+        identity=RunIdentity(start.identity["settings"], start.identity["data"]),
+        title=f"{config.method.name} on {plan.task}",
+        epoch_steps=plan.order.epoch_steps,
+        evaluate=make_evaluate(plan, loop) if plan.eval_source is not None else None,
+        progress=progress,
+    )
+    if start.checkpoint is not None:
+        session.restore(start.checkpoint)
+    output_dir = config.output.output_dir
+    if place.is_main:
+        (output_dir / folder.DONE).unlink(missing_ok=True)
+        folder.write_start(output_dir, plan.settings, start.identity["data"], device.type)
+    session.open()
+    loop.run(loader.steps(session.step, plan.total_steps), session.after_step)
+    session.finish(
+        lambda before, after: folder.card_text(
+            config,
+            task=plan.task,
+            base=plan.place.name,
+            trained=trained.counts(),
+            steps=session.step,
+            samples=session.samples,
+            before=before,
+            after=after,
+            last=session.last_line(),
+        )
+    )
+    return Outcome(
+        output_dir,
+        session.step,
+        False,
+        folder.read_json(output_dir / folder.EVAL_BEFORE),
+        folder.read_json(output_dir / folder.EVAL_AFTER),
+    )
+
+
+def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> TrainLoader:
+    """Training steps of one process."""
+    config = plan.config
+    return TrainLoader(
+        plan.reader(),
+        plan.order,
+        micro_batch_size=config.optim.batch_size_per_gpu,
+        pad_token_id=plan.processor.tokenizer.pad_token_id,
+        rank=rank,
+        world_size=world_size,
+        pack=config.data.pack,
+        num_workers=config.data.num_workers,
+        pin_memory=pin_memory,
+    )
+
+
+def make_evaluate(plan: Plan, loop: Any) -> Callable[[int], dict[str, Any]]:
+    """The evaluation of a run: the held-out loss over all supervised tokens."""
+    from phi3v_train.training.loop import mean_loss
+
+    config = plan.config
+    assert plan.eval_source is not None
+    rows = min(len(plan.eval_source), config.eval.eval_limit or len(plan.eval_source))
+    place = loop.strategy.place
+    order = SampleOrder((rows,), config.eval.eval_batch_size * place.world_size)
+    split = plan.eval_source.split.name
+
+    @contextmanager
+    def steps() -> Iterator[TrainLoader]:
+        with TrainLoader(
+            plan.eval_reader(),
+            order,
+            micro_batch_size=config.eval.eval_batch_size,
+            pad_token_id=plan.processor.tokenizer.pad_token_id,
+            rank=place.rank,
+            world_size=place.world_size,
+            num_workers=config.data.num_workers,
+        ) as loader:
+            yield loader
+
+    def evaluate(step: int) -> dict[str, Any]:
+        with steps() as loader:
+            micros = (micro for batch in loader.steps(0, order.epoch_steps) for micro in batch)
+            loss = mean_loss(loop.trained.model, micros, precision=loop.precision, strategy=loop.strategy)
+        return {
+            "split": split,
+            "num_samples": rows,
+            "metrics": {"loss": loss},
+            "model": plan.place.name,
+            "step": step,
+        }
+
+    return evaluate
+
+
+def run(settings: Settings, *, quiet: bool = False) -> Outcome:
+    """Check the data, plan, and train; for Python. The command line shows the plan in between.
+
+    Raises:
+        UserError: a mistake or an obstacle; the message says what to do.
+    """
+    check_data(settings.config)
+    plan = make_plan(settings)
+    start = find_start(plan)
+    if start.complete:
+        output_dir = plan.config.output.output_dir
+        before, after = (folder.read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
+        return Outcome(output_dir, plan.total_steps, True, before, after)
+    return train(plan, start, quiet=quiet)

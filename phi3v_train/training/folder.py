@@ -1,0 +1,173 @@
+"""A run's folder explains itself: settings with their origins, versions, data receipt, results, model card."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from phi3v_train.config import RunConfig
+from phi3v_train.settings import Settings
+from phi3v_train.training.checkpoints import list_checkpoints, remove, sweep
+
+CONFIG, ENVIRONMENT, DATA, METRICS, PLOT = "config.yaml", "environment.json", "data.json", "metrics.jsonl", "loss.png"
+CARD, DONE, MODEL, TENSORBOARD = "README.md", "complete.json", "model", "tensorboard"
+EVAL_BEFORE, EVAL_AFTER = "eval_before.json", "eval_after.json"
+
+PACKAGES = ("phi3v", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy", "Pillow", "simplejpeg")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document of the folder; None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def clear(output_dir: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    for name in (DONE, METRICS, CONFIG, ENVIRONMENT, DATA, PLOT, CARD, EVAL_BEFORE, EVAL_AFTER):
+        (output_dir / name).unlink(missing_ok=True)
+    for path in output_dir.glob("eval_step-*.json"):
+        path.unlink()
+    for checkpoint in list_checkpoints(output_dir):
+        remove(checkpoint.path)
+    for name in (MODEL, TENSORBOARD):
+        if (output_dir / name).is_dir():
+            remove(output_dir / name)
+    sweep(output_dir)
+
+
+def config_text(settings: Settings) -> str:
+    """`config.yaml`: every setting in its group, with its origin beside it; `--config` reads it again."""
+    lines = ["# Every setting of this run, and where it came from; phi3v-train run --config takes this file."]
+    for group, values in settings.config.model_dump(mode="json").items():
+        lines.append(f"{group}:")
+        for name, value in values.items():
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+            text = text.rstrip().removesuffix("...").rstrip()
+            lines.append(f"  {name}: {text}  # {settings.origin(name)}")
+    return "\n".join(lines) + "\n"
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and the kind of machine; no names, no paths."""
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    result: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+        "cpu_threads": torch.get_num_threads(),
+        "device": device,
+    }
+    if device == "cuda":
+        result["gpu"] = torch.cuda.get_device_name()
+        result["cuda"] = torch.version.cuda
+    return result
+
+
+def write_start(output_dir: Path, settings: Settings, data: Any, device: str) -> None:
+    """What is known when a run begins."""
+    write_text(output_dir / CONFIG, config_text(settings))
+    write_json(output_dir / ENVIRONMENT, environment(device))
+    write_json(output_dir / DATA, data)
+
+
+def card_text(
+    config: RunConfig,
+    *,
+    task: str,
+    base: str,
+    trained: Mapping[str, int],
+    steps: int,
+    samples: int,
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+    last: Mapping[str, Any] | None,
+) -> str:
+    """`README.md`: what the model is, how it was made, what it scores, how to use it."""
+    adapter = config.method.use_lora
+    kind = "Adapter (PEFT)" if adapter else "Model"
+    header = {
+        "base_model": base,
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["phi-3-vision", "phi3v"],
+    }
+    parts = ", ".join(f"{part} {count:,}" for part, count in trained.items())
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).rstrip(),
+        "---",
+        "",
+        f"# {base} tuned on {task}",
+        "",
+        f"{kind} made by `phi3v-train run`: {config.method.name}, {steps:,} steps of {config.optim.batch_size} samples "
+        f"({samples:,} samples seen). Trained parameters: {parts}.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| learning rate | {config.optim.learning_rate:g}, {config.optim.lr_scheduler}, "
+        f"{config.optim.warmup_steps} warm-up steps |",
+        f"| weight decay, clipping | {config.optim.wd:g}, {config.optim.max_grad_norm:g} |",
+        f"| tile budget (`num_crops`) | {config.model.num_crops} |",
+        f"| seed | {config.optim.seed} |",
+    ]
+    if last is not None:
+        lines.append(f"| loss of the last step | {last['loss']:.4f} |")
+    if before or after:
+        lines += ["", "## Scores", "", *score_table(before, after)]
+    lines += [
+        "",
+        "![loss](loss.png)",
+        "",
+        "## Use",
+        "",
+        "```bash",
+        "phi3v-train eval --model_name_or_path model --data_dir DIR",
+        *(["phi3v-train merge model merged"] if adapter else []),
+        "```",
+        "",
+        "`config.yaml` holds every setting and its origin, `environment.json` the versions, `data.json` the digests of "
+        "the data, `metrics.jsonl` every logged step.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def score_table(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[str]:
+    """Metrics before and after training, as Markdown."""
+    results = [each for each in (before, after) if each]
+    names = list(dict.fromkeys(name for each in results for name in each["metrics"]))
+    split, count = results[-1]["split"], results[-1]["num_samples"]
+
+    def cell(result: Mapping[str, Any] | None, name: str) -> str:
+        value = (result or {}).get("metrics", {}).get(name)
+        return "" if value is None else f"{value:.4g}"
+
+    rows = [f"| {name} | {cell(before, name)} | {cell(after, name)} |" for name in names]
+    return [f"On split `{split}` ({count:,} samples):", "", "| metric | before | after |", "| --- | --- | --- |", *rows]
