@@ -186,6 +186,6 @@ def not_coded(number: int) -> bytes:
 
     ISO/IEC 14496-2, 6.2.5: start code, coding type 01, modulo_time_base 0, marker, 5 bits of time, marker, coded 0.
     """
-    bits = f"01" "0" "1" f"{number % 25:05b}" "1" "0"
+    bits = f"0101{number % 25:05b}10"
     bits += "0" + "1" * (-len(bits) - 1 & 7)
     return b"\x00\x00\x01\xb6" + int(bits, 2).to_bytes(len(bits) // 8)

@@ -9,6 +9,7 @@ save_to_disk    what `datasets` wrote: rows
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def download(hub_id: str) -> Path:
         UserError: huggingface_hub is missing, no network, no such data set, no access.
     """
     try:
-        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
         from huggingface_hub.errors import (
             GatedRepoError,
             HfHubHTTPError,
@@ -154,29 +155,37 @@ def download(hub_id: str) -> Path:
             "path as --source"
         ) from error
     where = f"https://huggingface.co/datasets/{hub_id}"
+    unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, *_network_errors())
+    archive = _HUB_ARCHIVES.get(hub_id)
+    if archive and isinstance(cached := try_to_load_from_cache(hub_id, archive, repo_type="dataset"), str):
+        return Path(cached)
     try:
-        if hub_id in _HUB_ARCHIVES:
-            return Path(hf_hub_download(hub_id, _HUB_ARCHIVES[hub_id], repo_type="dataset"))
+        HfApi().dataset_info(hub_id, timeout=10)  # one question, so that no network is known at once, not after retries
+        if archive:
+            return Path(hf_hub_download(hub_id, archive, repo_type="dataset"))
         return Path(snapshot_download(hub_id, repo_type="dataset"))
     except GatedRepoError as error:
-        raise UserError(
-            f"'{hub_id}' asks for consent: accept its terms at {where} and run `hf auth login`"
-        ) from error
+        raise UserError(f"'{hub_id}' asks for consent: accept its terms at {where} and run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise NotFoundError(
             f"there is no folder, archive or public Hub data set '{hub_id}'; check the spelling, or log in with "
             "`hf auth login`"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except HfHubHTTPError as error:
         raise UserError(
-            f"cannot reach the Hub to download '{hub_id}' and it is not in the cache; download it from {where} "
-            "elsewhere and give its path as --source"
+            f"the Hub refuses to hand out '{hub_id}' ({type(error).__name__}); try again, or download it from {where} "
+            "and give its path as --source"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except unreachable as error:
         raise UserError(
-            f"downloading '{hub_id}' failed ({type(error).__name__}); try again, or download it from {where} and give "
-            "its path as --source"
+            f"cannot reach the Hub to download '{hub_id}'; check the network, or download it from {where} elsewhere "
+            "and give its path as --source"
         ) from error
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub lets through of the library it talks through: requests (OSErrors), httpx, now httpx2."""
+    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
 
 
 def _folder_kind(path: Path) -> Kind:

@@ -75,7 +75,7 @@ class Ucf101(Converter[Ucf101Options]):
         suffix = SUFFIXES[options.image_format]
         images = [
             DraftImage(
-                fit(frame[..., ::-1], options.max_side),
+                fit(frame, options.max_side),
                 name=f"{item.split}/{item.data['stem']}.{k}{suffix}",
                 format=options.image_format,
                 quality=options.quality,

@@ -15,22 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-
 from phi3v_data.errors import Reject, UserError
 from phi3v_data.media.packets import PacketTable, missing_bytes, scan, video_stream
+from phi3v_data.media.pixels import Frame, display_matrix, to_rgb
 from phi3v_data.media.sampling import Sampling, ascending, frame_indices
 
-Frame: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Decoder: TypeAlias = Literal["pyav", "decord"]
 
 # Codecs whose non-reference pictures (B-frames mostly) FFmpeg can leave out without touching any other picture. Not
 # HEVC: its "non-reference" means within one temporal layer only.
 _SKIPS_NON_REFERENCE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
-# Pixel formats that FFmpeg converts to BGR (three times faster) with the very values it gives for RGB.
-_SAME_PIXELS_AS_BGR = frozenset({"yuv420p", "yuvj420p"})
-# Degrees counter-clockwise, in FFmpeg's words, to the signs of the display matrix.
-_QUARTER_TURNS = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
 # Up to PyAV 18, a title that is not UTF-8 stops a file from being opened, unless this is said.
 _TAGS_IN_ANY_ENCODING = {major: {"metadata_errors": "replace"} for major in ("17", "18")}
 # Decoders that object to what is no damage when told to be strict (TIFF: to tags they do not know).
@@ -71,8 +65,8 @@ def read_clip(
 
     Args:
         sampling: see `phi3v_data.media.sampling`.
-        decoder: `decord` needs the extra of that name. It gives the same frames of a sound clip, or refuses; it does not
-            notice damage, so that without `verify` each clip is noted as `damage-unchecked`.
+        decoder: `decord` needs the extra of that name. It gives the same frames of a sound clip, or refuses; it does
+            not notice damage, so that without `verify` each clip is noted as `damage-unchecked`.
         salvage: take what decodes of a cut or damaged clip, with PyAV; noted as `video-salvaged`.
         verify: decode to the end even where the needed frames come sooner.
         name: what to call the clip in messages (default: the file's name).
@@ -215,13 +209,13 @@ class _Reader:
     def salvaged(self) -> Clip:
         """All that decodes without the decoder calling it corrupt; errors are passed over."""
         guess = self._guess()
-        kept, times, end = self._decode_all(guess, lenient=True)
+        kept, times, end = self._decode_all(guess, lenient=True, clean=True)
         total = len(times)
         if not total:
             raise Reject("video-empty", f"not one frame of '{self.name}' can be decoded")
         indices, assumed = self._indices(total, times, end)
         if not set(indices) <= set(kept):
-            kept, _, _ = self._decode_all(indices, lenient=True, stop=True)
+            kept, _, _ = self._decode_all(indices, lenient=True, clean=True, stop=True)
         clip = self._clip(kept, indices, total, assumed)
         if self._is_damaged(total):
             return Clip(clip.frames, clip.indices, clip.total, (*clip.notes, "video-salvaged"))
@@ -268,19 +262,20 @@ class _Reader:
         return indices, self.sampling == "fps" and known is None
 
     def _clip(self, kept: dict[int, Any], indices: tuple[int, ...], total: int, assumed: bool) -> Clip:
-        arrays = _to_rgb(kept, sorted(set(indices)))
+        arrays = to_rgb(kept, sorted(set(indices)))
         notes = ["frames-repeated"] if len(set(indices)) < len(indices) else []
         if assumed:
             notes.append("constant-rate-assumed")
         return Clip(tuple(arrays[index] for index in indices), indices, total, tuple(notes))
 
     def _decode_all(
-        self, wanted: Collection[int], *, lenient: bool = False, stop: bool = False
+        self, wanted: Collection[int], *, lenient: bool = False, clean: bool = False, stop: bool = False
     ) -> tuple[dict[int, Any], list[int | None], int]:
         """Every frame in order: the wanted ones by index, all timestamps, the time at which the last goes off.
 
         Args:
-            lenient: pass over what does not decode, and do not count frames that the decoder calls corrupt.
+            lenient: pass over what does not decode.
+            clean: leave out frames that the decoder calls corrupt.
             stop: only as far as the last wanted frame.
         """
         kept: dict[int, Any] = {}
@@ -289,7 +284,7 @@ class _Reader:
         with _opened(self.file, self.name) as (container, stream):
             frames = _lenient(container, stream) if lenient else self._strict(container, stream, {})
             for frame in frames:
-                if lenient and frame.is_corrupt:
+                if clean and frame.is_corrupt:
                     continue
                 if len(times) in wanted:
                     kept[len(times)] = frame
@@ -385,44 +380,3 @@ def _duration(last: Any, times: list[int | None]) -> int:
     if len(times) > 1 and times[-1] is not None and times[-2] is not None:
         return max(1, times[-1] - times[-2])
     return 1
-
-
-def _to_rgb(kept: dict[int, Any], indices: Sequence[int]) -> dict[int, Frame]:
-    """The decoded frames as upright RGB arrays, with the pixels of PyAV's own `to_ndarray(format="rgb24")`."""
-    from av.video.reformatter import VideoReformatter
-
-    reformatter = VideoReformatter()
-    arrays = {}
-    for index in indices:
-        frame = kept[index]
-        order = "bgr24" if frame.format.name in _SAME_PIXELS_AS_BGR else "rgb24"
-        array = np.asarray(reformatter.reformat(frame, format=order, threads=1).to_ndarray(), dtype=np.uint8)
-        array = np.ascontiguousarray(upright(array, display_matrix(frame)))
-        arrays[index] = array[..., ::-1] if order == "bgr24" else array
-    return arrays
-
-
-def display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """The signs (a, b, c, d) of the container's display matrix; (1, 0, 0, 1) where it has none or is no right angle."""
-    try:
-        data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV up to 18 stumbles over other side data that it has no name for (EXIF)
-        return _QUARTER_TURNS.get(frame.rotation, (1, 0, 0, 1))
-    if data is None:
-        return 1, 0, 0, 1
-    matrix = np.frombuffer(bytes(data), dtype=np.int32)
-    if len(matrix) < 5:
-        return 1, 0, 0, 1
-    a, b, c, d = (int(np.sign(round(int(matrix[place]) / 65536))) for place in (0, 1, 3, 4))
-    if (a and d and not b and not c) or (b and c and not a and not d):
-        return a, b, c, d
-    return 1, 0, 0, 1
-
-
-def upright(array: Frame, matrix: tuple[int, int, int, int]) -> Frame:
-    """The picture as it is shown, turned by quarters with or without a flip: (x, y) goes to (a x + c y, b x + d y)."""
-    a, b, c, d = matrix
-    if a and d:
-        return array[:: d or 1, :: a or 1]
-    turned = np.swapaxes(array, 0, 1)
-    return turned[:: b or 1, :: c or 1]
