@@ -12,6 +12,7 @@ from phi3v_train.data.encode import IGNORED, EncodedPrompt, EncodedSample, Encod
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_sources
+from phi3v_train.models.phi3v.tiny import tiny_model
 
 NO_IMAGES = np.zeros((0, 2), dtype=np.int64)
 
@@ -93,3 +94,19 @@ def test_the_batch_of_any_rows_is_what_the_model_counts(tmp_path, pack):
     assert int((batch["input_ids"] < 0).sum()) == sum(tokens)
     assert batch["canvases"].numel() == sum(h * w * 336 * 336 * 3 for h, w in grids)
     assert (batch["labels"][batch["input_ids"] < 0] == IGNORED).all()
+
+
+@torch.no_grad()
+def test_the_model_gives_one_loss_padded_packed_and_alone(tmp_path):
+    reader = Reader(open_sources([mixed_directory(tmp_path)], "train", num_crops=1), Encoder(processor()))
+    samples = [reader.encode(SampleRef(0, row, 0)) for row in (0, 1, 2, 4)]
+    model = tiny_model().eval()
+
+    def loss(rows, **how):
+        batch = collate(rows, pad_token_id=PAD, **how)
+        return model(**batch, num_items_in_batch=batch_shape(samples).num_supervised).loss.item()
+
+    alone = sum(loss([row]) for row in samples)
+    assert alone > 0
+    for how in ({}, {"padding_side": "left"}, {"pack": True}):
+        assert loss(samples, **how) == pytest.approx(alone, abs=1e-6)
