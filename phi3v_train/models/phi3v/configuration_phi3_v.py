@@ -7,7 +7,6 @@ In memory the rope settings have transformers' form (`rope_parameters`); on disk
 import copy
 from typing import Any
 
-import torch
 from huggingface_hub.dataclasses import strict
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
@@ -136,10 +135,13 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped 
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             output["partial_rotary_factor"] = rope["partial_rotary_factor"]
         output["architectures"] = [ARCHITECTURE]
-        dtype = output.get("dtype")
-        if dtype is not None:
-            # The name of transformers 4, under which the official code was written.
-            output["torch_dtype"] = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+        return output
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written to config.json: the dtype also by the name of transformers 4, under which others read it."""
+        output: dict[str, Any] = super().to_diff_dict()
+        if output.get("dtype") is not None:
+            output["torch_dtype"] = output["dtype"]
         return output
 
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -286,7 +286,9 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         """Let generation stop at these ids, or at a tokenizer's `<|end|>`, `<|assistant|>` and `<|endoftext|>`."""
         stop_ids = stop if isinstance(stop, list) else stop_ids_of(stop)
         if stop_ids:
-            self.generation_config.eos_token_id = list(stop_ids)
+            settings = self.generation_config.to_dict()
+            settings.pop("_from_model_config", None)
+            self.generation_config = GenerationConfig.from_dict(settings | {"eos_token_id": list(stop_ids)})
 
     def get_input_embeddings(self) -> nn.Module:
         """The text embedding."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
+    from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
     from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
     from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer
 
@@ -28,3 +30,17 @@ def tiny_processor(num_crops: int = 16) -> "Phi3VProcessor":
     from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
 
     return Phi3VProcessor(Phi3VImageProcessor(num_crops=num_crops), tiny_tokenizer())
+
+
+def tiny_config() -> "Phi3VConfig":
+    """Sizes of the tiny model; see `phi3v_train.models.phi3v.tiny_model`."""
+    from phi3v_train.models.phi3v import tiny_model as home
+
+    return home.tiny_config()
+
+
+def tiny_model(seed: int = 0) -> "Phi3VForConditionalGeneration":
+    """The tiny model with random weights that depend on `seed` alone."""
+    from phi3v_train.models.phi3v import tiny_model as home
+
+    return home.tiny_model(seed)
