@@ -143,7 +143,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     model = load_base(plan.place, plan.compute, seed=config.optim.seed)
     trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=device)
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     loop = TrainLoop(trained, config, strategy=strategy, precision=precision, total_steps=plan.total_steps)
     progress = ProgressLine(
         plan.total_steps,
@@ -188,6 +188,20 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         folder.read_json(output_dir / folder.EVAL_BEFORE),
         folder.read_json(output_dir / folder.EVAL_AFTER),
     )
+
+
+def quieten_transformers() -> None:
+    """No bars and no advice from libraries between our lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; transformers has renamed the switch between supported versions."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> TrainLoader:

@@ -1,4 +1,4 @@
-"""A converter's Pydantic options as command-line options.
+"""Pydantic fields as command-line options: a converter's options, the settings of a run.
 
 Values reach Pydantic as the strings that were typed, so that a wrong one is answered by one sentence of ours.
 """
@@ -29,7 +29,7 @@ def with_options(function: Callable[..., Any], model: type[BaseModel], panel: st
         raise UserError(
             f"{owner} has an option {taken[0]!r}, which convert itself has already; rename it in {model.__name__}"
         )
-    own = [_parameter(name, field, panel) for name, field in model.model_fields.items()]
+    own = [option_parameter(name, field, panel) for name, field in model.model_fields.items()]
 
     def run(**values: Any) -> None:
         given = {name: values.pop(name) for name in model.model_fields}
@@ -55,7 +55,8 @@ def describe_fields(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+def option_parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    """A Typer option for one field, None where it is not given; a list may be given several times."""
     inner = _without_none(field.annotation)
     is_flag = inner is bool
     is_list = get_origin(inner) in (list, tuple, set, frozenset)
@@ -64,7 +65,7 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     text = field.description or ""
     if field.is_required():
         text += " [required]"
-    elif default not in (None, "", False, [], {}):
+    elif default not in (None, "", False, [], {}, "()"):
         text += f" [default: {default}]"
     option = typer.Option(
         help=text.strip().replace("[", r"\["),

@@ -1,0 +1,19 @@
+"""`phi3v-train`: the table of its commands."""
+
+from phi3v_data.cli.base import CommandSpec, make_group, run
+
+COMMANDS = {
+    "run": CommandSpec("phi3v_train.cli.run:command", "Fine-tune on a conversations directory."),
+    "plan": CommandSpec(
+        "phi3v_train.cli.plan:command", "Show what a run would do, and which methods fit this machine."
+    ),
+    "recipes": CommandSpec("phi3v_train.cli.recipes:recipes", "List published settings with their results."),
+    "inspect": CommandSpec("phi3v_train.cli.inspect:inspect", "Show one sample as the model sees it."),
+}
+
+HELP = "Fine-tune Phi-3-vision and Phi-3.5-vision on conversations directories."
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(make_group("phi3v-train", HELP, COMMANDS))

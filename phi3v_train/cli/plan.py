@@ -1,0 +1,66 @@
+"""`phi3v-train plan`."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from phi3v_data.cli.base import Quiet, command_info, make_command
+from phi3v_train.cli.run import show
+from phi3v_train.cli.run_options import with_settings
+from phi3v_train.settings import Settings
+
+
+@with_settings
+@command_info(
+    examples=[
+        "phi3v-train plan --data_dir docvqa",
+        "phi3v-train plan --data_dir docvqa --recipe docvqa-lora-bf16 --memory 24",
+        "phi3v-train plan --data_dir docvqa --json | jq .fits",
+    ]
+)
+def plan(
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", min=0, help="Memory of another device than this machine's.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Quiet = False,
+    *,
+    settings: Settings,
+) -> None:
+    """Show what a run would do, and which methods and recipes fit the memory; nothing is trained or downloaded but the
+    model's small files.
+    """
+    from phi3v_train.launch import processes_to_start
+    from phi3v_train.plan import fit_table, make_plan, plan_json
+    from phi3v_train.run import find_start
+
+    made = make_plan(settings, world_size=processes_to_start(settings.config) or 1, weights=False)
+    available = round(memory * 1e9) if memory is not None else made.compute.memory
+    state = find_start(made).words(made.total_steps)
+    table = fit_table(made, available)
+    if json_output:
+        document = {**plan_json(made, run_state=state), "fits": [row._asdict() for row in table]}
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+        return
+    show(made, state, as_json=False, quiet=quiet)
+    print(file=sys.stderr)
+    show_fits(table, available)
+
+
+def show_fits(rows: list[Any], available: int) -> None:
+    """Which methods and recipes fit, on stdout."""
+    from rich.table import Table
+
+    from phi3v_data.cli.console import make_console
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "GB", f"fits {available / 1e9:,.1f} GB", "recipes"):
+        table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row.method, f"{row.bytes / 1e9:,.1f}", "yes" if row.fits else "no", ", ".join(row.recipes))
+    make_console().print(table)
+
+
+command = make_command(plan, name="plan")

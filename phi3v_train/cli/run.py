@@ -1,0 +1,96 @@
+"""`phi3v-train run`."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from phi3v_data.cli.base import Quiet, command_info, make_command
+from phi3v_train.cli.run_options import with_settings
+from phi3v_train.settings import Settings
+
+
+@with_settings
+@command_info(
+    examples=[
+        "phi3v-train run --data_dir demo_out/ucf101 --model_name_or_path tiny",
+        "phi3v-train run --data_dir docvqa --recipe docvqa-lora-bf16 --output_dir out",
+        "phi3v-train run --data_dir A --data_dir B --mix 3 --mix 1 --use_qlora",
+        "phi3v-train run --config out/config.yaml --num_train_epochs 5",
+        "torchrun --nproc_per_node 8 -m phi3v_train run --data_dir DIR",
+    ],
+    interrupted="The same command goes on from the last checkpoint.",
+)
+def run(
+    dry_run: Annotated[bool, typer.Option("--dry_run", help="Stop after the plan.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="The plan as one JSON document on stdout.")] = False,
+    skip_validation: Annotated[
+        bool, typer.Option("--skip_validation", help="Do not check the data first; a bad sample then stops the run.")
+    ] = False,
+    quiet: Quiet = False,
+    *,
+    settings: Settings,
+) -> None:
+    """Fine-tune on any directory that `phi3v-data validate` passes.
+
+    Prints the plan, then one progress line. Stopped or killed at any moment, the same command goes on from the newest
+    checkpoint, with the same losses as if it had never stopped.
+    """
+    from phi3v_train.launch import launch, processes_to_start
+    from phi3v_train.run import check_data, find_start, train
+    from phi3v_train.training.strategy import Place
+
+    config = settings.config
+    place = Place.from_environment()
+    number = processes_to_start(config)
+    world_size = number or place.world_size
+    silent = quiet or not place.is_main
+    if place.is_main and not skip_validation:
+        validate(check_data, settings, quiet=silent)
+    from phi3v_train.plan import make_plan
+
+    plan = make_plan(settings, world_size=world_size, weights=not dry_run)
+    start = find_start(plan)
+    if place.is_main:
+        show(plan, start.words(plan.total_steps), as_json=json_output, quiet=quiet)
+    if dry_run or start.complete:
+        return
+    if number:
+        raise typer.Exit(launch(number, sys.argv[1:]))
+    outcome = train(plan, start, quiet=quiet)
+    if place.is_main and not json_output:
+        print(summary(outcome))
+
+
+def validate(check: Any, settings: Settings, *, quiet: bool) -> None:
+    """Check the data with a progress bar."""
+    from phi3v_data.cli.console import progress_bar
+
+    with progress_bar(quiet=quiet) as progress:
+        check(settings.config, progress)
+
+
+def show(plan: Any, run_state: str, *, as_json: bool, quiet: bool) -> None:
+    """Print the plan on stderr, or as JSON on stdout."""
+    from phi3v_train.plan import plan_json, plan_lines
+
+    if as_json:
+        print(json.dumps(plan_json(plan, run_state=run_state), ensure_ascii=False, indent=2))
+    elif not quiet:
+        for name, text in plan_lines(plan, run_state=run_state):
+            print(f"{name:<8} {text}", file=sys.stderr)
+
+
+def summary(outcome: Any) -> str:
+    """The last lines: where everything is."""
+    lines = [f"{outcome.output_dir}: complete after {outcome.step:,} steps"]
+    for name, result in (("before", outcome.before), ("after", outcome.after)):
+        if result:
+            scores = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None)
+            lines.append(f"{name:<8} {result['split']}: {scores}")
+    lines += [f"model    {outcome.output_dir / 'model'}", f"plot     {outcome.output_dir / 'loss.png'}"]
+    return "\n".join(lines)
+
+
+command = make_command(run, name="run")

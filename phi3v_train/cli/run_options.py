@@ -1,0 +1,72 @@
+"""The settings of a run as options of a command, one help panel a group."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from phi3v_data.cli.options import option_parameter
+from phi3v_train.config import RunConfig
+from phi3v_train.settings import resolve
+
+PANELS = {
+    "model": "Model",
+    "data": "Data",
+    "method": "What is trained",
+    "optim": "Steps and learning rate",
+    "eval": "Evaluation",
+    "output": "Output, checkpoints, logs",
+    "parallel": "Devices",
+}
+
+Recipe = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Published settings; `phi3v-train recipes` lists them.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="YAML file of settings; a run's config.yaml, for instance.")
+]
+
+
+def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(..., settings=Settings)` as a command with every setting of a run, --recipe and --config as options.
+
+    Only what was given counts as an option; Pydantic checks the values.
+    """
+    signature = inspect.signature(function)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    sources = [
+        inspect.Parameter("recipe", keyword, default=None, annotation=Recipe),
+        inspect.Parameter("config", keyword, default=None, annotation=ConfigFile),
+    ]
+    fields = [
+        flag(name, field, PANELS[group]) if field.annotation is bool else option_parameter(name, field, PANELS[group])
+        for group, model in RunConfig.GROUPS.items()
+        for name, field in model.model_fields.items()
+    ]
+
+    def command(**values: Any) -> Any:
+        recipe, config = values.pop("recipe"), values.pop("config")
+        given = {parameter.name: values.pop(parameter.name) for parameter in fields}
+        options = {name: value for name, value in given.items() if value not in (None, [])}
+        return function(**values, settings=resolve(options, config_file=config, recipe=recipe))
+
+    command.__signature__ = signature.replace(parameters=[*own, *sources, *fields])  # type: ignore[attr-defined]  # Typer reads it
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *sources, *fields)}
+    command.__doc__ = function.__doc__
+    command.__dict__.update({k: v for k, v in function.__dict__.items() if k in ("examples", "interrupted")})
+    return command
+
+
+def flag(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    """A yes-or-no setting: `--use_lora`; where yes is the default, with its `--no_` form."""
+    names = f"--{name}/--no_{name}" if field.default else f"--{name}"
+    note = " [default: yes]" if field.default else ""
+    text = f"{field.description or ''}{note}".replace("[", r"\[")
+    option = typer.Option(names, help=text, rich_help_panel=panel, show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, option]
+    )
