@@ -65,6 +65,10 @@ def validate(
     from phi3v_data.cli.console import make_console, progress_bar
     from phi3v_data.validate import validate as run_checks
 
+    if html is not None:
+        from phi3v_data.report.html import check_target, write_html
+
+        check_target(html)
     with progress_bar(quiet=quiet) as progress:
         report = run_checks(
             directory,
@@ -78,8 +82,6 @@ def validate(
             progress=progress,
         )
         if html is not None:
-            from phi3v_data.report.html import write_html
-
             write_html(report, directory, html, progress=progress)
     if json:
         print(report.model_dump_json(indent=2))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.dataset import Dataset
-from phi3v_data.errors import NotFoundError
+from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.jsonl import BOM, Line, read_line_at
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.report.charts import make_charts
@@ -50,17 +50,35 @@ def write_html(report: Report, directory: str | Path, target: str | Path, *, pro
     """Write the page to `target`, aside first; `directory` is read for rows and pictures.
 
     Raises:
-        OSError: `target` cannot be written.
+        UserError: `target` cannot be written.
     """
-    page = make_html(report, directory, progress=progress)
     path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_target(path)
+    page = make_html(report, directory, progress=progress)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_bytes(page)
         os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Make the folder of a page, so that a wrong path shows before the work and not after it.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file for the page")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written (no permission in {path.parent})")
 
 
 def make_html(report: Report, directory: str | Path, *, progress: Progress | None = None) -> bytes:

@@ -1,0 +1,344 @@
+"""The command line as a user meets it: real processes, their streams and exit codes."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from phi3v_data.cli.app import COMMANDS
+from phi3v_data.problems import PROBLEMS, write_example
+from phi3v_data.schema import Report, Sample, Turn
+
+APP = "from phi3v_data.cli.app import main; main()"
+PLAIN = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS")}
+PLAIN |= {"COLUMNS": "120", "TERMINAL_WIDTH": "120"}
+
+
+def run(*args: str | Path, code: str = APP, **env: str) -> subprocess.CompletedProcess[str]:
+    """`phi3v-data ARGS`, streams captured."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=PLAIN | env, timeout=120, check=False)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A sound directory of two rows without pictures."""
+    root = tmp_path / "sound"
+    root.mkdir()
+    for split in ("train", "val"):
+        turn = Turn(user=f"What is {split}?", assistant="A split.")
+        (root / f"s_{split}.jsonl").write_text(Sample(id=split, source="s", conversations=(turn,)).to_json() + "\n")
+    return root
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A directory with one error."""
+    root = tmp_path / "broken"
+    root.mkdir()
+    write_example(PROBLEMS["json-syntax"].example, root)
+    return root
+
+
+# ---- help ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, spec in COMMANDS.items():
+        assert re.search(rf"{name} +{re.escape(spec.help)}", done.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_has_an_example_and_snake_case(command: str) -> None:
+    done = run(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    examples = done.stdout.partition("Examples:")[2]
+    assert f"phi3v-data {command}" in examples
+    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", done.stdout.partition("Examples:")[0]))
+    written_out = {"--allow-rejects"}
+    assert {option for option in options if "-" in option[2:]} <= written_out | {"--no-tqdm"}
+
+
+def test_nothing_at_all_shows_help() -> None:
+    done = run()
+    assert "Usage" in done.stdout + done.stderr
+    assert done.returncode in (0, 2)  # click has answered both, by version
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"phi3v \d+\.\d+\.\d+\S*\n", run("--version").stdout)
+
+
+def test_pipes_and_no_color_get_plain_text(directory: Path) -> None:
+    for args in (["--help"], ["explain", "bom"], ["validate", directory]):
+        assert "\x1b" not in run(*args).stdout
+        assert "\x1b" not in run(*args, NO_COLOR="1").stdout
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_command_is_answered_with_its_neighbour() -> None:
+    done = run("validat", "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: no command 'validat'; did you mean 'validate'? See 'phi3v-data --help'.\n"
+    assert run("nonsense").stderr == "error: no command 'nonsense' See 'phi3v-data --help'.\n"
+
+
+def test_an_unknown_option_is_answered_with_its_neighbour(directory: Path) -> None:
+    done = run("validate", directory, "--num_crop", "4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--num_crop" in done.stderr
+    assert "--num_crops" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["validate"], "Missing argument 'DIR'"),
+        (["validate", ".", "--level", "half"], "'half' is not one of"),
+        (["validate", ".", "--num_crops", "17"], "16"),
+        (["validate", ".", "--max_problems", "x"], "--max_problems"),
+    ],
+)
+def test_wrong_values_exit_with_two_and_say_which(args: list[str], words: str) -> None:
+    done = run(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_is_one_line_without_traceback(tmp_path: Path) -> None:
+    for args in (["validate", tmp_path / "nowhere"], ["explain", "no-such"], ["schema", "no-such"]):
+        done = run(*args)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
+
+
+# ---- what ends a command -------------------------------------------------------------------------------------------
+
+TOY = textwrap.dedent(
+    """
+    import sys, types
+    from phi3v_data.cli.base import CommandSpec, command_info, make_group, run
+    from phi3v_data.errors import UserError
+    @command_info(examples=["toy act"], interrupted="Go on with the same command.")
+    def act(what: str, num_crops: int = 16, no_tqdm: bool = False, some_flag: bool = False) -> None:
+        '''Do it.'''
+        if what == "user": raise UserError("a.jsonl:3: field 'id' is missing; add it")
+        if what == "full": raise OSError(28, "No space left on device", "out/x")
+        if what == "extra": import deepspeed
+        if what == "own": import phi3v_nothing
+        if what == "bug": raise KeyError("x")
+        if what == "file": open("/proc/nowhere")
+        if what == "wait":
+            import time
+            print("ready", flush=True)
+            time.sleep(60)
+        if what == "flood":
+            while True: print("line")
+        print(num_crops, no_tqdm, some_flag)
+    module = types.ModuleType("toy")
+    module.act = act
+    sys.modules["toy"] = module
+    run(make_group("toy", "A toy.", {"act": CommandSpec("toy:act", "Act.")}))
+    """
+)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--num_crops", "4", "--no_tqdm", "--some_flag"],
+        ["--num-crops", "4", "--no-tqdm", "--some-flag"],
+        ["--num-crops=4", "--no_tqdm", "--no-some_flag", "--some_flag"],
+    ],
+)
+def test_both_spellings_of_options(args: list[str]) -> None:
+    assert run("act", "x", *args, code=TOY).stdout == "4 True True\n"
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("user", "error: a.jsonl:3: field 'id' is missing; add it\n"),
+        ("full", "error: out/x: No space left on device\n"),
+        (
+            "extra",
+            "error: this needs the package 'deepspeed', which is not installed: pip install 'phi3v[deepspeed]'\n",
+        ),
+    ],
+)
+def test_obstacles_are_one_line(what: str, words: str) -> None:
+    done = run("act", what, code=TOY)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", words)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"), [("bug", "KeyError"), ("own", "ModuleNotFoundError"), ("file", "FileNotFound")]
+)
+def test_a_defect_of_ours_is_no_verdict_on_the_data(what: str, kind: str) -> None:
+    done = run("act", what, code=TOY)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert kind in done.stderr
+    assert done.stderr.endswith("a defect of phi3v, not of your data; please report the lines above\n")
+
+
+def test_ctrl_c_says_how_to_go_on() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", TOY, "act", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PLAIN
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "\nStopped. Go on with the same command.\n"
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", TOY, "act", "flood"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=PLAIN,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    with process.stderr as stream:
+        assert stream.read() == ""
+    assert process.wait(timeout=30) == 141
+
+
+def test_a_pipe_closed_before_the_last_flush_is_quiet() -> None:
+    command = f"{sys.executable} -c '{APP}' schema sample | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=PLAIN, check=False)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 where it all fitted into the pipe before `true` ended
+
+
+# ---- the commands --------------------------------------------------------------------------------------------------
+
+
+def test_validate_says_ok_and_exits_with_zero(directory: Path) -> None:
+    done = run("validate", directory)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"ok: {directory}, 2 samples, level full; no findings"
+
+
+def test_validate_names_the_problem_and_exits_with_one(broken: Path) -> None:
+    done = run("validate", broken, "--quiet")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert re.search(r"^train\.jsonl:2 json-syntax: .+\n  .*phi3v-data explain json-syntax$", done.stdout, re.MULTILINE)
+    assert done.stdout.splitlines()[-1].startswith(f"problems: {broken}, 2 samples, level full; 1 error")
+
+
+def test_validate_json_is_one_document_even_with_a_page(broken: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.html"
+    done = run("validate", broken, "--json", "--html", page, "--level", "quick", "--max-problems", "1")
+    assert done.returncode == 1
+    report = Report.model_validate_json(done.stdout)
+    assert report.level == "quick"
+    assert report.summary.problems == {"json-syntax": 1}
+    assert done.stderr == f"HTML report: {page}\n"
+    assert page.read_bytes().startswith(b"<!doctype html>")
+
+
+def test_strict_makes_a_warning_an_error(tmp_path: Path) -> None:
+    write_example(PROBLEMS["bom"].example, tmp_path)
+    assert run("validate", tmp_path).returncode == 0
+    strict = run("validate", tmp_path, "--strict")
+    assert strict.returncode == 1
+    assert strict.stdout.splitlines()[-1].startswith("problems: ")
+
+
+def test_a_page_that_cannot_be_written_is_one_line(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file" / "page.html", directory):
+        done = run("validate", directory, "--html", target)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(rf"error: {re.escape(str(target))}: [^\n]+\n", done.stderr)
+
+
+def test_explain_prints_a_code_or_all_or_the_page() -> None:
+    assert run("explain", "image-missing").stdout.startswith("image-missing  error\n")
+    listed = run("explain").stdout
+    assert all(code in listed for code in PROBLEMS)
+    assert run("explain", "--markdown").stdout.startswith("# Problem codes\n")
+    assert "did you mean 'image-missing'" in run("explain", "image-mising").stderr
+
+
+def test_schema_prints_one_or_all_and_writes_files(tmp_path: Path) -> None:
+    assert json.loads(run("schema", "sample").stdout)["title"] == "Sample"
+    assert sorted(json.loads(run("schema").stdout)) == ["manifest", "reject", "report", "sample"]
+    done = run("schema", "--out_dir", tmp_path / "schemas")
+    assert done.returncode == 0
+    written = sorted(path.name for path in (tmp_path / "schemas").iterdir())
+    assert written == [f"{name}.schema.json" for name in ("manifest", "reject", "report", "sample")]
+
+
+# ---- progress ------------------------------------------------------------------------------------------------------
+
+PROGRESS = textwrap.dedent(
+    """
+    import sys
+    from phi3v_data.cli import console
+    console.PLAIN_INTERVAL = 0.0
+    with console.progress_bar(quiet="quiet" in sys.argv) as progress:
+        for n in range(0, 101, 50):
+            progress("images", n, 100)
+        progress("rows", 7, None)
+    print("result")
+    """
+)
+
+
+def test_progress_is_plain_lines_on_stderr_where_that_is_no_terminal() -> None:
+    done = run(code=PROGRESS)
+    assert done.stdout == "result\n"
+    lines = done.stderr.splitlines()
+    assert re.fullmatch(r"images: 50 of 100 \(50 %\), [\d,.e+]+/s, .+ left", lines[1])
+    assert lines[-1].startswith("rows: 7, ")
+    assert "\x1b" not in done.stderr
+
+
+def test_quiet_means_quiet() -> None:
+    done = run("quiet", code=PROGRESS)
+    assert (done.stdout, done.stderr) == ("result\n", "")
+
+
+def test_progress_is_a_bar_on_a_terminal() -> None:
+    controller, terminal = pty.openpty()
+    env = PLAIN | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRESS], stdout=subprocess.PIPE, stderr=terminal, text=True, env=env
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(controller, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            shown += piece
+        assert process.stdout is not None
+        assert process.stdout.read() == "result\n"
+    os.close(controller)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "100/100" in text
+    assert "images" in text
+    assert "\x1b[" in shown.decode()

@@ -1,0 +1,184 @@
+"""The floors: imports run downhill only, and what must start quickly loads nothing heavy."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from phi3v_data.cli.app import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+HEAVY = {"torch", "transformers", "cv2", "av", "datasets", "pandas", "pyarrow", "ray", "numpy", "PIL", "pydantic"}
+
+DATA_FLOORS = (
+    ("cli",),
+    ("conversion", "converters", "formats"),
+    ("report",),
+    ("validate",),
+    ("engine",),
+    (
+        "converters.registry",
+        "converters.source",
+        "converters.archive",
+        "converters.tables",
+    ),  # where a converter and its source are found
+    ("output", "resume"),
+    ("plan", "publish", "writer"),
+    ("journal", "lock", "pictures", "dataset", "line_index"),
+    ("converters.base",),  # the interface, which the writer knows as well
+    ("media",),
+    ("problems",),
+    ("schema_files",),
+    ("schema", "jsonl", "splits"),
+    ("errors",),
+)
+"""Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.
+
+A module may import from its own floor and from those below it.
+"""
+
+TRAIN_FLOORS = (
+    ("cli",),
+    ("run",),
+    ("evaluation", "training"),
+    ("data",),
+    ("models",),
+)
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name of every module of a package, and its file."""
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def imports(path: Path, *, at_import: bool) -> set[str]:
+    """Names that a file imports, not those for type checkers; with `at_import`, not those inside functions either."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import"
+                found.update(f"{child.module}.{alias.name}" for alias in child.names)
+            elif not (is_type_checking(child) or (at_import and isinstance(child, FUNCTIONS))):
+                visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def floor_of(module: str, floors: Sequence[Sequence[str]]) -> int | None:
+    """Number of the floor on which a module stands; None for the package itself and for what has no floor."""
+    inside = module.partition(".")[2]
+    known = {name: number for number, names in enumerate(floors) for name in names}
+    fitting = [name for name in known if inside == name or inside.startswith(f"{name}.")]
+    return known[max(fitting, key=len)] if fitting else None
+
+
+@pytest.mark.parametrize(("package", "floors"), [("phi3v_data", DATA_FLOORS), ("phi3v_train", TRAIN_FLOORS)])
+def test_imports_run_downhill(package: str, floors: Sequence[Sequence[str]]) -> None:
+    upward = []
+    for module, path in modules(package).items():
+        floor = floor_of(module, floors)
+        if floor is None:
+            continue
+        for name in imports(path, at_import=False):
+            if name.startswith(f"{package}."):
+                target = floor_of(name, floors)
+                if target is not None and target < floor:
+                    upward.append(f"{module} imports {name}")
+    assert upward == []
+
+
+def test_every_module_of_phi3v_data_stands_on_a_floor() -> None:
+    homeless = [
+        module for module in modules("phi3v_data") if module != "phi3v_data" and floor_of(module, DATA_FLOORS) is None
+    ]
+    assert homeless == []
+
+
+def test_the_data_package_never_imports_the_training_package_or_torch() -> None:
+    for module, path in modules("phi3v_data").items():
+        roots = {name.partition(".")[0] for name in imports(path, at_import=False)}
+        assert not roots & {"phi3v_train", "torch", "transformers", "accelerate", "peft"}, module
+
+
+def test_optional_packages_are_imported_where_they_are_used() -> None:
+    for module, path in modules("phi3v_data").items():
+        roots = {name.partition(".")[0] for name in imports(path, at_import=True)}
+        assert not roots & {"av", "cv2", "datasets", "pyarrow", "pandas", "ray", "huggingface_hub", "tokenizers"}, (
+            module
+        )
+
+
+def test_no_cycles_at_import() -> None:
+    known = modules("phi3v_data") | modules("phi3v_train")
+    graph = {
+        module: {
+            next(part for part in (name, name.rpartition(".")[0]) if part in known)
+            for name in imports(path, at_import=True)
+            if name in known or name.rpartition(".")[0] in known
+        }
+        - {module}
+        for module, path in known.items()
+    }
+    done: set[str] = set()
+
+    def walk(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"cycle: {' -> '.join((*above, module))}"
+        if module not in done:
+            for target in sorted(graph[module]):
+                if not module.startswith(f"{target}."):  # a package's own parent is there already
+                    walk(target, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level packages in a fresh interpreter after running `code`."""
+    program = (
+        f"import sys, json, io, contextlib\ntry:\n    with contextlib.redirect_stdout(io.StringIO()):\n        {code}\n"
+    )
+    program += "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+    program += "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def run_cli(*args: str) -> str:
+    """Code that runs `phi3v-data`."""
+    return f"import sys; sys.argv = ['phi3v-data', *{args!r}]; from phi3v_data.cli.app import main; main()"
+
+
+def test_the_help_of_the_program_loads_nothing_heavy() -> None:
+    assert not loaded_after(run_cli("--help")) & HEAVY
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
+    assert not loaded_after(run_cli(command, "--help")) & (HEAVY - {"pydantic"})  # recent Typer parses with pydantic
+
+
+def test_importing_the_package_loads_almost_nothing() -> None:
+    assert not loaded_after("import phi3v_data") & (HEAVY | {"typer", "rich", "msgspec", "yaml"})
+
+
+def test_explaining_a_code_needs_no_media_library() -> None:
+    assert not loaded_after(run_cli("explain", "bom")) & (HEAVY - {"pydantic"})
