@@ -24,11 +24,14 @@ SCHEMAS: Mapping[str, tuple[type[BaseModel], Mode, str]] = {
 """Name -> the model, whether the schema is for what is read or for what is written, and where such a value lies."""
 
 
-class _Untitled(GenerateJsonSchema):
-    """Leaves out the titles that pydantic makes up from field names."""
+class _Steady(GenerateJsonSchema):
+    """Leaves out the titles made up from field names, and says the same under every supported pydantic."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+    def dict_schema(self, schema: Any) -> dict[str, Any]:
+        return {"additionalProperties": True, **super().dict_schema(schema)}
 
 
 def make_schema(model: type[BaseModel], name: str, mode: Mode = "validation", comment: str = "") -> dict[str, Any]:
@@ -39,7 +42,7 @@ def make_schema(model: type[BaseModel], name: str, mode: Mode = "validation", co
     }
     if comment:
         head["$comment"] = comment
-    return {**head, **model.model_json_schema(mode=mode, schema_generator=_Untitled)}
+    return {**head, **model.model_json_schema(mode=mode, schema_generator=_Steady)}
 
 
 def json_schema(name: str) -> dict[str, Any]:
