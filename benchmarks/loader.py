@@ -46,7 +46,7 @@ def page(seed: int) -> Image.Image:
         draw.text((140, y), "  ".join(words), fill=int(rng.integers(0, 90)), font_size=22)
     draw.rectangle((120, 300, 1580, 900), outline=0, width=3)
     noise = rng.integers(-6, 6, (2200, 1700))
-    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
@@ -59,7 +59,8 @@ def photo(seed: int, width: int, height: int) -> Image.Image:
 
 
 KINDS: dict[str, tuple[int, Callable[[int], Image.Image]]] = {
-    "page 1700x2200, num_crops 16": (16, page),
+    "grey page 1700x2200, num_crops 16": (16, page),
+    "colour page 1700x2200, num_crops 16": (16, lambda seed: page(seed).convert("RGB")),
     "photo 1024x768, num_crops 16": (16, lambda seed: photo(seed, 1024, 768)),
     "frame 320x240, num_crops 4": (4, lambda seed: photo(seed, 320, 240)),
 }

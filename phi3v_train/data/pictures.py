@@ -61,6 +61,8 @@ def _decode_jpeg(data: bytes) -> Image.Image | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in _EXACT_COLORSPACES or height * width > _PILLOW_DECIDES:
             return None
+        if colorspace == "Gray":
+            return Image.fromarray(simplejpeg.decode_jpeg(data, "GRAY")[:, :, 0])
         return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
     except ValueError:
         return None
@@ -80,7 +82,8 @@ def jpeg_is_exact() -> bool:
                 picture = Image.fromarray(pixels).convert(mode)
                 picture.save(buffer, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
                 with Image.open(buffer) as decoded:
-                    expected = np.asarray(decoded.convert("RGB"))
-                if not np.array_equal(simplejpeg.decode_jpeg(buffer.getvalue(), "RGB"), expected):
+                    expected = np.asarray(decoded).reshape(*pixels.shape[:2], -1)
+                found = simplejpeg.decode_jpeg(buffer.getvalue(), "RGB" if mode == "RGB" else "GRAY")
+                if not np.array_equal(found, expected):
                     return False
     return True

@@ -302,6 +302,17 @@ def test_jpeg_pixels_are_pillows(tmp_path, mode, options):
         assert picture_size(path) == read_picture(path).size
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_grey_picture_gives_the_canvas_of_its_rgb_copy(tmp_path, ending):
+    for seed in range(6):
+        path = tmp_path / "images" / save_picture(tmp_path, f"{seed}.{ending}", seed, "L")
+        grey = read_picture(path)
+        assert grey.mode == "L"
+        for num_crops in (1, 4, 16):
+            canvases = [processor().image_processor.make_canvas(one, num_crops) for one in (grey, grey.convert("RGB"))]
+            assert np.array_equal(*canvases)
+
+
 def test_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -183,7 +183,7 @@ def test_a_killed_worker_is_said(directories):
         for child in psutil.Process().children(recursive=True):
             if "forkserver" in " ".join(child.cmdline()) and child.children() == []:
                 child.kill()
-        with pytest.raises(UserError, match=r"worker process .* lower --num_workers"):
+        with pytest.raises(UserError, match=r"worker process .*\(lower --num_workers\)"):
             deque(chain.from_iterable(steps), maxlen=0)
 
 

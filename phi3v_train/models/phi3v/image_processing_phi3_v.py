@@ -20,8 +20,6 @@ from transformers.processing_utils import ImagesKwargs
 from phi3v_data.media.geometry import TILE_SIZE, TOKENS_PER_TILE, check_num_crops, crop_geometry, grid_num_tokens
 from phi3v_train.models.phi3v.tiles import CLIP_MEAN, CLIP_STD, pad_tiles, tiles_from_canvases
 
-WHITE = (255, 255, 255)
-
 
 class Phi3VImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc, call-arg]  # transformers is untyped for mypy
     """What may be given to the image processor, when it is built or at a call."""
@@ -104,7 +102,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         A picture taller than wide is mirrored on its diagonal before resizing and back after padding, as the original
         does it: Pillow's two resizing passes do not commute to the last bit.
         """
-        image = as_rgb(picture)
+        image = as_grey_or_rgb(picture)
         geometry = crop_geometry(*image.size, num_crops)
         size = (geometry.width, geometry.height)
         corner = (geometry.left, geometry.top)
@@ -116,14 +114,14 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         if size == canvas_size:
             canvas = resized
         else:
-            canvas = Image.new("RGB", canvas_size, WHITE)
+            canvas = Image.new(image.mode, canvas_size, "white")
             canvas.paste(resized, corner)
         if geometry.turned:
             canvas = canvas.transpose(Image.Transpose.TRANSPOSE)
-        return np.asarray(canvas)
+        return np.asarray(canvas.convert("RGB"))
 
 
-def as_rgb(picture: Any) -> Image.Image:
-    """A picture of any kind transformers knows as an RGB image; alpha is dropped."""
+def as_grey_or_rgb(picture: Any) -> Image.Image:
+    """A picture of any kind transformers knows, in mode L if it is, else in mode RGB; alpha is dropped."""
     image = picture if isinstance(picture, Image.Image) else to_pil_image(picture)
-    return image.convert("RGB")
+    return image if image.mode == "L" else image.convert("RGB")
