@@ -155,7 +155,7 @@ def download(hub_id: str) -> Path:
             "path as --source"
         ) from error
     where = f"https://huggingface.co/datasets/{hub_id}"
-    unreachable = (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, *_network_errors())
+    unreachable: tuple[type[Exception], ...] = (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, *_network_errors())
     archive = _HUB_ARCHIVES.get(hub_id)
     if archive and isinstance(cached := try_to_load_from_cache(hub_id, archive, repo_type="dataset"), str):
         return Path(cached)
