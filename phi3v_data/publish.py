@@ -232,7 +232,7 @@ def finish_publishing(journal: Journal) -> None:
     if saved is not None:
         write_json(journal.complete, {"identity": saved["identity"]})
     journal.discard()
-    for folder in (journal.old, journal.source):
+    for folder in (journal.old, journal.source, journal.run):
         remove_tree(folder)
     journal.publishing.unlink()
 

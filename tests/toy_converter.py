@@ -81,6 +81,8 @@ class Toy(phi3v_data.Converter[ToyOptions]):
                     os.kill(os.getpid(), getattr(signal, rest[0]))
                 case "exit":
                     os._exit(int(rest[0]))
+                case "wait":  # for ever, as long as it is a named pipe
+                    Path(rest[0]).read_bytes()
                 case "none":
                     return None  # type: ignore[return-value]  # what a careless converter does
                 case "print":

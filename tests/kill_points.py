@@ -1,0 +1,103 @@
+"""Kill a conversion at each of its file operations, one after the other, and resume it: run by test_convert_kill.py.
+
+    python kill_points.py SOURCE WORK_DIR fresh|overwrite
+
+Every attempt is a process of its own that ends itself with SIGKILL right before its n-th rename, link, unlink, mkdir
+or rmdir. After each kill the directory must be either as before or complete; the same call must then end with the bytes
+of an undisturbed run. Prints the number of kill points.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toy_converter import Toy, tree
+
+import phi3v_data
+from phi3v_data import conversion, pictures  # noqa: F401 - loaded once, before the forks
+
+OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
+
+
+def in_child(work: Callable[[], object], kill_at: int | None = None) -> int:
+    """Run `work` in a forked process; its exit status, or minus the signal that ended it."""
+    pid = os.fork()
+    if pid == 0:
+        if kill_at is not None:
+            count_down(kill_at)
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def count_down(left: int) -> None:
+    """End this process right before its `left`-th file operation."""
+
+    def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+
+        return counted
+
+    for name in OPERATIONS:
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def main(source: Path, work: Path, mode: str) -> None:
+    out = work / "out"
+
+    def new() -> object:
+        return phi3v_data.convert(
+            Toy,
+            source,
+            out,
+            workers=0,
+            overwrite=mode == "overwrite",
+            options={"suffix": "!"},
+            split="train=0.5,dev=0.5",
+        )
+
+    def old() -> object:
+        return phi3v_data.convert(Toy, source, out, workers=0)
+
+    assert in_child(new) == 0
+    wanted = tree(out, hidden=True)
+    before: dict[str, str] = {}
+    if mode == "overwrite":
+        shutil.rmtree(out)
+        assert in_child(old) == 0
+        before = tree(out)
+    shutil.copytree(out, work / "before") if before else None
+    point = 0
+    while True:
+        point += 1
+        shutil.rmtree(out)
+        if before:
+            shutil.copytree(work / "before", out)
+        status = in_child(new, point)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, status
+        now = tree(out) if out.exists() else {}
+        if "dataset.json" in now:
+            assert now in (before, visible(wanted)), f"kill point {point}: a mixture counts as complete"
+        assert in_child(new) == 0, f"kill point {point}: cannot be resumed"
+        ended = tree(out, hidden=True)
+        assert ended == wanted, f"kill point {point}: {sorted(set(ended.items()) ^ set(wanted.items()))}"
+    print(point - 1)
+
+
+def visible(files: dict[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in files.items() if not name.startswith(".phi3v")}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
