@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SHOWN_PER_CODE = 5
-"""Findings of one code that the console shows; the JSON and HTML reports list more."""
+"""Findings of one code that the console shows, of a note one; the JSON and HTML reports list more."""
 
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 NOUNS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
@@ -30,10 +30,11 @@ def print_report(report: Report, console: "Console", *, shown_per_code: int = SH
     codes = sorted(by_code, key=lambda code: (_RANK[severities[code]], code))
     for code in codes:
         found = sorted(by_code[code], key=lambda problem: _RANK[problem.severity])
-        for problem in found[:shown_per_code]:
+        room = shown_per_code if severities[code] != "info" else 1
+        for problem in found[:room]:
             for line in format_problem(problem):
                 console.print(line, soft_wrap=True)
-        more = report.summary.problems.get(code, len(found)) - min(len(found), shown_per_code)
+        more = report.summary.problems.get(code, len(found)) - min(len(found), room)
         if more > 0:
             console.print(f"  ... and {more:,} more {code}", style="dim")
     if codes:

@@ -45,16 +45,18 @@ for (const [value, label, kind] of [
 
 const drawBars = chart => {
   const top = Math.max(...chart.bars.map(bar => bar[1]), 1);
-  const plot = el("div", {class: "plot", role: "img", "aria-label":
+  const few = chart.bars.length <= 8;
+  const plot = el("div", {class: few ? "plot few" : "plot", role: "img", "aria-label":
     `${chart.title}: ` + chart.bars.filter(bar => bar[1]).map(bar => `${bar[0]}: ${num(bar[1])}`).join("; ")});
   for (const [label, count] of chart.bars) {
     const bar = el("i");
     bar.style.height = count ? `${Math.max(2, 100 * count / top)}%` : "0";
     plot.append(el("div", {title: `${label} ${chart.unit}: ${num(count)}`}, bar));
   }
-  const last = chart.bars[chart.bars.length - 1][0];
-  const axis = el("div", {class: "axis"}, el("span", {text: chart.bars[0][0]}),
-    el("span", {text: chart.unit}), chart.bars.length > 1 ? el("span", {text: last}) : "");
+  if (few) return [plot, el("div", {class: "axis few"}, ...chart.bars.map(bar => el("span", {text: bar[0]}))),
+    el("div", {class: "axis unit", text: chart.unit})];
+  const ends = [chart.bars[0][0].split(" to ")[0], chart.bars[chart.bars.length - 1][0].split(" to ").pop()];
+  const axis = el("div", {class: "axis"}, el("span", {text: ends[0]}), el("span", {text: chart.unit}), el("span", {text: ends[1]}));
   return [plot, axis];
 };
 const drawRows = chart => {
@@ -80,7 +82,7 @@ for (const chart of data.charts) {
 // ---- problems ----------------------------------------------------------------------------------------------------
 const PAGE = 25;
 const total = data.problems.reduce((sum, problem) => sum + problem.count, 0);
-$("nav-problems").textContent = num(total);
+$("nav-problems").textContent = num(errors + warnings);
 $("problems-lead").textContent = total
   ? `${plural(total, "finding")} of ${plural(data.problems.length, "kind")}. Open one to see what it means, how to mend it, and each row it was found in.`
   : "None. Every check that ran is satisfied.";
