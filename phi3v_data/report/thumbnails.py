@@ -10,11 +10,11 @@ from PIL import Image, ImageOps, features
 
 from phi3v_data.media.image import unsafe_reason
 
-BUDGET_BYTES = 20 << 20
+BUDGET_BYTES = 15_000_000
 """Of base64 text; with the rows and findings beside it the page stays under 30 MB."""
 
-MAX_PER_SAMPLE = 16
-"""Pictures of one sample that are shown."""
+MAX_PER_SAMPLE = 8
+"""Pictures of one sample that are shown: the frames of a clip."""
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are not decoded for a thumbnail."""

@@ -136,7 +136,40 @@ def test_a_hundred_thousand_rows_give_a_page_under_thirty_megabytes(tmp_path: Pa
     assert len(page) < 30e6
     assert len(data["samples"]) == 500
     assert {code for sample in data["samples"] for code in sample["problems"]} == set(report.summary.problems)
-    assert sum(len(problem["list"]) for problem in data["problems"]) == 20_000
+    assert all(len(problem["list"]) >= 100 for problem in data["problems"])
+    assert len({finding["row"] for problem in data["problems"] for finding in problem["list"]}) > 1000
+
+
+def test_the_largest_rows_and_messages_stay_under_thirty_megabytes(tmp_path: Path) -> None:
+    long = '\u6587\u5b57<"\\' * 1000
+    meta = {f"{k}{long}": long for k in range(9)}
+    with open(tmp_path / "train.jsonl", "w", encoding="utf-8") as file:
+        for n in range(600):
+            turns = tuple(Turn(images=(long,) * 9, user=long, assistant=long) for _ in range(8))
+            sample = Sample(
+                id=f"{n}{long}", source=long, conversations=turns, meta={f"{k}{long}": long for k in range(9)}
+            )
+            file.write(sample.to_json() + "\n")
+    problems = tuple(
+        Diagnostic(
+            code=f"code-{n % 9}", severity="error", file="train.jsonl", line=1 + n % 600, message=long, hint=long
+        )
+        for n in range(9000)
+    )
+    counts = {f"code-{n}": 1000 for n in range(9)}
+    summary = Summary(samples=600, turns=4800, images=0, splits={"train": 600}, problems=counts)
+    report = Report(dir=str(tmp_path), ok=False, level="quick", summary=summary, problems=problems)
+    page = make_html(report, tmp_path)
+    assert len(page) < 30e6
+    assert len(payload_of(page)["samples"]) == 500
+
+
+def test_values_nested_too_deeply_are_shown_as_such(tmp_path: Path) -> None:
+    deep = "[" * 900 + "]" * 900
+    (tmp_path / "train.jsonl").write_text(f'{{"id": {deep}, "conversations": [{{"user": {deep}}}]}}\n')
+    summary = Summary(samples=1, turns=0, images=0, splits={"train": 1}, problems={})
+    report = Report(dir=str(tmp_path), ok=False, level="quick", summary=summary, problems=())
+    assert len(payload_of(make_html(report, tmp_path))["samples"]) == 1
 
 
 def test_when_pictures_use_up_the_budget_the_rest_say_so(directory: Path) -> None:

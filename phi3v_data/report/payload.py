@@ -1,0 +1,298 @@
+"""The data of the page: findings, rows, samples and pictures, each within its share of the page's 30 MB."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from phi3v_data.dataset import Dataset
+from phi3v_data.jsonl import BOM, Line, read_line_at
+from phi3v_data.problems import PROBLEMS
+from phi3v_data.report.charts import make_charts
+from phi3v_data.report.console import count_severities, verdict
+from phi3v_data.report.gallery import (
+    Candidate,
+    Collected,
+    Place,
+    parse_row,
+    row_turns,
+    shorten,
+    turn_images,
+)
+from phi3v_data.report.thumbnails import MAX_PER_SAMPLE, Thumbnailer, count_shown
+from phi3v_data.schema import Diagnostic, Report, Severity
+from phi3v_data.splits import split_sort_key
+
+FINDINGS_BYTES = 4_000_000
+ROWS_BYTES = 2_500_000
+SAMPLES_BYTES = 4_000_000
+
+MAX_LISTED = 1000
+"""Findings of one code on the page."""
+
+MAX_MESSAGE = 600
+"""Characters of a message, a hint or a field."""
+
+Progress: TypeAlias = Callable[[str, int, int | None], None]
+
+
+def to_script_json(value: object) -> str:
+    """JSON that can stand in a `<script>` element: no `<`, so that nothing in it ends the element."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def json_size(value: object) -> int:
+    """Bytes that a value takes on the page."""
+    return len(to_script_json(value).encode("utf-8", "backslashreplace"))
+
+
+class PagePayload:
+    """Builds the data of the page; `make` gives what `page.js` reads."""
+
+    def __init__(self, report: Report, dataset: Dataset | None, found: Collected, progress: Progress | None) -> None:
+        self.report = report
+        self.dataset = dataset
+        self.found = found
+        self.progress = progress or (lambda stage, done, total: None)
+        self.rows_room = ROWS_BYTES
+        self.severities: dict[str, Severity] = {}
+        for problem in report.problems:
+            known = self.severities.get(problem.code, problem.severity)
+            self.severities[problem.code] = min(known, problem.severity, key=("error", "warning", "info").index)
+        for code in report.summary.problems:
+            self.severities.setdefault(code, PROBLEMS[code].severity if code in PROBLEMS else "error")
+        self.images: list[list[Any]] = []
+        self.image_numbers: dict[str, int] = {}
+        self.rows: list[str] = []
+        self.row_numbers: dict[Place, int] = {}
+        self.sample_numbers = {candidate.place: n for n, candidate in enumerate(found.samples)}
+        self.by_place: dict[Place, list[Diagnostic]] = {place: [] for place in self.sample_numbers}
+        for problem in report.problems:
+            if problem.line and (place := Place(problem.file, problem.line)) in self.by_place:
+                self.by_place[place].append(problem)
+
+    def make(self) -> dict[str, Any]:
+        """Everything, in the page's own short names."""
+        report, manifest = self.report, self.dataset.manifest if self.dataset else None
+        name = manifest.name if manifest else ""
+        totals = count_severities(report, self.severities)
+        samples = self.samples()
+        return {
+            "name": name or Path(os.path.abspath(report.dir)).name or report.dir,
+            "ok": report.ok,
+            "verdict": str(verdict(report, self.severities)).partition(": ")[2],
+            "counts": {
+                "samples": report.summary.samples,
+                "turns": report.summary.turns,
+                "images": report.summary.images,
+                **{severity: totals[severity] for severity in ("error", "warning", "info")},
+            },
+            "splits": sorted({*report.summary.splits, *(s["split"] for s in samples)}, key=split_sort_key),
+            "charts": make_charts(report, self.found),
+            "severity": self.severities,
+            "problems": self.problems(),
+            "rows": self.rows,
+            "samples": samples,
+            "images": self.images,
+            "gallery_note": self.gallery_note(samples),
+            "footer": f"phi3v-data validate, level {report.level}. Self-contained: this page loads nothing.",
+        }
+
+    def gallery_note(self, samples: Sequence[Mapping[str, Any]]) -> str:
+        """How the samples shown were chosen."""
+        if len(samples) >= self.report.summary.samples:
+            return "Every sample of the directory."
+        ill = sum(bool(sample["problems"]) for sample in samples)
+        return (
+            f"{len(samples):,} of {self.report.summary.samples:,} samples: {ill:,} with problems, then a choice spread "
+            "over splits and labels, the same on every run."
+        )
+
+    def problems(self) -> list[dict[str, Any]]:
+        """Findings by code, worst first, each with its row where the page has room for it."""
+        by_code: dict[str, list[Diagnostic]] = {code: [] for code in self.report.summary.problems}
+        for problem in self.report.problems:
+            by_code.setdefault(problem.code, []).append(problem)
+        order = sorted(by_code, key=lambda code: (("error", "warning", "info").index(self.severities[code]), code))
+        room = FINDINGS_BYTES // max(1, len(order))
+        return [
+            {
+                "code": code,
+                "severity": self.severities[code],
+                "count": self.report.summary.problems.get(code, len(by_code[code])),
+                "title": _title(code),
+                "help": _help(code),
+                "list": self.findings(by_code[code], room),
+            }
+            for code in order
+        ]
+
+    def findings(self, problems: Sequence[Diagnostic], room: int) -> list[dict[str, Any]]:
+        """Findings of one code, as many as `room` bytes hold."""
+        result: list[dict[str, Any]] = []
+        for problem in problems[:MAX_LISTED]:
+            finding = self.finding(problem)
+            room -= json_size(finding)
+            if room < 0 and result:
+                break
+            result.append(finding)
+        return result
+
+    def finding(self, problem: Diagnostic) -> dict[str, Any]:
+        """One finding, its row by number."""
+        place = Place(problem.file, problem.line or 0)
+        return {**_words(problem), "row": self.row(place), "s": self.sample_numbers.get(place, -1)}
+
+    def row(self, place: Place) -> int:
+        """Number of a quoted row; -1 where there is none, or no room for it."""
+        if place not in self.row_numbers and place in self.found.rows:
+            self.rows_room -= json_size(self.found.rows[place])
+            if self.rows_room >= 0:
+                self.row_numbers[place] = len(self.rows)
+                self.rows.append(self.found.rows[place])
+        return self.row_numbers.get(place, -1)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The gallery, its rows read again one by one."""
+        if self.dataset is None:
+            return []
+        read = [self.read(candidate) for candidate in self.found.samples]
+        wanted = count_shown([sum(len(turn_images(turn)) for turn in row_turns(row)) for row, _ in read])
+        thumbnailer = Thumbnailer(self.dataset.directory, wanted)
+        result = []
+        for n, (candidate, (row, text)) in enumerate(zip(self.found.samples, read, strict=True)):
+            result.append(self.sample_within(SAMPLES_BYTES // len(read), candidate, row, text, thumbnailer))
+            self.progress("gallery", n + 1, len(read))
+        return result
+
+    def read(self, candidate: Candidate) -> tuple[Mapping[str, Any] | None, str]:
+        """A row and its text."""
+        assert self.dataset is not None
+        descriptor = os.open(self.dataset.directory / candidate.place.file, os.O_RDONLY)
+        try:
+            data = read_line_at(descriptor, candidate.offset).removeprefix(BOM)
+        finally:
+            os.close(descriptor)
+        return parse_row(Line(data, candidate.place.line, candidate.offset)), shorten(data)
+
+    def sample_within(
+        self,
+        room: int,
+        candidate: Candidate,
+        row: Mapping[str, Any] | None,
+        text: str,
+        thumbnailer: Thumbnailer,
+    ) -> dict[str, Any]:
+        """One sample of the gallery, its texts cut until it takes `room` bytes."""
+        for limits in _LIMITS:
+            sample = self.sample(candidate, row, text, thumbnailer, limits)
+            if json_size(sample) <= room:
+                break
+        return sample
+
+    def sample(
+        self,
+        candidate: Candidate,
+        row: Mapping[str, Any] | None,
+        text: str,
+        thumbnailer: Thumbnailer,
+        limits: "_Limits",
+    ) -> dict[str, Any]:
+        """One sample of the gallery; whatever is not as it should be is shown as it is, or left out."""
+        problems = self.by_place[candidate.place]
+        row = row or {}
+        cut = limits.cut
+        turns, left = [], MAX_PER_SAMPLE
+        for turn in row_turns(row)[: limits.turns]:
+            names = turn_images(turn)
+            numbers = [self.image(name, thumbnailer) for name in names[:left]]
+            left -= len(numbers)
+            turns.append(
+                {
+                    "u": cut(turn.get("user")),
+                    "a": cut(turn.get("assistant")),
+                    "i": numbers,
+                    "o": _offsets(turn.get("image_offsets"))[: len(numbers)],
+                    "more": len(names) - len(numbers),
+                }
+            )
+        answers, meta = row.get("answers"), row.get("meta")
+        return {
+            "id": cut(row.get("id"), 200),
+            "split": candidate.split,
+            "label": candidate.label,
+            "at": f"{candidate.place.file}:{candidate.place.line}",
+            "source": cut(row.get("source"), 200),
+            "system": cut(row.get("system")),
+            "answers": [cut(answer, 200) for answer in answers[: limits.items]] if isinstance(answers, list) else [],
+            "group": cut(row.get("group"), 200),
+            "meta": [[cut(key, 100), cut(value, 400)] for key, value in list(meta.items())[: limits.items]]
+            if isinstance(meta, dict)
+            else [],
+            "turns": turns,
+            "problems": sorted({problem.code for problem in problems}),
+            "found": [_words(problem) for problem in problems[: limits.items]],
+            "raw": cut(text) if problems else "",
+        }
+
+    def image(self, name: str, thumbnailer: Thumbnailer) -> int:
+        """Number of an image on the page."""
+        number = self.image_numbers.setdefault(name, len(self.images))
+        if number == len(self.images):
+            thumbnail = thumbnailer.make(name)
+            self.images.append([name[:200], thumbnail.width, thumbnail.height, thumbnail.uri, thumbnail.reason])
+        return number
+
+
+def _words(problem: Diagnostic) -> dict[str, Any]:
+    where = f"{problem.file or '.'}{f':{problem.line}' if problem.line else ''}"
+    return {
+        "at": where,
+        "id": problem.id or "",
+        "field": (problem.field or "")[:MAX_MESSAGE],
+        "msg": problem.message[:MAX_MESSAGE],
+        "hint": problem.hint[:MAX_MESSAGE],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How much of one sample is shown."""
+
+    text: int
+    turns: int
+    items: int
+
+    def cut(self, value: object, limit: int = 1 << 30) -> str:
+        """Any JSON value as text of bounded length."""
+        if value is None:
+            return ""
+        try:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        except RecursionError:
+            text = "(nested too deeply to show)"
+        limit = min(limit, self.text)
+        return text if len(text) <= limit else f"{text[:limit]} … ({len(text):,} characters in all)"
+
+
+_LIMITS = (_Limits(4000, 40, 40), _Limits(800, 20, 20), _Limits(200, 6, 5), _Limits(60, 2, 1))
+
+
+def _offsets(value: object) -> list[int]:
+    if not isinstance(value, list) or not all(type(offset) is int for offset in value):
+        return []
+    return value[:MAX_PER_SAMPLE]
+
+
+def _title(code: str) -> str:
+    return PROBLEMS[code].title if code in PROBLEMS else ""
+
+
+def _help(code: str) -> list[list[str]]:
+    """What the catalogue says, as (head, text)."""
+    if code not in PROBLEMS:
+        return []
+    problem = PROBLEMS[code]
+    return [["What", problem.what], ["Why it matters", problem.why], ["How to mend it", problem.fix]]
