@@ -1,6 +1,6 @@
 """The HTML report of 100,000 rows: `python benchmarks/report_html.py [--rows N] [--no-save]`.
 
-Rows have 8 pictures each out of 400 noisy JPEGs (noise compresses badly, so the page is as large as it gets), every
+Rows have 8 pictures each out of 6,000 noisy JPEGs (noise compresses badly, so the page is as large as it gets), every
 fiftieth row has a finding. Runs in a fresh process; memory is its peak resident set.
 """
 
@@ -34,12 +34,12 @@ def write_directory(directory: Path, rows: int) -> None:
 
     rng = random.Random(0)
     (directory / "images").mkdir()
-    for n in range(400):
+    for n in range(6000):
         noise = Image.frombytes("RGB", (80, 60), rng.randbytes(14400)).resize((320, 240))
         noise.save(directory / "images" / f"{n}.jpg")
     with open(directory / "bench_train.jsonl", "w", encoding="utf-8", newline="\n") as file:
         for n in range(rows):
-            images = [f"{rng.randrange(400)}.jpg" for _ in range(8)]
+            images = [f"{rng.randrange(6000)}.jpg" for _ in range(8)]
             turn = {"images": images, "user": "Which class? " * 20, "assistant": f"Class{n % 101:03d}"}
             file.write(json.dumps({"id": f"train-{n:010d}", "source": "bench", "conversations": [turn]}) + "\n")
 
@@ -53,7 +53,7 @@ def make_report(directory: Path, rows: int) -> str:
         for n in range(1, min(rows, 50_000), 50)
     )
     summary = Summary(
-        samples=rows, turns=rows, images=400, splits={"train": rows}, problems={"control-token": rows // 50}
+        samples=rows, turns=rows, images=6000, splits={"train": rows}, problems={"control-token": rows // 50}
     )
     return Report(
         dir=str(directory), ok=False, level="full", summary=summary, problems=found, stats={}

@@ -146,9 +146,7 @@ def test_the_largest_rows_and_messages_stay_under_thirty_megabytes(tmp_path: Pat
     with open(tmp_path / "train.jsonl", "w", encoding="utf-8") as file:
         for n in range(600):
             turns = tuple(Turn(images=(long,) * 9, user=long, assistant=long) for _ in range(8))
-            sample = Sample(
-                id=f"{n}{long}", source=long, conversations=turns, meta={f"{k}{long}": long for k in range(9)}
-            )
+            sample = Sample(id=f"{n}{long}", source=long, conversations=turns, meta=meta)
             file.write(sample.to_json() + "\n")
     problems = tuple(
         Diagnostic(
