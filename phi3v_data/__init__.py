@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
     from phi3v_data.converters.registry import converter
     from phi3v_data.converters.source import Source
+    from phi3v_data.dataset import Dataset
     from phi3v_data.errors import BusyError, NotFoundError, Reject, UserError
     from phi3v_data.schema import Manifest, Report, Sample, Turn
 
@@ -52,6 +53,7 @@ __all__ = [  # noqa: RUF022 - by role
     "DatasetInfo",
     "convert",
     "ConvertResult",
+    "Dataset",
     "Sample",
     "Turn",
     "Manifest",

@@ -1,6 +1,7 @@
 """The models of the format and the JSON Schemas made from them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,18 @@ def test_every_field_of_a_row_is_documented() -> None:
     schema = json_schema("sample")
     assert schema["$defs"]["Turn"]["properties"]["image_offsets"]["description"]
     assert all("title" not in value for value in schema["properties"].values())
+
+
+def test_the_examples_in_the_page_on_the_format_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"```(json|python)\n(.*?)```", page, re.DOTALL))
+    sample = Sample.from_json(blocks["json"])
+    assert sample.to_json() + "\n" == blocks["json"]
+    (tmp_path / "ucf101_train.jsonl").write_text(blocks["json"] * 2)
+    exec(compile(blocks["python"].replace("demo_out/ucf101", str(tmp_path)), "format.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "2 val-0000000300 BabyCrawling"
+    assert len(printed) == 3
 
 
 def test_an_unknown_schema_is_named() -> None:

@@ -244,6 +244,8 @@ def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = BROKEN_PIPE
+    except KeyboardInterrupt:  # before or after the command itself
+        code = INTERRUPTED
     except Exception:
         from traceback import print_exc
 

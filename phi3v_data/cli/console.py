@@ -5,7 +5,7 @@ rich is imported when the first console is made, so that a command's help does n
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
@@ -33,11 +33,16 @@ def make_console(file: IO[str] | None = None) -> "Console":
 class ProgressBar:
     """Progress of one command, called as `progress(stage, done, total)`; `total` None where it is not known yet.
 
+    `units` says what is counted in stages whose name does not.
+
     A bar with rate and time left on a terminal; elsewhere a plain line every 10 seconds; nothing when `quiet`. Calling
     it costs about a microsecond between two updates, so callers need not throttle.
     """
 
-    def __init__(self, *, quiet: bool = False, file: IO[str] | None = None) -> None:
+    def __init__(
+        self, *, quiet: bool = False, units: Mapping[str, str] | None = None, file: IO[str] | None = None
+    ) -> None:
+        self._units = units or {}
         self._file = sys.stderr if file is None else file
         self._quiet = quiet
         self._terminal = not quiet and self._file.isatty()
@@ -58,6 +63,8 @@ class ProgressBar:
     def __call__(self, stage: str, done: int, total: int | None = None) -> None:
         if self._quiet:
             return
+        if stage in self._units:
+            stage = f"{stage} ({self._units[stage]})"
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._stage_start, self._stage_done = stage, now, done
@@ -135,7 +142,7 @@ def _make_rich_progress(file: IO[str]) -> "Progress":
 
 
 @contextmanager
-def progress_bar(*, quiet: bool = False) -> Iterator[ProgressBar]:
+def progress_bar(*, quiet: bool = False, units: Mapping[str, str] | None = None) -> Iterator[ProgressBar]:
     """`with progress_bar(quiet=quiet) as progress: ... progress("images", 10, 200)`."""
-    with ProgressBar(quiet=quiet) as bar:
+    with ProgressBar(quiet=quiet, units=units) as bar:
         yield bar

@@ -69,7 +69,7 @@ def validate(
         from phi3v_data.report.html import check_target, write_html
 
         check_target(html)
-    with progress_bar(quiet=quiet) as progress:
+    with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         report = run_checks(
             directory,
             level=level.value,
