@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from phi3v_data.errors import UserError
 from phi3v_train.config import MethodConfig, RunConfig
 from phi3v_train.data.encode import EncodeOptions, Encoder
+from phi3v_train.data.lengths import Lengths, check_lengths
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import accumulation_steps
 from phi3v_train.data.reader import Measure, Reader
@@ -64,6 +65,7 @@ class Plan:
     compute: Compute
     size: ModelSize
     probe: Probe
+    lengths: Lengths | None
     world_size: int
     accumulation: int
     total_steps: int
@@ -128,7 +130,9 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     compute = choose_compute(config.model)
     processor = load_processor(place, num_crops=config.model.num_crops)
     size = ModelSize.from_config(place.config())
-    probe = probe_rows(make_reader(config, sources, processor))
+    reader = make_reader(config, sources, processor)
+    lengths = check_lengths(reader) if config.data.max_length is not None else None
+    probe = probe_rows(reader)
     memory = estimate(
         size,
         config.method,
@@ -140,8 +144,8 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
         checkpointing=config.model.gradient_checkpointing,
     )
     return Plan(
-        settings, sources, order, eval_source, place, processor, compute, size, probe, world_size, accumulation, total,
-        memory,
+        settings, sources, order, eval_source, place, processor, compute, size, probe, lengths, world_size,
+        accumulation, total, memory,
     )  # fmt: skip
 
 
@@ -225,6 +229,12 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         f"{probe.mean_tokens:,.0f} a sample, longest {probe.max_tokens:,} (of {len(probe.measures)} rows measured); "
         f"about {probe.mean_tokens * plan.order.epoch_samples / 1e6:,.3g} M an epoch",
     )
+    if plan.lengths is not None and plan.lengths.num_too_long:
+        yield (
+            "length",
+            f"{plan.lengths.num_too_long:,} of {plan.lengths.num_measured:,} samples measured are over --max_length "
+            f"{config.data.max_length} (longest {plan.lengths.longest:,}): cut at a turn's border",
+        )
     share = 100 * memory.trained / plan.size.total
     yield "model", f"{plan.place.name}: {plan.size.total / 1e6:,.4g} M parameters"
     yield "method", f"{config.method.name}: {memory.trained / 1e6:,.4g} M trained ({share:.3g} %)"

@@ -23,7 +23,7 @@ class Lengths:
 def check_lengths(
     reader: Reader,
     *,
-    max_rows: int = 5000,
+    max_rows: int = 2000,
     num_workers: int = 0,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Lengths:
@@ -32,8 +32,8 @@ def check_lengths(
     Rows that are not measured here are still refused or cut when their turn comes.
 
     Raises:
-        UserError: a sample cannot be encoded; or some are over `--max_length` without `--truncate turns`: how many, and
-            which is the first.
+        UserError: a sample cannot be encoded or cut; or some are over `--max_length` without `--truncate turns`: how
+            many, and which is the first.
     """
     encoder = reader.encoder
     limit = encoder.options.max_length
@@ -51,9 +51,11 @@ def check_lengths(
         first = refs[long[0]]
         raise UserError(
             f"{len(long)} of {len(refs)} samples measured are over --max_length {limit}; the longest has "
-            f"{max(lengths)} tokens, the first, {lengths[long[0]]}: {whole.place(first)}; raise --max_length, lower "
-            "--num_crops, or cut at a turn's border with --truncate turns"
+            f"{max(lengths)} tokens, the first is {whole.place(first)} with {lengths[long[0]]}; raise --max_length, "
+            "lower --num_crops, or cut at a turn's border with --truncate turns"
         )
+    for index in long:
+        reader.measure(refs[index])  # refuses a sample whose first turn alone is too long
     return Lengths(len(refs), len(long), max(lengths))
 
 

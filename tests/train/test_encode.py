@@ -382,10 +382,16 @@ def test_lengths_are_checked_before_a_run(tmp_path):
     assert check_lengths(free) == Lengths(17, 0, max(lengths))
     strict = Reader(sources, Encoder(processor(), EncodeOptions(max_length=700)))
     count = sum(length > 700 for length in lengths)
-    with pytest.raises(UserError, match=rf"{count} of 17 samples .* longest has {max(lengths)} .*set_train.jsonl:3;"):
+    with pytest.raises(
+        UserError, match=rf"{count} of 17 samples .* longest has {max(lengths)} .*set_train.jsonl:3 with"
+    ):
         check_lengths(strict)
-    cutting = Reader(sources, Encoder(processor(), EncodeOptions(max_length=700, truncate="turns")))
+    with pytest.raises(UserError, match=r"set_train.jsonl:4 .* first turn alone has \d+ tokens"):
+        check_lengths(Reader(sources, Encoder(processor(), EncodeOptions(max_length=700, truncate="turns"))))
+    cutting = Reader(sources, Encoder(processor(), EncodeOptions(max_length=1000, truncate="turns")))
+    count = sum(length > 1000 for length in lengths)
     assert check_lengths(cutting) == Lengths(17, count, max(lengths))
+    assert count > 0
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(1, 60))

@@ -19,7 +19,8 @@ from phi3v_train.data.encode import IGNORED, EncodeOptions, Encoder
 from phi3v_train.data.loader import MicroBatch, TrainLoader
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.reader import Reader
-from phi3v_train.data.sources import choose_eval_split, open_source, open_sources, resolve_num_crops
+from phi3v_train.data.sources import choose_eval_split, open_source, open_sources, require_sound, resolve_num_crops
+from phi3v_train.data.workers import Workers, measure_all
 
 RANDOM = EncodeOptions(answer_choice="random", seed=3)
 
@@ -260,3 +261,21 @@ def test_the_split_to_evaluate_on(tmp_path):
     assert choose_eval_split(directory, "train") == "train"
     with pytest.raises(NotFoundError, match="no split 'val'"):
         choose_eval_split(directory, "val")
+
+
+def test_a_directory_with_errors_is_refused(tmp_path):
+    directory = mixed_directory(tmp_path / "d", 5)
+    assert require_sound(directory).ok
+    (directory / "images" / "2" / "p2_0.png").unlink()
+    (directory / "images" / "1" / "p1_0.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"d: 2 errors in the data, the first at set_train\.jsonl:\d .*\(image-"):
+        require_sound(directory)
+
+
+def test_work_can_be_handed_to_the_workers_of_a_reader(directories):
+    reader = Reader(open_sources(directories, "train", num_crops=1), Encoder(processor()))
+    refs = [(SampleRef(0, row, 0),) for row in range(11)]
+    expected = [measure_all(reader, ref) for ref in refs]
+    for num_workers in (0, 2):
+        with Workers(reader, num_workers) as workers:
+            assert list(workers.map(measure_all, refs)) == expected
