@@ -116,7 +116,7 @@ SPLITS = (
         "splits",
         "warning",
         "a picture of one split looks almost like one of another",
-        "Their difference hashes are at most 3 bits apart and their small grey versions nearly equal: the same picture "
+        "Their difference hashes are at most 4 bits apart and their small grey versions nearly equal: the same picture "
         "stored twice with other compression or size, neighbouring frames of one film, two scans of one page.",
         "Much like a leak, but it takes a look to tell: two frames of a static camera are alike by nature.",
         _files(

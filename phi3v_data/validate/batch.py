@@ -36,8 +36,12 @@ class Batch:
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
         conversations: list[list[TurnRow]] = list(map(_get_conversations, rows))
-        self.num_turns: Ints = np.fromiter(map(len, conversations), np.int64, len(rows))
         self.turns: list[TurnRow] = list(chain.from_iterable(conversations))
+        self.num_turns: Ints = (
+            np.ones(len(rows), np.int64)
+            if len(self.turns) == len(rows) and all(conversations)
+            else np.fromiter(map(len, conversations), np.int64, len(rows))
+        )
         images: list[Any] = list(map(_get_images, self.turns))
         self._unset_images = images.count(UNSET) if UNSET in images else 0
         self.images: list[list[str]] = (
@@ -47,21 +51,34 @@ class Batch:
         self.lines: Ints = np.empty(0, np.int64)  # per row, 1-based
         self.offsets: Ints = np.empty(0, np.int64)  # per row, bytes
         self.suspects: Iterable[int] = ()  # positions of rows whose text may hold what must not stand there
+        self.is_plain = False  # no row has an optional field
+        self.is_ascii = False  # so was the file's text
         self.bad: frozenset[int] = frozenset()  # positions of rows that `BadRows` has reported on
 
     def column(self, name: str) -> list[Any] | None:
         """An optional field of every row, UNSET where left out; None where every row leaves it out."""
+        if self.is_plain:
+            return None
         values = list(map(attrgetter(name), self.rows))
         return None if set(map(type, values)) <= {msgspec.UnsetType} else values
 
     @property
     def has_offsets(self) -> bool:
         """Whether any turn gives `image_offsets`."""
-        return not set(map(type, map(_get_image_offsets, self.turns))) <= {msgspec.UnsetType}
+        return not self.is_plain and not set(map(type, map(_get_image_offsets, self.turns))) <= {msgspec.UnsetType}
+
+    def holds(self, num_quotes: int) -> bool:
+        """Whether these rows are all that stood in a text with so many unescaped quotes."""
+        # Optional fields and keys given twice only add quotes: without any to spare, there are none.
+        self.is_plain = self._unset_images == 0 and num_quotes == 2 * self._num_plain_strings()
+        return self.is_plain or num_quotes == 2 * self.num_strings()
+
+    def _num_plain_strings(self) -> int:
+        return 5 * len(self.rows) + 5 * len(self.turns) - self._unset_images + int(self.num_images.sum())
 
     def num_strings(self) -> int:
         """Strings in the JSON text of these rows, keys included, if no key was dropped."""
-        total = 5 * len(self.rows) + 5 * len(self.turns) - self._unset_images + int(self.num_images.sum())
+        total = self._num_plain_strings()
         for name in ("system", "group"):
             values = self.column(name)
             if values is not None:
@@ -77,6 +94,11 @@ class Batch:
         if self.has_offsets:
             total += sum(turn.image_offsets is not UNSET for turn in self.turns)
         return total
+
+
+def count_lines(data: bytes) -> int:
+    """LF bytes in `data`."""
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _LF))
 
 
 def read_batch(block: Block, bad: BadRows) -> Batch:
@@ -107,8 +129,9 @@ def _read_sound(block: Block) -> Batch | None:
         return None
     batch = Batch(rows)
     num_quotes, suspects = _scan(block.data, array)
-    if num_quotes != 2 * batch.num_strings():
+    if not batch.holds(num_quotes):
         return None
+    batch.is_ascii = block.data.isascii()
     batch.lines = np.arange(block.first_line, block.first_line + len(rows))
     batch.offsets = starts + block.offset
     if suspects:
@@ -150,7 +173,7 @@ def _read_sound_line(data: bytes) -> tuple[Row | None, bool]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None, True
     num_quotes, suspects = _scan(data, np.frombuffer(data, np.uint8))
-    if num_quotes != 2 * Batch([row]).num_strings():
+    if not Batch([row]).holds(num_quotes):
         return None, True
     return row, bool(suspects)
 
@@ -162,13 +185,14 @@ def _scan(data: bytes, array: Bytes) -> tuple[int, list[int]]:
     digit up to 7 may spell any ASCII character, and `\\/` the slash of `</s>`.
     """
     num_quotes = int(np.count_nonzero(array == _QUOTE))
-    suspects = control.find_candidates(data)
-    following = array[1:]
-    bracket = (array[:-1] == _BRACKET) & ((following == _CAPITAL_I) | (following == _SLASH))
-    if bracket.any():
-        suspects += np.flatnonzero(bracket).tolist()
-    slashes = np.flatnonzero(array == _BACKSLASH)
-    if len(slashes):
+    suspects = control.find_candidates(data) if b"<" in data else []
+    brackets = np.flatnonzero(array[:-1] == _BRACKET)
+    following = array[brackets + 1]
+    marked = (following == _CAPITAL_I) | (following == _SLASH)
+    if marked.any():
+        suspects += brackets[marked].tolist()
+    if b"\\" in data:
+        slashes = np.flatnonzero(array == _BACKSLASH)
         run_starts = np.concatenate(([True], np.diff(slashes) != 1))
         first_of_run = np.maximum.accumulate(np.where(run_starts, slashes, 0))
         escaping = slashes[(slashes - first_of_run) % 2 == 0]

@@ -1,26 +1,27 @@
 """Pairs of nearly equal 64-bit difference hashes between two sets, without comparing all with all.
 
-Two hashes that differ in at most 3 bits agree on at least two of five bands of 13 bits (the last has 12). For each of
-the ten pairs of bands, one set is sorted by those bits and the other looked up in it; few pairs come up by chance,
-and each is then counted exactly. Equal hashes are taken once, so a crowd of copies costs nothing.
+Two hashes that differ in at most 4 bits agree on at least two of six bands of 10 or 11 bits. For each of the 15 pairs
+of bands, one set is sorted by those bits and the other looked up in it; few pairs come up by chance, and each is then
+counted exactly. Equal hashes are taken once, so a crowd of copies costs nothing.
 """
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-MAX_DISTANCE = 3
+MAX_DISTANCE = 4
 
 Hashes = npt.NDArray[np.uint64]
 Indexes = npt.NDArray[np.int64]
 
-_BANDS = [np.uint64(((1 << 13) - 1) << shift if shift < 52 else ((1 << 12) - 1) << 52) for shift in range(0, 64, 13)]
+_BAND_EDGES = (0, 11, 22, 33, 44, 54, 64)
+_BANDS = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(_BAND_EDGES)]
 _MAX_PAIRS = 4_000_000  # looked at together
 
 
 def near_pairs(left: Hashes, right: Hashes) -> tuple[Indexes, Indexes]:
-    """Positions (i, j) with `left[i]` and `right[j]` at most 3 bits apart, each pair once; both must be free of
+    """Positions (i, j) with `left[i]` and `right[j]` at most 4 bits apart, each pair once; both must be free of
     repeats.
 
     Memory besides the result: about 50 bytes a hash and a fixed 300 MB at most.

@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from phi3v_data.jsonl import Block, read_blocks
 from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets
-from phi3v_data.validate.batch import Batch, read_batch
+from phi3v_data.validate.batch import Batch, count_lines, read_batch
 from phi3v_data.validate.control import find_control, invalid_character
 from phi3v_data.validate.findings import Findings, escaped, shown
 from phi3v_data.validate.rowtypes import Row
@@ -57,12 +57,12 @@ class RowScan:
         self.table.begin_file(file, split)
         self.labels.setdefault(split, Counter())
         bad = BadRows(self.findings, file, labelled=labelled)
-        for block in read_blocks(self.table.directory / file):
+        for block in read_blocks(self.table.directory / file, count_lines=count_lines):
             if observe is not None:
                 observe(block)
             blank = self.findings.counts["blank-line"]
             batch = read_batch(block, bad)
-            self.num_lines[split] += block.data.count(b"\n") - (self.findings.counts["blank-line"] - blank)
+            self.num_lines[split] += block.num_lines - (self.findings.counts["blank-line"] - blank)
             if batch.rows:
                 self._enter(batch, file, split, labelled)
 

@@ -161,6 +161,7 @@ class _Run:
         files = [(split.split, file) for split in self.layout.splits.splits.values() for file in split.files]
         sizes = {file: _size(self.directory / file) for _, file in files}
         total, done = sum(sizes.values()), 0
+        bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each anew
 
         def observe(block: Block) -> None:
             if self.progress is not None:

@@ -20,7 +20,7 @@ from phi3v_data.validate.batch import Batch
 from phi3v_data.validate.findings import Findings, shown
 from phi3v_data.validate.images import ImageReport, ImageTable
 from phi3v_data.validate.rows import sum_turns
-from phi3v_data.validate.rowtypes import Row
+from phi3v_data.validate.rowtypes import Row, TurnRow
 from phi3v_data.validate.table import RowTable
 from phi3v_data.validate.tree import ImageTree
 
@@ -37,7 +37,7 @@ _TOKENS_PER_SYSTEM = 6
 def text_bytes(batch: Batch, users: list[str], answers: list[str]) -> Ints:
     """UTF-8 bytes of the texts of each row: the unit of the estimate."""
     count = len(batch.turns)
-    if all(map(str.isascii, users)) and all(map(str.isascii, answers)):
+    if batch.is_ascii:
         sizes = np.fromiter(map(len, users), np.int64, count) + np.fromiter(map(len, answers), np.int64, count)
     else:
         sizes = np.fromiter(
@@ -85,26 +85,33 @@ class TokenCounter:
 def sequence_pieces(row: Row) -> tuple[list[str], int]:
     """The texts of a row's sequence that are tokenized apart, and how many times `<s>` stands in it."""
     pieces: list[str] = []
-    prompt = f"<|system|>\n{row.system}<|end|>\n" if row.system is not UNSET and row.system else ""
     num_starts = 1
+    system = f"<|system|>\n{row.system}<|end|>\n" if row.system is not UNSET and row.system else ""
     last = len(row.conversations) - 1
     for index, turn in enumerate(row.conversations):
-        prompt += "<|user|>\n"
-        images = [] if turn.images is UNSET else turn.images
-        offsets = (
-            [0] * len(images) if turn.image_offsets is UNSET or not any(turn.image_offsets) else turn.image_offsets
-        )
-        position = 0
-        for offset in offsets:
-            pieces.append(prompt + turn.user[position:offset])
-            prompt, position = "", offset
-            num_starts += 1
-        if images and not any(offsets):
-            prompt += "\n"
-        pieces.append(f"{prompt}{turn.user[position:]}<|end|>\n<|assistant|>\n")
-        pieces.append(f"{turn.assistant}<|end|>\n" + ("<|endoftext|>" if index == last else ""))
-        prompt = ""
+        stretches = user_stretches(turn)
+        stretches[0] = f"{system}<|user|>\n{stretches[0]}"
+        stretches[-1] += "<|end|>\n<|assistant|>\n"
+        system = ""
+        num_starts += len(stretches) - 1
+        pieces += [*stretches, f"{turn.assistant}<|end|>\n" + ("<|endoftext|>" if index == last else "")]
     return [piece for piece in pieces if piece], num_starts
+
+
+def user_stretches(turn: TurnRow) -> list[str]:
+    """The user's text cut at its image tags: one stretch more than images.
+
+    Tags at offset 0 come first, and a newline follows the last of them; elsewhere a tag stands alone.
+    """
+    images = [] if turn.images is UNSET else turn.images
+    offsets = [0] * len(images) if turn.image_offsets is UNSET else turn.image_offsets
+    leading = sum(offset == 0 for offset in offsets)
+    stretches = [""] * leading
+    before, position = "\n" if leading else "", 0
+    for offset in offsets[leading:]:
+        stretches.append(before + turn.user[position:offset])
+        before, position = "", offset
+    return [*stretches, before + turn.user[position:]]
 
 
 def load_tokenizer(directory: str | Path, findings: Findings) -> TokenCounter | None:

@@ -1,0 +1,81 @@
+"""The catalogue: every code of the validator is in it, and every example has the problem that it shows."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import phi3v_data
+from phi3v_data.problems import GROUPS, PROBLEMS, Problem, write_example
+from phi3v_data.validate import validate
+
+ALL_CODES = {
+    "rows": "json-syntax json-not-object invalid-utf8 bom blank-line duplicate-key non-finite-number missing-field "
+    "unknown-field wrong-type empty-text no-turns duplicate-id line-too-long",
+    "images": "image-missing image-unreadable image-path-unsafe image-name-mismatch image-format-mismatch "
+    "image-animated image-mode image-orientation image-aspect image-too-large image-orphan",
+    "text": "control-token invalid-text",
+    "tokens": "too-long rope-switch",
+    "splits": "split-empty split-name shard-missing leak-sample leak-group leak-image leak-near-image duplicate-sample "
+    "label-unknown label-missing-in-train manifest-invalid manifest-stale",
+    "runs": "check-skipped",
+}
+WARNINGS = {
+    "bom", "blank-line", "image-format-mismatch", "image-animated", "image-mode", "image-orientation",
+    "leak-near-image", "duplicate-sample", "label-missing-in-train", "check-skipped",
+}  # fmt: skip
+INFOS = {"image-orphan", "rope-switch"}
+
+
+def options_of(problem: Problem, directory: Path) -> Mapping[str, Any]:
+    options = dict(problem.example.options)
+    if "tokenizer" in options:
+        options["tokenizer"] = directory / options["tokenizer"]
+    return options
+
+
+def test_the_catalogue_has_every_code_in_order() -> None:
+    assert [(problem.group, problem.code) for problem in PROBLEMS.values()] == [
+        (group, code) for group in GROUPS for code in ALL_CODES[group].split()
+    ]
+
+
+def test_severities_are_as_documented() -> None:
+    for code, problem in PROBLEMS.items():
+        expected = "warning" if code in WARNINGS else "info" if code in INFOS else "error"
+        assert problem.severity == expected, code
+
+
+@pytest.mark.parametrize("code", PROBLEMS)
+def test_the_example_gives_its_code(code: str, tmp_path: Path) -> None:
+    problem = PROBLEMS[code]
+    write_example(problem.example, tmp_path)
+    report = validate(tmp_path, **options_of(problem, tmp_path))
+    assert report.summary.problems.get(code) == 1 or code == "manifest-invalid"
+    found = [item for item in report.problems if item.code == code]
+    assert found[0].severity == problem.severity or problem.severity_note
+    assert report.ok is not any(item.severity == "error" for item in report.problems)
+    # What comes along is a consequence of the problem, not another mistake in the example.
+    allowed = {code, "image-orphan", "leak-image", "check-skipped"}
+    assert set(report.summary.problems) <= allowed
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_texts_are_complete(problem: Problem) -> None:
+    assert re.fullmatch(r"[a-z]+(-[a-z0-9]+)+|bom", problem.code)
+    for text in (problem.what, problem.why, problem.fix):
+        assert text.endswith((".", ")", "`."))
+        assert len(text) > 25
+    assert not problem.title.endswith(".")
+    assert problem.example.files
+    assert all(content.describe() is not None for content in problem.example.files.values())
+    assert problem.example.command.startswith("phi3v-data validate DIR")
+
+
+def test_codes_in_the_source_are_in_the_catalogue() -> None:
+    """No finding is made up on the way."""
+    source = "".join(path.read_text() for path in (Path(phi3v_data.__file__).parent / "validate").glob("*.py"))
+    used = {code for code in PROBLEMS if f'"{code}"' in source}
+    assert used == set(PROBLEMS)
