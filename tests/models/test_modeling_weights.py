@@ -167,7 +167,6 @@ def test_the_caller_s_dictionaries_are_left_alone() -> None:
     ("overrides", "message"),
     [
         ({"sliding_window": 100}, "sliding_window .100. is shorter"),
-        ({"img_processor": {"image_dim_out": 64}}, "image_dim_out is 64"),
         ({"img_processor": {"type_feature": "cls_patch"}}, "type_feature"),
         ({"img_processor": {"layer_idx": -40}}, "layer_idx"),
         ({"embd_layer": {"hd_transform_order": "glb_sub"}}, "hd_transform_order"),
@@ -176,6 +175,11 @@ def test_the_caller_s_dictionaries_are_left_alone() -> None:
 def test_settings_that_the_model_cannot_honour_are_refused(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Phi3VConfig(**overrides)
+
+
+def test_a_tower_of_another_width_without_its_sizes_is_refused() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="image_dim_out is 64, but the vision tower is 1024"):
+        Phi3VForConditionalGeneration(Phi3VConfig(img_processor={"image_dim_out": 64}))
 
 
 def test_a_checkpoint_without_the_unused_layer_still_loads(tmp_path: Path) -> None:

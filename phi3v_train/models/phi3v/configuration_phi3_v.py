@@ -103,11 +103,6 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped 
         used, total = self.num_vision_layers_used, self.vision_settings["num_hidden_layers"]
         if not 0 <= used <= total:
             raise ValueError(f"img_processor.layer_idx points outside the tower's {total} layers")
-        if self.img_processor["image_dim_out"] != self.vision_settings["hidden_size"]:
-            raise ValueError(
-                f"img_processor.image_dim_out is {self.img_processor['image_dim_out']}, but the vision tower is "
-                f"{self.vision_settings['hidden_size']} wide: give the tower's sizes in img_processor.vision_config"
-            )
         expected = {key: OFFICIAL_EMBD_LAYER[key] for key in ("hd_transform_order", "projection_cls")}
         for key, value in expected.items():
             if self.embd_layer[key] != value:

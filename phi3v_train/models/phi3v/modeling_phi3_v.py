@@ -90,7 +90,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         self.embed_tokens = value
 
     def get_image_features(
-        self, pixel_values: Tensor | None = None, image_sizes: Tensor | None = None, canvases: Tensor | None = None
+        self, image_sizes: Tensor, pixel_values: Tensor | None = None, canvases: Tensor | None = None
     ) -> Tensor:
         """Both separators and 144 rows a tile, projected: (2 + t * 144, hidden); see `vision.gather_index`.
 
@@ -98,19 +98,19 @@ class Phi3VModel(Phi3VPreTrainedModel):
         `canvases`, a flat uint8 tensor (see `tiles`); `image_sizes` (n, 2) are their padded (H, W).
         """
         weight = self.vision_embed_tokens.img_processor.vision_model.embeddings.patch_embedding.weight
-        if image_sizes is None:
-            raise ValueError("pictures need image_sizes, their padded (height, width), as the image processor gives it")
         if canvases is not None:
             tiles = tiles_from_canvases(canvases.to(weight.device), image_sizes, dtype=weight.dtype)
-        elif pixel_values is not None:
-            if int(num_tiles(image_sizes).max()) > pixel_values.shape[1] or len(image_sizes) != len(pixel_values):
+        else:
+            if (
+                pixel_values is None
+                or int(num_tiles(image_sizes).max()) > pixel_values.shape[1]
+                or len(image_sizes) != len(pixel_values)
+            ):
                 raise ValueError(
-                    f"pixel_values {tuple(pixel_values.shape)} hold fewer tiles than image_sizes "
-                    f"{image_sizes.tolist()} say: both must come from the same processor call"
+                    f"pixel_values {tuple(pixel_values.shape) if pixel_values is not None else None} hold fewer tiles "
+                    f"than image_sizes {image_sizes.tolist()} say: both must come from the same processor call"
                 )
             tiles = drop_padding(pixel_values.to(weight.device), image_sizes)
-        else:
-            raise ValueError("image_sizes without pictures: pass pixel_values or canvases too")
         features: Tensor = self.vision_embed_tokens(tiles)
         return features
 
@@ -122,6 +122,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
             if len(positions):
                 raise ImageTokensError("input_ids hold image tokens, but no pictures were handed over")
             return embeds
+        if "image_sizes" not in pictures:
+            raise ValueError("pictures need image_sizes, their padded (height, width), as the image processor gives it")
         sizes: list[list[int]] = pictures["image_sizes"].tolist()
         tags = input_ids.flatten()[positions].cpu()
         order = match_images(tags, positions.cpu(), layout.sample_starts, sizes, resumed)
@@ -286,9 +288,9 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         """Let generation stop at these ids, or at a tokenizer's `<|end|>`, `<|assistant|>` and `<|endoftext|>`."""
         stop_ids = stop if isinstance(stop, list) else stop_ids_of(stop)
         if stop_ids:
-            settings = self.generation_config.to_dict()
+            settings: dict[str, Any] = self.generation_config.to_dict()
             settings.pop("_from_model_config", None)
-            self.generation_config = GenerationConfig.from_dict(settings | {"eos_token_id": list(stop_ids)})
+            self.generation_config: Any = GenerationConfig.from_dict(settings | {"eos_token_id": list(stop_ids)})
 
     def get_input_embeddings(self) -> nn.Module:
         """The text embedding."""

@@ -31,7 +31,13 @@ class ImageEmbedding(nn.Module):
 
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__()
-        merged = 4 * int(config.vision_settings["hidden_size"])
+        width = int(config.vision_settings["hidden_size"])
+        if config.img_processor["image_dim_out"] != width:
+            raise ValueError(
+                f"img_processor.image_dim_out is {config.img_processor['image_dim_out']}, but the vision tower is "
+                f"{width} wide: give the tower's sizes in img_processor.vision_config of config.json"
+            )
+        merged = 4 * width
         self.img_processor = VisionTower(config)
         self.glb_GN = nn.Parameter(torch.zeros(1, 1, merged))
         self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, merged))
