@@ -129,13 +129,11 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     from phi3v_train.training.strategy import Place, make_strategy
 
     config = plan.config
+    quieten_libraries()
     place = Place.from_environment()
-    device = (
-        torch.device(plan.compute.device.value, place.local_rank)
-        if plan.compute.device.value == "cuda"
-        else (torch.device("cpu"))
-    )
-    loader = stack.enter_context(make_loader(plan, place.rank, place.world_size, pin_memory=device.type == "cuda"))
+    on_gpu = plan.compute.device.value == "cuda"
+    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
+    loader = stack.enter_context(make_loader(plan, place.rank, place.world_size, pin_memory=on_gpu))
     loader.start()
     strategy = make_strategy(config.parallel.parallel, place, device)
     stack.callback(strategy.close)
@@ -190,12 +188,17 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     )
 
 
-def quieten_transformers() -> None:
-    """No bars and no advice from libraries between our lines."""
-    from transformers.utils import logging
+def quieten_libraries() -> None:
+    """No bars, no advice and no notes on deprecation from libraries between our lines."""
+    import logging
+    import warnings
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
 
 
 def enable_checkpointing(model: Any) -> None:

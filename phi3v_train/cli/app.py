@@ -9,6 +9,7 @@ COMMANDS = {
     ),
     "recipes": CommandSpec("phi3v_train.cli.recipes:recipes", "List published settings with their results."),
     "inspect": CommandSpec("phi3v_train.cli.inspect:inspect", "Show one sample as the model sees it."),
+    "merge": CommandSpec("phi3v_train.cli.merge:merge", "Merge an adapter into its base model."),
 }
 
 HELP = "Fine-tune Phi-3-vision and Phi-3.5-vision on conversations directories."

@@ -188,14 +188,18 @@ def load_base(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
 
         model: Any = tiny_model(seed=seed).to(dtype)
         model.set_attn_implementation(compute.attn_implementation)
-        model.config._name_or_path = TINY
-        return model
+        return named(model, TINY)
     from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 
     model = Phi3VForConditionalGeneration.from_pretrained(
         place.directory, dtype=dtype, attn_implementation=compute.attn_implementation
     )
-    model.config._name_or_path = place.name if place.adapter is None else str(place.directory)
+    return named(model, place.name if place.adapter is None else str(place.directory))
+
+
+def named(model: Any, name: str) -> Any:
+    """The model under the name that the user gave, which adapters made on it will name as their base."""
+    model.config._name_or_path = model.name_or_path = name
     return model
 
 

@@ -1,0 +1,40 @@
+"""`phi3v-train merge`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from phi3v_data.cli.base import command_info
+
+
+@command_info(
+    examples=[
+        "phi3v-train merge output/model merged",
+        "phi3v-train merge output/checkpoint-000120 merged --base models/Phi-3.5-vision-instruct --dtype bf16",
+    ]
+)
+def merge(
+    source: Annotated[
+        str, typer.Argument(metavar="ADAPTER_OR_CHECKPOINT", help="A run's model or a checkpoint of it.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the merged model goes.")],
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Base model, where it is not the one the adapter names.")
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Number format; auto: the base's own.")
+    ] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Merge an adapter into its base model, in full precision (a QLoRA adapter too).
+
+    OUT loads wherever a base model does. A checkpoint without adapter is written in one number format.
+    """
+    from phi3v_train.models.loading import locate
+    from phi3v_train.run import quieten_libraries
+    from phi3v_train.training.merging import merge_to
+
+    quieten_libraries()
+    written = merge_to(locate(source, base=base), out, dtype=dtype, overwrite=overwrite)
+    print(f"{out}: a model directory in {written}")

@@ -1,0 +1,103 @@
+"""Directories small enough to be trained on many times, and the command line that does it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from phi3v_data.schema import Sample, Turn
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 210)}
+
+
+def colour_directory(directory: Path, rows: int = 8, held_out: int = 3) -> Path:
+    """Single-coloured pictures to name, every fourth row without a picture, every third with two turns."""
+    (directory / "images").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", rows), ("val", held_out)):
+        samples = []
+        for n in range(count):
+            colour = list(COLOURS)[n % 3]
+            name = f"{split}{n}.png"
+            noise = rng.integers(-20, 20, (28, 28, 3))
+            pixels = (np.array(COLOURS[colour]) + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(directory / "images" / name)
+            pictures = () if n % 4 == 3 else (name,)
+            turns = [Turn(images=pictures, user=f"Which colour is {split} number {n}?", assistant=colour)]
+            if n % 3 == 2:
+                turns.append(Turn(user="And again?", assistant=f"{colour} {n}"))
+            samples.append(
+                Sample(
+                    id=f"{split}-{n:010d}",
+                    source="colours",
+                    conversations=tuple(turns),
+                    answers=(colour, f"it is {colour}", colour.upper()) if n % 2 else (),
+                )
+            )
+        with (directory / f"colours_{split}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(sample.to_json() + "\n" for sample in samples)
+    return directory
+
+
+def settings_for(data_dir: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
+    """Options of a run that takes a second or two."""
+    return {
+        "data_dir": [str(data_dir)],
+        "output_dir": str(output_dir),
+        "model_name_or_path": "tiny",
+        "device": "cpu",
+        "num_crops": 1,
+        "batch_size": 4,
+        "batch_size_per_gpu": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "num_workers": 0,
+        "gradient_checkpointing": False,
+        "eval_before": False,
+        "eval_after": False,
+        "report_to": ["none"],
+        **changes,
+    }
+
+
+def arguments(settings: dict[str, Any]) -> list[str]:
+    """The settings as they are typed."""
+    result = []
+    for name, value in settings.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is True:
+                result.append(f"--{name}")
+            elif item is False:
+                result += [f"--no_{name}"] if name in ("gradient_checkpointing", "eval_before", "eval_after") else []
+            else:
+                result += [f"--{name}", str(item)]
+    return result
+
+
+def command(*args: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run `phi3v-train ARGS` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "phi3v_train", *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **variables},
+        check=False,
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+TIMES = ("tokens_per_second", "images_per_second", "seconds")
+
+
+def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics without what differs between two runs of the same work."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
