@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any, ClassVar, NoReturn, TypeAlias
 
 import typer
@@ -110,11 +111,21 @@ def make_command(function: Callable[..., Any], *, name: str, help: str = "", cls
     """Build the command of `function`; its docstring (or `help`) and its examples make the help text."""
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
     examples = getattr(function, "examples", ())
-    epilog = "\n\n".join(["Examples:", *(f"  {line}".replace("[", r"\[") for line in examples)]) if examples else None
-    app.command(name, cls=cls, help=None if function.__doc__ else help, epilog=epilog)(function)
+    epilog = "\n\n".join(["Examples:", *(_literal(line) for line in examples)]) if examples else None
+    app.command(name, cls=cls, help=_paragraphs(function.__doc__ or help), epilog=epilog)(function)
     command = typer.main.get_command(app)
     command.interrupted = getattr(function, "interrupted", Command.interrupted)  # type: ignore[attr-defined]  # ours
     return command
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring with each paragraph on one line, so that help wraps it to the terminal."""
+    return "\n\n".join(_literal(" ".join(paragraph.split())) for paragraph in cleandoc(text).split("\n\n"))
+
+
+def _literal(text: str) -> str:
+    """Text whose brackets are no markup."""
+    return text.replace("[", r"\[")
 
 
 class LazyCommand(TyperCommand):

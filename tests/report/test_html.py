@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from report_browser import CHROMIUM, Opened, open_page
 from report_samples import EVIL, make_sample
@@ -17,6 +19,7 @@ from phi3v_data.report.html import make_html, write_html
 from phi3v_data.report.thumbnails import Thumbnailer
 from phi3v_data.schema import Diagnostic, Report, Sample, Summary, Turn
 
+ROW_KEYS = st.sampled_from(["id", "source", "conversations", "images", "user", "image_offsets", "answers", "meta"])
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
@@ -214,6 +217,24 @@ def test_rows_of_any_shape_are_shown(tmp_path: Path, row: str) -> None:
     summary = Summary(samples=2, turns=0, images=0, splits={"train": 2}, problems={"wrong-type": 1})
     report = Report(dir=str(tmp_path), ok=False, level="quick", summary=summary, problems=(problem,))
     assert len(payload_of(make_html(report, tmp_path))["samples"]) == 2
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ROW_KEYS | st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.binary(max_size=200) | st.dictionaries(ROW_KEYS, json_values).map(lambda row: json.dumps(row).encode()))
+@settings(max_examples=60, deadline=None)
+def test_no_file_is_too_odd_to_be_shown(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    directory = tmp_path_factory.mktemp("odd")
+    (directory / "train.jsonl").write_bytes(content)
+    problem = Diagnostic(code="json-syntax", severity="error", file="train.jsonl", line=1, message="m")
+    summary = Summary(samples=1, turns=0, images=0, splits={"train": 1}, problems={"json-syntax": 1})
+    report = Report(dir=str(directory), ok=False, level="quick", summary=summary, problems=(problem,))
+    payload_of(make_html(report, directory))
 
 
 def test_a_directory_without_splits(tmp_path: Path) -> None:
