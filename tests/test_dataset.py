@@ -254,7 +254,7 @@ def test_image_paths_stay_inside(directory: Path) -> None:
     assert dataset.image_path("train/a b.jpg") == directory / "images" / "train" / "a b.jpg"
     assert dataset["train"].image_path("a.jpg") == directory / "images" / "a.jpg"
     for name in ["../x", "/etc/passwd", "a/../b", "a\\b", "", "a//b", "./a", "a\0b"]:
-        with pytest.raises(UserError, match="image path .* lists all such rows"):
+        with pytest.raises(UserError, match=r"image path .* lists all such rows"):
             dataset.image_path(name)
 
 
