@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -27,6 +27,15 @@ OFFICIAL_STOP_IDS = [32000, 32001, 32007]
 OFFICIAL_VOCAB_SIZE = 32064
 
 PICTURE_INPUTS = ("pixel_values", "canvases", "image_sizes")
+
+
+class TextLogitsProcessors(LogitsProcessorList):  # type: ignore[misc]  # transformers is untyped for mypy
+    """Processors that see image tokens as `<unk>`: several of transformers' own use ids as an index."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Scores (b, vocabulary) of the next token."""
+        processed: Tensor = super().__call__(input_ids.clamp_min(0), scores, **kwargs)
+        return processed
 
 
 class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is untyped for mypy
@@ -91,6 +100,9 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
         """The same cache without content; where this version of transformers cannot empty it, a new dynamic one."""
         cache.reset()
         return cache if int(cache.get_seq_length()) == 0 else DynamicCache(config=self.config)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> TextLogitsProcessors:
+        return TextLogitsProcessors(super()._get_logits_processor(*args, **kwargs))
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
