@@ -1,0 +1,264 @@
+"""Evaluate a model on a split: predictions, scores, the held-out loss. Used by `run`, `eval` and `predict` alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import EvalConfig
+from phi3v_train.data.encode import Encoder
+from phi3v_train.data.loader import TrainLoader
+from phi3v_train.data.order import SampleOrder, SampleRef
+from phi3v_train.data.reader import Reader
+from phi3v_train.data.sources import Source
+from phi3v_train.data.workers import Workers
+from phi3v_train.evaluation.generate import Generator, undisturbed
+from phi3v_train.evaluation.metrics import METRICS, Metric, Records, Undefined, score
+from phi3v_train.evaluation.predictions import CONFUSION, PREDICTIONS, PredictionFolder
+from phi3v_train.evaluation.prompts import MEASURE_CHUNK, PromptSpec, Rows, encode_batch, make_batches, measure_rows
+from phi3v_train.evaluation.records import Prediction, read_predictions
+from phi3v_train.training.loop import mean_loss
+from phi3v_train.training.precision import Precision
+from phi3v_train.training.strategy import Strategy
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates models on one split; its prompts are measured once.
+
+    Args:
+        source: the split.
+        processor: what encodes it.
+        config: limit, batch size, turns, longest answer.
+        metrics: what is computed; the first is the headline.
+        num_workers: processes that decode pictures.
+        progress: called as `progress(stage, done, total)`.
+    """
+
+    source: Source
+    processor: Any
+    config: EvalConfig
+    metrics: tuple[Metric, ...] = ()
+    num_workers: int = 0
+    progress: Progress | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are evaluated."""
+        return min(len(self.source), self.config.eval_limit or len(self.source))
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads the split."""
+        return Reader([self.source], Encoder(self.processor))
+
+    @cached_property
+    def specs(self) -> tuple[PromptSpec, ...]:
+        """Every answer to generate, in the order of the dataset.
+
+        Raises:
+            UserError: a row cannot be encoded or an image is not there.
+        """
+        turns = self.config.eval_turns
+        starts = range(0, self.num_rows, MEASURE_CHUNK)
+        chunks = [Rows(start, min(start + MEASURE_CHUNK, self.num_rows), turns) for start in starts]
+        specs: list[PromptSpec] = []
+        with Workers(self.reader, self.num_workers if len(chunks) > 8 else 0) as workers:
+            for chunk, measured in zip(chunks, workers.map(measure_rows, chunks), strict=True):
+                specs += measured
+                self._show("prompts", chunk.stop, self.num_rows)
+        return tuple(specs)
+
+    def truth(self) -> list[Prediction]:
+        """The first accepted answer to every prompt, as if it had been predicted."""
+        split = self.source.split.name
+        scores = {"yes": 0.5, "no": 0.5}
+        return [spec.record(split, (*spec.answers, "")[0], scores) for spec in self.specs]
+
+    def check(self) -> None:
+        """Refuse, before a model is loaded, rows that cannot be scored with the metrics.
+
+        Raises:
+            UserError: rows without answers, or without what one of our metrics needs.
+        """
+        bare = [spec for spec in self.specs if not spec.answers]
+        if bare:
+            place = self.reader.place(SampleRef(0, bare[0].row, 0))
+            raise UserError(
+                f"{place}: {len(bare)} of {len(self.specs)} answers of split {self.source.split.name!r} are empty, so "
+                "it cannot be scored; `phi3v-train predict` takes splits without answers"
+            )
+        truth = self.truth()
+        for metric in self.metrics:
+            if METRICS.get(metric.name) is metric:
+                try:
+                    metric.function(truth)
+                except Undefined:
+                    continue  # said with the result
+
+    def predict(
+        self, model: Any, folder: PredictionFolder, *, precision: Precision, strategy: Strategy
+    ) -> list[Prediction]:
+        """Generate what `folder` does not hold yet; the predictions, on the main process only.
+
+        The model's mode and all random generators are left as they were.
+
+        Raises:
+            UserError: out of memory, or an image that cannot be read.
+        """
+        place = strategy.place
+        if strategy.share(folder.is_complete):
+            return read_predictions(folder.path / PREDICTIONS) if place.is_main else []
+        done: dict[int, Prediction] = {}
+        for parts in strategy.gather(folder.read_parts()):
+            done = {**parts, **done}
+        batches = make_batches(self.specs, self.config.eval_batch_size)
+        left = [tuple(position for position in batch if position not in done) for batch in batches]
+        mine = [batch for batch in left if batch][place.rank :: place.world_size]
+        folder.open_part(place.rank)
+        try:
+            with undisturbed(model):
+                made = self._generate(model, folder, mine, precision, num_done=len(done))
+        finally:
+            folder.close_part()
+        for others in strategy.gather(made):
+            done.update(others)
+        if not place.is_main:
+            return []
+        records = [done[position] for position in range(len(self.specs))]
+        folder.finish(records)
+        return records
+
+    def _generate(
+        self,
+        model: Any,
+        folder: PredictionFolder,
+        batches: Sequence[tuple[int, ...]],
+        precision: Precision,
+        *,
+        num_done: int,
+    ) -> dict[int, Prediction]:
+        generator = Generator(
+            model,
+            self.processor.tokenizer,
+            max_new_tokens=self.config.max_new_tokens,
+            autocast=precision.autocast,
+        )
+        made: dict[int, Prediction] = {}
+        total = num_done + sum(map(len, batches))
+        turns = self.config.eval_turns
+        jobs = [(turns, [(self.specs[p].row, self.specs[p].turn) for p in batch]) for batch in batches]
+        split = self.source.split.name
+        with Workers(self.reader, self.num_workers if len(jobs) > 1 else 0) as workers:
+            for batch, prompts in zip(batches, workers.map(encode_batch, jobs), strict=True):
+                answers = generator(prompts)
+                entries = [
+                    (position, self.specs[position].record(split, answer.text, answer.scores))
+                    for position, answer in zip(batch, answers, strict=True)
+                ]
+                folder.add(entries)
+                made.update(entries)
+                self._show("answers", num_done + len(made), total)
+        return made
+
+    def loss(self, model: nn.Module, *, precision: Precision, strategy: Strategy) -> float | None:
+        """Mean loss over all supervised tokens of the rows; None where there is none.
+
+        Raises:
+            UserError: a row cannot be encoded.
+        """
+        place = strategy.place
+        order = SampleOrder((self.num_rows,), self.config.eval_batch_size * place.world_size)
+        with (
+            undisturbed(model),
+            TrainLoader(
+                self.reader,
+                order,
+                micro_batch_size=self.config.eval_batch_size,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
+                rank=place.rank,
+                world_size=place.world_size,
+                num_workers=self.num_workers,
+            ) as loader,
+        ):
+            micros = (micro for batch in loader.steps(0, order.epoch_steps) for micro in batch)
+            return mean_loss(model, micros, precision=precision, strategy=strategy)
+
+    def evaluate(
+        self,
+        model: Any,
+        folder: PredictionFolder,
+        *,
+        model_name: str,
+        step: int | None,
+        precision: Precision,
+        strategy: Strategy,
+        with_loss: bool = False,
+    ) -> tuple[list[Prediction], dict[str, Any]]:
+        """Predict, score, and draw the confusion matrix where the answers are classes.
+
+        Returns:
+            The predictions, on the main process only, and on every process `split, num_samples, metrics, model, step`
+            (and `notes` where a metric is undefined).
+        """
+        records = self.predict(model, folder, precision=precision, strategy=strategy)
+        loss = {"loss": self.loss(model, precision=precision, strategy=strategy)} if with_loss else {}
+        result: dict[str, Any] = {}
+        if strategy.place.is_main:
+            result = make_result(
+                records,
+                self.metrics,
+                split=self.source.split.name,
+                num_samples=self.num_rows,
+                model=model_name,
+                step=step,
+                extra=loss,
+            )
+            draw(records, folder, result)
+        return records, strategy.share(result)
+
+    def _show(self, stage: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+
+def make_result(
+    records: Records,
+    metrics: Sequence[Metric],
+    *,
+    split: str,
+    num_samples: int,
+    model: str | None,
+    step: int | None,
+    extra: Mapping[str, float | None] | None = None,
+) -> dict[str, Any]:
+    """What `eval.json` holds."""
+    scores = score(records, metrics)
+    result: dict[str, Any] = {
+        "split": split,
+        "num_samples": num_samples,
+        "metrics": {**scores.values, **(extra or {})},
+        "model": model,
+        "step": step,
+    }
+    return {**result, "notes": scores.notes} if scores.notes else result
+
+
+def draw(records: Records, folder: PredictionFolder, result: Mapping[str, Any]) -> None:
+    """The confusion matrix beside the predictions, where the answers are classes and matplotlib is installed."""
+    from phi3v_train.evaluation.confusion import confusion_of, draw_confusion
+
+    matrix = confusion_of(records)
+    if matrix is None:
+        return
+    name, value = next(iter(result["metrics"].items()))
+    headline = "" if value is None else f": {name} {value:.3g}"
+    try:
+        draw_confusion(matrix, folder.path / CONFUSION, title=f"{result['split']}, {len(records):,} answers{headline}")
+    except ImportError:
+        return

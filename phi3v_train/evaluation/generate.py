@@ -1,0 +1,163 @@
+"""Answers of a model: batched greedy generation, and P(yes), P(no) at the first token of each answer."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList
+
+from phi3v_data.errors import UserError
+from phi3v_train.data.collate import collate_prompts
+from phi3v_train.data.encode import EncodedPrompt
+from phi3v_train.training.loop import is_out_of_memory, to_device
+
+SPELLINGS = {"yes": ("yes", "Yes", "YES"), "no": ("no", "No", "NO")}
+WORD_MARKS = "▁Ġ"
+"""What vocabularies write before a piece that begins a word (SentencePiece, byte-level BPE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A generated answer, without white space at its ends, and the scores of its first token."""
+
+    text: str
+    scores: dict[str, float]
+
+
+def word_ids(tokenizer: Any) -> dict[str, list[int]]:
+    """Ids of the pieces that read yes, Yes or YES, and no likewise, with or without the mark of a word's beginning.
+
+    A spelling that the vocabulary has no single piece for is left out: its first piece begins other words too.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return {
+        word: sorted(
+            vocabulary[mark + spelling]
+            for spelling in spellings
+            for mark in ("", *WORD_MARKS)
+            if mark + spelling in vocabulary
+        )
+        for word, spellings in SPELLINGS.items()
+    }
+
+
+class FirstToken:
+    """A logits processor that changes nothing and keeps the logits of the first generated token."""
+
+    def __init__(self) -> None:
+        self.logits: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Called by `generate` before each token; `scores` (rows, vocabulary) are the model's own logits."""
+        if self.logits is None:
+            self.logits = scores.detach().clone()
+        return scores
+
+
+class Generator:
+    """Generates answers with one model.
+
+    Args:
+        model: any model with transformers' `generate`; its mode is left as it is, see `undisturbed`.
+        tokenizer: its tokenizer.
+        max_new_tokens: longest answer.
+        autocast: what to wrap around the forward passes; a new context each time.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, max_new_tokens: int = 64, autocast: Any = nullcontext) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._autocast = autocast
+        self._words = word_ids(tokenizer)
+        stop = model.generation_config.eos_token_id
+        self._stop = frozenset(stop if isinstance(stop, list) else [] if stop is None else [stop])
+        # What is left out here, transformers fills in from the model's own generation_config.json.
+        self._config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            use_cache=True,
+            eos_token_id=sorted(self._stop) or None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[EncodedPrompt]) -> list[Answer]:
+        """The answers to a batch of prompts, in order.
+
+        Raises:
+            UserError: out of memory.
+        """
+        inputs = collate_prompts(prompts, pad_token_id=self.tokenizer.pad_token_id)
+        first = FirstToken()
+        try:
+            with self._context():
+                output = self.model.generate(
+                    **to_device(inputs, next(self.model.parameters()).device),
+                    generation_config=self._config,
+                    logits_processor=LogitsProcessorList([first]),
+                )
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(_out_of_memory(prompts)) from error
+        generated: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
+        assert first.logits is not None
+        scores = self._scores(first.logits)
+        return [Answer(self._text(ids), each) for ids, each in zip(generated, scores, strict=True)]
+
+    def _context(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self._autocast()
+        return context
+
+    def _text(self, ids: list[int]) -> str:
+        end = next((index for index, each in enumerate(ids) if each in self._stop), len(ids))
+        text: str = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return text.strip()
+
+    def _scores(self, logits: Tensor) -> list[dict[str, float]]:
+        """P(yes) and P(no) of each row; nothing where the vocabulary has no such word."""
+        if not all(self._words.values()):
+            return [{} for _ in logits]
+        logs = torch.log_softmax(logits.double(), dim=-1)
+        sums = {word: torch.logsumexp(logs[:, ids], dim=-1).exp().tolist() for word, ids in self._words.items()}
+        return [dict(zip(sums, values, strict=True)) for values in zip(*sums.values(), strict=True)]
+
+
+def _out_of_memory(prompts: Sequence[EncodedPrompt]) -> str:
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    advice = f"lower --eval_batch_size from {len(prompts)}" if len(prompts) > 1 else "lower --num_crops"
+    return f"out of memory while generating {len(prompts)} answers, whose longest prompt has {longest} tokens: {advice}"
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module's own mode and all random generators are then as they were before."""
+    modes = {module: module.training for module in model.modules()}
+    generators: Mapping[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        torch.set_rng_state(generators["torch"])
+        if generators["cuda"]:
+            torch.cuda.set_rng_state_all(generators["cuda"])
+        np.random.set_state(generators["numpy"])
+        random.setstate(generators["python"])

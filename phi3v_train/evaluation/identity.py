@@ -1,0 +1,73 @@
+"""What decides the predictions of a model on a split: told apart by content, not by name or time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import EvalConfig
+from phi3v_train.data.sources import Source
+from phi3v_train.models.loading import ModelPlace
+from phi3v_train.training.identity import data_identity
+
+WHOLE_BYTES = 64 << 20
+PIECES, PIECE_BYTES = 256, 64 << 10
+"""Of a larger file, so many pieces at even distances are read, and its size; retraining changes all of them."""
+
+
+def make_identity(source: Source, config: EvalConfig, *, model: str, dtype: str, rows: int) -> dict[str, Any]:
+    """The identity of an evaluation. Batch size, workers, device and metrics may change between two starts."""
+    (data,) = data_identity([source])
+    settings = {
+        "eval_turns": config.eval_turns,
+        "max_new_tokens": config.max_new_tokens,
+        "rows": rows,
+        "dtype": dtype,
+    }
+    return {"format": 1, "model": model, "data": data, "settings": settings}
+
+
+def model_identity(place: ModelPlace, *, seed: int = 0) -> str:
+    """Name and content of a model that lies in files: `merged (content 1a2b3c4d5e6f7081)`."""
+    if place.directory is None and place.adapter is None:
+        return f"{place.name} (seed {seed})"
+    folders = [folder for folder in (place.directory, place.adapter) if folder is not None]
+    digest = xxhash.xxh3_64()
+    for folder in folders:
+        for path in sorted(folder.iterdir(), key=lambda each: each.name):
+            if path.suffix in (".json", ".safetensors", ".bin") and path.is_file():
+                digest.update(path.name.encode())
+                digest.update(_file_digest(path))
+    name = Path(place.name).name if Path(place.name).is_dir() else place.name
+    return f"{name} (content {digest.hexdigest()})"
+
+
+def _file_digest(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if size <= WHOLE_BYTES:
+                return xxhash.xxh3_64_digest(file.read())
+            digest = xxhash.xxh3_64(str(size).encode())
+            for index in range(PIECES):
+                file.seek(index * (size - PIECE_BYTES) // (PIECES - 1))
+                digest.update(file.read(PIECE_BYTES))
+            return digest.digest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def weights_identity(model: Any) -> str:
+    """Content of a model in memory: a digest of the sum of every parameter, exact for equal weights on one machine."""
+    import torch
+
+    digest = xxhash.xxh3_64()
+    with torch.no_grad():
+        sums: Mapping[str, Any] = {
+            name: parameter.sum(dtype=torch.float64) for name, parameter in model.named_parameters()
+        }
+    for name, total in sums.items():
+        digest.update(f"{name} {float(total).hex()}\n".encode())
+    return f"(content {digest.hexdigest()})"

@@ -1,0 +1,152 @@
+"""One evaluation or prediction from files to files: what `phi3v-train eval` and `predict` do."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.dataset import Dataset
+from phi3v_data.errors import UserError
+from phi3v_train.config import RunConfig
+from phi3v_train.data.sources import EVAL_SPLITS, Source, choose_eval_split, open_source
+from phi3v_train.evaluation.choose import Choice, choose_metrics
+from phi3v_train.evaluation.evaluate import Evaluator, Progress
+from phi3v_train.evaluation.identity import make_identity, model_identity
+from phi3v_train.evaluation.predictions import RESULT, PredictionFolder, write_whole
+from phi3v_train.evaluation.records import Prediction
+from phi3v_train.models.loading import ModelPlace, load_model, load_processor, locate
+from phi3v_train.models.machine import Compute, choose_compute
+from phi3v_train.training.precision import Precision
+from phi3v_train.training.strategy import Place, make_strategy
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is known before weights are loaded."""
+
+    config: RunConfig
+    evaluator: Evaluator
+    choice: Choice | None
+    place: ModelPlace
+    compute: Compute
+    folder: PredictionFolder
+
+    @property
+    def source(self) -> Source:
+        """The split."""
+        return self.evaluator.source
+
+
+def prepare(
+    config: RunConfig,
+    data_dir: Path,
+    output_dir: Path,
+    *,
+    scored: bool,
+    base: str | None = None,
+    progress: Progress | None = None,
+) -> Job:
+    """Open the data, find the model, look at every row; no weights are loaded.
+
+    Args:
+        config: model, evaluation and data settings.
+        data_dir: conversations directory.
+        output_dir: where predictions go.
+        scored: metrics will be computed, so answers are needed.
+        base: model under an adapter, where not the one that the adapter names.
+        progress: called as `progress(stage, done, total)`.
+
+    Raises:
+        UserError: whatever would stop the evaluation later and can be seen now.
+    """
+    source = open_split(data_dir, config.eval.eval_split, num_crops=config.model.num_crops, scored=scored)
+    choice = choose_metrics(config.eval.metric, source.manifest) if scored else None
+    place = locate(config.model.model_name_or_path, base=base)
+    compute = choose_compute(config.model)
+    processor = load_processor(place, num_crops=source.num_crops)
+    evaluator = Evaluator(
+        source,
+        processor,
+        config.eval,
+        metrics=choice.metrics if choice else (),
+        num_workers=config.data.num_workers,
+        progress=progress,
+    )
+    if scored:
+        evaluator.check()
+    identity = make_identity(
+        source,
+        config.eval,
+        model=model_identity(place, seed=config.optim.seed),
+        dtype=compute.dtype.value,
+        rows=evaluator.num_rows,
+    )
+    return Job(config, evaluator, choice, place, compute, PredictionFolder(output_dir, identity))
+
+
+def open_split(data_dir: Path, wanted: str | None, *, num_crops: int | None, scored: bool) -> Source:
+    """The split that is asked for, else, to be scored, the first of val, dev, dev_seen, test that has answers.
+
+    Raises:
+        UserError: no such split, no choice, or no answers where they are needed.
+    """
+    split = choose_eval_split(data_dir, wanted) if scored or wanted is not None else None
+    if split is None:
+        named = ", ".join(Dataset(data_dir))
+        reason = f"none of {', '.join(EVAL_SPLITS)} is there with answers" if scored else "no split was chosen"
+        raise UserError(f"{data_dir}: {reason}; choose with --eval_split: it has {named}")
+    return open_source(data_dir, split, num_crops=num_crops, labelled=scored)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Predictions, and what `eval.json` holds where they were scored; both empty on other processes than the main one."""
+
+    records: list[Prediction]
+    result: dict[str, Any]
+
+
+def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Outcome:
+    """Predict what the folder does not hold yet, score, write; a folder that is complete needs no model.
+
+    Raises:
+        UserError: the folder holds another evaluation, or generation cannot go on.
+    """
+    import torch
+
+    place = Place.from_environment()
+    kind = job.compute.device.value
+    device = torch.device(kind, place.local_rank) if kind == "cuda" else torch.device(kind)
+    with ExitStack() as stack:
+        if place.is_main:
+            stack.enter_context(job.folder.lock())
+            job.folder.begin(overwrite=overwrite)
+        strategy = make_strategy("auto", place, device)
+        stack.callback(strategy.close)
+        model = None
+        if with_loss or not strategy.share(job.folder.is_complete):
+            if kind == "cuda":
+                torch.cuda.set_device(device)
+            model = load_model(job.place, job.compute, seed=job.config.optim.seed)
+        precision = Precision(job.compute.dtype.value, kind)
+        evaluator = job.evaluator
+        if job.choice is None:
+            return Outcome(evaluator.predict(model, job.folder, precision=precision, strategy=strategy), {})
+        records, result = evaluator.evaluate(
+            model,
+            job.folder,
+            model_name=job.place.name,
+            step=None,
+            precision=precision,
+            strategy=strategy,
+            with_loss=with_loss,
+        )
+        if place.is_main:
+            write_result(job.folder.path / RESULT, result)
+        return Outcome(records, result if place.is_main else {})
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write `eval.json`."""
+    write_whole(path, (json.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode())

@@ -1,0 +1,179 @@
+"""A folder of predictions: written while they are made, taken up where it stopped, whole or not there at the end.
+
+    OUT/evaluation.json      what was begun: model, settings, digest of the data
+    OUT/.predictions-0.jsonl batches made so far by process 0, a line each, in the order they were made
+    OUT/predictions.jsonl    all of them in the order of the dataset; there only when complete
+
+A batch is one line, so that a kill leaves it whole or (half a line, dropped) not there: what is left out is predicted
+again in the same batches, and the result has the same bytes as one never stopped.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from phi3v_data.errors import UserError
+from phi3v_data.jsonl import encode_line
+from phi3v_data.lock import lock_file
+from phi3v_train.evaluation.records import Prediction
+
+PREDICTIONS, IDENTITY, LOCK = "predictions.jsonl", "evaluation.json", ".lock"
+RESULT, CONFUSION = "eval.json", "confusion.png"
+PART_GLOB = ".predictions-*.jsonl"
+
+
+class PredictionFolder:
+    """The predictions of one evaluation.
+
+    Args:
+        path: the folder, made where it is not there.
+        identity: what decides the predictions: model, settings, data.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.identity = json.loads(json.dumps(identity))
+        self._part: IO[bytes] | None = None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder, which is made first.
+
+        Raises:
+            BusyError: another evaluation is writing there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"{self.path}: is a file; give a folder") from None
+        busy = f"{self.path}: another evaluation is writing there; wait for it, or choose another --output_dir"
+        with lock_file(self.path / LOCK, busy):
+            yield
+
+    def begin(self, *, overwrite: bool = False) -> None:
+        """Take the folder for this evaluation: go on with what it holds, or start anew.
+
+        Raises:
+            UserError: it holds another evaluation, whose differences are named.
+        """
+        saved = None if overwrite else self._saved_identity()
+        if overwrite or (saved is None and self._is_empty()):
+            self.clear()
+        elif saved is None:
+            raise UserError(
+                f"{self.path} holds {PREDICTIONS} or {RESULT} of unknown origin; --overwrite replaces them, another "
+                "--output_dir keeps them"
+            )
+        elif saved != self.identity:
+            differences = "; ".join(describe_differences(saved, self.identity))
+            raise UserError(
+                f"{self.path} holds another evaluation: {differences}; --overwrite starts over, another --output_dir "
+                "keeps it"
+            )
+        if not (self.path / IDENTITY).exists():
+            text = json.dumps(self.identity, ensure_ascii=False, indent=2) + "\n"
+            write_whole(self.path / IDENTITY, text.encode())
+
+    def clear(self) -> None:
+        """Remove what an evaluation wrote, and nothing else; the identity last, so that a kill leaves no mixture."""
+        for name in (PREDICTIONS, RESULT, CONFUSION):
+            (self.path / name).unlink(missing_ok=True)
+        for path in self.path.glob(PART_GLOB):
+            path.unlink()
+        (self.path / IDENTITY).unlink(missing_ok=True)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all predictions are there."""
+        return (self.path / PREDICTIONS).exists()
+
+    def read_parts(self) -> dict[int, Prediction]:
+        """What earlier starts left: position in the plan -> prediction. Half lines are dropped, the first counts."""
+        done: dict[int, Prediction] = {}
+        for path in sorted(self.path.glob(PART_GLOB)):
+            for entries in _batches(path):
+                for position, record in entries:
+                    done.setdefault(position, record)
+        return done
+
+    def open_part(self, rank: int = 0) -> None:
+        """Begin to write: after the last whole line of what this process wrote before."""
+        path = self.path / f".predictions-{rank}.jsonl"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._part = path.open("ab")
+        whole = _whole_length(path)
+        self._part.truncate(whole)
+        self._part.seek(whole)
+
+    def add(self, batch: Sequence[tuple[int, Prediction]]) -> None:
+        """Write a finished batch: (position, prediction) each."""
+        assert self._part is not None
+        self._part.write(json.dumps(batch, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._part.flush()
+
+    def close_part(self) -> None:
+        """Stop writing."""
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+
+    def finish(self, records: Sequence[Prediction]) -> None:
+        """Write `predictions.jsonl`, whole, and remove the parts."""
+        self.close_part()
+        write_whole(self.path / PREDICTIONS, b"".join(encode_line(record) for record in records))
+        for path in self.path.glob(PART_GLOB):
+            path.unlink()
+
+    def _saved_identity(self) -> dict[str, Any] | None:
+        try:
+            value = json.loads((self.path / IDENTITY).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{self.path / IDENTITY}: not what an evaluation writes; --overwrite starts over")
+        return value
+
+    def _is_empty(self) -> bool:
+        """Whether nothing of an evaluation is there."""
+        return not (self.path / PREDICTIONS).exists() and not (self.path / RESULT).exists()
+
+
+def _batches(path: Path) -> Iterator[list[tuple[int, Prediction]]]:
+    """The whole lines of a part that can be read; a power cut may leave others."""
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            yield [(int(position), record) for position, record in json.loads(line)]
+        except (ValueError, TypeError):
+            continue
+
+
+def _whole_length(path: Path) -> int:
+    """Bytes up to the last line end."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file aside, make sure that it is on the disk, and put it in place."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """`model.name was 'tiny', is 'OUT/model'` for each value that differs, nested objects by dotted names."""
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from describe_differences(before, after, f"{where}{name}.")
+        else:
+            yield f"{where}{name} was {before!r}, is {after!r}"

@@ -1,0 +1,104 @@
+"""What an evaluation generates: which answers, in which batches. Every row is looked at before a model is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from phi3v_data.dataset import Split
+from phi3v_train.data.encode import EncodedPrompt, Turns, accepted_answers, prompt_turns
+from phi3v_train.data.order import SampleRef
+from phi3v_train.data.pictures import picture_size
+from phi3v_train.data.reader import Reader
+from phi3v_train.evaluation.records import Prediction
+
+MEASURE_CHUNK = 64
+"""Rows measured by one task."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpec:
+    """One answer to generate: its row and turn, its prompt's length, and what the answer will be held against."""
+
+    row: int
+    turn: int
+    id: str
+    num_tokens: int
+    answers: tuple[str, ...]
+    meta: dict[str, Any]
+
+    def record(self, split: str, prediction: str, scores: dict[str, float]) -> Prediction:
+        """The line of `predictions.jsonl`."""
+        return Prediction(
+            id=self.id,
+            split=split,
+            turn=self.turn,
+            prediction=prediction,
+            answers=list(self.answers),
+            scores=scores,
+            meta=self.meta,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows `start` to `stop` of a source, of which the chosen turns are generated."""
+
+    start: int
+    stop: int
+    turns: Turns
+
+
+def measure_rows(reader: Reader, rows: Rows) -> list[PromptSpec]:
+    """The prompts of some rows, in order. No picture is decoded.
+
+    Raises:
+        UserError: a row cannot be encoded or an image is not there.
+    """
+    source = reader.sources[0]
+    specs: list[PromptSpec] = []
+    for row in range(rows.start, rows.stop):
+        sample = source.split[row]
+        chosen = prompt_turns(sample, rows.turns)
+        needed = sum(len(turn.images) for turn in sample.conversations[: chosen[-1] + 1])
+        with reader.named(SampleRef(0, row, 0), sample):
+            sizes = [picture_size(source.split.image_path(name)) for name in sample.images[:needed]]
+            for turn in chosen:
+                ids, _ = reader.encoder.tokenize_prompt(sample, sizes, num_crops=source.num_crops, turn=turn)
+                specs.append(
+                    PromptSpec(row, turn, sample.id, len(ids), accepted_answers(sample, turn), dict(sample.meta))
+                )
+    return specs
+
+
+def truth_of(split: Split, turns: Turns, limit: int | None = None) -> list[Prediction]:
+    """What a split holds to score predictions by: a record for every chosen turn, its stored answer as prediction."""
+    records = []
+    for sample in split[:limit]:
+        for turn in prompt_turns(sample, turns):
+            answers = accepted_answers(sample, turn)
+            spec = PromptSpec(0, turn, sample.id, 0, answers, dict(sample.meta))
+            records.append(spec.record(split.name, (*answers, "")[0], {}))
+    return records
+
+
+def encode_batch(reader: Reader, batch: tuple[Turns, Sequence[tuple[int, int]]]) -> list[EncodedPrompt]:
+    """The prompts of (row, turn) pairs, pictures decoded; `batch` begins with the choice that the turns are of.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    turns, places = batch
+    result = []
+    for row, turn in places:
+        prompts = reader.prompts(SampleRef(0, row, 0), turns)
+        result.append(next(prompt for prompt in prompts if prompt.turn == turn))
+    return result
+
+
+def make_batches(specs: Sequence[PromptSpec], batch_size: int) -> list[tuple[int, ...]]:
+    """Positions in `specs`, grouped so that prompts of like length stand together.
+
+    The longest come first: what does not fit the memory fails at once.
+    """
+    order = sorted(range(len(specs)), key=lambda position: (-specs[position].num_tokens, position))
+    return [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
