@@ -1,0 +1,180 @@
+"""What each method trains: which parameters move after a step, and which do not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_dirs import colour_directory, settings_for
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import MethodConfig, parse_config
+from phi3v_train.data.loader import TrainLoader
+from phi3v_train.models.phi3v.tiny import tiny_model
+from phi3v_train.plan import Plan, make_plan
+from phi3v_train.settings import resolve
+from phi3v_train.training.loop import TrainLoop
+from phi3v_train.training.memory import ModelSize, estimate
+from phi3v_train.training.methods import apply_method, lora_targets
+from phi3v_train.training.optimizer import part_of
+from phi3v_train.training.precision import Precision
+from phi3v_train.training.strategy import Place, SingleProcess
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colour_directory(tmp_path_factory.mktemp("colours"))
+
+
+def planned(data_dir: Path, **changes: Any) -> Plan:
+    return make_plan(resolve(settings_for(data_dir, data_dir / "out", warmup_steps=0, **changes)))
+
+
+def one_step(plan: Plan, *, dtype: str = "fp32", steps: int = 1) -> tuple[TrainLoop, dict[str, torch.Tensor]]:
+    """The loop after `steps` steps, and the tensors of the model as they were before."""
+    precision = Precision(dtype, "cpu")
+    trained = apply_method(tiny_model(), plan.config.method, precision, seed=0, device=CPU)
+    before = {name: tensor.detach().clone() for name, tensor in tensors(trained.model).items()}
+    loop = TrainLoop(trained, plan.config, strategy=SingleProcess(Place(), CPU), precision=precision, total_steps=100)
+    with TrainLoader(plan.reader(), plan.order, micro_batch_size=2, pad_token_id=0) as loader:
+        loop.run(loader.steps(0, steps), lambda result: None)
+    return loop, before
+
+
+def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def moved(loop: TrainLoop, before: dict[str, torch.Tensor]) -> set[str]:
+    after = tensors(loop.trained.model)
+    return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+
+PARTS = {
+    "full": ({}, {"language", "vision", "projector"}),
+    "frozen vision": ({"freeze_vision_model": True}, {"language"}),
+    "frozen language": ({"freeze_language_model": True}, {"vision", "projector"}),
+    "lora": ({"use_lora": True}, {"language", "vision", "projector"}),
+    "lora language": ({"use_lora": True, "freeze_vision_model": True}, {"language"}),
+    "lora vision": ({"use_lora": True, "freeze_language_model": True}, {"vision", "projector"}),
+    "dora": ({"use_lora": True, "use_dora": True}, {"language", "vision", "projector"}),
+    "rslora": ({"use_lora": True, "use_rslora": True}, {"language", "vision", "projector"}),
+    "qlora": ({"use_qlora": True}, {"language", "vision", "projector"}),
+    "olora": ({"use_lora": True, "lora_init": "olora"}, {"language", "vision", "projector"}),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_trained_parameter_moves_and_nothing_else(data_dir: Path, name: str) -> None:
+    values, parts = PARTS[name]
+    loop, before = one_step(planned(data_dir, lora_rank=4, **values), steps=2)
+    trainable = {name for name, _ in loop.trained.trainable()}
+    assert moved(loop, before) == trainable
+    assert {part_of(each) for each in trainable} == parts
+    if values.get("use_lora") or values.get("use_qlora"):
+        assert all("lora_" in each for each in trainable)
+        kinds = {each.split(".lora_")[1].split(".")[0] for each in trainable}
+        assert kinds == ({"A", "B", "magnitude_vector"} if values.get("use_dora") else {"A", "B"})
+    else:
+        expected = {each for each, _ in loop.trained.model.named_parameters() if part_of(each) in parts}
+        assert trainable == expected
+
+
+def test_lora_covers_every_linear_layer_that_runs() -> None:
+    trained = apply_method(
+        tiny_model(), MethodConfig(use_lora=True, lora_rank=2), Precision("fp32", "cpu"), seed=0, device=CPU
+    )
+    adapted = {name.split(".lora_A")[0] for name, _ in trained.trainable() if ".lora_A." in name}
+    plain = {name for name, module in tiny_model().named_modules() if isinstance(module, torch.nn.Linear)}
+    assert adapted == plain
+
+
+def test_adapters_start_from_the_seed_alone() -> None:
+    method = MethodConfig(use_lora=True, lora_rank=2)
+    starts = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        trained = apply_method(tiny_model(), method, Precision("fp32", "cpu"), seed=7, device=CPU)
+        starts.append({name: value.detach().clone() for name, value in trained.trainable()})
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_trained_weights_are_fp32_and_frozen_ones_in_the_compute_dtype(data_dir: Path, dtype: str) -> None:
+    plan = planned(data_dir, freeze_vision_model=True, dtype=dtype)
+    loop, before = one_step(plan, dtype=dtype)
+    expected = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    for name, parameter in loop.trained.model.named_parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else expected), name
+    assert moved(loop, before) == {name for name, _ in loop.trained.trainable()}
+
+
+def test_qlora_packs_the_decoder_and_keeps_gradients_after_an_evaluation(data_dir: Path) -> None:
+    """On CPUs with AVX512-bf16 bitsandbytes would repack the weights at the first evaluation."""
+    plan = planned(data_dir, use_qlora=True, lora_rank=4)
+
+    def gradients(evaluate_first: bool) -> dict[str, torch.Tensor]:
+        trained = apply_method(tiny_model(), plan.config.method, Precision("bf16", "cpu"), seed=0, device=CPU)
+        model = trained.model
+        with TrainLoader(plan.reader(), plan.order, micro_batch_size=4, pad_token_id=0) as loader:
+            micro = next(iter(next(iter(loader.steps(0, 1)))))
+        if evaluate_first:
+            model.eval()
+            with torch.no_grad(), Precision("bf16", "cpu").autocast():
+                model(**micro.inputs)
+            model.train()
+        with Precision("bf16", "cpu").autocast():
+            model(**micro.inputs).loss.backward()
+        return {name: value.grad for name, value in trained.trainable() if value.grad is not None}
+
+    plain, after = gradients(False), gradients(True)
+    assert plain.keys() == after.keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], after[name], rtol=0, atol=0)
+    trained = apply_method(tiny_model(), plan.config.method, Precision("bf16", "cpu"), seed=0, device=CPU)
+    packed = {name for name, p in trained.model.named_parameters() if p.dtype == torch.uint8}
+    assert packed
+    assert all(".layers." in name and "vision_embed_tokens" not in name for name in packed)
+
+
+def test_memory_arithmetic_counts_what_is_trained() -> None:
+    config = tiny_model().config.to_dict()
+    size = ModelSize.from_config(config)
+    assert size.total == sum(tensor.numel() for tensor in stored(tiny_model()))
+    for values, _ in PARTS.values():
+        method = MethodConfig.model_validate({**values, "lora_rank": 4})
+        trained = apply_method(tiny_model(), method, Precision("fp32", "cpu"), seed=0, device=CPU)
+        estimated = estimate(size, method, dtype="fp32", tokens=100, tiles=2).trained
+        assert estimated == sum(trained.counts().values()), values
+
+
+def stored(model: Any) -> list[torch.Tensor]:
+    return [tensor for name, tensor in model.state_dict().items() if "rotary" not in name]
+
+
+def test_memory_of_the_released_model() -> None:
+    """16 bytes a trained parameter; 592 tensors of 4,146,621,440 parameters."""
+    size = ModelSize.from_config({})
+    assert size.total == 4_146_621_440
+
+    def gigabytes(**values: Any) -> float:
+        method = MethodConfig.model_validate(values)
+        return estimate(size, method, dtype="bf16", tokens=2443, tiles=17).state / 1e9
+
+    assert gigabytes() == pytest.approx(66.2, abs=0.1)
+    assert gigabytes(freeze_vision_model=True) == pytest.approx(61.8, abs=0.1)
+    assert gigabytes(use_lora=True, lora_rank=32) == pytest.approx(8.3 + 1.05, abs=0.1)
+    assert gigabytes(use_lora=True, lora_rank=128) == pytest.approx(8.3 + 4.2, abs=0.1)
+    assert gigabytes(use_qlora=True, lora_rank=32) == pytest.approx(2.9 + 1.05, abs=0.1)
+
+
+def test_pissa_niter_is_refused() -> None:
+    with pytest.raises(UserError, match="do not reload to the same model"):
+        parse_config({"use_lora": True, "lora_init": "pissa_niter_4"})
+
+
+def test_targets_leave_out_the_frozen_part() -> None:
+    assert "vision" not in lora_targets(MethodConfig(use_lora=True, freeze_vision_model=True), 2)
+    assert "lm_head" not in lora_targets(MethodConfig(use_lora=True, freeze_language_model=True), 2)
