@@ -106,9 +106,12 @@ def match_images(
     """
     starts = torch.tensor(list(sample_starts))
     samples = torch.bucketize(positions, starts, right=True) - 1
-    runs, counts = torch.unique_consecutive(torch.stack((samples, -ids)), dim=1, return_counts=True)
+    # Within a run positions rise by one, so their distance to a plain count stays the same.
+    offsets = positions - torch.arange(len(positions))
+    runs, counts = torch.unique_consecutive(torch.stack((samples, -ids, offsets)), dim=1, return_counts=True)
+    found = [(sample, tag) for sample, tag, _ in runs.T.tolist()]
     tags: dict[int, set[int]] = {}
-    for sample, tag in runs.T.tolist():
+    for sample, tag in found:
         tags.setdefault(sample, set()).add(tag)
     images: dict[tuple[int, int], int] = {}
     for sample, numbers in sorted(tags.items()):
@@ -125,7 +128,7 @@ def match_images(
             "needs its picture, and every picture its tag"
         )
     order = []
-    for (sample, tag), count in zip(runs.T.tolist(), counts.tolist(), strict=True):
+    for (sample, tag), count in zip(found, counts.tolist(), strict=True):
         image = images[sample, tag]
         height, width = image_sizes[image]
         expected = grid_num_tokens(height // TILE_SIZE, width // TILE_SIZE)
