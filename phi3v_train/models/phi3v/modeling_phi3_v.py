@@ -392,7 +392,7 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         if not len(labelled):
             nothing: Tensor = logits.sum()
             return nothing
-        total = functional.cross_entropy(logits, targets[labelled], reduction="sum")
-        if num_items_in_batch is None:
-            return total / len(labelled)
-        return total / torch.as_tensor(num_items_in_batch, device=total.device)
+        # Summed in fp64: in fp32 the last digits of a long batch's sum depend on how the batch is divided.
+        total = functional.cross_entropy(logits, targets[labelled], reduction="none").double().sum()
+        count = len(labelled) if num_items_in_batch is None else num_items_in_batch
+        return (total / torch.as_tensor(count, device=total.device)).float()
