@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-from pydantic import ValidationError
+from typing import Any
 
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, Options
 from phi3v_data.converters.registry import (
@@ -19,7 +17,6 @@ from phi3v_data.converters.registry import (
     ConverterRef,
     GeneratorConverter,
     describe_error,
-    find,
     reference,
     source_file,
 )
@@ -29,15 +26,13 @@ from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
 from phi3v_data.journal import differences, join_words, read_json
 from phi3v_data.output import Output, open_output
-from phi3v_data.plan import Plan, choose_split, parse_split_shares, spool_plan
+from phi3v_data.plan import Plan, choose_split, spool_plan
 from phi3v_data.publish import merge, publish
+from phi3v_data.request import EngineName, Progress, Request, make_request
 from phi3v_data.resume import finished_in_order, finished_parts
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.splits import canonical_split, file_name, is_split_name
 from phi3v_data.writer import PartWriter, RowSettings, Slot
-
-Progress: TypeAlias = Callable[[str, int, int | None], None]
-EngineName: TypeAlias = Literal["local", "ray"]
 
 GENERATOR_PART = 64
 """Drafts of a generator that are kept together: what a kill can cost."""
@@ -67,25 +62,6 @@ class ConvertResult:
     def rejects(self) -> int:
         """Planned samples that could not be made; `manifest.rejects` has them by reason."""
         return sum(self.manifest.rejects.values())
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """One checked call of `convert`."""
-
-    cls: type[Converter[Any]]
-    options: Options
-    out_dir: Path
-    source: str
-    shares: Mapping[str, float] | None
-    seed: int
-    limit: int | None
-    plain: bool
-    unlabelled: bool
-    workers: int
-    engine: EngineName
-    overwrite: bool
-    progress: Progress
 
 
 def convert(
@@ -126,55 +102,28 @@ def convert(
         raise UserError(
             "convert() was called while a worker imported this script; put the call under if __name__ == '__main__':"
         )
-    cls = find(converter)
-    request = _Request(
-        cls=cls,
-        options=parse_options(cls, options),
-        out_dir=_out_dir(out_dir),
-        source=_source_spec(cls, source),
-        shares=_shares(split),
+    request = make_request(
+        converter,
+        source,
+        out_dir,
+        options=options,
+        split=split,
         seed=seed,
-        limit=_at_least(limit, 1, "limit"),
+        limit=limit,
         plain=plain,
         unlabelled=unlabelled,
-        workers=_workers(workers),
+        workers=workers,
         engine=engine,
         overwrite=overwrite,
-        progress=progress or (lambda stage, done, total: None),
+        progress=progress,
     )
-    _check_places(request)
-    if engine not in ("local", "ray"):
-        raise UserError(f"engine is {engine!r}; it can be local or ray")
     with open_output(request.out_dir, overwrite=overwrite) as output:
-        if issubclass(cls, GeneratorConverter):
+        if issubclass(request.cls, GeneratorConverter):
             return _convert_generator(request, output)
         return _convert_planned(request, output)
 
 
-def parse_options(
-    cls: type[Converter[Any]], options: Options | Mapping[str, Any] | None, *, typed: bool = False
-) -> Options:
-    """A converter's options, checked; `typed`: values are strings from a command line.
-
-    Raises:
-        UserError: an unknown option or a wrong value.
-    """
-    if isinstance(options, cls.Options):
-        return options
-    try:
-        values = dict(options or {})
-        return cls.Options.model_validate_strings(values) if typed else cls.Options.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(piece) for piece in first["loc"]) or "options"
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(cls.Options.model_fields) or "none"
-            raise UserError(f"{cls.name} has no option {name!r}; its options are {known}") from None
-        value = "" if first["type"] == "missing" else f", not {first['input']!r:.80}"
-        raise UserError(f"option {name} of {cls.name}: {first['msg']}{value}") from None
-
-
-def _convert_planned(request: _Request, output: Output) -> ConvertResult:
+def _convert_planned(request: Request, output: Output) -> ConvertResult:
     journal = output.journal
     converter = request.cls()
     journal.run.mkdir(parents=True, exist_ok=True)
@@ -212,7 +161,7 @@ def _convert_planned(request: _Request, output: Output) -> ConvertResult:
     return _finish(request, output, len(plan.parts), info, unlabelled, resumed)
 
 
-def _convert_generator(request: _Request, output: Output) -> ConvertResult:
+def _convert_generator(request: Request, output: Output) -> ConvertResult:
     """One process, drafts as they come; a resumed run draws the finished ones again and drops them."""
     journal = output.journal
     converter = request.cls()
@@ -246,7 +195,7 @@ def _convert_generator(request: _Request, output: Output) -> ConvertResult:
     return _finish(request, output, part, info, frozenset(info.unlabelled), resumed)
 
 
-def _numbered(drafts: Iterable[Draft], request: _Request) -> "Iterable[tuple[Slot, Draft]]":
+def _numbered(drafts: Iterable[Draft], request: Request) -> "Iterable[tuple[Slot, Draft]]":
     """Number what a generator yields, within the limit of each split."""
     counts: dict[str, int] = {}
     number = 0
@@ -266,7 +215,7 @@ def _numbered(drafts: Iterable[Draft], request: _Request) -> "Iterable[tuple[Slo
 
 
 def _finish(
-    request: _Request, output: Output, num_parts: int, info: DatasetInfo, unlabelled: frozenset[str], resumed: int
+    request: Request, output: Output, num_parts: int, info: DatasetInfo, unlabelled: frozenset[str], resumed: int
 ) -> ConvertResult:
     journal = output.journal
     request.progress("finish", 0, None)
@@ -284,7 +233,7 @@ def _finish(
     return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings)
 
 
-def _identity(request: _Request, unlabelled: frozenset[str] | None, plan: Plan | None) -> dict[str, Any]:
+def _identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan | None) -> dict[str, Any]:
     """What makes two runs the same; never workers, engine, or where the source lies."""
     identity: dict[str, Any] = {
         "converter": request.cls.name,
@@ -301,7 +250,7 @@ def _identity(request: _Request, unlabelled: frozenset[str] | None, plan: Plan |
     return identity
 
 
-def _already_complete(request: _Request, output: Output, identity: Mapping[str, Any]) -> ConvertResult | None:
+def _already_complete(request: Request, output: Output, identity: Mapping[str, Any]) -> ConvertResult | None:
     """The result of an earlier run that did just this.
 
     Raises:
@@ -318,7 +267,7 @@ def _already_complete(request: _Request, output: Output, identity: Mapping[str, 
     return ConvertResult(request.out_dir, output.manifest, already_complete=True)
 
 
-def _resumes(request: _Request, output: Output, identity: Mapping[str, Any]) -> bool:
+def _resumes(request: Request, output: Output, identity: Mapping[str, Any]) -> bool:
     """Whether there is a journal to go on with; otherwise a new one is begun.
 
     Raises:
@@ -346,14 +295,14 @@ def _check_free(output: Output, name: str) -> None:
         raise UserError(f"{path} belongs to no finished set; nothing was overwritten: move it away first")
 
 
-def _describe(converter: Converter[Any], source: Source, request: _Request) -> DatasetInfo:
+def _describe(converter: Converter[Any], source: Source, request: Request) -> DatasetInfo:
     [info] = _guard(lambda: [converter.describe(source, request.options)], request, "describe")
     if not isinstance(info, DatasetInfo) or not is_split_name(info.name):
         raise UserError(f"describe() of {request.cls.name} must return a DatasetInfo whose name can name a file")
     return info
 
 
-def _guard(call: Callable[[], Iterable[Any]], request: _Request, what: str) -> Iterable[Any]:
+def _guard(call: Callable[[], Iterable[Any]], request: Request, what: str) -> Iterable[Any]:
     """Run a user's code; what it raises ends the run with its type, message and line, not with our traceback."""
     try:
         yield from call()
@@ -366,18 +315,18 @@ def _guard(call: Callable[[], Iterable[Any]], request: _Request, what: str) -> I
         raise UserError(f"{what} of {request.cls.name} failed: {reason}") from error
 
 
-def _unlabelled(request: _Request, info: DatasetInfo, counts: Mapping[str, int]) -> frozenset[str]:
+def _unlabelled(request: Request, info: DatasetInfo, counts: Mapping[str, int]) -> frozenset[str]:
     return frozenset(counts) if request.unlabelled else frozenset(map(canonical_split, info.unlabelled))
 
 
-def _roots(request: _Request, source: Source, output: Output) -> tuple[str, ...]:
+def _roots(request: Request, source: Source, output: Output) -> tuple[str, ...]:
     """Folders of this machine that must not show in the output, longest first."""
     folders = {Path(request.source).expanduser().absolute(), source.root.absolute(), request.out_dir}
     folders |= {folder.resolve() for folder in folders} | {output.journal.source, output.journal.run}
     return tuple(sorted((str(folder) for folder in folders if len(folder.parts) > 1), key=len, reverse=True))
 
 
-def _engine(request: _Request, ref: ConverterRef | None) -> Engine:
+def _engine(request: Request, ref: ConverterRef | None) -> Engine:
     from phi3v_data.engine.local import LocalEngine
 
     if ref is None and (request.engine != "local" or request.workers != 0):
@@ -390,48 +339,3 @@ def _engine(request: _Request, ref: ConverterRef | None) -> Engine:
 
         return RayEngine(request.workers)
     return LocalEngine(request.workers, request.cls)
-
-
-def _out_dir(out_dir: str | Path) -> Path:
-    if not str(out_dir):
-        raise UserError("out_dir is missing: say where the dataset is to go")
-    return Path(os.path.abspath(Path(out_dir).expanduser()))
-
-
-def _source_spec(cls: type[Converter[Any]], source: str | Path | None) -> str:
-    spec = str(source) if source is not None else cls.hub_id
-    if not spec:
-        raise UserError(f"{cls.name} has no source of its own; say where the data lie with --source")
-    return spec
-
-
-def _check_places(request: _Request) -> None:
-    """Refuse a source inside the output and the other way round: each run would change the other's plan."""
-    source = Path(request.source).expanduser()
-    if not source.exists():
-        return
-    inside, outside = request.out_dir.resolve(), source.resolve()
-    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
-        raise UserError(
-            f"the output {request.out_dir} and the source {request.source} lie one in the other; "
-            "choose an --out_dir elsewhere"
-        )
-
-
-def _shares(split: str | Mapping[str, float] | None) -> Mapping[str, float] | None:
-    if split is None:
-        return None
-    text = split if isinstance(split, str) else ",".join(f"{name}={share}" for name, share in split.items())
-    return parse_split_shares(text)
-
-
-def _workers(workers: int | None) -> int:
-    if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _at_least(workers, 0, "workers") or 0
-
-
-def _at_least(value: int | None, least: int, name: str) -> int | None:
-    if value is not None and value < least:
-        raise UserError(f"--{name} must be at least {least}, not {value}")
-    return value

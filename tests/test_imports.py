@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "cv2", "av", "datasets", "pandas", "pyarrow", 
 
 DATA_FLOORS = (
     ("cli",),
-    ("conversion", "converters", "formats"),
+    ("conversion", "converters", "formats", "request"),
     ("report",),
     ("validate",),
     ("engine",),

@@ -69,18 +69,17 @@ def convert(
     """
     from phi3v_data.cli.console import progress_bar
     from phi3v_data.conversion import convert as run_conversion
-    from phi3v_data.conversion import parse_options
     from phi3v_data.converters.registry import find
 
+    cls = find(which(name, converter))
     if out_dir is None:
         raise UserError("where is the dataset to go? Say --out_dir DIR")
-    cls = find(which(name, converter))
     with progress_bar(quiet=quiet) as progress:
         result = run_conversion(
             cls,
             source,
             out_dir,
-            options=parse_options(cls, options or {}, typed=True),
+            options=options,
             split=split,
             seed=seed,
             limit=limit,

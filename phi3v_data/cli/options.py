@@ -1,6 +1,6 @@
 """Pydantic fields as command-line options: a converter's options, the settings of a run.
 
-Values reach Pydantic as the strings that were typed, so that a wrong one is answered by one sentence of ours.
+Values reach the model, not the command line's own parser, so that a wrong one is answered by one sentence.
 """
 
 import inspect
@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -33,7 +33,11 @@ def with_options(function: Callable[..., Any], model: type[BaseModel], panel: st
 
     def run(**values: Any) -> None:
         given = {name: values.pop(name) for name in model.model_fields}
-        options = {name: value for name, value in given.items() if value is not None and value != []}
+        options = {
+            name: _read(value, model.model_fields[name].annotation)
+            for name, value in given.items()
+            if value is not None and value != []
+        }
         function(**values, options=options)
 
     run.__signature__ = signature.replace(parameters=[*common.values(), *own])  # type: ignore[attr-defined]
@@ -74,6 +78,22 @@ def option_parameter(name: str, field: FieldInfo, panel: str) -> inspect.Paramet
         show_default=False,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[value, option])
+
+
+def _read(value: Any, annotation: Any) -> Any:
+    """What a typed word means to a field; a word that means nothing stays, for the model to refuse."""
+    inner = _without_none(annotation)
+    if isinstance(value, list):
+        element = get_args(inner)[0] if get_args(inner) else str
+        return [_read(each, element) for each in value]
+    if get_origin(inner) is Literal:
+        return next((choice for choice in get_args(inner) if str(choice) == value), value)
+    if isinstance(value, str) and inner is not str:
+        try:
+            return TypeAdapter(inner).validate_strings(value)
+        except ValidationError:
+            return value
+    return value
 
 
 def _default(field: FieldInfo) -> Any:

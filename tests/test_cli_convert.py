@@ -1,0 +1,157 @@
+"""`phi3v-data convert` as a user types it."""
+
+from pathlib import Path
+
+import pytest
+from toy_converter import FILE, TOY, make_source, plain_source, rows, run_cli, tree
+
+from phi3v_data.cli.convert import wanted
+
+CLIPS = FILE.parent.parent / "examples/data/UCF101_subset"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return plain_source(tmp_path / "source", {"train": 4, "val": 2})
+
+
+def toy(source: Path, *args: object) -> "tuple[int, str, str]":
+    done = run_cli("convert", "--converter", TOY, "--source", source, "--workers", 1, *args)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_last_line_counts_everything(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    make_source(source, {"train/g00/s000.txt": "reject", "val/g00/s000.txt": "bytes cut"})
+    line = (
+        f"{out}: 4 samples (train 3, val 1), 4 images, "
+        f"2 rejected (1 image-unreadable, 1 toy-reject; see {out}/rejects.jsonl)\n"
+    )
+    assert toy(source, "--out_dir", out) == (1, line, "")
+    again = line.replace(f"{out}: 4", f"{out}: already complete: 4")
+    assert toy(source, "--out_dir", out) == (1, again, "")
+    assert toy(source, "--out_dir", out, "--allow_rejects", 1) == (1, again, "")
+    assert toy(source, "--out_dir", out, "--allow-rejects", 2) == (0, again, "")
+
+
+@pytest.mark.parametrize("style", ["--{}_{}", "--{}-{}"])
+def test_both_spellings_of_an_option_are_one(source: Path, tmp_path: Path, style: str) -> None:
+    code, stdout, _ = toy(source, style.format("out", "dir"), tmp_path / "out", style.format("allow", "rejects"), 1)
+    assert (code, stdout.split(":")[0]) == (0, str(tmp_path / "out"))
+
+
+def test_options_of_a_converter_become_options_of_the_command(source: Path, tmp_path: Path) -> None:
+    code, _, stderr = toy(
+        source, "--out_dir", tmp_path / "out", "--suffix", "!", "--loud", "--words", "a", "--words", "b", "--fold", "2",
+        "--size=5", "--mode", "grey", "--scale", "0.5", "--secret", "xyz",
+    )  # fmt: skip
+    assert code == 0, stderr
+    turn = rows(tmp_path / "out", "toy_train.jsonl")[0]["conversations"][0]
+    assert turn["user"] == "What is it? a b"
+    assert turn["assistant"] == "ANSWER TRAIN/G00/S000.TXT!"
+    manifest = (tmp_path / "out/dataset.json").read_text()
+    assert '"fold": 2' in manifest
+    assert "xyz" not in manifest
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--size", "big"], "option size of toy: "),
+        (["--size", "0"], "greater than or equal to 1"),
+        (["--mode", "sepia"], "'grey' or 'colour'"),
+        (["--scale", "x"], "option scale of toy"),
+        (["--split", "train=2"], "--split"),
+        (["--engine", "slurm"], "local or ray"),
+        (["--limit", "0"], "--limit must be at least 1"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(source: Path, tmp_path: Path, args: list[str], said: str) -> None:
+    code, stdout, stderr = toy(source, "--out_dir", tmp_path / "out", *args)
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("error: ")
+    assert said in stderr
+    assert stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "which converter? There are ucf101"),
+        (["ucf101"], "Say --out_dir"),
+        (["nothing", "--out_dir", "x"], "no converter 'nothing'"),
+        (["--converter", "nowhere.py:A", "--out_dir", "x"], "there is no file nowhere.py"),
+        (["ucf101", "--source", "nowhere", "--out_dir", "x"], "there is no 'nowhere'"),
+    ],
+)
+def test_what_is_missing_is_asked_for(tmp_path: Path, args: list[str], said: str) -> None:
+    done = run_cli("convert", *args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_the_common_and_the_converters_own_options() -> None:
+    plain = run_cli("convert", "--help", env={"COLUMNS": "120", "NO_COLOR": "1"})
+    own = run_cli("convert", "ucf101", "--help", env={"COLUMNS": "120", "NO_COLOR": "1"})
+    for done in (plain, own):
+        assert done.returncode == 0, done.stderr
+        for option in ("--source", "--out_dir", "--limit", "--split", "--seed", "--plain", "--unlabelled", "--workers"):
+            assert option in done.stdout
+        for option in ("--allow_rejects", "--engine", "--overwrite", "--converter", "--quiet", "Examples"):
+            assert option in done.stdout
+    assert "--frames" not in plain.stdout
+    for text in ("--frames", "--image_format", "Frames to take from a clip.", "[jpeg|png|webp]", "Options of ucf101"):
+        assert text in own.stdout
+    assert "phi3v-data convert ucf101 --out_dir out" in own.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("ucf101 --source x", "ucf101"),
+        ("--source ucf ucf101", "ucf101"),
+        ("--source=ucf ucf101 --out-dir y", "ucf101"),
+        ("--frames 8 ucf101", "ucf101"),
+        ("--salvage ucf101 --frames 8", "ucf101"),
+        ("--quiet -q other", "other"),
+        ("--converter a.py:B --source x", "a.py:B"),
+        ("--converter=a.py:B x", "a.py:B"),
+        ("--converter a.py B", "a.py:B"),
+        ("--source x --help", None),
+        ("--source", None),
+        ("", None),
+    ],
+)
+def test_the_converter_is_found_wherever_it_stands(line: str, name: str | None) -> None:
+    assert wanted(line.split()) == name
+
+
+def test_quiet_and_pipes(source: Path, tmp_path: Path) -> None:
+    code, stdout, stderr = toy(source, "--out_dir", tmp_path / "out", "--quiet")
+    assert (code, stderr) == (0, "")
+    assert stdout.count("\n") == 1
+    assert "\x1b" not in stdout
+
+
+def test_an_option_that_convert_has_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(
+        "import phi3v_data\nclass O(phi3v_data.Options):\n    limit: int = 3\n"
+        "class A(phi3v_data.Converter[O]):\n    name = 'a'\n"
+    )
+    done = run_cli("convert", "--converter", tmp_path / "x.py", "--out_dir", tmp_path / "out", "--source", tmp_path)
+    assert done.returncode == 2
+    assert "a has an option 'limit', which convert itself has already; rename it in O" in done.stderr
+
+
+@pytest.mark.skipif(not CLIPS.exists(), reason="needs the mini set")
+def test_real_clips_give_the_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
+    trees = []
+    for workers in (0, 1, 2, 7):
+        out = tmp_path / f"out{workers}"
+        done = run_cli("convert", "ucf101", "--source", CLIPS, "--out_dir", out, "--workers", workers, "--limit", 4)
+        assert done.returncode == 0, done.stderr
+        trees.append(tree(out, hidden=True))
+    assert trees[0] == trees[1] == trees[2] == trees[3]

@@ -1,0 +1,150 @@
+"""Where converters are found, and what is said when one is not."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy_converter import FILE, Toy, run_cli
+
+import phi3v_data
+from phi3v_data.converters.registry import BUILT_IN, find, reference
+
+PLUGIN = """
+import phi3v_data
+
+class Plugin(phi3v_data.Converter[phi3v_data.Options]):
+    \"\"\"Comes with another package.\"\"\"
+
+    name = "plugin"
+
+    def plan(self, source, options):
+        return [phi3v_data.Item("train", key) for key in "abc"]
+
+    def convert(self, item, options):
+        return phi3v_data.Draft(user=f"What is {item.key}?", assistant="A letter.")
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder with two installed distributions: one whose converter works, one whose module cannot be imported."""
+    site = tmp_path / "site"
+    for name, module, target in (("good-plugin", PLUGIN, "Plugin"), ("bad-plugin", "import nowhere_to_be_found", "X")):
+        info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        file = name.replace("-", "_")
+        entry = name.removesuffix("-plugin") if name.startswith("bad") else "plugin"
+        (info / "entry_points.txt").write_text(f"[phi3v_data.converters]\n{entry} = {file}:{target}\n")
+        (site / f"{file}.py").write_text(module)
+    return site
+
+
+def run_with(site: Path, *args: object) -> "subprocess.CompletedProcess[str]":
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from phi3v_data.cli.app import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+
+
+def test_every_built_in_converter_is_what_the_table_says() -> None:
+    for name in BUILT_IN:
+        cls = find(name)
+        assert cls.name == name
+        assert reference(cls) is not None
+        assert cls.Options.model_fields or cls.Options is phi3v_data.Options
+        for field in cls.Options.model_fields.values():
+            assert field.description, f"{name}: an option without help"
+
+
+def test_a_class_a_file_and_a_name_in_a_file_are_found() -> None:
+    assert find(Toy) is Toy
+    for name in ("Toy", "toy"):
+        found = find(f"{FILE}:{name}")
+        assert found.name == "toy"
+        assert found is find(f"{FILE}:Toy")
+    assert find(f"{FILE}:drafts").name == "drafts"
+
+
+def test_a_file_with_one_converter_needs_no_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    assert find(str(tmp_path / "mine.py")).name == "plugin"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        (None, "x.py:A", "there is no file"),
+        ("def f(:\n", "x.py:A", r"cannot be loaded: SyntaxError: .* \(x\.py:1\)"),
+        ("\n1 / 0\n", "x.py:A", r"cannot be loaded: ZeroDivisionError: division by zero \(x\.py:2\)"),
+        ("import nowhere_to_be_found\n", "x.py:A", r"ModuleNotFoundError: .*nowhere_to_be_found.* \(x\.py:1\)"),
+        ("A = 3\n", "x.py:A", "is not a converter; subclass phi3v_data.Converter"),
+        ("A = 3\n", "x.py:B", "has no 'B'; it holds no converter at all"),
+        ("A = 3\n", "x.py", "holds 0 converters"),
+        (PLUGIN + PLUGIN.replace("Plugin", "Other"), "x.py", "holds 2 converters; say which: .* Plugin, Other"),
+        (PLUGIN.replace('name = "plugin"', ""), "x.py:Plugin", "has no name"),
+    ],
+)
+def test_a_file_that_will_not_do_is_one_sentence(tmp_path: Path, text: str | None, name: str, said: str) -> None:
+    if text is not None:
+        (tmp_path / "x.py").write_text(text)
+    with pytest.raises(phi3v_data.UserError) as error:
+        find(str(tmp_path / name))
+    assert re.search(said, str(error.value)), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_is_answered_with_one_like_it() -> None:
+    with pytest.raises(phi3v_data.NotFoundError, match=r"no converter 'ucf-101'; did you mean ucf101\?"):
+        find("ucf-101")
+    with pytest.raises(phi3v_data.NotFoundError, match="there are ucf101"):
+        find("zzz")
+
+
+def test_installed_converters_are_found_and_run(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    done = run_with(site, "convert", "plugin", "--source", tmp_path / "source", "--out_dir", tmp_path / "out")
+    assert done.stdout == f"{tmp_path}/out: 3 samples (train 3), 0 images\n", done.stderr
+    done = run_with(site, "convert", "bad", "--source", tmp_path / "source", "--out_dir", tmp_path / "out2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the installed converter 'bad' cannot be loaded: ModuleNotFoundError")
+
+
+def test_the_list_shows_built_in_installed_and_local_ones(site: Path) -> None:
+    done = run_with(site, "converters", "--converter", FILE, "--json")
+    assert done.returncode == 0, done.stderr
+    found = {row["name"]: row for row in json.loads(done.stdout)}
+    assert found["ucf101"]["origin"] == "built in"
+    assert found["ucf101"]["hub_id"] == "sayakpaul/ucf101-subset"
+    assert found["ucf101"]["options"]["frames"] == {
+        "type": "INTEGER",
+        "default": 8,
+        "required": False,
+        "help": "Frames to take from a clip.",
+    }
+    assert found["plugin"]["origin"] == "installed: good-plugin"
+    assert found["plugin"]["summary"] == "Comes with another package."
+    assert "nowhere_to_be_found" in found["bad"]["problem"]
+    assert found["toy"]["origin"] == "toy_converter.py:Toy"
+    text = run_with(site, "converters", "--converter", FILE)
+    assert text.returncode == 0
+    assert "cannot be used" in text.stdout
+    assert "--mode [grey|colour]  Kind of picture. (default 'colour')" in text.stdout
+
+
+def test_public_names_are_there_and_load_nothing_before_they_are_used() -> None:
+    for name in phi3v_data.__all__:
+        assert getattr(phi3v_data, name) is not None
+    code = (
+        "import sys, phi3v_data; heavy = {'numpy', 'PIL', 'pydantic', 'cv2', 'av'} & set(sys.modules); "
+        "assert not heavy, heavy; import phi3v_data.cli.app; from phi3v_data import convert; assert callable(convert)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_of_a_converter_that_is_not_there_is_an_error() -> None:
+    done = run_cli("convert", "ucf-101", "--help")
+    assert done.returncode == 2
+    assert "did you mean ucf101?" in done.stderr
