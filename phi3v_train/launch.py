@@ -19,6 +19,9 @@ GRACE = 10.0
 
 POLL = 0.1
 
+LAUNCHED = "PHI3V_LAUNCHED"
+"""Set for processes started here: the data are checked and the plan is shown already."""
+
 
 def processes_to_start(config: RunConfig) -> int:
     """How many processes this one should start; 0 where it is one of them itself, or the only one."""
@@ -33,7 +36,7 @@ def processes_to_start(config: RunConfig) -> int:
 
 
 def launch(number: int, arguments: Sequence[str]) -> int:
-    """Run `python -m phi3v_train ARGUMENTS` in `number` processes; returns the exit code of the first that failed."""
+    """Run `python -m phi3v_train ARGUMENTS` in `number` processes; 0 where all end well, else 1."""
     port = free_port()
     threads = max(1, (os.cpu_count() or 1) // number)
     processes = [
@@ -48,6 +51,7 @@ def launch(number: int, arguments: Sequence[str]) -> int:
                 "LOCAL_WORLD_SIZE": str(number),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
+                LAUNCHED: "1",
             },
         )
         for rank in range(number)
@@ -61,17 +65,15 @@ def launch(number: int, arguments: Sequence[str]) -> int:
 
 
 def wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
-    """Wait until all have ended well, or one badly. A process killed by a signal counts as a problem found."""
+    """Wait until all have ended well, or one badly: then 1."""
     while True:
         codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
-            if code is not None and code < 0:
-                name = signal.Signals(-code).name
-                print(f"error: rank {rank} was ended by {name}; the others are stopped", file=sys.stderr)
-                return PROBLEMS
-        bad = [code for code in codes if code]
-        if bad:
-            return bad[0]
+        killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+        if killed:
+            name = signal.Signals(-(codes[killed[0]] or 0)).name
+            print(f"error: rank {killed[0]} was ended by {name}; the others are stopped", file=sys.stderr)
+        if any(codes):
+            return PROBLEMS
         if all(code == 0 for code in codes):
             return 0
         time.sleep(POLL)

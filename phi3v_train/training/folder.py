@@ -15,7 +15,7 @@ from phi3v_train.settings import Settings
 from phi3v_train.training.checkpoints import list_checkpoints, remove, sweep
 
 CONFIG, ENVIRONMENT, DATA, METRICS, PLOT = "config.yaml", "environment.json", "data.json", "metrics.jsonl", "loss.png"
-CARD, DONE, MODEL, TENSORBOARD = "README.md", "complete.json", "model", "tensorboard"
+CARD, DONE, MODEL, TENSORBOARD, PREDICTIONS = "README.md", "complete.json", "model", "tensorboard", "predictions"
 EVAL_BEFORE, EVAL_AFTER = "eval_before.json", "eval_after.json"
 
 PACKAGES = ("phi3v", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy", "Pillow", "simplejpeg")
@@ -49,7 +49,7 @@ def clear(output_dir: Path) -> None:
         path.unlink()
     for checkpoint in list_checkpoints(output_dir):
         remove(checkpoint.path)
-    for name in (MODEL, TENSORBOARD):
+    for name in (MODEL, TENSORBOARD, PREDICTIONS):
         if (output_dir / name).is_dir():
             remove(output_dir / name)
     sweep(output_dir)

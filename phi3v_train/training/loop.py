@@ -55,6 +55,8 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.precision = precision
+        # Buffers are never trained: DistributedDataParallel need not send them round.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(self, inputs: Mapping[str, Tensor], count: float) -> Tensor:
         """Sum of cross-entropy over the supervised tokens, divided by `count`; 0 where there are none."""

@@ -17,8 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from phi3v_data.errors import UserError
+
+MEETING = timedelta(minutes=5)
+"""How long processes wait for each other at the start."""
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective call waits; a rank that died is noticed at once, this is for one that is merely slow."""
@@ -48,6 +53,8 @@ class Strategy(ABC):
     """The interface; also complete for one process."""
 
     name = "single"
+    store: Store | None = None
+    """Where the processes leave word for each other."""
 
     def __init__(self, place: Place, device: torch.device) -> None:
         self.place = place
@@ -118,7 +125,7 @@ class DataParallel(Strategy):
 
     def __init__(self, place: Place, device: torch.device) -> None:
         super().__init__(place, device)
-        join_group(device)
+        self.store = join_group(device)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         from torch.nn.parallel import DistributedDataParallel
@@ -126,7 +133,6 @@ class DataParallel(Strategy):
         return DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
 
@@ -157,22 +163,33 @@ class DataParallel(Strategy):
             dist.destroy_process_group()
 
 
-def join_group(device: torch.device) -> None:
-    """Meet the other processes.
+def join_group(device: torch.device) -> Store:
+    """Meet the other processes; returns the store that they share.
 
     Raises:
         UserError: the main process cannot be reached; its address and port are named.
     """
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    on_gpu = device.type == "cuda"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
-    except (dist.DistError, RuntimeError, ValueError) as error:
+        store, rank, world_size = next(rendezvous("env://", timeout=MEETING))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
+            device_id=device if on_gpu else None,
+        )
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"rank {os.environ.get('RANK')} cannot reach the main process at {address} ({reason}); check "
+            f"rank {os.environ.get('RANK')} cannot meet the other processes at {address} ({reason}); check "
             "--master_addr, --master_port and the firewall between the machines"
         ) from error
+    shared: Store = store
+    return shared
 
 
 def check_parallel(parallel: str) -> None:
