@@ -13,6 +13,8 @@ from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import accumulation_steps
 from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources
+from phi3v_train.evaluation.choose import choose_metrics
+from phi3v_train.evaluation.metrics import Metric
 from phi3v_train.models.loading import ModelPlace, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.settings import Settings
@@ -60,6 +62,7 @@ class Plan:
     sources: tuple[Source, ...]
     order: SampleOrder
     eval_source: Source | None
+    metrics: tuple[Metric, ...]
     place: ModelPlace
     processor: Any
     compute: Compute
@@ -91,11 +94,6 @@ class Plan:
         """Reads training samples."""
         return make_reader(self.config, self.sources, self.processor)
 
-    def eval_reader(self) -> Reader:
-        """Reads held-out samples, with their stored answers."""
-        assert self.eval_source is not None
-        return Reader([self.eval_source], Encoder(self.processor))
-
 
 def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) -> Plan:
     """Open the data, find the model, choose how to compute.
@@ -121,6 +119,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     )
     total = config.optim.max_steps or order.total_steps(config.optim.num_train_epochs)
     eval_source = open_eval_source(config, sources)
+    choice = choose_metrics(config.eval.metric, eval_source.manifest if eval_source else None)
     place = locate(config.model.model_name_or_path, weights=weights)
     if place.adapter is not None:
         raise UserError(
@@ -144,8 +143,8 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
         checkpointing=config.model.gradient_checkpointing,
     )
     return Plan(
-        settings, sources, order, eval_source, place, processor, compute, size, probe, lengths, world_size,
-        accumulation, total, memory,
+        settings, sources, order, eval_source, choice.metrics, place, processor, compute, size, probe, lengths,
+        world_size, accumulation, total, memory,
     )  # fmt: skip
 
 
@@ -214,7 +213,8 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     if plan.eval_source is not None:
         limit = config.eval.eval_limit
         rows = min(len(plan.eval_source), limit or len(plan.eval_source))
-        yield "eval", f"{plan.eval_source.directory} {plan.eval_source.split.name}: {rows:,} rows"
+        metrics = ", ".join(metric.name for metric in plan.metrics)
+        yield "eval", f"{plan.eval_source.directory} {plan.eval_source.split.name}: {rows:,} rows, {metrics}"
     else:
         yield "eval", "none: no split val, dev, dev_seen or test with answers, and no --eval_split"
     processes = f" x {plan.world_size} processes" if plan.world_size > 1 else ""

@@ -5,23 +5,27 @@
 Every process runs this same path; the main one speaks and writes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
 from phi3v_train.data.loader import TrainLoader
-from phi3v_train.data.order import SampleOrder
 from phi3v_train.data.sources import require_sound
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.settings import Settings
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, list_checkpoints, sweep
 from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
+
+if TYPE_CHECKING:
+    from phi3v_train.evaluation.during import RunEvaluation
+    from phi3v_train.training.progress import ProgressLine
 
 LOCK = ".lock"
 
@@ -125,6 +129,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     from phi3v_train.training.methods import apply_method
     from phi3v_train.training.precision import Precision
     from phi3v_train.training.progress import ProgressLine
+    from phi3v_train.training.ranks import one_of_many
     from phi3v_train.training.session import RunIdentity, Session
     from phi3v_train.training.strategy import Place, make_strategy
 
@@ -137,25 +142,27 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     loader.start()
     strategy = make_strategy(config.parallel.parallel, place, device)
     stack.callback(strategy.close)
+    stack.enter_context(one_of_many(place, strategy.store))
     precision = Precision(plan.compute.dtype.value, device.type, cache_casts=not config.model.gradient_checkpointing)
-    model = load_base(plan.place, plan.compute, seed=config.optim.seed)
-    trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=device)
-    if config.model.gradient_checkpointing:
-        enable_checkpointing(model)
-    loop = TrainLoop(trained, config, strategy=strategy, precision=precision, total_steps=plan.total_steps)
     progress = ProgressLine(
         plan.total_steps,
         start=start.checkpoint.step if start.checkpoint else 0,
         quiet=quiet or config.output.no_tqdm,
     )
     stack.callback(progress.close)
+    evaluation = make_evaluation(plan, progress, quiet=quiet or config.output.no_tqdm) if plan.eval_source else None
+    model = load_base(plan.place, plan.compute, seed=config.optim.seed)
+    trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=device)
+    if config.model.gradient_checkpointing:
+        enable_checkpointing(model)
+    loop = TrainLoop(trained, config, strategy=strategy, precision=precision, total_steps=plan.total_steps)
     session = Session(
         loop,
         plan.processor,
         identity=RunIdentity(start.identity["settings"], start.identity["data"]),
         title=f"{config.method.name} on {plan.task}",
         epoch_steps=plan.order.epoch_steps,
-        evaluate=make_evaluate(plan, loop) if plan.eval_source is not None else None,
+        evaluate=partial(evaluation, loop) if evaluation is not None else None,
         progress=progress,
     )
     if start.checkpoint is not None:
@@ -223,43 +230,33 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> 
     )
 
 
-def make_evaluate(plan: Plan, loop: Any) -> Callable[[int], dict[str, Any]]:
-    """The evaluation of a run: the held-out loss over all supervised tokens."""
-    from phi3v_train.training.loop import mean_loss
+def make_evaluation(plan: Plan, progress: "ProgressLine", *, quiet: bool) -> "RunEvaluation":
+    """What evaluates the model before, between and after the steps; every row of the split is looked at now.
+
+    Raises:
+        UserError: a row cannot be encoded or scored.
+    """
+    from phi3v_data.cli.console import progress_bar
+    from phi3v_train.evaluation.during import RunEvaluation
+    from phi3v_train.evaluation.evaluate import Evaluator
 
     config = plan.config
     assert plan.eval_source is not None
-    rows = min(len(plan.eval_source), config.eval.eval_limit or len(plan.eval_source))
-    place = loop.strategy.place
-    order = SampleOrder((rows,), config.eval.eval_batch_size * place.world_size)
-    split = plan.eval_source.split.name
-
-    @contextmanager
-    def steps() -> Iterator[TrainLoader]:
-        with TrainLoader(
-            plan.eval_reader(),
-            order,
-            micro_batch_size=config.eval.eval_batch_size,
-            pad_token_id=plan.processor.tokenizer.pad_token_id,
-            rank=place.rank,
-            world_size=place.world_size,
-            num_workers=config.data.num_workers,
-        ) as loader:
-            yield loader
-
-    def evaluate(step: int) -> dict[str, Any]:
-        with steps() as loader:
-            micros = (micro for batch in loader.steps(0, order.epoch_steps) for micro in batch)
-            loss = mean_loss(loop.trained.model, micros, precision=loop.precision, strategy=loop.strategy)
-        return {
-            "split": split,
-            "num_samples": rows,
-            "metrics": {"loss": loss},
-            "model": plan.place.name,
-            "step": step,
-        }
-
-    return evaluate
+    evaluator = Evaluator(
+        plan.eval_source,
+        plan.processor,
+        config.eval,
+        metrics=plan.metrics,
+        num_workers=config.data.num_workers,
+    )
+    evaluator.check()
+    return RunEvaluation(
+        evaluator,
+        config.output.output_dir,
+        model_name=plan.place.name,
+        bars=lambda: progress_bar(quiet=quiet),
+        say=progress.say,
+    )
 
 
 def run(settings: Settings, *, quiet: bool = False) -> Outcome:

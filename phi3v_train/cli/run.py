@@ -1,7 +1,9 @@
 """`phi3v-train run`."""
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,7 +39,8 @@ def run(
     Prints the plan, then one progress line. Stopped or killed at any moment, the same command goes on from the newest
     checkpoint, with the same losses as if it had never stopped.
     """
-    from phi3v_train.launch import launch, processes_to_start
+    from phi3v_train.launch import LAUNCHED, launch, processes_to_start
+    from phi3v_train.plan import make_plan
     from phi3v_train.run import check_data, find_start, train
     from phi3v_train.training.strategy import Place
 
@@ -45,22 +48,32 @@ def run(
     place = Place.from_environment()
     number = processes_to_start(config)
     world_size = number or place.world_size
-    silent = quiet or not place.is_main
-    if place.is_main and not skip_validation:
-        validate(check_data, settings, quiet=silent)
-    from phi3v_train.plan import make_plan
-
+    shown = not place.is_main or LAUNCHED in os.environ
+    if not shown and not skip_validation:
+        validate(check_data, settings, quiet=quiet)
     plan = make_plan(settings, world_size=world_size, weights=not dry_run)
     start = find_start(plan)
-    if place.is_main:
+    if not shown:
         show(plan, start.words(plan.total_steps), as_json=json_output, quiet=quiet)
     if dry_run or start.complete:
         return
     if number:
-        raise typer.Exit(launch(number, sys.argv[1:]))
+        code = launch(number, sys.argv[1:])
+        if code:
+            say_where_to_go_on(config.output.output_dir)
+        raise typer.Exit(code)
     outcome = train(plan, start, quiet=quiet)
     if place.is_main and not json_output:
         print(summary(outcome))
+
+
+def say_where_to_go_on(output_dir: Path) -> None:
+    """Name the last complete checkpoint after a failure."""
+    from phi3v_train.training.checkpoints import list_checkpoints
+
+    checkpoints = list_checkpoints(output_dir)
+    where = f"goes on from {checkpoints[-1].path}" if checkpoints else "begins anew: there is no checkpoint yet"
+    print(f"The same command {where}.", file=sys.stderr)
 
 
 def validate(check: Any, settings: Settings, *, quiet: bool) -> None:
@@ -89,6 +102,10 @@ def summary(outcome: Any) -> str:
         if result:
             scores = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None)
             lines.append(f"{name:<8} {result['split']}: {scores}")
+    if outcome.after:
+        lines.append(
+            f"answers  {outcome.output_dir / 'predictions' / f'step-{outcome.step:06d}' / 'predictions.jsonl'}"
+        )
     lines += [f"model    {outcome.output_dir / 'model'}", f"plot     {outcome.output_dir / 'loss.png'}"]
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Evaluate a model on a split: predictions, scores, the held-out loss. Used by `run`, `eval` and `predict` alike."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,10 +16,11 @@ from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import Source
 from phi3v_train.data.workers import Workers
 from phi3v_train.evaluation.generate import Generator, undisturbed
-from phi3v_train.evaluation.metrics import METRICS, Metric, Records, Undefined, score
-from phi3v_train.evaluation.predictions import CONFUSION, PREDICTIONS, PredictionFolder
+from phi3v_train.evaluation.metrics import METRICS, Metric, Undefined
+from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
 from phi3v_train.evaluation.prompts import MEASURE_CHUNK, PromptSpec, Rows, encode_batch, make_batches, measure_rows
 from phi3v_train.evaluation.records import Prediction, read_predictions
+from phi3v_train.evaluation.result import make_result
 from phi3v_train.training.loop import mean_loss
 from phi3v_train.training.precision import Precision
 from phi3v_train.training.strategy import Strategy
@@ -37,7 +38,7 @@ class Evaluator:
         config: limit, batch size, turns, longest answer.
         metrics: what is computed; the first is the headline.
         num_workers: processes that decode pictures.
-        progress: called as `progress(stage, done, total)`.
+        progress: called as `progress(stage, done, total)`; `evaluate` may be given another one.
     """
 
     source: Source
@@ -71,7 +72,8 @@ class Evaluator:
         with Workers(self.reader, self.num_workers if len(chunks) > 8 else 0) as workers:
             for chunk, measured in zip(chunks, workers.map(measure_rows, chunks), strict=True):
                 specs += measured
-                self._show("prompts", chunk.stop, self.num_rows)
+                if self.progress is not None:
+                    self.progress("prompts", chunk.stop, self.num_rows)
         return tuple(specs)
 
     def truth(self) -> list[Prediction]:
@@ -102,7 +104,13 @@ class Evaluator:
                     continue  # said with the result
 
     def predict(
-        self, model: Any, folder: PredictionFolder, *, precision: Precision, strategy: Strategy
+        self,
+        model: Any,
+        folder: PredictionFolder,
+        *,
+        precision: Precision,
+        strategy: Strategy,
+        progress: Progress | None = None,
     ) -> list[Prediction]:
         """Generate what `folder` does not hold yet; the predictions, on the main process only.
 
@@ -123,7 +131,9 @@ class Evaluator:
         folder.open_part(place.rank)
         try:
             with undisturbed(model):
-                made = self._generate(model, folder, mine, precision, num_done=len(done))
+                made = self._generate(
+                    model, folder, mine, precision, num_done=len(done), progress=progress or self.progress
+                )
         finally:
             folder.close_part()
         for others in strategy.gather(made):
@@ -142,6 +152,7 @@ class Evaluator:
         precision: Precision,
         *,
         num_done: int,
+        progress: Progress | None,
     ) -> dict[int, Prediction]:
         generator = Generator(
             model,
@@ -163,7 +174,8 @@ class Evaluator:
                 ]
                 folder.add(entries)
                 made.update(entries)
-                self._show("answers", num_done + len(made), total)
+                if progress is not None:
+                    progress("answers", num_done + len(made), total)
         return made
 
     def loss(self, model: nn.Module, *, precision: Precision, strategy: Strategy) -> float | None:
@@ -199,14 +211,15 @@ class Evaluator:
         precision: Precision,
         strategy: Strategy,
         with_loss: bool = False,
+        progress: Progress | None = None,
     ) -> tuple[list[Prediction], dict[str, Any]]:
-        """Predict, score, and draw the confusion matrix where the answers are classes.
+        """Predict and score.
 
         Returns:
             The predictions, on the main process only, and on every process `split, num_samples, metrics, model, step`
             (and `notes` where a metric is undefined).
         """
-        records = self.predict(model, folder, precision=precision, strategy=strategy)
+        records = self.predict(model, folder, precision=precision, strategy=strategy, progress=progress)
         loss = {"loss": self.loss(model, precision=precision, strategy=strategy)} if with_loss else {}
         result: dict[str, Any] = {}
         if strategy.place.is_main:
@@ -219,46 +232,4 @@ class Evaluator:
                 step=step,
                 extra=loss,
             )
-            draw(records, folder, result)
         return records, strategy.share(result)
-
-    def _show(self, stage: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(stage, done, total)
-
-
-def make_result(
-    records: Records,
-    metrics: Sequence[Metric],
-    *,
-    split: str,
-    num_samples: int,
-    model: str | None,
-    step: int | None,
-    extra: Mapping[str, float | None] | None = None,
-) -> dict[str, Any]:
-    """What `eval.json` holds."""
-    scores = score(records, metrics)
-    result: dict[str, Any] = {
-        "split": split,
-        "num_samples": num_samples,
-        "metrics": {**scores.values, **(extra or {})},
-        "model": model,
-        "step": step,
-    }
-    return {**result, "notes": scores.notes} if scores.notes else result
-
-
-def draw(records: Records, folder: PredictionFolder, result: Mapping[str, Any]) -> None:
-    """The confusion matrix beside the predictions, where the answers are classes and matplotlib is installed."""
-    from phi3v_train.evaluation.confusion import confusion_of, draw_confusion
-
-    matrix = confusion_of(records)
-    if matrix is None:
-        return
-    name, value = next(iter(result["metrics"].items()))
-    headline = "" if value is None else f": {name} {value:.3g}"
-    try:
-        draw_confusion(matrix, folder.path / CONFUSION, title=f"{result['split']}, {len(records):,} answers{headline}")
-    except ImportError:
-        return

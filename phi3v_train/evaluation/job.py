@@ -1,20 +1,19 @@
 """One evaluation or prediction from files to files: what `phi3v-train eval` and `predict` do."""
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phi3v_data.dataset import Dataset
-from phi3v_data.errors import UserError
 from phi3v_train.config import RunConfig
-from phi3v_train.data.sources import EVAL_SPLITS, Source, choose_eval_split, open_source
+from phi3v_train.data.sources import Source
 from phi3v_train.evaluation.choose import Choice, choose_metrics
 from phi3v_train.evaluation.evaluate import Evaluator, Progress
 from phi3v_train.evaluation.identity import make_identity, model_identity
-from phi3v_train.evaluation.predictions import RESULT, PredictionFolder, write_whole
+from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
+from phi3v_train.evaluation.prompts import open_split
 from phi3v_train.evaluation.records import Prediction
+from phi3v_train.evaluation.result import write_scores
 from phi3v_train.models.loading import ModelPlace, load_model, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.training.precision import Precision
@@ -85,26 +84,16 @@ def prepare(
     return Job(config, evaluator, choice, place, compute, PredictionFolder(output_dir, identity))
 
 
-def open_split(data_dir: Path, wanted: str | None, *, num_crops: int | None, scored: bool) -> Source:
-    """The split that is asked for, else, to be scored, the first of val, dev, dev_seen, test that has answers.
-
-    Raises:
-        UserError: no such split, no choice, or no answers where they are needed.
-    """
-    split = choose_eval_split(data_dir, wanted) if scored or wanted is not None else None
-    if split is None:
-        named = ", ".join(Dataset(data_dir))
-        reason = f"none of {', '.join(EVAL_SPLITS)} is there with answers" if scored else "no split was chosen"
-        raise UserError(f"{data_dir}: {reason}; choose with --eval_split: it has {named}")
-    return open_source(data_dir, split, num_crops=num_crops, labelled=scored)
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """Predictions, and what `eval.json` holds where they were scored; both empty on other processes than the main one."""
+    """Predictions, what `eval.json` holds where they were scored, and the files written, by name.
+
+    All are empty on other processes than the main one.
+    """
 
     records: list[Prediction]
     result: dict[str, Any]
+    files: dict[str, Path]
 
 
 def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Outcome:
@@ -131,8 +120,10 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
             model = load_model(job.place, job.compute, seed=job.config.optim.seed)
         precision = Precision(job.compute.dtype.value, kind)
         evaluator = job.evaluator
+        files = {"predictions": job.folder.path / PREDICTIONS}
         if job.choice is None:
-            return Outcome(evaluator.predict(model, job.folder, precision=precision, strategy=strategy), {})
+            records = evaluator.predict(model, job.folder, precision=precision, strategy=strategy)
+            return Outcome(records, {}, files if place.is_main else {})
         records, result = evaluator.evaluate(
             model,
             job.folder,
@@ -142,11 +133,6 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
             strategy=strategy,
             with_loss=with_loss,
         )
-        if place.is_main:
-            write_result(job.folder.path / RESULT, result)
-        return Outcome(records, result if place.is_main else {})
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write `eval.json`."""
-    write_whole(path, (json.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode())
+        if not place.is_main:
+            return Outcome([], {}, {})
+        return Outcome(records, result, {**files, **write_scores(records, result, job.folder.path)})

@@ -10,7 +10,7 @@ again in the same batches, and the result has the same bytes as one never stoppe
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -31,10 +31,14 @@ class PredictionFolder:
     Args:
         path: the folder, made where it is not there.
         identity: what decides the predictions: model, settings, data.
+        keep_going: a disk that takes no more is noted in `failed`, and nothing else is written; otherwise it is an
+            OSError.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, keep_going: bool = False) -> None:
         self.path = path
+        self.keep_going = keep_going
+        self.failed = ""
         self.identity = json.loads(json.dumps(identity))
         self._part: IO[bytes] | None = None
 
@@ -53,13 +57,22 @@ class PredictionFolder:
         with lock_file(self.path / LOCK, busy):
             yield
 
-    def begin(self, *, overwrite: bool = False) -> None:
+    def begin(self, *, overwrite: bool = False, restart: bool = False) -> None:
         """Take the folder for this evaluation: go on with what it holds, or start anew.
+
+        Args:
+            overwrite: start anew in any case.
+            restart: start anew where it holds another evaluation.
 
         Raises:
             UserError: it holds another evaluation, whose differences are named.
         """
+        self.try_to(lambda: self._begin(overwrite, restart))
+
+    def _begin(self, overwrite: bool, restart: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         saved = None if overwrite else self._saved_identity()
+        overwrite = overwrite or (restart and saved != self.identity)
         if overwrite or (saved is None and self._is_empty()):
             self.clear()
         elif saved is None:
@@ -99,8 +112,22 @@ class PredictionFolder:
                     done.setdefault(position, record)
         return done
 
+    def try_to(self, work: Callable[[], Any]) -> None:
+        """Write something; where the folder keeps going, a disk that does not take it is noted."""
+        if self.failed:
+            return
+        try:
+            work()
+        except OSError as error:
+            if not self.keep_going:
+                raise
+            self.failed = error.strerror or str(error)
+
     def open_part(self, rank: int = 0) -> None:
         """Begin to write: after the last whole line of what this process wrote before."""
+        self.try_to(lambda: self._open_part(rank))
+
+    def _open_part(self, rank: int) -> None:
         path = self.path / f".predictions-{rank}.jsonl"
         self.path.mkdir(parents=True, exist_ok=True)
         self._part = path.open("ab")
@@ -110,19 +137,26 @@ class PredictionFolder:
 
     def add(self, batch: Sequence[tuple[int, Prediction]]) -> None:
         """Write a finished batch: (position, prediction) each."""
+        line = json.dumps(batch, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self.try_to(lambda: self._write(line))
+
+    def _write(self, line: bytes) -> None:
         assert self._part is not None
-        self._part.write(json.dumps(batch, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._part.write(line)
         self._part.flush()
 
     def close_part(self) -> None:
         """Stop writing."""
-        if self._part is not None:
-            self._part.close()
-            self._part = None
+        part, self._part = self._part, None
+        if part is not None:
+            self.try_to(part.close)
 
     def finish(self, records: Sequence[Prediction]) -> None:
         """Write `predictions.jsonl`, whole, and remove the parts."""
         self.close_part()
+        self.try_to(lambda: self._finish(records))
+
+    def _finish(self, records: Sequence[Prediction]) -> None:
         write_whole(self.path / PREDICTIONS, b"".join(encode_line(record) for record in records))
         for path in self.path.glob(PART_GLOB):
             path.unlink()

@@ -2,17 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from phi3v_data.dataset import Split
+from phi3v_data.dataset import Dataset, Split
+from phi3v_data.errors import UserError
 from phi3v_train.data.encode import EncodedPrompt, Turns, accepted_answers, prompt_turns
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.pictures import picture_size
 from phi3v_train.data.reader import Reader
+from phi3v_train.data.sources import EVAL_SPLITS, Source, choose_eval_split, open_source
 from phi3v_train.evaluation.records import Prediction
 
 MEASURE_CHUNK = 64
 """Rows measured by one task."""
+
+
+def open_split(data_dir: Path, wanted: str | None, *, num_crops: int | None, scored: bool) -> Source:
+    """The split that is asked for, else, to be scored, the first of val, dev, dev_seen, test that has answers.
+
+    Raises:
+        UserError: no such split, no choice, or no answers where they are needed.
+    """
+    split = choose_eval_split(data_dir, wanted) if scored or wanted is not None else None
+    if split is None:
+        named = ", ".join(Dataset(data_dir))
+        reason = f"none of {', '.join(EVAL_SPLITS)} is there with answers" if scored else "no split was chosen"
+        raise UserError(f"{data_dir}: {reason}; choose with --eval_split: it has {named}")
+    return open_source(data_dir, split, num_crops=num_crops, labelled=scored)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,57 @@
+"""Options that `eval` and `predict` share with `run`: the same names, texts and checks."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from phi3v_data.cli.options import option_parameter
+from phi3v_train.config import DataConfig, EvalConfig, Group, ModelConfig, ParallelConfig
+from phi3v_train.settings import resolve
+
+SHARED: dict[type[Group], tuple[str, ...]] = {
+    ModelConfig: ("model_name_or_path", "num_crops", "attn", "dtype", "device"),
+    EvalConfig: ("eval_split", "eval_limit", "eval_batch_size", "eval_turns", "max_new_tokens", "metric"),
+    DataConfig: ("num_workers",),
+    ParallelConfig: ("num_processes",),
+}
+PANELS: dict[type[Group], str] = {
+    ModelConfig: "Model",
+    EvalConfig: "Evaluation",
+    DataConfig: "Machine",
+    ParallelConfig: "Machine",
+}
+
+DataDir = Annotated[Path | None, typer.Option("--data_dir", metavar="DIR", help="Conversations directory.")]
+Base = Annotated[str | None, typer.Option(metavar="MODEL", help="Model under an adapter, where not the one it names.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in an --output_dir that holds another one.")]
+
+
+def with_eval_settings(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`function(..., config=RunConfig)` as a command with the shared settings as options."""
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "config"]
+        fields = [
+            option_parameter(name, group.model_fields[name], PANELS[group])
+            for group, names in SHARED.items()
+            for name in names
+            if name not in leave_out
+        ]
+
+        def command(**values: Any) -> Any:
+            given = {parameter.name: values.pop(parameter.name) for parameter in fields}
+            options = {name: value for name, value in given.items() if value not in (None, [])}
+            return function(**values, config=resolve(options).config)
+
+        parameters = [*own, *fields]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # Typer reads it
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.__doc__ = function.__doc__
+        command.__dict__.update(function.__dict__)
+        return command
+
+    return wrap

@@ -1,0 +1,110 @@
+"""`phi3v-train predict`: the answers of a model on any split, and the files that the datasets' own evaluation takes."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phi3v_data.cli.base import Quiet, command_info, make_command
+from phi3v_data.errors import UserError
+from phi3v_train.cli.eval_options import Base, DataDir, Overwrite, with_eval_settings
+from phi3v_train.config import RunConfig
+
+if TYPE_CHECKING:
+    from phi3v_train.evaluation.records import Prediction
+
+DEFAULT_OUTPUT = Path("predictions")
+
+
+class SubmissionName(StrEnum):
+    """Formats by the name of their dataset."""
+
+    docvqa = "docvqa"
+    hateful_memes = "hateful_memes"
+    nlvr2 = "nlvr2"
+
+
+@with_eval_settings(leave_out=("metric",))
+@command_info(
+    examples=[
+        "phi3v-train predict --data_dir docvqa --eval_split test --format docvqa --output_dir submission",
+        "phi3v-train predict --data_dir memes --eval_split test_unseen --format hateful_memes",
+        "phi3v-train predict --predictions submission/predictions.jsonl --format nlvr2 --output_dir submission",
+    ],
+    interrupted="The same command goes on where it stopped.",
+)
+def predict(
+    data_dir: DataDir = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", metavar="OUT", help="Where predictions go.")
+    ] = DEFAULT_OUTPUT,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FILE", help="Only bring this predictions.jsonl into --format."),
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        SubmissionName | None, typer.Option(help="Write the file that this dataset's evaluation takes, too.")
+    ] = None,
+    base: Base = None,
+    overwrite: Overwrite = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Quiet = False,
+    *,
+    config: RunConfig,
+) -> None:
+    """Generate the answers of a split, with or without answers of its own.
+
+    Stopped or killed at any moment, the same command goes on where it stopped.
+    """
+    from phi3v_train.evaluation.predictions import PREDICTIONS
+    from phi3v_train.evaluation.submission import write_submission
+
+    if predictions is not None:
+        if format is None:
+            raise UserError("--predictions needs --format: docvqa, hateful_memes or nlvr2")
+        from phi3v_train.evaluation.records import read_predictions
+
+        records, source = read_predictions(predictions, completed=True), predictions
+        output_dir.mkdir(parents=True, exist_ok=True)
+    elif data_dir is None:
+        raise UserError("nothing to predict: give --data_dir, a conversations directory, or --predictions FILE")
+    else:
+        made = from_model(data_dir, output_dir, config, base, overwrite, quiet=quiet)
+        if made is None:
+            return
+        records, source = made, output_dir / PREDICTIONS
+    files = {"predictions": source}
+    if format is not None:
+        files["submission"] = write_submission(records, format.value, output_dir)
+    if json_output:
+        document = {"format": 1, "num_predictions": len(records), "files": {k: str(v) for k, v in files.items()}}
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+        return
+    print(f"{len(records):,} predictions")
+    for name, path in files.items():
+        print(f"  {name:<13}{path}")
+
+
+def from_model(
+    data_dir: Path, output_dir: Path, config: RunConfig, base: str | None, overwrite: bool, *, quiet: bool
+) -> "list[Prediction] | None":
+    """Predict with a model; None on other processes than the main one."""
+    from phi3v_data.cli.console import progress_bar
+    from phi3v_train.evaluation.job import prepare, run_job
+    from phi3v_train.launch import launch, processes_to_start
+    from phi3v_train.training.strategy import Place
+
+    is_main = Place.from_environment().is_main
+    number = processes_to_start(config)
+    with progress_bar(quiet=quiet or not is_main or bool(number)) as progress:
+        job = prepare(config, data_dir, output_dir, scored=False, base=base, progress=progress)
+        if number:
+            raise typer.Exit(launch(number, sys.argv[1:]))
+        outcome = run_job(job, overwrite=overwrite)
+    return outcome.records if is_main else None
+
+
+command = make_command(predict, name="predict")

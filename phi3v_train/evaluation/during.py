@@ -1,0 +1,75 @@
+"""Evaluation of a model that is being trained: before, after and between steps, without a trace in the training."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from phi3v_train.evaluation.evaluate import Evaluator, Progress
+from phi3v_train.evaluation.identity import make_identity, weights_identity
+from phi3v_train.evaluation.predictions import PredictionFolder
+from phi3v_train.evaluation.result import write_scores
+from phi3v_train.training.folder import PREDICTIONS
+from phi3v_train.training.loop import TrainLoop
+
+ProgressBars = Callable[[], AbstractContextManager[Progress | None]]
+
+
+class RunEvaluation:
+    """Evaluates a run's model after a step; predictions go to `OUT/predictions/step-000120/`.
+
+    A run that was killed in the middle goes on with the predictions it had: they are known by the weights that made
+    them. A run with evaluations trains to the same bits as one without.
+
+    Args:
+        evaluator: split, prompts and metrics.
+        output_dir: the run's folder.
+        model_name: of the model before training.
+        bars: opens a progress bar for one evaluation.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        output_dir: Path,
+        *,
+        model_name: str,
+        bars: ProgressBars = nullcontext,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.evaluator = evaluator
+        self.folder = output_dir / PREDICTIONS
+        self.model_name = model_name
+        self._bars = bars
+        self._say = say
+
+    def __call__(self, loop: TrainLoop, step: int) -> dict[str, Any]:
+        """Evaluate the model as it is after a step; on every process `split, num_samples, metrics, model, step`."""
+        model, strategy = loop.trained.model, loop.strategy
+        identity = make_identity(
+            self.evaluator.source,
+            self.evaluator.config,
+            model=f"{self.model_name} at step {step} {weights_identity(model)}",
+            dtype=loop.precision.name,
+            rows=self.evaluator.num_rows,
+        )
+        folder = PredictionFolder(self.folder / f"step-{step:06d}", identity, keep_going=True)
+        if strategy.place.is_main:
+            folder.begin(restart=True)
+        with self._bars() as bar:
+            records, result = self.evaluator.evaluate(
+                model,
+                folder,
+                model_name=self.model_name,
+                step=step,
+                precision=loop.precision,
+                strategy=strategy,
+                with_loss=True,
+                progress=bar,
+            )
+        if strategy.place.is_main:
+            folder.try_to(lambda: write_scores(records, result, folder.path))
+            if folder.failed:
+                self._say(f"warning: {folder.path} cannot be written: {folder.failed}; the run goes on")
+        return result

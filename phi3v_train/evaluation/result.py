@@ -1,0 +1,60 @@
+"""What an evaluation comes to: `eval.json`, and the confusion matrix where the answers are classes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phi3v_train.evaluation.confusion import confusion_of, draw_confusion
+from phi3v_train.evaluation.metrics import Metric, Records, score
+from phi3v_train.evaluation.predictions import CONFUSION, RESULT, write_whole
+
+
+def make_result(
+    records: Records,
+    metrics: Sequence[Metric],
+    *,
+    split: str,
+    num_samples: int,
+    model: str | None,
+    step: int | None,
+    extra: Mapping[str, float | None] | None = None,
+) -> dict[str, Any]:
+    """What `eval.json` holds."""
+    scores = score(records, metrics)
+    result: dict[str, Any] = {
+        "split": split,
+        "num_samples": num_samples,
+        "metrics": {**scores.values, **(extra or {})},
+        "model": model,
+        "step": step,
+    }
+    return {**result, "notes": scores.notes} if scores.notes else result
+
+
+def write_scores(records: Records, result: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Write `eval.json` and, where the answers are classes and matplotlib is installed, `confusion.png`.
+
+    Returns:
+        What was written, by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RESULT
+    write_whole(path, (json.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode())
+    return {"scores": path, **draw(records, result, folder)}
+
+
+def draw(records: Records, result: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Draw `confusion.png`, where the answers are classes and matplotlib is installed."""
+    path = folder / CONFUSION
+    path.unlink(missing_ok=True)
+    matrix = confusion_of(records)
+    if matrix is None:
+        return {}
+    name, value = next(iter(result["metrics"].items()))
+    headline = "" if value is None else f": {name} {value:.3g}"
+    try:
+        draw_confusion(matrix, path, title=f"{result['split']}, {len(records):,} answers{headline}")
+    except ImportError:
+        return {}
+    return {"confusion": path}
