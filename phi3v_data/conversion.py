@@ -25,9 +25,9 @@ from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
 from phi3v_data.journal import differences, join_words, read_json
-from phi3v_data.output import Output, open_output
+from phi3v_data.output import Output, check_free, open_output
 from phi3v_data.plan import Plan, choose_split, spool_plan
-from phi3v_data.publish import merge, publish
+from phi3v_data.publish import NothingMadeError, merge, publish
 from phi3v_data.request import EngineName, Progress, Request, make_request
 from phi3v_data.resume import finished_in_order, finished_parts
 from phi3v_data.schema import ConverterInfo, Manifest
@@ -138,6 +138,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     )
     if not plan.num_items:
         raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
+    request.progress("plan", plan.num_items, plan.num_items)
     info = _describe(converter, source, request)
     unlabelled = _unlabelled(request, info, plan.counts)
     identity = _identity(request, unlabelled, plan)
@@ -145,13 +146,13 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
         return finished
     done = finished_parts(journal, plan.parts) if _resumes(request, output, identity) else set()
     for split in plan.counts:
-        _check_free(output, file_name(info.name, split))
+        check_free(output, file_name(info.name, split))
     settings = RowSettings(info.name, request.plain, unlabelled, _roots(request, source, output))
     ref = reference(request.cls)
     engine = _engine(request, ref)
     resumed = sum(part.count for part in plan.parts if part.index in done)
     request.progress("convert", resumed, plan.num_items)
-    job = Job(request.out_dir, plan.folder, ref, pickle.dumps(request.options), settings)
+    job = Job(request.out_dir, plan.folder, ref, pickle.dumps(request.options) if ref else b"", settings)
     engine.run(
         job,
         [part for part in plan.parts if part.index not in done],
@@ -184,7 +185,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
         writer = PartWriter(journal, part, settings, journal.run / "scratch")
         for slot, draft in batch:
             if slot.split not in splits:
-                _check_free(output, file_name(info.name, slot.split))
+                check_free(output, file_name(info.name, slot.split))
                 splits.add(slot.split)
             writer.add(slot, draft)
         writer.finish()
@@ -218,16 +219,17 @@ def _finish(
     request: Request, output: Output, num_parts: int, info: DatasetInfo, unlabelled: frozenset[str], resumed: int
 ) -> ConvertResult:
     journal = output.journal
-    request.progress("finish", 0, None)
+    request.progress("finish", 0, 1)
     converter = ConverterInfo(
         name=request.cls.name, version=request.cls.version, options=request.options.model_dump(mode="json")
     )
     try:
         manifest = merge(journal, num_parts, info, converter, None if request.unlabelled else unlabelled)
-    except UserError:
+    except NothingMadeError:
         journal.discard()
         raise
     publish(journal, output.owned)
+    request.progress("finish", 1, 1)
     empty = sorted((request.shares or {}).keys() - manifest.splits.keys())
     warnings = tuple(f"split {name} got no sample: there are too few groups for its share" for name in empty)
     return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings)
@@ -288,13 +290,6 @@ def _resumes(request: Request, output: Output, identity: Mapping[str, Any]) -> b
     return False
 
 
-def _check_free(output: Output, name: str) -> None:
-    """Refuse to replace a file of the user's that lies beside the set being overwritten."""
-    path = output.journal.out_dir / name
-    if path.exists() and name not in output.owned:
-        raise UserError(f"{path} belongs to no finished set; nothing was overwritten: move it away first")
-
-
 def _describe(converter: Converter[Any], source: Source, request: Request) -> DatasetInfo:
     [info] = _guard(lambda: [converter.describe(source, request.options)], request, "describe")
     if not isinstance(info, DatasetInfo) or not is_split_name(info.name):
@@ -338,4 +333,4 @@ def _engine(request: Request, ref: ConverterRef | None) -> Engine:
         from phi3v_data.engine.ray import RayEngine
 
         return RayEngine(request.workers)
-    return LocalEngine(request.workers, request.cls)
+    return LocalEngine(request.workers, request.cls, request.options)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from phi3v_data.errors import UserError
 from phi3v_data.journal import Journal, join_words, read_json, remove_tree
 from phi3v_data.lock import lock_file, wait_for_workers
-from phi3v_data.publish import IMAGES, MANIFEST, REJECTS, finish_publishing
+from phi3v_data.publish import IMAGES, MANIFEST, REJECTS, REMOVED, finish_publishing
 from phi3v_data.schema import Manifest
 
 _OBSTACLES = {
@@ -76,9 +76,7 @@ def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
         return
     created = _make_folders(journal.hidden)
     try:
-        with lock_file(
-            journal.lock, f"another conversion is writing {out_dir}; wait for it, or choose another --out_dir"
-        ):
+        with lock_file(journal.lock, f"another run is writing {out_dir}; wait for it, or choose another folder"):
             try:
                 wait_for_workers(journal.workers_lock)
                 _inspect(journal, overwrite)
@@ -104,18 +102,17 @@ def _inspect(journal: Journal, overwrite: bool) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        raise UserError(f"{out_dir} is a file, not a folder; choose another --out_dir") from None
+        raise UserError(f"{out_dir} is a file, not a folder; choose another one") from None
     names = [name for name in names if name != "lost+found"]
     if not names or journal.publishing.exists():
         return
     if MANIFEST not in names:
         raise UserError(
-            f"{out_dir} holds files that no conversion wrote ({join_words(names, 3)}); choose a new or empty folder"
+            f"{out_dir} holds files that are no dataset of ours ({join_words(names, 3)}); choose a new or empty folder"
         )
     if not overwrite and not journal.complete.exists():
         raise UserError(
-            f"{out_dir} holds a finished dataset of another origin; "
-            "--overwrite replaces it, or choose another --out_dir"
+            f"{out_dir} holds a finished dataset of another origin; --overwrite replaces it, or choose another folder"
         )
 
 
@@ -129,7 +126,7 @@ def _read_manifest(out_dir: Path) -> Manifest | None:
         where = ".".join(str(piece) for piece in first["loc"])
         raise UserError(
             f"{out_dir / MANIFEST} is not a dataset.json of format 1 ({where}: {first['msg']}); "
-            "mend it, or choose another --out_dir"
+            "mend it, or choose another folder"
         ) from None
 
 
@@ -148,7 +145,7 @@ def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
         except (ValueError, KeyError, TypeError):
             raise UserError(
                 f"{out_dir / name} cannot be read, so it is not known which pictures belong to it; "
-                "nothing was overwritten: remove the directory yourself, or choose another --out_dir"
+                "nothing was overwritten: remove the directory yourself, or choose another folder"
             ) from None
     root = out_dir / IMAGES
     for folder, _, names in os.walk(root):
@@ -158,7 +155,14 @@ def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
                 raise UserError(
                     f"{root / path} belongs to no row of {out_dir}; nothing was overwritten: move it away first"
                 )
-    return tuple(name for name in (*files, REJECTS, IMAGES) if (out_dir / name).exists())
+    return tuple(name for name in (*files, REJECTS, REMOVED, IMAGES) if (out_dir / name).exists())
+
+
+def check_free(output: Output, name: str) -> None:
+    """Refuse to replace a file of the user's that lies beside the set being overwritten."""
+    path = output.journal.out_dir / name
+    if path.exists() and name not in output.owned:
+        raise UserError(f"{path} belongs to no finished set; nothing was overwritten: move it away first")
 
 
 def _make_folders(path: Path) -> list[Path]:

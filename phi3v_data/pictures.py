@@ -39,6 +39,8 @@ def prepare_picture(image: "ImageContent | DraftImage", split: str) -> Picture:
     """
     if not isinstance(image, DraftImage):
         image = DraftImage(image)
+    if not isinstance(image.name, str):
+        raise Reject("draft-invalid", f"DraftImage.name is a {type(image.name).__name__}; it must be a string")
     data, suffix = _content(image)
     digest = hashlib.sha256(data).hexdigest()
     name = image.name or f"{split}/{digest[:32]}{suffix}"
@@ -168,7 +170,9 @@ def _encode(image: DraftImage) -> tuple[bytes, str]:
         )
     if image.format not in ENCODED:
         raise Reject("draft-invalid", f"DraftImage.format is {image.format!r}; it can be {', '.join(ENCODED)}")
+    if not isinstance(image.quality, int) or not 0 <= image.quality <= 100:
+        raise Reject("draft-invalid", f"DraftImage.quality is {image.quality!r}; it can be 0 (the usual) to 100")
     try:
         return encode(content, cast("ImageFormat", image.format), image.quality), ENCODED[image.format]
-    except ValueError as error:
-        raise Reject("draft-invalid", f"a picture cannot be encoded as {image.format}: {error}") from None
+    except (ValueError, OSError, SyntaxError, EOFError) as error:  # an opened PIL image is only now read to its end
+        raise Reject("image-unreadable", f"a picture cannot be encoded as {image.format}: {error}") from None

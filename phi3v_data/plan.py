@@ -89,14 +89,19 @@ def parse_split_shares(text: str) -> dict[str, float]:
 
 def choose_split(group: str, shares: Mapping[str, float], seed: int) -> str:
     """The split of a group: by its hash, so that rows added later move no one."""
-    digest = hashlib.sha256(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()
-    point = int.from_bytes(digest[:8], "big") / 2**64
+    point = group_point(group, seed)
     edge = 0.0
     for name, share in shares.items():
         edge += share
         if point < edge:
             return name
     return list(shares)[-1]
+
+
+def group_point(group: str, seed: int) -> float:
+    """Where the hash of a group falls, from 0 to below 1; the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def spool_plan(

@@ -34,12 +34,16 @@ from phi3v_data.journal import (
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
 
-MANIFEST, REJECTS, IMAGES = "dataset.json", "rejects.jsonl", "images"
+MANIFEST, REJECTS, REMOVED, IMAGES = "dataset.json", "rejects.jsonl", "removed.jsonl", "images"
+
+
+class NothingMadeError(UserError):
+    """Each planned sample was rejected."""
 
 
 @dataclass(slots=True)
-class _SplitFile:
-    """One split's JSONL while it is merged."""
+class SplitFile:
+    """One split's JSONL while it is written."""
 
     name: str
     file: IO[bytes]
@@ -47,19 +51,24 @@ class _SplitFile:
     rows: int = 0
     images: "array[int]" = field(default_factory=lambda: array("Q"))
 
-    def write(self, record: RowRecord) -> None:
-        line = record.row.encode() + b"\n"
+    def write(self, line: bytes, images: Iterable[str]) -> None:
+        """Add a row: its line, with the line end, and the names of its pictures."""
         self.file.write(line)
         self.digest.update(line)
         self.rows += 1
-        for image in record.images:
-            self.images.append(xxhash.xxh3_64_intdigest(image.name.encode()))
+        for image in images:
+            self.images.append(xxhash.xxh3_64_intdigest(image.encode("utf-8", "surrogatepass")))
 
     def num_images(self) -> int:
         """Distinct pictures, 8 bytes each in memory."""
         import numpy as np
 
         return len(np.unique(np.frombuffer(self.images, dtype=np.uint64))) if self.images else 0
+
+    def info(self, *, labelled: bool) -> SplitInfo:
+        """What `dataset.json` records of the split, once all rows are written."""
+        digest = f"sha256:{self.digest.hexdigest()}"
+        return SplitInfo(rows=self.rows, images=self.num_images(), files={self.name: digest}, labelled=labelled)
 
 
 def merge(
@@ -70,9 +79,9 @@ def merge(
     `unlabelled` names splits without answers; None: all of them.
 
     Raises:
-        UserError: not one sample was made.
+        NothingMadeError: not one sample was made.
     """
-    splits: dict[str, _SplitFile] = {}
+    splits: dict[str, SplitFile] = {}
     reasons: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     first_reject: RejectRecord | None = None
@@ -89,8 +98,8 @@ def merge(
                 continue
             if record.split not in splits:
                 name = file_name(info.name, record.split)
-                splits[record.split] = _SplitFile(name, (journal.stage / name).open("wb"))
-            splits[record.split].write(record)
+                splits[record.split] = SplitFile(name, (journal.stage / name).open("wb"))
+            splits[record.split].write(record.row.encode() + b"\n", (image.name for image in record.images))
             notes.update(record.notes)
     finally:
         rejects.close()
@@ -98,7 +107,7 @@ def merge(
             split.file.close()
     if not splits:
         assert first_reject is not None
-        raise UserError(
+        raise NothingMadeError(
             f"not one of {sum(reasons.values())} planned samples could be made "
             f"({', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))}); "
             f"the first, {first_reject.item}: {first_reject.message}"
@@ -110,12 +119,7 @@ def merge(
         task=info.task,
         metrics=tuple(info.metrics),
         splits={
-            name: SplitInfo(
-                rows=splits[name].rows,
-                images=splits[name].num_images(),
-                files={splits[name].name: f"sha256:{splits[name].digest.hexdigest()}"},
-                labelled=unlabelled is not None and name not in unlabelled,
-            )
+            name: splits[name].info(labelled=unlabelled is not None and name not in unlabelled)
             for name in sorted(splits, key=split_sort_key)
         },
         converter=converter,

@@ -17,6 +17,7 @@ from phi3v_data.journal import ImageRecord, Journal, Receipt, RejectRecord, RowR
 from phi3v_data.pictures import Picture, prepare_picture, store_picture
 from phi3v_data.schema import Sample, Turn
 
+_CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -43,6 +44,11 @@ class Slot:
     split: str
     item: str
     group: str = ""
+
+    @property
+    def name(self) -> str:
+        """The item's key in characters that JSON can hold."""
+        return self.item.encode("utf-8", "backslashreplace").decode()
 
     @property
     def id(self) -> str:
@@ -77,13 +83,12 @@ class PartWriter:
             if not store_picture(picture, self.journal, self.scratch):
                 self.collided.add(picture.record.name)
         images: dict[str, ImageRecord] = {name: picture.record for name, picture in pictures.items()}
-        self.rows.append(RowRecord(slot.number, slot.split, slot.item, line, tuple(images.values()), notes))
+        self.rows.append(RowRecord(slot.number, slot.split, slot.name, line, tuple(images.values()), notes))
 
     def reject(self, slot: Slot, reason: str, message: str) -> None:
         """Record that a planned sample cannot be made."""
-        item = slot.item.encode("utf-8", "backslashreplace").decode()
-        text = hide_roots(message, self.settings.roots)
-        self.rejects.append(RejectRecord(slot.number, slot.split, item, reason, text))
+        code, text = (hide_roots(str(words), self.settings.roots) for words in (reason, message))
+        self.rejects.append(RejectRecord(slot.number, slot.split, slot.name, code, text))
 
     def finish(self) -> Receipt:
         """Write the receipt: from now on the part is done."""
@@ -102,9 +107,10 @@ def make_sample(
     """
     if not isinstance(draft, Draft):
         raise Reject("draft-invalid", f"convert() returned a {type(draft).__name__}; it must return a Draft")
+    _check_shape(draft)
     pictures: dict[str, Picture] = {}
     turns: list[Turn] = []
-    notes = [str(note) for note in draft.notes]
+    notes = list(draft.notes)
     drafts = draft.all_turns()
     unlabelled = settings.is_unlabelled(slot.split)
     try:
@@ -161,9 +167,28 @@ def hide_roots(message: str, roots: Sequence[str]) -> str:
     return message.encode("utf-8", "backslashreplace").decode()
 
 
+_LISTS = {"images": "pictures", "turns": "DraftTurn objects", "answers": "strings", "notes": "strings"}
+
+
+def _check_shape(draft: Draft) -> None:
+    """Refuse what the format's models do not get to see: a string where a list belongs, and the like."""
+    parts = [draft, *(draft.turns if isinstance(draft.turns, Sequence) else ())]
+    for part in parts:
+        if not isinstance(part, Draft | DraftTurn):
+            raise Reject("draft-invalid", f"turns holds a {type(part).__name__}; it must hold DraftTurn objects")
+        for name, content in _LISTS.items():
+            value = getattr(part, name, ())
+            if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+                raise Reject("draft-invalid", f"{name} is a {type(value).__name__}; it must be a list of {content}")
+        if not all(isinstance(offset, int) for offset in getattr(part, "image_offsets", ())):
+            raise Reject("draft-invalid", "image_offsets must be whole numbers")
+    if not isinstance(draft.meta, Mapping):
+        raise Reject("draft-invalid", f"meta is a {type(draft.meta).__name__}; it must be a dict")
+    if not all(isinstance(note, str) and _CODE.fullmatch(note) for note in draft.notes):
+        raise Reject("draft-invalid", f"notes must be kebab-case codes, not {list(draft.notes)!r:.80}")
+
+
 def _prepare_all(turn: DraftTurn, split: str) -> list[Picture]:
-    if isinstance(turn.images, str | bytes):
-        raise Reject("draft-invalid", "images is a single path or bytes; give a list")
     return [prepare_picture(image, split) for image in turn.images]
 
 

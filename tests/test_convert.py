@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_converter import FILE, TOY, Broken, Toy, Twice, drafts, make_source, plain_source, rows, tree
+from toy_converter import FILE, TOY, Broken, Toy, ToyOptions, Twice, drafts, make_source, plain_source, rows, tree
 
 import phi3v_data
 from phi3v_data.plan import choose_split, parse_split_shares, spool_plan
@@ -195,7 +195,7 @@ def test_pictures_that_no_row_uses_are_not_overwritten(source: Path, tmp_path: P
 def test_a_folder_with_files_of_the_users_is_refused(source: Path, tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "out/images").mkdir(parents=True)
     (tmp_path / "out/photo.jpg").write_bytes(b"x")
-    with pytest.raises(phi3v_data.UserError, match=r"no conversion wrote \(images, photo\.jpg\)"):
+    with pytest.raises(phi3v_data.UserError, match=r"no dataset of ours \(images, photo\.jpg\)"):
         convert(source, tmp_path / "out", overwrite=overwrite)
     assert sorted(tree(tmp_path / "out", hidden=True)) == ["images", "photo.jpg"]
 
@@ -333,8 +333,11 @@ def test_a_converter_defined_in_a_script_works_with_workers(source: Path, tmp_pa
 
 
 def test_a_converter_that_no_worker_can_import_says_so(source: Path, tmp_path: Path) -> None:
+    class LocalOptions(ToyOptions):
+        more: int = 3
+
     class Local(Toy):
-        pass
+        Options = LocalOptions
 
     with pytest.raises(phi3v_data.UserError, match="workers=0"):
         phi3v_data.convert(Local, source, tmp_path / "out", workers=2)

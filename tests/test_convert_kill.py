@@ -177,8 +177,6 @@ def test_a_second_converter_on_the_same_directory_is_refused(
         args = ["convert", "--converter", TOY, "--source", folder / "other", "--out_dir", folder / "out", *extra]
         done = run_cli(*args)
         assert done.returncode == 2
-        assert done.stderr == (
-            f"error: another conversion is writing {folder}/out; wait for it, or choose another --out_dir\n"
-        )
+        assert done.stderr == (f"error: another run is writing {folder}/out; wait for it, or choose another folder\n")
     assert tree(folder / "out", hidden=True) == before
     assert process.poll() is None

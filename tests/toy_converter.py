@@ -61,6 +61,12 @@ class Toy(phi3v_data.Converter[ToyOptions]):
                     images.append(phi3v_data.DraftImage(encoded(rest[0]), name=rest[1] if len(rest) > 1 else ""))
                 case "path":
                     images.append(Path(item.path).parent / rest[0])
+                case "lazy":  # an opened PIL image, not yet read
+                    images.append(Image.open(io.BytesIO(encoded(rest[0]))))
+                case "float":
+                    images.append(Image.new("F", (4, 4)))
+                case "quality":
+                    images.append(phi3v_data.DraftImage(noise(1, 8, "grey"), quality=int(rest[0])))
                 case "content":
                     images.append(3.5)
                 case "answer":

@@ -6,7 +6,6 @@ script is not run again. Each tells through shared memory which item it works on
 
 import mmap
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from phi3v_data.converters.base import Converter
+from phi3v_data.converters.base import Converter, Options
 from phi3v_data.engine.base import Job, PartCounts, run_part
 from phi3v_data.engine.worker import CELL, WORKER_VARIABLE, Failure
 from phi3v_data.errors import UserError
@@ -42,6 +41,7 @@ class LocalEngine:
 
     workers: int
     cls: type[Converter[Any]]
+    options: Options
 
     def run(self, job: Job, parts: Sequence[Part], report: Callable[[int], None]) -> None:
         """Run all parts."""
@@ -51,10 +51,10 @@ class LocalEngine:
             _Pool(job, parts, report).run(min(self.workers, len(parts)))
 
     def _run_here(self, job: Job, parts: Sequence[Part], report: Callable[[int], None]) -> None:
-        converter, options = self.cls(), pickle.loads(job.options)
+        converter = self.cls()
         done = 0
         for part in parts:
-            run_part(job, converter, options, part, partial(_add, report, done))
+            run_part(job, converter, self.options, part, partial(_add, report, done))
             done += part.count
             report(done)
 
