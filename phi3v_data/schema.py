@@ -134,10 +134,17 @@ class Manifest(StrictModel):
     license: str = ""
     rejects: dict[str, Count] = Field(default_factory=dict, description="Planned samples left out, by reason code.")
     notes: dict[str, Count] = Field(default_factory=dict, description="What happened to kept samples, by reason code.")
+    history: Annotated[tuple[ConverterInfo, ...], Field(strict=False)] = Field(
+        (),
+        description="What was done to the converted set (split, merge, clean), oldest first; left out when empty.",
+    )
 
     def to_json(self) -> str:
         """The file's text: indented, LF, a last line end."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+        value = self.model_dump(mode="json")
+        if not self.history:
+            del value["history"]
+        return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 class RejectRow(StrictModel):

@@ -31,7 +31,7 @@ KNOWN_SPLITS = (
 ORDER = ("train", "val", "dev", "test")
 """Splits that come first wherever splits are listed; the others follow by name."""
 
-NOT_SPLITS = frozenset({"rejects.jsonl", "predictions.jsonl"})
+NOT_SPLITS = frozenset({"rejects.jsonl", "removed.jsonl", "predictions.jsonl"})
 """JSONL files of a directory that hold no samples."""
 
 _ENDINGS = sorted(KNOWN_SPLITS, key=len, reverse=True)

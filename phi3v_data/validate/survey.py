@@ -1,0 +1,149 @@
+"""One reading of a directory: its layout, every row as numbers, what each picture holds.
+
+`validate` reports on it; `split`, `merge`, `clean` and `stats` stand on the same reading.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.dataset import MANIFEST
+from phi3v_data.jsonl import Block
+from phi3v_data.validate.findings import Findings, escaped
+from phi3v_data.validate.images import ImageReport, ImageTable, check_images, used_images
+from phi3v_data.validate.layout import Layout, file_digest, read_layout
+from phi3v_data.validate.leaks import ImageLeaks
+from phi3v_data.validate.pixels import PixelIdentity
+from phi3v_data.validate.receipt import State, checker_version, content_digest, tree_digest
+from phi3v_data.validate.repeats import report_duplicate_ids, report_repeated_samples, report_straddling_groups
+from phi3v_data.validate.rows import RowScan, Units
+from phi3v_data.validate.table import RowTable
+from phi3v_data.validate.tokens import image_tokens, report_aspect, text_bytes
+from phi3v_data.validate.tree import ImageTree
+
+Ints = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+
+
+class Survey:
+    """A directory as it is read step by step: the layout when made, then `read_rows`, then `look`.
+
+    Raises:
+        NotFoundError: no such directory.
+        UserError: it cannot be listed.
+    """
+
+    table: RowTable
+    scan: RowScan
+    used: npt.NDArray[np.bool_]
+    images: ImageTable
+
+    def __init__(self, directory: Path, findings: Findings, progress: Progress | None = None) -> None:
+        self.directory = directory
+        self.findings = findings
+        self.progress = progress
+        self.layout: Layout = read_layout(directory, findings)
+        self.tree = ImageTree(directory / "images")
+        for folder, reason in self.tree.unreadable:
+            findings.add(
+                "check-skipped",
+                f"the folder cannot be read ({reason}): the files in it count as missing",
+                file=f"images/{escaped(folder)}".rstrip("/"),
+            )
+
+    @property
+    def files(self) -> list[tuple[str, str]]:
+        """(split, file) of all JSONL files in reading order."""
+        return [(split.split, file) for split in self.layout.splits.splits.values() for file in split.files]
+
+    def read_rows(self, units: Units = text_bytes) -> None:
+        """Check every row by itself and enter it in the table; the caller closes the table."""
+        manifest = self.layout.manifest
+        self.table = RowTable(self.directory)
+        self.scan = RowScan(
+            self.table, self.tree, self.findings, units, frozenset(manifest.classes if manifest else ())
+        )
+        sizes = {file: _size(self.directory / file) for _, file in self.files}
+        total, done = sum(sizes.values()), 0
+        bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each anew
+
+        def observe(block: Block) -> None:
+            if self.progress is not None:
+                self.progress("rows", done + block.offset + block.length, total)
+
+        for split, file in self.files:
+            try:
+                self.scan.scan(file, split, labelled=self.layout.is_labelled(split), observe=observe)
+                if self.layout.wants_digest(split, file):
+                    self.layout.digests[file] = file_digest(self.directory / file)
+            except OSError as error:
+                self.findings.add(
+                    "shard-missing",
+                    f"the file cannot be read: {error.strerror or error}",
+                    file=file,
+                    hint="make it a readable file",
+                )
+            done += sizes[file]
+        self.table.finish()
+
+    def look(self, known: ImageTable, *, pixels: bool, workers: int) -> None:
+        """Look at the pictures that rows use, those that `known` has no facts of; they are entered there."""
+        self.images = known
+        self.used = used_images(self.table, self.tree)
+        check_images(self.tree, self.used, known, pixels=pixels, workers=workers, progress=self.progress)
+
+    def report_pictures(self, num_crops: int) -> Ints:
+        """Findings about each picture by itself; returns the image tokens of each entry, as `image_tokens`."""
+        report = ImageReport(self.table, self.tree, self.images, self.findings)
+        report.report()
+        per_image = image_tokens(self.images, num_crops)
+        report_aspect(report, self.tree, self.table, per_image, num_crops)
+        return per_image
+
+    def state(self) -> State:
+        """Identity of everything that was, or will be, read."""
+        files = [file for _, file in self.files]
+        digests = {file: content_digest(self.directory / file) for file in files}
+        if (self.directory / MANIFEST).exists():
+            digests[MANIFEST] = content_digest(self.directory / MANIFEST)
+        return State(
+            {escaped(file): digest for file, digest in digests.items()},
+            sorted(map(escaped, [*files, *self.layout.splits.unnamed])),
+            tree_digest(self.tree),
+            checker_version(),
+        )
+
+
+def report_repeats(table: RowTable, tree: ImageTree, images: ImageTable, findings: Findings, *, pixels: bool) -> None:
+    """What only shows between rows: equal ids, equal samples, groups and pictures in several splits."""
+    report_duplicate_ids(table, findings)
+    identity = PixelIdentity(tree, images, pixels=pixels)
+    report_repeated_samples(table, identity, findings)
+    report_straddling_groups(table, findings)
+    leaks = ImageLeaks(table, tree, identity, ImageReport(table, tree, images, findings), findings)
+    leaks.report_same()
+    if pixels:
+        leaks.report_near()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """Rows hold no cycles, and looking for some among millions of them takes longer than reading them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
