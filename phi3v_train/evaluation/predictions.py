@@ -86,6 +86,8 @@ class PredictionFolder:
                 f"{self.path} holds another evaluation: {differences}; --overwrite starts over, another --output_dir "
                 "keeps it"
             )
+        if self.is_complete:
+            self._remove_parts()  # a kill came between the last two steps
         if not (self.path / IDENTITY).exists():
             text = json.dumps(self.identity, ensure_ascii=False, indent=2) + "\n"
             write_whole(self.path / IDENTITY, text.encode())
@@ -94,8 +96,7 @@ class PredictionFolder:
         """Remove what an evaluation wrote, and nothing else; the identity last, so that a kill leaves no mixture."""
         for name in (PREDICTIONS, RESULT, CONFUSION):
             (self.path / name).unlink(missing_ok=True)
-        for path in self.path.glob(PART_GLOB):
-            path.unlink()
+        self._remove_parts()
         (self.path / IDENTITY).unlink(missing_ok=True)
 
     @property
@@ -158,7 +159,10 @@ class PredictionFolder:
 
     def _finish(self, records: Sequence[Prediction]) -> None:
         write_whole(self.path / PREDICTIONS, b"".join(encode_line(record) for record in records))
-        for path in self.path.glob(PART_GLOB):
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        for path in sorted(self.path.glob(PART_GLOB)):
             path.unlink()
 
     def _saved_identity(self) -> dict[str, Any] | None:

@@ -1,0 +1,343 @@
+"""Metrics over prediction records: the official definitions, their variants, and what they refuse."""
+
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from phi3v_data.errors import UserError
+from phi3v_data.schema import Manifest
+from phi3v_train.evaluation.choose import choose_metrics, find_metric
+from phi3v_train.evaluation.confusion import confusion_of, draw_confusion
+from phi3v_train.evaluation.distance import levenshtein
+from phi3v_train.evaluation.metrics import (
+    METRICS,
+    Confusion,
+    Undefined,
+    accuracy,
+    anls,
+    anls_paper,
+    anls_sample,
+    auroc,
+    confusion,
+    consistency,
+    exact_match,
+    macro_f1,
+    score,
+)
+from phi3v_train.evaluation.records import Prediction, complete_from, read_predictions
+
+
+def record(prediction: str = "", answers: Any = ("x",), **fields: Any) -> Prediction:
+    """A record; `answers` may be one text."""
+    accepted = [answers] if isinstance(answers, str) else list(answers)
+    base: dict[str, Any] = {
+        "id": "val-0000000000",
+        "split": "val",
+        "turn": 0,
+        "prediction": prediction,
+        "answers": accepted,
+        "scores": {},
+        "meta": {},
+    }
+    return base | fields  # type: ignore[return-value]
+
+
+def meme(label: str, yes: float, no: float = 1.0) -> Prediction:
+    return record(label, label, scores={"yes": yes, "no": no})
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "official", "sample", "paper"),
+    [
+        ("Marlboro", "MARLBORO", 1, 0, 1),
+        ("ab", "ax", 0.5, 0, 0),
+        ("1 000", "1  000", 1, 5 / 6, 1),
+        ("x", "  x  ", 1, 0, 1),
+        ("New York", "new york.", 8 / 9, 2 / 3, 8 / 9),
+        ("", "", 1, 1, 1),
+        ("abc", "", 0, 0, 0),
+        ("a\tb\nc", "a b c", 1, 0.6, 1),
+    ],
+)
+def test_anls_and_its_variants(answer, prediction, official, sample, paper):
+    records = [record(prediction, answer)]
+    assert anls(records) == pytest.approx(official, abs=1e-12)
+    assert anls_sample(records) == pytest.approx(sample, abs=1e-12)
+    assert anls_paper(records) == pytest.approx(paper, abs=1e-12)
+
+
+def test_anls_takes_the_best_accepted_answer_and_the_mean_over_questions():
+    assert anls([record("new york", ["NYC", "New York", "the city"]), record("blue", "red")]) == 0.5
+
+
+@given(st.text("abc ", max_size=5), st.text("abc ", max_size=5))
+def test_levenshtein_is_the_fewest_edits(left, right):
+    def fewest(a: str, b: str) -> int:
+        if not a or not b:
+            return len(a) + len(b)
+        return min(fewest(a[1:], b) + 1, fewest(a, b[1:]) + 1, fewest(a[1:], b[1:]) + (a[0] != b[0]))
+
+    assert levenshtein(left, right) == fewest(left, right)
+
+
+@given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=30))
+def test_levenshtein_is_a_metric(a, b, c):
+    assert levenshtein(a, b) == levenshtein(b, a)
+    assert (levenshtein(a, b) == 0) == (a == b)
+    assert abs(len(a) - len(b)) <= levenshtein(a, b) <= max(len(a), len(b))
+    assert levenshtein(a, c) <= levenshtein(a, b) + levenshtein(b, c)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "right", "exact"),
+    [
+        ("Yes", ["Yes"], 1, 1),
+        ("yes.", ["Yes"], 1, 0),
+        ("  Yes . ", ["yes"], 1, 0),
+        ("Yes\n", ["Yes"], 1, 1),
+        ("Yes, it is", ["Yes"], 0, 0),
+        ("3.5", ["35"], 0, 0),
+        ("b", ["a", "B"], 1, 0),
+        ("", ["a"], 0, 0),
+        ("ÄPFEL", ["äpfel"], 1, 0),
+    ],
+)
+def test_accuracy_and_exact_match(prediction, answers, right, exact):
+    records = [record(prediction, answers)]
+    assert (accuracy(records), exact_match(records)) == (right, exact)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=2, max_size=40))
+def test_auroc_counts_pairs(samples):
+    records = [meme("Yes" if positive else "No", value, 4 - value + 1e-9) for positive, value in samples]
+    wins = [(a > b) + (a == b) / 2 for (positive, a), (other, b) in product(samples, samples) if positive and not other]
+    if not wins:
+        with pytest.raises(Undefined, match="both classes"):
+            auroc(records)
+    else:
+        assert auroc(records) == pytest.approx(sum(wins) / len(wins), abs=1e-12)
+
+
+def test_auroc_by_hand():
+    records = [meme("yes.", 0.9, 0.1), meme("No", 0.1, 0.9), meme("YES", 0.2, 0.8), meme("no", 0.4, 0.6)]
+    assert auroc(records) == 0.75
+    assert auroc([meme("Yes", 0.0, 0.0), meme("No", 0.5, 0.5)]) == 0.5, "no probability at all is undecided"
+
+
+def test_auroc_of_one_class_is_said_and_is_not_nan():
+    scores = score([meme("Yes", 1), meme("Yes", 2)], [METRICS["accuracy"], METRICS["auroc"]])
+    assert scores.values == {"accuracy": 1.0, "auroc": None}
+    assert scores.notes == {"auroc": "it needs samples of both classes, and all 2 answers are 'yes'"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (record("yes", "maybe", scores={"yes": 1, "no": 0}), "other than 'yes' or 'no'"),
+        (record("yes", ["yes", "no"], scores={"yes": 1, "no": 0}), "other than 'yes' or 'no'"),
+        (record("yes", "yes"), "no scores of 'yes' and 'no'"),
+        (record("yes", [], scores={"yes": 1, "no": 0}), "has no answers"),
+    ],
+)
+def test_auroc_refuses(bad, words):
+    with pytest.raises(UserError, match=words) as caught:
+        auroc([meme("no", 0), bad])
+    assert "maybe" not in str(caught.value), "texts of samples are not printed"
+
+
+def test_consistency_is_over_sentences():
+    records = [
+        record(prediction, "Yes", meta={"sentence_id": sentence})
+        for sentence, prediction in [
+            ("850-0", "yes"),
+            ("850-0", "Yes."),
+            ("850-1", "yes"),
+            ("850-1", "no"),
+            ("9", "no"),
+        ]
+    ]
+    assert accuracy(records) == 3 / 5
+    assert consistency(records) == 1 / 3
+    with pytest.raises(UserError, match=r"'val-0000000000' \(turn 0\) has no meta.sentence_id"):
+        consistency([*records, record("yes", "yes")])
+
+
+def test_macro_f1_by_hand():
+    records = [record(p, a) for a, p in [("a", "A."), ("a", "b"), ("b", "b"), ("b", "b"), ("c", "nonsense")]]
+    # a: 1 hit, 2 true, 1 predicted; b: 2 hits, 2 true, 3 predicted; c: never predicted
+    assert macro_f1(records) == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcX")), min_size=1, max_size=60))
+def test_macro_f1_and_confusion_against_sets(pairs):
+    records = [record(prediction, answer) for answer, prediction in pairs]
+    matrix = confusion(records)
+    assert sum(sum(row.values()) for row in matrix.counts.values()) == len(pairs)
+    f1 = []
+    for name in matrix.classes:
+        true = {index for index, (answer, _) in enumerate(pairs) if answer == name}
+        predicted = {index for index, (_, prediction) in enumerate(pairs) if prediction.lower() == name}
+        hits = len(true & predicted)
+        assert matrix.counts[name].get(name, 0) == hits
+        precision, recall = hits / max(len(predicted), 1), hits / len(true)
+        f1.append(2 * precision * recall / (precision + recall) if hits else 0.0)
+    assert macro_f1(records) == pytest.approx(sum(f1) / len(f1))
+    assert (Confusion.OTHER in matrix.columns()) == any(p.lower() not in matrix.classes for _, p in pairs)
+
+
+def test_of_several_accepted_answers_the_one_given_is_the_class():
+    matrix = confusion([record("cat", ["dog", "Cat"]), record("dog", ["Dog"]), record("cow", ["dog", "cat"])])
+    assert matrix.counts == {"cat": {"cat": 1}, "dog": {"dog": 1, Confusion.OTHER: 1}}
+    assert matrix.names == {"cat": "Cat", "dog": "dog"}
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 101])
+def test_the_confusion_matrix_is_drawn_whole(tmp_path, num_classes):
+    names = [f"Class{number:03d}" for number in range(num_classes)]
+    records = [record(names[(n * k) % num_classes], name) for n, name in enumerate(names) for k in (1, 1, 2)]
+    matrix = confusion_of(records)
+    assert matrix is not None
+    draw_confusion(matrix, tmp_path / "confusion.png", title="val")
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+    with Image.open(tmp_path / "confusion.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert pixels.shape[1] > (300 if num_classes < 10 else 1500), "a class has more than a few pixels"
+    assert 0.3 < (pixels > 250).mean() < 1
+
+
+def test_free_answers_are_no_classes():
+    assert confusion_of([record("a", f"answer {n}") for n in range(10)]) is None
+    assert confusion_of([record("a", [])]) is None
+    assert confusion_of([]) is None
+
+
+def test_metrics_are_chosen_by_option_then_dataset_then_accuracy():
+    manifest = Manifest(name="memes", task="classification", metrics=("auroc", "accuracy"), splits={})
+    assert choose_metrics(["anls", "accuracy", "anls"], manifest).words() == "anls, accuracy (option)"
+    assert choose_metrics([], manifest).words() == "auroc, accuracy (dataset.json)"
+    assert choose_metrics([]).words() == "accuracy (default)"
+    with pytest.raises(UserError, match=r"dataset\.json asks for the metric 'bleu'"):
+        choose_metrics([], manifest.model_copy(update={"metrics": ("bleu",)}))
+
+
+def test_an_unknown_metric_names_the_nearest():
+    with pytest.raises(UserError, match=r"--metric acuracy: no such metric; did you mean 'accuracy'\?"):
+        find_metric("acuracy")
+
+
+OWN = '''"""Own."""
+def mean_length(records):
+    """Mean length."""
+    return sum(len(record["prediction"]) for record in records) / len(records)
+
+def broken(records):
+    return records[0]["nothing"]
+
+def text(records):
+    return "good"
+
+def nan(records):
+    return float("nan")
+'''
+
+
+def test_a_metric_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    metric = find_metric(f"{file}:mean_length")
+    assert (metric.name, metric.help) == ("mean_length", "Mean length.")
+    assert score([record("ab"), record("abcd")], [metric]).values == {"mean_length": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("broken", r"KeyError: 'nothing' \(line 7\)"),
+        ("text", "must return a finite number, got 'good'"),
+        ("nan", "must return a finite number, got nan"),
+        ("mean_lenght", "has no function 'mean_lenght'; it has mean_length, broken, text, nan"),
+    ],
+)
+def test_what_goes_wrong_in_it_is_said(tmp_path, name, words):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    with pytest.raises(UserError, match=words) as caught:
+        score([record()], [find_metric(f"{file}:{name}")])
+    assert str(caught.value).startswith(f"--metric {file}:{name}: ")
+
+
+def test_a_file_that_is_none(tmp_path):
+    with pytest.raises(UserError, match="there is no such file"):
+        find_metric(f"{tmp_path}/none.py:f")
+    (tmp_path / "bad.py").write_text("x = 1\ny = = 2\n")
+    with pytest.raises(UserError, match=r"cannot be imported: SyntaxError.*\(line 2\)"):
+        find_metric(f"{tmp_path}/bad.py:f")
+    with pytest.raises(UserError, match="name the function in it as well"):
+        find_metric(f"{tmp_path}/bad.py")
+
+
+def write(path: Path, *values: Any) -> Path:
+    path.write_text("".join((v if isinstance(v, str) else json.dumps(v)) + "\n" for v in values), encoding="utf-8")
+    return path
+
+
+def test_records_are_read_and_completed_with_defaults(tmp_path):
+    path = write(tmp_path / "p.jsonl", {"id": "a", "prediction": "x", "answers": ["x"], "meta": {}}, "")
+    assert read_predictions(path) == [record("x", "x", id="a", split="", turn=0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("{", ":2: not JSON"),
+        ([1], ":2: expected a JSON object"),
+        ({"id": "b", "prediction": "x", "meta": {}}, ":2 answers: missing; .*give --data_dir"),
+        ({"id": "b", "prediction": "x", "answers": []}, ":2 meta: missing; .*give --data_dir"),
+        ({"id": "b", "answers": [], "meta": {}}, ":2 prediction: missing"),
+        ({"id": "b", "prediction": None, "answers": [], "meta": {}}, "null; a missing prediction is not scored"),
+        ({"id": 1, "prediction": "x", "answers": [], "meta": {}}, ":2 id: expected a string"),
+        ({"id": "b", "prediction": "x", "answers": [1], "meta": {}}, ":2 answers: expected a list of strings"),
+        ({"id": "b", "prediction": "x", "answers": [], "meta": {}, "scores": {"yes": "1"}}, "object of numbers"),
+        ({"id": "a", "prediction": "x", "answers": [], "meta": {}}, "was predicted in line 1 already"),
+    ],
+)
+def test_a_line_that_is_no_record(tmp_path, value, words):
+    path = write(tmp_path / "p.jsonl", {"id": "a", "prediction": "x", "answers": ["x"], "meta": {}}, value)
+    with pytest.raises(UserError, match=words) as caught:
+        read_predictions(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_answers_come_from_the_dataset_and_a_missing_prediction_is_an_error(tmp_path):
+    truth = [record("x", "x", id=name, turn=1, meta={"sentence_id": "s"}) for name in "ab"]
+    path = write(tmp_path / "p.jsonl", {"id": "b", "prediction": "B"}, {"id": "a", "prediction": "A", "turn": 1})
+    records = complete_from(read_predictions(path, completed=True), truth, "d dev")
+    assert [(r["id"], r["prediction"], r["answers"], r["turn"], r["meta"]) for r in records] == [
+        ("a", "A", ["x"], 1, {"sentence_id": "s"}),
+        ("b", "B", ["x"], 1, {"sentence_id": "s"}),
+    ]
+    with pytest.raises(UserError, match="1 of 2 predictions are missing, the first is that of 'a'"):
+        complete_from(records[1:], truth, "d dev")
+    with pytest.raises(UserError, match="d dev has no sample 'b'"):
+        complete_from(records, truth[:1], "d dev")
+
+
+def test_metrics_need_no_torch(tmp_path):
+    path = write(tmp_path / "p.jsonl", record("a", "a"))
+    program = (
+        "import sys\n"
+        "from phi3v_train.evaluation import choose, confusion, metrics, records, result, submission\n"
+        f"print(metrics.anls(records.read_predictions(__import__('pathlib').Path({str(path)!r}))))\n"
+        "assert not {'torch', 'transformers', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1.0\n", "")
