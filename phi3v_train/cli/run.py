@@ -39,6 +39,9 @@ def run(
     Prints the plan, then one progress line. Stopped or killed at any moment, the same command goes on from the newest
     checkpoint, with the same losses as if it had never stopped.
     """
+    if "RANK" in os.environ:
+        # torch's own log of lost connections, a page each; we say it in one line.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from phi3v_train.launch import LAUNCHED, launch, processes_to_start
     from phi3v_train.plan import make_plan
     from phi3v_train.run import check_data, find_start, train

@@ -1,0 +1,163 @@
+"""Two real processes over gloo: the same numbers as one, and no hang when one of them fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from run_dirs import arguments, colour_directory, command, read_lines, settings_for
+from safetensors.torch import load_file
+
+from phi3v_train.run import run as train
+from phi3v_train.settings import resolve
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine rows in fours: the last step is a short one, and some micro-batches have no picture."""
+    return colour_directory(tmp_path_factory.mktemp("colours"), rows=9)
+
+
+def run(data_dir: Path, output_dir: Path, *more: str, **changes: Any) -> "subprocess.CompletedProcess[str]":
+    settings = settings_for(data_dir, output_dir, learning_rate=1e-4, max_steps=4, **changes)
+    return command("run", *arguments(settings), "--skip_validation", *more)
+
+
+def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    name = "adapter_model" if (output_dir / "model" / "adapter_config.json").exists() else "model"
+    return load_file(output_dir / "model" / f"{name}.safetensors")
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for first, second in zip(read_lines(one / "metrics.jsonl"), read_lines(other / "metrics.jsonl"), strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-6)
+        assert first["supervised_tokens"] == second["supervised_tokens"]
+    expected, found = weights(one), weights(other)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"batch_size_per_gpu": 2}, marks=pytest.mark.slow),
+        pytest.param({"batch_size_per_gpu": 1}, marks=pytest.mark.slow),
+        pytest.param({"batch_size_per_gpu": 2, "pack": True}, marks=pytest.mark.slow),
+        pytest.param({"batch_size_per_gpu": 1, "freeze_vision_model": True}, marks=pytest.mark.slow),
+        {
+            "batch_size_per_gpu": 1,
+            "use_lora": True,
+            "lora_rank": 4,
+            "lora_dropout": 0.5,
+            "gradient_checkpointing": True,
+        },
+    ],
+    ids=["2 x 2", "2 x 1 x 2", "packed", "frozen vision", "lora with dropout"],
+)
+def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    train(resolve(settings_for(data_dir, tmp_path / "one", learning_rate=1e-4, max_steps=4, **changes)), quiet=True)
+    double = run(data_dir, tmp_path / "two", "--num_processes", "2", **changes)
+    assert double.returncode == 0, double.stderr
+    assert double.stderr.count("compute  cpu") == 1
+    assert double.stdout.count("complete after 4 steps") == 1
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_torchrun_is_the_same_run(data_dir: Path, tmp_path: Path) -> None:
+    settings = settings_for(data_dir, tmp_path / "two", learning_rate=1e-4, max_steps=4)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    result = subprocess.run(
+        [*launcher, "-m", "phi3v_train", "run", *arguments(settings), "--skip_validation"],
+        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("compute  cpu") == 1
+    assert run(data_dir, tmp_path / "one").returncode == 0
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_resume_on_another_number_of_processes(data_dir: Path, tmp_path: Path) -> None:
+    assert run(data_dir, tmp_path / "one", batch_size_per_gpu=1).returncode == 0
+    settings = {"batch_size_per_gpu": 1, "save_steps": 2}
+    first = command(
+        "run", *arguments(settings_for(data_dir, tmp_path / "two", learning_rate=1e-4, **settings)),
+        "--max_steps", "4", "--num_processes", "2", "--skip_validation",
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    for name in ("complete.json",):
+        (tmp_path / "two" / name).unlink()
+    newest = tmp_path / "two" / "checkpoint-000004"
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()
+    second = run(data_dir, tmp_path / "two", **settings)
+    assert second.returncode == 0, second.stderr
+    assert "goes on from checkpoint-000002" in second.stderr
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def broken_directory(directory: Path, broken: bytes | None) -> Path:
+    """The last row's picture has a good header and nothing behind it, or is not there at all."""
+    colour_directory(directory, rows=80)
+    path = directory / "images" / "train78.png"
+    if broken is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: len(broken) or 60])
+    return directory
+
+
+def children(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The ranks: children that run our module."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        if "phi3v_train" in " ".join(child.cmdline()):
+            found.append(child)
+    return sorted(found, key=lambda child: int(child.environ()["RANK"]))
+
+
+def test_a_killed_rank_ends_the_others_and_says_where_to_go_on(data_dir: Path, tmp_path: Path) -> None:
+    settings = settings_for(data_dir, tmp_path / "out", max_steps=100000, save_steps=2, batch_size_per_gpu=2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "phi3v_train", "run", *arguments(settings), "--num_processes", "2", "--skip_validation"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    while process.poll() is None and not list((tmp_path / "out").glob("checkpoint-*/COMPLETE.json")):
+        time.sleep(0.05)
+    ranks = children(process)
+    assert len(ranks) == 2
+    ranks[1].send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.count("rank 1 was ended by SIGKILL") == 1
+    assert "The same command goes on from" in errors
+    assert "Traceback" not in errors
+    assert not any(rank.is_running() for rank in ranks)
+
+
+@pytest.mark.parametrize("kind", ["decoded by one rank", pytest.param("measured by all", marks=pytest.mark.slow)])
+def test_an_error_is_said_once_with_its_rank(tmp_path: Path, kind: str) -> None:
+    """The plan measures 64 of the 80 rows and no pixel, so only training finds the bad picture."""
+    data_dir = colour_directory(tmp_path / "data", rows=80)
+    picture = data_dir / "images" / "train78.png"
+    if kind == "measured by all":
+        picture.unlink()
+    else:
+        picture.write_bytes(picture.read_bytes()[:60])
+    changes = {"batch_size": 80, "batch_size_per_gpu": 10}
+    result = run(data_dir, tmp_path / "out", "--num_processes", "2", **changes)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "c10d" not in result.stderr
+    assert result.stderr.count("train-0000000078") == 1, result.stderr
+    assert "error: rank " in result.stderr
+    assert "The same command begins anew" in result.stderr
