@@ -20,6 +20,7 @@ import numpy.typing as npt
 import simplejpeg
 import xxhash
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 FACTS = np.dtype(
     [("width", "<i4"), ("height", "<i4"), ("flags", "<u2"), ("dhash", "<u8"), ("pixels", "<u8", (2,))], align=False
@@ -170,7 +171,8 @@ class _Look:
             grey = simplejpeg.decode_jpeg(data, "GRAY", min_height=_MIN_SIDE, min_width=_MIN_SIDE)
         except ValueError as error:
             raise _Bad(UNREADABLE, f"is damaged or cut short: {_words(error)}") from None
-        self._take(xxhash.xxh3_128(grey), Image.fromarray(grey[:, :, 0]))
+        height, width, _ = grey.shape
+        self._take(xxhash.xxh3_128(grey), Image.frombuffer("L", (width, height), grey, "raw", "L", 0, 1))
 
     def _png(self, data: bytes, pixels: bool) -> None:
         if not pixels and len(data) >= 26 and data[12:16] == b"IHDR":
@@ -187,19 +189,21 @@ class _Look:
             problem = _png_problem(data)
             if problem:
                 raise _Bad(UNREADABLE, f"is damaged or cut short: {problem}")
-        self._other(data if pixels else None, pixels, sixteen=data[24:25] == b"\x10")
+        self._other(data if pixels else None, pixels, png=True, sixteen=data[24:25] == b"\x10")
 
-    def _other(self, data: bytes | None, pixels: bool, *, sixteen: bool = False, reported: bool = False) -> None:
+    def _other(
+        self, data: bytes | None, pixels: bool, *, png: bool = False, sixteen: bool = False, reported: bool = False
+    ) -> None:
         """Pillow's look; `reported`: format, size and mode have been dealt with."""
         source: Any = self.path if data is None else io.BytesIO(data)
         try:
-            with Image.open(source, formats=_FORMATS) as image:
+            with PngImageFile(source) if png and pixels else Image.open(source, formats=_FORMATS) as image:
                 name = "JPEG" if image.format == "MPO" else str(image.format)
                 if not reported:
                     self._check_format(name)
                     self._set_size(*image.size)
                     self._check_mode("16 bit" if sixteen else image.mode)
-                frames = getattr(image, "n_frames", 1)
+                frames = int(getattr(image, "n_frames", 1))
                 if frames > 1:
                     self.find(ANIMATED, f"has {frames} frames")
                 if not pixels:
@@ -239,7 +243,8 @@ class _Look:
         self.flags |= DECODED
         if image.mode != "L":
             image = image.convert("L")
-        cells = np.asarray(image.resize((9, 8), Image.Resampling.BOX))
+        small = image.resize((9, 8), Image.Resampling.BOX)
+        cells = np.frombuffer(small.tobytes(), np.uint8).reshape(8, 9)
         if int(cells.max()) - int(cells.min()) < _FLAT_RANGE:
             self.flags |= FLAT
         bits = cells[:, 1:] > cells[:, :-1]

@@ -43,11 +43,14 @@ class Batch:
             else np.fromiter(map(len, conversations), np.int64, len(rows))
         )
         images: list[Any] = list(map(_get_images, self.turns))
-        self._unset_images = images.count(UNSET) if UNSET in images else 0
-        self.images: list[list[str]] = (
-            [[] if paths is UNSET else paths for paths in images] if UNSET in images else images
-        )
-        self.num_images: Ints = np.fromiter(map(len, self.images), np.int64, len(images))  # per turn
+        self._unset_images = 0
+        try:
+            self.num_images: Ints = np.fromiter(map(len, images), np.int64, len(images))  # per turn
+        except TypeError:  # UNSET among them
+            self._unset_images = images.count(UNSET)
+            images = [[] if paths is UNSET else paths for paths in images]
+            self.num_images = np.fromiter(map(len, images), np.int64, len(images))
+        self.images: list[list[str]] = images
         self.lines: Ints = np.empty(0, np.int64)  # per row, 1-based
         self.offsets: Ints = np.empty(0, np.int64)  # per row, bytes
         self.suspects: Iterable[int] = ()  # positions of rows whose text may hold what must not stand there

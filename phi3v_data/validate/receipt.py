@@ -10,6 +10,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +68,9 @@ def content_digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
+@cache
 def checker_version() -> str:
     """What a changed answer about the same picture may come from."""
-    from importlib.metadata import version
-
     return f"{RECEIPT_VERSION}/{version('phi3v')}/{PIL.__version__}/{version('simplejpeg')}/{Image.MAX_IMAGE_PIXELS}"
 
 

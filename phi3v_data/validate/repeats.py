@@ -22,11 +22,16 @@ TRAIN = "train"
 
 def equal_groups(hashes: Ints) -> Iterator[Ints]:
     """Positions of each value that occurs more than once, in rising order; ordered by the first of them."""
-    order = np.argsort(hashes, kind="stable")
+    ordered = np.sort(hashes)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
+        return
+    place = np.searchsorted(repeated, hashes)
+    place[place == len(repeated)] = 0
+    among = np.flatnonzero(repeated[place] == hashes)
+    order = among[np.argsort(hashes[among], kind="stable")]
     ordered = hashes[order]
     same = ordered[1:] == ordered[:-1]
-    if not same.any():
-        return
     bounds = np.flatnonzero(np.concatenate(([True], ~same, [True])))
     sizes = np.diff(bounds)
     starts = bounds[:-1][sizes > 1]
@@ -152,14 +157,15 @@ def _report_group(table: RowTable, findings: Findings, parts: Sequence[tuple[int
 
 def _sample_hashes(table: RowTable, pixels: PixelIdentity) -> Ints:
     """Hash of each row's texts and of its pictures in order."""
+
+    def mixed(uses: npt.NDArray[np.int32], position: Ints) -> Ints:
+        value: Ints = (pixels.of_uses(uses) + 2) * np.int64(-7046029254386353131) * (2 * position + 3)
+        value ^= value >> 29
+        return value
+
     with np.errstate(over="ignore"):
-        identities = pixels.of_uses(table.uses)
-        starts = table.starts
-        position = np.arange(len(identities)) - np.repeat(starts[:-1], np.diff(starts))
-        mixed = (identities + 2) * np.int64(-7046029254386353131) * (2 * position + 3)
-        mixed ^= mixed >> 29
-        sums = np.concatenate(([0], np.cumsum(mixed)))
-        return table.texts * np.int64(3) + sums[starts[1:]] - sums[starts[:-1]]
+        texts: Ints = table.texts
+        return 3 * texts + table.sum_uses(mixed)
 
 
 def _content(value: dict[str, Any], row: int, table: RowTable, pixels: PixelIdentity) -> Any:

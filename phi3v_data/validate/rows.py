@@ -80,19 +80,20 @@ class RowScan:
         self._check_labels(batch, file, split, answers, first_turns)
         paths = np.fromiter(map(hash, chain.from_iterable(batch.images)), np.int64, int(batch.num_images.sum()))
         turn_hashes = np.fromiter(map(hash, zip(users, answers, strict=True)), np.int64, num_turns)
+        more = {}
         groups = batch.column("group")
+        if groups is not None:
+            more["groups"] = np.fromiter((hash(group) if group else 0 for group in groups), np.int64, num_rows)
         self.table.append(
             lines=batch.lines,
             offsets=batch.offsets,
             ids=np.fromiter(map(hash, map(_get_id, batch.rows)), np.int64, num_rows),
             texts=_row_hashes(batch, turn_hashes, first_turns),
-            groups=np.zeros(num_rows, np.int64)
-            if groups is None
-            else np.fromiter((hash(group) if group else 0 for group in groups), np.int64, num_rows),
             units=self.units(batch, users, answers),
             num_turns=batch.num_turns,
             num_uses=sum_turns(batch.num_images, batch.num_turns, first_turns),
             uses=self.tree.find(paths),
+            **more,
         )
 
     def _check_blank(self, batch: Batch, file: str, labelled: bool) -> None:

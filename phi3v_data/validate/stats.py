@@ -13,6 +13,7 @@ import numpy.typing as npt
 from phi3v_data.validate.findings import escaped
 from phi3v_data.validate.images import ImageTable
 from phi3v_data.validate.table import RowTable
+from phi3v_data.validate.tokens import row_image_tokens
 
 Ints = npt.NDArray[np.int64]
 
@@ -39,12 +40,6 @@ def collect_stats(
     samples, turns, images (uses) and tokens of each. `labels`: answers of each split by count; null where there are
     too many different ones to be labels.
     """
-    starts = table.starts
-    used_tokens = (
-        np.where(table.uses >= 0, np.maximum(per_image, 0)[table.uses], 0) if len(per_image) else table.uses * 0
-    )
-    sums = np.concatenate(([0], np.cumsum(used_tokens)))
-    image_part = sums[starts[1:]] - sums[starts[:-1]]
     return {
         "num_crops": num_crops,
         "text_tokens": "exact" if exact_text else "estimated",
@@ -52,7 +47,7 @@ def collect_stats(
         "images_per_sample": _histogram(table.num_uses)["counts"],
         "image_sizes": _sizes(images, used),
         "tokens": _histogram(tokens),
-        "image_tokens": _histogram(image_part),
+        "image_tokens": _histogram(row_image_tokens(table, per_image)),
         "splits": _splits(table, tokens),
         "labels": {split: _labels(counts) for split, counts in labels.items()},
     }

@@ -4,8 +4,9 @@ Texts are kept as 64-bit hashes of this process; whoever finds two equal ones re
 """
 
 import os
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ Ints = npt.NDArray[np.int64]
 Column = npt.NDArray[Any]
 
 _COLUMNS = {
-    "lines": np.uint32,
-    "offsets": np.int64,
-    "ids": np.int64,  # hash of the id
-    "texts": np.int64,  # hash of system, questions and answers
-    "groups": np.int64,  # hash of the group, 0 for none
-    "units": np.int32,  # text tokens, or bytes of text where they are estimated
-    "num_turns": np.int32,
-    "num_uses": np.int32,  # pictures
-    "uses": np.int32,  # index into the image tree of each picture of each row, -1 where it is not there
+    "lines": "I",
+    "offsets": "q",
+    "ids": "q",  # hash of the id
+    "texts": "q",  # hash of system, questions and answers
+    "groups": "q",  # hash of the group, 0 for none
+    "units": "i",  # text tokens, or bytes of text where they are estimated
+    "num_turns": "i",
+    "num_uses": "i",  # pictures
+    "uses": "i",  # index into the image tree of each picture of each row, -1 where it is not there
 }
+"""Type codes of `array`: it grows in place, where joining arrays would take the memory twice."""
+
+_ROWS_AT_ONCE = 1 << 16
 
 
 class RowTable:
@@ -50,7 +54,7 @@ class RowTable:
         self.file_splits: list[int] = []  # index into `splits`, per file
         self.splits: list[str] = []
         self._first_rows: list[int] = []
-        self._parts: dict[str, list[Column]] = {name: [] for name in _COLUMNS}
+        self._columns = {name: array(code) for name, code in _COLUMNS.items()}
         self._num_rows = 0
         self._descriptors: dict[int, int] = {}
         self._starts: Ints | None = None
@@ -67,17 +71,22 @@ class RowTable:
         self._first_rows.append(self._num_rows)
 
     def append(self, **columns: Column) -> None:
-        """Add a batch: all columns, equally long but for `uses`."""
+        """Add a batch: all columns, equally long but for `uses`; `groups` is left out where no row has one."""
+        if "groups" in columns:
+            missing = self._num_rows - len(self._columns["groups"])
+            self._columns["groups"].frombytes(bytes(8 * missing))
         for name, values in columns.items():
-            self._parts[name].append(values.astype(_COLUMNS[name], copy=False))
+            self._columns[name].frombytes(values.astype(_COLUMNS[name], copy=False).tobytes())
         self._num_rows += len(columns["ids"])
 
     def finish(self) -> None:
-        """Join the batches; one column at a time, so that memory does not double."""
-        for name, dtype in _COLUMNS.items():
-            parts = self._parts.pop(name)
-            setattr(self, name, np.concatenate(parts) if parts else np.empty(0, dtype))
-            del parts
+        """Make the columns arrays; nothing can be appended any more."""
+        for name, code in _COLUMNS.items():
+            setattr(self, name, np.frombuffer(self._columns[name], code))
+        if not len(self.groups):
+            self.groups = np.zeros(self._num_rows, "q")
+        elif len(self.groups) < self._num_rows:
+            self.groups = np.concatenate((self.groups, np.zeros(self._num_rows - len(self.groups), "q")))
 
     @property
     def starts(self) -> Ints:
@@ -85,6 +94,19 @@ class RowTable:
         if self._starts is None:
             self._starts = np.concatenate(([0], np.cumsum(self.num_uses, dtype=np.int64)))
         return self._starts
+
+    def sum_uses(self, value: Callable[[Column, Ints], Ints]) -> Ints:
+        """Sum over each row's pictures of `value(uses, position in the row)`; in parts, to spare memory."""
+        sums = np.zeros(self._num_rows, np.int64)
+        starts = self.starts
+        for first in range(0, self._num_rows, _ROWS_AT_ONCE):
+            end = min(first + _ROWS_AT_ONCE, self._num_rows)
+            bounds = starts[first : end + 1]
+            uses = self.uses[bounds[0] : bounds[-1]]
+            position = np.arange(len(uses)) - np.repeat(bounds[:-1] - bounds[0], np.diff(bounds))
+            total = np.concatenate(([0], np.cumsum(value(uses, position))))
+            sums[first:end] = total[bounds[1:] - bounds[0]] - total[bounds[:-1] - bounds[0]]
+        return sums
 
     def row_of_use(self, use: int) -> int:
         """The row that a position in `uses` belongs to."""

@@ -181,11 +181,15 @@ def report_aspect(report: ImageReport, tree: ImageTree, table: RowTable, per_ima
 
 def row_tokens(table: RowTable, text: Ints, per_image: Ints) -> Ints:
     """Tokens of each row's whole sequence."""
-    used = np.where(table.uses >= 0, np.maximum(per_image, 0)[table.uses], 0) if len(per_image) else np.zeros(0, int)
-    sums = np.concatenate(([0], np.cumsum(used)))
-    if len(sums) == 1:
-        return text
-    return text + sums[table.starts[1:]] - sums[table.starts[:-1]]
+    return text + row_image_tokens(table, per_image)
+
+
+def row_image_tokens(table: RowTable, per_image: Ints) -> Ints:
+    """Image tokens of each row; a picture whose size is not known counts nothing."""
+    known = np.maximum(per_image, 0)
+    if not len(known):
+        return np.zeros(len(table), np.int64)
+    return table.sum_uses(lambda uses, _: np.where(uses >= 0, known[uses], 0))
 
 
 def report_lengths(table: RowTable, tokens: Ints, findings: Findings, *, max_tokens: int | None, exact: bool) -> None:
