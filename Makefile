@@ -33,7 +33,6 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.video
 	$(BIN)/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir $(DEMO)/ucf101
 	$(BIN)/phi3v-data validate $(DEMO)/ucf101 --html $(DEMO)/report.html
-	@echo "The HTML report: $(DEMO)/report.html"
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not gpu"
