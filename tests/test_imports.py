@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "cv2", "av", "datasets", "pandas", "pyarrow", 
 
 DATA_FLOORS = (
     ("cli",),
-    ("conversion", "converters", "formats", "request"),
+    ("conversion", "converters", "formats", "request", "testing"),
     ("report",),
     ("validate",),
     ("engine",),
@@ -26,6 +26,7 @@ DATA_FLOORS = (
         "converters.source",
         "converters.archive",
         "converters.tables",
+        "converters.hub",
     ),  # where a converter and its source are found
     ("output", "resume"),
     ("plan", "publish", "writer"),

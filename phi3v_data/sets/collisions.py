@@ -1,0 +1,291 @@
+"""Names that several sets use: which rows and pictures must take another one, and which.
+
+Everything is found by 64-bit hashes in arrays, 8 bytes a name; texts are read again only where names collide.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.sets.components import Ints
+from phi3v_data.sets.reading import Progress, SourceSet
+from phi3v_data.validate.tree import FILE, UNSAFE
+
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+_BLOCK = 1 << 20
+
+
+def set_labels(names: Sequence[str]) -> list[str]:
+    """A label for each set: its name, numbered where a set before it has the same."""
+    result: list[str] = []
+    for name in names:
+        label, number = name, 1
+        while label in result:
+            number += 1
+            label = f"{name}-{number}"
+        result.append(label)
+    return result
+
+
+def repeated(values: Ints) -> Ints:
+    """The values that occur more than once, sorted."""
+    ordered = np.sort(values)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def is_among(values: Ints, ordered: Ints) -> Flags:
+    """Which values stand in a sorted array."""
+    if not len(ordered):
+        return np.zeros(len(values), np.bool_)
+    place = np.searchsorted(ordered, values)
+    place[place == len(ordered)] = 0
+    result: Flags = ordered[place] == values
+    return result
+
+
+class IdNames:
+    """Ids that are not unique get the label of their set in front, and a number where that is taken, too."""
+
+    def __init__(self, sources: Sequence[SourceSet], labels: Sequence[str]) -> None:
+        self.labels = labels
+        colliding = repeated(np.concatenate([source.table.ids for source in sources]))
+        self.changed: list[Flags] = [is_among(source.table.ids, colliding) for source in sources]
+        self.kept = np.sort(
+            np.concatenate([source.table.ids[~changed] for source, changed in zip(sources, self.changed, strict=True)])
+        )
+        new = [
+            hash(self._new(number, row_id))
+            for number, source in enumerate(sources)
+            for row_id in _ids(source, self.changed[number])
+        ]
+        self.new = np.sort(np.array(new, np.int64))
+        twice = self.new[1:][self.new[1:] == self.new[:-1]]
+        self.taken = np.unique(np.concatenate([twice, self.new[is_among(self.new, self.kept)]]))
+        self.given: set[str] = set()  # ids that were taken, as handed out
+
+    def _new(self, number: int, row_id: str) -> str:
+        return f"{self.labels[number]}-{row_id}"
+
+    def rename(self, number: int, row: int, row_id: str) -> str:
+        """The id of a row whose own is not unique."""
+        new = self._new(number, row_id)
+        if not self._holds(self.taken, new):
+            return new
+        count, candidate = 1, new
+        while (
+            candidate in self.given
+            or self._holds(self.kept, candidate)
+            or (count > 1 and self._holds(self.new, candidate))
+        ):
+            count += 1
+            candidate = f"{new}-{count}"
+        self.given.add(candidate)
+        return candidate
+
+    @staticmethod
+    def _holds(ordered: Ints, text: str) -> bool:
+        return bool(is_among(np.array([hash(text)], np.int64), ordered)[0])
+
+    def notes(self) -> Iterator[str]:
+        """How many ids changed, for people."""
+        for changed, label in zip(self.changed, self.labels, strict=True):
+            if changed.any():
+                yield f"{int(changed.sum()):,} ids of {label} are not unique and now start with {label + '-'!r}"
+
+
+def _ids(source: SourceSet, wanted: Flags) -> Iterator[str]:
+    if not wanted.any():
+        return
+    from phi3v_data.sets.reading import decode_row
+
+    for row, line in source.rows():
+        if wanted[row]:
+            yield decode_row(line).id
+
+
+class GroupNames:
+    """Groups that sets of different names both have get the set's name in front."""
+
+    def __init__(self, sources: Sequence[SourceSet]) -> None:
+        self.names = [source.name for source in sources]
+        by_name: dict[str, list[Ints]] = {}
+        for source in sources:
+            groups = source.table.groups
+            by_name.setdefault(source.name, []).append(np.unique(groups[groups != 0]))
+        distinct = [np.unique(np.concatenate(parts)) for parts in by_name.values()]
+        colliding = repeated(np.concatenate(distinct))
+        self.num_colliding = len(colliding)
+        self.changed: list[Flags] = [is_among(source.table.groups, colliding) for source in sources]
+
+    def rename(self, number: int, group: str) -> str:
+        """The group of a row of a set."""
+        return f"{self.names[number]}/{group}"
+
+    def notes(self) -> Iterator[str]:
+        """How many groups changed, for people."""
+        if self.num_colliding:
+            yield (f"{self.num_colliding:,} groups stand in sets of different names and now start with the set's name")
+
+
+class PictureNames:
+    """A picture whose name another set has for other content moves to a folder named after its set."""
+
+    def __init__(self, sources: Sequence[SourceSet], labels: Sequence[str], progress: Progress) -> None:
+        self.sources = sources
+        self.labels = labels
+        self.progress = progress
+        self.trees = [source.survey.tree for source in sources]
+        self.brought: list[Flags] = [_brought(source) for source in sources]
+        self.moved: list[Flags] = [np.zeros(len(tree), np.bool_) for tree in self.trees]
+        self.known: list[Flags] = [np.zeros(len(tree), np.bool_) for tree in self.trees]  # an earlier set brings them
+        self.folders_of: dict[int, set[str]] = {}
+        for number in range(len(sources)):
+            self._compare(number)
+        self.prefixes = self._free_prefixes()
+        self.changed = [self._changed(number) for number in range(len(sources))]
+
+    def _compare(self, number: int) -> None:
+        """Compare the files of a set with those of the sets before it."""
+        tree, brought = self.trees[number], self.brought[number]
+        wanted = np.flatnonzero(brought)
+        for start in range(0, len(wanted) if number else 0, 1 << 16):
+            entries = wanted[start : start + (1 << 16)]
+            hashes = np.fromiter(map(hash, map(tree.path, entries.tolist())), np.int64, len(entries))
+            for other in range(number):
+                found = self.trees[other].find(hashes)
+                for entry, match in zip(entries[found >= 0].tolist(), found[found >= 0].tolist(), strict=True):
+                    if not self.brought[other][match] or self.moved[other][match] or self.moved[number][entry]:
+                        continue
+                    if same_file(self.sources[number].picture_path(entry), self.sources[other].picture_path(match)):
+                        self.known[number][entry] = True
+                    else:
+                        self.moved[number][entry] = True
+            self.progress("compare", start, len(wanted))
+        if number:
+            self._move_out_of_the_way(number)
+
+    def _move_out_of_the_way(self, number: int) -> None:
+        """Move pictures whose folder has the name of another set's picture, and the other way round."""
+        own = self._folders(number)
+        for other in range(number):
+            for folder in own:
+                if self._has_file(other, folder):
+                    self._move_below(number, folder)
+            for folder in self._folders(other):
+                entry = self._entry(number, folder)
+                if entry >= 0:
+                    self.moved[number][entry] = True
+
+    def _folders(self, number: int) -> set[str]:
+        if number not in self.folders_of:
+            tree, found = self.trees[number], set[str]()
+            for entry in np.flatnonzero(self.brought[number]).tolist():
+                folder = os.path.dirname(tree.path(entry))
+                while folder and folder not in found:
+                    found.add(folder)
+                    folder = os.path.dirname(folder)
+            self.folders_of[number] = found
+        return self.folders_of[number]
+
+    def _entry(self, number: int, path: str) -> int:
+        return int(self.trees[number].find(np.array([hash(path)], np.int64))[0])
+
+    def _has_file(self, number: int, path: str) -> bool:
+        entry = self._entry(number, path)
+        return entry >= 0 and bool(self.brought[number][entry])
+
+    def _move_below(self, number: int, folder: str) -> None:
+        for entry in np.flatnonzero(self.brought[number]).tolist():
+            if self.trees[number].path(entry).startswith(f"{folder}/"):
+                self.moved[number][entry] = True
+
+    def _free_prefixes(self) -> list[str]:
+        """A folder for each set that no path of any set starts with."""
+        if not any(moved.any() for moved in self.moved) and not any(map(_has_missing, self.sources)):
+            return list(self.labels)
+        tops = {path.partition("/")[0] for tree in self.trees for path in tree.paths()}
+        result: list[str] = []
+        for label in self.labels:
+            prefix, count = label, 1
+            while prefix in tops:
+                count += 1
+                prefix = f"{label}_{count}"
+            tops.add(prefix)
+            result.append(prefix)
+        return result
+
+    def _changed(self, number: int) -> Flags:
+        """Rows that use a picture under a new name."""
+        table, moved = self.sources[number].table, self.moved[number]
+        uses = table.uses
+        hit = (uses >= 0) & moved[uses] if len(moved) else np.zeros(len(uses), np.bool_)
+        hit |= uses < 0  # what is not there must not be found in another set
+        result = np.zeros(len(table), np.bool_)
+        result[np.searchsorted(table.starts, np.flatnonzero(hit), side="right") - 1] = True
+        return result
+
+    def rename(self, number: int, row: int, value: dict[str, Any]) -> None:
+        """Write a row's new picture names into it."""
+        table = self.sources[number].table
+        position = int(table.starts[row])
+        for turn in value["conversations"]:
+            names = turn.get("images", [])
+            for index, path in enumerate(names):
+                entry = int(table.uses[position])
+                position += 1
+                if (entry >= 0 and self.moved[number][entry]) or (
+                    entry < 0
+                    and any(self._has_file(other, path) for other in range(len(self.trees)) if other != number)
+                ):
+                    names[index] = f"{self.prefixes[number]}/{path}"
+
+    def placer(self, number: int) -> Callable[[int], str | None]:
+        """The name under which an entry of a set is brought in; None where an earlier set brings it."""
+        tree, moved, known = self.trees[number], self.moved[number], self.known[number]
+
+        def name(entry: int) -> str | None:
+            path = tree.path(entry)
+            if moved[entry]:
+                return f"{self.prefixes[number]}/{path}"
+            return None if known[entry] else path
+
+        return name
+
+    def notes(self) -> Iterator[str]:
+        """How many pictures moved or were the same, for people."""
+        for moved, known, label, prefix in zip(self.moved, self.known, self.labels, self.prefixes, strict=True):
+            if moved.any():
+                yield (
+                    f"{int(moved.sum()):,} pictures of {label} have the names of other pictures before them and moved to "
+                    f"images/{prefix}/"
+                )
+            if same := int((known & ~moved).sum()):
+                yield f"{same:,} pictures of {label} are those of a set before it and were taken once"
+
+
+def _brought(source: SourceSet) -> Flags:
+    kinds = np.frombuffer(bytes(source.survey.tree.kinds), np.uint8)
+    result: Flags = source.survey.used & ((kinds == FILE) | (kinds == UNSAFE))
+    return result
+
+
+def _has_missing(source: SourceSet) -> bool:
+    return bool((source.table.uses < 0).any())
+
+
+def same_file(left: str, right: str) -> bool:
+    """Whether two files have equal bytes; files that are one are not read."""
+    one, two = os.stat(left), os.stat(right)
+    if (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino):
+        return True
+    if one.st_size != two.st_size:
+        return False
+    with open(left, "rb") as first, open(right, "rb") as second:
+        while block := first.read(_BLOCK):
+            if block != second.read(_BLOCK):
+                return False
+    return True

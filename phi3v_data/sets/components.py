@@ -1,0 +1,71 @@
+"""Rows that belong together: those of one group, and those that share a picture or all their text.
+
+Rows are joined by hooking and pointer jumping over whole arrays (Shiloach and Vishkin, 1982), 8 bytes a row.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.validate.pixels import PixelIdentity
+from phi3v_data.validate.table import RowTable
+
+Ints = npt.NDArray[np.int64]
+Links = tuple[Ints, Ints]
+
+_USES_AT_ONCE = 1 << 18
+
+
+def join_rows(num_rows: int, links: Iterable[Links]) -> Ints:
+    """The first row of what each row belongs to, given pairs of rows that belong together."""
+    parent = np.arange(num_rows, dtype=np.int64)
+    for left, right in links:
+        while True:
+            up, down = parent[left], parent[right]
+            open_ = up != down
+            if not open_.any():
+                break
+            left, right, up, down = left[open_], right[open_], up[open_], down[open_]
+            np.minimum.at(parent, np.maximum(up, down), np.minimum(up, down))
+            while True:
+                above = parent[parent]
+                if np.array_equal(above, parent):
+                    break
+                parent = above
+    return parent
+
+
+def group_links(table: RowTable) -> Iterator[Links]:
+    """Rows of one group."""
+    yield from value_links(np.flatnonzero(table.groups), table.groups[table.groups != 0])
+
+
+def text_links(table: RowTable) -> Iterator[Links]:
+    """Rows without pictures whose texts are equal."""
+    rows = np.flatnonzero(table.num_uses == 0)
+    yield from value_links(rows, table.texts[rows])
+
+
+def value_links(rows: Ints, values: Ints) -> Iterator[Links]:
+    """Rows that have equal values."""
+    if len(rows):
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+        first = np.maximum.accumulate(
+            np.where(np.concatenate(([True], ordered[1:] != ordered[:-1])), np.arange(len(order)), 0)
+        )
+        yield rows[order], rows[order[first]]
+
+
+def picture_links(table: RowTable, identity: PixelIdentity) -> Iterator[Links]:
+    """Rows that share a picture."""
+    first = np.full(len(identity.identities), len(table), np.int64)  # row of the first use
+    for uses in range(0, len(table.uses), _USES_AT_ONCE):
+        pictures = identity.of_uses(table.uses[uses : uses + _USES_AT_ONCE])
+        rows = np.searchsorted(table.starts, np.arange(uses, uses + len(pictures)), side="right") - 1
+        there = pictures >= 0
+        pictures, rows = pictures[there], rows[there].astype(np.int64)
+        np.minimum.at(first, pictures, rows)
+        shared = first[pictures] != rows
+        yield rows[shared], first[pictures[shared]]

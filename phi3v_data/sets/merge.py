@@ -1,0 +1,185 @@
+"""Join sets into one: what collides is told apart in an order that the arguments alone decide, and said.
+
+ids       kept where they are unique; where not, each such row gets its set's name in front
+pictures  equal files under one name are one; a file with other content moves to a folder named after its set
+groups    a group that sets of different names both have gets the set's name in front
+splits    those of one name are joined, in the order of the arguments
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.errors import UserError
+from phi3v_data.jsonl import encode_line
+from phi3v_data.publish import REJECTS
+from phi3v_data.schema import ConverterInfo, Manifest
+from phi3v_data.sets.collisions import Flags, GroupNames, IdNames, PictureNames, set_labels
+from phi3v_data.sets.merged_manifest import merge_facts
+from phi3v_data.sets.pictures import place_pictures
+from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
+from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
+from phi3v_data.splits import canonical_split, is_split_name
+from phi3v_data.validate.badrow import load_row
+from phi3v_data.validate.images import used_images
+from phi3v_data.validate.survey import paused_collector
+
+VERSION = "1"
+
+
+def merge_sets(
+    directories: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    name: str = "",
+    images: ImageMode = ImageMode.link,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> SetResult:
+    """Join the rows and pictures of directories into one.
+
+    Args:
+        name: of the new set; else that of the sets where they agree, else their names joined by `-`.
+
+    Raises:
+        UserError: a row that cannot be read, or a name that cannot name files.
+    """
+    if not directories:
+        raise UserError("merge needs at least one directory to read: phi3v-data merge DIR... OUT")
+    folders = [Path(directory) for directory in directories]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("merge: a directory is named twice; name each once")
+    if name and not is_split_name(name):
+        raise UserError(f"--name {name!r} cannot name files; use letters, digits, _ and -")
+    target = check_places(Path(out_dir), folders)
+    progress = progress or (lambda stage, done, total: None)
+    with paused_collector(), ExitStack() as stack:
+        sources = []
+        for folder in folders:
+            source = read_set(folder, progress, mixed_names=True)
+            stack.callback(source.close)
+            source.survey.used = used_images(source.table, source.survey.tree)
+            sources.append(source)
+        work = _Merge(sources, name, progress)
+        identity = {
+            "command": "merge",
+            "version": VERSION,
+            "options": {"name": work.name},
+            **{f"input {number}": source.identity() for number, source in enumerate(sources, 1)},
+        }
+        return make_set(target, identity, work.build, name=work.name, images=images, overwrite=overwrite)
+
+
+class _Merge:
+    """One merge of sets."""
+
+    def __init__(self, sources: Sequence[SourceSet], name: str, progress: Progress) -> None:
+        self.sources = sources
+        self.progress = progress
+        self.labels = set_labels([source.name for source in sources])
+        names = list(dict.fromkeys(source.name for source in sources))
+        self.name = name or "-".join(names)[:100].rstrip("-_.")
+
+    def build(self, stage: Stage) -> Manifest:
+        """Tell apart, write, say."""
+        self.ids = IdNames(self.sources, self.labels)
+        self.groups = GroupNames(self.sources)
+        self.pictures = PictureNames(self.sources, self.labels, self.progress)
+        splits, labelled = self.target_splits(stage)
+        done, total = 0, sum(len(source.table) for source in self.sources)
+        for number, source in enumerate(self.sources):
+            done = self.write(stage, number, source, splits[number], done, total)
+        for number, source in enumerate(self.sources):
+            place_pictures(stage, source, self.progress, rename=self.pictures.placer(number))
+        stage.write_file(REJECTS, b"".join(map(_whole_lines, self.sources)))
+        for notes in (self.ids.notes(), self.groups.notes(), self.pictures.notes()):
+            stage.notes.extend(notes)
+        return self.manifest(stage, labelled)
+
+    def target_splits(self, stage: Stage) -> tuple[list[dict[str, str]], dict[str, bool]]:
+        """For each set, its splits' names in the new one; and which of the new splits have answers."""
+        labelled: dict[str, bool] = {}
+        result: list[dict[str, str]] = []
+        origins: dict[str, list[str]] = {}
+        for source, label in zip(self.sources, self.labels, strict=True):
+            mapping: dict[str, str] = {}
+            for split in dict.fromkeys(split for split, _ in source.survey.files):
+                target = canonical_split(split)
+                has_answers = source.is_labelled(split)
+                if labelled.setdefault(target, has_answers) != has_answers:
+                    apart = f"{target}_{label}"
+                    words = "has" if has_answers else "has no"
+                    stage.notes.append(
+                        f"split {split} of {label} {words} answers, other than those before it, and is called {apart}"
+                    )
+                    target = apart
+                    labelled[target] = has_answers
+                mapping[split] = target
+                origins.setdefault(target, []).append(f"{label}/{split}")
+            result.append(mapping)
+        for target, parts in origins.items():
+            if len(parts) > 1:
+                stage.notes.append(f"split {target} joins {', '.join(parts)}")
+        return result, labelled
+
+    def write(self, stage: Stage, number: int, source: SourceSet, splits: dict[str, str], done: int, total: int) -> int:
+        """Write the rows of one set: as they stand where nothing of them collides."""
+        table = source.table
+        targets = [splits[split] for split in table.splits]
+        row_splits = table.split_of_rows()
+        changed: Flags = self.ids.changed[number] | self.groups.changed[number] | self.pictures.changed[number]
+        for row, line in source.rows():
+            if changed[row]:
+                line = self.rewrite(number, row, line)
+            stage.write(targets[row_splits[row]], line, row_images(decode_row(line)))
+            done += 1
+            if done % 4096 == 0:
+                self.progress("write", done, total)
+        return done
+
+    def rewrite(self, number: int, row: int, line: bytes) -> bytes:
+        """A row under its new names."""
+        value = load_row(line)
+        if self.ids.changed[number][row]:
+            value["id"] = self.ids.rename(number, row, value["id"])
+        if self.groups.changed[number][row]:
+            value["group"] = self.groups.rename(number, value["group"])
+        if self.pictures.changed[number][row]:
+            self.pictures.rename(number, row, value)
+        try:
+            return encode_line(value)[:-1]
+        except UnicodeEncodeError:  # a lone surrogate, which only an escape can spell
+            import json
+
+            return json.dumps(value).encode()
+
+    def manifest(self, stage: Stage, labelled: dict[str, bool]) -> Manifest:
+        """One manifest out of all; says where they disagree."""
+        facts, notes = merge_facts(
+            [source.manifest for source in self.sources], [source.name for source in self.sources]
+        )
+        stage.notes.extend(notes)
+        return Manifest(
+            name=self.name,
+            splits=stage.splits(labelled.__getitem__),
+            history=(ConverterInfo(name="merge", version=VERSION, options={"sets": self.origins()}),),
+            **facts,
+        )
+
+    def origins(self) -> list[dict[str, Any]]:
+        """What each set was, for `dataset.json`."""
+        result = []
+        for source, label in zip(self.sources, self.labels, strict=True):
+            manifest = source.manifest
+            entry: dict[str, Any] = {"name": source.name, "label": label, "rows": len(source.table)}
+            if manifest is not None:
+                entry["converter"] = manifest.converter.model_dump(mode="json") if manifest.converter else None
+                entry["history"] = [step.model_dump(mode="json") for step in manifest.history]
+            result.append(entry)
+        return result
+
+
+def _whole_lines(source: SourceSet) -> bytes:
+    content = source.rejects()
+    return content if not content or content.endswith(b"\n") else content + b"\n"

@@ -1,0 +1,177 @@
+"""A directory that a new set is made from: every row readable, or a sentence that says which one is not."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import UNSET
+
+from phi3v_data.errors import UserError
+from phi3v_data.jsonl import BOM, read_lines
+from phi3v_data.media.image import safe_component
+from phi3v_data.publish import REJECTS
+from phi3v_data.schema import Manifest
+from phi3v_data.splits import is_split_name, parse_file_name
+from phi3v_data.validate.badrow import keep_sound_parts, load_row
+from phi3v_data.validate.findings import Findings
+from phi3v_data.validate.pixels import PixelIdentity
+from phi3v_data.validate.receipt import load_images
+from phi3v_data.validate.rowtypes import DECODER, Row
+from phi3v_data.validate.survey import Survey
+from phi3v_data.validate.table import RowTable
+
+Progress: TypeAlias = Callable[[str, int, int | None], None]
+
+UNREADABLE = (
+    "manifest-invalid",
+    "shard-missing",
+    "split-name",
+    "json-syntax",
+    "json-not-object",
+    "invalid-utf8",
+    "duplicate-key",
+    "non-finite-number",
+    "missing-field",
+    "wrong-type",
+    "unknown-field",
+    "no-turns",
+    "line-too-long",
+)
+"""Problems with which it is not certain what the rows are; all others travel with the rows."""
+
+
+@dataclass
+class SourceSet:
+    """A directory whose rows have been read; close it after use."""
+
+    survey: Survey
+    name: str
+
+    @property
+    def directory(self) -> Path:
+        return self.survey.directory
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """`dataset.json`; None for a bare directory."""
+        return self.survey.layout.manifest
+
+    @property
+    def table(self) -> RowTable:
+        return self.survey.table
+
+    def is_labelled(self, split: str) -> bool:
+        """Whether a split has answers."""
+        return self.survey.layout.is_labelled(split)
+
+    def rows(self) -> Iterator[tuple[int, bytes]]:
+        """Number in the table and line (without line end and byte order mark) of every row, in reading order."""
+        yield from table_lines(self.table)
+
+    def rejects(self) -> bytes:
+        """`rejects.jsonl` of the set, empty where it has none."""
+        try:
+            return (self.directory / REJECTS).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be unchanged for a result to be the same."""
+        state = self.survey.state()
+        return {"files": dict(state.files), "pictures": state.tree}
+
+    def pixel_identity(self, *, pixels: bool, workers: int) -> PixelIdentity:
+        """Which pictures are the same: by path, or with `pixels` by what they show."""
+        self.survey.look(load_images(self.directory, self.survey.tree), pixels=pixels, workers=workers)
+        return PixelIdentity(self.survey.tree, self.survey.images, pixels=pixels)
+
+    def picture_path(self, entry: int) -> str:
+        """Where a picture lies."""
+        return os.path.join(self.survey.tree.root, self.survey.tree.path(entry))
+
+    def close(self) -> None:
+        """Close the files that were opened for single rows."""
+        self.table.close()
+
+
+def read_set(directory: Path, progress: Progress, *, mixed_names: bool = False) -> SourceSet:
+    """Read all rows of a directory.
+
+    `mixed_names`: take files of several NAMEs for one split as well.
+
+    Raises:
+        UserError: a row or file that cannot be read for certain.
+    """
+    findings = Findings(1)
+    survey = Survey(directory, findings, progress)
+    if not survey.files:
+        raise UserError(f"{directory}: no split found; it holds no NAME_SPLIT.jsonl file, such as train.jsonl")
+    refused = [code for code in UNREADABLE if not (mixed_names and code == "split-name")]
+    _refuse(survey, refused)
+    survey.read_rows()
+    try:
+        _refuse(survey, refused)
+        if not len(survey.table):
+            raise UserError(f"{directory}: it holds no rows")
+    except UserError:
+        survey.table.close()
+        raise
+    return SourceSet(survey, set_name(survey))
+
+
+def _refuse(survey: Survey, codes: list[str]) -> None:
+    for code in codes:
+        if not survey.findings.counts[code]:
+            continue
+        found = next(each for each in survey.findings.listed if each.code == code)
+        where = f"{survey.directory / found.file}:{found.line}" if found.line else str(survey.directory / found.file)
+        raise UserError(
+            f"{where}: {code}: {found.message}; `phi3v-data clean {survey.directory} OUT` writes a sound copy without "
+            "what cannot be read"
+        )
+
+
+def set_name(survey: Survey) -> str:
+    """Name of a set: that of its manifest, else what its files are called, else its folder's."""
+    if survey.layout.manifest is not None:
+        return survey.layout.manifest.name
+    names = {entry.name for _, file in survey.files if (entry := parse_file_name(file))}
+    if len(names) == 1 and (name := names.pop()):
+        return name
+    name = safe_component(os.path.basename(os.path.abspath(survey.directory)))
+    return name if is_split_name(name) else "dataset"
+
+
+def decode_row(line: bytes) -> Row:
+    """A row; one that the validator has words about comes with its sound parts."""
+    try:
+        return DECODER.decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return keep_sound_parts(load_row(line))
+
+
+def row_images(row: Row) -> list[str]:
+    """The pictures of all turns, in order."""
+    return [path for turn in row.conversations if turn.images is not UNSET for path in turn.images]
+
+
+def table_lines(table: RowTable) -> Iterator[tuple[int, bytes]]:
+    """Number and line of each row of a table."""
+    bounds = [(first, end) for _, first, end in table.split_rows()]
+    for file, (row, end) in zip(table.files, bounds, strict=True):
+        if row == end:
+            continue
+        wanted = int(table.lines[row])
+        for line in read_lines(table.directory / file):
+            if line.number != wanted:
+                continue
+            yield row, line.data.removeprefix(BOM)
+            row += 1
+            if row == end:
+                break
+            wanted = int(table.lines[row])
+        if row != end:
+            raise UserError(f"{table.directory / file}: changed while it was read; run the same command again")

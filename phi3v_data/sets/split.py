@@ -1,0 +1,271 @@
+"""Divide a set into splits that leak nothing: by group, by picture or by id.
+
+A split follows from a hash of what a row belongs to, so rows added later move no one. Rows of one group, that share
+a picture (its pixels) and rows without pictures that share their whole text stay together; the first of them gives the
+name that is hashed.
+"""
+
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import UNSET
+
+from phi3v_data.errors import UserError
+from phi3v_data.plan import parse_split_shares
+from phi3v_data.publish import REJECTS
+from phi3v_data.schema import ConverterInfo, Manifest
+from phi3v_data.sets.components import Ints, Links, group_links, join_rows, picture_links, text_links, value_links
+from phi3v_data.sets.pictures import place_pictures
+from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
+from phi3v_data.sets.shares import Assignment, Member, StratifiedShares, choose, find_seed, refuse_misfits
+from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
+from phi3v_data.validate.rowtypes import Row
+from phi3v_data.validate.survey import paused_collector
+
+VERSION = "1"
+
+
+class By(StrEnum):
+    """What gives a row its name: rows of one name stay together."""
+
+    group = "group"
+    image = "image"
+    id = "id"
+
+
+def split_set(
+    directory: str | Path,
+    out_dir: str | Path,
+    split: str,
+    *,
+    by: By = By.group,
+    stratify: bool = False,
+    seed: int = 0,
+    images: ImageMode = ImageMode.link,
+    pixels: bool = True,
+    overwrite: bool = False,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> SetResult:
+    """Write the rows of a directory, whatever their splits, into new splits.
+
+    Args:
+        split: shares such as `train=0.8,val=0.1,test=0.1`.
+        by: `group` keeps groups whole; rows without one, and all rows under `image`, go by their first picture, `id` by
+            their id. Rows that share a picture stay together in any case.
+        stratify: give each split its share of every label (last answer), too. Rows added at the end move no one.
+        pixels: find shared pictures by their pixels; False: by their paths only, which reads no picture.
+
+    Raises:
+        UserError: a row that cannot be read, or shares that cannot be had without dividing what belongs together.
+    """
+    shares = parse_split_shares(split)
+    source = Path(directory)
+    target = check_places(Path(out_dir), [source])
+    progress = progress or (lambda stage, done, total: None)
+    with paused_collector():
+        found = read_set(source, progress)
+        try:
+            work = _Split(found, shares, by, stratify, seed, pixels, workers, progress)
+            identity = {"command": "split", "version": VERSION, "options": work.options, "input": found.identity()}
+            return make_set(target, identity, work.build, name=found.name, images=images, overwrite=overwrite)
+        finally:
+            found.close()
+
+
+class _Split:
+    """One division of a set."""
+
+    def __init__(
+        self,
+        source: SourceSet,
+        shares: dict[str, float],
+        by: By,
+        stratify: bool,
+        seed: int,
+        pixels: bool,
+        workers: int,
+        progress: Progress,
+    ) -> None:
+        self.source = source
+        self.shares = shares
+        self.by = by
+        self.stratify = stratify
+        self.seed = seed
+        self.pixels = pixels
+        self.workers = workers
+        self.progress = progress
+        self.names = list(shares)
+        self.notes: list[str] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides where a row goes."""
+        return {
+            "split": dict(self.shares),
+            "by": self.by.value,
+            "stratify": self.stratify,
+            "seed": self.seed,
+            "level": "full" if self.pixels else "quick",
+        }
+
+    def build(self, stage: Stage) -> Manifest:
+        """Decide, refuse or write."""
+        table = self.source.table
+        self.mixed_labels()
+        roots = join_rows(len(table), self.links())
+        sizes = np.bincount(roots, minlength=len(table))
+        assignment = self.assign(roots)
+        self.check(roots, sizes, assignment)
+        self.note_groups(roots, assignment.splits)
+        self.write(stage, assignment.splits)
+        self.place(stage)
+        stage.notes.extend(self.notes)
+        return self.manifest(stage)
+
+    def links(self) -> "chain[Links]":
+        """All pairs of rows that must stay together."""
+        table = self.source.table
+        identity = self.source.pixel_identity(pixels=self.pixels, workers=self.workers)
+        links = [picture_links(table, identity), text_links(table), self.missing_links()]
+        if self.by == By.group:
+            links.append(group_links(table))
+        return chain(*links)
+
+    def missing_links(self) -> "list[Links]":
+        """Rows that name the same picture which is not there."""
+        table = self.source.table
+        missing = np.unique(np.searchsorted(table.starts, np.flatnonzero(table.uses < 0), side="right") - 1)
+        if not len(missing):
+            return []
+        self.notes.append(
+            f"{len(missing):,} rows name pictures that are not under images/ (first: {table.name(int(missing[0]))})"
+        )
+        wanted = np.zeros(len(table), np.bool_)
+        wanted[missing] = True
+        rows: list[npt.NDArray[np.int64]] = []
+        paths: list[npt.NDArray[np.int64]] = []
+        for number, line in self.source.rows():
+            if wanted[number]:
+                hashes = np.fromiter(map(hash, row_images(decode_row(line))), np.int64)
+                paths.append(hashes)
+                rows.append(np.full(len(hashes), number, np.int64))
+        return list(value_links(np.concatenate(rows), np.concatenate(paths)))
+
+    def mixed_labels(self) -> None:
+        """Refuse to mix rows with and without answers."""
+        labelled = {self.source.is_labelled(split) for split, _ in self.source.survey.files}
+        if len(labelled) > 1:
+            raise UserError(
+                f"{self.source.directory}: some of its splits have no answers (labelled: false in dataset.json), and a "
+                "split holds rows with or without answers, not both; keep them apart: copy the files of the others to "
+                "a directory of their own first"
+            )
+
+    def assign(self, roots: Ints) -> Assignment:
+        """Give every row its split."""
+        table = self.source.table
+        splits = np.zeros(len(table), np.uint8)
+        stratified = StratifiedShares(list(self.shares.values())) if self.stratify else None
+        members: list[Member] = []
+        first = roots == np.arange(len(roots))
+        keep = int(first.sum()) <= Member.MAX_KEPT
+        for number, line in self.source.rows():
+            is_first = bool(first[number])
+            if not is_first and stratified is None:
+                continue
+            row = decode_row(line)
+            label = row.conversations[-1].assistant if stratified else ""
+            if is_first:
+                key = self.key(row)
+                splits[number] = (
+                    stratified.choose(key, label, self.seed) if stratified else choose(key, self.shares, self.seed)
+                )
+                if keep:
+                    members.append(Member(number, key))
+            if stratified:
+                stratified.count(label, int(splits[roots[number]]))
+            if number % 4096 == 0:
+                self.progress("choose", number, len(table))
+        return Assignment(splits[roots], members)
+
+    def key(self, row: Row) -> str:
+        """What a row is called: the text whose hash decides."""
+        if self.by == By.group and row.group is not UNSET and row.group:
+            return row.group
+        images = row_images(row) if self.by != By.id else []
+        return images[0] if images else row.id
+
+    def check(self, roots: Ints, sizes: Ints, assignment: Assignment) -> None:
+        """Refuse what cannot be divided in these shares."""
+        seed = None
+        if assignment.members and not self.stratify:
+            seed = find_seed(assignment.members, sizes, self.shares, self.seed)
+        refuse_misfits(
+            sizes,
+            assignment.splits,
+            self.shares,
+            better_seed=seed,
+            name=lambda row: self.describe(row, roots),
+        )
+
+    def describe(self, root: int, roots: Ints) -> str:
+        """Rows that belong together, in words."""
+        table = self.source.table
+        row = table.load(root)
+        members = np.flatnonzero(roots == root)
+        groups = len(np.unique(table.groups[members]))
+        name = row.get("group") if self.by == By.group else None
+        words = f"group {name!r}" if name else f"the rows with {row.get('id')!r}"
+        if self.by == By.group and groups > 1:
+            words += f" and {groups - 1} more groups" if name else ""
+        if shared := self.shared_picture(members):
+            words += f" (they share pictures, such as {shared!r})"
+        return words
+
+    def shared_picture(self, members: Ints) -> str:
+        """The picture that most of some rows use; empty where none is used twice."""
+        table = self.source.table
+        use = np.concatenate([table.uses[table.starts[row] : table.starts[row + 1]] for row in members.tolist()])
+        use = use[use >= 0]
+        found, counts = np.unique(use, return_counts=True)
+        if not len(found) or counts.max() < 2:
+            return ""
+        return self.source.survey.tree.path(int(found[counts.argmax()]))
+
+    def note_groups(self, roots: Ints, splits: npt.NDArray[np.uint8]) -> None:
+        """Say where groups ended up in several splits, because they were not what counted."""
+        groups = self.source.table.groups
+        if self.by == By.group or not groups.any():
+            return
+        pairs = np.unique(np.stack([groups[groups != 0], splits[groups != 0].astype(np.int64)]), axis=1)
+        num_straddling = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+        if num_straddling:
+            self.notes.append(
+                f"{num_straddling:,} groups stand in several splits, which validate reports as leak-group; "
+                "--by group keeps them whole"
+            )
+
+    def write(self, stage: Stage, splits: npt.NDArray[np.uint8]) -> None:
+        """Write every row, as it stands, to its split."""
+        total = len(splits)
+        for number, line in self.source.rows():
+            stage.write(self.names[splits[number]], line, row_images(decode_row(line)))
+            if number % 4096 == 0:
+                self.progress("write", number, total)
+        stage.write_file(REJECTS, self.source.rejects())
+
+    def place(self, stage: Stage) -> None:
+        """Bring in the pictures that rows use."""
+        place_pictures(stage, self.source, self.progress)
+
+    def manifest(self, stage: Stage) -> Manifest:
+        """The set's manifest with its new splits."""
+        labelled = self.source.is_labelled(self.source.survey.files[0][0])
+        old = self.source.manifest or Manifest(name=self.source.name, task="chat", splits={})
+        step = ConverterInfo(name="split", version=VERSION, options=self.options)
+        return old.model_copy(update={"splits": stage.splits(lambda split: labelled), "history": (*old.history, step)})

@@ -1,0 +1,179 @@
+"""A new set: staged under the hidden folder of its directory, then published as a conversion is.
+
+A run that is killed leaves either nothing but its stage, which the next run starts afresh, or a publication that the
+next run completes; `dataset.json` comes last.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.errors import UserError
+from phi3v_data.journal import differences, join_words, read_json, write_bytes
+from phi3v_data.output import Output, check_free, open_output
+from phi3v_data.publish import MANIFEST, SplitFile, publish
+from phi3v_data.schema import Manifest, SplitInfo
+from phi3v_data.splits import file_name, split_sort_key
+
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+class ImageMode(StrEnum):
+    """How pictures come into a new set; they are never moved."""
+
+    link = "link"
+    copy = "copy"
+
+
+@dataclass(frozen=True, slots=True)
+class SetResult:
+    """What a run came to; `notes` are sentences that a person should read."""
+
+    out_dir: Path
+    manifest: Manifest
+    already_complete: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """Rows of the new set."""
+        return sum(split.rows for split in self.manifest.splits.values())
+
+
+@dataclass
+class Stage:
+    """Where a new set grows; `name` is the NAME of its files."""
+
+    root: Path
+    name: str
+    images: ImageMode
+    notes: list[str] = field(default_factory=list)
+    num_linked: int = 0
+    num_copied: int = 0
+    _splits: dict[str, SplitFile] = field(default_factory=dict)
+    _folders: set[str] = field(default_factory=set)
+
+    def write(self, split: str, line: bytes, images: Iterable[str]) -> None:
+        """Add a row, given as its line without line end, to a split."""
+        if split not in self._splits:
+            name = file_name(self.name, split)
+            self._splits[split] = SplitFile(name, (self.root / name).open("wb"))
+        self._splits[split].write(line + b"\n", images)
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Add a file beside the splits, unless it would be empty."""
+        if content:
+            (self.root / name).write_bytes(content)
+
+    def place(self, source: str, name: str) -> None:
+        """Bring a picture in under `images/name`, by a link where that was asked for and is possible."""
+        target = self._target(name)
+        if self.images == ImageMode.link:
+            try:
+                os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+            else:
+                self.num_linked += 1
+                return
+        shutil.copy2(source, target)
+        self.num_copied += 1
+
+    def place_bytes(self, content: bytes, name: str) -> None:
+        """Write a new picture under `images/name`."""
+        with open(self._target(name), "wb") as file:
+            file.write(content)
+
+    def close(self) -> None:
+        """Close the splits' files."""
+        for split in self._splits.values():
+            split.file.close()
+
+    def splits(self, is_labelled: Callable[[str], bool]) -> dict[str, SplitInfo]:
+        """What the manifest records of each split, in order; nothing can be written any more."""
+        self.close()
+        return {
+            split: self._splits[split].info(labelled=is_labelled(split))
+            for split in sorted(self._splits, key=split_sort_key)
+        }
+
+    def note_pictures(self) -> None:
+        """Say where pictures had to be copied although links were asked for."""
+        if self.images == ImageMode.link and self.num_copied:
+            self.notes.append(
+                f"{self.num_copied:,} of {self.num_linked + self.num_copied:,} pictures were copied: they cannot be "
+                "linked from where they lie (another disk, or files of another owner)"
+            )
+
+    def _target(self, name: str) -> str:
+        target = f"{self.root}/images/{name}"
+        folder = target.rpartition("/")[0]
+        if folder not in self._folders:
+            os.makedirs(folder, exist_ok=True)
+            self._folders.add(folder)
+        return target
+
+
+def make_set(
+    out_dir: Path,
+    identity: Mapping[str, Any],
+    build: Callable[[Stage], Manifest],
+    *,
+    name: str,
+    images: ImageMode = ImageMode.link,
+    overwrite: bool = False,
+) -> SetResult:
+    """Make a set in `out_dir`: `build` fills the stage and returns the manifest.
+
+    Raises:
+        UserError: the directory holds something else, or is being written by another process.
+    """
+    with open_output(out_dir, overwrite=overwrite) as output:
+        known = _finished_before(output, identity, overwrite)
+        if known is not None:
+            return SetResult(out_dir, known, already_complete=True)
+        output.journal.start(identity, overwrite=overwrite)
+        stage = Stage(output.journal.stage, name, images)
+        try:
+            manifest = build(stage)
+        finally:
+            stage.close()
+        stage.note_pictures()
+        write_bytes(stage.root / MANIFEST, manifest.to_json().encode())
+        for path in sorted(stage.root.iterdir()):
+            if path.name != MANIFEST:
+                check_free(output, path.name)
+        publish(output.journal, output.owned)
+        return SetResult(out_dir, manifest, notes=tuple(stage.notes))
+
+
+def _finished_before(output: Output, identity: Mapping[str, Any], overwrite: bool) -> Manifest | None:
+    saved = read_json(output.journal.complete)
+    if overwrite or output.manifest is None or saved is None:
+        return None
+    if changed := differences(saved["identity"], identity):
+        raise UserError(
+            f"{output.journal.out_dir} was written from other input or with other settings: {join_words(changed)}; "
+            "--overwrite replaces it, or choose another folder"
+        )
+    return output.manifest
+
+
+def check_places(out_dir: Path, sources: Sequence[Path]) -> Path:
+    """The absolute path of OUT, which must not lie in a source, nor a source in it.
+
+    Raises:
+        UserError: they do.
+    """
+    target = out_dir.expanduser().resolve()
+    for source in sources:
+        other = source.expanduser().resolve()
+        if target.is_relative_to(other) or other.is_relative_to(target):
+            raise UserError(f"OUT {out_dir} and {source} lie one in the other; choose a folder elsewhere for OUT")
+    return Path(os.path.abspath(out_dir.expanduser()))
