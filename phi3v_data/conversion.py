@@ -174,9 +174,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
     if (finished := _already_complete(request, output, identity)) is not None:
         return finished
     done = finished_in_order(journal) if _resumes(request, output, identity) else 0
-    settings = RowSettings(
-        info.name, request.plain, frozenset(info.unlabelled), _roots(request, source, output), request.unlabelled
-    )
+    settings = RowSettings(info.name, request.plain, frozenset(), _roots(request, source, output), request.unlabelled)
     drafts = _numbered(_guard(lambda: converter.drafts(source), request, "the generator"), request)
     resumed = sum(1 for _ in islice(drafts, done * GENERATOR_PART))
     part = done
@@ -193,7 +191,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
         request.progress("convert", batch[-1][0].number + 1, None)
     if not part:
         raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
-    return _finish(request, output, part, info, frozenset(info.unlabelled), resumed)
+    return _finish(request, output, part, info, None if request.unlabelled else frozenset(), resumed)
 
 
 def _numbered(drafts: Iterable[Draft], request: Request) -> "Iterable[tuple[Slot, Draft]]":
@@ -216,7 +214,7 @@ def _numbered(drafts: Iterable[Draft], request: Request) -> "Iterable[tuple[Slot
 
 
 def _finish(
-    request: Request, output: Output, num_parts: int, info: DatasetInfo, unlabelled: frozenset[str], resumed: int
+    request: Request, output: Output, num_parts: int, info: DatasetInfo, unlabelled: frozenset[str] | None, resumed: int
 ) -> ConvertResult:
     journal = output.journal
     request.progress("finish", 0, 1)
@@ -224,7 +222,7 @@ def _finish(
         name=request.cls.name, version=request.cls.version, options=request.options.model_dump(mode="json")
     )
     try:
-        manifest = merge(journal, num_parts, info, converter, None if request.unlabelled else unlabelled)
+        manifest = merge(journal, num_parts, info, converter, unlabelled)
     except NothingMadeError:
         journal.discard()
         raise
@@ -311,7 +309,17 @@ def _guard(call: Callable[[], Iterable[Any]], request: Request, what: str) -> It
 
 
 def _unlabelled(request: Request, info: DatasetInfo, counts: Mapping[str, int]) -> frozenset[str]:
-    return frozenset(counts) if request.unlabelled else frozenset(map(canonical_split, info.unlabelled))
+    """Splits whose answers stay empty: under --unlabelled those that the source has none for, else none."""
+    if not request.unlabelled:
+        return frozenset()
+    if info.unlabelled is None:
+        return frozenset(counts)
+    if request.shares and info.unlabelled:
+        raise UserError(
+            f"--unlabelled and --split do not go together here: {', '.join(info.unlabelled)} of the source has no "
+            "answers and would be mixed with what has; convert without --unlabelled, or without --split"
+        )
+    return frozenset(map(canonical_split, info.unlabelled)) & counts.keys()
 
 
 def _roots(request: Request, source: Source, output: Output) -> tuple[str, ...]:

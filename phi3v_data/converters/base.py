@@ -109,7 +109,7 @@ class DatasetInfo:
     num_crops: int | None = None
     source: str = ""
     license: str = ""
-    unlabelled: Sequence[str] = ()  # splits whose `assistant` is empty
+    unlabelled: Sequence[str] | None = None  # the source's splits without answers; None: --unlabelled means all splits
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741 - the usual one-letter name of a type variable

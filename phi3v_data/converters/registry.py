@@ -29,6 +29,10 @@ GROUP = "phi3v_data.converters"
 
 BUILT_IN: Mapping[str, tuple[str, str]] = {
     "ucf101": ("phi3v_data.converters.ucf101:Ucf101", "Folders of video clips by class; UCF-101 in all its layouts."),
+    "docvqa": ("phi3v_data.converters.docvqa:DocVqa", "DocVQA, single page: official files, Hub sets and mirrors."),
+    "hateful_memes": ("phi3v_data.converters.hateful_memes:HatefulMemes", "Hateful Memes: official files and mirrors."),
+    "nlvr2": ("phi3v_data.converters.nlvr2:Nlvr2", "NLVR2, two pictures a sentence: official files and mirrors."),
+    "cauldron": ("phi3v_data.converters.cauldron:Cauldron", "Any configuration of the_cauldron."),
 }
 """Name -> where the class lies, and one line for the list."""
 

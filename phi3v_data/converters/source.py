@@ -2,28 +2,34 @@
 
 folder          used as it lies
 archive         tar, tar.gz, tar.bz2, tar.xz, zip: unpacked once into the working folder, with limits
-Hub id          OWNER/NAME: downloaded through huggingface_hub, then one of the others
+file            one table (CSV, TSV, JSON lines), used as it lies
+Hub id          OWNER/NAME: parquet is read from there by ranges, anything else downloaded, then one of the others
 parquet         a folder (a snapshot of a Hub dataset) or a file: rows
 save_to_disk    what `datasets` wrote: rows
 """
 
+import hashlib
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from phi3v_data.converters.archive import Limits, archive_kind, extract, is_junk
+from phi3v_data.converters.archive import Limits, extract, is_junk
+from phi3v_data.converters.hub import RemoteFiles, fetch
 from phi3v_data.errors import NotFoundError, UserError
 
-Kind: TypeAlias = Literal["folder", "archive", "parquet", "save_to_disk"]
+if TYPE_CHECKING:
+    from phi3v_data.converters.tables import RowPlace, Tables
+
+Kind: TypeAlias = Literal["folder", "archive", "file", "parquet", "save_to_disk"]
+
+TABLE_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+_ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# Data sets of the Hub that are one archive among other files.
-_HUB_ARCHIVES = {"sayakpaul/ucf101-subset": "UCF101_subset.tar.gz"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +51,26 @@ class Source:
         hub_id: the Hub data set it was downloaded from, or empty.
     """
 
-    def __init__(self, kind: Kind, root: Path, spec: str, *, hub_id: str = "") -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        root: Path,
+        spec: str,
+        *,
+        hub_id: str = "",
+        remote: RemoteFiles | None = None,
+        work_dir: Path | None = None,
+    ) -> None:
         self.kind: Kind = kind
         self.root = root
         self.spec = spec
         self.hub_id = hub_id
-        self._files: tuple[SourceFile, ...] | None = None
+        self._remote = remote
+        self._work_dir = work_dir
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._files: tuple[SourceFile, ...] | None = None
+        self._all_files: tuple[SourceFile, ...] | None = None
+        self._opened: Tables | None = None
 
     @classmethod
     def open(cls, spec: str | Path, *, work_dir: str | Path | None = None, limits: Limits | None = None) -> "Source":
@@ -59,8 +78,8 @@ class Source:
 
         Args:
             spec: a path, or the id of a Hub data set (`OWNER/NAME`); a path that exists wins.
-            work_dir: where an archive is unpacked, kept for the next run; None: a temporary folder that goes with
-                the returned object.
+            work_dir: where archives are unpacked, kept for the next run; None: a temporary folder that goes with the
+                returned object.
 
         Raises:
             NotFoundError: no such path, and no id.
@@ -69,6 +88,7 @@ class Source:
         text = str(spec)
         path = Path(text).expanduser()
         hub_id = ""
+        work = None if work_dir is None else Path(work_dir)
         try:
             there = path.exists()
         except OSError as error:
@@ -78,22 +98,26 @@ class Source:
                 raise NotFoundError(
                     f"there is no '{text}'; give a folder, an archive, or the id of a Hub data set (OWNER/NAME)"
                 )
-            hub_id, path = text, download(text)
+            found = fetch(text)
+            if isinstance(found, RemoteFiles):
+                return cls("parquet", Path(found.root), text, hub_id=text, remote=found, work_dir=work)
+            hub_id, path = text, found
         if path.is_dir():
-            return cls(_folder_kind(path), path, text, hub_id=hub_id)
-        if path.suffix == ".parquet":
-            return cls("parquet", path, text, hub_id=hub_id)
-        if work_dir is not None:
-            return cls("archive", extract(path, Path(work_dir), limits), text, hub_id=hub_id)
-        temporary = tempfile.TemporaryDirectory(prefix="phi3v-", ignore_cleanup_errors=True)
-        source = cls("archive", extract(path, Path(temporary.name), limits), text, hub_id=hub_id)
-        source._temporary = temporary
+            return cls(_folder_kind(path), path, text, hub_id=hub_id, work_dir=work)
+        if path.suffix.lower() == ".parquet":
+            return cls("parquet", path, text, hub_id=hub_id, work_dir=work)
+        if path.suffix.lower() in TABLE_FILES:
+            return cls("file", path, text, hub_id=hub_id, work_dir=work)
+        source = cls("archive", path, text, hub_id=hub_id, work_dir=work)
+        source.root = extract(path, source._work_folder(), limits)
+        if (kind := _folder_kind(source.root)) != "folder":
+            source.kind = kind
         return source
 
     def describe(self) -> str:
         """What it is, for people: `archive UCF101_subset.tar.gz`."""
         if self.hub_id:
-            return f"Hub data set {self.hub_id} ({self.kind})"
+            return f"Hub data set {self.hub_id} ({self.kind}{', streamed' if self._remote else ''})"
         return f"{self.kind} {Path(self.spec).name or self.spec}"
 
     def files(self, suffixes: Sequence[str] = ()) -> tuple[SourceFile, ...]:
@@ -112,80 +136,91 @@ class Source:
         endings = tuple(suffix.lower() for suffix in suffixes)
         return tuple(entry for entry in self._files if entry.path.lower().endswith(endings))
 
+    def all_files(self, suffixes: Sequence[str] = ()) -> tuple[SourceFile, ...]:
+        """Like `files`, with what lies in the archives of the source as if each had been unpacked where it is.
+
+        An archive beside a folder of its name (`img.tar.gz` beside `img/`) has been unpacked already and is passed by.
+
+        Raises:
+            UserError: as `files`; an archive that is damaged or unsafe.
+        """
+        if self._all_files is None:
+            files = {entry.path: entry for entry in self._inner_files()}
+            files |= {entry.path: entry for entry in self.files()}
+            self._all_files = tuple(sorted(files.values(), key=lambda entry: entry.path.encode()))
+        endings = tuple(suffix.lower() for suffix in suffixes)
+        return tuple(entry for entry in self._all_files if not endings or entry.path.lower().endswith(endings))
+
+    def _inner_files(self) -> Iterator[SourceFile]:
+        folders = {str(parent) for entry in self.files() for parent in PurePosixPath(entry.path).parents}
+        for archive in self.files(_ARCHIVE_SUFFIXES) if self.root.is_dir() else ():
+            path = PurePosixPath(archive.path)
+            suffix = max((end for end in _ARCHIVE_SUFFIXES if path.name.lower().endswith(end)), key=len)
+            if str(path.with_name(path.name[: -len(suffix)])) in folders:
+                continue
+            digest = hashlib.sha256(archive.path.encode()).hexdigest()[:16]
+            root = extract(archive.file, self._work_folder() / f"inner-{digest}")
+            for entry in _walk(root):
+                yield SourceFile(str(path.parent / entry.path), entry.file, entry.size)
+
+    def _work_folder(self) -> Path:
+        if self._work_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="phi3v-", ignore_cleanup_errors=True)
+            self._work_dir = Path(self._temporary.name)
+        return self._work_dir
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether `splits`, `rows` and `places` work: parquet or `save_to_disk`, here or on the Hub."""
+        return self.kind in ("parquet", "save_to_disk")
+
     def splits(self) -> Mapping[str, int]:
-        """Of a parquet or `save_to_disk` source: each split and its number of rows, in order.
+        """Of a source with rows: each split and its number of rows, in order.
 
         Raises:
             UserError: a source without rows, or without the extra `hub`.
         """
-        from phi3v_data.converters.tables import open_tables
+        return self._tables().counts()
 
-        return open_tables(self.kind, self.root).counts()
-
-    def rows(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
-        """Rows of one split, one at a time; images as `{"bytes": ..., "path": ...}`, not decoded.
+    def columns(self, split: str) -> Sequence[str]:
+        """Names of a split's columns.
 
         Raises:
             NotFoundError: no such split.
             UserError: a source without rows, or without the extra `hub`.
         """
-        from phi3v_data.converters.tables import open_tables
+        return self._tables().columns(split)
 
-        return open_tables(self.kind, self.root).rows(split, start, stop)
+    def rows(
+        self, split: str, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of one split, one at a time; images as `{"bytes": ..., "path": ...}`, not decoded.
 
+        Args:
+            columns: read only these, so that a plan leaves the pictures where they are; those that are not there are
+                left out.
 
-def download(hub_id: str) -> Path:
-    """Fetch a Hub data set into the Hub's own cache: one archive where that is all we need, else a snapshot.
+        Raises:
+            NotFoundError: no such split.
+            UserError: a source without rows, or without the extra `hub`.
+        """
+        return self._tables().rows(split, start, stop, columns)
 
-    Raises:
-        UserError: huggingface_hub is missing, no network, no such data set, no access.
-    """
-    try:
-        from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HfHubHTTPError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-            RepositoryNotFoundError,
-        )
-    except ImportError as error:
-        raise UserError(
-            f"downloading '{hub_id}' needs huggingface_hub (pip install 'phi3v[hub]'); or download it and give its "
-            "path as --source"
-        ) from error
-    where = f"https://huggingface.co/datasets/{hub_id}"
-    unreachable: tuple[type[Exception], ...] = (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, *_network_errors())
-    archive = _HUB_ARCHIVES.get(hub_id)
-    if archive and isinstance(cached := try_to_load_from_cache(hub_id, archive, repo_type="dataset"), str):
-        return Path(cached)
-    try:
-        HfApi().dataset_info(hub_id, timeout=10)  # one question, so that no network is known at once, not after retries
-        if archive:
-            return Path(hf_hub_download(hub_id, archive, repo_type="dataset"))
-        return Path(snapshot_download(hub_id, repo_type="dataset"))
-    except GatedRepoError as error:
-        raise UserError(f"'{hub_id}' asks for consent: accept its terms at {where} and run `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise NotFoundError(
-            f"there is no folder, archive or public Hub data set '{hub_id}'; check the spelling, or log in with "
-            "`hf auth login`"
-        ) from error
-    except HfHubHTTPError as error:
-        raise UserError(
-            f"the Hub refuses to hand out '{hub_id}' ({type(error).__name__}); try again, or download it from {where} "
-            "and give its path as --source"
-        ) from error
-    except unreachable as error:
-        raise UserError(
-            f"cannot reach the Hub to download '{hub_id}'; check the network, or download it from {where} elsewhere "
-            "and give its path as --source"
-        ) from error
+    def places(self, split: str) -> "Iterator[RowPlace]":
+        """Where each row of a split lies, in order: what an item carries for `convert` to `read()`.
 
+        Raises:
+            NotFoundError: no such split.
+            UserError: a source without rows, or without the extra `hub`.
+        """
+        return self._tables().places(split)
 
-def _network_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub lets through of the library it talks through: requests (OSErrors), httpx, now httpx2."""
-    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
+    def _tables(self) -> "Tables":
+        if self._opened is None:
+            from phi3v_data.converters.tables import open_tables
+
+            self._opened = open_tables(self.kind, self.root, self._remote)
+        return self._opened
 
 
 def _folder_kind(path: Path) -> Kind:
@@ -225,8 +260,3 @@ def _walk(root: Path) -> Iterator[SourceFile]:
                 yield SourceFile(path, Path(entry.path), entry.stat().st_size)
             elif entry.is_symlink():
                 yield SourceFile(path, Path(entry.path), 0)  # it leads nowhere: listed, so that it can be rejected
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file is an archive that `Source.open` unpacks."""
-    return archive_kind(path) in ("tar", "tar.gz", "tar.bz2", "tar.xz", "zip")

@@ -1,21 +1,58 @@
-"""Rows of parquet files (a snapshot of a Hub data set) and of what `datasets` saved with `save_to_disk`.
+"""Rows of parquet files (local or on the Hub) and of what `datasets` saved with `save_to_disk`.
 
 Rows come one at a time as plain Python values; an image stays `{"bytes": ..., "path": ...}`, not decoded. Splits are
 read off the files' names (`data/train-00000-of-00002.parquet`, `docvqa/train.parquet`); where files lie in several
 folders, as the configurations of the_cauldron do, a split is called `FOLDER/SPLIT`.
+
+A plan reads the columns that it needs (`rows(..., columns=[...])`) and gives each item its `RowPlace`; whichever worker
+converts the item calls `read()`. Files on the Hub are read by ranges, a row group at a time, and never kept.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from phi3v_data.converters.archive import is_junk
+from phi3v_data.converters.hub import REMOTE, RemoteFiles, open_remote, remote_errors
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.splits import canonical_split, split_sort_key
 
 _SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(-[0-9a-f]+)?$")
 _BATCH = 16  # rows read together: pictures make rows large
+_TEXT_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlace:
+    """Where a row lies; picklable and small, so that a plan can hold millions and any worker can read one.
+
+    `file` is a parquet file (`hf://` for one on the Hub) or a `save_to_disk` folder, `chunk` a row group of the file or
+    a split of the folder, `row` counts from 0 within the chunk.
+    """
+
+    file: str
+    chunk: "int | str"
+    row: int
+
+    @property
+    def part(self) -> str:
+        """Equal for rows that are best read together: `Item.part`."""
+        return f"{self.file}\0{self.chunk}" if isinstance(self.chunk, int) else ""
+
+    def read(self) -> dict[str, Any]:
+        """The whole row. Reading places in order is cheap, in any other order right.
+
+        Raises:
+            UserError: the file is gone or damaged, or the Hub cannot be reached.
+        """
+        if isinstance(self.chunk, str):
+            table = _saved(self.file)[self.chunk].with_format("arrow")
+            row: dict[str, Any] = table[self.row : self.row + 1].to_pylist()[0]
+            return row
+        return _cursor(self.file).read(self.chunk, self.row)
 
 
 class Tables(Protocol):
@@ -24,89 +61,186 @@ class Tables(Protocol):
     def counts(self) -> Mapping[str, int]:
         """Each split and its number of rows, in order."""
 
-    def rows(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
-        """Rows `start` up to `stop` of a split."""
+    def columns(self, split: str) -> Sequence[str]:
+        """Names of a split's columns."""
+
+    def rows(
+        self, split: str, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Rows `start` up to `stop` of a split, with these of its columns (None: all)."""
+
+    def places(self, split: str) -> Iterator[RowPlace]:
+        """Where each row of a split lies, in order."""
 
 
-def open_tables(kind: str, root: Path) -> Tables:
-    """The rows of a source of kind `parquet` or `save_to_disk`.
+def open_tables(kind: str, root: Path, remote: RemoteFiles | None = None) -> Tables:
+    """The rows of a source of kind `parquet` or `save_to_disk`; `remote`: parquet files of the Hub, not of `root`.
 
     Raises:
         UserError: another kind, or pyarrow or datasets is not installed.
     """
     if kind == "parquet":
-        return _Parquet(root)
+        if remote is not None:
+            return _Parquet(remote.root, _by_split(remote.files, lambda file: f"{remote.root}/{file}"))
+        return _Parquet(str(root), _local_files(root))
     if kind == "save_to_disk":
-        return _Saved(root)
+        return _SavedTables(root)
     raise UserError(f"'{root}' is a {kind}, which has no rows; give parquet files or a save_to_disk folder")
 
 
 class _Parquet:
-    def __init__(self, root: Path) -> None:
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise UserError("reading parquet files needs pyarrow: pip install 'phi3v[hub]'") from error
-        self._reader = pyarrow.parquet.ParquetFile
-        self._broken = pyarrow.ArrowInvalid
+    def __init__(self, root: str, files: Mapping[str, Sequence[str]]) -> None:
         self._root = root
-        self._files = _by_split(root)
+        self._files = files
 
     def counts(self) -> Mapping[str, int]:
-        return {
-            split: sum(self._open(file).metadata.num_rows for file in files) for split, files in self._files.items()
-        }
+        return {split: sum(_parquet(file).metadata.num_rows for file in files) for split, files in self._files.items()}
 
-    def rows(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
+    def columns(self, split: str) -> Sequence[str]:
+        return tuple(_parquet(self._of(split)[0]).schema_arrow.names)
+
+    def rows(
+        self, split: str, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        at = 0
+        for path in self._of(split):
+            with _told(path):
+                file = _parquet(path)
+                wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+                for group in range(file.num_row_groups):
+                    length = file.metadata.row_group(group).num_rows
+                    if at + length > start:
+                        place = at
+                        size = _BATCH if columns is None else _TEXT_BATCH
+                        for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=wanted):
+                            low = max(0, start - place)
+                            high = len(batch) if stop is None else min(len(batch), stop - place)
+                            if high > low:
+                                yield from batch.slice(low, high - low).to_pylist()
+                            place += len(batch)
+                    at += length
+                    if stop is not None and at >= stop:
+                        return
+
+    def places(self, split: str) -> Iterator[RowPlace]:
+        for path in self._of(split):
+            metadata = _parquet(path).metadata
+            for group in range(metadata.num_row_groups):
+                for row in range(metadata.row_group(group).num_rows):
+                    yield RowPlace(path, group, row)
+
+    def _of(self, split: str) -> Sequence[str]:
         if split not in self._files:
             raise NotFoundError(f"'{self._root}' has no split '{split}'; it has {', '.join(self._files)}")
-        at = 0
-        for path in self._files[split]:
-            file = self._open(path)
-            for group in range(file.num_row_groups):
-                length = file.metadata.row_group(group).num_rows
-                if at + length > start:
-                    place = at
-                    for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group]):
-                        low = max(0, start - place)
-                        high = len(batch) if stop is None else min(len(batch), stop - place)
-                        if high > low:
-                            yield from batch.slice(low, high - low).to_pylist()
-                        place += len(batch)
-                at += length
-                if stop is not None and at >= stop:
-                    return
-
-    def _open(self, path: Path) -> Any:
-        try:
-            return self._reader(path)
-        except (OSError, self._broken) as error:
-            raise UserError(f"'{path}' is damaged or no parquet file; download it again") from error
+        return self._files[split]
 
 
-class _Saved:
+class _SavedTables:
     def __init__(self, root: Path) -> None:
-        try:
-            import datasets
-        except ImportError as error:
-            raise UserError("reading a save_to_disk folder needs datasets: pip install 'phi3v[hub]'") from error
-        try:
-            found = datasets.load_from_disk(str(root))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"'{root}' cannot be loaded as a save_to_disk folder: {error}") from error
         self._root = root
-        self._splits = dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
+        self._splits = _saved(str(root))
 
     def counts(self) -> Mapping[str, int]:
         return {split: self._splits[split].num_rows for split in sorted(self._splits, key=_order)}
 
-    def rows(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
+    def columns(self, split: str) -> Sequence[str]:
+        return tuple(self._of(split).column_names)
+
+    def rows(
+        self, split: str, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        table = self._of(split)
+        if columns is not None:
+            table = table.select_columns([name for name in table.column_names if name in columns])
+        table = table.with_format("arrow")
+        end = table.num_rows if stop is None else min(stop, table.num_rows)
+        size = _BATCH if columns is None else _TEXT_BATCH
+        for first in range(start, end, size):
+            yield from table[first : min(first + size, end)].to_pylist()
+
+    def places(self, split: str) -> Iterator[RowPlace]:
+        for row in range(self._of(split).num_rows):
+            yield RowPlace(str(self._root), split, row)
+
+    def _of(self, split: str) -> Any:
         if split not in self._splits:
             raise NotFoundError(f"'{self._root}' has no split '{split}'; it has {', '.join(self.counts())}")
-        table = self._splits[split].with_format("arrow")
-        end = table.num_rows if stop is None else min(stop, table.num_rows)
-        for first in range(start, end, _BATCH):
-            yield from table[first : min(first + _BATCH, end)].to_pylist()
+        return self._splits[split]
+
+
+class _Cursor:
+    """Reads rows of one parquet file; remembers where it stands, so that rows in order cost one pass."""
+
+    def __init__(self, file: str) -> None:
+        self._path = file
+        self._group = -1
+        self._batches: Iterator[Any] = iter(())
+        self._first = 0  # place of the batch in its row group
+        self._batch: Any = ()
+
+    def read(self, group: int, row: int) -> dict[str, Any]:
+        with _told(self._path):
+            if group != self._group or row < self._first:
+                self._group, self._first, self._batch = group, 0, ()
+                self._batches = _parquet(self._path).iter_batches(batch_size=_BATCH, row_groups=[group])
+            while row >= self._first + len(self._batch):
+                self._first += len(self._batch)
+                self._batch = next(self._batches)
+            found: dict[str, Any] = self._batch.slice(row - self._first, 1).to_pylist()[0]
+            return found
+
+
+class _told:  # noqa: N801 - reads as a phrase: `with _told(path):`
+    """Turns what goes wrong while a parquet file is read into one sentence."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, UserError | GeneratorExit):
+            return
+        if self._path.startswith(REMOTE) and isinstance(error, remote_errors()):
+            raise UserError(
+                f"the Hub broke off while '{self._path}' was read ({type(error).__name__}); run the same command again "
+                "to go on from there"
+            ) from error
+        if isinstance(error, StopIteration | OSError) or type(error).__module__.startswith("pyarrow"):
+            raise UserError(f"'{self._path}' is damaged or no parquet file; download it again") from error
+
+
+@lru_cache(maxsize=2)
+def _cursor(file: str) -> _Cursor:
+    return _Cursor(file)
+
+
+@lru_cache(maxsize=4)
+def _parquet(path: str) -> Any:
+    """An opened file; a local one is mapped, so that a large row group is not copied into memory."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("reading parquet files needs pyarrow: pip install 'phi3v[hub]'") from error
+    with _told(path):
+        if path.startswith(REMOTE):
+            return pyarrow.parquet.ParquetFile(open_remote(path), pre_buffer=True)
+        return pyarrow.parquet.ParquetFile(path, memory_map=True)
+
+
+@lru_cache(maxsize=2)
+def _saved(root: str) -> dict[str, Any]:
+    """The splits of a `save_to_disk` folder, mapped."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("reading a save_to_disk folder needs datasets: pip install 'phi3v[hub]'") from error
+    try:
+        found = datasets.load_from_disk(root)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{root}' cannot be loaded as a save_to_disk folder: {error}") from error
+    return dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
 
 
 def _order(split: str) -> tuple[str, tuple[int, str]]:
@@ -114,16 +248,20 @@ def _order(split: str) -> tuple[str, tuple[int, str]]:
     return folder, split_sort_key(canonical_split(name))
 
 
-def _by_split(root: Path) -> dict[str, Sequence[Path]]:
-    """The parquet files of each split, by the bytes of their paths."""
+def _local_files(root: Path) -> dict[str, Sequence[str]]:
     base = root if root.is_dir() else root.parent
     found = [root] if root.is_file() else list(root.rglob("*.parquet"))
-    paths = sorted(PurePosixPath(path.relative_to(base).as_posix()) for path in found)
-    paths = sorted((path for path in paths if not is_junk(path)), key=lambda path: str(path).encode())
+    return _by_split([path.relative_to(base).as_posix() for path in found], lambda path: str(base / path))
+
+
+def _by_split(names: Iterable[str], locate: Callable[[str], str]) -> dict[str, Sequence[str]]:
+    """The parquet files of each split, by the bytes of their paths; `locate` says where a path lies."""
+    paths = sorted((PurePosixPath(name) for name in names), key=lambda path: str(path).encode())
+    paths = [path for path in paths if not is_junk(path)]
     folders = {path.parent for path in paths}
-    files: dict[str, list[Path]] = {}
+    files: dict[str, list[str]] = {}
     for path in paths:
         stem = _SHARD.sub("", path.stem)
         name = stem if len(folders) == 1 else f"{path.parent.as_posix()}/{stem}"
-        files.setdefault(name, []).append(base / path)
-    return {split: files[split] for split in sorted(files, key=_order)}
+        files.setdefault(name, []).append(locate(str(path)))
+    return {split: tuple(files[split]) for split in sorted(files, key=_order)}

@@ -1,0 +1,185 @@
+"""What the converters of annotated pictures share: JSON out of source files, fields out of rows, splits out of tables.
+
+No message made here holds a sample's text: it may be private or hateful, and rejects and errors are shared around.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import xxhash
+
+from phi3v_data.converters.source import Source, SourceFile
+from phi3v_data.errors import NotFoundError, Reject, UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLine:
+    """A line of a JSONL file; `problem` says why `value` is empty."""
+
+    number: int  # from 1
+    size: int  # bytes
+    value: Mapping[str, Any]
+    problem: str = ""
+
+
+def read_json_lines(file: SourceFile) -> Iterator[JsonLine]:
+    """The lines that are not blank, one at a time; one that is no JSON object is told, not passed over.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with file.file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _parse_line(number, line)
+    except OSError as error:
+        raise UserError(f"cannot read '{file.path}': {error.strerror}") from error
+
+
+def _parse_line(number: int, line: bytes) -> JsonLine:
+    try:
+        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError:
+        return JsonLine(number, len(line), {}, "is not UTF-8")
+    except (ValueError, RecursionError):
+        return JsonLine(number, len(line), {}, "is not JSON")
+    if not isinstance(value, dict):
+        return JsonLine(number, len(line), {}, "is not a JSON object")
+    return JsonLine(number, len(line), value)
+
+
+def read_json(file: SourceFile) -> Any:
+    """One JSON document.
+
+    Raises:
+        UserError: the file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(file.file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read '{file.path}': {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"'{file.path}' is not JSON: {error.msg} in line {error.lineno}; download it again") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{file.path}' is not JSON in UTF-8; download it again") from error
+
+
+def text_of(value: Any) -> str:
+    """A field as text: numbers as they are written, nothing for null or what is no scalar."""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
+
+
+def texts_of(value: Any) -> tuple[str, ...]:
+    """A field that may hold one text, several, or none; empty ones are left out."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    return tuple(text for text in map(text_of, values) if text.strip())
+
+
+def field_of(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The first of these fields that the row has and that is not null."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def yes_or_no(value: Any) -> str:
+    """`Yes`, `No`, or empty where there is no label (-1 in some mirrors).
+
+    Raises:
+        Reject: `row-invalid`: the label is something else.
+    """
+    word = str(value).strip().lower() if value is not None else ""
+    if word in ("1", "true", "yes", "1.0"):
+        return "Yes"
+    if word in ("0", "false", "no", "0.0"):
+        return "No"
+    if word in ("", "-1", "-1.0", "none", "null"):
+        return ""
+    raise Reject("row-invalid", "the label is neither yes nor no (1 or 0, True or False)")
+
+
+def embedded_picture(value: Any, what: str) -> bytes:
+    """The encoded bytes of an image field.
+
+    Raises:
+        Reject: `image-missing`.
+    """
+    if isinstance(value, bytes) and value:
+        return value
+    data = value.get("bytes") if isinstance(value, Mapping) else None
+    if not isinstance(data, bytes) or not data:
+        raise Reject("image-missing", f"{what} holds no picture")
+    return data
+
+
+def pictures_digest(values: Iterable[Any]) -> str:
+    """Names a set of pictures by content: rows with the same pictures in the same order get the same name."""
+    hasher = xxhash.xxh3_128()
+    for value in values:
+        data = value.get("bytes") if isinstance(value, Mapping) else value
+        content = data if isinstance(data, bytes) else b""
+        hasher.update(len(content).to_bytes(8, "little"))
+        hasher.update(content)
+    return hasher.hexdigest()
+
+
+def table_splits(source: Source, config: str = "", *, default: str = "") -> dict[str, str]:
+    """Split -> its full name in a source with rows, out of one configuration.
+
+    Args:
+        config: folder of the configuration; needed where there are several.
+        default: taken where there are several and none was named.
+
+    Raises:
+        UserError: there is no such configuration, or several and none was named.
+    """
+    by_config: dict[str, dict[str, str]] = {}
+    for name in source.splits():
+        folder, _, split = name.rpartition("/")
+        by_config.setdefault(folder, {})[split] = name
+    if len(by_config) == 1:
+        return next(iter(by_config.values()))
+    short = {folder.rpartition("/")[2].lower(): folder for folder in by_config}
+    folder = short.get((config or default).lower(), "")
+    if not folder:
+        names = ", ".join(sorted(folder.rpartition("/")[2] for folder in by_config))
+        if config:
+            raise NotFoundError(f"'{source.spec}' has no configuration '{config}'; it has {names}")
+        raise UserError(f"'{source.spec}' holds several configurations; choose one with --config: {names}")
+    return by_config[folder]
+
+
+def check_columns(source: Source, split: str, wanted: Sequence[Sequence[str]], what: str) -> None:
+    """Refuse a table that lacks a field; `wanted` lists the names that each field may have.
+
+    Raises:
+        UserError: names the field and the columns that are there.
+    """
+    columns = source.columns(split)
+    for names in wanted:
+        if not any(name in columns for name in names):
+            raise UserError(
+                f"'{source.spec}' is no {what}: split '{split}' has no column {' or '.join(map(repr, names))}; "
+                f"it has {', '.join(columns)}"
+            )
+
+
+def once_a_source(function: Callable[..., T]) -> Callable[..., T]:
+    """Remember what `function(source, *args)` found, so that `plan` and `describe` look only once."""
+    memory: WeakKeyDictionary[Source, dict[tuple[Any, ...], T]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def remembering(source: Source, *args: Any) -> T:
+        found = memory.setdefault(source, {})
+        if args not in found:
+            found[args] = function(source, *args)
+        return found[args]
+
+    return remembering

@@ -1,0 +1,105 @@
+"""DocVQA, single page: a scanned page and a question whose answer can be read off it.
+
+`docvqa_layout` lists the layouts. The set: https://www.docvqa.org/datasets
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from phi3v_data.converters.annotations import embedded_picture, once_a_source
+from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
+from phi3v_data.converters.docvqa_layout import Question, find_questions
+from phi3v_data.converters.picture_files import stored_name
+from phi3v_data.converters.source import Source
+from phi3v_data.errors import Reject
+
+PROMPT = "{question}\nAnswer briefly."
+
+
+class DocVqaOptions(Options):
+    """What can be chosen; prompt and languages as in the reference."""
+
+    prompt: str = Field(PROMPT, description="The user's text; {question} becomes the question.")
+    answer: Literal["first", "random", "all"] = Field(
+        "first", description="Which accepted answer is trained on; all: one sample for each. All stay in `answers`."
+    )
+    answer_seed: int = Field(0, description="Seed of --answer random, which hashes it with the question's id.")
+    language: Literal["en", "de", "es", "fr", "it"] = Field("en", description="Where a set has several.")
+    config: str = Field("", description="Configuration of a Hub data set that holds several (DocVQA).")
+
+    @field_validator("prompt", mode="after")
+    @classmethod
+    def _holds_question(cls, value: str) -> str:
+        if "{question}" not in value:
+            raise ValueError("it must hold {question}")
+        return value
+
+
+class DocVqa(Converter[DocVqaOptions]):
+    """A page and a question → the answer, with all accepted answers kept for ANLS."""
+
+    name = "docvqa"
+    version = "1"
+    hub_id = "nielsr/docvqa_1200_examples"
+
+    def plan(self, source: Source, options: DocVqaOptions) -> Iterable[Item]:
+        for question in _questions(source, options.language, options.config):
+            yield from _items(question, options)
+
+    def convert(self, item: Item, options: DocVqaOptions) -> Draft:
+        question: Question = item.data["question"]
+        if question.reject:
+            raise Reject(question.reject, question.message)
+        notes: tuple[str, ...] = ()
+        if question.place is None:
+            name, notes = stored_name(question.name, question.path)
+            image = DraftImage(question.path, name=name)
+        else:
+            image = DraftImage(embedded_picture(question.place.read().get("image"), item.key))
+        return Draft(
+            user=options.prompt.replace("{question}", question.text),
+            assistant=item.data["answer"],
+            images=[image],
+            answers=question.answers,
+            group=question.group,
+            meta={"source_id": question.id},
+            notes=notes,
+        )
+
+    def describe(self, source: Source, options: DocVqaOptions) -> DatasetInfo:
+        questions = _questions(source, options.language, options.config)
+        answered = {question.split for question in questions if question.answers}
+        return DatasetInfo(
+            name=self.name,
+            task="vqa",
+            metrics=("anls",),
+            source="DocVQA (single page), https://www.docvqa.org",
+            unlabelled=sorted({question.split for question in questions} - answered),
+        )
+
+
+def _items(question: Question, options: DocVqaOptions) -> Iterator[Item]:
+    chosen = question.answers[:1]
+    if options.answer == "all":
+        chosen = tuple(dict.fromkeys(question.answers))
+    elif options.answer == "random" and question.answers:
+        digest = hashlib.sha256(f"{options.answer_seed}\0{question.id}".encode("utf-8", "surrogatepass")).digest()
+        chosen = (question.answers[int.from_bytes(digest[:8], "big") % len(question.answers)],)
+    for number, answer in enumerate(chosen or ("",)):
+        yield Item(
+            split=question.split,
+            key=f"{question.key}.{number}" if number else question.key,
+            path=question.path,
+            group=question.group,
+            size=question.size,
+            part=question.part,
+            data={"question": question, "answer": answer},
+        )
+
+
+@once_a_source
+def _questions(source: Source, language: str, config: str) -> tuple[Question, ...]:
+    return tuple(find_questions(source, language, config))

@@ -1,0 +1,149 @@
+"""Hateful memes: a picture with text on it, hateful or not.
+
+    img/*.png (or img.tar.gz)   train, dev_seen, dev_unseen, test_seen, test_unseen .jsonl     official
+    img/*.png                   train, dev, test .jsonl (test without labels)                  phase 1
+    parquet or save_to_disk: id, img, image, label, text            neuralcatcher/hateful_memes and alike
+    the_cauldron, configuration hateful_memes
+
+https://ai.meta.com/tools/hatefulmemes. Pictures are found by `img`: an `id` has often lost its leading zero.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic import Field
+
+from phi3v_data.converters.annotations import (
+    check_columns,
+    embedded_picture,
+    once_a_source,
+    read_json_lines,
+    table_splits,
+    text_of,
+    yes_or_no,
+)
+from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
+from phi3v_data.converters.cauldron import convert_row, is_cauldron, only_config, plan_rows
+from phi3v_data.converters.picture_files import SUFFIXES, PictureFiles, stored_name
+from phi3v_data.converters.source import Source
+from phi3v_data.errors import NotFoundError, Reject
+
+PROMPT = "Is this an offensive meme?\nAnswer yes or no."
+_FILE = re.compile(r"(train|dev|val|test|(dev|test)_(seen|unseen))\.jsonl", re.IGNORECASE)
+
+
+class HatefulMemesOptions(Options):
+    """What can be chosen."""
+
+    prompt: str = Field(PROMPT, description="The user's text; {text} becomes the words on the meme.")
+
+
+class HatefulMemes(Converter[HatefulMemesOptions]):
+    """A meme → Yes or No; scored by AUROC."""
+
+    name = "hateful_memes"
+    version = "1"
+    hub_id = "neuralcatcher/hateful_memes"
+
+    def plan(self, source: Source, options: HatefulMemesOptions) -> Iterable[Item]:
+        if is_cauldron(source):
+            return plan_rows(source, only_config(source, self.name))
+        return _memes(source)
+
+    def convert(self, item: Item, options: HatefulMemesOptions) -> Draft:
+        if "texts" in item.data:
+            return convert_row(item, "" if options.prompt == PROMPT else options.prompt)
+        data = item.data
+        if data["reject"]:
+            raise Reject(data["reject"], data["message"])
+        notes: tuple[str, ...] = ()
+        if data["place"] is None:
+            name, notes = stored_name(f"img/{data['stem']}{PurePosixPath(item.path).suffix}", item.path)
+            image = DraftImage(item.path, name=name)
+        else:
+            row = data["place"].read()
+            image = DraftImage(embedded_picture(row.get("image") or row.get("img"), item.key))
+        return Draft(
+            user=options.prompt.replace("{text}", data["text"]),
+            assistant=item.label,
+            images=[image],
+            group=item.group,
+            meta={"source_id": data["stem"]},
+            notes=notes,
+        )
+
+    def describe(self, source: Source, options: HatefulMemesOptions) -> DatasetInfo:
+        memes = () if is_cauldron(source) else _memes(source)
+        labelled = {item.split for item in memes if item.label}
+        return DatasetInfo(
+            name=self.name,
+            task="classification",
+            metrics=("auroc", "accuracy"),
+            classes=("No", "Yes"),
+            source="Hateful Memes, https://ai.meta.com/tools/hatefulmemes",
+            unlabelled=sorted({item.split for item in memes} - labelled),
+        )
+
+
+@once_a_source
+def _memes(source: Source) -> tuple[Item, ...]:
+    return tuple(_from_tables(source) if source.has_rows else _from_files(source))
+
+
+def _from_files(source: Source) -> Iterator[Item]:
+    files = [file for file in source.all_files((".jsonl",)) if _FILE.fullmatch(PurePosixPath(file.path).name)]
+    if not files:
+        raise NotFoundError(
+            f"'{source.spec}' holds no annotations of Hateful Memes (train.jsonl, dev_seen.jsonl, ...), and no parquet "
+            "files either"
+        )
+    pictures = PictureFiles(source.all_files(SUFFIXES))
+    for file in files:
+        path = PurePosixPath(file.path)
+        folder = str(path.parent).removeprefix(".")
+        for line in read_json_lines(file):
+            key = f"{path.name}:{line.number}"
+            if line.problem:
+                yield _item(path.stem.lower(), key, {}, reject="row-invalid", message=f"{key} {line.problem}")
+                continue
+            try:
+                picture = pictures.find(_reference(line.value, key), folder)
+            except Reject as reject:
+                message = f"{key}: {reject.message}"
+                yield _item(path.stem.lower(), key, line.value, reject=reject.code, message=message, size=line.size)
+                continue
+            yield _item(path.stem.lower(), key, line.value, path=str(picture.file), size=line.size + picture.size)
+
+
+def _from_tables(source: Source) -> Iterator[Item]:
+    for split, full in table_splits(source).items():
+        check_columns(source, full, (("image", "img"), ("img", "id"), ("text",)), "set of Hateful Memes")
+        columns = [name for name in source.columns(full) if name in ("id", "img", "label", "text")]
+        for index, (place, row) in enumerate(zip(source.places(full), source.rows(full, columns=columns), strict=True)):
+            yield _item(split, f"{split}[{index}]", row, place=place, part=place.part)
+
+
+def _item(split: str, key: str, row: Mapping[str, Any], *, path: str = "", size: int = 0, **more: Any) -> Item:
+    data = {"stem": "", "text": text_of(row.get("text")), "place": None, "reject": "", "message": "", **more}
+    part = data.pop("part", "")
+    label = ""
+    try:
+        if not data["reject"]:
+            data["stem"] = PurePosixPath(_reference(row, key)).stem
+            label = yes_or_no(row.get("label"))
+    except Reject as reject:
+        data |= {"reject": reject.code, "message": f"{key}: {reject.message}"}
+    return Item(split, key, path, group=data["stem"], size=size, part=part, label=label, data=data)
+
+
+def _reference(row: Mapping[str, Any], key: str) -> str:
+    """What the row calls its picture: `img/01235.png`, made up from the id where it says nothing."""
+    if (img := row.get("img")) and isinstance(img, str):
+        return img
+    if isinstance(img, Mapping) and text_of(img.get("path")):
+        return text_of(img["path"])
+    if number := text_of(row.get("id")):
+        return f"img/{number.zfill(5)}.png"
+    raise Reject("row-invalid", f"{key} has neither 'img' nor 'id'")

@@ -1,0 +1,83 @@
+"""Find the picture that an annotation names, in layouts that put it elsewhere or spell it otherwise."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from phi3v_data.converters.source import SourceFile
+from phi3v_data.errors import Reject
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIX_MENDED = "image-suffix-mended"
+"""Note: a picture is stored with the ending of its content, not with the one that the source gave it."""
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", (".png",)),
+    (b"\xff\xd8\xff", (".jpg", ".jpeg")),
+    (b"GIF8", (".gif",)),
+    (b"BM", (".bmp",)),
+    (b"II*\x00", (".tif", ".tiff")),
+    (b"MM\x00*", (".tif", ".tiff")),
+)
+
+
+class PictureFiles:
+    """The pictures of a source by path, by name, and by name without case and ending."""
+
+    def __init__(self, files: Iterable[SourceFile]) -> None:
+        self._by_path: dict[str, SourceFile] = {}
+        self._by_name: dict[str, list[SourceFile]] = {}
+        self._by_stem: dict[str, list[SourceFile]] = {}
+        for file in files:
+            name = file.path.rpartition("/")[2]
+            self._by_path[file.path] = file
+            self._by_name.setdefault(name, []).append(file)
+            self._by_stem.setdefault(_stem(name), []).append(file)
+
+    def find(self, reference: str, folder: str = "") -> SourceFile:
+        """The picture that `reference` names in an annotation file that lies in `folder`.
+
+        Looked for in this order: the path below `folder`, the path from the top, the file's name anywhere, the name
+        without case and ending.
+
+        Raises:
+            Reject: `image-missing`, or `image-ambiguous` where several files fit equally well.
+        """
+        parts = [part for part in reference.replace("\\", "/").split("/") if part not in ("", ".")]
+        if not parts or ".." in parts:
+            raise Reject("image-missing", f"{reference!r:.200} names no picture")
+        path, name = "/".join(parts), parts[-1]
+        for wanted in (f"{folder}/{path}" if folder else path, path):
+            if wanted in self._by_path:
+                return self._by_path[wanted]
+        found = self._by_name.get(name) or self._by_stem.get(_stem(name)) or []
+        if len(found) > 1:
+            found = [file for file in found if file.path.endswith(f"/{path}")] or found
+        if len(found) > 1 and folder:
+            found = [file for file in found if file.path.startswith(f"{folder}/")] or found
+        if not found:
+            raise Reject("image-missing", f"the source has no picture {path!r:.200}")
+        if len(found) > 1:
+            raise Reject("image-ambiguous", f"{path!r:.200} could be '{found[0].path}' or '{found[1].path}'")
+        return found[0]
+
+
+def stored_name(name: str, file: str | Path) -> tuple[str, tuple[str, ...]]:
+    """`name` with the ending that fits what the file holds, and the notes on that; the bytes stay as they are."""
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return name, ()  # the writer says what is wrong with it
+    suffixes = next((suffixes for magic, suffixes in _MAGIC if head.startswith(magic)), None)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        suffixes = (".webp",)
+    path = PurePosixPath(name)
+    if suffixes is None or path.suffix.lower() in suffixes:
+        return name, ()
+    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return str(path.with_name(f"{stem}{suffixes[0]}")), (SUFFIX_MENDED,)
+
+
+def _stem(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return (stem if dot and f".{ending.lower()}" in SUFFIXES else name).lower()
