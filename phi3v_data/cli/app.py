@@ -7,6 +7,7 @@ COMMANDS = {
     "validate": CommandSpec("phi3v_data.cli.validate:validate", "Check a directory and report every problem in it."),
     "explain": CommandSpec("phi3v_data.cli.explain:explain", "Explain a problem code: what, why, how to mend it."),
     "schema": CommandSpec("phi3v_data.cli.schema:schema", "Print the JSON Schema of a file, or write all of them."),
+    "clean": CommandSpec("phi3v_data.cli.clean:clean", "Copy what is sound of a set; list what was left out."),
     "split": CommandSpec("phi3v_data.cli.split:split", "Divide a set into splits that leak nothing."),
     "merge": CommandSpec("phi3v_data.cli.merge:merge", "Join several sets into one."),
     "converters": CommandSpec("phi3v_data.cli.converters:converters", "List the converters and their options."),

@@ -49,11 +49,11 @@ def num_workers(workers: int | None) -> int:
     return workers or len(os.sched_getaffinity(0))
 
 
-def finish(out_dir: Path, result: "SetResult", *, quiet: bool) -> None:
+def finish(out_dir: Path, result: "SetResult", *, quiet: bool, more: str = "") -> None:
     """Print what the new set holds, and on stderr what a person should know of it."""
     for note in result.notes if not quiet else ():
         typer.echo(f"note: {note}", err=True)
-    print(summary(out_dir, result))
+    print(summary(out_dir, result) + more)
 
 
 def summary(out_dir: Path, result: "SetResult") -> str:

@@ -76,13 +76,11 @@ class IdNames:
         if not self._holds(self.taken, new):
             return new
         count, candidate = 1, new
-        while (
-            candidate in self.given
-            or self._holds(self.kept, candidate)
-            or (count > 1 and self._holds(self.new, candidate))
-        ):
+        while candidate in self.given or self._holds(self.kept, candidate):
             count += 1
             candidate = f"{new}-{count}"
+            if self._holds(self.new, candidate):  # what another row is to have
+                self.given.add(candidate)
         self.given.add(candidate)
         return candidate
 
@@ -260,8 +258,8 @@ class PictureNames:
         for moved, known, label, prefix in zip(self.moved, self.known, self.labels, self.prefixes, strict=True):
             if moved.any():
                 yield (
-                    f"{int(moved.sum()):,} pictures of {label} have the names of other pictures before them and moved to "
-                    f"images/{prefix}/"
+                    f"{int(moved.sum()):,} pictures of {label} have names that others had before them; they are "
+                    f"under images/{prefix}/"
                 )
             if same := int((known & ~moved).sum()):
                 yield f"{same:,} pictures of {label} are those of a set before it and were taken once"
