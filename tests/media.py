@@ -104,7 +104,10 @@ def xvid(path: Path, **settings: Any) -> Path:
 def full_decode(path: Path) -> list[np.ndarray[Any, Any]]:
     """Every frame, converted one by one: what the reference does. (H, W, 3) RGB, not turned."""
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError(f"no decoder for {path.name}")  # PyAV before 18.1 crashes when asked to decode it
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
 
 
 def cut(path: Path, share: float) -> Path:
@@ -117,7 +120,7 @@ def cut(path: Path, share: float) -> Path:
 def damage_packet(path: Path, number: int, *, at: float = 0.5, length: int = 12) -> Path:
     """Overwrite a stretch of the `number`-th packet of the picture stream, in decoding order."""
     with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
         packet = packets[number]
         content = bytes(packet)
     data = bytearray(path.read_bytes())

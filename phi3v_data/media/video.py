@@ -26,7 +26,7 @@ Decoder: TypeAlias = Literal["pyav", "decord"]
 # HEVC: its "non-reference" means within one temporal layer only.
 _SKIPS_NON_REFERENCE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
 # Up to PyAV 18, a title that is not UTF-8 stops a file from being opened, unless this is said.
-_TAGS_IN_ANY_ENCODING = {major: {"metadata_errors": "replace"} for major in ("17", "18")}
+_TAGS_IN_ANY_ENCODING = {"18": {"metadata_errors": "replace"}}
 # Decoders that object to what is no damage when told to be strict (TIFF: to tags they do not know).
 _NOT_STRICT = frozenset({"tiff"})
 
