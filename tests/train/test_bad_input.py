@@ -1,0 +1,142 @@
+"""Mistakes that can be seen before anything heavy is loaded: one sentence each, exit code 2."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_dirs import arguments, colour_directory, command, settings_for
+
+from phi3v_data.errors import UserError
+from phi3v_train.models import loading, machine
+from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
+from phi3v_train.run import run
+from phi3v_train.settings import resolve
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colour_directory(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "phi3v"
+    tiny_model().save_pretrained(directory)
+    tiny_processor().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr(loading, "load_base", refuse)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def refused(directory: Path, **changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        run(resolve({**settings_for(directory, directory / "out"), **changes}), quiet=True)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data_dir": []}, "give --data_dir"),
+        ({"data_dir": ["nowhere"]}, "no such directory"),
+        ({"train_split": "trian"}, "did you mean 'train'"),
+        ({"eval_split": "exam", "eval_after": True}, "no split 'exam'"),
+        ({"metric": ["accurracy"], "eval_after": True}, "accurracy"),
+        (
+            {"batch_size": 5},
+            "--batch_size 5 does not divide into --batch_size_per_gpu 2 on 1 process: use --batch_size 4 or 6",
+        ),
+        ({"device": "cuda"}, "--device cuda: "),
+        ({"attn": "flash"}, "--attn flash: it needs a GPU; use --attn sdpa"),
+        ({"model_name_or_path": "nobody/no-such-model"}, "the Hub cannot be reached and this machine has no copy"),
+        ({"model_name_or_path": "./nowhere"}, "no such directory; give a model directory, a Hub id"),
+        ({"parallel": "zero3"}, "--parallel zero3"),
+        ({"max_length": 20}, "over --max_length 20"),
+    ],
+)
+def test_refused_in_one_sentence(data_dir: Path, changes: dict[str, Any], words: str) -> None:
+    assert words in refused(data_dir, **changes)
+
+
+def test_a_directory_with_errors(data_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_dir, tmp_path / "data")
+    (tmp_path / "data" / "images" / "train0.png").unlink()
+    words = refused(tmp_path / "data")
+    assert "image-missing" in words
+    assert "colours_train.jsonl:1" in words
+    assert "phi3v-data validate" in words
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors"])
+def test_a_model_directory_that_lacks_a_file(data_dir: Path, model_dir: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    assert f"{name} is missing" in refused(data_dir, model_name_or_path=str(tmp_path / "model"))
+
+
+def test_a_shard_that_is_missing(data_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "model-00001-of-00002.safetensors")
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    words = refused(data_dir, model_name_or_path=str(tmp_path / "model"))
+    assert "model-00002-of-00002.safetensors is missing" in words
+
+
+def test_another_kind_of_model(data_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llava"}')
+    assert "model_type is 'llava'" in refused(data_dir, model_name_or_path=str(tmp_path / "model"))
+
+
+def test_qlora_without_bitsandbytes(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    original = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else original(name, *rest)
+    )
+    assert "pip install 'phi3v[qlora]'" in refused(data_dir, use_qlora=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda: machine.choose_dtype("bf16", "cuda", (7, 0), "Tesla V100"), "Tesla V100 has no bf16"),
+        (lambda: machine.choose_attention("flash", "bf16", "cuda", (7, 5), "T4"), "T4 is older than Ampere"),
+        (lambda: machine.choose_attention("flash", "fp16", "cuda", (8, 0), "A100"), "it needs bf16, not fp16"),
+    ],
+)
+def test_what_a_card_cannot_do(function: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        function()
+
+
+def test_automatic_choices_say_why() -> None:
+    assert str(machine.choose_dtype("auto", "cuda", (7, 0), "V100")) == "fp16 (V100 has no bf16)"
+    assert str(machine.choose_dtype("auto", "cuda", (8, 0), "A100")) == "bf16 (A100 has it)"
+    assert (
+        str(machine.choose_attention("auto", "fp16", "cuda", (7, 0), "V100"))
+        == "sdpa (no flash: V100 is older than Ampere)"
+    )
+
+
+def test_the_command_line_exits_with_2_and_no_traceback(data_dir: Path, tmp_path: Path) -> None:
+    for changes, words in (({"num_crops": 17}, "--num_crops"), ({"batch_size": 5}, "does not divide")):
+        result = command("run", *arguments(settings_for(data_dir, tmp_path / "out", **changes)))
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ")
+        assert words in result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.stdout == ""
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,156 @@
+"""Settings: groups and flat names, short forms, layers and their origins, one sentence a mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_train.config import RunConfig, home_groups, parse_config
+from phi3v_train.settings import resolve
+from phi3v_train.training.folder import config_text
+
+REFERENCE: dict[str, Any] = {
+    "model_name_or_path": "microsoft/Phi-3.5-vision-instruct",
+    "use_flash_attention": False,
+    "bf16": False,
+    "use_lora": False,
+    "use_qlora": False,
+    "freeze_vision_model": False,
+    "output_dir": Path("output"),
+    "batch_size": 16,
+    "batch_size_per_gpu": 1,
+    "num_train_epochs": 1,
+    "learning_rate": 4e-5,
+    "wd": 0.01,
+    "lora_rank": 64,
+    "lora_alpha_ratio": 2,
+    "lora_dropout": 0,
+    "no_tqdm": False,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.95,
+    "adam_epsilon": 1e-7,
+    "warmup_steps": 50,
+    "lr_scheduler": "linear",
+    "max_grad_norm": 1.0,
+    "gradient_checkpointing": True,
+    "lora_init": "gaussian",
+}
+
+
+def test_names_and_defaults_of_the_reference() -> None:
+    config = RunConfig()
+    for name, value in REFERENCE.items():
+        assert getattr(getattr(config, home_groups()[name]), name) == value, name
+
+
+def test_flat_and_grouped_names_are_the_same() -> None:
+    flat = parse_config({"learning_rate": 1e-5, "parallel": "ddp", "data_dir": ["a"], "eval_steps": 5})
+    grouped = parse_config(
+        {
+            "optim": {"learning_rate": 1e-5},
+            "parallel": {"parallel": "ddp"},
+            "data": {"data_dir": ["a"]},
+            "eval": {"eval_steps": 5},
+        }
+    )
+    assert flat == grouped
+    assert len(home_groups()) == sum(len(group.model_fields) for group in RunConfig.GROUPS.values())
+
+
+def test_short_forms() -> None:
+    config = parse_config({"bf16": True, "use_flash_attention": True, "use_qlora": True})
+    assert (config.model.dtype, config.model.attn) == ("bf16", "flash")
+    assert config.method.use_lora
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"num_crops": 17}, "--num_crops: should be less than or equal to 16, got 17"),
+        ({"lerning_rate": 1}, "'lerning_rate' is not a setting of a run; did you mean 'learning_rate'?"),
+        ({"attn": "fast"}, "--attn: should be 'auto', 'flash', 'sdpa' or 'eager', got 'fast'"),
+        ({"attn": "flash", "dtype": "fp16"}, "--attn flash cannot compute in fp16: use --dtype bf16, or --attn sdpa"),
+        ({"use_flash_attention": True, "attn": "sdpa"}, "--use_flash_attention contradicts --attn sdpa"),
+        ({"bf16": True, "dtype": "fp16"}, "--bf16 contradicts --dtype fp16"),
+        ({"freeze_vision_model": True, "freeze_language_model": True}, "leave nothing to train"),
+        ({"use_lora": True, "lora_init": "pissa_niter_16"}, "do not reload to the same model"),
+        ({"use_lora": True, "lora_init": "loftq"}, "must be one of gaussian, default, pissa, olora"),
+        ({"use_qlora": True, "lora_init": "pissa"}, "which --use_qlora keeps in 4 bits"),
+        ({"use_dora": True}, "add --use_lora"),
+        ({"data_dir": ["a"], "mix": [1, 2]}, "--mix has 2 weights for 1 --data_dir"),
+        ({"data_dir": ["a"], "mix": [0]}, "greater than 0"),
+        ({"truncate": "turns"}, "needs --max_length"),
+        ({"learning_rate": "fast"}, "--learning_rate: should be a valid number"),
+        ({"learning_rate": "nan"}, "--learning_rate: "),
+        ({"batch_size": 0}, "--batch_size: should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_each_mistake_is_one_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(values)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_option_beats_config_beats_recipe_beats_default(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("learning_rate: 3e-4\noptim: {batch_size: 8}\n")
+    settings = resolve({"batch_size": "4"}, config_file=file, recipe="docvqa-lora-bf16")
+    config = settings.config
+    assert (config.optim.batch_size, settings.origin("batch_size")) == (4, "option")
+    assert (config.optim.learning_rate, settings.origin("learning_rate")) == (3e-4, "config mine.yaml")
+    assert (config.method.lora_rank, settings.origin("lora_rank")) == (32, "recipe docvqa-lora-bf16")
+    assert settings.origin("wd") == "default"
+
+
+def test_a_short_form_overrides_a_lower_layer() -> None:
+    settings = resolve({"bf16": True}, recipe="docvqa-lora-fp16")
+    assert (settings.config.model.dtype, settings.origin("dtype")) == ("bf16", "option")
+
+
+@pytest.mark.parametrize(
+    ("option", "suggested", "expected"),
+    [(None, 4, (4, "dataset.json")), (None, None, (16, "default")), (2, 4, (2, "option"))],
+)
+def test_num_crops_comes_from_option_dataset_or_default(
+    option: int | None, suggested: int | None, expected: Any
+) -> None:
+    settings = resolve({} if option is None else {"num_crops": option}).with_suggestion(suggested)
+    assert (settings.config.model.num_crops, settings.origin("num_crops")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("learning_rate: [1", ":1: not YAML"),
+        ("- a\n", "expected `name: value` lines, found a list"),
+        ("lerning_rate: 1", "did you mean 'learning_rate'?"),
+        ("optim:\n  batch: 1", "'batch' is not a setting of a run"),
+        ("recipe: docvqa-lora", "there is no recipe of that name"),
+    ],
+)
+def test_a_bad_config_file_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        resolve({}, config_file=tmp_path / "run.yaml")
+    assert sentence in str(caught.value)
+
+
+def test_a_missing_config_file(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="there is no such file"):
+        resolve({}, config_file=tmp_path / "none.yaml")
+
+
+def test_the_saved_config_is_the_config(tmp_path: Path) -> None:
+    settings = resolve(
+        {"data_dir": ["a b", "ü: #1"], "mix": [1, 2.5], "use_qlora": True, "bf16": True, "max_length": 900}
+    ).with_suggestion(4)
+    text = config_text(settings)
+    (tmp_path / "config.yaml").write_text(text)
+    again = resolve({}, config_file=tmp_path / "config.yaml")
+    assert again.config == settings.config
+    assert "num_crops: 4  # dataset.json" in text
+    assert "wd: 0.01  # default" in text
+    assert set(yaml.safe_load(text)) == set(RunConfig.GROUPS)
