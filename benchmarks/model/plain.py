@@ -39,15 +39,8 @@ class PlainModel(nn.Module):
         rope |= {"original_max_position_embeddings": config.original_max_position_embeddings}
         rope |= {"factor": config.max_position_embeddings / config.original_max_position_embeddings}
         names = [
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "max_position_embeddings",
-            "original_max_position_embeddings",
-            "pad_token_id",
+            *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+            *("num_key_value_heads", "max_position_embeddings", "original_max_position_embeddings", "pad_token_id"),
         ]
         decoder = Phi3Config(**{name: getattr(config, name) for name in names}, rope_parameters=rope)
         dtype = ours.lm_head.weight.dtype

@@ -1,13 +1,17 @@
 """Several samples in one row or batch: each sees only itself, and no neighbour changes it."""
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from golden_model import distance, golden_case, golden_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AttentionInterface
 
-from phi3v_train.models.phi3v import Phi3VForConditionalGeneration
+from phi3v_train.models.phi3v import Phi3VForConditionalGeneration, packing
 from phi3v_train.models.phi3v.packing import plan_layout, shifted_labels
 
 SWITCH = {"original_max_position_embeddings": 64, "max_position_embeddings": 4096}
@@ -159,6 +163,56 @@ def test_layout_finds_every_sample(rows: list[list[int]], left: bool) -> None:
 def test_bounds_describe_one_row_only() -> None:
     with pytest.raises(ValueError, match="one packed row, but the batch has 2"):
         golden_model()(input_ids=torch.stack((text(6), text(6))), cu_seq_lens_q=torch.tensor([0, 6, 12]))
+
+
+def varied_lengths(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
+    """What kernels for samples of varied lengths compute: (t, heads, d) by the samples' bounds."""
+    pieces = []
+    for begin, end in pairwise(bounds.tolist()):
+        parts = (tensor[begin:end].transpose(0, 1)[None] for tensor in (query, key, value))
+        mixed = torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
+        pieces.append(mixed[0].transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "varlen"])
+def test_kernels_for_varied_lengths_get_the_bounds_of_the_samples(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    """The kernels need a GPU; here stand-ins with their interfaces take their place."""
+    model = golden_model(**SWITCH)
+    samples = [text(length) for length in (40, 65, 1, 100)]
+    alone = logits_alone(model, samples)
+    calls: list[int] = []
+
+    def flash(module: object, query: Tensor, key: Tensor, value: Tensor, mask: None, **options: Any) -> tuple[Any, ...]:
+        assert mask is None
+        assert options["max_length_q"] == options["max_length_k"] == 100
+        assert torch.equal(options["cu_seq_lens_q"], options["cu_seq_lens_k"])
+        calls.append(1)
+        flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return varied_lengths(*flat, options["cu_seq_lens_q"])[None], None
+
+    def varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *rest: Any) -> Tensor:
+        assert query.shape == key.shape
+        assert starts.dtype == torch.int32
+        calls.append(1)
+        return varied_lengths(query, key, value, starts)
+
+    if kernel == "flash":
+        AttentionInterface.register("flash_attention_stand_in", flash)
+        model.config._attn_implementation = "flash_attention_stand_in"
+    else:
+        monkeypatch.setattr(packing, "_fits_varlen", lambda query: True)
+        monkeypatch.setattr(packing, "varlen_kernel", lambda: varlen)
+    logits = model(input_ids=torch.cat(samples)[None], position_ids=positions_of(samples)).logits[0]
+    assert len(calls) == model.config.num_hidden_layers
+    for row, expected in zip(logits.split([len(s) for s in samples]), alone, strict=True):
+        assert distance(row, expected) < 1e-5
+
+
+def test_the_installed_torch_has_the_kernel_by_a_known_signature() -> None:
+    kernel = packing.varlen_kernel()
+    assert kernel is not None
+    assert kernel.keywords in ({"is_causal": True}, {"window_size": (-1, 0)})
 
 
 @pytest.mark.gpu
