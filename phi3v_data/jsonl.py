@@ -58,24 +58,57 @@ def read_blocks(
     block_bytes: int = BLOCK_BYTES,
     max_line_bytes: int = MAX_LINE_BYTES,
     count_lines: Callable[[bytes], int] = _count_lines,
+    start: int = 0,
+    end: int | None = None,
 ) -> Iterator[Block]:
     """Cut a file into blocks of whole lines, about `block_bytes` each.
 
     Memory is bounded by the longest line and the block, whichever is larger. `count_lines` counts the LF of a block;
-    bulk readers pass a faster one. Raises OSError.
+    bulk readers pass a faster one. `start` and `end` are byte offsets at which lines begin; line numbers count from
+    `start`. Raises OSError.
     """
     with open(path, "rb", buffering=0) as file:
-        yield from _blocks(file, min(block_bytes, max_line_bytes), max_line_bytes, count_lines)
+        file.seek(start)
+        chunks = _chunks(file, min(block_bytes, max_line_bytes), None if end is None else end - start)
+        yield from _blocks(chunks, max_line_bytes, count_lines, start)
+
+
+def cut_file(path: str | Path, part_bytes: int) -> list[tuple[int, int]]:
+    """Parts (start, end) of a file of about `part_bytes`, cut where lines begin. Raises OSError."""
+    size = os.stat(path).st_size
+    starts = [0]
+    with open(path, "rb", buffering=0) as file:
+        for target in range(part_bytes, size, part_bytes):
+            if target <= starts[-1]:
+                continue
+            position = file.seek(target)
+            while chunk := file.read(BLOCK_BYTES):
+                found = chunk.find(b"\n")
+                if found >= 0:
+                    break
+                position += len(chunk)
+            else:
+                break
+            if position + found + 1 < size:
+                starts.append(position + found + 1)
+    return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+def _chunks(file: BinaryIO, block_bytes: int, length: int | None) -> Iterator[bytes]:
+    while chunk := file.read(block_bytes if length is None else min(block_bytes, length)):
+        if length is not None:
+            length -= len(chunk)
+        yield chunk
 
 
 def _blocks(
-    file: BinaryIO, block_bytes: int, max_line_bytes: int, count_lines: Callable[[bytes], int]
+    chunks: Iterator[bytes], max_line_bytes: int, count_lines: Callable[[bytes], int], offset: int
 ) -> Iterator[Block]:
     parts: list[bytes] = []  # the start of a line whose end has not been read
     held = 0  # bytes in `parts`, or skipped over
     skipping = False
-    line, offset = 1, 0
-    while chunk := file.read(block_bytes):
+    line = 1
+    for chunk in chunks:
         start = 0
         first_end = chunk.find(b"\n")
         if held + (first_end if first_end >= 0 else len(chunk)) > max_line_bytes:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phi3v_data.jsonl import MAX_LINE_BYTES, block_lines, encode_line, read_blocks, read_line_at, read_lines
+from phi3v_data.jsonl import MAX_LINE_BYTES, block_lines, cut_file, encode_line, read_blocks, read_line_at, read_lines
 
 
 def expected_lines(data: bytes) -> list[bytes]:
@@ -128,3 +128,21 @@ def test_what_json_cannot_hold_is_refused(value: object) -> None:
 def test_a_missing_file_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         list(read_lines(tmp_path / "none.jsonl"))
+
+
+@given(st.text("a\nb", max_size=80).map(str.encode), st.integers(1, 20))
+@settings(max_examples=200, deadline=None)
+def test_parts_of_a_file_are_the_file(tmp_path_factory: pytest.TempPathFactory, data: bytes, size: int) -> None:
+    path = tmp_path_factory.mktemp("parts") / "a.jsonl"
+    path.write_bytes(data)
+    whole = [(line.data, line.offset) for line in read_lines(path)]
+    parts = cut_file(path, size)
+    assert parts[0][0] == 0
+    assert parts[-1][1] == len(data)
+    pieces = [
+        (line.data, line.offset)
+        for start, end in parts
+        for block in read_blocks(path, start=start, end=end)
+        for line in block_lines(block)
+    ]
+    assert pieces == whole

@@ -82,6 +82,16 @@ class Findings:
             )
         )
 
+    def extend(self, other: "Findings", line_offset: int) -> None:
+        """Take over the findings of a part of a file, whose lines were counted from its beginning."""
+        self.counts.update(other.counts)
+        self.severities.update(other.severities)
+        for found in other.listed:
+            if self.has_room(found.code):
+                self._listed[found.code] += 1
+                line = None if found.line is None else found.line + line_offset
+                self.listed.append(found.model_copy(update={"line": line}))
+
     def is_ok(self, *, strict: bool) -> bool:
         """No error; with `strict`, no warning either."""
         return not self.severities["error"] and not (strict and self.severities["warning"])

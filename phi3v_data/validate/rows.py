@@ -1,8 +1,11 @@
 """One pass over the JSONL files: each row checked, and its columns entered in the table."""
 
 import difflib
+import multiprocessing
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Protocol
@@ -11,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
-from phi3v_data.jsonl import Block, read_blocks
+from phi3v_data.jsonl import cut_file, read_blocks
 from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets
 from phi3v_data.validate.batch import Batch, count_lines, read_batch
 from phi3v_data.validate.control import find_control, invalid_character
@@ -25,6 +28,10 @@ Ints = npt.NDArray[np.int64]
 MAX_LABELS = 10_000
 """Different answers of a split that are counted; a split with more has no labels."""
 
+PART_BYTES = 32 << 20
+"""Size of the parts that a large file is read in by several processes."""
+
+_CAN_FORK = sys.platform == "linux"
 _MIX = np.int64(-7046029254386353131)  # odd: multiplying by it loses nothing
 
 _get_id = attrgetter("id")
@@ -51,20 +58,76 @@ class RowScan:
         self.classes = classes
         self.labels: dict[str, Counter[str] | None] = {}  # per split; None where there are too many
         self.num_lines: Counter[str] = Counter()  # per split: lines that are not blank
+        self.num_read = 0  # lines
 
-    def scan(self, file: str, split: str, *, labelled: bool, observe: Callable[[Block], None] | None = None) -> None:
-        """Read one file. Raises OSError."""
+    def scan(
+        self, file: str, split: str, *, labelled: bool, workers: int = 1, observe: Callable[[int], None] | None = None
+    ) -> None:
+        """Read one file; `observe` is told how many bytes have been read. Raises OSError.
+
+        A large file is read by `workers` processes, each a part of it, where the platform can fork.
+        """
         self.table.begin_file(file, split)
         self.labels.setdefault(split, Counter())
-        bad = BadRows(self.findings, file, labelled=labelled)
-        for block in read_blocks(self.table.directory / file, count_lines=count_lines):
+        path = self.table.directory / file
+        parts = cut_file(path, PART_BYTES) if workers > 1 and _CAN_FORK else []
+        if len(parts) < 2:
+            self._scan_part(file, split, labelled, 0, None, observe)
+            return
+        num_lines = 0
+        for (_, end), part in zip(parts, self._scan_parts(file, split, labelled, parts, workers), strict=True):
+            self.findings.extend(part.findings, num_lines)
+            self.table.extend(part.table, num_lines)
+            self.num_lines.update(part.num_lines)
+            self._add_labels(split, part.labels[split])
+            num_lines += part.num_read
             if observe is not None:
-                observe(block)
+                observe(end)
+
+    def _scan_parts(
+        self, file: str, split: str, labelled: bool, parts: list[tuple[int, int]], workers: int
+    ) -> Iterator["RowScan"]:
+        """Scans of the parts, in order. The processes are forked, so hashes of texts agree in all of them."""
+        self.tree.find(np.empty(0, np.int64))  # sorts its table once, for all of them
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(workers, context, initializer=_remember, initargs=(self,)) as pool:
+            running: list[Future[RowScan]] = []
+            for start, end in parts:
+                running.append(pool.submit(_scan_remembered, file, split, labelled, start, end))
+                if len(running) > 2 * workers:
+                    yield running.pop(0).result()
+            for future in running:
+                yield future.result()
+
+    def _scan_part(
+        self,
+        file: str,
+        split: str,
+        labelled: bool,
+        start: int,
+        end: int | None,
+        observe: Callable[[int], None] | None = None,
+    ) -> None:
+        bad = BadRows(self.findings, file, labelled=labelled)
+        path = self.table.directory / file
+        for block in read_blocks(path, count_lines=count_lines, start=start, end=end):
             blank = self.findings.counts["blank-line"]
             batch = read_batch(block, bad)
+            self.num_read += block.num_lines
             self.num_lines[split] += block.num_lines - (self.findings.counts["blank-line"] - blank)
             if batch.rows:
                 self._enter(batch, file, split, labelled)
+            if observe is not None:
+                observe(block.offset + block.length)
+
+    def _add_labels(self, split: str, more: Counter[str] | list[str] | None) -> None:
+        labels = self.labels[split]
+        if labels is None or more is None:
+            self.labels[split] = None
+            return
+        labels.update(more)
+        if len(labels) > MAX_LABELS:
+            self.labels[split] = None
 
     def _enter(self, batch: Batch, file: str, split: str, labelled: bool) -> None:
         users: list[str] = list(map(_get_user, batch.turns))
@@ -165,9 +228,7 @@ class RowScan:
         else:
             last = [answers[turn] if turn >= first else "" for first, turn in zip(first_turns, last_turns, strict=True)]
         if labels is not None:
-            labels.update(last)
-            if len(labels) > MAX_LABELS:
-                self.labels[split] = labels = None
+            self._add_labels(split, last)
         if self.classes and not self.classes.issuperset(last):
             for position, label in enumerate(last):
                 if label and label not in self.classes and position not in batch.bad:
@@ -214,3 +275,23 @@ def _row_hashes(batch: Batch, turns: Ints, first_turns: Ints) -> Ints:
 
 def _place(batch: Batch, position: int, file: str) -> dict[str, Any]:
     return {"file": file, "line": int(batch.lines[position]), "id": batch.rows[position].id or None}
+
+
+_remembered: list[RowScan] = []
+
+
+def _remember(scan: RowScan) -> None:
+    """In a forked process: keep what it needs, which came along with the fork."""
+    _remembered.append(scan)
+
+
+def _scan_remembered(file: str, split: str, labelled: bool, start: int, end: int) -> RowScan:
+    """One part, in a forked process; what goes back holds no more than was found."""
+    whole = _remembered[0]
+    table = RowTable(whole.table.directory)
+    part = RowScan(table, whole.tree, Findings(whole.findings.max_problems), whole.units, whole.classes)
+    table.begin_file(file, split)
+    part.labels[split] = Counter()
+    part._scan_part(file, split, labelled, start, end)
+    part.tree = part.units = None  # type: ignore[assignment]  # the parent has them
+    return part

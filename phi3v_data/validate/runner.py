@@ -40,8 +40,8 @@ def validate(
         max_tokens: longest sequence that training takes; longer samples are `too-long`.
         tokenizer: directory with the model's `tokenizer.json`, for exact text tokens; else they are estimated.
         strict: `ok` is false with a warning, too.
-        workers: processes that decode pictures. More than 1 starts new interpreters, so a script must call this under
-            `if __name__ == "__main__":`.
+        workers: processes that decode pictures, and that read JSONL files of over 32 MB. For pictures, more than 1
+            starts new interpreters, so a script must call this under `if __name__ == "__main__":`.
         max_problems: findings listed of each code; all are counted.
         progress: called as `progress(stage, done, total)`, stage `rows` (in bytes) or `images`.
         use_receipt: take what an earlier run found of unchanged files from `DIR/.phi3v`, and leave the same there.
@@ -106,7 +106,7 @@ class _Run:
 
     def check(self, max_tokens: int | None, workers: int, use_receipt: bool) -> Report:
         findings, layout, survey = self.findings, self.layout, self.survey
-        survey.read_rows(self.counter or tokens.text_bytes)
+        survey.read_rows(self.counter or tokens.text_bytes, workers=workers)
         self.table, scan = survey.table, survey.scan
         try:
             report_empty(layout, scan.num_lines, findings)

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.dataset import MANIFEST
-from phi3v_data.jsonl import Block
 from phi3v_data.validate.findings import Findings, escaped
 from phi3v_data.validate.images import ImageReport, ImageTable, check_images, used_images
 from phi3v_data.validate.layout import Layout, file_digest, read_layout
@@ -60,8 +59,11 @@ class Survey:
         """(split, file) of all JSONL files in reading order."""
         return [(split.split, file) for split in self.layout.splits.splits.values() for file in split.files]
 
-    def read_rows(self, units: Units = text_bytes) -> None:
-        """Check every row by itself and enter it in the table; the caller closes the table."""
+    def read_rows(self, units: Units = text_bytes, *, workers: int = 1) -> None:
+        """Check every row by itself and enter it in the table; the caller closes the table.
+
+        With more than one worker, large files are read by several processes.
+        """
         manifest = self.layout.manifest
         self.table = RowTable(self.directory)
         self.scan = RowScan(
@@ -71,13 +73,13 @@ class Survey:
         total, done = sum(sizes.values()), 0
         bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each anew
 
-        def observe(block: Block) -> None:
+        def observe(position: int) -> None:
             if self.progress is not None:
-                self.progress("rows", done + block.offset + block.length, total)
+                self.progress("rows", done + position, total)
 
         for split, file in self.files:
             try:
-                self.scan.scan(file, split, labelled=self.layout.is_labelled(split), observe=observe)
+                self.scan.scan(file, split, labelled=self.layout.is_labelled(split), workers=workers, observe=observe)
                 if self.layout.wants_digest(split, file):
                     self.layout.digests[file] = file_digest(self.directory / file)
             except OSError as error:

@@ -79,6 +79,15 @@ class RowTable:
             self._columns[name].frombytes(values.astype(_COLUMNS[name], copy=False).tobytes())
         self._num_rows += len(columns["ids"])
 
+    def extend(self, other: "RowTable", line_offset: int) -> None:
+        """Add the rows of a part of the current file, whose lines were counted from its beginning."""
+        columns = {name: np.frombuffer(column, _COLUMNS[name]) for name, column in other._columns.items()}
+        columns["lines"] = columns["lines"] + np.uint32(line_offset)
+        groups = columns.pop("groups")
+        if len(groups):
+            columns["groups"] = np.concatenate((groups, np.zeros(len(other) - len(groups), "q")))
+        self.append(**columns)
+
     def finish(self) -> None:
         """Make the columns arrays; nothing can be appended any more."""
         for name, code in _COLUMNS.items():
@@ -87,6 +96,18 @@ class RowTable:
             self.groups = np.zeros(self._num_rows, "q")
         elif len(self.groups) < self._num_rows:
             self.groups = np.concatenate((self.groups, np.zeros(self._num_rows - len(self.groups), "q")))
+
+    def subset(self, keep: npt.NDArray[np.bool_]) -> "RowTable":
+        """Some rows as a finished table of their own, over the same files."""
+        result = RowTable(self.directory)
+        result.files, result.file_splits, result.splits = self.files, self.file_splits, self.splits
+        before = np.concatenate(([0], np.cumsum(keep)))
+        result._first_rows = [int(before[first]) for first in self._first_rows]
+        result._num_rows = int(before[-1])
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            setattr(result, name, column[np.repeat(keep, self.num_uses)] if name == "uses" else column[keep])
+        return result
 
     @property
     def starts(self) -> Ints:

@@ -392,3 +392,29 @@ def test_any_bytes_give_findings_and_never_a_traceback(tmp_path_factory: pytest.
 def is_blank(part: bytes) -> bool:
     """As the reader has it: nothing but spaces, behind a byte order mark at most."""
     return not part.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\v\f")
+
+
+def test_several_processes_read_a_large_file_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line numbers, ids, samples, labels and groups across the cuts."""
+    import phi3v_data.validate.rows as rows_module
+
+    lines = [line(row(f"r{n}", turn(f"Question {n}?", f"label {n % 5}"))) for n in range(3000)]
+    lines[700] = "broken\n"
+    lines[1400] = "\n"
+    lines[2100] = line(row("r3", turn("new")))
+    lines[2500] = line(row("again", turn("Question 4?", "label 4")))
+    lines[2600] = line(row("grouped", group="g"))
+    lines[2700] = lines[2700].replace('"source"', '"source": "x", "source"')
+    write(tmp_path, {"train.jsonl": "".join(lines).rstrip("\n"), "val.jsonl": [row("v", turn("held out"), group="g")]})
+    alone = validate(tmp_path, use_receipt=False)
+    monkeypatch.setattr(rows_module, "PART_BYTES", 20_000)
+    for workers in (2, 3):
+        assert validate(tmp_path, use_receipt=False, workers=workers) == alone
+    assert {(item.code, item.line) for item in alone.problems} == {
+        ("json-syntax", 701),
+        ("blank-line", 1401),
+        ("duplicate-id", 2101),
+        ("duplicate-sample", 2501),
+        ("duplicate-key", 2701),
+        ("leak-group", 1),
+    }
