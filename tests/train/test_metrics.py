@@ -1,6 +1,7 @@
 """Metrics over prediction records: the official definitions, their variants, and what they refuse."""
 
 import json
+import re
 import subprocess
 import sys
 from itertools import product
@@ -341,3 +342,31 @@ def test_metrics_need_no_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1.0\n", "")
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+
+def test_the_page_lists_every_metric():
+    table = PAGE.partition("## Metrics")[2].partition("**ANLS.**")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(METRICS)
+
+
+def test_the_figures_of_the_page_are_right():
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 4
+    for answer, prediction, *expected in rows:
+        values = [metric([record(prediction, answer)]) for metric in (anls, anls_paper, anls_sample)]
+        assert values == pytest.approx([float(each) for each in expected], abs=5e-4)
+
+
+def test_the_metric_of_the_page_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    metric = find_metric(f"{tmp_path / 'mine.py'}:mean_words")
+    assert score([record("two words"), record("")], [metric]).values == {"mean_words": 1.0}
+
+
+def test_the_record_of_the_page_is_one(tmp_path):
+    (line,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    assert read_predictions(write(tmp_path / "p.jsonl", line.strip()))[0]["scores"] == {"yes": 0.81, "no": 0.12}
