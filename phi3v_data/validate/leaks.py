@@ -4,28 +4,22 @@ One finding a held-out row, at its first such picture: an error where train hold
 where it holds only some of them, or where the other split is held out as well.
 """
 
-import os
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from phi3v_data.media.integrity import DECODED, FLAT
 from phi3v_data.schema import Severity
 from phi3v_data.splits import split_sort_key
+from phi3v_data.validate.alike import Looks
 from phi3v_data.validate.findings import Findings, shown
 from phi3v_data.validate.images import ImageReport
-from phi3v_data.validate.near import near_pairs
+from phi3v_data.validate.near import MAX_PAIRS, near_pairs
 from phi3v_data.validate.pixels import PixelIdentity
 from phi3v_data.validate.repeats import TRAIN
 from phi3v_data.validate.table import RowTable
 from phi3v_data.validate.tree import ImageTree
 
 Ints = npt.NDArray[np.int64]
-
-_THUMBNAIL = 32
-_NEAR_CORRELATION = 0.985
 
 
 class ImageLeaks:
@@ -147,46 +141,23 @@ class ImageLeaks:
         dhash = self.report.images.facts["dhash"]
         here, here_of = np.unique(dhash[entries], return_inverse=True)
         there, there_first = np.unique(dhash[seen], return_index=True)
-        left, right = near_pairs(here, there)
+        left, right, complete = near_pairs(here, there)
+        if not complete:
+            self.findings.add(
+                "check-skipped",
+                f"more than {MAX_PAIRS:,} pairs of pictures may look alike: only so many were looked at",
+                hint="pictures that are nearly empty all look alike",
+            )
         partners: dict[int, list[int]] = {}
         for i, j in zip(left.tolist(), right.tolist(), strict=True):
             partners.setdefault(i, []).append(j)
-        thumbnails: dict[int, npt.NDArray[np.float32] | None] = {}
+        looks = Looks(self.tree)
         for position in np.flatnonzero(np.isin(here_of, left)).tolist():
             entry = int(entries[position])
             candidates = [int(seen[there_first[j]]) for j in partners[int(here_of[position])][:8]]
-            match = self._most_alike(entry, candidates, thumbnails)
+            match = looks.most_alike(entry, candidates)
             if match is not None:
                 self._report_near_use(int(uses[position]), entry, match)
-
-    def _most_alike(
-        self, entry: int, candidates: Iterable[int], thumbnails: dict[int, npt.NDArray[np.float32] | None]
-    ) -> int | None:
-        """The first candidate whose small picture goes with that of the entry, level by level."""
-        if len(thumbnails) > 4096:
-            thumbnails.clear()
-        own = thumbnails.setdefault(entry, self._thumbnail(entry)) if entry not in thumbnails else thumbnails[entry]
-        if own is None:
-            return None
-        for candidate in candidates:
-            if candidate not in thumbnails:
-                thumbnails[candidate] = self._thumbnail(candidate)
-            other = thumbnails[candidate]
-            if other is not None and float((own * other).mean()) >= _NEAR_CORRELATION:
-                return candidate
-        return None
-
-    def _thumbnail(self, entry: int) -> npt.NDArray[np.float32] | None:
-        """Grey levels of a picture at 32 x 32, with mean 0 and deviation 1; None where it cannot be read."""
-        try:
-            with Image.open(os.path.join(self.tree.root, self.tree.path(entry))) as image:
-                image.draft("L", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
-                small = image.convert("RGB").convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-        except (OSError, ValueError, SyntaxError):
-            return None
-        grey = np.asarray(small, np.float32)
-        deviation = float(grey.std())
-        return None if deviation < 2 else (grey - grey.mean()) / np.float32(deviation)
 
     def _report_near_use(self, use: int, entry: int, match: int) -> None:
         same_size = self.pixels.rgb(entry) == self.pixels.rgb(match)

@@ -1,54 +1,145 @@
-"""Pairs of nearly equal 64-bit difference hashes between two sets, without comparing all with all.
+"""Pairs of nearly equal 64-bit difference hashes, without comparing all with all.
 
-Two hashes that differ in at most 4 bits agree on at least two of six bands of 10 or 11 bits. For each of the 15 pairs
-of bands, one set is sorted by those bits and the other looked up in it; few pairs come up by chance, and each is then
-counted exactly. Equal hashes are taken once, so a crowd of copies costs nothing.
+Two hashes that differ in at most 4 bits agree on at least two of six bands of 10 or 11 bits (Manku, Jain and Das
+Sarma, "Detecting near-duplicates for web crawling", 2007). For each of the 15 pairs of bands the hashes are sorted by
+those bits, so that candidates stand side by side, and each candidate is counted exactly. Where very many share a pair
+of bands, as pages with white margins do, they are told apart by the same means in the bits that are left. A pair is
+taken where its first two equal bands are looked at, so it comes once.
 """
 
-from itertools import combinations, pairwise
+from collections.abc import Callable
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 MAX_DISTANCE = 4
 
+MAX_PAIRS = 4_000_000
+"""Pairs that are gathered; a set with more has hashes that mean little."""
+
 Hashes = npt.NDArray[np.uint64]
 Indexes = npt.NDArray[np.int64]
+Accept = Callable[[Indexes, Indexes], None]
 
-_BAND_EDGES = (0, 11, 22, 33, 44, 54, 64)
-_BANDS = [np.uint64((1 << high) - (1 << low)) for low, high in pairwise(_BAND_EDGES)]
-_MAX_PAIRS = 4_000_000  # looked at together
+_NUM_BANDS = 6
+_LONG_RUN = 2048  # compared all with all up to this length
+_AT_ONCE = 1 << 18
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
 
 
-def near_pairs(left: Hashes, right: Hashes) -> tuple[Indexes, Indexes]:
-    """Positions (i, j) with `left[i]` and `right[j]` at most 4 bits apart, each pair once; both must be free of
-    repeats.
+class NearPairs(NamedTuple):
+    """Positions of the two of each pair; not `complete` where there were more than `MAX_PAIRS`."""
 
-    Memory besides the result: about 50 bytes a hash and a fixed 300 MB at most.
+    left: Indexes
+    right: Indexes
+    complete: bool
+
+
+def near_pairs(left: Hashes, right: Hashes) -> NearPairs:
+    """Positions (i, j) with `left[i]` and `right[j]` at most 4 bits apart, each pair once.
+
+    Both must be free of repeats. Memory besides the result: about 40 bytes a hash.
     """
-    found: list[npt.NDArray[np.int64]] = []
-    for first, second in combinations(_BANDS, 2):
-        mask = first | second
-        keys = right & mask
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        wanted = left & mask
-        starts = np.searchsorted(keys, wanted, side="left")
-        counts = np.searchsorted(keys, wanted, side="right") - starts
-        hits = np.flatnonzero(counts)
-        begin = 0
-        ends = np.cumsum(counts[hits])
-        while begin < len(hits):
-            base = int(ends[begin - 1]) if begin else 0
-            end = max(int(np.searchsorted(ends, base + _MAX_PAIRS, side="right")), begin + 1)
-            part = hits[begin:end]
-            i = np.repeat(part, counts[part])
-            within = np.arange(len(i)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
-            j = order[np.repeat(starts[part], counts[part]) + within]
-            near = np.bitwise_count(left[i] ^ right[j]) <= MAX_DISTANCE
-            found.append(np.stack([i[near], j[near]], axis=1))
-            begin = end
-    if not found:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    pairs = np.unique(np.concatenate(found), axis=0)
-    return pairs[:, 0], pairs[:, 1]
+    side = np.arange(len(left) + len(right)) >= len(left)
+    found = _Found(side)
+    _search(np.concatenate((left, right)), 64, found)
+    first, second, complete = found.pairs()
+    return NearPairs(first, second - len(left), complete)
+
+
+def near_pairs_within(hashes: Hashes) -> NearPairs:
+    """Positions i < j of hashes at most 4 bits apart, each pair once; the hashes must be free of repeats."""
+    found = _Found(None)
+    _search(hashes, 64, found)
+    return found.pairs()
+
+
+class _Found:
+    """Gathers pairs; with `side`, only those of two sides."""
+
+    def __init__(self, side: npt.NDArray[np.bool_] | None) -> None:
+        self.side = side
+        self.parts: list[tuple[Indexes, Indexes]] = []
+        self.left = MAX_PAIRS
+
+    def __call__(self, i: Indexes, j: Indexes) -> None:
+        if self.side is not None:
+            crossing = self.side[i] != self.side[j]
+            i, j = i[crossing], j[crossing]
+        if len(i) and self.left > 0:
+            self.parts.append((np.minimum(i, j), np.maximum(i, j)))
+        self.left -= len(i)
+
+    def pairs(self) -> NearPairs:
+        """All pairs in order."""
+        if not self.parts:
+            return NearPairs(np.empty(0, np.int64), np.empty(0, np.int64), True)
+        i = np.concatenate([part[0] for part in self.parts])
+        j = np.concatenate([part[1] for part in self.parts])
+        order = np.lexsort((j, i))
+        return NearPairs(i[order], j[order], self.left >= 0)
+
+
+def _search(values: Hashes, num_bits: int, accept: Accept) -> None:
+    """Hand positions of values at most `MAX_DISTANCE` bits apart to `accept`, each pair once."""
+    edges = [num_bits * band // _NUM_BANDS for band in range(_NUM_BANDS + 1)]
+    masks = [np.uint64((1 << edges[band + 1]) - (1 << edges[band])) for band in range(_NUM_BANDS)]
+    for first, second in combinations(range(_NUM_BANDS), 2):
+        earlier = [masks[band] for band in range(second) if band != first]
+
+        def take(i: Indexes, j: Indexes, earlier: list[np.uint64] = earlier) -> None:
+            differing = values[i] ^ values[j]
+            for mask in earlier:
+                keep = differing & mask != 0
+                i, j, differing = i[keep], j[keep], differing[keep]
+            accept(i, j)
+
+        low, high = np.uint64(edges[first]), np.uint64(edges[second])
+        width = np.uint64(edges[first + 1] - edges[first])
+        packed = (values & masks[second]) >> high << width
+        packed |= (values & masks[first]) >> low
+        packed <<= _32
+        packed |= np.arange(len(values), dtype=np.uint64)
+        packed.sort()
+        for members in _compare_runs(values, packed, take):
+            rest = _without(_without(values[members], edges[second], edges[second + 1]), edges[first], edges[first + 1])
+
+            def take_members(i: Indexes, j: Indexes, members: Indexes = members, take: Accept = take) -> None:
+                take(members[i], members[j])
+
+            _search(rest, num_bits - (edges[second + 1] - edges[second]) - int(width), take_members)
+
+
+def _compare_runs(values: Hashes, packed: Hashes, take: Accept) -> list[Indexes]:
+    """Compare values whose keys (the upper half of `packed`) are equal; returns the members of the long runs."""
+    keys = (packed >> _32).astype(np.uint32)
+    same = keys[1:] == keys[:-1]
+    starts = np.flatnonzero(np.concatenate(([True], ~same))) if len(keys) else np.empty(0, np.int64)
+    lengths = np.diff(np.append(starts, len(keys)))
+    long = np.flatnonzero(lengths > _LONG_RUN)
+    for run in long.tolist():
+        same[starts[run] : starts[run] + lengths[run] - 1] = False
+    positions = np.flatnonzero(same)
+    del same
+    distance = 1
+    while len(positions):
+        for begin in range(0, len(positions), _AT_ONCE):
+            part = positions[begin : begin + _AT_ONCE]
+            i = (packed[part] & _LOW).astype(np.int64)
+            j = (packed[part + distance] & _LOW).astype(np.int64)
+            near = np.bitwise_count(values[i] ^ values[j]) <= MAX_DISTANCE
+            if near.any():
+                take(i[near], j[near])
+        distance += 1
+        positions = positions[positions + distance < len(keys)]
+        positions = positions[keys[positions + distance] == keys[positions]]
+    return [(packed[starts[run] : starts[run] + lengths[run]] & _LOW).astype(np.int64) for run in long.tolist()]
+
+
+def _without(values: Hashes, low: int, high: int) -> Hashes:
+    """The values with bits `low` to `high` cut out."""
+    below = values & np.uint64((1 << low) - 1)
+    return (values >> np.uint64(high) << np.uint64(low)) | below if high < 64 else below

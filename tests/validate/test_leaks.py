@@ -202,7 +202,7 @@ def test_near_pairs_are_all_pairs_that_are_near(left: list[int], changes: list[t
         base = left[number % len(left)] if left else number
         right.append(base ^ sum(1 << bit for bit in bits))
     right = list(dict.fromkeys(right))
-    i, j = near_pairs(np.array(left, np.uint64), np.array(right, np.uint64))
+    i, j, _ = near_pairs(np.array(left, np.uint64), np.array(right, np.uint64))
     expected = {(a, b) for a, x in enumerate(left) for b, y in enumerate(right) if (x ^ y).bit_count() <= MAX_DISTANCE}
     assert set(zip(i.tolist(), j.tolist(), strict=True)) == expected
     assert len(i) == len(expected)
@@ -215,6 +215,6 @@ def test_a_million_hashes_in_a_minute_and_bounded_memory() -> None:
     left = random.integers(0, 2**64 - 1, 1_000_000, dtype=np.uint64)
     right = np.unique(np.concatenate((left[:1000] ^ np.uint64(0b1001), left[-1000:])))
     right = np.unique(np.concatenate((right, random.integers(0, 2**64 - 1, 1_000_000, dtype=np.uint64))))
-    i, j = near_pairs(np.unique(left), right)
+    i, j, _ = near_pairs(np.unique(left), right)
     assert len(i) >= 2000
     assert (np.bitwise_count(np.unique(left)[i] ^ right[j]) <= MAX_DISTANCE).all()
