@@ -362,13 +362,11 @@ def measure_large(directory: str) -> dict[str, Any]:
     """Rows check of a large file with mistakes at known lines."""
     from phi3v_data.validate import validate
 
-    base = peak_bytes()
     reports = []
     result = timed(lambda: reports.append(validate(directory, level="quick", use_receipt=False)))
     lines = {found.code: found.line for found in reports[0].problems if found.code in ("json-syntax", "line-too-long")}
     return {
         **result,
-        "base_bytes": base,
         "peak_bytes": peak_bytes(),
         "lines": lines,
         "rows": reports[0].summary.samples,
@@ -444,14 +442,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=[])
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the `rows` part")
-    parser.add_argument("--pictures", type=int, default=20_000, help="rows of the `whole` and `unchanged` parts")
-    parser.add_argument("--large-rows", type=int, default=1_500_000, help="rows of the `large` part, 3 KB each")
+    parser.add_argument(
+        "--pictures", type=int, default=20_000, help="rows of the `whole` part; a fifth for `unchanged`"
+    )
+    parser.add_argument("--pictures", type=int, default=20_000, help="rows of `whole`; a fifth of them for `unchanged`")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "rows": lambda: bench_rows(args.rows),
         "images": lambda: bench_images(800),
-        "unchanged": lambda: bench_unchanged(args.pictures),
+        "unchanged": lambda: bench_unchanged(args.pictures // 5),
         "whole": lambda: bench_whole(args.pictures),
         "large": lambda: bench_large(args.large_rows),
         "near": bench_near,
@@ -459,6 +459,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": " ".join(["python benchmarks/validate.py", *sys.argv[1:]]),
         "machine": machine(*PACKAGES),
+        "load_average_before": round(os.getloadavg()[0], 1),
         "limits": {
             "rows.ratio": 4,
             "rows.bytes_per_row": 100,
