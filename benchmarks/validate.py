@@ -445,7 +445,7 @@ def main() -> None:
     parser.add_argument(
         "--pictures", type=int, default=20_000, help="rows of the `whole` part; a fifth for `unchanged`"
     )
-    parser.add_argument("--pictures", type=int, default=20_000, help="rows of `whole`; a fifth of them for `unchanged`")
+    parser.add_argument("--large-rows", type=int, default=1_000_000, help="rows of the `large` part, 3 KB each")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
