@@ -20,7 +20,7 @@ from phi3v_train.data.sources import require_sound
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.settings import Settings
 from phi3v_train.training import folder
-from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, list_checkpoints, sweep
+from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, list_checkpoints, prune, sweep
 from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def train(plan: Plan, start: Start, *, quiet: bool = False) -> Outcome:
             if config.output.overwrite:
                 folder.clear(output_dir)
             sweep(output_dir)
+            prune(output_dir, keep=config.output.save_total_limit, spare=start.checkpoint)
         return _train(plan, start, stack, quiet=quiet or not place.is_main)
 
 

@@ -138,12 +138,17 @@ def write_checkpoint(
         names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
         sizes = {name: (staging / name).stat().st_size for name in names}
         (staging / COMPLETE).write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
-    there = list_checkpoints(output_dir)
-    for late in [each for each in there if each.step > step]:
+    for late in [each for each in list_checkpoints(output_dir) if each.step > step]:
         remove(late.path)
-    for old in [each for each in there if each.step <= step][:-keep]:
-        remove(old.path)
+    prune(output_dir, keep=keep)
     return Checkpoint(target, step)
+
+
+def prune(output_dir: Path, *, keep: int, spare: Checkpoint | None = None) -> None:
+    """Delete the oldest complete checkpoints beyond `keep`, but never `spare`."""
+    for old in list_checkpoints(output_dir)[:-keep]:
+        if old != spare:
+            remove(old.path)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def start(settings: dict[str, Any], output_dir: Path, kill_at: int | None = None
         try:
             run(resolve({**settings, "output_dir": str(output_dir)}), quiet=True)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     return pid
