@@ -41,6 +41,7 @@ OPTIONAL_PACKAGES = {
     "deepspeed": "deepspeed",
     "flash_attn": "flash",
     "huggingface_hub": "hub",
+    "matplotlib": "train",
     "peft": "train",
     "pyarrow": "hub",
     "ray": "ray",

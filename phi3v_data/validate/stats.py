@@ -43,17 +43,17 @@ def collect_stats(
     return {
         "num_crops": num_crops,
         "text_tokens": "exact" if exact_text else "estimated",
-        "turns": _histogram(table.num_turns)["counts"],
-        "images_per_sample": _histogram(table.num_uses)["counts"],
+        "turns": histogram(table.num_turns)["counts"],
+        "images_per_sample": histogram(table.num_uses)["counts"],
         "image_sizes": _sizes(images, used),
-        "tokens": _histogram(tokens),
-        "image_tokens": _histogram(row_image_tokens(table, per_image)),
+        "tokens": histogram(tokens),
+        "image_tokens": histogram(row_image_tokens(table, per_image)),
         "splits": _splits(table, tokens),
         "labels": {split: _labels(counts) for split, counts in labels.items()},
     }
 
 
-def _histogram(values: npt.NDArray[Any]) -> dict[str, Any]:
+def histogram(values: npt.NDArray[Any]) -> dict[str, Any]:
     """Counts by value, in bins of `step` where there are too many values; with minimum, mean, quantiles, maximum."""
     if not len(values):
         return {"counts": {}, "step": 1}

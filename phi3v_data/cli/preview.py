@@ -1,0 +1,62 @@
+"""`phi3v-data preview`: look at a set."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phi3v_data.cli.base import Quiet, command_info
+from phi3v_data.cli.sets import Workers
+
+
+@command_info(
+    examples=[
+        "phi3v-data preview DIR",
+        "phi3v-data preview DIR --split val --row 17",
+        "phi3v-data preview DIR --html gallery.html",
+    ]
+)
+def preview(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with a gallery and charts instead.")
+    ] = None,
+    row: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Which row, from 0; negative from the end. [default: 0]".replace("[", r"\[")),
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of which split; else the first.")] = None,
+    num_crops: Annotated[
+        int | None, typer.Option(min=1, max=16, metavar="N", help="Tile budget of token counts.")
+    ] = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show one row in the terminal, its pictures in words, or make a page with a gallery of the set.
+
+    The page is that of `validate --html`; it needs no network and shows up to 500 samples. Where the set was validated
+    before, its report is used; else rows and headers of pictures are checked first.
+    """
+    from phi3v_data.cli.console import progress_bar
+    from phi3v_data.cli.sets import num_workers
+    from phi3v_data.sets.preview import check_row_options, describe_row, find_row
+
+    check_row_options(html, row, split)
+    if html is None:
+        found, number = find_row(directory, split=split, row=row or 0)
+        for line in describe_row(found, number, num_crops=num_crops):
+            print(line)
+        return
+    from phi3v_data.report.html import check_target, write_html
+    from phi3v_data.validate import fresh_report, validate
+
+    check_target(html)
+    with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
+        report = fresh_report(directory, num_crops=num_crops) or validate(
+            directory, level="quick", num_crops=num_crops, workers=num_workers(workers), progress=progress
+        )
+        write_html(report, directory, html, progress=progress)
+    print(html)
+    if report.level == "quick" and not quiet:
+        print("note: checked at level quick; `phi3v-data validate` decodes every picture", file=sys.stderr)

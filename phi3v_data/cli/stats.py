@@ -1,0 +1,43 @@
+"""`phi3v-data stats`: a set in numbers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phi3v_data.cli.base import Quiet, command_info
+from phi3v_data.cli.sets import LevelName, Workers
+
+
+@command_info(
+    examples=["phi3v-data stats DIR", "phi3v-data stats DIR --level quick", "phi3v-data stats DIR --json | jq .splits"],
+    interrupted="DIR is as it was; run the same command again.",
+)
+def stats(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
+    level: Annotated[
+        LevelName, typer.Option(help="full: duplicates, too, which reads every image; quick: headers only.")
+    ] = LevelName.full,
+    num_crops: Annotated[
+        int | None, typer.Option(min=1, max=16, metavar="N", help="Tile budget; else dataset.json, else 16.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Count a directory: splits, label balance, lengths of texts, image sizes, tokens, duplicates."""
+    from json import dumps
+
+    from phi3v_data.cli.console import make_console, progress_bar
+    from phi3v_data.cli.sets import num_workers
+    from phi3v_data.report.numbers import print_stats
+    from phi3v_data.sets.stats import set_stats
+
+    with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
+        found = set_stats(
+            directory, level=level.value, num_crops=num_crops, workers=num_workers(workers), progress=progress
+        )
+    if json:
+        print(dumps(found, ensure_ascii=False, indent=2))
+    else:
+        print_stats(found, make_console())

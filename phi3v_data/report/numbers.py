@@ -1,0 +1,86 @@
+"""The numbers of a set on the console: `phi3v-data stats`."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MAX_LABELS = 10
+MAX_SIZES = 5
+MAX_EXAMPLES = 5
+
+
+def print_stats(stats: Mapping[str, Any], console: "Console") -> None:
+    """Print what `set_stats` counted."""
+    from rich.table import Table
+
+    console.print(
+        f"{stats['dir']}: {stats['num_samples']:,} samples, {stats['num_turns']:,} turns, {stats['num_images']:,} images",
+        style="bold",
+        markup=False,
+    )
+    console.print()
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table.add_column("split")
+    for name in ("samples", "turns", "images", "tokens", "labels", "evenness"):
+        table.add_column(name, justify="right")
+    for split, counts in stats["splits"].items():
+        found = stats["label_balance"].get(split)
+        labels = ["", ""] if found is None else [f"{found['labels']:,}", f"{found['evenness']:.3f}"]
+        table.add_row(split, *(f"{counts[name]:,}" for name in ("samples", "turns", "images", "tokens")), *labels)
+    console.print(table)
+    console.print()
+    for line in _lines(stats):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
+    for what in ("question", "answer"):
+        yield f"{what:<13}{_spread(stats['text'][what])} characters"
+    note = "" if stats["text_tokens"] == "exact" else ", text estimated"
+    yield f"{'tokens':<13}{_spread(stats['tokens'])} a sample (num_crops {stats['num_crops']}{note})"
+    sizes = list(stats["image_sizes"].items())
+    if sizes:
+        words = ", ".join(f"{size} ({count:,})" for size, count in sizes[:MAX_SIZES])
+        more = f" and {len(sizes) - MAX_SIZES:,} more sizes" if len(sizes) > MAX_SIZES else ""
+        yield f"{'image sizes':<13}{words}{more}"
+    if stats["groups"]:
+        yield f"{'groups':<13}{stats['groups']:,}"
+    for split, counts in stats["labels"].items():
+        if counts and stats["label_balance"][split]["labels"] > 1:
+            shown = ", ".join(f"{label!r} {count:,}" for label, count in list(counts.items())[:MAX_LABELS])
+            more = f" and {len(counts) - MAX_LABELS:,} more" if len(counts) > MAX_LABELS else ""
+            yield f"{'labels':<13}{split}: {shown}{more}"
+    yield from _duplicates(stats["duplicates"])
+    if stats["unread_lines"]:
+        yield f"{stats['unread_lines']:,} lines are no rows and were not counted; phi3v-data validate says why"
+    if stats["missing_images"]:
+        yield f"{stats['missing_images']:,} pictures that rows name are not there"
+
+
+def _duplicates(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        yield f"{'duplicates':<13}not looked for at level quick"
+        return
+    samples = found["samples"]
+    yield (f"{'duplicates':<13}samples: {samples['within']:,} within a split, {samples['across']:,} across splits")
+    for kind, words in (("exact", "same pixels"), ("near", "look alike")):
+        each = found[kind]
+        parts = [f"{each['pictures']:,} files in {each['groups']:,} groups"] if each["groups"] else []
+        parts += [f"{count:,} of them within {split}" for split, count in each["within"].items()]
+        parts += [f"{count:,} pictures in both of {pair}" for pair, count in each["across"].items()]
+        yield f"{'':<13}{words}: {', '.join(parts) or 'none'}"
+        if each["unchecked_pairs"]:
+            yield f"{'':<15}{each['unchecked_pairs']:,} further pairs were not compared"
+        for left, right in each["examples"][:MAX_EXAMPLES]:
+            yield f"{'':<15}{left!r} and {right!r}"
+
+
+def _spread(histogram: Mapping[str, Any]) -> str:
+    if "median" not in histogram:
+        return "none"
+    return (
+        f"median {histogram['median']:,}, mean {histogram['mean']:,}, 95 % {histogram['p95']:,}, "
+        f"{histogram['min']:,} to {histogram['max']:,}"
+    )

@@ -1,0 +1,249 @@
+"""A dataset card: `README.md` with the header that the Hugging Face Hub reads, counts, sources and sample pictures."""
+
+import html
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from phi3v_data.dataset import Dataset
+from phi3v_data.errors import UserError
+from phi3v_data.journal import write_bytes
+from phi3v_data.jsonl import BOM, Line, read_line_at
+from phi3v_data.media.image import unsafe_reason
+from phi3v_data.report.gallery import collect, parse_row, row_label, row_turns, turn_images
+from phi3v_data.report.thumbnails import Thumbnailer
+from phi3v_data.schema import ConverterInfo, Manifest
+from phi3v_data.sets.stats import set_stats
+from phi3v_data.validate import validate
+
+CARD = "README.md"
+MARK = "<!-- Written by `phi3v-data card`; run it again after a change. -->"
+MAX_TEXT = 200
+MAX_PICTURES = 4
+MAX_LABELS = 20
+
+_TASKS = {
+    "classification": ["image-classification"],
+    "vqa": ["visual-question-answering"],
+    "chat": ["image-text-to-text"],
+}
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_LICENSES = re.compile(
+    r"apache-2\.0|mit|bsd(-[23]-clause)?|unlicense|openrail|odc-by|odbl|pddl|gpl-[23]\.0|lgpl-[23]\.[01]|agpl-3\.0"
+    r"|cc0-1\.0|cc(-by(-nc)?(-sa|-nd)?-[1-4]\.[05])?|cdla-(sharing-1\.0|permissive-[12]\.0)|other|unknown"
+)
+
+
+def write_card(
+    directory: str | Path, *, num_samples: int = 6, embed: bool = False, license_id: str = "", overwrite: bool = False
+) -> Path:
+    """Write `DIR/README.md`.
+
+    Args:
+        num_samples: samples that are shown, spread over splits and labels.
+        embed: pictures inside the file as data URIs instead of links to `images/`.
+        license_id: an identifier of the Hub such as `cc-by-4.0`, in place of that of `dataset.json`.
+        overwrite: replace a README.md that is not ours.
+
+    Raises:
+        UserError: a README.md of the user's is there, or it cannot be written.
+    """
+    path = Path(directory) / CARD
+    text = make_card(directory, num_samples=num_samples, embed=embed, license_id=license_id)
+    try:
+        known = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        known = MARK
+    if MARK not in known and not overwrite:
+        raise UserError(f"{path} was not written by `phi3v-data card`; --overwrite replaces it")
+    try:
+        write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def make_card(directory: str | Path, *, num_samples: int = 6, embed: bool = False, license_id: str = "") -> str:
+    """The text of a card."""
+    dataset = Dataset(directory)
+    stats = set_stats(directory, level="quick")
+    manifest = dataset.manifest or Manifest(name=stats["name"], task="chat", splits={})
+    parts = [
+        "---",
+        _yaml(_header(dataset, manifest, stats, license_id)).rstrip("\n"),
+        "---",
+        "",
+        MARK,
+        "",
+        f"# {manifest.name}",
+        "",
+        *_summary(manifest, stats),
+        "",
+        *_counts(manifest, stats),
+        *_labels(stats),
+        *_provenance(manifest, license_id),
+        *_samples(dataset, num_samples, embed),
+        *_use(dataset),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
+
+
+def _header(dataset: Dataset, manifest: Manifest, stats: Mapping[str, Any], license_id: str) -> dict[str, Any]:
+    """What the Hub reads: licence, task, size, and which file is which split."""
+    name = (license_id or manifest.license).strip()
+    if not name:
+        known = {"license": "unknown"}
+    elif _LICENSES.fullmatch(name.lower()):
+        known = {"license": name.lower()}
+    else:
+        known = {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")[:80]}
+    files = [
+        {"split": split.replace("-", "_"), "path": list(names) if len(names) > 1 else names[0]}
+        for split, names in dataset.files.items()
+        if names
+    ]
+    return {
+        **known,
+        "pretty_name": manifest.name,
+        "task_categories": _TASKS[manifest.task],
+        "size_categories": [next((word for limit, word in _SIZES if stats["num_samples"] < limit), "1M<n<10M")],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+
+
+def _summary(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{stats['num_samples']:,} samples with {stats['num_turns']:,} turns and {stats['num_images']:,} images, as a "
+        "conversations directory: one JSON object a line, pictures under `images/`."
+    )
+    yield ""
+    metrics = ", ".join(f"`{metric}`" for metric in manifest.metrics)
+    yield f"- Task: {manifest.task}{f'; scored by {metrics}' if metrics else ''}"
+    if stats["image_sizes"]:
+        sizes = list(stats["image_sizes"].items())
+        words = ", ".join(f"{size.replace('x', ' x ')} ({count:,})" for size, count in sizes[:3])
+        yield f"- Image sizes: {words}{f' and {len(sizes) - 3:,} more' if len(sizes) > 3 else ''}"
+    tokens = stats["tokens"]
+    if "median" in tokens:
+        yield (
+            f"- Tokens a sample under Phi-3-vision at `num_crops` {stats['num_crops']}: median {tokens['median']:,}, "
+            f"at most {tokens['max']:,} (images exact, text estimated)"
+        )
+
+
+def _counts(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
+    yield "| split | samples | turns | images used | answers |"
+    yield "| --- | ---: | ---: | ---: | --- |"
+    for split, counts in stats["splits"].items():
+        info = manifest.splits.get(split)
+        answers = "yes" if info is None or info.labelled else "no"
+        yield (f"| {_cell(split)} | {counts['samples']:,} | {counts['turns']:,} | {counts['images']:,} | {answers} |")
+    yield ""
+
+
+def _labels(stats: Mapping[str, Any]) -> Iterator[str]:
+    labelled = {
+        split: counts for split, counts in stats["labels"].items() if counts and len(counts) <= stats["num_samples"] / 2
+    }
+    if not labelled:
+        return
+    names = list(dict.fromkeys(label for counts in labelled.values() for label in counts))
+    yield "## Labels"
+    yield ""
+    yield f"| label | {' | '.join(map(_cell, labelled))} |"
+    yield f"| --- |{' ---: |' * len(labelled)}"
+    for label in names[:MAX_LABELS]:
+        yield f"| {_cell(label)} | {' | '.join(f'{counts.get(label, 0):,}' for counts in labelled.values())} |"
+    if len(names) > MAX_LABELS:
+        yield ""
+        yield f"and {len(names) - MAX_LABELS:,} more labels."
+    yield ""
+
+
+def _provenance(manifest: Manifest, license_id: str) -> Iterator[str]:
+    yield "## Source and licence"
+    yield ""
+    yield f"- Source: {_text(manifest.source) or 'not stated'}"
+    yield f"- Licence: {_text(license_id or manifest.license) or 'not stated; ask whoever holds the rights before sharing'}"
+    steps = [*([manifest.converter] if manifest.converter else []), *manifest.history]
+    for step in steps:
+        yield f"- Made by `{step.name}` version {step.version}{_options(step)}"
+    for what, counts in (("Left out", manifest.rejects), ("Notes", manifest.notes)):
+        if counts:
+            yield f"- {what}: {', '.join(f'{count:,} {_text(code)}' for code, count in counts.items())}"
+    yield ""
+
+
+def _options(step: ConverterInfo) -> str:
+    plain = {
+        key: value
+        for key, value in step.options.items()
+        if isinstance(value, str | int | float | bool) and value not in ("", False)
+    }
+    return f" ({', '.join(f'{key} {_text(str(value))}' for key, value in plain.items())})" if plain else ""
+
+
+def _samples(dataset: Dataset, num_samples: int, embed: bool) -> Iterator[str]:
+    """Samples spread over splits and labels, each with its first pictures."""
+    if not num_samples:
+        return
+    report = validate(dataset.directory, level="quick", max_problems=1, use_receipt=False)
+    report = report.model_copy(update={"problems": ()})
+    chosen = collect(dataset, report, limit=num_samples).samples
+    thumbnails = Thumbnailer(dataset.directory, num_samples * MAX_PICTURES, budget=4_000_000) if embed else None
+    classes = frozenset(dataset.manifest.classes) if dataset.manifest else frozenset()
+    yield "## Samples"
+    yield ""
+    for candidate in sorted(chosen):
+        with open(dataset.directory / candidate.place.file, "rb") as file:
+            data = read_line_at(file.fileno(), candidate.offset).removeprefix(BOM)
+        turns = row_turns(parse_row(Line(data, candidate.place.line, candidate.offset)))
+        if not turns:
+            continue
+        names = [name for turn in turns for name in turn_images(turn)][:MAX_PICTURES]
+        pictures = [tag for name in names if (tag := _picture(name, thumbnails))]
+        if pictures:
+            yield " ".join(pictures)
+            yield ""
+        yield f"> {_text(turns[0].get('user'))}"
+        yield ">"
+        yield f"> **{_text(row_label(turns, classes) or turns[0].get('assistant'))}**"
+        yield ""
+
+
+def _picture(name: str, thumbnails: Thumbnailer | None) -> str:
+    if unsafe_reason(name):
+        return ""
+    source = thumbnails.make(name).uri if thumbnails else f"images/{quote(name)}"
+    return f'<img src="{source}" alt="{html.escape(name)}" height="160">' if source else ""
+
+
+def _use(dataset: Dataset) -> Iterator[str]:
+    split = next(iter(dataset))
+    yield "## Reading it"
+    yield ""
+    yield "```python"
+    yield "from phi3v_data import Dataset"
+    yield ""
+    yield f'split = Dataset("DIR")[{split!r}]'
+    yield "print(split[0].conversations[0].user, split.image_path(split[0].images[0]))"
+    yield "```"
+
+
+def _text(value: object) -> str:
+    """A value from the data on one line of Markdown."""
+    text = value if isinstance(value, str) else ""
+    text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
+    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _cell(value: str) -> str:
+    return _text(value) or "(empty)"

@@ -1,0 +1,161 @@
+"""Pictures that are the same, and pictures that look almost the same, within each split and across splits."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.media.integrity import DECODED, FLAT
+from phi3v_data.sets.components import Ints, join_rows
+from phi3v_data.sets.reading import Progress
+from phi3v_data.validate.alike import Looks
+from phi3v_data.validate.near import near_pairs_within
+from phi3v_data.validate.pixels import PixelIdentity
+from phi3v_data.validate.survey import Survey
+
+MAX_COMPARED = 50_000
+"""Pairs with near hashes whose pictures are opened and compared."""
+
+MAX_EXAMPLES = 20
+
+
+@dataclass(slots=True)
+class Duplicates:
+    """Groups of pictures: `groups` of them, `pictures` in all of them.
+
+    within: split -> pictures of it that another one of the split equals. across: `train/val` -> groups that stand in
+    both. examples: names of two pictures of a group each.
+    """
+
+    groups: int = 0
+    pictures: int = 0
+    within: Counter[str] = field(default_factory=Counter)
+    across: Counter[str] = field(default_factory=Counter)
+    examples: list[tuple[str, str]] = field(default_factory=list)
+    unchecked: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As `stats --json` prints it."""
+        return {
+            "groups": self.groups,
+            "pictures": self.pictures,
+            "within": dict(self.within),
+            "across": dict(self.across),
+            "examples": [list(pair) for pair in self.examples],
+            "unchecked_pairs": self.unchecked,
+        }
+
+
+class DuplicateSearch:
+    """Finds both kinds among the pictures that the rows of a directory use."""
+
+    def __init__(self, survey: Survey, identity: PixelIdentity, progress: Progress) -> None:
+        self.survey = survey
+        self.identity = identity
+        self.progress = progress
+        self.entries: Ints = np.flatnonzero(survey.used).astype(np.int64)
+        self.masks = self._split_masks()
+
+    def _split_masks(self) -> npt.NDArray[np.uint64]:
+        """Bit n is set where split n of the table uses the picture."""
+        table = self.survey.table
+        masks = np.zeros(len(self.survey.tree), np.uint64)
+        for split, first, end in table.split_rows():
+            uses = table.uses[table.starts[first] : table.starts[end]]
+            masks[uses[uses >= 0]] |= np.uint64(1 << min(split, 63))
+        return masks
+
+    def exact(self) -> Duplicates:
+        """Files with equal pixels, and files that several splits use."""
+        result = Duplicates()
+        identities = self.identity.identities[self.entries]
+        order = np.argsort(identities, kind="stable")
+        bounds = np.flatnonzero(np.diff(identities[order])) + 1
+        alone = np.ones(len(self.survey.tree), np.bool_)
+        for members in _groups(self.entries[order], bounds):
+            by_pixels: dict[Any, list[int]] = {}
+            for entry in members:
+                by_pixels.setdefault(self.identity.exact(entry), []).append(entry)
+            for equal in by_pixels.values():
+                self._count(result, equal)
+                alone[equal] = len(equal) == 1
+        used_twice = np.bitwise_count(self.masks[self.entries]) > 1
+        for entry in self.entries[used_twice & alone[self.entries]].tolist():
+            self._count_across(result, self.masks[entry])
+        return result
+
+    def near(self) -> Duplicates:
+        """Pictures that look almost the same but are not."""
+        result = Duplicates()
+        facts = self.survey.images.facts
+        flags = facts["flags"][self.entries]
+        entries = self.entries[(flags & DECODED != 0) & (flags & FLAT == 0)]
+        _, first = np.unique(self.identity.identities[entries], return_index=True)
+        entries = entries[np.sort(first)]
+        pairs = list(self._candidates(facts["dhash"][entries]))
+        looks = Looks(self.survey.tree)
+        alike: list[tuple[int, int]] = []
+        compared = 0
+        for left, right in pairs:
+            result.unchecked += max(0, len(left) - (MAX_COMPARED - compared))
+            for i, j in zip(left[: MAX_COMPARED - compared].tolist(), right.tolist(), strict=False):
+                compared += 1
+                if looks.most_alike(int(entries[i]), [int(entries[j])]) is not None:
+                    alike.append((i, j))
+                if compared % 64 == 0:
+                    self.progress("compare", compared, min(MAX_COMPARED, sum(len(each) for each, _ in pairs)))
+        if alike:
+            links = np.array(alike, np.int64)
+            roots = join_rows(len(entries), [(links[:, 0], links[:, 1])])
+            order = np.argsort(roots, kind="stable")
+            bounds = np.flatnonzero(np.diff(roots[order])) + 1
+            for members in _groups(entries[order], bounds):
+                self._count(result, members)
+        return result
+
+    @staticmethod
+    def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
+        """Positions of pictures with equal hashes (each with the first of them) and with near ones."""
+        order = np.argsort(hashes, kind="stable")
+        new = np.concatenate(([True], np.diff(hashes[order]) != 0)) if len(order) else np.empty(0, np.bool_)
+        first = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+        yield first[~new], order[~new]
+        distinct = order[new]
+        left, right, _ = near_pairs_within(hashes[distinct])
+        yield distinct[left], distinct[right]
+
+    def _count(self, result: Duplicates, members: Sequence[int]) -> None:
+        """Enter a group of entries."""
+        if len(members) < 2:
+            return
+        result.groups += 1
+        result.pictures += len(members)
+        union = np.uint64(0)
+        for number, split in enumerate(self.survey.table.splits):
+            bit = np.uint64(1 << min(number, 63))
+            inside = sum(bool(self.masks[entry] & bit) for entry in members)
+            if inside > 1:
+                result.within[split] += inside
+        for entry in members:
+            union |= self.masks[entry]
+        self._count_across(result, union)
+        if len(result.examples) < MAX_EXAMPLES:
+            tree = self.survey.tree
+            result.examples.append((tree.path(members[0]), tree.path(members[1])))
+
+    def _count_across(self, result: Duplicates, mask: np.uint64) -> None:
+        splits = [name for number, name in enumerate(self.survey.table.splits) if int(mask) >> min(number, 63) & 1]
+        for pair in combinations(splits, 2):
+            result.across["/".join(pair)] += 1
+
+
+def _groups(entries: Ints, bounds: Ints) -> Iterator[list[int]]:
+    """Slices between bounds that hold more than one entry."""
+    starts = np.concatenate(([0], bounds))
+    ends = np.append(bounds, len(entries))
+    for start, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):
+        yield entries[start:end].tolist()

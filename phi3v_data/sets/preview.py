@@ -1,0 +1,100 @@
+"""One row as text, its pictures described: for a terminal."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from phi3v_data.dataset import Dataset, Split
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
+from phi3v_data.media.image import UnreadableImageError, probe, unsafe_reason
+from phi3v_data.schema import Sample, Turn
+
+
+def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -> tuple[Split, int]:
+    """The split and the number of a row; without a name, the first split.
+
+    Raises:
+        NotFoundError: no such directory, split or row.
+    """
+    dataset = Dataset(directory)
+    found = dataset[split or next(iter(dataset))]
+    if not -len(found) <= row < len(found):
+        raise NotFoundError(f"{directory}: no row {row} in split {found.name!r}, which has {len(found):,} rows")
+    return found, row % len(found)
+
+
+def describe_row(split: Split, row: int, *, num_crops: int | None = None) -> Iterator[str]:
+    """Lines that show a row: where it stands, what it is, its turns."""
+    sample = split[row]
+    file, line = split.location(row)
+    yield f"{file}:{line}  row {row:,} of {len(split):,} in split {split.name}"
+    yield f"id       {sample.id}"
+    yield f"source   {sample.source}"
+    for name, value in (("group", sample.group), ("system", sample.system)):
+        if value:
+            yield f"{name:<9}{value}"
+    for key, item in sample.meta.items():
+        yield f"meta     {key}: {item}"
+    crops = num_crops or _suggested_crops(split.directory)
+    for number, turn in enumerate(sample.conversations, 1):
+        yield ""
+        if len(sample.conversations) > 1:
+            yield f"turn {number}"
+        yield from _describe_turn(split.directory, turn, crops)
+    if sample.answers:
+        yield f"accepted {_accepted(sample)}"
+
+
+def _suggested_crops(directory: Path) -> int:
+    manifest = Dataset(directory).manifest
+    return (manifest.num_crops if manifest else None) or MAX_NUM_CROPS
+
+
+def _describe_turn(directory: Path, turn: Turn, num_crops: int) -> Iterator[str]:
+    for number, name in enumerate(turn.images):
+        place = f", at character {turn.image_offsets[number]}" if any(turn.image_offsets) else ""
+        yield f"image    {name}  {describe_picture(directory, name, num_crops)}{place}"
+    yield f"user     {_indented(turn.user)}"
+    yield f"answer   {_indented(turn.assistant)}"
+
+
+def describe_picture(directory: Path, name: str, num_crops: int) -> str:
+    """`320 x 240 JPEG, 14,203 bytes, 757 tokens`, or what is wrong."""
+    if reason := unsafe_reason(name):
+        return f"(not opened: the path {reason})"
+    path = directory / "images" / name
+    try:
+        size = path.stat().st_size
+        info = probe(path)
+    except UnreadableImageError as error:
+        return f"({error})"
+    except OSError as error:
+        return f"({error.strerror})"
+    text = f"{info.width} x {info.height} {info.format}, {size:,} bytes"
+    if info.mode not in ("RGB", "L"):
+        text += f", {info.mode}"
+    if info.orientation != 1:
+        text += f", EXIF turn {info.orientation}"
+    try:
+        return f"{text}, {crop_geometry(info.width, info.height, num_crops).num_tokens:,} tokens"
+    except AspectRatioError as error:
+        return f"{text} ({error})"
+
+
+def _indented(text: str) -> str:
+    """Text whose further lines stand under the first."""
+    return text.replace("\n", "\n         ")
+
+
+def _accepted(sample: Sample) -> str:
+    return ", ".join(map(repr, sample.answers))
+
+
+def check_row_options(html: Path | None, row: int | None, split: str | None) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UserError: a row was asked for together with a page.
+    """
+    if html is not None and (row is not None or split is not None):
+        raise UserError("--html makes a gallery of the whole set; --row and --split show one row in the terminal")

@@ -1,0 +1,129 @@
+"""What a set holds, in numbers: splits, labels, texts, pictures, tokens, duplicates."""
+
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phi3v_data.media.geometry import MAX_NUM_CROPS, check_num_crops
+from phi3v_data.schema import Level
+from phi3v_data.sets.duplicates import DuplicateSearch
+from phi3v_data.sets.reading import Progress, SourceSet, decode_row, set_name
+from phi3v_data.validate import tokens
+from phi3v_data.validate.findings import Findings
+from phi3v_data.validate.repeats import report_repeated_samples
+from phi3v_data.validate.stats import collect_stats, histogram
+from phi3v_data.validate.survey import Survey, paused_collector
+
+FORMAT = 1
+
+
+def set_stats(
+    directory: str | Path,
+    *,
+    level: Level = "full",
+    num_crops: int | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Count a directory; what cannot be read is left out and counted under `problems`.
+
+    Level `quick` reads only the headers of pictures, so it knows no duplicates (`duplicates` is null).
+
+    Raises:
+        NotFoundError: no such directory.
+    """
+    if num_crops is not None:
+        check_num_crops(num_crops)
+    progress = progress or (lambda stage, done, total: None)
+    findings = Findings(0)
+    survey = Survey(Path(directory), findings, progress)
+    with paused_collector():
+        survey.read_rows()
+        try:
+            return _count(survey, level, num_crops, workers, progress)
+        finally:
+            survey.table.close()
+
+
+def _count(survey: Survey, level: Level, num_crops: int | None, workers: int, progress: Progress) -> dict[str, Any]:
+    table, manifest = survey.table, survey.layout.manifest
+    source = SourceSet(survey, set_name(survey))
+    crops = num_crops or (manifest.num_crops if manifest else None) or MAX_NUM_CROPS
+    pixels = level == "full"
+    identity = source.pixel_identity(pixels=pixels, workers=workers)
+    per_image = tokens.image_tokens(survey.images, crops)
+    lengths = tokens.row_tokens(table, tokens.estimate(table), per_image)
+    counted = collect_stats(
+        table,
+        survey.images,
+        survey.used,
+        lengths,
+        per_image,
+        survey.scan.labels,
+        num_crops=crops,
+        exact_text=False,
+    )
+    duplicates = None
+    if pixels:
+        search = DuplicateSearch(survey, identity, progress)
+        repeats = Findings(0)
+        report_repeated_samples(table, identity, repeats)
+        duplicates = {
+            "exact": search.exact().to_json(),
+            "near": search.near().to_json(),
+            "samples": {"within": repeats.counts["duplicate-sample"], "across": repeats.counts["leak-sample"]},
+        }
+    return {
+        "format": FORMAT,
+        "dir": str(survey.directory),
+        "name": source.name,
+        "level": level,
+        "num_samples": len(table),
+        "num_turns": int(table.num_turns.sum()),
+        "num_images": int(survey.used.sum()),
+        "unread_lines": sum(survey.scan.num_lines.values()) - len(table),
+        "missing_images": int((table.uses < 0).sum()),
+        "groups": len(np.unique(table.groups[table.groups != 0])),
+        "text": text_lengths(source),
+        "label_balance": {split: balance(counts) for split, counts in counted["labels"].items()},
+        **counted,
+        "duplicates": duplicates,
+    }
+
+
+def text_lengths(source: SourceSet) -> dict[str, Any]:
+    """Characters of questions and answers, over all turns: histograms as those of `Report.stats`."""
+    questions, answers = array("I"), array("I")
+    for _, line in source.rows():
+        for turn in decode_row(line).conversations:
+            questions.append(len(turn.user))
+            answers.append(len(turn.assistant))
+    return {
+        "unit": "characters",
+        "question": histogram(np.frombuffer(questions, np.uint32)),
+        "answer": histogram(np.frombuffer(answers, np.uint32)),
+    }
+
+
+def balance(counts: Mapping[str, int] | None) -> dict[str, Any] | None:
+    """How even the labels of a split are; null where answers are free text.
+
+    `ratio`: rows of the most frequent label over those of the rarest. `evenness`: entropy over that of even labels, 1
+    for even ones.
+    """
+    if not counts:
+        return None
+    values = np.array(list(counts.values()), np.float64)
+    shares = values / values.sum()
+    entropy = float(-(shares * np.log(shares)).sum())
+    names = list(counts)
+    return {
+        "labels": len(counts),
+        "most": [names[int(values.argmax())], int(values.max())],
+        "least": [names[int(values.argmin())], int(values.min())],
+        "ratio": round(float(values.max() / values.min()), 2),
+        "evenness": round(entropy / float(np.log(len(counts))), 4) if len(counts) > 1 else 1.0,
+    }
