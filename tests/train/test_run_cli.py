@@ -1,0 +1,115 @@
+"""`phi3v-train run` and `plan` as a user types them: the plan, the folder, the numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from run_dirs import arguments, colour_directory, command, read_lines, settings_for
+
+from phi3v_train.recipes import recipe_names
+
+FOLDER = {
+    "README.md",
+    "checkpoint-000002",
+    "checkpoint-000004",
+    "complete.json",
+    "config.yaml",
+    "data.json",
+    "environment.json",
+    "eval_after.json",
+    "eval_before.json",
+    "loss.png",
+    "metrics.jsonl",
+    "model",
+    "predictions",
+    "tensorboard",
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colour_directory(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run with the defaults that a user gets: workers, TensorBoard, evaluation before and after."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    settings = settings_for(
+        data_dir, out, num_train_epochs=2, use_lora=True, lora_rank=4, max_new_tokens=2, num_workers=1
+    )
+    for name in ("eval_before", "eval_after", "report_to"):
+        del settings[name]
+    result = command("run", *arguments(settings))
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout, result.stderr
+
+
+def test_the_folder_explains_itself(finished: tuple[Path, str, str], data_dir: Path) -> None:
+    out, stdout, _ = finished
+    assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == FOLDER
+    assert "complete after 4 steps" in stdout
+    assert str(out / "model") in stdout
+    assert str(out / "loss.png") in stdout
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["optim"]["batch_size"] == 4
+    assert "use_lora: true  # option" in (out / "config.yaml").read_text()
+    environment = json.loads((out / "environment.json").read_text())
+    assert {"torch", "transformers", "peft", "phi3v"} <= set(environment["packages"])
+    assert "/" not in json.dumps(environment)
+    (data,) = json.loads((out / "data.json").read_text())
+    assert (data["split"], data["rows"], data["num_crops"]) == ("train", 8, 1)
+    with Image.open(out / "loss.png") as plot:
+        assert plot.width >= 800
+    card = (out / "README.md").read_text()
+    assert "# tiny tuned on" in card
+    assert "phi3v-train merge model merged" in card
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "peft"
+    assert list((out / "tensorboard").glob("events*"))
+
+
+def test_every_step_is_logged_once_with_its_numbers(finished: tuple[Path, str, str]) -> None:
+    lines = read_lines(finished[0] / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    assert {"eval_loss", "step", "epoch"} <= set(lines[0])
+    for line in lines[1:]:
+        assert {"loss", "lr", "grad_norm", "epoch", "tokens_per_second", "images_per_second"} <= set(line)
+    assert lines[-1]["epoch"] == 2.0
+    before, after = (json.loads((finished[0] / f"eval_{name}.json").read_text()) for name in ("before", "after"))
+    assert (before["split"], before["num_samples"], before["step"], after["step"]) == ("val", 3, 0, 4)
+    assert lines[-1]["eval_loss"] == after["metrics"]["loss"]
+
+
+def test_the_plan_comes_first_and_says_where_settings_come_from(finished: tuple[Path, str, str]) -> None:
+    stderr = finished[2]
+    order = [stderr.index(word) for word in ("run ", "data ", "eval ", "steps ", "tokens ", "method ", "step 1/4")]
+    assert order == sorted(order)
+    assert "batch_size 4 (option)" in stderr
+    assert "LoRA rank 4" in stderr
+    assert "attention sdpa (no flash: it needs a GPU)" in stderr
+    assert "tokens/s" in stderr
+    assert "left" in stderr
+    assert "Warning" not in stderr
+
+
+def test_dry_run_stops_after_the_plan(data_dir: Path, tmp_path: Path) -> None:
+    result = command("run", *arguments(settings_for(data_dir, tmp_path / "out")), "--dry_run", "--json")
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert plan["total_steps"] == 2
+    assert plan["settings"]["batch_size"] == {"value": 4, "from": "option"}
+    assert plan["settings"]["wd"] == {"value": 0.01, "from": "default"}
+    assert plan["memory"]["total"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_says_what_fits(data_dir: Path, tmp_path: Path) -> None:
+    arguments_ = arguments(settings_for(data_dir, tmp_path / "out"))
+    plan = json.loads(command("plan", *arguments_, "--json", "--memory", "1").stdout)
+    assert {name for row in plan["fits"] for name in row["recipes"]} == set(recipe_names())
+    assert all(row["fits"] for row in plan["fits"] if row["method"] == "QLoRA rank 64")
+    none = json.loads(command("plan", *arguments_, "--json", "--memory", "0.001").stdout)
+    assert not any(row["fits"] for row in none["fits"])
