@@ -325,8 +325,8 @@ class Fit(NamedTuple):
     recipes: tuple[str, ...]
 
 
-def fit_table(plan: Plan, available: int) -> list[Fit]:
-    """Every method, at this run's sizes and dtype, against `available` bytes.
+def fit_table(plan: Plan, available: int, *, dtype: str | None = None) -> list[Fit]:
+    """Every method, at this run's sizes and dtype (or another), against `available` bytes.
 
     Recipes stand with the method and the rank that they use.
     """
@@ -350,7 +350,7 @@ def fit_table(plan: Plan, available: int) -> list[Fit]:
         memory = estimate(
             plan.size,
             method,
-            dtype=plan.compute.dtype.value,
+            dtype=dtype or plan.compute.dtype.value,
             tokens=plan.probe.max_tokens,
             tiles=plan.probe.max_tiles,
             labels=plan.probe.max_labels,

@@ -22,7 +22,8 @@ from phi3v_train.settings import Settings
 )
 def plan(
     memory: Annotated[
-        float | None, typer.Option(metavar="GB", min=0, help="Memory of another device than this machine's.")
+        float | None,
+        typer.Option(metavar="GB", min=0, help="Memory of another device than this machine's, a GPU with bf16."),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Quiet = False,
@@ -39,7 +40,8 @@ def plan(
     made = make_plan(settings, world_size=processes_to_start(settings.config) or 1, weights=False)
     available = round(memory * 1e9) if memory is not None else made.compute.memory
     state = find_start(made).words(made.total_steps)
-    table = fit_table(made, available)
+    elsewhere = "bf16" if memory is not None and settings.config.model.dtype == "auto" else None
+    table = fit_table(made, available, dtype=elsewhere)
     if json_output:
         document = {**plan_json(made, run_state=state), "fits": [row._asdict() for row in table]}
         print(json.dumps(document, ensure_ascii=False, indent=2))
