@@ -20,6 +20,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 MAX_NAME_BYTES = 200
+MAX_PROVED = 4096
+_proved: dict[str, str] = {}
+"""Digests of pictures that this process has proved, with their endings: one page of many questions is decoded once."""
 _LINK_UNSUPPORTED = frozenset({"EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK"})
 
 
@@ -41,11 +44,15 @@ def prepare_picture(image: "ImageContent | DraftImage", split: str) -> Picture:
         image = DraftImage(image)
     if not isinstance(image.name, str):
         raise Reject("draft-invalid", f"DraftImage.name is a {type(image.name).__name__}; it must be a string")
-    data, suffix = _content(image)
-    digest = hashlib.sha256(data).hexdigest()
+    data, digest, suffix = _content(image)
     name = image.name or f"{split}/{digest[:32]}{suffix}"
     check_name(name)
     return Picture(ImageRecord(name, len(data), digest), data)
+
+
+def forget_proved() -> None:
+    """Prove every picture again; for measurements."""
+    _proved.clear()
 
 
 def check_name(name: str) -> None:
@@ -124,8 +131,8 @@ def _link(scratch: Path, target: Path) -> None:
         os.replace(scratch, target)
 
 
-def _content(image: DraftImage) -> tuple[bytes, str]:
-    """A picture's bytes and the ending that fits them."""
+def _content(image: DraftImage) -> tuple[bytes, str, str]:
+    """A picture's bytes, their digest, and the ending that fits them."""
     content = image.content
     if isinstance(content, str | Path):
         try:
@@ -135,24 +142,31 @@ def _content(image: DraftImage) -> tuple[bytes, str]:
         except (IsADirectoryError, PermissionError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise Reject("image-unreadable", f"{content}: {reason}") from None
-        return data, _check(data, str(content))
+        return data, *_check(data, str(content))
     if isinstance(content, bytes | bytearray | memoryview):
         data = bytes(content)
-        return data, _check(data, image.name or "the picture given as bytes")
-    return _encode(image)
+        return data, *_check(data, image.name or "the picture given as bytes")
+    data, suffix = _encode(image)
+    return data, hashlib.sha256(data).hexdigest(), suffix
 
 
-def _check(data: bytes, where: str) -> str:
-    """Prove that bytes are a whole picture; returns the ending that fits its format."""
+def _check(data: bytes, where: str) -> tuple[str, str]:
+    """Prove that bytes are a whole picture, once for equal bytes; returns their digest and the ending that fits."""
     from phi3v_data.media.image import UnreadableImageError, check_content
 
+    digest = hashlib.sha256(data).hexdigest()
+    if suffix := _proved.get(digest):
+        return digest, suffix
     try:
         kind = check_content(data).format
     except UnreadableImageError as error:
         raise Reject("image-unreadable", f"{where}: {error}") from None
     if kind not in FORMATS:
         raise Reject("image-unreadable", f"{where} is a {kind} file, not one of {', '.join(FORMATS)}")
-    return FORMATS[kind]
+    if len(_proved) >= MAX_PROVED:
+        _proved.clear()
+    _proved[digest] = FORMATS[kind]
+    return digest, FORMATS[kind]
 
 
 def _encode(image: DraftImage) -> tuple[bytes, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import simplejpeg
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -72,19 +73,47 @@ def probe(source: str | Path | bytes) -> ImageInfo:
 def check_content(data: bytes) -> ImageInfo:
     """Prove that bytes about to be stored are a whole picture, every frame of it.
 
-    `verify` and `load` each miss what the other sees (checksums of PNG chunks; a cut JPEG), so both run.
+    JPEG goes through libjpeg-turbo in strict mode, as in the validator: at an eighth of the size it is quicker than
+    Pillow and sees more. Of the rest, `verify` (for PNG its checksums) and `load` each miss what the other sees.
 
     Raises:
         UnreadableImageError: not a picture, damaged, or cut short.
     """
     info = probe(data)
-    with _opened(data) as image:
-        image.verify()
+    if info.format == "JPEG":
+        try:
+            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+        except ValueError as error:
+            raise UnreadableImageError(f"damaged or cut short: {error}") from error
+        return info
+    if info.format == "PNG":
+        if problem := png_problem(data):
+            raise UnreadableImageError(f"damaged or cut short: {problem}")
+    else:
+        with _opened(data) as image:
+            image.verify()
     with _opened(data) as image:
         for frame in range(getattr(image, "n_frames", 1)):
             image.seek(frame)
             image.load()
     return info
+
+
+def png_problem(data: bytes) -> str:
+    """What a PNG's chunks tell: a wrong checksum, a missing end; empty where they are sound."""
+    position = 8
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        end = position + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return f"wrong checksum in chunk {kind.decode('latin-1')!r}"
+        if kind == b"IEND":
+            return ""
+        position = end + 4
+    return "the file ends before its last chunk"
 
 
 @contextmanager

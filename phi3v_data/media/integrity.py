@@ -10,7 +10,6 @@ between processes.
 import io
 import struct
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import simplejpeg
 import xxhash
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
+
+from phi3v_data.media.image import png_problem
 
 FACTS = np.dtype(
     [("width", "<i4"), ("height", "<i4"), ("flags", "<u2"), ("dhash", "<u8"), ("pixels", "<u8", (2,))], align=False
@@ -186,7 +187,7 @@ class _Look:
                     self._other(None, pixels, reported=True)
                 return
         if pixels:
-            problem = _png_problem(data)
+            problem = png_problem(data)
             if problem:
                 raise _Bad(UNREADABLE, f"is damaged or cut short: {problem}")
         self._other(data if pixels else None, pixels, png=True, sixteen=data[24:25] == b"\x10")
@@ -209,7 +210,7 @@ class _Look:
                 if not pixels:
                     self._check_orientation(_orientation(image))
                     return
-                if name != "PNG":  # `_png_problem` has seen the checksums
+                if name != "PNG":  # `png_problem` has seen the checksums
                     image.verify()
                     assert data is not None
                     with Image.open(io.BytesIO(data), formats=_FORMATS) as again:
@@ -293,23 +294,6 @@ def _exif_orientation(exif: bytes) -> int:
 
 def _orientation(image: Image.Image) -> object:
     return image.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in image.info or image.format == "TIFF" else 1
-
-
-def _png_problem(data: bytes) -> str:
-    """What a PNG's chunks tell: a wrong checksum, a missing end; empty where they are sound."""
-    position = 8
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        end = position + 8 + length
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return f"wrong checksum in chunk {kind.decode('latin-1')!r}"
-        if kind == b"IEND":
-            return ""
-        position = end + 4
-    return "the file ends before its last chunk"
 
 
 def _words(error: BaseException) -> str:
