@@ -59,15 +59,7 @@ def probe(source: str | Path | bytes) -> ImageInfo:
         OSError: the file cannot be read.
     """
     with _opened(source) as image:
-        orientation = _orientation(image)
-        return ImageInfo(
-            image.width,
-            image.height,
-            image.format or "",
-            image.mode,
-            orientation,
-            bool(getattr(image, "is_animated", False)),
-        )
+        return _info(image)
 
 
 def check_content(data: bytes) -> ImageInfo:
@@ -79,24 +71,30 @@ def check_content(data: bytes) -> ImageInfo:
     Raises:
         UnreadableImageError: not a picture, damaged, or cut short.
     """
-    info = probe(data)
-    if info.format == "JPEG":
-        try:
-            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
-        except ValueError as error:
-            raise UnreadableImageError(f"damaged or cut short: {error}") from error
-        return info
-    if info.format == "PNG":
-        if problem := png_problem(data):
-            raise UnreadableImageError(f"damaged or cut short: {problem}")
-    else:
-        with _opened(data) as image:
-            image.verify()
     with _opened(data) as image:
+        if image.format == "JPEG":
+            try:
+                simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1)
+            except ValueError as error:
+                raise UnreadableImageError(f"damaged or cut short: {error}") from error
+            return _info(image)
+        if image.format == "PNG":
+            if problem := png_problem(data):
+                raise UnreadableImageError(f"damaged or cut short: {problem}")
+        else:
+            with _opened(data) as other:
+                other.verify()
         for frame in range(getattr(image, "n_frames", 1)):
             image.seek(frame)
             image.load()
-    return info
+        image.seek(0)
+        return _info(image)
+
+
+def _info(image: "PILImage.Image") -> ImageInfo:
+    orientation = _orientation(image)  # of a PNG this decodes the pixels, as the tag may follow them
+    animated = bool(getattr(image, "is_animated", False))
+    return ImageInfo(image.width, image.height, image.format or "", image.mode, orientation, animated)
 
 
 def png_problem(data: bytes) -> str:
