@@ -5,7 +5,7 @@ packing     packed rows against right padding in data set order, lengths 400 to 
 generation  8 prompts in one left-padded batch against one by one
 full-size   Phi-3.5-vision's sizes in bf16 with random weights: tokens/s, peak memory, share of the chip's peak (GPU)
 
-Times are CPU time of the process on a CPU, wall time around a synchronised step on a GPU; rounds interleave what is
+Times are CPU time of one thread on a CPU, wall time around a synchronised step on a GPU; rounds interleave what is
 compared and the smallest counts. Peak memory of a step is measured in a fresh process each on a CPU, above what the
 process held before it. Results go to benchmarks/results/model_*.json (--no-save: only printed).
 """
@@ -46,12 +46,14 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="levers, packing, generation, full-size; all but full-size if none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; with more, threads that wait count as work")
     parser.add_argument("--checkpointing", action="store_true", help="full-size: gradient checkpointing")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="full-size: dense bf16 peak of the chip")
     parser.add_argument("--small", action="store_true", help="full-size: the small model instead, to try the script")
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--peak-of", nargs=2, metavar=("VARIANT", "INPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.peak_of:
         print(step_memory_here(*options.peak_of))
         return
