@@ -190,7 +190,7 @@ class PictureNames:
         return self.folders_of[number]
 
     def _entry(self, number: int, path: str) -> int:
-        return int(self.trees[number].find(np.array([hash(path)], np.int64))[0])
+        return self.trees[number].index(path)
 
     def _has_file(self, number: int, path: str) -> bool:
         entry = self._entry(number, path)

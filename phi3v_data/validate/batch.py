@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
-from phi3v_data.jsonl import Block, block_lines
+from phi3v_data.jsonl import Block, Line, block_lines
 from phi3v_data.validate import control
 from phi3v_data.validate.badrow import BadRows
 from phi3v_data.validate.rowtypes import DECODER, Row, TurnRow
@@ -104,13 +104,23 @@ def count_lines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _LF))
 
 
-def read_batch(block: Block, bad: BadRows) -> Batch:
-    """Read a block's rows, in order; what is wrong with lines goes to `bad`."""
+def read_batch(block: Block, bad: BadRows, only: Ints | None = None) -> Batch:
+    """Read a block's rows, in order; what is wrong with lines goes to `bad`. `only`: these lines, 0-based."""
     if block.too_long:
         for line in block_lines(block):
             bad.read(line)
         return Batch([])
-    return _read_sound(block) or _read_mixed(block, bad)
+    if only is None:
+        return _read_sound(block) or _read_mixed(block_lines(block), bad)
+    lines = list(block_lines(block))
+    chosen = [lines[index] for index in only.tolist()]
+    data = b"".join([line.data + b"\n" for line in chosen])
+    batch = _read_sound(Block(data, 0, 0, len(data), len(chosen)))
+    if batch is None:
+        return _read_mixed(chosen, bad)
+    batch.lines = only + block.first_line
+    batch.offsets = np.fromiter((line.offset for line in chosen), np.int64, len(chosen))
+    return batch
 
 
 def _read_sound(block: Block) -> Batch | None:
@@ -142,15 +152,15 @@ def _read_sound(block: Block) -> Batch | None:
     return batch
 
 
-def _read_mixed(block: Block, bad: BadRows) -> Batch:
+def _read_mixed(block: Iterable[Line], bad: BadRows) -> Batch:
     """Line by line."""
     rows: list[Row] = []
     lines: list[int] = []
     offsets: list[int] = []
     suspects: list[int] = []
     reported: list[int] = []
-    for line in block_lines(block):
-        row, suspect = _read_sound_line(line.data)
+    for line in block:
+        row, suspect = read_sound_line(line.data)
         if row is None:
             row, suspect = bad.read(line), True
             if row is None:
@@ -169,7 +179,7 @@ def _read_mixed(block: Block, bad: BadRows) -> Batch:
     return batch
 
 
-def _read_sound_line(data: bytes) -> tuple[Row | None, bool]:
+def read_sound_line(data: bytes) -> tuple[Row | None, bool]:
     """A sound row and whether its text needs a closer look; None for any other line."""
     try:
         row = DECODER.decode(data)
@@ -208,3 +218,34 @@ def _scan(data: bytes, array: Bytes) -> tuple[int, list[int]]:
             ascii_ = (digits[:, 0] == _0) & (digits[:, 1] == _0) & (digits[:, 2] < _8)
             suspects += unicode[ascii_].tolist()
     return num_quotes, suspects
+
+
+def sum_turns(values: Ints, num_turns: Ints, first_turns: Ints) -> Ints:
+    """Sum of a value over the turns of each row; 0 for a row without turns."""
+    if len(values) == len(num_turns) and (num_turns == 1).all():
+        return values
+    sums: Ints = np.concatenate(([0], np.cumsum(values)))
+    result: Ints = sums[first_turns + num_turns] - sums[first_turns]
+    return result
+
+
+def text_bytes(batch: Batch, users: list[str], answers: list[str]) -> Ints:
+    """UTF-8 bytes of the texts of each row: the unit of the estimate."""
+    count = len(batch.turns)
+    if batch.is_ascii:
+        sizes = np.fromiter(map(len, users), np.int64, count) + np.fromiter(map(len, answers), np.int64, count)
+    else:
+        sizes = np.fromiter(
+            (_num_bytes(user) + _num_bytes(answer) for user, answer in zip(users, answers, strict=True)),
+            np.int64,
+            count,
+        )
+    sizes = sum_turns(sizes, batch.num_turns, np.cumsum(batch.num_turns) - batch.num_turns)
+    systems = batch.column("system")
+    if systems is not None:
+        sizes = sizes + np.fromiter((_num_bytes(text) if text else 0 for text in systems), np.int64, len(batch.rows))
+    return sizes
+
+
+def _num_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))

@@ -250,7 +250,7 @@ class ImageReport:
         return ""
 
     def _find(self, path: str) -> int:
-        return int(self.tree.find(np.asarray([hash(path)], np.int64))[0])
+        return self.tree.index(path)
 
 
 def report_orphans(tree: ImageTree, used: Flags, findings: Findings) -> None:

@@ -85,6 +85,7 @@ class _Found:
 
 def _search(values: Hashes, num_bits: int, accept: Accept) -> None:
     """Hand positions of values at most `MAX_DISTANCE` bits apart to `accept`, each pair once."""
+    long_run = _LONG_RUN if num_bits >= 2 * _NUM_BANDS else len(values)  # of so few bits, nothing is left to tell apart
     edges = [num_bits * band // _NUM_BANDS for band in range(_NUM_BANDS + 1)]
     masks = [np.uint64((1 << edges[band + 1]) - (1 << edges[band])) for band in range(_NUM_BANDS)]
     for first, second in combinations(range(_NUM_BANDS), 2):
@@ -104,7 +105,7 @@ def _search(values: Hashes, num_bits: int, accept: Accept) -> None:
         packed <<= _32
         packed |= np.arange(len(values), dtype=np.uint64)
         packed.sort()
-        for members in _compare_runs(values, packed, take):
+        for members in _compare_runs(values, packed, long_run, take):
             rest = _without(_without(values[members], edges[second], edges[second + 1]), edges[first], edges[first + 1])
 
             def take_members(i: Indexes, j: Indexes, members: Indexes = members, take: Accept = take) -> None:
@@ -113,13 +114,13 @@ def _search(values: Hashes, num_bits: int, accept: Accept) -> None:
             _search(rest, num_bits - (edges[second + 1] - edges[second]) - int(width), take_members)
 
 
-def _compare_runs(values: Hashes, packed: Hashes, take: Accept) -> list[Indexes]:
+def _compare_runs(values: Hashes, packed: Hashes, long_run: int, take: Accept) -> list[Indexes]:
     """Compare values whose keys (the upper half of `packed`) are equal; returns the members of the long runs."""
     keys = (packed >> _32).astype(np.uint32)
     same = keys[1:] == keys[:-1]
     starts = np.flatnonzero(np.concatenate(([True], ~same))) if len(keys) else np.empty(0, np.int64)
     lengths = np.diff(np.append(starts, len(keys)))
-    long = np.flatnonzero(lengths > _LONG_RUN)
+    long = np.flatnonzero(lengths > long_run)
     for run in long.tolist():
         same[starts[run] : starts[run] + lengths[run] - 1] = False
     positions = np.flatnonzero(same)

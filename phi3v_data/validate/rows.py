@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
-from phi3v_data.jsonl import cut_file, read_blocks
+from phi3v_data.jsonl import Block, cut_file, read_blocks
 from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets
-from phi3v_data.validate.batch import Batch, count_lines, read_batch
+from phi3v_data.validate.batch import Batch, count_lines, read_batch, sum_turns, text_bytes
 from phi3v_data.validate.control import find_control, invalid_character
 from phi3v_data.validate.findings import Findings, escaped, shown
+from phi3v_data.validate.hashes import hash_texts, pair_hashes
 from phi3v_data.validate.rowtypes import Row
+from phi3v_data.validate.shapes import Alike, Shapes
 from phi3v_data.validate.table import RowTable
 from phi3v_data.validate.tree import ImageTree
 
@@ -33,6 +35,9 @@ PART_BYTES = 32 << 20
 
 _CAN_FORK = sys.platform == "linux"
 _MIX = np.int64(-7046029254386353131)  # odd: multiplying by it loses nothing
+
+_BLOCK_BYTES = 1 << 20
+"""Read at a time: rows that are alike cost less the more of them there are."""
 
 _get_id = attrgetter("id")
 _get_user = attrgetter("user")
@@ -59,6 +64,7 @@ class RowScan:
         self.labels: dict[str, Counter[str] | None] = {}  # per split; None where there are too many
         self.num_lines: Counter[str] = Counter()  # per split: lines that are not blank
         self.num_read = 0  # lines
+        self._shapes = Shapes()
 
     def scan(
         self, file: str, split: str, *, labelled: bool, workers: int = 1, observe: Callable[[int], None] | None = None
@@ -110,13 +116,19 @@ class RowScan:
     ) -> None:
         bad = BadRows(self.findings, file, labelled=labelled)
         path = self.table.directory / file
-        for block in read_blocks(path, count_lines=count_lines, start=start, end=end):
+        blocks = read_blocks(path, block_bytes=_BLOCK_BYTES, count_lines=count_lines, start=start, end=end)
+        for block in blocks:
             blank = self.findings.counts["blank-line"]
-            batch = read_batch(block, bad)
+            groups, left = self._shapes.sort(block, labelled=labelled) if self.units is text_bytes else ([], None)
+            entries = [self._enter_alike(group, block, file, split) for group in groups]
+            if left is None or len(left):
+                batch = read_batch(block, bad, left)
+                if batch.rows:
+                    entries.append(self._enter(batch, file, split, labelled))
             self.num_read += block.num_lines
             self.num_lines[split] += block.num_lines - (self.findings.counts["blank-line"] - blank)
-            if batch.rows:
-                self._enter(batch, file, split, labelled)
+            if entries:
+                self.table.append(**merge_rows(entries))
             if observe is not None:
                 observe(block.offset + block.length)
 
@@ -129,10 +141,10 @@ class RowScan:
         if len(labels) > MAX_LABELS:
             self.labels[split] = None
 
-    def _enter(self, batch: Batch, file: str, split: str, labelled: bool) -> None:
+    def _enter(self, batch: Batch, file: str, split: str, labelled: bool) -> dict[str, Ints]:
+        """Columns of rows that were parsed, which are checked on the way."""
         users: list[str] = list(map(_get_user, batch.turns))
         answers: list[str] = list(map(_get_assistant, batch.turns))
-        num_rows, num_turns = len(batch.rows), len(batch.turns)
         first_turns = np.cumsum(batch.num_turns) - batch.num_turns
         if (labelled and not all(map(str.strip, answers))) or not all(map(str.strip, users)):
             self._check_blank(batch, file, labelled)
@@ -141,23 +153,48 @@ class RowScan:
         for position in batch.suspects:
             self._check_text(batch.rows[position], _place(batch, position, file))
         self._check_labels(batch, file, split, answers, first_turns)
-        paths = np.fromiter(map(hash, chain.from_iterable(batch.images)), np.int64, int(batch.num_images.sum()))
-        turn_hashes = np.fromiter(map(hash, zip(users, answers, strict=True)), np.int64, num_turns)
         more = {}
         groups = batch.column("group")
         if groups is not None:
-            more["groups"] = np.fromiter((hash(group) if group else 0 for group in groups), np.int64, num_rows)
-        self.table.append(
-            lines=batch.lines,
-            offsets=batch.offsets,
-            ids=np.fromiter(map(hash, map(_get_id, batch.rows)), np.int64, num_rows),
-            texts=_row_hashes(batch, turn_hashes, first_turns),
-            units=self.units(batch, users, answers),
-            num_turns=batch.num_turns,
-            num_uses=sum_turns(batch.num_images, batch.num_turns, first_turns),
-            uses=self.tree.find(paths),
+            more["groups"] = _hash_optional(groups)
+        return {
+            "lines": batch.lines,
+            "offsets": batch.offsets,
+            "ids": hash_texts(list(map(_get_id, batch.rows))),
+            "texts": _row_hashes(batch, hash_texts(users), hash_texts(answers), first_turns),
+            "units": self.units(batch, users, answers),
+            "num_turns": batch.num_turns,
+            "num_uses": sum_turns(batch.num_images, batch.num_turns, first_turns),
+            "uses": self.tree.find(hash_texts(list(chain.from_iterable(batch.images)))),
             **more,
-        )
+        }
+
+    def _enter_alike(self, group: Alike, block: Block, file: str, split: str) -> dict[str, Ints]:
+        """Columns of rows with one shape."""
+        shape, num_rows = group.shape, len(group.lines)
+        self._check_alike_labels(group, block, file, split)
+        texts = np.zeros(num_rows, np.int64)
+        units = np.zeros(num_rows, np.int64)
+        for turn, (user, answer) in enumerate(zip(shape.users, shape.answers, strict=True)):
+            texts += _turn_hashes(group.hashes(user), group.hashes(answer), turn, shape.num_images[turn])
+            units += group.lengths(user) + group.lengths(answer)
+        more = {}
+        if shape.system is not None:
+            texts += group.optional_hashes(shape.system)
+            units += group.lengths(shape.system)
+        if shape.group is not None:
+            more["groups"] = group.optional_hashes(shape.group)
+        return {
+            "lines": group.lines + block.first_line,
+            "offsets": group.starts + block.offset,
+            "ids": group.hashes(shape.id),
+            "texts": texts,
+            "units": units,
+            "num_turns": np.full(num_rows, len(shape.users), np.int64),
+            "num_uses": np.full(num_rows, len(shape.images), np.int64),
+            "uses": self.tree.find(group.hashes(list(shape.images)).T.reshape(-1)),
+            **more,
+        }
 
     def _check_blank(self, batch: Batch, file: str, labelled: bool) -> None:
         for position, row in enumerate(batch.rows):
@@ -236,6 +273,29 @@ class RowScan:
                         label, len(batch.rows[position].conversations) - 1, _place(batch, position, file)
                     )
 
+    def _check_alike_labels(self, group: Alike, block: Block, file: str, split: str) -> None:
+        """As `_check_labels`, over the different answers only."""
+        labels = self.labels[split]
+        if labels is None and not self.classes:
+            return
+        answer = group.shape.answers[-1]
+        _, first, which, counts = np.unique(
+            group.hashes(answer), return_index=True, return_inverse=True, return_counts=True
+        )
+        different = [group.text(answer, position) for position in first.tolist()]
+        if labels is not None:
+            self._add_labels(split, Counter(dict(zip(different, counts.tolist(), strict=True))))
+        if not self.classes or self.classes.issuperset(different):
+            return
+        unknown = np.array([bool(label) and label not in self.classes for label in different])
+        for position in np.flatnonzero(unknown[which]).tolist():
+            place = {
+                "file": file,
+                "line": int(group.lines[position]) + block.first_line,
+                "id": group.text(group.shape.id, position),
+            }
+            self._report_label(different[which[position]], len(group.shape.answers) - 1, place)
+
     def _report_label(self, label: str, turn: int, place: dict[str, Any]) -> None:
         if not self.findings.has_room("label-unknown"):
             self.findings.count("label-unknown")
@@ -250,26 +310,42 @@ class RowScan:
         )
 
 
-def sum_turns(values: Ints, num_turns: Ints, first_turns: Ints) -> Ints:
-    """Sum of a value over the turns of each row; 0 for a row without turns."""
-    if len(values) == len(num_turns) and (num_turns == 1).all():
-        return values
-    sums: Ints = np.concatenate(([0], np.cumsum(values)))
-    result: Ints = sums[first_turns + num_turns] - sums[first_turns]
+def merge_rows(entries: list[dict[str, Ints]]) -> dict[str, Ints]:
+    """Columns of several entries as one, in order of lines."""
+    if len(entries) == 1:
+        return entries[0]
+    if any("groups" in entry for entry in entries):
+        entries = [{"groups": np.zeros(len(entry["ids"]), np.int64), **entry} for entry in entries]
+    columns = {name: np.concatenate([entry[name] for entry in entries]) for name in entries[0]}
+    order = np.argsort(columns["lines"], kind="stable")
+    uses, num_uses = columns.pop("uses"), columns["num_uses"]
+    columns = {name: column[order] for name, column in columns.items()}
+    moved = columns["num_uses"]
+    begins = (np.cumsum(num_uses) - num_uses)[order]
+    position = np.arange(len(uses)) - np.repeat(np.cumsum(moved) - moved, moved)
+    return {**columns, "uses": uses[np.repeat(begins, moved) + position]}
+
+
+def _turn_hashes(users: Ints, answers: Ints, turn: "int | Ints", num_images: "int | Ints") -> Ints:
+    """What a turn adds to the hash of a row's texts: question, answer, its place, how many pictures it has."""
+    result: Ints = (pair_hashes(users, answers) * _MIX + num_images) * (2 * turn + 3)
     return result
 
 
-def _row_hashes(batch: Batch, turns: Ints, first_turns: Ints) -> Ints:
+def _row_hashes(batch: Batch, users: Ints, answers: Ints, first_turns: Ints) -> Ints:
     """Hash of a row's texts, turn by turn, with the number of pictures in each."""
-    with np.errstate(over="ignore"):
-        hashes: Ints = turns * _MIX + batch.num_images
-        if len(turns) != len(batch.rows) or not (batch.num_turns == 1).all():
-            position = np.arange(len(turns)) - np.repeat(first_turns, batch.num_turns)
-            hashes = hashes * (2 * position + 3)
-            hashes = sum_turns(hashes, batch.num_turns, first_turns)
-        systems = batch.column("system")
-        if systems is not None:
-            hashes = hashes + np.fromiter((hash(text) if text else 0 for text in systems), np.int64, len(batch.rows))
+    position = np.arange(len(users)) - np.repeat(first_turns, batch.num_turns)
+    hashes = _turn_hashes(users, answers, position, batch.num_images)
+    hashes = sum_turns(hashes, batch.num_turns, first_turns)
+    systems = batch.column("system")
+    return hashes if systems is None else hashes + _hash_optional(systems)
+
+
+def _hash_optional(texts: list[Any]) -> Ints:
+    """Hashes of texts, 0 for those left out or empty."""
+    given = [text or "" for text in texts]
+    hashes = hash_texts(given)
+    hashes[[not text for text in given]] = 0
     return hashes
 
 

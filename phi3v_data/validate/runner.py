@@ -8,6 +8,7 @@ import numpy as np
 from phi3v_data.media.geometry import MAX_NUM_CROPS, check_num_crops
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.validate import receipt, tokens
+from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.findings import Findings, shown
 from phi3v_data.validate.images import report_orphans
 from phi3v_data.validate.layout import report_empty, report_labels, report_stale
@@ -106,7 +107,7 @@ class _Run:
 
     def check(self, max_tokens: int | None, workers: int, use_receipt: bool) -> Report:
         findings, layout, survey = self.findings, self.layout, self.survey
-        survey.read_rows(self.counter or tokens.text_bytes, workers=workers)
+        survey.read_rows(self.counter or text_bytes, workers=workers)
         self.table, scan = survey.table, survey.scan
         try:
             report_empty(layout, scan.num_lines, findings)

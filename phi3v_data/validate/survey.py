@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.dataset import MANIFEST
+from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.findings import Findings, escaped
 from phi3v_data.validate.images import ImageReport, ImageTable, check_images, used_images
 from phi3v_data.validate.layout import Layout, file_digest, read_layout
@@ -21,7 +22,7 @@ from phi3v_data.validate.receipt import State, checker_version, content_digest, 
 from phi3v_data.validate.repeats import report_duplicate_ids, report_repeated_samples, report_straddling_groups
 from phi3v_data.validate.rows import RowScan, Units
 from phi3v_data.validate.table import RowTable
-from phi3v_data.validate.tokens import image_tokens, report_aspect, text_bytes
+from phi3v_data.validate.tokens import image_tokens, report_aspect
 from phi3v_data.validate.tree import ImageTree
 
 Ints = npt.NDArray[np.int64]

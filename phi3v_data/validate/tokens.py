@@ -19,7 +19,6 @@ from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
 from phi3v_data.validate.batch import Batch
 from phi3v_data.validate.findings import Findings, shown
 from phi3v_data.validate.images import ImageReport, ImageTable
-from phi3v_data.validate.rows import sum_turns
 from phi3v_data.validate.rowtypes import Row, TurnRow
 from phi3v_data.validate.table import RowTable
 from phi3v_data.validate.tree import ImageTree
@@ -32,24 +31,6 @@ ROPE_SWITCH = 4096
 _BYTES_PER_TOKEN = 3.6  # of English text under the Llama vocabulary, roughly
 _TOKENS_PER_TURN = 12  # markers and newlines around a question and its answer
 _TOKENS_PER_SYSTEM = 6
-
-
-def text_bytes(batch: Batch, users: list[str], answers: list[str]) -> Ints:
-    """UTF-8 bytes of the texts of each row: the unit of the estimate."""
-    count = len(batch.turns)
-    if batch.is_ascii:
-        sizes = np.fromiter(map(len, users), np.int64, count) + np.fromiter(map(len, answers), np.int64, count)
-    else:
-        sizes = np.fromiter(
-            (_num_bytes(user) + _num_bytes(answer) for user, answer in zip(users, answers, strict=True)),
-            np.int64,
-            count,
-        )
-    sizes = sum_turns(sizes, batch.num_turns, np.cumsum(batch.num_turns) - batch.num_turns)
-    systems = batch.column("system")
-    if systems is not None:
-        sizes = sizes + np.fromiter((_num_bytes(text) if text else 0 for text in systems), np.int64, len(batch.rows))
-    return sizes
 
 
 def estimate(table: RowTable) -> Ints:
@@ -218,7 +199,3 @@ def report_lengths(table: RowTable, tokens: Ints, findings: Findings, *, max_tok
         lambda row: f"{about}{tokens[row]} tokens: past {ROPE_SWITCH} the model takes its long-context rope factors",
         "",
     )
-
-
-def _num_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode(errors="replace"))

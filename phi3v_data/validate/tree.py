@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.media.image import unsafe_reason
+from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 
 Ints = npt.NDArray[np.int64]
 
@@ -57,10 +58,15 @@ class ImageTree:
         """All paths, in order of index."""
         return map(self.path, range(len(self)))
 
+    def index(self, path: str) -> int:
+        """Index of a path as rows spell it; -1 where there is none."""
+        return int(self.find(hash_texts([path]))[0])
+
     def find(self, hashes: Ints) -> Ints:
-        """Index of each path, given by Python's `hash` of it in this process; -1 where there is none."""
+        """Index of each path, given by its hash (`hashes.hash_texts`); -1 where there is none."""
         if self._sorted is None or self._order is None:
-            known = np.fromiter(map(hash, self.paths()), np.int64, len(self))
+            starts = np.concatenate(([0], self.ends))[:-1]
+            known = hash_spans(bytes(self.blob) + PADDING, starts, self.ends - starts)
             self._order = np.argsort(known, kind="stable")
             self._sorted = known[self._order]
         if not len(self):

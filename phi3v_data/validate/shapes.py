@@ -1,0 +1,324 @@
+"""Rows that differ in nothing but plain strings, checked and measured a whole block at a time without parsing each.
+
+One sound line is parsed; what stands between its string values is its *shape*. A line that consists of the same fixed
+text around strings of valid UTF-8 without quote, backslash or control character is sound as well, has the same keys,
+and its values lie where the shape says. All other lines go the long way, through `batch`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.jsonl import Block
+from phi3v_data.validate import control
+from phi3v_data.validate.batch import read_sound_line
+from phi3v_data.validate.hashes import PADDING, Words, hash_spans, word_view
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+
+MIN_ROWS = 16
+"""Rows of one shape in a block; for fewer, parsing each costs less."""
+
+_MAX_SHAPES = 8  # with the same number of values
+_MAX_FAILURES = 8  # lines with the same number of values that turned out to be like few others
+_LF, _QUOTE, _COMMA, _CLOSE, _BRACKET, _BACKSLASH, _CAPITAL_I, _SLASH = b'\n",}[\\I/'
+_TO_CLOSE = 0x20  # set in "]", it makes "}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Fixed texts around the string values of a row; the rest are indices of values."""
+
+    parts: tuple[bytes, ...]  # before, between and behind the values, quotes included; the last ends in LF
+    id: int
+    users: tuple[int, ...]
+    answers: tuple[int, ...]
+    images: tuple[int, ...]
+    num_images: tuple[int, ...]  # per turn
+    system: int | None
+    group: int | None
+    num_quotes: int
+    num_brackets: int
+    words: tuple[tuple[tuple[int, np.uint64, np.uint64], ...], ...] = field(repr=False)  # per part: offset, mask, value
+
+    def match(self, words: Words, starts: Ints, ends: Ints, closings: Ints) -> tuple[Ints, Ints]:
+        """Which lines have this shape, and where their values begin (one row a value, one column such a line).
+
+        `closings` are the positions of the quotes behind the values, one column a line.
+        """
+        sizes = np.array([len(part) for part in self.parts])
+        opens = np.empty_like(closings)
+        opens[0] = starts + sizes[0]
+        opens[1:] = closings[:-1] + sizes[1:-1, None]
+        found: Ints = np.flatnonzero((closings >= opens).all(axis=0) & (closings[-1] + (sizes[-1] - 1) == ends))
+        if len(found) < len(starts):
+            starts, closings, opens = starts[found], closings[:, found], opens[:, found]
+        same = np.ones(len(found), np.bool_)
+        for base, checks in zip((starts, *closings), self.words, strict=True):
+            for offset, mask, value in checks:
+                same &= (words[base + offset] & mask) == value
+        if same.all():
+            return found, opens
+        return found[same], opens[:, same]
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Rows of one block with one shape; `opens` and `closes`: one row a value, one column a line."""
+
+    shape: Shape
+    padded: bytes  # the block's text and `PADDING`
+    lines: Ints  # 0-based within the block, rising
+    starts: Ints  # byte offsets within the block
+    opens: Ints
+    closes: Ints
+
+    def lengths(self, value: int) -> Ints:
+        """Bytes of one value of each row."""
+        result: Ints = self.closes[value] - self.opens[value]
+        return result
+
+    def hashes(self, values: "int | list[int]") -> Ints:
+        """Hashes of one value, or of several (one row a value)."""
+        opens = self.opens[values]
+        return hash_spans(self.padded, opens.reshape(-1), (self.closes[values] - opens).reshape(-1)).reshape(
+            opens.shape
+        )
+
+    def optional_hashes(self, value: int) -> Ints:
+        """Hashes of one value, 0 where it is empty."""
+        return np.where(self.lengths(value) > 0, self.hashes(value), 0)
+
+    def text(self, value: int, position: int) -> str:
+        """One value of one row."""
+        return self.padded[int(self.opens[value, position]) : int(self.closes[value, position])].decode()
+
+
+class Shapes:
+    """The shapes met so far; more are learned on the way."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[Shape]] = {}  # by number of values
+        self._failures: Counter[int] = Counter()  # by the same
+
+    def sort(self, block: Block, *, labelled: bool) -> tuple[list[Alike], Ints | None]:
+        """Rows by shape, and the 0-based lines that are left; None where all are.
+
+        No row found alike has anything to report but repetitions, labels and its pictures.
+        """
+        if block.too_long or block.num_lines < MIN_ROWS:
+            return [], None
+        text = _BlockText(block.data)
+        if text.rough is None:
+            return [], None
+        groups = [group for group in self._groups(text) if len(group.lines)]
+        matched = sum(len(group.lines) for group in groups)
+        whole = matched == len(text.ends)
+        if not (
+            whole
+            and np.count_nonzero(text.array == _QUOTE) == sum(len(g.lines) * g.shape.num_quotes for g in groups)
+            and np.count_nonzero(text.array == _BRACKET) == sum(len(g.lines) * g.shape.num_brackets for g in groups)
+        ):
+            groups = text.without_rough(groups)
+        groups = [_without_blank(group, text.array, labelled=labelled) for group in groups]
+        groups = [group for group in groups if len(group.lines)]
+        if sum(len(group.lines) for group in groups) == len(text.ends):
+            return groups, np.empty(0, np.int64)
+        left = np.ones(len(text.ends), np.bool_)
+        for group in groups:
+            left[group.lines] = False
+        return groups, np.flatnonzero(left) if groups else None
+
+    def _groups(self, text: "_BlockText") -> Iterator[Alike]:
+        for lines, closings in text.by_num_values():
+            number = len(closings)
+            known = self._known.setdefault(number, [])
+            untried = list(known)
+            while len(lines) >= MIN_ROWS:
+                new = not untried
+                if new and (len(known) >= _MAX_SHAPES or self._failures[number] >= _MAX_FAILURES):
+                    break
+                shape = learn_shape(text.line(int(lines[0]))) if new else untried.pop(0)
+                found = np.empty(0, np.int64)
+                if shape is not None and len(shape.parts) == number + 1:
+                    found, opens = shape.match(text.words, text.starts[lines], text.ends[lines], closings)
+                if new and (shape is None or len(found) < MIN_ROWS):
+                    self._failures[number] += 1
+                    lines, closings = lines[1:], closings[:, 1:]
+                    continue
+                assert shape is not None
+                if new:
+                    known.append(shape)
+                if not len(found):
+                    continue
+                if len(found) == len(lines):
+                    yield Alike(shape, text.padded, lines, text.starts[lines], opens, closings)
+                    break
+                yield Alike(shape, text.padded, lines[found], text.starts[lines[found]], opens, closings[:, found])
+                lines, closings = np.delete(lines, found), np.delete(closings, found, axis=1)
+
+
+class _BlockText:
+    """A block's bytes, and which of its lines need a closer look."""
+
+    def __init__(self, data: bytes) -> None:
+        self.padded = data + PADDING
+        self.words = word_view(self.padded)
+        with_next: Bytes = np.frombuffer(self.padded, np.uint8, len(data) + 1)
+        self.array = with_next[:-1]
+        self._next = with_next[1:]
+        self.ends: Ints = np.flatnonzero(self.array == _LF)
+        self.starts: Ints = np.concatenate(([0], self.ends[:-1] + 1))
+        self.rough: Bools | None = np.zeros(len(self.ends), np.bool_)  # None where all lines are
+        if not data.isascii():
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self.rough = None
+                return
+        if np.count_nonzero(self.array < ord(" ")) != len(self.ends):
+            self._mark(self.rough, np.flatnonzero((self.array < ord(" ")) & (self.array != _LF)))
+        if b"\\" in data:
+            self._mark(self.rough, np.flatnonzero(self.array == _BACKSLASH))
+        if b"<" in data:
+            self._mark(self.rough, np.asarray(control.find_candidates(data), np.int64))
+
+    def line(self, index: int) -> bytes:
+        """One line with its LF."""
+        return self.padded[self.starts[index] : self.ends[index] + 1]
+
+    def by_num_values(self) -> Iterator[tuple[Ints, Ints]]:
+        """Lines that are not rough, by how many string values they have, with the quotes behind these, as `Shape`."""
+        assert self.rough is not None
+        behind = (self._next == _COMMA) | ((self._next | _TO_CLOSE) == _CLOSE)
+        closings: Ints = np.flatnonzero((self.array == _QUOTE) & behind)
+        lines: Ints = np.arange(len(self.ends))
+        number = len(closings) // len(lines)
+        if not self.rough.any() and number and number * len(lines) == len(closings):
+            table = np.ascontiguousarray(closings.reshape(-1, number).T)
+            if (table[-1] < self.ends).all() and (table[0] > self.starts).all():
+                yield lines, table
+                return
+        last: Ints = np.searchsorted(closings, self.ends)
+        counts = np.diff(last, prepend=0)
+        first = last - counts
+        counts[self.rough] = 0
+        for number in np.unique(counts).tolist():
+            chosen = np.flatnonzero(counts == number)
+            if number and len(chosen) >= MIN_ROWS:
+                yield chosen, closings[first[chosen] + np.arange(number)[:, None]]
+
+    def without_rough(self, groups: Sequence[Alike]) -> list[Alike]:
+        """Leave out lines with a quote too many, or with a bracket that may begin a marker."""
+        rough = np.zeros(len(self.ends), np.bool_)
+        brackets = np.flatnonzero(self.array == _BRACKET)
+        following = self._next[brackets]
+        self._mark(rough, brackets[(following == _CAPITAL_I) | (following == _SLASH)])
+        num_quotes = np.diff(np.searchsorted(np.flatnonzero(self.array == _QUOTE), self.ends), prepend=0)
+        return [
+            _choose(group, ~rough[group.lines] & (num_quotes[group.lines] == group.shape.num_quotes))
+            for group in groups
+        ]
+
+    def _mark(self, rough: Bools, positions: Ints) -> None:
+        rough[np.searchsorted(self.ends, positions)] = True
+
+
+def learn_shape(line: bytes) -> Shape | None:
+    """The shape of a line with its LF; None where it is not sound or has more to check than its strings."""
+    row, suspect = read_sound_line(line[:-1])
+    if row is None or suspect or b"\\" in line:
+        return None
+    value = json.loads(line)
+    if any("image_offsets" in turn for turn in value["conversations"]):
+        return None
+    quotes = [position for position, byte in enumerate(line) if byte == _QUOTE]
+    roles: dict[str, list[int]] = {}
+    parts: list[bytes] = []
+    end = number = 0
+    for begin, close, (role, text) in zip(quotes[::2], quotes[1::2], _strings(value), strict=True):
+        if line[begin + 1 : close].decode() != text:
+            return None
+        if role:
+            roles.setdefault(role, []).append(number)
+            number += 1
+            parts.append(line[end : begin + 1])
+            end = close
+    parts.append(line[end:])
+    turns = value["conversations"]
+    return Shape(
+        tuple(parts),
+        roles["id"][0],
+        tuple(roles["user"]),
+        tuple(roles["assistant"]),
+        tuple(roles.get("image", ())),
+        tuple(len(turn.get("images", ())) for turn in turns),
+        next(iter(roles.get("system", ())), None),
+        next(iter(roles.get("group", ())), None),
+        len(quotes),
+        sum(part.count(b"[") for part in parts),
+        tuple(map(_part_words, parts)),
+    )
+
+
+def _strings(row: object, role: str = "other") -> Iterator[tuple[str, str]]:
+    """(role, text) of every string of a JSON value in the order of the text; the role of a key is empty."""
+    if isinstance(row, str):
+        yield role, row
+    elif isinstance(row, list):
+        for item in row:
+            yield from _strings(item, role)
+    elif isinstance(row, dict):
+        for key, value in row.items():
+            yield "", key
+            if role == "meta":
+                yield from _strings(value, "meta")
+            else:
+                yield from _strings(value, "image" if key == "images" else key)
+
+
+def _part_words(part: bytes) -> tuple[tuple[int, np.uint64, np.uint64], ...]:
+    """Eight bytes at a time; the last eight overlap the ones before, and a shorter part is masked."""
+    mask = (1 << (8 * min(len(part), 8))) - 1
+    offsets = [*range(0, len(part) - 8, 8), max(len(part) - 8, 0)]
+    return tuple(
+        (offset, np.uint64(mask), np.uint64(int.from_bytes(part[offset : offset + 8], "little"))) for offset in offsets
+    )
+
+
+def _without_blank(group: Alike, array: Bytes, *, labelled: bool) -> Alike:
+    """Leave out rows whose id is empty, and those with a text that may be blank where it must not."""
+    shape = group.shape
+    keep = group.closes[shape.id] > group.opens[shape.id]
+    wanted = [user for user, num_images in zip(shape.users, shape.num_images, strict=True) if not num_images]
+    wanted += shape.answers if labelled else ()
+    for value in wanted:
+        # A character over " " that is ASCII is no white space; others are looked at the long way.
+        begin = array[group.opens[value]]
+        plain = (begin > ord(" ")) & ((begin < 0x80) | _is_letter(begin, array[group.opens[value] + 1]))
+        keep &= plain & (group.closes[value] > group.opens[value])
+    return group if keep.all() else _choose(group, keep)
+
+
+def _is_letter(begin: Bytes, following: Bytes) -> Bools:
+    """Whether a UTF-8 sequence that begins so is no white space (C2 85, C2 A0, E1 9A 80, E2 80/81 .., E3 80 80)."""
+    space: Bools = (begin == 0xC2) | ((begin == 0xE1) & (following == 0x9A)) | (begin == 0xE2)
+    space |= (begin == 0xE3) & (following == 0x80)
+    return ~space
+
+
+def _choose(group: Alike, keep: Bools) -> Alike:
+    return Alike(
+        group.shape,
+        group.padded,
+        group.lines[keep],
+        group.starts[keep],
+        group.opens[:, keep],
+        group.closes[:, keep],
+    )
