@@ -95,8 +95,10 @@ def parse_options(cls: type[Converter[Any]], options: Options | Mapping[str, Any
         if first["type"] == "extra_forbidden":
             known = ", ".join(cls.Options.model_fields) or "none"
             raise UserError(f"{cls.name} has no option {name!r}; its options are {known}") from None
-        value = "" if first["type"] == "missing" else f", not {first['input']!r:.80}"
-        raise UserError(f"option {name} of {cls.name}: {first['msg']}{value}") from None
+        if first["type"] == "missing":
+            about = cls.Options.model_fields[name].description if name in cls.Options.model_fields else ""
+            raise UserError(f"{cls.name} needs the option --{name}: {about}".removesuffix(": ")) from None
+        raise UserError(f"option {name} of {cls.name}: {first['msg']}, not {first['input']!r:.80}") from None
 
 
 def _out_dir(out_dir: str | Path) -> Path:

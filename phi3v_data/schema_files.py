@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
+from phi3v_data.converters.table_map import TableMap
 from phi3v_data.errors import NotFoundError
 from phi3v_data.schema import FORMAT_VERSION, Manifest, RejectRow, Report, Sample
 
@@ -20,6 +21,7 @@ SCHEMAS: Mapping[str, tuple[type[BaseModel], Mode, str]] = {
     "manifest": (Manifest, "validation", "DIR/dataset.json"),
     "reject": (RejectRow, "serialization", "a line of DIR/rejects.jsonl"),
     "report": (Report, "serialization", "what `phi3v-data validate DIR --json` prints"),
+    "table-map": (TableMap, "validation", "the mapping file of `phi3v-data convert table --map`"),
 }
 """Name -> the model, whether the schema is for what is read or for what is written, and where such a value lies."""
 

@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "cv2", "av", "datasets", "pandas", "pyarrow", 
 
 DATA_FLOORS = (
     ("cli",),
-    ("conversion", "converters", "formats", "request", "testing"),
+    ("conversion", "converters", "formats", "request", "sets", "testing"),
     ("report",),
     ("validate",),
     ("engine",),
@@ -35,6 +35,7 @@ DATA_FLOORS = (
     ("media",),
     ("problems",),
     ("schema_files",),
+    ("converters.table_map",),  # one of the files that have a schema
     ("schema", "jsonl", "splits"),
     ("errors",),
 )

@@ -33,6 +33,7 @@ BUILT_IN: Mapping[str, tuple[str, str]] = {
     "hateful_memes": ("phi3v_data.converters.hateful_memes:HatefulMemes", "Hateful Memes: official files and mirrors."),
     "nlvr2": ("phi3v_data.converters.nlvr2:Nlvr2", "NLVR2, two pictures a sentence: official files and mirrors."),
     "cauldron": ("phi3v_data.converters.cauldron:Cauldron", "Any configuration of the_cauldron."),
+    "table": ("phi3v_data.converters.table:TableConverter", "CSV, JSON lines or parquet of your own, by a map."),
 }
 """Name -> where the class lies, and one line for the list."""
 

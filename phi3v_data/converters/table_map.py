@@ -1,0 +1,227 @@
+"""The mapping file of `convert table`: which columns of a plain table make up a sample.
+
+    images: photo                     # a column or several; a cell may hold a list, or paths with `separator` between
+    user: "{question}\\nAnswer briefly."
+    assistant: "{answer}"
+    answers: accepted                 # all accepted answers, for scoring
+    split: part                       # where it is empty: train
+    group: shop                       # what must not straddle splits
+    metrics: [anls]
+
+`{column}` stands for a cell, `{query.en}` for a field inside one, `{{` and `}}` for braces. `turns:` holds a longer
+conversation. The full list of keys: `phi3v-data schema table-map`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from phi3v_data.errors import UserError
+from phi3v_data.schema import Task
+from phi3v_data.splits import is_split_name
+
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_list),
+    Field(strict=False),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TurnMap(_Model):
+    """One turn out of a row."""
+
+    user: str = Field(description="Template of the user's text.")
+    assistant: str = Field("", description="Template of the answer.")
+    images: Names = Field((), description="Columns with the turn's pictures.")
+
+    @field_validator("user", "assistant", mode="after")
+    @classmethod
+    def _is_template(cls, value: str) -> str:
+        for _ in placeholders(value):
+            pass
+        return value
+
+
+class TableMap(_Model):
+    """What a row of a plain table becomes."""
+
+    name: str = Field("", description="Name of the set and its files; default: the table's file name.")
+    task: Task = Field("vqa", description="What kind of task it is.")
+    metrics: Names = Field(("accuracy",), description="How it is scored; the first is the headline.")
+    images: Names = Field((), description="Columns with the pictures: paths relative to the table, or embedded.")
+    user: str = Field("", description="Template of the user's text.")
+    assistant: str = Field("", description="Template of the answer; empty: the table has none (--unlabelled).")
+    turns: Annotated[tuple[TurnMap, ...], Field(strict=False)] = Field((), description="Several turns, instead.")
+    system: str = Field("", description="Template of a system message.")
+    answers: Names = Field((), description="Columns with accepted answers, in order; cells may hold lists.")
+    split: str = Field("", description="Column that names the split; without one all rows are train.")
+    group: str = Field("", description="Column that says what must not straddle splits.")
+    id: str = Field("", description="Column with the row's own id; default: its number.")
+    meta: Names = Field((), description="Columns to keep in the sample's meta.")
+    values: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="Column -> cell -> what stands for it: {label: {'0': 'No', '1': 'Yes'}}."
+    )
+    separator: str = Field("", description="What parts several paths or answers in one cell.")
+    delimiter: str = Field("", description="What parts the cells of a CSV file; default: a comma, a tab in .tsv.")
+    classes: Names = Field((), description="Class names, for task classification.")
+    source: str = Field("", description="Where the data come from, for people.")
+    license: str = Field("", description="The data's licence.")
+
+    @field_validator("user", "assistant", "system", mode="after")
+    @classmethod
+    def _is_template(cls, value: str) -> str:
+        for _ in placeholders(value):
+            pass
+        return value
+
+    @field_validator("name", mode="after")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if value and not is_split_name(value):
+            raise ValueError("it becomes part of file names: use letters, digits, _, - and .")
+        return value
+
+    @field_validator("delimiter", mode="after")
+    @classmethod
+    def _is_character(cls, value: str) -> str:
+        if len(value) > 1:
+            raise ValueError("it must be one character")
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_form(self) -> "TableMap":
+        if bool(self.turns) == bool(self.user):
+            raise ValueError("give either 'user' (and 'assistant'), or 'turns'")
+        if self.turns and (self.assistant or self.images):
+            raise ValueError("with 'turns', put 'assistant' and 'images' into the turns")
+        return self
+
+    def all_turns(self) -> tuple[TurnMap, ...]:
+        """The turns, whichever form they were given in."""
+        return self.turns or (TurnMap(user=self.user, assistant=self.assistant, images=self.images),)
+
+    def columns(self) -> Iterator[tuple[str, str]]:
+        """(field of the map, column that it needs)."""
+        for number, turn in enumerate(self.all_turns()):
+            where = f"turns.{number}." if self.turns else ""
+            for field in ("user", "assistant"):
+                for name in placeholders(getattr(turn, field)):
+                    yield where + field, name
+            for name in turn.images:
+                yield where + "images", name
+        for name in placeholders(self.system):
+            yield "system", name
+        for field in ("answers", "meta"):
+            for name in getattr(self, field):
+                yield field, name
+        for field in ("split", "group", "id"):
+            if name := getattr(self, field):
+                yield field, name
+
+
+def placeholders(template: str) -> Iterator[str]:
+    """The columns that a template needs.
+
+    Raises:
+        ValueError: a brace alone, or an empty placeholder.
+    """
+    for match in _PLACEHOLDER.finditer(template):
+        if match[0] in ("{", "}"):
+            raise ValueError(f"a single '{match[0]}' at character {match.start() + 1}; write '{match[0] * 2}' for one")
+        if match[1] is not None:
+            if not match[1].strip():
+                raise ValueError(f"an empty {{}} at character {match.start() + 1}; put a column's name in")
+            yield match[1].strip()
+
+
+def fill(template: str, cells: Mapping[str, str]) -> str:
+    """A template with its cells put in."""
+
+    def put(match: "re.Match[str]") -> str:
+        return match[0][0] if match[1] is None else cells[match[1].strip()]
+
+    return _PLACEHOLDER.sub(put, template)
+
+
+def read_map(path: str | Path) -> str:
+    """The text of a mapping file, checked.
+
+    Raises:
+        UserError: not there, not YAML, or a key that is wrong; with the line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--map: cannot read '{path}': {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--map: '{path}' is not UTF-8 text") from error
+    parse_map(text, Path(path).name)
+    return text
+
+
+def parse_map(text: str, where: str = "the map") -> TableMap:
+    """Check the text of a mapping file.
+
+    Raises:
+        UserError: not YAML, or a key that is wrong; with the line.
+    """
+    try:
+        content = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise UserError(f"{where}{line} is not YAML: {problem}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must hold keys such as 'images: photo' and 'user: \"{{question}}\"'")
+    try:
+        return TableMap.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = [piece for piece in first["loc"] if isinstance(piece, str | int)]
+        name = ".".join(str(piece) for piece in location) or "the whole"
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"there is no such key; there are {', '.join(TableMap.model_fields)}"
+        raise UserError(f"{where}:{line_of(node, location)} {name}: {message}") from None
+
+
+def line_of(node: Any, location: "list[str | int]") -> int:
+    """The 1-based line of a key in a composed YAML document; that of the nearest key above where it is not there."""
+    line = 1
+    for piece in location:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(piece)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(piece, int) and piece < len(node.value):
+            found = (node.value[piece], node.value[piece])
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line

@@ -1,0 +1,157 @@
+"""Rows of plain tables, each with its place: CSV, TSV, JSON lines, a JSON list, parquet, `save_to_disk`."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import PurePosixPath
+from typing import Any
+
+from phi3v_data.converters.annotations import read_json, read_json_lines
+from phi3v_data.converters.source import TABLE_FILES, Source, SourceFile
+from phi3v_data.converters.tables import RowPlace
+from phi3v_data.errors import NotFoundError, UserError
+
+MAX_CELL = 1 << 26
+LOOKED_AT = 1000
+"""Rows of a JSON table whose fields count as its columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A row: where it is (`rows.csv:12`), its cells, or why it has none; embedded pictures are left in `place`."""
+
+    where: str
+    cells: Mapping[str, Any]
+    size: int = 0
+    split: str = ""  # the source's own, of a source with rows
+    place: RowPlace | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that has been found; `root` is the folder where its paths start."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: Iterator[TableRow] = field(repr=False)
+    root: str = ""
+
+
+def open_table(source: Source, file: str, delimiter: str, pictures: frozenset[str]) -> Table:
+    """Find the table in a source.
+
+    Args:
+        file: which one, where the source holds several.
+        pictures: columns that are not read beforehand, as they may embed pictures.
+
+    Raises:
+        UserError: no table, or several and none was named.
+    """
+    if source.has_rows:
+        return _embedded(source, pictures)
+    found = _find(source, file)
+    path = PurePosixPath(found.path)
+    root = str(found.file.parent.absolute())
+    if path.suffix.lower() in (".csv", ".tsv"):
+        columns, rows = _csv(found, delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","))
+        return Table(path.stem, columns, rows, root)
+    columns, rows = _peek(_json(found) if path.suffix.lower() == ".json" else _json_lines(found))
+    return Table(path.stem, columns, rows, root)
+
+
+def _find(source: Source, file: str) -> SourceFile:
+    tables = source.all_files(TABLE_FILES)
+    if file:
+        for table in tables:
+            if table.path == file:
+                return table
+        raise NotFoundError(f"--table: '{source.spec}' has no '{file}'")
+    if len(tables) == 1:
+        return tables[0]
+    if not tables:
+        raise NotFoundError(f"'{source.spec}' holds no table ({', '.join(TABLE_FILES)}, .parquet)")
+    names = ", ".join(table.path for table in tables[:8])
+    raise UserError(f"'{source.spec}' holds several tables; choose one with --table: {names}")
+
+
+def _csv(file: SourceFile, delimiter: str) -> tuple[tuple[str, ...], Iterator[TableRow]]:
+    csv.field_size_limit(MAX_CELL)
+    name = PurePosixPath(file.path).name
+    lines = file.file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        header = tuple(column.strip() for column in next(reader, ()))
+    except csv.Error as error:
+        lines.close()
+        raise UserError(f"{name}:{reader.line_num} is not CSV: {error}") from error
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if not header or twice:
+        lines.close()
+        what = f"names the column '{twice[0]}' twice" if twice else "is empty; the first line must name the columns"
+        raise UserError(f"{name} {what}")
+
+    def rows() -> Iterator[TableRow]:
+        with lines:
+            before = reader.line_num
+            while True:
+                try:
+                    cells = next(reader, None)
+                except csv.Error as error:
+                    raise UserError(f"{name}:{reader.line_num} is not CSV: {error}") from error
+                if cells is None:
+                    return
+                where, before = f"{name}:{before + 1}", reader.line_num
+                size = sum(map(len, cells))
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    problem = f"has {len(cells)} cells, the header {len(header)}"
+                    yield TableRow(where, {}, size, problem=problem)
+                elif any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
+                    yield TableRow(where, {}, size, problem="is not UTF-8")
+                else:
+                    yield TableRow(where, dict(zip(header, cells, strict=True)), size)
+
+    return header, rows()
+
+
+def _json_lines(file: SourceFile) -> Iterator[TableRow]:
+    name = PurePosixPath(file.path).name
+    for line in read_json_lines(file):
+        yield TableRow(f"{name}:{line.number}", line.value, line.size, problem=line.problem)
+
+
+def _json(file: SourceFile) -> Iterator[TableRow]:
+    name = PurePosixPath(file.path).name
+    content = read_json(file)
+    if not isinstance(content, list):
+        raise UserError(f"'{file.path}' is no table: it must hold a list of objects, or be JSON lines called .jsonl")
+    for index, row in enumerate(content):
+        good = isinstance(row, dict)
+        problem = "" if good else "is not a JSON object"
+        yield TableRow(f"{name}[{index}]", row if good else {}, len(json.dumps(row)), problem=problem)
+
+
+def _peek(rows: Iterator[TableRow]) -> tuple[tuple[str, ...], Iterator[TableRow]]:
+    first = list(islice(rows, LOOKED_AT))
+    return tuple(dict.fromkeys(name for row in first for name in row.cells)), chain(first, rows)
+
+
+def _embedded(source: Source, pictures: frozenset[str]) -> Table:
+    splits = list(source.splits())
+    columns = tuple(dict.fromkeys(name for split in splits for name in source.columns(split)))
+    text = [name for name in columns if name not in pictures]
+
+    def rows() -> Iterator[TableRow]:
+        for split in splits:
+            for index, (place, row) in enumerate(
+                zip(source.places(split), source.rows(split, columns=text), strict=True)
+            ):
+                size = sum(len(value) for value in row.values() if isinstance(value, str))
+                yield TableRow(f"{split}[{index}]", row, size, split.rpartition("/")[2], place)
+
+    folder = source.root if source.root.is_dir() else source.root.parent
+    return Table("", columns, rows(), str(folder.absolute()))
