@@ -148,7 +148,7 @@ def card_text(
         "## Use",
         "",
         "```bash",
-        "phi3v-train eval --model_name_or_path model --data_dir DIR",
+        f"phi3v-train eval --model_name_or_path model --data_dir DIR --num_crops {config.model.num_crops}",
         *(["phi3v-train merge model merged"] if adapter else []),
         "```",
         "",
