@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m pytest -q -n 2
 DEMO := demo_out
 
 .PHONY: help demo test test-quick test-slow lint format docs schemas floors dist clean
@@ -57,8 +57,8 @@ docs schemas: $(VENV)/.dev
 floors:
 	$(PYTHON) -m venv $(VENV)-floors
 	$(VENV)-floors/bin/python .ci/floors.py > $(VENV)-floors/floors.txt
-	$(VENV)-floors/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-floors/floors.txt -e '.[video]' pytest hypothesis psutil
-	$(VENV)-floors/bin/python -m pytest -q -m "not slow and not gpu" tests --ignore tests/models --ignore tests/train
+	$(VENV)-floors/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-floors/floors.txt -e '.[video]' pytest pytest-xdist hypothesis psutil
+	$(VENV)-floors/bin/python -m pytest -q -n 2 -m "not slow and not gpu" tests --ignore tests/models --ignore tests/train
 
 dist: $(VENV)/.dev
 	rm -rf dist
