@@ -23,8 +23,7 @@ def preview(
         Path | None, typer.Option(metavar="FILE", help="Write a page with a gallery and charts instead.")
     ] = None,
     row: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Which row, from 0; negative from the end. [default: 0]".replace("[", r"\[")),
+        int | None, typer.Option(metavar="N", help="Which row, from 0; negative from the end; else the first.")
     ] = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Of which split; else the first.")] = None,
     num_crops: Annotated[

@@ -16,7 +16,8 @@ def print_stats(stats: Mapping[str, Any], console: "Console") -> None:
     from rich.table import Table
 
     console.print(
-        f"{stats['dir']}: {stats['num_samples']:,} samples, {stats['num_turns']:,} turns, {stats['num_images']:,} images",
+        f"{stats['dir']}: {stats['num_samples']:,} samples, {stats['num_turns']:,} turns, "
+        f"{stats['num_images']:,} images",
         style="bold",
         markup=False,
     )

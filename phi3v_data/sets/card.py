@@ -172,7 +172,8 @@ def _provenance(manifest: Manifest, license_id: str) -> Iterator[str]:
     yield "## Source and licence"
     yield ""
     yield f"- Source: {_text(manifest.source) or 'not stated'}"
-    yield f"- Licence: {_text(license_id or manifest.license) or 'not stated; ask whoever holds the rights before sharing'}"
+    stated = _text(license_id or manifest.license)
+    yield f"- Licence: {stated or 'not stated; ask whoever holds the rights before sharing'}"
     steps = [*([manifest.converter] if manifest.converter else []), *manifest.history]
     for step in steps:
         yield f"- Made by `{step.name}` version {step.version}{_options(step)}"
@@ -234,7 +235,8 @@ def _use(dataset: Dataset) -> Iterator[str]:
     yield "from phi3v_data import Dataset"
     yield ""
     yield f'split = Dataset("DIR")[{split!r}]'
-    yield "print(split[0].conversations[0].user, split.image_path(split[0].images[0]))"
+    yield "for sample in split[:3]:"
+    yield "    print([split.image_path(name) for name in sample.images], sample.conversations[0].user)"
     yield "```"
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps
 
 from phi3v_data.media.image import UnreadableImageError, check_content, probe, unsafe_reason
 from phi3v_data.media.integrity import MISMATCH, MODE, ORIENTATION
@@ -115,9 +115,8 @@ def mended_picture(path: str) -> bytes:
         options: dict[str, Any] = {}
         if kind == "JPEG":
             options = {"quality": _QUALITY, "subsampling": 0}
-            sampling = JpegImagePlugin.get_sampling(image)
-            if not cmyk and sampling >= 0:
-                options = {"qtables": image.quantization, "subsampling": sampling}  # type: ignore[attr-defined]  # of a JPEG
+            if not cmyk:  # as fine as before; colours at full size, so that they are not thinned out once more
+                options = {"qtables": image.quantization, "subsampling": 0}  # type: ignore[attr-defined]  # of a JPEG
         elif kind == "WEBP":
             options = {"quality": _QUALITY}
         turned = ImageOps.exif_transpose(image)

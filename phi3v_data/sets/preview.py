@@ -8,6 +8,7 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
 from phi3v_data.media.image import UnreadableImageError, probe, unsafe_reason
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.validate.findings import escaped
 
 
 def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -> tuple[Split, int]:
@@ -28,13 +29,13 @@ def describe_row(split: Split, row: int, *, num_crops: int | None = None) -> Ite
     sample = split[row]
     file, line = split.location(row)
     yield f"{file}:{line}  row {row:,} of {len(split):,} in split {split.name}"
-    yield f"id       {sample.id}"
-    yield f"source   {sample.source}"
+    yield f"id       {escaped(sample.id)}"
+    yield f"source   {escaped(sample.source)}"
     for name, value in (("group", sample.group), ("system", sample.system)):
         if value:
-            yield f"{name:<9}{value}"
+            yield f"{name:<9}{_indented(value)}"
     for key, item in sample.meta.items():
-        yield f"meta     {key}: {item}"
+        yield f"meta     {escaped(key)}: {escaped(str(item))}"
     crops = num_crops or _suggested_crops(split.directory)
     for number, turn in enumerate(sample.conversations, 1):
         yield ""
@@ -53,7 +54,7 @@ def _suggested_crops(directory: Path) -> int:
 def _describe_turn(directory: Path, turn: Turn, num_crops: int) -> Iterator[str]:
     for number, name in enumerate(turn.images):
         place = f", at character {turn.image_offsets[number]}" if any(turn.image_offsets) else ""
-        yield f"image    {name}  {describe_picture(directory, name, num_crops)}{place}"
+        yield f"image    {escaped(name)}  {describe_picture(directory, name, num_crops)}{place}"
     yield f"user     {_indented(turn.user)}"
     yield f"answer   {_indented(turn.assistant)}"
 
@@ -82,8 +83,8 @@ def describe_picture(directory: Path, name: str, num_crops: int) -> str:
 
 
 def _indented(text: str) -> str:
-    """Text whose further lines stand under the first."""
-    return text.replace("\n", "\n         ")
+    """Text whose further lines stand under the first; what could steer a terminal is spelled out."""
+    return "\n         ".join(map(escaped, text.split("\n")))
 
 
 def _accepted(sample: Sample) -> str:

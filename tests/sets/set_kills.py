@@ -1,0 +1,103 @@
+"""Kill split, merge or clean before each of its file operations, one after the other; run by test_kill.py.
+
+    python set_kills.py COMMAND WORK_DIR fresh|overwrite
+
+Every attempt is a process of its own that ends itself with SIGKILL right before its n-th operation. After each kill
+OUT is as before or complete; the same call must then end with the bytes of an undisturbed run. Prints the number of
+kill points.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from set_builders import png, row, tree, write_set
+
+from phi3v_data.sets.clean import clean_set
+from phi3v_data.sets.merge import merge_sets
+from phi3v_data.sets.split import split_set
+
+OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "makedirs")
+
+
+def in_child(work: Callable[[], object], kill_at: int | None = None) -> int:
+    """Run `work` in a forked process; its exit status, or minus the signal that ended it."""
+    pid = os.fork()
+    if pid == 0:
+        if kill_at is not None:
+            count_down(kill_at)
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def count_down(left: int) -> None:
+    """End this process right before its `left`-th file operation."""
+
+    def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+
+        return counted
+
+    for name in OPERATIONS:
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def make_call(command: str, folder: Path, out: Path) -> Callable[[bool], object]:
+    """The call under test, given `overwrite`."""
+    rows = [row(f"r{n}", f"{n}.png", group=f"g{n}") for n in range(6)]
+    images = {f"{n}.png": png(n) for n in range(6)}
+    a = write_set(folder / "a", {"a_train.jsonl": [*rows, "{"] if command == "clean" else rows}, images, name="a")
+    b = write_set(folder / "b", {"b_train.jsonl": rows[:2]}, {"0.png": png(9), "1.png": png(1)}, name="b")
+    calls: dict[str, Callable[[bool], object]] = {
+        "split": lambda overwrite: split_set(a, out, "train=0.5,dev=0.5", seed=1, overwrite=overwrite),
+        "merge": lambda overwrite: merge_sets([a, b], out, overwrite=overwrite),
+        "clean": lambda overwrite: clean_set(a, out, fix=True, overwrite=overwrite),
+    }
+    return calls[command]
+
+
+def main(command: str, work: Path, mode: str) -> None:
+    out = work / "out"
+    call = make_call(command, work, out)
+    overwrite = mode == "overwrite"
+    assert in_child(lambda: call(False)) == 0
+    wanted = tree(out, hidden=True)
+    shutil.rmtree(out)
+    if overwrite:
+        old = write_set(work / "old", {"old_val.jsonl": [row("old", "o.png")]}, {"o.png": png(50)}, name="old")
+        assert in_child(lambda: merge_sets([old], out)) == 0
+        shutil.copytree(out, work / "before")
+    before = tree(out) if overwrite else {}
+    visible = {name: digest for name, digest in wanted.items() if not name.startswith(".phi3v")}
+    point = 0
+    while True:
+        point += 1
+        shutil.rmtree(out, ignore_errors=True)
+        if overwrite:
+            shutil.copytree(work / "before", out)
+        status = in_child(lambda: call(overwrite), point)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, status
+        now = tree(out) if out.exists() else {}
+        if "dataset.json" in now:
+            assert now in (before, visible), f"kill point {point}: a mixture counts as complete"
+        assert in_child(lambda: call(overwrite)) == 0, f"kill point {point}: cannot be run again"
+        ended = tree(out, hidden=True)
+        complete = ".phi3v/convert/complete.json"
+        assert {**ended, complete: ""} == {**wanted, complete: ""}, f"kill point {point}: {set(ended) ^ set(wanted)}"
+    print(point - 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

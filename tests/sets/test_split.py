@@ -1,0 +1,204 @@
+"""split: what belongs together stays together, nothing leaks, rows added later move no one."""
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from set_builders import encoded, picture, png, read_rows, row, run, split_of, tree, write_set
+
+from phi3v_data.errors import UserError
+from phi3v_data.plan import choose_split
+from phi3v_data.schema import Manifest
+from phi3v_data.sets.split import By, split_set
+from phi3v_data.sets.writing import ImageMode
+from phi3v_data.validate import validate
+
+LEAKS = ("leak-image", "leak-group", "leak-sample")
+
+
+def many(count: int, per_group: int = 2) -> list[dict[str, object]]:
+    return [row(f"r{n}", f"{n}.png", group=f"g{n // per_group}") for n in range(count)]
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> Path:
+    images = {f"{n}.png": png(n) for n in range(60)}
+    rows = many(60)
+    return write_set(
+        tmp_path / "in",
+        {"test_train.jsonl": rows[:40], "test_val.jsonl": rows[40:]},
+        images,
+        metrics=["anls"],
+        num_crops=4,
+    )
+
+
+def test_rows_go_where_the_hash_of_their_group_says(grouped: Path, tmp_path: Path) -> None:
+    result = split_set(grouped, tmp_path / "out", "train=0.5,val=0.25,test=0.25")
+    shares = {"train": 0.5, "val": 0.25, "test": 0.25}
+    assert split_of(tmp_path / "out") == {f"r{n}": choose_split(f"g{n // 2}", shares, 0) for n in range(60)}
+    assert result.samples == 60
+    report = validate(tmp_path / "out")
+    assert report.ok
+    assert report.summary.problems == {}
+
+
+def test_rows_and_pictures_are_as_they_were_and_the_manifest_is_carried_over(grouped: Path, tmp_path: Path) -> None:
+    before = tree(grouped)
+    split_set(grouped, tmp_path / "out", "train=0.7,val=0.3", seed=5)
+    assert tree(grouped) == before
+    lines = sorted(line for path in grouped.glob("*.jsonl") for line in path.read_bytes().splitlines())
+    assert (
+        sorted(line for path in (tmp_path / "out").glob("*.jsonl") for line in path.read_bytes().splitlines()) == lines
+    )
+    manifest = Manifest.model_validate_json((tmp_path / "out/dataset.json").read_bytes())
+    assert (manifest.metrics, manifest.num_crops) == (("anls",), 4)
+    assert [(step.name, step.options["seed"]) for step in manifest.history] == [("split", 5)]
+    assert (tmp_path / "out/images/7.png").stat().st_ino == (grouped / "images/7.png").stat().st_ino
+
+
+def test_pictures_can_be_copied(grouped: Path, tmp_path: Path) -> None:
+    split_set(grouped, tmp_path / "out", "train=0.7,val=0.3", images=ImageMode.copy)
+    copy, original = tmp_path / "out/images/7.png", grouped / "images/7.png"
+    assert copy.read_bytes() == original.read_bytes()
+    assert copy.stat().st_ino != original.stat().st_ino
+
+
+def test_rows_that_share_pixels_are_joined_whatever_their_groups_and_names(tmp_path: Path) -> None:
+    images = {f"{n}.png": png(n) for n in range(40)}
+    images |= {f"again{n}.bmp": encoded(picture(n), "BMP") for n in range(0, 40, 3)}
+    rows = many(40) + [row(f"s{n}", f"again{n}.bmp", group=f"other{n}") for n in range(0, 40, 3)]
+    write_set(tmp_path / "in", {"train.jsonl": rows}, images)
+    split_set(tmp_path / "in", tmp_path / "out", "train=0.6,val=0.4")
+    where = split_of(tmp_path / "out")
+    assert all(where[f"s{n}"] == where[f"r{n}"] for n in range(0, 40, 3))
+    report = validate(tmp_path / "out")
+    assert not report.summary.problems.keys() & {*LEAKS, "leak-near-image"}
+
+
+def test_equal_texts_without_pictures_stay_together(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", user=f"Question {n % 30}?") for n in range(90)]
+    write_set(tmp_path / "in", {"train.jsonl": rows})
+    split_set(tmp_path / "in", tmp_path / "out", "train=0.6,val=0.4")
+    assert "leak-sample" not in validate(tmp_path / "out").summary.problems
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.sets(st.integers(0, 15), max_size=3)), min_size=20, max_size=40),
+    st.lists(st.integers(13, 30), max_size=20),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_any_set_splits_without_a_leak_or_is_refused_and_new_rows_move_no_one(
+    samples: list[tuple[int, set[int]]], more: list[int], seed: int, stratify: bool
+) -> None:
+    pictures = {f"{n}.png": png(n) for n in range(16)}
+    rows = [
+        row(f"r{n}", *(f"{k}.png" for k in sorted(used)), group=f"g{group}", answer="ab"[group % 2])
+        for n, (group, used) in enumerate(samples)
+    ]
+    new = [row(f"n{n}", group=f"g{group}", answer="ab"[group % 2]) for n, group in enumerate(more)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_set(folder / "in", {"train.jsonl": rows}, pictures)
+        write_set(folder / "more", {"train.jsonl": [*rows, *new]}, pictures)
+        try:
+            split_set(folder / "in", folder / "out", "train=0.5,val=0.5", seed=seed, stratify=stratify)
+        except UserError:
+            assert not (folder / "out").exists()
+            return
+        assert not validate(folder / "out", use_receipt=False).summary.problems.keys() & set(LEAKS)
+        assert split_of(folder / "out").keys() == {value["id"] for value in rows}
+        try:
+            split_set(folder / "more", folder / "out2", "train=0.5,val=0.5", seed=seed, stratify=stratify)
+        except UserError:
+            return
+        before, after = split_of(folder / "out"), split_of(folder / "out2")
+        assert {row_id: after[row_id] for row_id in before} == before
+
+
+def test_stratified_splits_have_their_share_of_every_label(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", answer=("common" if n % 10 else "rare"), user=f"{n}?") for n in range(1000)]
+    write_set(tmp_path / "in", {"train.jsonl": rows})
+    split_set(tmp_path / "in", tmp_path / "out", "train=0.8,val=0.1,test=0.1", stratify=True)
+    counts = {
+        split: Counter(value["conversations"][0]["assistant"] for value in values)
+        for split, values in read_rows(tmp_path / "out").items()
+    }
+    assert abs(counts["val"]["rare"] - 10) <= 1
+    assert abs(counts["test"]["common"] - 90) <= 1
+
+
+def test_free_text_is_no_label(tmp_path: Path) -> None:
+    write_set(tmp_path / "in", {"train.jsonl": [row(f"r{n}", answer=f"Text {n}.") for n in range(10_001)]})
+    with pytest.raises(UserError, match="free text"):
+        split_set(tmp_path / "in", tmp_path / "out", "train=0.5,val=0.5", stratify=True)
+
+
+def test_one_picture_in_all_rows_cannot_be_split(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", "logo.png", f"{n}.png") for n in range(12)]
+    write_set(tmp_path / "in", {"train.jsonl": rows}, {f"{n}.png": png(n) for n in range(12)} | {"logo.png": png(99)})
+    done = run("split", tmp_path / "in", tmp_path / "out", "--split", "train=0.8,val=0.2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the rows with 'r0' (they share pictures, such as 'logo.png'): 12 of 12 rows" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_group_far_beyond_its_share_is_named_with_a_seed_that_helps(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", group="big" if n < 40 else f"g{n}") for n in range(100)]
+    write_set(tmp_path / "in", {"train.jsonl": rows})
+    seed = next(seed for seed in range(99) if choose_split("big", {"train": 0.7, "val": 0.3}, seed) == "val")
+    with pytest.raises(UserError, match=r"group 'big': 40 of 100 rows.*; --seed \d+ has them fit") as caught:
+        split_set(tmp_path / "in", tmp_path / "out", "train=0.75,val=0.25", seed=seed)
+    better = int(str(caught.value).rpartition("--seed ")[2].split()[0])
+    assert split_set(tmp_path / "in", tmp_path / "out", "train=0.75,val=0.25", seed=better).samples == 100
+
+
+def test_by_image_and_by_id(grouped: Path, tmp_path: Path) -> None:
+    shares = {"train": 0.5, "val": 0.5}
+    result = split_set(grouped, tmp_path / "image", "train=0.5,val=0.5", by=By.image)
+    assert split_of(tmp_path / "image") == {f"r{n}": choose_split(f"{n}.png", shares, 0) for n in range(60)}
+    assert any("groups stand in several splits" in note for note in result.notes)
+    split_set(grouped, tmp_path / "id", "train=0.5,val=0.5", by=By.id)
+    assert split_of(tmp_path / "id") == {f"r{n}": choose_split(f"r{n}", shares, 0) for n in range(60)}
+
+
+def test_what_cannot_be_read_for_certain_is_refused(tmp_path: Path) -> None:
+    write_set(tmp_path / "in", {"train.jsonl": [row("a"), "{broken", row("b")]})
+    with pytest.raises(UserError, match=r"train\.jsonl:2: json-syntax: .*phi3v-data clean"):
+        split_set(tmp_path / "in", tmp_path / "out", "train=0.5,val=0.5")
+
+
+def test_unlabelled_rows_are_not_mixed_with_labelled_ones(tmp_path: Path) -> None:
+    write_set(
+        tmp_path / "in", {"a_test.jsonl": [row("a", answer="")], "a_train.jsonl": [row("b")]}, name="a", labelled=False
+    )
+    with pytest.raises(UserError, match="have no answers"):
+        split_set(tmp_path / "in", tmp_path / "out", "train=0.5,val=0.5")
+
+
+def test_other_content_is_refused_and_overwrite_replaces_a_set(grouped: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").touch()
+    args = ("split", grouped, tmp_path / "out", "--split")
+    assert "mine.txt" in run(*args, "train=0.5,val=0.5").stderr
+    (tmp_path / "out/mine.txt").unlink()
+    assert run(*args, "train=0.5,val=0.5").returncode == 0
+    again = run(*args, "train=0.5,val=0.5")
+    assert "already complete" in again.stdout
+    other = run(*args, "train=0.5,test=0.5")
+    assert other.returncode == 2
+    assert "options.split.val" in other.stderr
+    assert run(*args, "train=0.5,test=0.5", "--overwrite").returncode == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.jsonl")} == {"test_train.jsonl", "test_test.jsonl"}
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["splits"].keys() == {"train", "test"}
+
+
+def test_out_inside_dir_is_refused(grouped: Path) -> None:
+    with pytest.raises(UserError, match="one in the other"):
+        split_set(grouped, grouped / "out", "train=0.5,val=0.5")

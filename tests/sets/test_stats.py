@@ -1,0 +1,105 @@
+"""stats: counts that a plain count agrees with, duplicates of both kinds, and the search behind them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from set_builders import encoded, picture, png, row, run, write_set
+
+from phi3v_data.sets.components import join_rows
+from phi3v_data.sets.stats import set_stats
+from phi3v_data.validate import near
+from phi3v_data.validate.near import MAX_DISTANCE, near_pairs_within
+
+
+def lighter(image: Image.Image) -> Image.Image:
+    return image.point(lambda level: min(255, level + 6))
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Path:
+    """Three pictures twice over by pixels, two that look alike, one that both splits use."""
+    images = {f"{n}.png": png(n) for n in range(6)}
+    images |= {"0.bmp": encoded(picture(0), "BMP"), "1.bmp": encoded(picture(1), "BMP")}
+    images |= {"alike.png": encoded(lighter(picture(2))), "wide.png": encoded(picture(9, (90, 40)))}
+    train = [row(f"t{n}", f"{n}.png", answer="yes" if n % 3 else "no", group=f"g{n}") for n in range(6)]
+    train += [row("t6", "0.bmp", answer="yes"), row("t7", "alike.png", "wide.png", answer="yes")]
+    val = [row("v0", "1.bmp", answer="no"), row("v1", "3.png", answer="no"), row("v2", "gone.png", answer="no")]
+    return write_set(tmp_path / "in", {"train.jsonl": train, "val.jsonl": [*val, "{"]}, images)
+
+
+def test_numbers_are_those_of_a_plain_count(counted: Path) -> None:
+    stats = set_stats(counted, num_crops=4)
+    assert (stats["num_samples"], stats["num_turns"], stats["num_images"]) == (11, 11, 10)
+    assert (stats["unread_lines"], stats["missing_images"], stats["groups"]) == (1, 1, 6)
+    assert stats["labels"] == {"train": {"yes": 6, "no": 2}, "val": {"no": 3}}
+    assert stats["label_balance"]["train"]["ratio"] == 3.0
+    assert stats["label_balance"]["train"]["most"] == ["yes", 6]
+    assert stats["image_sizes"] == {"48x40": 9, "90x40": 1}
+    assert stats["text"]["answer"]["max"] == 3
+    assert stats["text"]["question"]["sum"] == sum(len(f"What is {name}?") for name in ["t0"] * 8 + ["v0"] * 3)
+
+
+def test_duplicates_within_and_across_splits(counted: Path) -> None:
+    found = set_stats(counted)["duplicates"]
+    assert found["exact"]["groups"] == 2
+    assert found["exact"]["pictures"] == 4
+    assert found["exact"]["within"] == {"train": 2}
+    assert found["exact"]["across"] == {"train/val": 2}
+    assert found["exact"]["examples"] == [["0.bmp", "0.png"], ["1.bmp", "1.png"]]
+    assert found["near"]["examples"] == [["2.png", "alike.png"]]
+    assert found["near"]["within"] == {"train": 2}
+    assert found["near"]["across"] == {}
+
+
+def test_the_command_prints_text_and_json(counted: Path) -> None:
+    done = run("stats", counted)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "11 samples, 11 turns, 10 images",
+        "look alike: 2 files in 1 groups",
+        "1 lines are no rows",
+        "'yes' 6",
+    ):
+        assert words in done.stdout
+    stats = json.loads(run("stats", counted, "--json", "--level", "quick").stdout)
+    assert (stats["level"], stats["duplicates"]) == ("quick", None)
+    assert run("stats", counted / "nowhere").returncode == 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(0, 4), st.sets(st.integers(0, 63), max_size=6)), max_size=60),
+    st.sampled_from([2, 2048]),
+)
+def test_the_search_finds_all_near_hashes_once(
+    seeds: list[int], changes: list[tuple[int, set[int]]], long_run: int
+) -> None:
+    values = {seeds[n % len(seeds)] ^ sum(1 << bit for bit in bits) for n, bits in changes} | set(seeds)
+    hashes = np.array(sorted(values), np.uint64)
+    known, near._LONG_RUN = near._LONG_RUN, long_run
+    try:
+        left, right, complete = near_pairs_within(hashes)
+    finally:
+        near._LONG_RUN = known
+    distances = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    assert complete
+    assert np.array_equal(np.stack([left, right], axis=1), np.argwhere(np.triu(distances <= MAX_DISTANCE, 1)))
+
+
+@given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
+def test_joined_rows_are_those_that_a_path_leads_between(num_rows: int, pairs: list[tuple[int, int]]) -> None:
+    pairs = [(a % num_rows, b % num_rows) for a, b in pairs]
+    expected = list(range(num_rows))
+    for _ in range(num_rows):
+        for a, b in pairs:
+            expected[a] = expected[b] = min(expected[a], expected[b])
+    links = np.array(pairs, np.int64).reshape(-1, 2)
+    half = len(links) // 2
+    parts = [(links[:half, 0], links[:half, 1]), (links[half:, 0], links[half:, 1])]
+    assert join_rows(num_rows, parts).tolist() == expected
