@@ -282,11 +282,11 @@ def test_explain_prints_a_code_or_all_or_the_page() -> None:
 
 def test_schema_prints_one_or_all_and_writes_files(tmp_path: Path) -> None:
     assert json.loads(run("schema", "sample").stdout)["title"] == "Sample"
-    assert sorted(json.loads(run("schema").stdout)) == ["manifest", "reject", "report", "sample"]
+    assert sorted(json.loads(run("schema").stdout)) == ["manifest", "reject", "report", "sample", "table-map"]
     done = run("schema", "--out_dir", tmp_path / "schemas")
     assert done.returncode == 0
     written = sorted(path.name for path in (tmp_path / "schemas").iterdir())
-    assert written == [f"{name}.schema.json" for name in ("manifest", "reject", "report", "sample")]
+    assert written == [f"{name}.schema.json" for name in ("manifest", "reject", "report", "sample", "table-map")]
 
 
 # ---- progress ------------------------------------------------------------------------------------------------------
