@@ -8,10 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
-from phi3v_data.cli.base import INTERRUPTED, PROBLEMS
+from phi3v_data.cli.base import PROBLEMS
 from phi3v_train.config import RunConfig
 
 GRACE = 10.0
@@ -57,11 +58,22 @@ def launch(number: int, arguments: Sequence[str]) -> int:
         for rank in range(number)
     ]
     try:
-        code = wait(processes)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    end(processes)
-    return code
+        return wait(processes)
+    finally:
+        end(processes)
+
+
+def obey_launcher() -> None:
+    """In a process started here: leave Ctrl-C to the launcher, and end when it is gone, even by SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(PROBLEMS)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:

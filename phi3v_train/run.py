@@ -135,7 +135,6 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     from phi3v_train.training.strategy import Place, make_strategy
 
     config = plan.config
-    quieten_libraries()
     place = Place.from_environment()
     on_gpu = plan.compute.device.value == "cuda"
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
@@ -194,19 +193,6 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         folder.read_json(output_dir / folder.EVAL_BEFORE),
         folder.read_json(output_dir / folder.EVAL_AFTER),
     )
-
-
-def quieten_libraries() -> None:
-    """No bars, no advice and no notes on deprecation from libraries between our lines."""
-    import logging
-    import warnings
-
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
 
 
 def enable_checkpointing(model: Any) -> None:

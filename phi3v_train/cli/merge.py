@@ -32,9 +32,7 @@ def merge(
     OUT loads wherever a base model does. A checkpoint without adapter is written in one number format.
     """
     from phi3v_train.models.loading import locate
-    from phi3v_train.run import quieten_libraries
     from phi3v_train.training.merging import merge_to
 
-    quieten_libraries()
     written = merge_to(locate(source, base=base), out, dtype=dtype, overwrite=overwrite)
     print(f"{out}: a model directory in {written}")

@@ -42,11 +42,13 @@ def run(
     if "RANK" in os.environ:
         # torch's own log of lost connections, a page each; we say it in one line.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from phi3v_train.launch import LAUNCHED, launch, processes_to_start
+    from phi3v_train.launch import LAUNCHED, launch, obey_launcher, processes_to_start
     from phi3v_train.plan import make_plan
     from phi3v_train.run import check_data, find_start, train
     from phi3v_train.training.strategy import Place
 
+    if LAUNCHED in os.environ:
+        obey_launcher()
     config = settings.config
     place = Place.from_environment()
     number = processes_to_start(config)

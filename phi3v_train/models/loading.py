@@ -178,10 +178,24 @@ def load_processor(place: ModelPlace, *, num_crops: int | None = None) -> Any:
     return processor
 
 
+def quieten_libraries() -> None:
+    """No bars, no advice and no notes on deprecation from libraries between our lines."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
+
+
 def load_base(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
     """The model without its adapter, on the CPU, all weights in the compute dtype."""
     import torch
 
+    quieten_libraries()
     dtype = getattr(torch, TORCH_DTYPES[compute.dtype.value])
     if place.directory is None:
         from phi3v_train.models.phi3v.tiny import tiny_model

@@ -161,3 +161,28 @@ def test_an_error_is_said_once_with_its_rank(tmp_path: Path, kind: str) -> None:
     assert result.stderr.count("train-0000000078") == 1, result.stderr
     assert "error: rank " in result.stderr
     assert "The same command begins anew" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_the_processes_end_with_their_launcher(data_dir: Path, tmp_path: Path, name: str) -> None:
+    settings = settings_for(data_dir, tmp_path / "out", max_steps=100000, save_steps=2, batch_size_per_gpu=2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "phi3v_train", "run", *arguments(settings), "--num_processes", "2", "--skip_validation"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and not list((tmp_path / "out").glob("checkpoint-*/COMPLETE.json")):
+        time.sleep(0.05)
+    ranks = children(process)
+    if name == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.kill()
+    _, errors = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert not alive
+    if name == "SIGINT":
+        assert process.returncode == 130
+        assert errors.count("The same command goes on") == 1
+        assert "Traceback" not in errors

@@ -8,7 +8,10 @@ import yaml
 from PIL import Image
 from run_dirs import arguments, colour_directory, command, read_lines, settings_for
 
+from phi3v_train.plan import make_plan
 from phi3v_train.recipes import recipe_names
+from phi3v_train.run import run
+from phi3v_train.settings import resolve
 
 FOLDER = {
     "README.md",
@@ -113,3 +116,16 @@ def test_plan_says_what_fits(data_dir: Path, tmp_path: Path) -> None:
     assert all(row["fits"] for row in plan["fits"] if row["method"] == "QLoRA rank 64")
     none = json.loads(command("plan", *arguments_, "--json", "--memory", "0.001").stdout)
     assert not any(row["fits"] for row in none["fits"])
+
+
+def test_several_directories_with_weights(data_dir: Path, tmp_path: Path) -> None:
+    other = colour_directory(tmp_path / "other", rows=4, held_out=1)
+    settings = {
+        **settings_for(data_dir, tmp_path / "out", max_steps=2),
+        "data_dir": [str(data_dir), str(other)],
+        "mix": [1, 3],
+    }
+    plan = make_plan(resolve(settings))
+    assert plan.order.shares == (3, 9)
+    assert run(resolve(settings), quiet=True).step == 2
+    assert [data["rows"] for data in json.loads((tmp_path / "out" / "data.json").read_text())] == [8, 4]
