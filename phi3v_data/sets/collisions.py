@@ -5,6 +5,7 @@ Everything is found by 64-bit hashes in arrays, 8 bytes a name; texts are read a
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from phi3v_data.sets.components import Ints
 from phi3v_data.sets.reading import Progress, SourceSet
+from phi3v_data.validate.hashes import hash_texts
 from phi3v_data.validate.tree import FILE, UNSAFE
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -58,14 +60,19 @@ class IdNames:
             np.concatenate([source.table.ids[~changed] for source, changed in zip(sources, self.changed, strict=True)])
         )
         new = [
-            hash(self._new(number, row_id))
+            hashes
             for number, source in enumerate(sources)
-            for row_id in _ids(source, self.changed[number])
+            for hashes in self._new_hashes(number, _ids(source, self.changed[number]))
         ]
-        self.new = np.sort(np.array(new, np.int64))
+        self.new = np.sort(np.concatenate(new)) if new else np.empty(0, np.int64)
         twice = self.new[1:][self.new[1:] == self.new[:-1]]
         self.taken = np.unique(np.concatenate([twice, self.new[is_among(self.new, self.kept)]]))
         self.given: set[str] = set()  # ids that were taken, as handed out
+
+    def _new_hashes(self, number: int, ids: Iterator[str]) -> Iterator[Ints]:
+        """Hashes of the ids with labels, some at a time."""
+        while some := [self._new(number, row_id) for row_id in islice(ids, 1 << 16)]:
+            yield hash_texts(some)
 
     def _new(self, number: int, row_id: str) -> str:
         return f"{self.labels[number]}-{row_id}"
@@ -86,7 +93,7 @@ class IdNames:
 
     @staticmethod
     def _holds(ordered: Ints, text: str) -> bool:
-        return bool(is_among(np.array([hash(text)], np.int64), ordered)[0])
+        return bool(is_among(hash_texts([text]), ordered)[0])
 
     def notes(self) -> Iterator[str]:
         """How many ids changed, for people."""
@@ -152,7 +159,7 @@ class PictureNames:
         wanted = np.flatnonzero(brought)
         for start in range(0, len(wanted) if number else 0, 1 << 16):
             entries = wanted[start : start + (1 << 16)]
-            hashes = np.fromiter(map(hash, map(tree.path, entries.tolist())), np.int64, len(entries))
+            hashes = hash_texts(list(map(tree.path, entries.tolist())))
             for other in range(number):
                 found = self.trees[other].find(hashes)
                 for entry, match in zip(entries[found >= 0].tolist(), found[found >= 0].tolist(), strict=True):
