@@ -71,6 +71,7 @@ def test_with_a_tokenizer_the_length_is_that_of_training(tmp_path: Path, value: 
 
 
 def test_too_long_is_an_error_when_exact_and_a_warning_when_estimated(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
     write(tmp_path, {"train.jsonl": [row("a"), row("b", turn("word " * 300))]})
     estimated = validate(tmp_path, max_tokens=100)
     assert [(item.line, item.severity) for item in estimated.problems] == [(2, "warning")]
@@ -114,6 +115,7 @@ def test_num_crops_comes_from_the_option_then_the_manifest_then_16(tmp_path: Pat
 
 
 def test_a_tokenizer_that_cannot_be_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tokenizers")
     write(tmp_path, {"train.jsonl": [row("a")], "bad/tokenizer.json": "{}"})
     with pytest.raises(NotFoundError, match=r"tokenizer\.json"):
         validate(tmp_path, tokenizer=tmp_path)
