@@ -155,7 +155,7 @@ ROWS = (
         "Ids are unique within a directory, over all splits and shards.",
         "Predictions are joined to rows by id: two rows with one id get each other's scores.",
         _train(_GOOD, row("a", user="Is it red?")),
-        "Number the rows anew, as `phi3v-data merge` does.",
+        "`phi3v-data merge DIR OUT` gives such rows ids of their own; `phi3v-data clean` keeps the first only.",
     ),
     Problem(
         "line-too-long",

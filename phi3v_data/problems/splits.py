@@ -59,7 +59,7 @@ SPLITS = (
         "can be read off this name, or two files claim one split.",
         "Its rows are left out of training, or a split is read twice.",
         Example({"train.jsonl": Text(row("a")), "samples.jsonl": Text(row("b"))}),
-        "Rename it; `phi3v-data merge` joins directories with different names.",
+        "Rename it; `phi3v-data merge DIR OUT` joins files with different names.",
     ),
     Problem(
         "shard-missing",
@@ -135,7 +135,7 @@ SPLITS = (
         "Question, answer and pictures are the same under two ids.",
         "It weighs twice in training and in scores.",
         Example({"train.jsonl": Text(row("a", "a.png") + row("b", "a.png")), "images/a.png": _A}),
-        "Drop one with `phi3v-data clean`, unless the weight is meant.",
+        "Drop one with `phi3v-data clean DIR OUT --drop duplicate-sample`, unless the weight is meant.",
     ),
     Problem(
         "label-unknown",
