@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 from phi3v_data.converters.annotations import read_json, read_json_lines
 from phi3v_data.converters.source import TABLE_FILES, Source, SourceFile
@@ -80,42 +80,48 @@ def _find(source: Source, file: str) -> SourceFile:
 def _csv(file: SourceFile, delimiter: str) -> tuple[tuple[str, ...], Iterator[TableRow]]:
     csv.field_size_limit(MAX_CELL)
     name = PurePosixPath(file.path).name
-    lines = file.file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    with _opened(file) as lines:
+        header = _header(csv.reader(lines, delimiter=delimiter, strict=True), name)
+
+    def rows() -> Iterator[TableRow]:
+        with _opened(file) as lines:
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            next(reader)
+            before = reader.line_num
+            try:
+                for cells in reader:
+                    where, before = f"{name}:{before + 1}", reader.line_num
+                    if cells:
+                        yield _csv_row(where, cells, header)
+            except csv.Error as error:
+                raise UserError(f"{name}:{reader.line_num} is not CSV: {error}") from error
+
+    return header, rows()
+
+
+def _opened(file: SourceFile) -> TextIO:
+    return file.file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _header(reader: Iterator[list[str]], name: str) -> tuple[str, ...]:
     try:
         header = tuple(column.strip() for column in next(reader, ()))
     except csv.Error as error:
-        lines.close()
-        raise UserError(f"{name}:{reader.line_num} is not CSV: {error}") from error
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if not header or twice:
-        lines.close()
-        what = f"names the column '{twice[0]}' twice" if twice else "is empty; the first line must name the columns"
-        raise UserError(f"{name} {what}")
+        raise UserError(f"{name}:1 is not CSV: {error}") from error
+    if not header:
+        raise UserError(f"{name} is empty; the first line must name the columns")
+    if twice := sorted({column for column in header if header.count(column) > 1}):
+        raise UserError(f"{name} names the column '{twice[0]}' twice; rename one")
+    return header
 
-    def rows() -> Iterator[TableRow]:
-        with lines:
-            before = reader.line_num
-            while True:
-                try:
-                    cells = next(reader, None)
-                except csv.Error as error:
-                    raise UserError(f"{name}:{reader.line_num} is not CSV: {error}") from error
-                if cells is None:
-                    return
-                where, before = f"{name}:{before + 1}", reader.line_num
-                size = sum(map(len, cells))
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    problem = f"has {len(cells)} cells, the header {len(header)}"
-                    yield TableRow(where, {}, size, problem=problem)
-                elif any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
-                    yield TableRow(where, {}, size, problem="is not UTF-8")
-                else:
-                    yield TableRow(where, dict(zip(header, cells, strict=True)), size)
 
-    return header, rows()
+def _csv_row(where: str, cells: list[str], header: tuple[str, ...]) -> TableRow:
+    size = sum(map(len, cells))
+    if len(cells) != len(header):
+        return TableRow(where, {}, size, problem=f"has {len(cells)} cells, the header {len(header)}")
+    if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
+        return TableRow(where, {}, size, problem="is not UTF-8")
+    return TableRow(where, dict(zip(header, cells, strict=True)), size)
 
 
 def _json_lines(file: SourceFile) -> Iterator[TableRow]:

@@ -43,9 +43,7 @@ def test_official_folder(tmp_path: Path) -> None:
     assert set(findings(tmp_path / "o")) == {"leak-sample", "leak-group", "leak-image"}, "73014 is in both dev splits"
 
 
-def test_a_reject_names_the_picture_and_repeats_no_text(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reject_names_the_picture_and_repeats_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = memes_official(tmp_path / "s")
     with (source / "train.jsonl").open("a") as file:
         file.write(f'{{"id": 1, "img": 7, "text": "{SECRET}", "label": "{SECRET}"}}\n')

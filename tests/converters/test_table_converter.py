@@ -1,0 +1,267 @@
+"""Plain tables and mapping files, as somebody without code would use them."""
+
+import contextlib
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from converter_sources import (
+    embedded,
+    encoded,
+    findings,
+    images,
+    json_lines,
+    put,
+    rows,
+    run,
+    stored,
+    turn,
+    write_parquet,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+import phi3v_data
+from phi3v_data.converters.table_map import fill, parse_map, placeholders
+from phi3v_data.testing import check_converter
+
+MAP = {"images": "picture", "user": "{question}?", "assistant": "{answer}"}
+CELLS = [
+    {"picture": "p/a.png", "question": "What", "answer": "A"},
+    {"picture": "p/b.png", "question": 'Quote " and, comma', "answer": "two\nlines"},
+    {"picture": "p/a.png", "question": "Ümlaut 日本", "answer": "C"},
+]
+
+
+def as_csv(cells: list[dict[str, Any]], delimiter: str = ",") -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(cells[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(cells)
+    return text.getvalue()
+
+
+def write_source(root: Path, name: str, content: str | bytes) -> Path:
+    for letter, kind in (("a", "png"), ("b", "png"), ("jpeg", "jpeg")):
+        put(root / "p" / f"{letter}.png", encoded(len(letter), kind))
+    return put(root / name, content)
+
+
+def convert(source: Path, out: Path, mapping: Any = None, **settings: Any) -> phi3v_data.ConvertResult:
+    options = {"map": MAP if mapping is None else mapping, **settings.pop("options", {})}
+    return run("table", source, out, options=options, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", as_csv(CELLS)),
+        ("rows.csv", "\ufeff" + as_csv(CELLS)),
+        ("rows.tsv", as_csv(CELLS, "\t")),
+        ("rows.jsonl", json_lines(CELLS)),
+        ("rows.json", json.dumps(CELLS)),
+    ],
+)
+def test_every_kind_of_table_says_the_same(tmp_path: Path, name: str, content: str) -> None:
+    result = convert(write_source(tmp_path / "s", name, content), tmp_path / "o")
+    assert (result.samples, result.rejects, result.manifest.name) == (3, 0, "rows")
+    made = rows(tmp_path / "o", "rows_train.jsonl")
+    assert [turn(row) for row in made] == [(f"{cell['question']}?", cell["answer"]) for cell in CELLS]
+    assert images(made[0]) == ["p/a.png"]
+    assert stored(tmp_path / "o") == ["p/a.png", "p/b.png"]
+    assert findings(tmp_path / "o") == {}
+
+
+def test_parquet_with_embedded_pictures(tmp_path: Path) -> None:
+    table = [{**cell, "picture": embedded(n), "n": n} for n, cell in enumerate(CELLS)]
+    source = write_parquet(tmp_path / "s" / "mine.parquet", table)
+    result = convert(source, tmp_path / "o", {**MAP, "name": "mine", "meta": "n"})
+    assert (result.samples, result.images) == (3, 3)
+    made = rows(tmp_path / "o", "mine_mine.jsonl")
+    assert made[1]["meta"] == {"source_id": "mine[1]", "n": 1}
+    assert (tmp_path / "o/images" / images(made[1])[0]).read_bytes() == encoded(1)
+
+
+def test_everything_a_map_can_say(tmp_path: Path) -> None:
+    cells = [
+        {
+            "a": "p/a.png",
+            "more": "p/b.png;p/jpeg.png",
+            "q": {"en": "Which", "de": "Welche"},
+            "label": 1,
+            "accepted": ["one", "uno"],
+            "part": "validation",
+            "shop": "s1",
+            "key": "k1",
+            "lang": "en",
+            "sure": True,
+        }
+    ]
+    mapping = {
+        "name": "every",
+        "task": "classification",
+        "metrics": ["accuracy", "anls"],
+        "classes": ["No", "Yes"],
+        "images": ["a", "more"],
+        "separator": ";",
+        "user": "{{{q.en}}} {sure}",
+        "assistant": "{label}",
+        "values": {"label": {"0": "No", "1": "Yes"}},
+        "system": "Be brief, {lang}.",
+        "answers": ["label", "accepted"],
+        "split": "part",
+        "group": "shop",
+        "id": "key",
+        "meta": ["lang", "sure"],
+        "source": "mine",
+        "license": "CC0",
+    }
+    result = convert(write_source(tmp_path / "s", "rows.jsonl", json_lines(cells)), tmp_path / "o", mapping)
+    [row] = rows(tmp_path / "o", "every_val.jsonl")
+    assert images(row) == ["p/a.png", "p/b.png", "p/jpeg.jpg"]
+    assert turn(row) == ("{Which} true", "Yes")
+    assert (row["system"], row["answers"], row["group"]) == ("Be brief, en.", ["Yes", "one", "uno"], "s1")
+    assert row["meta"] == {"source_id": "k1", "lang": "en", "sure": True}
+    assert result.manifest.notes == {"image-suffix-mended": 1}
+    assert (result.manifest.metrics, result.manifest.license) == (("accuracy", "anls"), "CC0")
+
+
+def test_several_turns(tmp_path: Path) -> None:
+    mapping = {
+        "turns": [
+            {"user": "{question}?", "assistant": "{answer}", "images": "picture"},
+            {"user": "Sure?", "assistant": "Yes"},
+        ]
+    }
+    convert(write_source(tmp_path / "s", "rows.csv", as_csv(CELLS)), tmp_path / "o", mapping)
+    row = rows(tmp_path / "o", "rows_train.jsonl")[0]
+    assert [turn(row, n) for n in (0, 1)] == [("What?", "A"), ("Sure?", "Yes")]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"picture": "p/gone.png"}, "image-missing"),
+        ({"picture": "../secret.png"}, "image-path-unsafe"),
+        ({"picture": "/etc/secret.png"}, "image-path-unsafe"),
+        ({"picture": "https://example.org/a.png"}, "image-missing"),
+        ({"picture": "p"}, "image-unreadable"),
+        ({"answer": None}, "empty-text"),
+        ({"answer": {"a": 1}}, "field-not-text"),
+    ],
+)
+def test_what_cannot_be_made_is_counted(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    put(tmp_path / "secret.png", encoded(9))
+    source = write_source(tmp_path / "s", "rows.jsonl", json_lines([*CELLS, {**CELLS[0], **change}]))
+    result = convert(source, tmp_path / "o")
+    assert (result.samples, result.manifest.rejects) == (3, {reason: 1})
+    [reject] = rows(tmp_path / "o", "rejects.jsonl")
+    assert reject["item"] == "rows.jsonl:4"
+    assert str(tmp_path) not in reject["message"]
+
+
+def test_rows_that_are_broken_or_lack_a_field(tmp_path: Path) -> None:
+    content = json_lines(CELLS) + '{"picture": "p/a.png", "answer": "x"}\nnot json\n[1]\n'
+    result = convert(write_source(tmp_path / "s", "rows.jsonl", content), tmp_path / "o")
+    assert result.manifest.rejects == {"field-missing": 1, "row-invalid": 2}
+    ragged = as_csv(CELLS).encode() + b"p/a.png,too few\np/a.png,caf\xe9?,x\n"
+    result = convert(write_source(tmp_path / "c", "rows.csv", ragged), tmp_path / "p")
+    assert result.manifest.rejects == {"row-invalid": 2}
+    assert [reject["item"] for reject in rows(tmp_path / "p", "rejects.jsonl")] == ["rows.csv:6", "rows.csv:7"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("images: picture\nuser: '{qestion}'\n", "line 2, user: .* no column 'qestion'; did you mean 'question'"),
+        ("user: x\nimages:\n  - picture\n  - zzz\n", "line 2, images: .* no column 'zzz'; it has picture, question"),
+        ("user: x\nturns:\n  - user: '{a}'\n", "the map:1 the whole: give either 'user'"),
+        ("turns:\n  - user: x\n  - user: '{nope}'\n", r"line 3, turns\.1\.user: .* no column 'nope'"),
+        ("user: x\nimage: picture\n", "the map:2 image: there is no such key; there are name,"),
+        ("user: 'a {b'\nname: x\n", "the map:1 user: a single '{' at character 3; write '{{' for one"),
+        ("user: '{}'\nname: x\n", "an empty {}"),
+        ("user: x\ntask: poem\n", "the map:2 task"),
+        ("user: x\nvalues:\n  label:\n    0: [1]\n", "the map:"),
+        ("user: [\n", "is not YAML"),
+        ("- user\n- x\n", "must hold keys such as"),
+        ("user: x\ndelimiter: ab\n", "the map:2 delimiter: it must be one character"),
+        ("user: x\nname: a b\n", "the map:2 name: it becomes part of file names"),
+    ],
+)
+def test_a_wrong_map_is_named_by_line_and_key(tmp_path: Path, text: str, words: str) -> None:
+    source = write_source(tmp_path / "s", "rows.csv", as_csv(CELLS))
+    file = put(tmp_path / "map.yaml", text)
+    with pytest.raises(phi3v_data.UserError, match=words.replace("the map", "map.yaml")):
+        run("table", source, tmp_path / "o", options={"map": str(file)})
+    with pytest.raises(phi3v_data.UserError, match=words):
+        run("table", source, tmp_path / "o", options={"map": text})
+
+
+def test_a_map_that_is_not_there_or_not_given(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "s", "rows.csv", as_csv(CELLS))
+    with pytest.raises(phi3v_data.UserError, match=r"cannot read 'gone\.yaml'"):
+        run("table", source, tmp_path / "o", options={"map": "gone.yaml"})
+    with pytest.raises(phi3v_data.UserError, match="table needs the option --map"):
+        run("table", source, tmp_path / "o")
+
+
+def test_which_table_and_where_the_pictures_lie(tmp_path: Path) -> None:
+    write_source(tmp_path / "s", "one.csv", as_csv(CELLS))
+    put(tmp_path / "s" / "two" / "two.csv", as_csv(CELLS))
+    with pytest.raises(phi3v_data.UserError, match=r"choose one with --table: one\.csv, two/two\.csv"):
+        convert(tmp_path / "s", tmp_path / "o")
+    with pytest.raises(phi3v_data.NotFoundError, match=r"has no 'three\.csv'"):
+        convert(tmp_path / "s", tmp_path / "o", options={"table": "three.csv"})
+    options = {"table": "two/two.csv", "image_dir": str(tmp_path / "s")}
+    assert convert(tmp_path / "s", tmp_path / "o", options=options).samples == 3
+    assert str(tmp_path) not in (tmp_path / "o" / "dataset.json").read_text()
+    with pytest.raises(phi3v_data.NotFoundError, match="holds no table"):
+        convert(tmp_path / "s" / "p", tmp_path / "n")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("", "is empty"), ("a,b,a\n", "the column 'a' twice"), ('a\n"open', r"rows.csv:2 is not CSV")],
+)
+def test_a_broken_csv_file_is_one_sentence(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(phi3v_data.UserError, match=words):
+        convert(put(tmp_path / "s" / "rows.csv", content), tmp_path / "o", {"user": "{a}", "assistant": "x"})
+
+
+def test_rows_without_answers(tmp_path: Path) -> None:
+    cells = [{**cell, "part": part} for cell, part in zip(CELLS, ("train", "test", "train"), strict=True)]
+    cells[1]["answer"] = ""
+    source = write_source(tmp_path / "s", "rows.csv", as_csv(cells))
+    result = convert(source, tmp_path / "o", {**MAP, "split": "part"}, unlabelled=True)
+    assert {name: split.labelled for name, split in result.manifest.splits.items()} == {"train": True, "test": False}
+    asked = convert(source, tmp_path / "p", {"images": "picture", "user": "{question}"}, unlabelled=True)
+    assert not asked.manifest.splits["train"].labelled
+
+
+def test_a_large_table_is_not_held_in_memory(tmp_path: Path) -> None:
+    """Planning keeps no row: 20,000 rows of 1 kB and one picture, converted up to the limit."""
+    cells = [{"picture": "p/a.png", "question": "x" * 1000 + str(n), "answer": "y"} for n in range(20_000)]
+    result = convert(write_source(tmp_path / "s", "rows.jsonl", json_lines(cells)), tmp_path / "o", limit=5)
+    assert result.samples == 5
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), st.text(), min_size=1))
+def test_templates_put_every_cell_in_as_it_is(cells: dict[str, str]) -> None:
+    template = "{{x}} " + "|".join(f"{{{name}}}" for name in cells)
+    assert list(placeholders(template)) == list(cells)
+    assert fill(template, cells) == "{x} " + "|".join(cells.values())
+
+
+@given(st.text(max_size=60))
+def test_any_text_as_a_map_is_a_map_or_a_user_error(text: str) -> None:
+    with contextlib.suppress(phi3v_data.UserError):
+        assert parse_map(text).all_turns()
+
+
+def test_check_converter(tmp_path: Path) -> None:
+    write_source(tmp_path / "s", "rows.csv", as_csv([*CELLS, {**CELLS[0], "picture": "gone.png"}]))
+    result = check_converter("table", tmp_path / "s", {"map": MAP})
+    assert (result.samples, result.rejects) == (3, 1)
