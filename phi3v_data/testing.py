@@ -187,11 +187,13 @@ class _Check:
         path = Path(self.source)
         if not path.exists():
             return
-        place = self.work / "elsewhere" / path.name
+        folder = path.resolve() if path.is_dir() else path.resolve().parent  # a table's pictures lie beside it
+        place = self.work / "elsewhere" / (folder.name or "root")
         place.parent.mkdir()
-        place.symlink_to(path.resolve(), target_is_directory=path.is_dir())
+        place.symlink_to(folder, target_is_directory=True)
+        moved = place if path.is_dir() else place / path.resolve().name
         workers = 0 if reference(self.cls) is None else 2
-        self.convert(self.work / "moved", str(place), workers=workers)
+        self.convert(self.work / "moved", str(moved), workers=workers)
         self.compare(first, self.work / "moved", "the source at another place, two workers")
 
     def check_resume(self, first: Path) -> None:
