@@ -44,3 +44,9 @@ def tiny_model(seed: int = 0) -> "Phi3VForConditionalGeneration":
     from phi3v_train.models.phi3v import tiny_model as home
 
     return home.tiny_model(seed)
+
+
+def save_tiny(directory: str | Path, seed: int = 0) -> None:
+    """Write the tiny model and its processor as a directory that loads like an official one."""
+    tiny_model(seed).save_pretrained(directory)
+    tiny_processor().save_pretrained(directory)
