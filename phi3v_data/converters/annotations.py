@@ -141,7 +141,7 @@ def table_splits(source: Source, config: str = "", *, default: str = "") -> dict
         UserError: there is no such configuration, or several and none was named.
     """
     by_config: dict[str, dict[str, str]] = {}
-    for name in source.splits():
+    for name in source.split_names():
         folder, _, split = name.rpartition("/")
         by_config.setdefault(folder, {})[split] = name
     if len(by_config) == 1:

@@ -76,7 +76,7 @@ def is_cauldron(source: Source) -> bool:
     """Whether the rows have the Cauldron's form."""
     if not source.has_rows:
         return False
-    columns = source.columns(next(iter(source.splits()), ""))
+    columns = source.columns(next(iter(source.split_names()), ""))
     return "texts" in columns and "images" in columns
 
 
@@ -84,7 +84,7 @@ def config_of(source: Source, config: str) -> str:
     """The configuration's name: what was asked for, or the folder of the one that is there; may be empty."""
     if config:
         return config.lower()
-    folders = {name.rpartition("/")[0] for name in source.splits()}
+    folders = {name.rpartition("/")[0] for name in source.split_names()}
     if source.kind == "parquet" and folders == {""} and not source.hub_id:
         folders = {str(PurePosixPath(file.path).parent) for file in source.files((".parquet",))}
     name = folders.pop().rpartition("/")[2] if len(folders) == 1 else ""
@@ -175,7 +175,7 @@ def only_config(source: Source, config: str) -> CauldronOptions:
         UserError: the source holds another configuration only.
     """
     found = config_of(source, "")
-    folders = {name.rpartition("/")[0].rpartition("/")[2] for name in source.splits()}
+    folders = {name.rpartition("/")[0].rpartition("/")[2] for name in source.split_names()}
     if found and found != config and config not in folders:
         raise UserError(f"'{source.spec}' holds the configuration '{found}' of the_cauldron, not '{config}'")
     return CauldronOptions(config=config if len(folders) > 1 else "", texts="each")

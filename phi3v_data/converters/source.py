@@ -174,6 +174,14 @@ class Source:
         """Whether `splits`, `rows` and `places` work: parquet or `save_to_disk`, here or on the Hub."""
         return self.kind in ("parquet", "save_to_disk")
 
+    def split_names(self) -> Sequence[str]:
+        """Of a source with rows: its splits in order; opens no file, where `splits` opens each to count.
+
+        Raises:
+            UserError: a source without rows, or without the extra `hub`.
+        """
+        return self._tables().names()
+
     def splits(self) -> Mapping[str, int]:
         """Of a source with rows: each split and its number of rows, in order.
 

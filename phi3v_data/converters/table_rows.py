@@ -147,7 +147,7 @@ def _peek(rows: Iterator[TableRow]) -> tuple[tuple[str, ...], Iterator[TableRow]
 
 
 def _embedded(source: Source, pictures: frozenset[str]) -> Table:
-    splits = list(source.splits())
+    splits = list(source.split_names())
     columns = tuple(dict.fromkeys(name for split in splits for name in source.columns(split)))
     text = [name for name in columns if name not in pictures]
 

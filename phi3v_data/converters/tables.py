@@ -58,6 +58,9 @@ class RowPlace:
 class Tables(Protocol):
     """Splits and their rows."""
 
+    def names(self) -> Sequence[str]:
+        """The splits in order; opens no file."""
+
     def counts(self) -> Mapping[str, int]:
         """Each split and its number of rows, in order."""
 
@@ -92,6 +95,9 @@ class _Parquet:
     def __init__(self, root: str, files: Mapping[str, Sequence[str]]) -> None:
         self._root = root
         self._files = files
+
+    def names(self) -> Sequence[str]:
+        return tuple(self._files)
 
     def counts(self) -> Mapping[str, int]:
         return {split: sum(_parquet(file).metadata.num_rows for file in files) for split, files in self._files.items()}
@@ -140,8 +146,11 @@ class _SavedTables:
         self._root = root
         self._splits = _saved(str(root))
 
+    def names(self) -> Sequence[str]:
+        return tuple(sorted(self._splits, key=_order))
+
     def counts(self) -> Mapping[str, int]:
-        return {split: self._splits[split].num_rows for split in sorted(self._splits, key=_order)}
+        return {split: self._splits[split].num_rows for split in self.names()}
 
     def columns(self, split: str) -> Sequence[str]:
         return tuple(self._of(split).column_names)

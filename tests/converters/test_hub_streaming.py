@@ -1,0 +1,75 @@
+"""Hub ids: rows are read where they are, by ranges; the output is that of a snapshot on disk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from converter_sources import cauldron, cauldron_row, run, write_parquet
+from fake_hub import FakeHub, serve
+
+pytest.importorskip("huggingface_hub")
+COMMAND = (sys.executable, "-c", "from phi3v_data.cli.app import main; main()")
+
+
+def convert(hub_url: str, cache: Path, *args: object) -> "subprocess.CompletedProcess[str]":
+    """The command in a process whose Hub is ours."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub_url,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    return subprocess.run(
+        [*COMMAND, "convert", *map(str, args)], capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def test_a_streamed_set_equals_its_snapshot(tmp_path: Path) -> None:
+    snapshot = cauldron(tmp_path / "s")
+    with serve(FakeHub("me/little_cauldron", snapshot)) as hub:
+        done = convert(
+            hub.url, tmp_path / "cache", "cauldron", "--source", "me/little_cauldron", "--config", "nlvr2",
+            "--texts", "each", "--group_by", "images", "--out_dir", tmp_path / "o", "--workers", 2,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    options = {"config": "nlvr2", "texts": "each", "group_by": "images"}
+    run("cauldron", snapshot, tmp_path / "local", options=options)
+    for path in (tmp_path / "local").rglob("*.j*"):
+        if ".phi3v" not in path.parts:
+            assert (tmp_path / "o" / path.relative_to(tmp_path / "local")).read_bytes() == path.read_bytes()
+    assert not any("docvqa" in name for name in hub.sent), "another configuration was read"
+    assert not list((tmp_path / "cache").rglob("*.parquet")), "nothing is kept on disk"
+
+
+def test_only_what_is_needed_is_fetched(tmp_path: Path) -> None:
+    table = [cauldron_row([n, n + 500], 1, "png") for n in range(300)]
+    file = write_parquet(tmp_path / "s" / "train-00000-of-00001.parquet", table, row_group=10)
+    with serve(FakeHub("me/large", tmp_path / "s")) as hub:
+        done = convert(
+            hub.url, tmp_path / "cache", "cauldron", "--source", "me/large", "--limit", 5,
+            "--out_dir", tmp_path / "o", "--workers", 0,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "5 samples" in done.stdout
+    assert hub.sent["train-00000-of-00001.parquet"] < file.stat().st_size / 2
+
+
+def test_an_id_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with serve(FakeHub("me/there", tmp_path)) as hub:
+        done = convert(hub.url, tmp_path / "c", "cauldron", "--source", "me/gone", "--out_dir", tmp_path / "o")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "me/gone" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["docvqa", "hateful_memes", "nlvr2", "cauldron"])
+def test_without_a_network_it_is_one_sentence(tmp_path: Path, name: str) -> None:
+    done = convert("http://127.0.0.1:9", tmp_path / "c", name, "--out_dir", tmp_path / "o")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot reach the Hub" in done.stderr
+    assert not (tmp_path / "o").exists()
