@@ -108,7 +108,7 @@ def test_resume_on_another_number_of_processes(data_dir: Path, tmp_path: Path) -
 def broken_directory(directory: Path, broken: bytes | None) -> Path:
     """The last row's picture has a good header and nothing behind it, or is not there at all."""
     colour_directory(directory, rows=80)
-    path = directory / "images" / "train78.png"
+    path = directory / "images" / "train4.png"
     if broken is None:
         path.unlink()
     else:
@@ -146,9 +146,9 @@ def test_a_killed_rank_ends_the_others_and_says_where_to_go_on(data_dir: Path, t
 
 @pytest.mark.parametrize("kind", ["decoded by one rank", pytest.param("measured by all", marks=pytest.mark.slow)])
 def test_an_error_is_said_once_with_its_rank(tmp_path: Path, kind: str) -> None:
-    """The plan measures 64 of the 80 rows and no pixel, so only training finds the bad picture."""
+    """The plan measures 64 of the 80 rows, not the fifth, and no pixel: only training finds the bad picture."""
     data_dir = colour_directory(tmp_path / "data", rows=80)
-    picture = data_dir / "images" / "train78.png"
+    picture = data_dir / "images" / "train4.png"
     if kind == "measured by all":
         picture.unlink()
     else:
@@ -158,7 +158,7 @@ def test_an_error_is_said_once_with_its_rank(tmp_path: Path, kind: str) -> None:
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "c10d" not in result.stderr
-    assert result.stderr.count("train-0000000078") == 1, result.stderr
+    assert result.stderr.count("train-0000000004") == 1, result.stderr
     assert "error: rank " in result.stderr
     assert "The same command begins anew" in result.stderr
 
