@@ -1,0 +1,52 @@
+"""docs/converters.md: every command in it is run, and what it prints is what the page says."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from converter_sources import cauldron, docvqa_official, memes_official, nlvr2_official, put
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "converters.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
+COMMAND = [sys.executable, "-c", "from phi3v_data.cli.app import main; main()"]
+
+
+def run(line: str, folder: Path) -> str:
+    """What a command prints, with its exit code where that is not 0."""
+    words = shlex.split(line)
+    if words[0] == "phi3v-data":
+        words = [*COMMAND, *words[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
+    code = f"[exit code {done.returncode}]\n" if done.returncode else ""
+    return done.stderr + done.stdout + code
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_commands_print_what_the_page_says(tmp_path: Path, block: str) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    docvqa_official(tmp_path / "spdocvqa")
+    memes_official(tmp_path / "hateful_memes")
+    nlvr2_official(tmp_path / "nlvr2")
+    cauldron(tmp_path / "the_cauldron")
+    put(tmp_path / "wrong.yaml", "images: picture\nuser: '{qestion}'\nassistant: '{answer}'\n")
+    said = ""
+    for line in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
+        said += f"$ {line}\n{run(line, tmp_path)}"
+    assert said == block
+
+
+def test_the_page_shows_the_example_map() -> None:
+    assert f"```yaml\n{(ROOT / 'examples' / 'table_map.yaml').read_text(encoding='utf-8')}```" in PAGE
+
+
+def test_the_page_names_every_converter() -> None:
+    from phi3v_data.converters.registry import BUILT_IN
+
+    for name in BUILT_IN:
+        assert f"| `{name}` |" in PAGE
