@@ -10,6 +10,9 @@ from phi3v_data.media.geometry import crop_geometry
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 
+PAD = 12000
+"""Padding of the small model; random text has smaller ids."""
+
 NUM_PROMPT_TOKENS, NUM_ANSWER_TOKENS = 24, 12
 
 PICTURES: dict[str, tuple[int, tuple[int, int], int]] = {
@@ -32,15 +35,15 @@ class Batch:
 
 
 def small_config() -> Phi3VConfig:
-    """Wide enough that matrix products dominate on a CPU; the real vocabulary, so that logits weigh what they do."""
+    """A few layers of each part, the tower the larger: what a saving is worth depends on such shares."""
     return Phi3VConfig(
-        vocab_size=32064,
+        vocab_size=12288,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        **long_context(16),
+        **(long_context(16) | {"pad_token_id": PAD}),
         img_processor={
             "image_dim_out": 96,
             "vision_config": {
@@ -88,7 +91,7 @@ def picture_batch(name: str, device: str, dtype: torch.dtype) -> Batch:
     pixels = torch.zeros(count, num_crops + 1, 3, 336, 336)
     pixels[:, : geometry.num_tiles] = torch.randn(count, geometry.num_tiles, 3, 336, 336, generator=generator)
     runs = [torch.full((geometry.num_tokens,), -1 - index) for index in range(count)]
-    text = torch.randint(3, 30000, (NUM_PROMPT_TOKENS + NUM_ANSWER_TOKENS,), generator=generator)
+    text = torch.randint(3, PAD, (NUM_PROMPT_TOKENS + NUM_ANSWER_TOKENS,), generator=generator)
     ids = torch.cat([*runs, text])[None]
     labels = torch.full_like(ids, -100)
     labels[:, -NUM_ANSWER_TOKENS:] = ids[:, -NUM_ANSWER_TOKENS:]
@@ -103,7 +106,7 @@ def text_samples(lengths: list[int]) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(2)
     samples = []
     for length in lengths:
-        ids = torch.randint(3, 30000, (length,), generator=generator)
+        ids = torch.randint(3, PAD, (length,), generator=generator)
         labels = torch.full_like(ids, -100)
         labels[-NUM_ANSWER_TOKENS:] = ids[-NUM_ANSWER_TOKENS:]
         samples.append((ids, labels))
@@ -115,7 +118,7 @@ def right_padded(samples: list[tuple[Tensor, Tensor]], device: str) -> Batch:
     width = max(len(ids) for ids, _ in samples)
     shape = (len(samples), width)
     inputs = {
-        "input_ids": torch.full(shape, 32000),
+        "input_ids": torch.full(shape, PAD),
         "labels": torch.full(shape, -100),
         "attention_mask": torch.zeros(shape, dtype=torch.long),
     }

@@ -11,7 +11,6 @@ process held before it. Results go to benchmarks/results/model_*.json (--no-save
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -23,7 +22,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from common import machine, save
-from inputs import PICTURES, Batch, build, full_config, packed, picture_batch, right_padded, small_config, text_samples
+from inputs import (
+    PAD,
+    PICTURES,
+    Batch,
+    build,
+    full_config,
+    packed,
+    picture_batch,
+    right_padded,
+    small_config,
+    text_samples,
+)
 from plain import Levers, PlainModel
 from torch import Tensor
 
@@ -165,9 +175,16 @@ def step_memory_here(name: str, picture: str) -> int:
     """The same in this process, which has run no step yet."""
     model = variant(name, build(small_config(), "cpu", torch.float32))
     batch = picture_batch(picture, "cpu", torch.float32)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here; Linux
+    before = peak_resident_kib()
     train_step(model, batch)()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    return (peak_resident_kib() - before) // 1024
+
+
+def peak_resident_kib() -> int:
+    """Peak resident memory since it was last reset."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
 
 
 def packing(options: argparse.Namespace) -> dict[str, Any]:
@@ -219,7 +236,7 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
     lengths = [330, 360, 350, 345, 400, 338, 372, 355]
     prompts = [ids for ids, _ in text_samples(lengths)]
     width = max(lengths)
-    ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=32000) for p in prompts])
+    ids = torch.stack([torch.nn.functional.pad(p, (width - len(p), 0), value=PAD) for p in prompts])
     mask = torch.stack([(torch.arange(width) >= width - len(p)).long() for p in prompts])
     ids, mask = ids.to(options.device), mask.to(options.device)
     settings = {"max_new_tokens": 32, "do_sample": False}
