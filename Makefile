@@ -65,7 +65,7 @@ dist: $(VENV)/.dev
 	$(BIN)/python -m build --outdir dist .
 	$(PYTHON) -m venv --clear $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[video]"
-	cd dist && ../$(VENV)-wheel/bin/phi3v-data --version
+	cd dist && "$(abspath $(VENV))-wheel/bin/phi3v-data" --version
 	rm -rf dist/try && $(VENV)-wheel/bin/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir dist/try --limit 1
 	$(VENV)-wheel/bin/phi3v-data validate dist/try
 	rm -rf dist/try

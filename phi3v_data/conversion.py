@@ -24,15 +24,15 @@ from phi3v_data.converters.source import Source
 from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
-from phi3v_data.journal import differences, join_words, read_json
-from phi3v_data.output import Output, check_free, open_output
-from phi3v_data.plan import Plan, choose_split, spool_plan
-from phi3v_data.publish import NothingMadeError, merge, publish
-from phi3v_data.request import EngineName, Progress, Request, make_request
-from phi3v_data.resume import finished_in_order, finished_parts
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.splits import canonical_split, file_name, is_split_name
-from phi3v_data.writer import PartWriter, RowSettings, Slot
+from phi3v_data.writing.journal import differences, join_words, read_json
+from phi3v_data.writing.output import Output, check_free, open_output
+from phi3v_data.writing.plan import Plan, choose_split, spool_plan
+from phi3v_data.writing.publish import NothingMadeError, merge, publish
+from phi3v_data.writing.request import EngineName, Progress, Request, make_request
+from phi3v_data.writing.resume import finished_in_order, finished_parts
+from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
 
 GENERATOR_PART = 64
 """Drafts of a generator that are kept together: what a kill can cost."""

@@ -28,7 +28,7 @@ from phi3v_data.converters.registry import ConverterLike, GeneratorConverter, fi
 from phi3v_data.converters.source import Source
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import Reject, UserError
-from phi3v_data.request import parse_options
+from phi3v_data.writing.request import parse_options
 
 MAX_DAMAGED = 4
 """Files of the source that are damaged, one after another, evenly spread."""
@@ -274,7 +274,7 @@ def _place(item: Item) -> tuple[str, str, int, str]:
 
 def _pieces(draft: Any) -> Iterator[bytes]:
     """Everything in a draft, pictures by content."""
-    from phi3v_data.pictures import prepare_picture
+    from phi3v_data.writing.pictures import prepare_picture
 
     if not isinstance(draft, Draft):
         yield f"no Draft but a {type(draft).__name__}".encode()

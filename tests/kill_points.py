@@ -2,53 +2,22 @@
 
     python kill_points.py SOURCE WORK_DIR fresh|overwrite
 
-Every attempt is a process of its own that ends itself with SIGKILL right before its n-th rename, link, unlink, mkdir
-or rmdir. After each kill the directory must be either as before or complete; the same call must then end with the bytes
-of an undisturbed run. Prints the number of kill points.
+Every attempt is a process of its own that ends itself with SIGKILL right before its n-th file operation. After each
+kill the directory must be either as before or complete; the same call must then end with the bytes of an undisturbed
+run. Prints the number of kill points.
 """
 
-import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from kills import in_child
 from toy_converter import Toy, tree
 
 import phi3v_data
-from phi3v_data import conversion, pictures  # noqa: F401 - loaded once, before the forks
-
-OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir")
-
-
-def in_child(work: Callable[[], object], kill_at: int | None = None) -> int:
-    """Run `work` in a forked process; its exit status, or minus the signal that ended it."""
-    pid = os.fork()
-    if pid == 0:
-        if kill_at is not None:
-            count_down(kill_at)
-        work()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def count_down(left: int) -> None:
-    """End this process right before its `left`-th file operation."""
-
-    def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return operation(*args, **kwargs)
-
-        return counted
-
-    for name in OPERATIONS:
-        setattr(os, name, wrap(getattr(os, name)))
+from phi3v_data import conversion  # noqa: F401 - loaded once, before the forks
+from phi3v_data.writing import pictures  # noqa: F401 - as above
 
 
 def main(source: Path, work: Path, mode: str) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from toy_converter import FILE, TOY, Broken, Toy, ToyOptions, Twice, drafts, make_source, plain_source, rows, tree
 
 import phi3v_data
-from phi3v_data.plan import choose_split, parse_split_shares, spool_plan
 from phi3v_data.schema import Manifest, RejectRow
+from phi3v_data.writing.plan import choose_split, parse_split_shares, spool_plan
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "cv2", "av", "datasets", "pandas", "pyarrow", 
 
 DATA_FLOORS = (
     ("cli",),
-    ("conversion", "converters", "formats", "request", "sets", "testing"),
+    ("conversion", "converters", "writing.request", "sets", "testing"),
     ("report",),
     ("validate",),
     ("engine",),
@@ -28,9 +28,9 @@ DATA_FLOORS = (
         "converters.tables",
         "converters.hub",
     ),  # where a converter and its source are found
-    ("output", "resume"),
-    ("plan", "publish", "writer"),
-    ("journal", "lock", "pictures", "dataset", "line_index"),
+    ("writing.output", "writing.resume"),
+    ("writing.plan", "writing.publish", "writing.writer"),
+    ("writing", "lock", "dataset", "line_index"),
     ("converters.base",),  # the interface, which the writer knows as well
     ("media",),
     ("problems",),

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from phi3v_data.converters.base import Converter, Item, Options
 from phi3v_data.converters.registry import ConverterRef, describe_error, source_file
 from phi3v_data.errors import Reject, UserError
-from phi3v_data.journal import Journal
-from phi3v_data.plan import Part, read_items
-from phi3v_data.writer import PartWriter, RowSettings, Slot
+from phi3v_data.writing.journal import Journal
+from phi3v_data.writing.plan import Part, read_items
+from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
 
 FATAL = (MemoryError, ImportError, NameError, SyntaxError)
 """Errors of the program or the machine: every sample would fail, so they end the run instead of rejecting samples."""

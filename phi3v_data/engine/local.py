@@ -22,7 +22,7 @@ from phi3v_data.converters.base import Converter, Options
 from phi3v_data.engine.base import Job, PartCounts, run_part
 from phi3v_data.engine.worker import CELL, WORKER_VARIABLE, Failure
 from phi3v_data.errors import UserError
-from phi3v_data.plan import Part, read_items
+from phi3v_data.writing.plan import Part, read_items
 
 REPORT_SECONDS = 0.1
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from phi3v_data.engine.base import Job, PartCounts, load_converter, run_part
 from phi3v_data.errors import UserError
-from phi3v_data.journal import Journal
 from phi3v_data.lock import shared_lock
-from phi3v_data.plan import Part, read_items
+from phi3v_data.writing.journal import Journal
+from phi3v_data.writing.plan import Part, read_items
 
 MAX_RETRIES = 2
 WAIT_SECONDS = 0.5

@@ -13,9 +13,9 @@ from typing import Any
 
 from phi3v_data.engine.base import Job, PartCounts, load_converter, run_part
 from phi3v_data.errors import UserError
-from phi3v_data.journal import Journal
 from phi3v_data.lock import share_lock
-from phi3v_data.plan import Part
+from phi3v_data.writing.journal import Journal
+from phi3v_data.writing.plan import Part
 
 PR_SET_PDEATHSIG = 1
 WORKER_VARIABLE = "PHI3V_WORKER"

@@ -27,6 +27,9 @@ SUFFIXES: dict[str, str] = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 DEFAULT_QUALITY: dict[str, int] = {"jpeg": 75, "webp": 80}  # Pillow's own defaults
 MAX_COMPONENT_BYTES = 200
 
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+"""What Pillow's decoders raise on damaged bytes."""
+
 _EXIF_ORIENTATION = 0x0112
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -130,7 +133,7 @@ def _opened(source: str | Path | bytes) -> "Iterator[PILImage.Image]":
         raise UnreadableImageError(what) from None
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(f"too large: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
+    except DECODER_ERRORS as error:
         raise UnreadableImageError(f"damaged or cut short: {error}") from error
 
 

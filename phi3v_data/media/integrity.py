@@ -21,7 +21,7 @@ import xxhash
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from phi3v_data.media.image import png_problem
+from phi3v_data.media.image import DECODER_ERRORS, png_problem
 
 FACTS = np.dtype(
     [("width", "<i4"), ("height", "<i4"), ("flags", "<u2"), ("dhash", "<u8"), ("pixels", "<u8", (2,))], align=False
@@ -98,7 +98,7 @@ def rgb_digest(path: str | Path) -> bytes:
         with Image.open(path, formats=_FORMATS) as image:
             rgb = image.convert("RGB")
             return xxhash.xxh3_128_digest(b"%d %d " % rgb.size + rgb.tobytes())
-    except Exception:
+    except (*DECODER_ERRORS, Image.DecompressionBombError):
         return b""
 
 

@@ -18,7 +18,6 @@ from phi3v_data.jsonl import encode_line
 from phi3v_data.media.geometry import MAX_NUM_CROPS
 from phi3v_data.media.image import UnreadableImageError
 from phi3v_data.problems import PROBLEMS
-from phi3v_data.publish import REJECTS, REMOVED
 from phi3v_data.schema import ConverterInfo, Diagnostic, Manifest, Severity
 from phi3v_data.sets.mend import Mends, mended_picture
 from phi3v_data.sets.pictures import place_pictures
@@ -29,6 +28,7 @@ from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import used_images
 from phi3v_data.validate.receipt import load_images
 from phi3v_data.validate.survey import Survey, paused_collector, report_repeats
+from phi3v_data.writing.publish import REJECTS, REMOVED
 
 VERSION = "1"
 

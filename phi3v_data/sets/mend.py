@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 
 from phi3v_data.media.image import UnreadableImageError, check_content, probe, unsafe_reason
 from phi3v_data.media.integrity import MISMATCH, MODE, ORIENTATION
-from phi3v_data.pictures import FORMATS
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.survey import Survey
 from phi3v_data.validate.tree import FILE, ImageTree, fold
+from phi3v_data.writing.pictures import FORMATS
 
 _QUALITY = 95
 

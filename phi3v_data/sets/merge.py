@@ -13,7 +13,6 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import encode_line
-from phi3v_data.publish import REJECTS
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.collisions import Flags, GroupNames, IdNames, PictureNames, set_labels
 from phi3v_data.sets.merged_manifest import merge_facts
@@ -24,6 +23,7 @@ from phi3v_data.splits import canonical_split, is_split_name
 from phi3v_data.validate.badrow import load_row
 from phi3v_data.validate.images import used_images
 from phi3v_data.validate.survey import paused_collector
+from phi3v_data.writing.publish import REJECTS
 
 VERSION = "1"
 

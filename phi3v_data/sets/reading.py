@@ -12,7 +12,6 @@ from msgspec import UNSET
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import BOM, read_lines
 from phi3v_data.media.image import safe_component
-from phi3v_data.publish import REJECTS
 from phi3v_data.schema import Manifest
 from phi3v_data.splits import is_split_name, parse_file_name
 from phi3v_data.validate.badrow import keep_sound_parts, load_row
@@ -22,6 +21,7 @@ from phi3v_data.validate.receipt import load_images
 from phi3v_data.validate.rowtypes import DECODER, Row
 from phi3v_data.validate.survey import Survey
 from phi3v_data.validate.table import RowTable
+from phi3v_data.writing.publish import REJECTS
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.errors import UserError
-from phi3v_data.plan import choose_split, group_point
 from phi3v_data.sets.components import Ints
+from phi3v_data.writing.plan import choose_split, group_point
 
 MAX_LABELS = 10_000
 """With more different answers than this, answers are free text."""

@@ -15,8 +15,6 @@ import numpy.typing as npt
 from msgspec import UNSET
 
 from phi3v_data.errors import UserError
-from phi3v_data.plan import parse_split_shares
-from phi3v_data.publish import REJECTS
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.components import Ints, Links, group_links, join_rows, picture_links, text_links, value_links
 from phi3v_data.sets.pictures import place_pictures
@@ -25,6 +23,8 @@ from phi3v_data.sets.shares import Assignment, Member, StratifiedShares, choose,
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
 from phi3v_data.validate.rowtypes import Row
 from phi3v_data.validate.survey import paused_collector
+from phi3v_data.writing.plan import parse_split_shares
+from phi3v_data.writing.publish import REJECTS
 
 VERSION = "1"
 

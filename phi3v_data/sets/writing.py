@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.journal import differences, join_words, read_json, write_bytes
-from phi3v_data.output import Output, check_free, open_output
-from phi3v_data.publish import MANIFEST, SplitFile, publish
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
+from phi3v_data.writing.journal import differences, join_words, read_json, write_bytes
+from phi3v_data.writing.output import Output, check_free, open_output
+from phi3v_data.writing.publish import MANIFEST, SplitFile, publish
 
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 

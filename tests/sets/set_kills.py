@@ -7,49 +7,18 @@ OUT is as before or complete; the same call must then end with the bytes of an u
 kill points.
 """
 
-import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from kills import in_child
 from set_builders import png, row, tree, write_set
 
 from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.merge import merge_sets
 from phi3v_data.sets.split import split_set
-
-OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "makedirs")
-
-
-def in_child(work: Callable[[], object], kill_at: int | None = None) -> int:
-    """Run `work` in a forked process; its exit status, or minus the signal that ended it."""
-    pid = os.fork()
-    if pid == 0:
-        if kill_at is not None:
-            count_down(kill_at)
-        work()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def count_down(left: int) -> None:
-    """End this process right before its `left`-th file operation."""
-
-    def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return operation(*args, **kwargs)
-
-        return counted
-
-    for name in OPERATIONS:
-        setattr(os, name, wrap(getattr(os, name)))
 
 
 def make_call(command: str, folder: Path, out: Path) -> Callable[[bool], object]:

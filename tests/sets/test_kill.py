@@ -1,6 +1,7 @@
 """Killed at any moment, the same command ends with the bytes of an undisturbed run; two never write one OUT."""
 
 import fcntl
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,10 @@ SCRIPT = Path(__file__).with_name("set_kills.py")
 def test_a_kill_before_any_file_operation_does_no_harm(command: str, mode: str) -> None:
     memory = Path("/dev/shm")  # where there is one, the many runs need not wait for the disk
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as work:
-        done = subprocess.run([sys.executable, str(SCRIPT), command, work, mode], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), command, work, mode],
+            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
 

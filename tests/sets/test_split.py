@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from set_builders import encoded, picture, png, read_rows, row, run, split_of, tree, write_set
 
 from phi3v_data.errors import UserError
-from phi3v_data.plan import choose_split
 from phi3v_data.schema import Manifest
 from phi3v_data.sets.split import By, split_set
 from phi3v_data.sets.writing import ImageMode
 from phi3v_data.validate import validate
+from phi3v_data.writing.plan import choose_split
 
 LEAKS = ("leak-image", "leak-group", "leak-sample")
 

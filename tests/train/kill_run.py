@@ -4,7 +4,7 @@
     python kill_run.py SETTINGS.json WORK_DIR operations FIRST STEP
 
 Every attempt is a process of its own, forked from this one after the heavy imports, and ended by SIGKILL: after a
-random time, or right before its n-th rename, sync, unlink, mkdir or rmdir (FIRST, FIRST + STEP, ...). After the kill
+random time, or right before its n-th file operation (FIRST, FIRST + STEP, ...). After the kill
 the same run is started again until it ends. It must end with the losses and weights, bit by bit, of a run that never
 stopped.
 Prints the number of kills.
@@ -17,13 +17,12 @@ import shutil
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft  # noqa: F401 - loaded once, before the forks
 import torch
+from kills import fork, wait
 from run_dirs import read_lines, without_times
 from safetensors.torch import load_file
 
@@ -34,47 +33,10 @@ from phi3v_train.run import run
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import list_checkpoints
 
-OPERATIONS = ("replace", "rename", "fsync", "unlink", "mkdir", "rmdir")
-
 
 def start(settings: dict[str, Any], output_dir: Path, kill_at: int | None = None) -> int:
     """Fork a process that trains; its id."""
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        if kill_at is not None:
-            count_down(kill_at)
-        status = 1
-        try:
-            run(resolve({**settings, "output_dir": str(output_dir)}), quiet=True)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return pid
-
-
-def count_down(left: int) -> None:
-    """End this process right before its `left`-th file operation."""
-
-    def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return operation(*args, **kwargs)
-
-        return counted
-
-    for name in OPERATIONS:
-        setattr(os, name, wrap(getattr(os, name)))
-
-
-def wait(pid: int) -> int:
-    """Exit status, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return fork(lambda: run(resolve({**settings, "output_dir": str(output_dir)}), quiet=True), kill_at)
 
 
 def results(output_dir: Path) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def kill_run(data_dir: Path, tmp_path: Path, mode: str, first: int, second: int,
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     result = subprocess.run(
         [sys.executable, HERE / "kill_run.py", tmp_path / "settings.json", tmp_path, mode, str(first), str(second)],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return int(result.stdout)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import xxhash
 
-from phi3v_data.journal import Journal, Receipt
-from phi3v_data.plan import Part
+from phi3v_data.writing.journal import Journal, Receipt
+from phi3v_data.writing.plan import Part
 
 
 def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from phi3v_data.converters.base import DraftImage
 from phi3v_data.errors import Reject
-from phi3v_data.journal import ImageRecord, Journal
+from phi3v_data.writing.journal import ImageRecord, Journal
 
 if TYPE_CHECKING:
     from phi3v_data.converters.base import ImageContent

@@ -18,7 +18,9 @@ import xxhash
 
 from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.errors import UserError
-from phi3v_data.journal import (
+from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
+from phi3v_data.splits import file_name, split_sort_key
+from phi3v_data.writing.journal import (
     ImageRecord,
     Journal,
     Receipt,
@@ -31,8 +33,6 @@ from phi3v_data.journal import (
     write_bytes,
     write_json,
 )
-from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
-from phi3v_data.splits import file_name, split_sort_key
 
 MANIFEST, REJECTS, REMOVED, IMAGES = "dataset.json", "rejects.jsonl", "removed.jsonl", "images"
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from phi3v_data.converters.base import Converter, Options
 from phi3v_data.converters.registry import ConverterLike, find
 from phi3v_data.errors import UserError
-from phi3v_data.plan import parse_split_shares
+from phi3v_data.writing.plan import parse_split_shares
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 EngineName: TypeAlias = Literal["local", "ray"]

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from phi3v_data.converters.base import Draft, DraftTurn
 from phi3v_data.errors import Reject
-from phi3v_data.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord
-from phi3v_data.pictures import Picture, prepare_picture, store_picture
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord
+from phi3v_data.writing.pictures import Picture, prepare_picture, store_picture
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")

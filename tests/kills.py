@@ -1,0 +1,52 @@
+"""Processes that end themselves with SIGKILL right before a chosen file operation."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+OPERATIONS = ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "makedirs", "fsync")
+
+
+def fork(work: Callable[[], object], kill_at: int | None = None) -> int:
+    """Run `work` in a forked process of its own group, ended before its `kill_at`-th file operation; its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setpgid(0, 0)
+    if kill_at is not None:
+        _count_down(kill_at)
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def wait(pid: int) -> int:
+    """Exit status of a process, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_child(work: Callable[[], object], kill_at: int | None = None) -> int:
+    """`fork` and `wait`."""
+    return wait(fork(work, kill_at))
+
+
+def _count_down(left: int) -> None:
+    def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+
+        return counted
+
+    for name in OPERATIONS:
+        setattr(os, name, wrap(getattr(os, name)))
