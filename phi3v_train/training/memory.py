@@ -3,11 +3,19 @@
 Weights, gradients and AdamW's moments are exact; activations are an estimate that counts, a sample, what gradient
 checkpointing keeps (the input of every layer), one layer being recomputed, and the logits at labelled tokens. The CUDA
 context and fragmentation are not in it, so a method is said to fit when it needs at most `USABLE` of the memory.
+
+Over N devices, of the bytes of each trained parameter and of each frozen one (e bytes an element of the compute dtype):
+
+    ddp    all of them on every device: 16 trained (fp32 weight 4, gradient 4, moments 8), e frozen
+    fsdp   16/N and e/N, and the layers at work whole
+    zero2  e for the computing copy, (4 master + e gradient + 8 moments)/N; e frozen; buffers of the exchange
+    zero3  (e + 4 + e + 8)/N and e/N; buffers, and up to `ZERO3_LIVE` parameters whole
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import ceil
+from typing import Any, Literal, TypeAlias
 
 from phi3v_train.config import MethodConfig
 
@@ -15,6 +23,14 @@ GB = 1e9
 USABLE = 0.9
 PATCHES = 577
 """Tokens of one tile in the vision tower."""
+
+Parallel: TypeAlias = Literal["ddp", "fsdp", "zero2", "zero3"]
+
+ZERO_BUCKET = 50_000_000
+"""Elements of one of ZeRO's two exchange buffers."""
+
+ZERO3_LIVE = 1_000_000_000
+"""Parameters that ZeRO-3 holds whole at most; DeepSpeed's default."""
 
 OFFICIAL_SIZES: dict[str, int] = {
     "hidden_size": 3072,
@@ -136,23 +152,28 @@ class ModelSize:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on the device that needs most."""
+    """Bytes on the device that needs most.
+
+    `weights` are those that a device keeps: all, or its shard, with the fp32 masters of ZeRO among them. `gathered` is
+    what sharding adds for a while: whole layers brought together to be computed, and the buffers of an exchange.
+    """
 
     weights: int
     gradients: int
     moments: int
     activations: int
     trained: int
+    gathered: int = 0
 
     @property
     def state(self) -> int:
-        """All but activations."""
+        """What stays from step to step."""
         return self.weights + self.gradients + self.moments
 
     @property
     def total(self) -> int:
         """Everything."""
-        return self.state + self.activations
+        return self.state + self.gathered + self.activations
 
 
 def estimate(
@@ -165,24 +186,66 @@ def estimate(
     batch_size: int = 1,
     labels: int = 16,
     checkpointing: bool = True,
+    parallel: Parallel = "ddp",
+    world_size: int = 1,
 ) -> Memory:
-    """Memory of one device that holds everything (one process, or DDP).
+    """Memory of one of `world_size` devices that share the work as `parallel` says.
 
-    `tokens`, `tiles` and `labels` are those of a large sample; `batch_size` samples are computed at once.
+    `tokens`, `tiles` and `labels` are those of a large sample; `batch_size` samples are computed at once on a device.
     """
     element = 4 if dtype == "fp32" else 2
-    frozen_total = size.total
+    activations = batch_size * _sample_activations(
+        size, method, element, tokens=tokens, tiles=tiles, labels=labels, checkpointing=checkpointing
+    )
+    trained, frozen = _parameters(size, method, element)
+    if parallel == "ddp" or world_size == 1:
+        return Memory(trained * 4 + frozen, trained * 4, trained * 8, activations, trained)
+    moments = ceil(trained * 8 / world_size)
+    if parallel == "fsdp":
+        return Memory(
+            ceil((trained * 4 + frozen) / world_size),
+            ceil(trained * 4 / world_size),
+            moments,
+            activations,
+            trained,
+            _whole_layers(size, method, element),
+        )
+    gradients = ceil(trained * element / world_size)
+    masters = ceil(trained * 4 / world_size)
+    copy = trained * element + frozen
+    if parallel == "zero2":
+        buffers = 2 * min(ZERO_BUCKET, trained) * element
+        return Memory(copy + masters, gradients, moments, activations, trained, buffers)
+    live = (min(ZERO3_LIVE, size.total) + 2 * min(ZERO_BUCKET, trained)) * element
+    return Memory(ceil(copy / world_size) + masters, gradients, moments, activations, trained, live)
+
+
+def fits(memory: Memory, available: int) -> bool:
+    """Whether a device of `available` bytes holds it with room to spare."""
+    return memory.total <= USABLE * available
+
+
+def _parameters(size: ModelSize, method: MethodConfig, element: int) -> tuple[int, int]:
+    """Number of trained parameters, and bytes of the frozen ones."""
+    frozen = size.total
     if method.use_lora:
         trained = size.adapters(method)
     else:
         language = 0 if method.freeze_language_model else size.language
         trained = language + (0 if method.freeze_vision_model else size.vision_trained)
-        frozen_total -= trained
-    frozen = frozen_total * element
+        frozen -= trained
+    frozen *= element
     if method.use_qlora:
         # nf4 with doubly quantised scales: 4 bits a weight, 8 bits for 64 weights, 32 bits for 256 scales.
         packed = 4 + 8 / 64 + 32 / (64 * 256)
         frozen -= round(size.decoder_weights * (element - packed / 8))
+    return trained, frozen
+
+
+def _sample_activations(
+    size: ModelSize, method: MethodConfig, element: int, *, tokens: int, tiles: int, labels: int, checkpointing: bool
+) -> int:
+    """Bytes that one sample holds between forward and backward pass."""
     vision_trained = not method.freeze_vision_model
     layers = size.layers * tokens * size.hidden * element
     if vision_trained:
@@ -193,11 +256,18 @@ def estimate(
         if vision_trained:
             width = 6 * size.vision_hidden + 2 * size.vision_intermediate
             layers += size.vision_layers_used * tiles * PATCHES * width * element
-    logits = labels * size.vocab * 8
-    activations = batch_size * (layers + one_layer + logits)
-    return Memory(trained * 4 + frozen, trained * 4, trained * 8, activations, trained)
+    return layers + one_layer + labels * size.vocab * 8
 
 
-def fits(memory: Memory, available: int) -> bool:
-    """Whether a device of `available` bytes holds it with room to spare."""
-    return memory.total <= USABLE * available
+def _whole_layers(size: ModelSize, method: MethodConfig, element: int) -> int:
+    """Bytes that FSDP brings together: what lies outside the layers, one layer at work and the next one; with their
+    gradients before these are divided again.
+    """
+    layer = size.decoder_weights // size.layers
+    outside = size.language - size.decoder_weights + size.vision(0)
+    weights = outside + 2 * layer
+    if method.use_lora:
+        return weights * element
+    trained_outside = 0 if method.freeze_language_model else outside
+    trained_layer = size.vision(1) - size.vision(0) if method.freeze_language_model else layer
+    return (weights + trained_outside + trained_layer) * element

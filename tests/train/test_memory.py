@@ -1,0 +1,53 @@
+"""Memory arithmetic over several devices."""
+
+from typing import Any
+
+import pytest
+
+from phi3v_train.config import MethodConfig
+from phi3v_train.training.memory import Memory, ModelSize, Parallel, estimate, fits
+
+SIZE = ModelSize.from_config({})
+
+
+def memory(parallel: Parallel, world_size: int, **method: Any) -> Memory:
+    return estimate(
+        SIZE, MethodConfig.model_validate(method), dtype="bf16", tokens=2443, tiles=17, parallel=parallel,
+        world_size=world_size,
+    )  # fmt: skip
+
+
+def test_one_device_holds_everything_whatever_the_kind() -> None:
+    alone = {parallel: memory(parallel, 1) for parallel in ("ddp", "fsdp", "zero2", "zero3")}
+    assert len(set(alone.values())) == 1
+    assert memory("ddp", 8) == alone["ddp"]
+
+
+def test_bytes_of_a_trained_parameter() -> None:
+    """16 together, by hand: fsdp shares all; zero2 all but the copy in bf16; zero3 that copy too."""
+    trained = memory("ddp", 1).trained
+    rest = SIZE.total - trained  # tensors that no loss reaches
+    for parallel, each in (("fsdp", 16 / 8), ("zero2", 2 + 14 / 8), ("zero3", 16 / 8)):
+        kept = rest * 2 / (1 if parallel == "zero2" else 8)
+        assert memory(parallel, 8).state == pytest.approx(trained * each + kept, abs=8)
+
+
+def test_more_devices_never_need_more_each() -> None:
+    for method in ({}, {"freeze_vision_model": True}, {"use_lora": True}, {"freeze_language_model": True}):
+        for parallel in ("fsdp", "zero2", "zero3"):
+            totals = [memory(parallel, number, **method).total for number in (2, 4, 8, 16, 64)]
+            assert totals == sorted(totals, reverse=True), (method, parallel)
+
+
+def test_frozen_weights_are_shared_by_fsdp_and_zero3_only() -> None:
+    lora = {"use_lora": True, "lora_rank": 32}
+    base = SIZE.total * 2
+    assert memory("zero2", 8, **lora).weights > base
+    assert memory("fsdp", 8, **lora).weights < base / 7
+    assert memory("zero3", 8, **lora).weights < base / 7
+
+
+def test_eight_a100_hold_a_full_run_and_eight_v100_too() -> None:
+    assert fits(memory("zero2", 8), 80 * 10**9)
+    assert fits(memory("fsdp", 8), 32 * 10**9)
+    assert not fits(memory("ddp", 8), 32 * 10**9)
