@@ -22,6 +22,7 @@ from phi3v_train.settings import Settings
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, list_checkpoints, prune, sweep
 from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
+from phi3v_train.training.work import work_rates
 
 if TYPE_CHECKING:
     from phi3v_train.evaluation.during import RunEvaluation
@@ -105,7 +106,7 @@ def train(plan: Plan, start: Start, *, quiet: bool = False) -> Outcome:
     Raises:
         UserError: the run cannot go on; the message says what to do.
     """
-    from phi3v_train.training.strategy import Place
+    from phi3v_train.training.parallel.place import Place
 
     config = plan.config
     output_dir = config.output.output_dir
@@ -128,11 +129,13 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     from phi3v_train.models.loading import load_base
     from phi3v_train.training.loop import TrainLoop
     from phi3v_train.training.methods import apply_method
+    from phi3v_train.training.parallel.choose import make_engine
+    from phi3v_train.training.parallel.group import make_group
+    from phi3v_train.training.parallel.place import Place
     from phi3v_train.training.precision import Precision
     from phi3v_train.training.progress import ProgressLine
     from phi3v_train.training.ranks import one_of_many
     from phi3v_train.training.session import RunIdentity, Session
-    from phi3v_train.training.strategy import Place, make_strategy
 
     config = plan.config
     place = Place.from_environment()
@@ -140,9 +143,9 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
     loader = stack.enter_context(make_loader(plan, place.rank, place.world_size, pin_memory=on_gpu))
     loader.start()
-    strategy = make_strategy(config.parallel.parallel, place, device)
-    stack.callback(strategy.close)
-    stack.enter_context(one_of_many(place, strategy.store))
+    group = make_group(place, device)
+    stack.callback(group.close)
+    stack.enter_context(one_of_many(place, group.store))
     precision = Precision(plan.compute.dtype.value, device.type, cache_casts=not config.model.gradient_checkpointing)
     progress = ProgressLine(
         plan.total_steps,
@@ -155,14 +158,15 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=device)
     if config.model.gradient_checkpointing:
         enable_checkpointing(model)
-    loop = TrainLoop(trained, config, strategy=strategy, precision=precision, total_steps=plan.total_steps)
+    engine = make_engine(config.parallel.parallel, group, trained, precision, config)
+    loop = TrainLoop(engine, config, total_steps=plan.total_steps)
     session = Session(
         loop,
         plan.processor,
         identity=RunIdentity(start.identity["settings"], start.identity["data"]),
         title=f"{config.method.name} on {plan.task}",
         epoch_steps=plan.order.epoch_steps,
-        evaluate=partial(evaluation, loop) if evaluation is not None else None,
+        evaluate=partial(evaluation, engine) if evaluation is not None else None,
         progress=progress,
     )
     if start.checkpoint is not None:
@@ -212,6 +216,8 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> 
         rank=rank,
         world_size=world_size,
         pack=config.data.pack,
+        lockstep=config.parallel.parallel not in ("auto", "ddp"),
+        rates=work_rates(plan.size, config.method, checkpointing=config.model.gradient_checkpointing),
         num_workers=config.data.num_workers,
         pin_memory=pin_memory,
     )

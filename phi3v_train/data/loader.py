@@ -17,7 +17,7 @@ from typing import Any
 
 from phi3v_train.data.collate import BatchShape, to_tensors
 from phi3v_train.data.order import SampleOrder, SampleRef
-from phi3v_train.data.partition import partition
+from phi3v_train.data.partition import Rates, partition
 from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.workers import Built, Future, MicroBatchJob, Workers
 
@@ -130,6 +130,8 @@ class TrainLoader:
         rank: number of this process.
         world_size: number of processes.
         pack: one row a micro-batch, samples end to end.
+        lockstep: the processes meet in every micro-batch, not only at the end of a step.
+        rates: work by which a step is divided.
         num_workers: processes that decode; 0 decodes in this one, when asked.
         prefetch: micro-batches decoded ahead; none: two a worker.
         pin_memory: copy tensors to page-locked memory, for copies to a GPU beside its work.
@@ -145,6 +147,8 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         pack: bool = False,
+        lockstep: bool = False,
+        rates: Rates = Rates(),  # noqa: B008  # frozen
         num_workers: int = 0,
         prefetch: int | None = None,
         pin_memory: bool = False,
@@ -155,6 +159,9 @@ class TrainLoader:
         self.rank = rank
         self.world_size = world_size
         self.pack = pack
+        self.lockstep = lockstep
+        self.rates = rates
+        self.pin_memory = pin_memory
         self.pin_memory = pin_memory
         self.prefetch = max(1, 2 * num_workers if prefetch is None else prefetch)
         self._workers = Workers(reader, num_workers)
@@ -238,6 +245,8 @@ class TrainLoader:
             micro_batch_size=self.micro_batch_size,
             world_size=self.world_size,
             pack=self.pack,
+            lockstep=self.lockstep,
+            rates=self.rates,
         )
         return StepPlan(step, refs[0].epoch, refs, measures, shares[self.rank])
 
@@ -245,7 +254,7 @@ class TrainLoader:
         """What a worker does; the filler of an empty micro-batch is the sample with the least work."""
         filler = not batch
         if filler:
-            works = [measure.cost.work for measure in plan.measures]
+            works = [self.rates.sample(measure.cost) for measure in plan.measures]
             batch = (works.index(min(works)),)
         return MicroBatchJob(tuple(plan.refs[index] for index in batch), self.pack, self.pad_token_id, filler)
 

@@ -1,4 +1,4 @@
-"""The order of samples and the division of a step: properties that any run relies on."""
+"""The order of samples: properties that any run relies on."""
 
 from collections import Counter
 
@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3v_data.errors import UserError
 from phi3v_train.data.order import SampleOrder, permutation, share_out
-from phi3v_train.data.partition import Cost, accumulation_steps, partition
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple)
 weight = st.floats(0.01, 100)
@@ -90,58 +88,3 @@ def test_share_out(total, weights):
     shares = share_out(total, weights)
     assert sum(shares) == max(total, len(weights))
     assert min(shares) >= 1
-
-
-# Partition
-
-costs = st.lists(st.builds(Cost, st.integers(1, 9000), st.integers(0, 40)), min_size=1, max_size=40)
-
-
-@given(costs, st.integers(1, 5), st.integers(1, 6), st.booleans())
-def test_partition_takes_every_sample_once_and_balances(costs, micro_batch_size, world_size, pack):
-    shares = partition(costs, micro_batch_size=micro_batch_size, world_size=world_size, pack=pack)
-    assert len(shares) == world_size
-    assert len({len(share) for share in shares}) == 1
-    taken = sorted(index for share in shares for batch in share for index in batch)
-    assert taken == list(range(len(costs)))
-    if not pack:
-        assert all(len(batch) <= micro_batch_size for share in shares for batch in share)
-
-    def work(batch):
-        tokens = [costs[index].tokens for index in batch]
-        tiles = sum(costs[index].tiles for index in batch)
-        return (sum(tokens) if pack else max(tokens, default=0) * len(tokens)) + 50 * tiles
-
-    works = [[work(batch) for batch in share] for share in shares]
-    loads = [sum(share) for share in works]
-    assert max(loads) - min(loads) <= max(map(max, works))
-    assert all(share == sorted(share, reverse=True) for share in works)
-    assert shares == partition(list(costs), micro_batch_size=micro_batch_size, world_size=world_size, pack=pack)
-
-
-@given(st.integers(0, 3), st.booleans(), st.data())
-def test_full_steps_have_the_same_micro_batches_for_any_number_of_processes(power, pack, data):
-    costs = data.draw(st.lists(st.builds(Cost, st.integers(1, 900)), min_size=16, max_size=16))
-    one = partition(costs, micro_batch_size=2, world_size=1, pack=pack)
-    many = partition(costs, micro_batch_size=2, world_size=2**power, pack=pack)
-    assert {batch for share in one for batch in share} == {batch for share in many for batch in share}
-
-
-def test_padding_is_cut_by_length_and_packing_evens_out():
-    costs = [Cost(tokens) for tokens in (10, 1000, 20, 990, 500, 510)]
-    assert partition(costs, micro_batch_size=2) == (((1, 3), (5, 4), (2, 0)),)
-    packed = partition(costs, micro_batch_size=2, pack=True)[0]
-    assert sorted(sum(costs[index].tokens for index in batch) for batch in packed) == [1010, 1010, 1010]
-
-
-def test_a_short_step_leaves_empty_micro_batches():
-    shares = partition([Cost(5), Cost(6)], micro_batch_size=1, world_size=4)
-    assert shares == (((1,),), ((0,),), ((),), ((),))
-
-
-def test_batches_that_do_not_divide_are_refused():
-    assert accumulation_steps(64, 2, 8) == 4
-    with pytest.raises(UserError, match=r"--batch_size 20 does not divide .* use --batch_size 16 or 32"):
-        accumulation_steps(20, 2, 8)
-    with pytest.raises(UserError, match=r"use --batch_size 8$"):
-        accumulation_steps(4, 1, 8)
