@@ -9,7 +9,7 @@ DEMO := demo_out
 .PHONY: help demo test test-quick test-slow lint format docs schemas floors dist clean
 
 help:
-	@echo "make demo       install, convert the mini set in examples/data, validate it"
+	@echo "make demo       install, convert the mini set in examples/data, validate it, train a tiny model on it"
 	@echo "make test       install, run all tests but the slow and the gpu ones"
 	@echo "make test-slow  run the slow ones (many kills, million rows, Ray)"
 	@echo "make lint       ruff check, ruff format --check, mypy"
@@ -22,17 +22,18 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One marker per set of extras: pip runs again only when the project file or the pins change.
-$(VENV)/.video: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) -e '.[video]'
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[video,train]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[all,dev]'
 	@touch $@
 
-demo: $(VENV)/.video
+demo: $(VENV)/.demo
 	$(BIN)/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir $(DEMO)/ucf101
 	$(BIN)/phi3v-data validate $(DEMO)/ucf101 --html $(DEMO)/report.html
+	$(BIN)/python examples/train_demo.py $(DEMO)
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not gpu"

@@ -35,6 +35,14 @@ def machine(*packages: str) -> dict[str, Any]:
     }
 
 
+def peak_bytes() -> int:
+    """Peak memory of this process so far; `getrusage` would give its parent's where that is higher."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmHWM in /proc/self/status: this benchmark needs Linux")
+
+
 def save(name: str, result: dict[str, Any]) -> Path:
     """Write `benchmarks/results/NAME.json` and print it."""
     RESULTS.mkdir(exist_ok=True)

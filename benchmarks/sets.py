@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -23,14 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import machine, save
+from common import machine, peak_bytes, save
 
 PER_PICTURE = 5
 
 
 def peak_mb() -> float:
     """Peak resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_bytes() / 1e6
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:

@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import machine, save
+from common import machine, peak_bytes, save
 
 PACKAGES = ("phi3v", "numpy", "msgspec", "pydantic", "pillow", "simplejpeg", "datasets")
 
@@ -53,11 +52,6 @@ def clip_row(n: int) -> str:
 
 
 ROW_SHAPES: dict[str, Callable[[int], str]] = {"one_picture": vqa_row, "eight_pictures": clip_row}
-
-
-def peak_bytes() -> int:
-    """Peak memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def in_process(part: str, *args: str) -> dict[str, Any]:

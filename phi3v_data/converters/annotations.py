@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import jsonlines
 import xxhash
 
 from phi3v_data.converters.source import Source, SourceFile
@@ -35,24 +36,44 @@ def read_json_lines(file: SourceFile) -> Iterator[JsonLine]:
         UserError: the file cannot be read.
     """
     try:
-        with file.file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _parse_line(number, line)
+        with file.file.open("rb") as stream:
+            lines = _Counted(stream)
+            with jsonlines.Reader(lines) as reader:
+                while True:
+                    yield _read_line(reader, lines)
+    except EOFError:
+        return
     except OSError as error:
         raise UserError(f"cannot read '{file.path}': {error.strerror}") from error
 
 
-def _parse_line(number: int, line: bytes) -> JsonLine:
+class _Counted:
+    """Lines, and the number and size of the last one: `jsonlines` tells neither of a sound line."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = lines
+        self.number = self.size = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for line in self._lines:
+            self.number += 1
+            self.size = len(line)
+            yield line
+
+
+def _read_line(reader: jsonlines.Reader, lines: _Counted) -> JsonLine:
+    value: Mapping[str, Any] = {}
+    problem = ""
     try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError:
-        return JsonLine(number, len(line), {}, "is not UTF-8")
-    except (ValueError, RecursionError):
-        return JsonLine(number, len(line), {}, "is not JSON")
-    if not isinstance(value, dict):
-        return JsonLine(number, len(line), {}, "is not a JSON object")
-    return JsonLine(number, len(line), value)
+        value = reader.read(type=dict, skip_empty=True)
+    except jsonlines.InvalidLineError as error:
+        why = error.__cause__
+        problem = "is not UTF-8" if isinstance(why, UnicodeDecodeError) else "is not JSON"
+        if why is None:
+            problem = "is not a JSON object"
+    except RecursionError:
+        problem = "is not JSON"
+    return JsonLine(lines.number, lines.size, value, problem)
 
 
 def read_json(file: SourceFile) -> Any:

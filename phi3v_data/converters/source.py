@@ -11,7 +11,9 @@ save_to_disk    what `datasets` wrote: rows
 import hashlib
 import os
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -67,7 +69,6 @@ class Source:
         self.hub_id = hub_id
         self._remote = remote
         self._work_dir = work_dir
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._files: tuple[SourceFile, ...] | None = None
         self._all_files: tuple[SourceFile, ...] | None = None
         self._opened: Tables | None = None
@@ -165,8 +166,8 @@ class Source:
 
     def _work_folder(self) -> Path:
         if self._work_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="phi3v-", ignore_cleanup_errors=True)
-            self._work_dir = Path(self._temporary.name)
+            self._work_dir = Path(tempfile.mkdtemp(prefix="phi3v-"))
+            weakref.finalize(self, shutil.rmtree, self._work_dir, ignore_errors=True)
         return self._work_dir
 
     @property
