@@ -158,7 +158,7 @@ def make_reader(config: RunConfig, sources: Sequence[Source], processor: Any) ->
 def refuse_unavailable(config: RunConfig) -> None:
     """Kinds of sharing that do not exist here, packages that are missing."""
     from phi3v_train.training.methods import refuse_unfit
-    from phi3v_train.training.strategy import check_parallel
+    from phi3v_train.training.parallel.choose import check_parallel
 
     check_parallel(config.parallel.parallel)
     refuse_unfit(config.method)

@@ -95,7 +95,7 @@ def from_model(
     from phi3v_data.cli.console import progress_bar
     from phi3v_train.evaluation.job import prepare, run_job
     from phi3v_train.launch import launch, processes_to_start
-    from phi3v_train.training.strategy import Place
+    from phi3v_train.training.parallel.place import Place
 
     is_main = Place.from_environment().is_main
     number = processes_to_start(config)

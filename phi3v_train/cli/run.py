@@ -45,7 +45,7 @@ def run(
     from phi3v_train.launch import LAUNCHED, launch, obey_launcher, processes_to_start
     from phi3v_train.plan import make_plan
     from phi3v_train.run import check_data, find_start, train
-    from phi3v_train.training.strategy import Place
+    from phi3v_train.training.parallel.place import Place
 
     if LAUNCHED in os.environ:
         obey_launcher()

@@ -10,7 +10,9 @@ from phi3v_train.evaluation.identity import make_identity, weights_identity
 from phi3v_train.evaluation.predictions import PredictionFolder
 from phi3v_train.evaluation.result import write_scores
 from phi3v_train.training.folder import PREDICTIONS
-from phi3v_train.training.loop import TrainLoop
+from phi3v_train.training.parallel.engine import Engine
+from phi3v_train.training.parallel.group import Group
+from phi3v_train.training.precision import Precision
 
 ProgressBars = Callable[[], AbstractContextManager[Progress | None]]
 
@@ -44,18 +46,21 @@ class RunEvaluation:
         self._bars = bars
         self._say = say
 
-    def __call__(self, loop: TrainLoop, step: int) -> dict[str, Any]:
+    def __call__(self, engine: Engine, step: int) -> dict[str, Any]:
         """Evaluate the model as it is after a step; on every process `split, num_samples, metrics, model, step`."""
-        model, strategy = loop.trained.model, loop.strategy
+        with engine.whole() as model:
+            return self._evaluate(model, engine.group, engine.precision, step)
+
+    def _evaluate(self, model: Any, group: Group, precision: Precision, step: int) -> dict[str, Any]:
         identity = make_identity(
             self.evaluator.source,
             self.evaluator.config,
             model=f"{self.model_name} at step {step} {weights_identity(model)}",
-            dtype=loop.precision.name,
+            dtype=precision.name,
             rows=self.evaluator.num_rows,
         )
         folder = PredictionFolder(self.folder / f"step-{step:06d}", identity, keep_going=True)
-        if strategy.place.is_main:
+        if group.place.is_main:
             folder.begin(restart=True)
         with self._bars() as bar:
             records, result = self.evaluator.evaluate(
@@ -63,12 +68,12 @@ class RunEvaluation:
                 folder,
                 model_name=self.model_name,
                 step=step,
-                precision=loop.precision,
-                strategy=strategy,
+                precision=precision,
+                group=group,
                 with_loss=True,
                 progress=bar,
             )
-        if strategy.place.is_main:
+        if group.place.is_main:
             folder.try_to(lambda: write_scores(records, result, folder.path))
             if folder.failed:
                 self._say(f"warning: {folder.path} cannot be written: {folder.failed}; the run goes on")

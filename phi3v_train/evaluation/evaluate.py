@@ -21,9 +21,9 @@ from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
 from phi3v_train.evaluation.prompts import MEASURE_CHUNK, PromptSpec, Rows, encode_batch, make_batches, measure_rows
 from phi3v_train.evaluation.records import Prediction, read_predictions
 from phi3v_train.evaluation.result import make_result
-from phi3v_train.training.loop import mean_loss
+from phi3v_train.training.loss import mean_loss
+from phi3v_train.training.parallel.group import Group
 from phi3v_train.training.precision import Precision
-from phi3v_train.training.strategy import Strategy
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -109,7 +109,7 @@ class Evaluator:
         folder: PredictionFolder,
         *,
         precision: Precision,
-        strategy: Strategy,
+        group: Group,
         progress: Progress | None = None,
     ) -> list[Prediction]:
         """Generate what `folder` does not hold yet; the predictions, on the main process only.
@@ -119,11 +119,11 @@ class Evaluator:
         Raises:
             UserError: out of memory, or an image that cannot be read.
         """
-        place = strategy.place
-        if strategy.share(folder.is_complete):
+        place = group.place
+        if group.share(folder.is_complete):
             return read_predictions(folder.path / PREDICTIONS) if place.is_main else []
         done: dict[int, Prediction] = {}
-        for parts in strategy.gather(folder.read_parts()):
+        for parts in group.gather(folder.read_parts()):
             done = {**parts, **done}
         batches = make_batches(self.specs, self.config.eval_batch_size)
         left = [tuple(position for position in batch if position not in done) for batch in batches]
@@ -136,7 +136,7 @@ class Evaluator:
                 )
         finally:
             folder.close_part()
-        for others in strategy.gather(made):
+        for others in group.gather(made):
             done.update(others)
         if not place.is_main:
             return []
@@ -178,13 +178,13 @@ class Evaluator:
                     progress("answers", num_done + len(made), total)
         return made
 
-    def loss(self, model: nn.Module, *, precision: Precision, strategy: Strategy) -> float | None:
+    def loss(self, model: nn.Module, *, precision: Precision, group: Group) -> float | None:
         """Mean loss over all supervised tokens of the rows; None where there is none.
 
         Raises:
             UserError: a row cannot be encoded.
         """
-        place = strategy.place
+        place = group.place
         order = SampleOrder((self.num_rows,), self.config.eval_batch_size * place.world_size)
         with (
             undisturbed(model),
@@ -199,7 +199,7 @@ class Evaluator:
             ) as loader,
         ):
             micros = (micro for batch in loader.steps(0, order.epoch_steps) for micro in batch)
-            return mean_loss(model, micros, precision=precision, strategy=strategy)
+            return mean_loss(model, micros, precision=precision, group=group)
 
     def evaluate(
         self,
@@ -209,7 +209,7 @@ class Evaluator:
         model_name: str,
         step: int | None,
         precision: Precision,
-        strategy: Strategy,
+        group: Group,
         with_loss: bool = False,
         progress: Progress | None = None,
     ) -> tuple[list[Prediction], dict[str, Any]]:
@@ -219,10 +219,10 @@ class Evaluator:
             The predictions, on the main process only, and on every process `split, num_samples, metrics, model, step`
             (and `notes` where a metric is undefined).
         """
-        records = self.predict(model, folder, precision=precision, strategy=strategy, progress=progress)
-        loss = {"loss": self.loss(model, precision=precision, strategy=strategy)} if with_loss else {}
+        records = self.predict(model, folder, precision=precision, group=group, progress=progress)
+        loss = {"loss": self.loss(model, precision=precision, group=group)} if with_loss else {}
         result: dict[str, Any] = {}
-        if strategy.place.is_main:
+        if group.place.is_main:
             result = make_result(
                 records,
                 self.metrics,
@@ -232,4 +232,4 @@ class Evaluator:
                 step=step,
                 extra=loss,
             )
-        return records, strategy.share(result)
+        return records, group.share(result)

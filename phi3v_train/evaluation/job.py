@@ -16,8 +16,9 @@ from phi3v_train.evaluation.records import Prediction
 from phi3v_train.evaluation.result import write_scores
 from phi3v_train.models.loading import ModelPlace, load_model, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
+from phi3v_train.training.parallel.group import make_group
+from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.precision import Precision
-from phi3v_train.training.strategy import Place, make_strategy
 
 
 @dataclass(frozen=True)
@@ -111,18 +112,16 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
         if place.is_main:
             stack.enter_context(job.folder.lock())
             job.folder.begin(overwrite=overwrite)
-        strategy = make_strategy("auto", place, device)
-        stack.callback(strategy.close)
+        group = make_group(place, device)
+        stack.callback(group.close)
         model = None
-        if with_loss or not strategy.share(job.folder.is_complete):
-            if kind == "cuda":
-                torch.cuda.set_device(device)
+        if with_loss or not group.share(job.folder.is_complete):
             model = load_model(job.place, job.compute, seed=job.config.optim.seed)
         precision = Precision(job.compute.dtype.value, kind)
         evaluator = job.evaluator
         files = {"predictions": job.folder.path / PREDICTIONS}
         if job.choice is None:
-            records = evaluator.predict(model, job.folder, precision=precision, strategy=strategy)
+            records = evaluator.predict(model, job.folder, precision=precision, group=group)
             return Outcome(records, {}, files if place.is_main else {})
         records, result = evaluator.evaluate(
             model,
@@ -130,7 +129,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
             model_name=job.place.name,
             step=None,
             precision=precision,
-            strategy=strategy,
+            group=group,
             with_loss=with_loss,
         )
         if not place.is_main:

@@ -13,17 +13,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import NotFoundError, UserError
 
+if TYPE_CHECKING:
+    from phi3v_train.training.parallel.group import Group
+
 COMPLETE = "COMPLETE.json"
 STATE = "state.json"
-OPTIMIZER = "optimizer.pt"
 STATE_FORMAT = 1
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -119,28 +120,30 @@ def remove(path: Path) -> None:
 
 
 def write_checkpoint(
-    output_dir: Path, step: int, state: Mapping[str, Any], *, write: Callable[[Path], None], keep: int
+    group: "Group", output_dir: Path, step: int, state: Mapping[str, Any], *, write: Callable[[Path], None], keep: int
 ) -> Checkpoint:
-    """Write a checkpoint aside, put it in place whole, then delete the oldest beyond `keep`.
+    """Write a checkpoint aside, put it in place whole, then delete the oldest beyond `keep`; called by all processes.
 
-    `write(folder)` writes the model and the optimizer. Checkpoints of later steps, left by a run that was taken up
-    again further back, are deleted too.
+    `write(folder)` writes the model and the optimizer: what of them this process writes. Checkpoints of later steps,
+    left by a run that was taken up again further back, are deleted too.
 
     Raises:
-        SaveError: the disk is full or fails; what was written of it is gone, older checkpoints are untouched.
+        SaveError: the disk of any process is full or fails; what was written is gone, older checkpoints are untouched.
     """
     target = output_dir / checkpoint_name(step)
-    staging = output_dir / f".{target.name}"
-    with whole_folder(staging, target):
-        write(staging)
+
+    def complete(folder: Path) -> None:
         content = {"format": STATE_FORMAT, "step": step, **state}
-        (staging / STATE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
-        sizes = {name: (staging / name).stat().st_size for name in names}
-        (staging / COMPLETE).write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
-    for late in [each for each in list_checkpoints(output_dir) if each.step > step]:
-        remove(late.path)
-    prune(output_dir, keep=keep)
+        (folder / STATE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        sizes = {name: (folder / name).stat().st_size for name in names}
+        (folder / COMPLETE).write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
+
+    write_folder(group, output_dir / f".{target.name}", target, write, complete)
+    if group.place.is_main:
+        for late in [each for each in list_checkpoints(output_dir) if each.step > step]:
+            remove(late.path)
+        prune(output_dir, keep=keep)
     return Checkpoint(target, step)
 
 
@@ -151,28 +154,59 @@ def prune(output_dir: Path, *, keep: int, spare: Checkpoint | None = None) -> No
             remove(old.path)
 
 
-@contextmanager
-def whole_folder(staging: Path, target: Path) -> Iterator[None]:
-    """Fill `staging` in the body; it then appears at `target` synced and whole, or not at all.
+def write_folder(
+    group: "Group",
+    staging: Path,
+    target: Path,
+    write: Callable[[Path], None],
+    complete: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Fill a folder that appears at `target` synced and whole, or not at all; called by all processes.
+
+    `write(staging)` is called by each of them, then `complete(staging)` by the main one, when all have written. Nobody
+    goes on before the folder is in place.
 
     Raises:
-        SaveError: the disk is full or fails.
+        SaveError: the disk of any process is full or fails; raised by all of them.
     """
-    try:
+
+    def prepare() -> None:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        yield
+
+    def put_in_place() -> None:
+        complete(staging)
         sync_tree(staging)
         if target.exists():
             remove(target)
         os.rename(staging, target)
         sync(target.parent)
+
+    def nothing() -> None:
+        pass
+
+    main = group.place.is_main
+    for work in (prepare if main else nothing, lambda: write(staging), put_in_place if main else nothing):
+        reasons = group.gather(attempt(work))
+        failed = [(rank, reason) for rank, reason in enumerate(reasons) if reason is not None]
+        if failed:
+            if main:
+                shutil.rmtree(staging, ignore_errors=True)
+            rank, reason = failed[0]
+            where = f" (rank {rank})" if group.place.world_size > 1 else ""
+            raise SaveError(f"{target} could not be written: {reason}{where}")
+
+
+def attempt(work: Callable[[], None]) -> str | None:
+    """Do something with the disk; in words why the disk did not let it, None where it did."""
+    try:
+        work()
     except Exception as error:
         reason = why_not_written(error)
         if reason is None:
             raise
-        shutil.rmtree(staging, ignore_errors=True)
-        raise SaveError(f"{target} could not be written: {reason}") from error
+        return reason
+    return None
 
 
 def why_not_written(error: Exception) -> str | None:

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from phi3v_data.errors import UserError
 from phi3v_train.models.loading import ModelPlace, load_base, load_processor
 from phi3v_train.models.machine import Chosen, Compute
-from phi3v_train.training.checkpoints import SaveError, whole_folder
+from phi3v_train.training.checkpoints import SaveError, write_folder
+from phi3v_train.training.parallel.group import Alone
+from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.precision import DTYPES
 from phi3v_train.training.saving import write_model_directory
 
@@ -32,10 +36,13 @@ def merge_to(place: ModelPlace, out: Path, *, dtype: str = "auto", overwrite: bo
         model = merge_adapter(model, place.adapter)
     processor = load_processor(place)
     staging = out.with_name(f".{out.name}.partial")
+
+    def write(folder: Path) -> None:
+        write_model_directory(model, folder, DTYPES[name])
+        processor.save_pretrained(folder)
+
     try:
-        with whole_folder(staging, out):
-            write_model_directory(model, staging, DTYPES[name])
-            processor.save_pretrained(staging)
+        write_folder(Alone(Place(), torch.device("cpu")), staging, out, write)
     except SaveError as error:
         raise UserError(str(error)) from error
     return name

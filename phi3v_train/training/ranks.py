@@ -10,7 +10,7 @@ import xxhash
 from torch.distributed.distributed_c10d import Store
 
 from phi3v_data.errors import UserError
-from phi3v_train.training.strategy import Place
+from phi3v_train.training.parallel.place import Place
 
 FAILURES = "phi3v/failures"
 FAILED = 1

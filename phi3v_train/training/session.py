@@ -15,12 +15,11 @@ import torch
 from phi3v_data.errors import UserError
 from phi3v_train.config import RunConfig
 from phi3v_train.training import folder
-from phi3v_train.training.checkpoints import OPTIMIZER, Checkpoint, SaveError, whole_folder, write_checkpoint
+from phi3v_train.training.checkpoints import Checkpoint, SaveError, write_checkpoint, write_folder
 from phi3v_train.training.loop import StepResult, TrainLoop
 from phi3v_train.training.metrics_log import MetricsLog, read_metrics
 from phi3v_train.training.plot import draw_loss
 from phi3v_train.training.progress import ProgressLine
-from phi3v_train.training.saving import read_model, read_optimizer, write_model, write_optimizer
 from phi3v_train.training.trackers import Trackers, open_trackers
 
 Evaluate = Callable[[int], Mapping[str, Any]]
@@ -54,6 +53,7 @@ class Session:
         progress: ProgressLine,
     ) -> None:
         self.loop = loop
+        self.engine = loop.engine
         self.processor = processor
         self.config: RunConfig = loop.config
         self.identity = identity
@@ -61,7 +61,7 @@ class Session:
         self.epoch_steps = epoch_steps
         self.evaluate = evaluate
         self.progress = progress
-        self.is_main = loop.strategy.place.is_main
+        self.is_main = loop.group.place.is_main
         self.output_dir: Path = self.config.output.output_dir
         self.step = 0
         self.samples = 0
@@ -73,8 +73,7 @@ class Session:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up weights, optimizer and counters."""
         state = checkpoint.state()
-        read_model(self.loop.trained, checkpoint.path)
-        self.loop.load_optimizer_state(read_optimizer(checkpoint.path / OPTIMIZER))
+        self.engine.read(checkpoint.path)
         self.step, self.samples = checkpoint.step, int(state["samples"])
         self._line = state["line"]
 
@@ -89,7 +88,7 @@ class Session:
             self._trackers = open_trackers(
                 self.config.output.report_to, self.output_dir, self.config.flat(), self.step, self.progress.say
             )
-        missing = self.loop.strategy.share(missing)
+        missing = self.loop.group.share(missing)
         if self.step == 0 and self.config.eval.eval_before and self.evaluate is not None:
             self._finish_line({"step": 0, "epoch": 0.0}, self._evaluate(folder.EVAL_BEFORE))
         elif missing and line is not None:
@@ -100,29 +99,36 @@ class Session:
         self.step = result.step
         self.samples += result.num_samples
         line = make_line(result, self.step / self.epoch_steps)
-        self.progress(result, memory_used(self.loop.strategy.device))
+        self.progress(result, memory_used(self.loop.group.device))
         if self._is_due(self.config.output.save_steps or self.epoch_steps):
             self.save(line)
         self._close_step(line)
 
     def save(self, line: Mapping[str, Any]) -> None:
         """Write a checkpoint; a disk that is full is said, and the run goes on."""
-        if self.is_main:
-            state = {
-                "samples": self.samples,
-                "total_steps": self.loop.total_steps,
-                "line": dict(line),
-                "identity": self.identity.to_json(),
-                "config": self.config.model_dump(mode="json"),
-            }
-            try:
-                write_checkpoint(
-                    self.output_dir, self.step, state, write=self._write, keep=self.config.output.save_total_limit
-                )
-                self._draw()
-            except SaveError as error:
+        state = {
+            "samples": self.samples,
+            "total_steps": self.loop.total_steps,
+            "line": dict(line),
+            "identity": self.identity.to_json(),
+            "parallel": {"kind": self.engine.kind, "world_size": self.loop.group.place.world_size},
+            "config": self.config.model_dump(mode="json"),
+        }
+        try:
+            write_checkpoint(
+                self.loop.group,
+                self.output_dir,
+                self.step,
+                state,
+                write=lambda target: self.engine.write(target, self.processor),
+                keep=self.config.output.save_total_limit,
+            )
+        except SaveError as error:
+            if self.is_main:
                 self.progress.say(f"warning: {error}; the run goes on without this checkpoint")
-        self.loop.strategy.share(None)
+        else:
+            if self.is_main:
+                self._draw()
 
     def finish(self, card: Callable[[Mapping[str, Any] | None, Mapping[str, Any] | None], str]) -> None:
         """Write the finished model, the plot, the card, and last of all the mark that the run is complete.
@@ -133,16 +139,20 @@ class Session:
         if self._trackers is not None:
             self._trackers.close()
         self.progress.close()
-        if not self.is_main:
-            self.loop.strategy.share(None)
-            return
         target = self.output_dir / folder.MODEL
-        dtype = self.loop.precision.dtype
+        dtype = self.engine.precision.dtype
         try:
-            with whole_folder(target.with_name(f".{folder.MODEL}"), target):
-                write_model(self.loop.trained, self.processor, target.with_name(f".{folder.MODEL}"), dtype=dtype)
+            write_folder(
+                self.loop.group,
+                target.with_name(f".{folder.MODEL}"),
+                target,
+                lambda staging: self.engine.write_model(staging, self.processor, dtype),
+            )
         except SaveError as error:
             raise UserError(f"{error}; make room and run the same command again: it goes on from here") from error
+        if not self.is_main:
+            self.loop.group.wait()
+            return
         self._draw()
         before = folder.read_json(self.output_dir / folder.EVAL_BEFORE)
         after = folder.read_json(self.output_dir / folder.EVAL_AFTER)
@@ -151,16 +161,12 @@ class Session:
             self.output_dir / folder.DONE,
             {"format": 1, "step": self.step, "samples": self.samples, "identity": self.identity.to_json()},
         )
-        self.loop.strategy.share(None)
+        self.loop.group.wait()
 
     def last_line(self) -> dict[str, Any] | None:
         """The last training line of the log."""
         lines = [line for line in read_metrics(self.output_dir / folder.METRICS) if "loss" in line]
         return lines[-1] if lines else None
-
-    def _write(self, target: Path) -> None:
-        write_model(self.loop.trained, self.processor, target)
-        write_optimizer(self.loop.optimizer_state(), target / OPTIMIZER)
 
     def _is_due(self, every: int | None) -> bool:
         return self.step == self.loop.total_steps or (every is not None and self.step % every == 0)

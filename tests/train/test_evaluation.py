@@ -12,7 +12,7 @@ from run_dirs import arguments, colour_directory, command, read_lines, settings_
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn
-from phi3v_train.config import EvalConfig
+from phi3v_train.config import EvalConfig, MethodConfig, OptimConfig
 from phi3v_train.data.encode import IGNORED, Encoder
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
@@ -24,12 +24,14 @@ from phi3v_train.evaluation.metrics import METRICS
 from phi3v_train.evaluation.predictions import PredictionFolder
 from phi3v_train.evaluation.prompts import make_batches
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor, tiny_tokenizer
-from phi3v_train.training.loop import TrainLoop
+from phi3v_train.training.methods import apply_method
+from phi3v_train.training.parallel.group import Alone
+from phi3v_train.training.parallel.place import Place
+from phi3v_train.training.parallel.single import SingleEngine
 from phi3v_train.training.precision import Precision
-from phi3v_train.training.strategy import Place, SingleProcess
 
 CPU = torch.device("cpu")
-SINGLE = SingleProcess(Place(), CPU)
+SINGLE = Alone(Place(), CPU)
 FP32 = Precision("fp32", "cpu")
 ROWS = 7
 
@@ -53,7 +55,7 @@ def make_evaluator(data_dir: Path, split: str = "val", num_workers: int = 0, **c
 def predict(evaluator: Evaluator, model: Any, path: Path) -> list[Any]:
     folder = PredictionFolder(path, {"test": 1})
     folder.begin()
-    return evaluator.predict(model, folder, precision=FP32, strategy=SINGLE)
+    return evaluator.predict(model, folder, precision=FP32, group=SINGLE)
 
 
 def without_scores(records: list[Any]) -> list[Any]:
@@ -202,7 +204,7 @@ def test_the_loss_is_over_tokens_whatever_the_batch(data_dir, model):
         count += int(kept.sum())
     for batch_size in (3, 100):
         other = make_evaluator(data_dir, eval_batch_size=batch_size)
-        assert other.loss(model, precision=FP32, strategy=SINGLE) == pytest.approx(total / count, rel=1e-5)
+        assert other.loss(model, precision=FP32, group=SINGLE) == pytest.approx(total / count, rel=1e-5)
 
 
 def test_modes_and_generators_are_as_before():
@@ -304,18 +306,14 @@ def test_an_evaluation_inside_a_run_goes_on_only_with_the_same_weights(data_dir,
     monkeypatch.setattr(Generator, "__call__", counting)
     model = tiny_model()
 
-    class Loop:
-        trained = type("Trained", (), {"model": model})
-        strategy = SINGLE
-        precision = FP32
-
-    loop: TrainLoop = Loop()  # type: ignore[assignment]
+    trained = apply_method(model, MethodConfig(), FP32, seed=0, device=CPU)
+    engine = SingleEngine(SINGLE, trained, FP32, OptimConfig())
     evaluation = RunEvaluation(make_evaluator(data_dir, eval_batch_size=2, eval_limit=3), tmp_path, model_name="tiny")
-    first = evaluation(loop, 0)
+    first = evaluation(engine, 0)
     assert (calls, list(first["metrics"])) == ([2, 1], ["accuracy", "loss"])
-    assert evaluation(loop, 0) == first
+    assert evaluation(engine, 0) == first
     assert calls == [2, 1]
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
-    evaluation(loop, 0)
+    evaluation(engine, 0)
     assert calls == [2, 1, 2, 1]

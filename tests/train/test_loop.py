@@ -14,15 +14,19 @@ from phi3v_train.data.loader import MicroBatch, StepBatch, TrainLoader
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.settings import resolve
-from phi3v_train.training.loop import NonFiniteLossError, StepResult, TrainLoop, mean_loss
+from phi3v_train.training.loop import NonFiniteLossError, StepResult, TrainLoop
+from phi3v_train.training.loss import mean_loss
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.optimizer import decays, make_optimizer, part_of, rate_factor, set_rates
+from phi3v_train.training.parallel.group import Alone
+from phi3v_train.training.parallel.place import Place
+from phi3v_train.training.parallel.single import SingleEngine
 from phi3v_train.training.precision import Precision
 from phi3v_train.training.seeds import derive_seed
-from phi3v_train.training.strategy import Place, SingleProcess
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", "cpu")
+ALONE = Alone(Place(), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +40,8 @@ def planned(data_dir: Path, **changes: Any) -> Plan:
 
 def make_loop(plan: Plan) -> TrainLoop:
     trained = apply_method(tiny_model(), plan.config.method, FP32, seed=0, device=CPU)
-    return TrainLoop(
-        trained,
-        plan.config,
-        strategy=SingleProcess(Place(), CPU),
-        precision=FP32,
-        total_steps=plan.total_steps,
-    )
+    engine = SingleEngine(ALONE, trained, FP32, plan.config.optim)
+    return TrainLoop(engine, plan.config, total_steps=plan.total_steps)
 
 
 def make_loader(plan: Plan) -> TrainLoader:
@@ -61,7 +60,7 @@ def trajectory(plan: Plan, steps: int = 3) -> tuple[list[StepResult], dict[str, 
     results: list[StepResult] = []
     with make_loader(plan) as loader:
         loop.run(loader.steps(0, steps), results.append)
-    return results, {name: value.detach().clone() for name, value in loop.trained.trainable()}
+    return results, {name: value.detach().clone() for name, value in loop.engine.trained.trainable()}
 
 
 @cache
@@ -98,10 +97,10 @@ def test_gradient_checkpointing_changes_nothing(data_dir: Path) -> None:
     plan = planned(data_dir)
     _, expected = trajectory(plan, steps=1)
     loop = make_loop(plan)
-    enable_checkpointing(loop.trained.model)
+    enable_checkpointing(loop.engine.trained.model)
     with make_loader(plan) as loader:
         loop.run(loader.steps(0, 1), lambda result: None)
-    for name, value in loop.trained.trainable():
+    for name, value in loop.engine.trained.trainable():
         torch.testing.assert_close(value.detach(), expected[name], rtol=0, atol=1e-7)
 
 
@@ -125,8 +124,7 @@ def test_held_out_loss_is_weighted_by_tokens(data_dir: Path) -> None:
         changed = planned(data_dir, batch_size=3, batch_size_per_gpu=size)
         with make_loader(changed) as loader:
             micros = [micro for step in loader.steps(0, changed.order.epoch_steps) for micro in step]
-        strategy = SingleProcess(Place(), CPU)
-        losses.append(mean_loss(tiny_model(), micros, precision=FP32, strategy=strategy))
+        losses.append(mean_loss(tiny_model(), micros, precision=FP32, group=ALONE))
     assert plan.order.epoch_samples == 10
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
@@ -146,13 +144,13 @@ def without_labels(batch: StepBatch) -> StepBatch:
 def test_a_step_without_labels_is_zero_and_not_nan(data_dir: Path) -> None:
     plan = planned(data_dir)
     loop = make_loop(plan)
-    before = {name: value.detach().clone() for name, value in loop.trained.trainable()}
+    before = {name: value.detach().clone() for name, value in loop.engine.trained.trainable()}
     with make_loader(plan) as loader:
         results: list[StepResult] = []
         loop.run([without_labels(next(iter(loader.steps(0, 1))))], results.append)
     assert results[0].loss == 0.0
     assert results[0].grad_norm == 0.0
-    for name, value in loop.trained.trainable():
+    for name, value in loop.engine.trained.trainable():
         assert torch.isfinite(value).all(), name
         torch.testing.assert_close(value.detach(), before[name], rtol=0, atol=1e-4)
 
@@ -161,21 +159,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_samples(dat
     plan = planned(data_dir, batch_size_per_gpu=1)
     loop = make_loop(plan)
     with torch.no_grad():
-        loop.trained.model.lm_head.weight[0, 0] = float("nan")
-    before = {name: value.detach().clone() for name, value in loop.trained.trainable()}
+        loop.engine.trained.model.lm_head.weight[0, 0] = float("nan")
+    before = {name: value.detach().clone() for name, value in loop.engine.trained.trainable()}
     with make_loader(plan) as loader:
         batch = next(iter(loader.steps(2, 3)))
         with pytest.raises(NonFiniteLossError, match="step 3: the loss is nan") as caught:
             loop.run([batch], lambda result: None)
     assert all(measure.provenance.id in str(caught.value) for measure in batch.plan.measures)
-    for name, value in loop.trained.trainable():
+    for name, value in loop.engine.trained.trainable():
         torch.testing.assert_close(value.detach(), before[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_gradient_that_is_not_finite_stops_too(data_dir: Path) -> None:
     plan = planned(data_dir)
     loop = make_loop(plan)
-    loop.trained.model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    loop.engine.trained.model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
     with make_loader(plan) as loader, pytest.raises(NonFiniteLossError, match="the gradient's norm is"):
         loop.run(loader.steps(0, 1), lambda result: None)
 
@@ -194,7 +192,7 @@ def test_out_of_memory_says_what_to_lower(data_dir: Path) -> None:
     ):
         plan = planned(data_dir, **changes)
         loop = make_loop(plan)
-        loop.trained.model.lm_head.register_forward_pre_hook(refuse)
+        loop.engine.trained.model.lm_head.register_forward_pre_hook(refuse)
         with make_loader(plan) as loader, pytest.raises(UserError, match="out of memory in step 1") as caught:
             loop.run(loader.steps(0, 1), lambda result: None)
         assert advice in str(caught.value)

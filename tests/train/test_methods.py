@@ -17,8 +17,10 @@ from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.memory import ModelSize, estimate
 from phi3v_train.training.methods import apply_method, lora_targets
 from phi3v_train.training.optimizer import part_of
+from phi3v_train.training.parallel.group import Alone
+from phi3v_train.training.parallel.place import Place
+from phi3v_train.training.parallel.single import SingleEngine
 from phi3v_train.training.precision import Precision
-from phi3v_train.training.strategy import Place, SingleProcess
 
 CPU = torch.device("cpu")
 
@@ -37,7 +39,8 @@ def one_step(plan: Plan, *, dtype: str = "fp32", steps: int = 1) -> tuple[TrainL
     precision = Precision(dtype, "cpu")
     trained = apply_method(tiny_model(), plan.config.method, precision, seed=0, device=CPU)
     before = {name: tensor.detach().clone() for name, tensor in tensors(trained.model).items()}
-    loop = TrainLoop(trained, plan.config, strategy=SingleProcess(Place(), CPU), precision=precision, total_steps=100)
+    engine = SingleEngine(Alone(Place(), CPU), trained, precision, plan.config.optim)
+    loop = TrainLoop(engine, plan.config, total_steps=100)
     with TrainLoader(plan.reader(), plan.order, micro_batch_size=2, pad_token_id=0) as loader:
         loop.run(loader.steps(0, steps), lambda result: None)
     return loop, before
@@ -48,7 +51,7 @@ def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def moved(loop: TrainLoop, before: dict[str, torch.Tensor]) -> set[str]:
-    after = tensors(loop.trained.model)
+    after = tensors(loop.engine.trained.model)
     return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
 
 
@@ -70,7 +73,7 @@ PARTS = {
 def test_every_trained_parameter_moves_and_nothing_else(data_dir: Path, name: str) -> None:
     values, parts = PARTS[name]
     loop, before = one_step(planned(data_dir, lora_rank=4, **values), steps=2)
-    trainable = {name for name, _ in loop.trained.trainable()}
+    trainable = {name for name, _ in loop.engine.trained.trainable()}
     assert moved(loop, before) == trainable
     assert {part_of(each) for each in trainable} == parts
     if values.get("use_lora") or values.get("use_qlora"):
@@ -78,7 +81,7 @@ def test_every_trained_parameter_moves_and_nothing_else(data_dir: Path, name: st
         kinds = {each.split(".lora_")[1].split(".")[0] for each in trainable}
         assert kinds == ({"A", "B", "magnitude_vector"} if values.get("use_dora") else {"A", "B"})
     else:
-        expected = {each for each, _ in loop.trained.model.named_parameters() if part_of(each) in parts}
+        expected = {each for each, _ in loop.engine.trained.model.named_parameters() if part_of(each) in parts}
         assert trainable == expected
 
 
@@ -106,9 +109,9 @@ def test_trained_weights_are_fp32_and_frozen_ones_in_the_compute_dtype(data_dir:
     plan = planned(data_dir, freeze_vision_model=True, dtype=dtype)
     loop, before = one_step(plan, dtype=dtype)
     expected = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    for name, parameter in loop.trained.model.named_parameters():
+    for name, parameter in loop.engine.trained.model.named_parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else expected), name
-    assert moved(loop, before) == {name for name, _ in loop.trained.trainable()}
+    assert moved(loop, before) == {name for name, _ in loop.engine.trained.trainable()}
 
 
 def test_qlora_packs_the_decoder_and_keeps_gradients_after_an_evaluation(data_dir: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from run_dirs import colour_directory, read_lines, settings_for, without_times
 
 from phi3v_data.errors import NotFoundError, UserError
@@ -24,9 +25,12 @@ from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import SaveError, find_checkpoint, list_checkpoints, sweep, write_checkpoint
 from phi3v_train.training.loop import StepResult
 from phi3v_train.training.metrics_log import MetricsLog
+from phi3v_train.training.parallel.group import Alone
+from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.session import Session
 
 HERE = Path(__file__).parent
+ALONE = Alone(Place(), torch.device("cpu"))
 
 EVERYTHING = {
     "use_lora": True,
@@ -204,7 +208,7 @@ def test_the_last_good_checkpoint_is_there_until_the_next_is_complete(tmp_path: 
 
     seen: list[list[int]] = []
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path, step, {}, write=write, keep=1)
+        write_checkpoint(ALONE, tmp_path, step, {}, write=write, keep=1)
     assert seen == [[], [1], [2]]
     assert [each.step for each in list_checkpoints(tmp_path)] == [3]
     sweep(tmp_path)
@@ -212,21 +216,21 @@ def test_the_last_good_checkpoint_is_there_until_the_next_is_complete(tmp_path: 
 
 
 def test_a_failed_save_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 1, {}, write=lambda folder: None, keep=1)
+    write_checkpoint(ALONE, tmp_path, 1, {}, write=lambda folder: None, keep=1)
 
     def full(folder: Path) -> None:
         (folder / "part").write_bytes(b"x")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(SaveError, match="the disk is full"):
-        write_checkpoint(tmp_path, 2, {}, write=full, keep=1)
+        write_checkpoint(ALONE, tmp_path, 2, {}, write=full, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001"]
 
     def defect(folder: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        write_checkpoint(tmp_path, 2, {}, write=defect, keep=1)
+        write_checkpoint(ALONE, tmp_path, 2, {}, write=defect, keep=1)
 
 
 @pytest.fixture

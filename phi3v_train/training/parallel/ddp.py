@@ -1,0 +1,38 @@
+"""A whole copy of model and optimizer in every process; gradients are exchanged (torch's DistributedDataParallel)."""
+
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from phi3v_train.training.parallel.engine import WrongEngineError
+from phi3v_train.training.parallel.torch_engine import TorchEngine
+
+
+class DDPEngine(TorchEngine):
+    """DistributedDataParallel; it averages over processes, so the loss is multiplied by their number."""
+
+    kind: ClassVar[str] = "ddp"
+
+    def wrap(self) -> nn.Module:
+        device = self.group.device
+        return DistributedDataParallel(
+            self.loss_module,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def staying(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.module.no_sync()  # type: ignore[operator]  # DDP's
+        return context
+
+    def backward_scale(self) -> float:
+        return float(self.group.place.world_size)
+
+    def check(self) -> None:
+        if not isinstance(self.module, DistributedDataParallel):
+            raise WrongEngineError(f"--parallel ddp: the model is held by {type(self.module).__name__} instead")
+        if dist.get_world_size(self.module.process_group) != self.group.place.world_size:
+            raise WrongEngineError("--parallel ddp: not all processes exchange gradients")

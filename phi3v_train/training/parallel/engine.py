@@ -1,0 +1,112 @@
+"""The interface between the training loop and a kind of sharing.
+
+An engine holds the model that is trained, its gradients and its optimizer, whole or in parts, and knows how these are
+written and read. A new kind of sharing is one class here and one line in `choose`. Every method is called by all
+processes together, in the same order.
+
+Losses arrive divided by the supervised tokens of the *global* batch, so gradients are summed: over micro-batches and
+over processes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from phi3v_data.errors import UserError
+from phi3v_train.training.loss import LossModule
+from phi3v_train.training.methods import TrainedModel
+from phi3v_train.training.parallel.group import Group
+from phi3v_train.training.precision import Precision
+
+
+class WrongEngineError(UserError):
+    """What was asked for is not what is running; never trained on in that state."""
+
+
+class Update(NamedTuple):
+    """What moving the weights did: highest learning rate, norm of all gradients, and whether it was left out."""
+
+    lr: float
+    norm: float
+    skipped: bool
+
+
+class Engine(ABC):
+    """A model in training.
+
+    `kind` is what `--parallel` calls it, "single" for one process. The constructor makes `trained`, which lies on the
+    device already, part of the run, creates the optimizer, and calls `check`.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, group: Group, trained: TrainedModel, precision: Precision) -> None:
+        self.group = group
+        self.trained = trained
+        self.precision = precision
+        self.loss_module = LossModule(trained.model, precision)
+
+    @abstractmethod
+    def check(self) -> None:
+        """See that the model really is held as `kind` says.
+
+        Raises:
+            WrongEngineError: it is not.
+        """
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """What is called with a micro-batch."""
+
+    @abstractmethod
+    def accumulate(self, inputs: Mapping[str, Tensor], count: float, *, last: bool) -> Tensor:
+        """Forward and backward pass over one micro-batch; its share of the loss, detached.
+
+        Before the step's `last` one, gradients may stay where they are.
+        """
+
+    @abstractmethod
+    def update(self, factor: float, max_norm: float) -> Update:
+        """Clip the gradients to `max_norm` (0: never), move the weights, clear the gradients.
+
+        `factor` is the share of every group's highest learning rate. Where the norm is not finite, the weights stay as
+        they are and the update is `skipped`; in fp16 that is part of finding the loss scale, see `scales_loss`.
+        """
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether a skipped update is normal."""
+        return self.precision.name == "fp16"
+
+    @abstractmethod
+    def write(self, folder: Path, processor: Any) -> None:
+        """Write model and optimizer into a checkpoint's folder, which exists; each process its files, or the main one
+        all. The processor's files go with them.
+
+        Errors of the disk are left as they come.
+        """
+
+    @abstractmethod
+    def read(self, folder: Path) -> None:
+        """Take up what `write` wrote, by any number of processes.
+
+        Raises:
+            UserError: it belongs to another model, or to a kind of sharing that this one cannot read.
+        """
+
+    @abstractmethod
+    def write_model(self, folder: Path, processor: Any, dtype: torch.dtype) -> None:
+        """Write the finished model (a model directory in `dtype`, or an adapter) and the processor; the main process
+        does, the others help.
+        """
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The model such that each process may run it as often as it likes, without the others; for evaluation."""
+        yield self.trained.model

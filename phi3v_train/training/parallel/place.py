@@ -1,0 +1,24 @@
+"""Which process of a run this is."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which process this is: `rank` of all, `local_rank` on its machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """As torchrun and our own launcher say it."""
+        read = os.environ.get
+        return cls(int(read("RANK", "0")), int(read("LOCAL_RANK", "0")), int(read("WORLD_SIZE", "1")))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks and writes."""
+        return self.rank == 0

@@ -1,0 +1,110 @@
+"""What the kinds of sharing on torch's own optimizer have in common; complete for whole copies of the model."""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phi3v_train.config import OptimConfig
+from phi3v_train.training.methods import TrainedModel
+from phi3v_train.training.optimizer import make_optimizer, set_rates
+from phi3v_train.training.parallel.engine import Engine, Update
+from phi3v_train.training.parallel.group import Group
+from phi3v_train.training.precision import Precision
+from phi3v_train.training.saving import read_model, read_optimizer, write_model, write_optimizer
+
+OPTIMIZER = "optimizer.pt"
+
+
+class TorchEngine(Engine):
+    """AdamW over the parameters as the wrapped module has them."""
+
+    def __init__(self, group: Group, trained: TrainedModel, precision: Precision, optim: OptimConfig) -> None:
+        super().__init__(group, trained, precision)
+        self._module = self.wrap()
+        self.names = [name for name, _ in trained.trainable()]
+        self.parameters = [parameter for _, parameter in trained.trainable()]
+        self.optimizer = make_optimizer(trained.trainable(), optim)
+        self.scaler = precision.make_scaler()
+        self.check()
+
+    def wrap(self) -> nn.Module:
+        """Make the loss module part of the run."""
+        return self.loss_module
+
+    @property
+    def module(self) -> nn.Module:
+        return self._module
+
+    def staying(self) -> AbstractContextManager[Any]:
+        """Around every micro-batch of a step but the last: gradients stay here."""
+        return nullcontext()
+
+    def backward_scale(self) -> float:
+        """Factor on the loss that makes the exchanged gradients a sum over processes."""
+        return 1.0
+
+    def accumulate(self, inputs: Mapping[str, Tensor], count: float, *, last: bool) -> Tensor:
+        with nullcontext() if last else self.staying():
+            loss: Tensor = self.module(inputs, count)
+            scaled: Tensor = self.scaler.scale(loss * self.backward_scale())
+            torch.autograd.backward(scaled)
+        return loss.detach()
+
+    def update(self, factor: float, max_norm: float) -> Update:
+        lr = set_rates(self.optimizer, factor)
+        self.scaler.unscale_(self.optimizer)
+        norm = self.clip(max_norm)
+        finite = math.isfinite(norm)
+        if finite or self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(lr, norm, skipped=not finite)
+
+    def clip(self, max_norm: float) -> float:
+        """Norm of all gradients, which are scaled down to `max_norm` where it is greater than 0."""
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, max_norm if max_norm > 0 else math.inf))
+
+    def write(self, folder: Path, processor: Any) -> None:
+        if self.group.place.is_main:
+            write_model(self.trained, processor, folder)
+            write_optimizer(self.optimizer_state(), folder / OPTIMIZER)
+
+    def read(self, folder: Path) -> None:
+        read_model(self.trained, folder)
+        self.load_optimizer_state(read_optimizer(folder / OPTIMIZER))
+
+    def write_model(self, folder: Path, processor: Any, dtype: torch.dtype) -> None:
+        if self.group.place.is_main:
+            write_model(self.trained, processor, folder, dtype=dtype)
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """AdamW's moments by parameter name, on the CPU, and the loss scale."""
+        held = self.optimizer.state
+        moments = {
+            name: {key: value.detach().cpu() for key, value in held[parameter].items()}
+            for name, parameter in zip(self.names, self.parameters, strict=True)
+            if parameter in held
+        }
+        return {"moments": moments, "scaler": self.scaler.state_dict()}
+
+    def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `optimizer_state` gave."""
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            if name in state["moments"]:
+                self.optimizer.state[parameter] = {
+                    key: value.clone() if key == "step" and not self.is_fused else value.to(parameter.device)
+                    for key, value in state["moments"][name].items()
+                }
+        if state["scaler"]:
+            self.scaler.load_state_dict(dict(state["scaler"]))
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether AdamW counts its steps on the device."""
+        return bool(self.optimizer.defaults.get("fused"))
