@@ -1,5 +1,7 @@
 """`phi3v-train`: the table of its commands."""
 
+import logging
+
 from phi3v_data.cli.base import CommandSpec, make_group, run
 
 COMMANDS = {
@@ -19,4 +21,6 @@ HELP = "Fine-tune Phi-3-vision and Phi-3.5-vision on conversations directories."
 
 def main() -> None:
     """Entry point of the console script."""
+    # transformers imports DeepSpeed wherever it is installed, and its logger writes to stdout, among our results.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     run(make_group("phi3v-train", HELP, COMMANDS))

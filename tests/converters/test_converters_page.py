@@ -13,18 +13,29 @@ from converter_sources import cauldron, docvqa_official, memes_official, nlvr2_o
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "converters.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
-COMMAND = [sys.executable, "-c", "from phi3v_data.cli.app import main; main()"]
+COMMANDS = {
+    "phi3v-data": [sys.executable, "-c", "from phi3v_data.cli.app import main; main()"],
+    "phi3v-train": [sys.executable, "-m", "phi3v_train"],
+}
+SCORES = re.compile(r"(?<=\w )\d+(\.\d+)?(?=,|$)", re.MULTILINE)
 
 
 def run(line: str, folder: Path) -> str:
     """What a command prints, with its exit code where that is not 0."""
     words = shlex.split(line)
-    if words[0] == "phi3v-data":
-        words = [*COMMAND, *words[1:]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [*COMMANDS.get(words[0], words[:1]), *words[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
     code = f"[exit code {done.returncode}]\n" if done.returncode else ""
     return done.stderr + done.stdout + code
+
+
+def without_scores(text: str) -> str:
+    """A random model's loss and scores are not the same to the last digit on every processor."""
+    return "".join(
+        SCORES.sub("N", line) if line.startswith(("before ", "after ")) else line
+        for line in text.splitlines(keepends=True)
+    )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -38,7 +49,7 @@ def test_the_commands_print_what_the_page_says(tmp_path: Path, block: str) -> No
     said = ""
     for line in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
         said += f"$ {line}\n{run(line, tmp_path)}"
-    assert said == block
+    assert without_scores(said) == without_scores(block)
 
 
 def test_the_page_shows_the_example_map() -> None:
