@@ -8,8 +8,8 @@ Over N devices, of the bytes of each trained parameter and of each frozen one (e
 
     ddp    all of them on every device: 16 trained (fp32 weight 4, gradient 4, moments 8), e frozen
     fsdp   16/N and e/N, and the layers at work whole
-    zero2  e for the computing copy, (4 master + e gradient + 8 moments)/N; e frozen; buffers of the exchange
-    zero3  (e + 4 + e + 8)/N and e/N; buffers, and up to `ZERO3_LIVE` parameters whole
+    zero2  e for the computing copy, (4 master + 4 gradient + 8 moments)/N; e frozen; two buffers for the exchange
+    zero3  (e + 4 + 4 + 8)/N and e/N; a buffer, and up to `ZERO3_LIVE` parameters whole
 """
 
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ PATCHES = 577
 
 Parallel: TypeAlias = Literal["ddp", "fsdp", "zero2", "zero3"]
 
-ZERO_BUCKET = 50_000_000
-"""Elements of one of ZeRO's two exchange buffers."""
+ZERO_BUCKET = 500_000_000
+"""Elements of one of ZeRO's exchange buffers, which it makes whatever is trained; DeepSpeed's default."""
 
 ZERO3_LIVE = 1_000_000_000
 """Parameters that ZeRO-3 holds whole at most; DeepSpeed's default."""
@@ -188,10 +188,12 @@ def estimate(
     checkpointing: bool = True,
     parallel: Parallel = "ddp",
     world_size: int = 1,
+    whole_gradients: bool = False,
 ) -> Memory:
     """Memory of one of `world_size` devices that share the work as `parallel` says.
 
     `tokens`, `tiles` and `labels` are those of a large sample; `batch_size` samples are computed at once on a device.
+    With `whole_gradients`, fsdp divides the gradients only after the last micro-batch of a step.
     """
     element = 4 if dtype == "fp32" else 2
     activations = batch_size * _sample_activations(
@@ -204,20 +206,19 @@ def estimate(
     if parallel == "fsdp":
         return Memory(
             ceil((trained * 4 + frozen) / world_size),
-            ceil(trained * 4 / world_size),
+            trained * 4 if whole_gradients else ceil(trained * 4 / world_size),
             moments,
             activations,
             trained,
             _whole_layers(size, method, element),
         )
-    gradients = ceil(trained * element / world_size)
-    masters = ceil(trained * 4 / world_size)
+    shard = ceil(trained * 4 / world_size)
     copy = trained * element + frozen
     if parallel == "zero2":
-        buffers = 2 * min(ZERO_BUCKET, trained) * element
-        return Memory(copy + masters, gradients, moments, activations, trained, buffers)
-    live = (min(ZERO3_LIVE, size.total) + 2 * min(ZERO_BUCKET, trained)) * element
-    return Memory(ceil(copy / world_size) + masters, gradients, moments, activations, trained, live)
+        return Memory(copy + shard, shard, moments, activations, trained, 2 * ZERO_BUCKET * element)
+    masters = shard if dtype != "fp32" else 0
+    live = (min(ZERO3_LIVE, size.total) + ZERO_BUCKET) * element
+    return Memory(ceil(copy / world_size) + masters, shard, moments, activations, trained, live)
 
 
 def fits(memory: Memory, available: int) -> bool:

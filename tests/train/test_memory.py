@@ -24,12 +24,24 @@ def test_one_device_holds_everything_whatever_the_kind() -> None:
 
 
 def test_bytes_of_a_trained_parameter() -> None:
-    """16 together, by hand: fsdp shares all; zero2 all but the copy in bf16; zero3 that copy too."""
+    """16 together, by hand: fsdp shares all; zero2 all but a copy in bf16; zero3 that copy too."""
     trained = memory("ddp", 1).trained
     rest = SIZE.total - trained  # tensors that no loss reaches
-    for parallel, each in (("fsdp", 16 / 8), ("zero2", 2 + 14 / 8), ("zero3", 16 / 8)):
+    for parallel, each in (("fsdp", 16 / 8), ("zero2", 2 + 16 / 8), ("zero3", 18 / 8)):
         kept = rest * 2 / (1 if parallel == "zero2" else 8)
         assert memory(parallel, 8).state == pytest.approx(trained * each + kept, abs=8)
+
+
+def test_undivided_gradients_cost_what_the_trained_weights_do() -> None:
+    method = MethodConfig()
+    divided, whole = (
+        estimate(
+            SIZE, method, dtype="bf16", tokens=2443, tiles=17, parallel="fsdp", world_size=8, whole_gradients=each
+        )
+        for each in (False, True)
+    )  # fmt: skip
+    assert whole.gradients == 4 * whole.trained
+    assert whole.total - divided.total == whole.gradients - divided.gradients
 
 
 def test_more_devices_never_need_more_each() -> None:
