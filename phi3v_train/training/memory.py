@@ -188,12 +188,11 @@ def estimate(
     checkpointing: bool = True,
     parallel: Parallel = "ddp",
     world_size: int = 1,
-    whole_gradients: bool = False,
 ) -> Memory:
     """Memory of one of `world_size` devices that share the work as `parallel` says.
 
     `tokens`, `tiles` and `labels` are those of a large sample; `batch_size` samples are computed at once on a device.
-    With `whole_gradients`, fsdp divides the gradients only after the last micro-batch of a step.
+    Under fsdp, gradients are divided after every micro-batch.
     """
     element = 4 if dtype == "fp32" else 2
     activations = batch_size * _sample_activations(
@@ -206,7 +205,7 @@ def estimate(
     if parallel == "fsdp":
         return Memory(
             ceil((trained * 4 + frozen) / world_size),
-            trained * 4 if whole_gradients else ceil(trained * 4 / world_size),
+            ceil(trained * 4 / world_size),
             moments,
             activations,
             trained,

@@ -32,18 +32,6 @@ def test_bytes_of_a_trained_parameter() -> None:
         assert memory(parallel, 8).state == pytest.approx(trained * each + kept, abs=8)
 
 
-def test_undivided_gradients_cost_what_the_trained_weights_do() -> None:
-    method = MethodConfig()
-    divided, whole = (
-        estimate(
-            SIZE, method, dtype="bf16", tokens=2443, tiles=17, parallel="fsdp", world_size=8, whole_gradients=each
-        )
-        for each in (False, True)
-    )  # fmt: skip
-    assert whole.gradients == 4 * whole.trained
-    assert whole.total - divided.total == whole.gradients - divided.gradients
-
-
 def test_more_devices_never_need_more_each() -> None:
     for method in ({}, {"freeze_vision_model": True}, {"use_lora": True}, {"freeze_language_model": True}):
         for parallel in ("fsdp", "zero2", "zero3"):
