@@ -4,6 +4,7 @@ import sys
 import time
 from typing import TextIO
 
+from phi3v_data.cli.console import format_seconds
 from phi3v_train.training.loop import StepResult
 
 PLAIN_INTERVAL = 10.0
@@ -65,16 +66,6 @@ def format_step(result: StepResult, total: int, memory: int, seconds_left: float
         f"{result.num_tokens / seconds:,.0f} tokens/s",
         f"{result.num_images / seconds:,.1f} images/s",
         f"{memory / 1e9:.1f} GB",
-        f"{format_time(seconds_left)} left",
+        f"{format_seconds(seconds_left)} left",
     ]
     return "  ".join(parts)
-
-
-def format_time(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

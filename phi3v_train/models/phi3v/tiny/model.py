@@ -8,7 +8,7 @@ import torch
 
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
-from phi3v_train.models.phi3v.tiny import VOCAB_SIZE, tiny_tokenizer
+from phi3v_train.models.phi3v.tiny.tokenizer import VOCAB_SIZE, tiny_tokenizer
 
 HEAD_DIM = 32
 
