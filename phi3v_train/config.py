@@ -205,9 +205,20 @@ class ParallelConfig(Group):
     """How the work is spread."""
 
     parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
-        "auto", description="How devices share the work."
+        "auto", description="How devices share the work; auto: ddp where its memory fits, else fsdp."
     )
-    num_processes: int | None = Field(None, ge=1, description="Processes on this machine; none: one a GPU.")
+    num_processes: int | None = Field(None, ge=1, description="Processes on each machine; none: one a GPU.")
+    nnodes: int = Field(1, ge=1, description="Machines; the same command is given on each, with its --node_rank.")
+    node_rank: int = Field(0, ge=0, description="Number of this machine, from 0.")
+    master_addr: str = Field("127.0.0.1", description="Address of machine 0.")
+    master_port: int | None = Field(None, ge=1, le=65535, description="Its port; none: a free one, 29500 for several.")
+    deepspeed: Path | None = Field(None, description="DeepSpeed configuration (JSON) for --parallel zero2 and zero3.")
+
+    @model_validator(mode="after")
+    def _deepspeed_is_used(self) -> Self:
+        if self.deepspeed is not None and self.parallel not in ("zero2", "zero3"):
+            raise ValueError(f"--deepspeed {self.deepspeed} is for --parallel zero2 or zero3: add one of them")
+        return self
 
 
 class RunConfig(Group):

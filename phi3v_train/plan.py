@@ -1,6 +1,6 @@
 """What a run will do, found out before anything heavy is loaded; every mistake that can be seen now is refused now."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from phi3v_train.models.loading import ModelPlace, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.settings import Settings
 from phi3v_train.training.memory import GB, Memory, ModelSize, estimate, fits
+from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed, summary
+from phi3v_train.training.parallel.kind import Sharing, choose_sharing
 
 PROBED_ROWS = 64
 """Rows measured for the plan's token counts."""
@@ -72,12 +74,18 @@ class Plan:
     world_size: int
     accumulation: int
     total_steps: int
-    memory: Memory
+    sharing: Sharing
+    deepspeed: Mapping[str, Any] | None = None
 
     @property
     def config(self) -> RunConfig:
         """The resolved configuration."""
         return self.settings.config
+
+    @property
+    def memory(self) -> Memory:
+        """Memory of the device that needs most."""
+        return self.sharing.memory
 
     @property
     def rows(self) -> int:
@@ -132,20 +140,37 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     reader = make_reader(config, sources, processor)
     lengths = check_lengths(reader) if config.data.max_length is not None else None
     probe = probe_rows(reader)
-    memory = estimate(
-        size,
-        config.method,
-        dtype=compute.dtype.value,
-        tokens=probe.max_tokens,
-        tiles=probe.max_tiles,
-        labels=probe.max_labels,
-        batch_size=config.optim.batch_size_per_gpu,
-        checkpointing=config.model.gradient_checkpointing,
+    sharing = choose_sharing(
+        config,
+        world_size,
+        compute.memory // share_of_device(config, compute, world_size),
+        lambda kind: estimate(
+            size,
+            config.method,
+            dtype=compute.dtype.value,
+            tokens=probe.max_tokens,
+            tiles=probe.max_tiles,
+            labels=probe.max_labels,
+            batch_size=config.optim.batch_size_per_gpu,
+            checkpointing=config.model.gradient_checkpointing,
+            parallel=kind,
+            world_size=world_size,
+        ),
+    )
+    shape = RunShape(
+        config.optim, compute.dtype.value, compute.device.value, size.hidden, world_size, accumulation, total
     )
     return Plan(
         settings, sources, order, eval_source, choice.metrics, place, processor, compute, size, probe, lengths,
-        world_size, accumulation, total, memory,
+        world_size, accumulation, total, sharing, plan_deepspeed(config.parallel, shape),
     )  # fmt: skip
+
+
+def share_of_device(config: RunConfig, compute: Compute, world_size: int) -> int:
+    """Processes that share a device: one a GPU; on a CPU all those of this machine, its memory being one."""
+    if compute.device.value == "cuda":
+        return 1
+    return max(1, world_size // (config.parallel.nnodes or 1))
 
 
 def make_reader(config: RunConfig, sources: Sequence[Source], processor: Any) -> Reader:
@@ -158,9 +183,7 @@ def make_reader(config: RunConfig, sources: Sequence[Source], processor: Any) ->
 def refuse_unavailable(config: RunConfig) -> None:
     """Kinds of sharing that do not exist here, packages that are missing."""
     from phi3v_train.training.methods import refuse_unfit
-    from phi3v_train.training.parallel.choose import check_parallel
 
-    check_parallel(config.parallel.parallel)
     refuse_unfit(config.method)
 
 
@@ -239,7 +262,11 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     yield "model", f"{plan.place.name}: {plan.size.total / 1e6:,.4g} M parameters"
     yield "method", f"{config.method.name}: {memory.trained / 1e6:,.4g} M trained ({share:.3g} %)"
     yield "compute", f"{plan.compute.device}, {plan.compute.dtype}, attention {plan.compute.attn}"
-    yield "memory", memory_text(memory, plan.compute.memory)
+    if plan.deepspeed is not None:
+        yield "zero", summary(plan.deepspeed)
+    if plan.world_size > 1:
+        yield "parallel", f"{plan.sharing.kind}; {plan.world_size} processes"
+    yield "memory", memory_text(memory, plan.sharing.available)
     if config.optim.warmup_steps >= plan.total_steps:
         yield (
             "note",
@@ -302,14 +329,16 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
                 ("device", plan.compute.device), ("dtype", plan.compute.dtype), ("attn", plan.compute.attn)
             )
         },
+        "parallel": {"value": plan.sharing.kind.value, "reason": plan.sharing.kind.reason},
         "memory": {
             "weights": memory.weights,
             "gradients": memory.gradients,
             "moments": memory.moments,
             "activations": memory.activations,
             "total": memory.total,
-            "available": plan.compute.memory,
+            "available": plan.sharing.available,
         },
+        "deepspeed": plan.deepspeed,
         "settings": {
             name: {"value": value, "from": plan.settings.origin(name)} for name, value in plan.config.flat().items()
         },

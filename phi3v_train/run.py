@@ -22,6 +22,7 @@ from phi3v_train.settings import Settings
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, list_checkpoints, prune, sweep
 from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
+from phi3v_train.training.parallel.kind import SINGLE
 from phi3v_train.training.work import work_rates
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     from phi3v_train.models.loading import load_base
     from phi3v_train.training.loop import TrainLoop
     from phi3v_train.training.methods import apply_method
-    from phi3v_train.training.parallel.choose import make_engine
+    from phi3v_train.training.parallel.choose import first_device, make_engine
     from phi3v_train.training.parallel.group import make_group
     from phi3v_train.training.parallel.place import Place
     from phi3v_train.training.precision import Precision
@@ -155,10 +156,20 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     stack.callback(progress.close)
     evaluation = make_evaluation(plan, progress, quiet=quiet or config.output.no_tqdm) if plan.eval_source else None
     model = load_base(plan.place, plan.compute, seed=config.optim.seed)
-    trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=device)
+    kind = plan.sharing.kind.value
+    first = torch.device(first_device(kind, str(device)))
+    trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=first)
     if config.model.gradient_checkpointing:
         enable_checkpointing(model)
-    engine = make_engine(config.parallel.parallel, group, trained, precision, config)
+    engine = make_engine(
+        kind,
+        group,
+        trained,
+        precision,
+        config,
+        deepspeed=plan.deepspeed,
+        whole_gradients=plan.sharing.whole_gradients,
+    )
     loop = TrainLoop(engine, config, total_steps=plan.total_steps)
     session = Session(
         loop,
@@ -174,7 +185,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     output_dir = config.output.output_dir
     if place.is_main:
         (output_dir / folder.DONE).unlink(missing_ok=True)
-        folder.write_start(output_dir, plan.settings, start.identity["data"], device.type)
+        folder.write_start(output_dir, plan.settings, start.identity["data"], device.type, plan.deepspeed)
     session.open()
     loop.run(loader.steps(session.step, plan.total_steps), session.after_step)
     session.finish(
@@ -216,7 +227,7 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> 
         rank=rank,
         world_size=world_size,
         pack=config.data.pack,
-        lockstep=config.parallel.parallel not in ("auto", "ddp"),
+        lockstep=plan.sharing.kind.value not in (SINGLE, "ddp"),
         rates=work_rates(plan.size, config.method, checkpointing=config.model.gradient_checkpointing),
         num_workers=config.data.num_workers,
         pin_memory=pin_memory,

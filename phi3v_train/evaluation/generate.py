@@ -107,6 +107,7 @@ class Generator:
                     **to_device(inputs, next(self.model.parameters()).device),
                     generation_config=self._config,
                     logits_processor=LogitsProcessorList([first]),
+                    synced_gpus=False,  # each process has the weights whole, and answers of its own
                 )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

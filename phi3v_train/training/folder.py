@@ -16,9 +16,10 @@ from phi3v_train.training.checkpoints import list_checkpoints, remove, sweep
 
 CONFIG, ENVIRONMENT, DATA, METRICS, PLOT = "config.yaml", "environment.json", "data.json", "metrics.jsonl", "loss.png"
 CARD, DONE, MODEL, TENSORBOARD, PREDICTIONS = "README.md", "complete.json", "model", "tensorboard", "predictions"
+DEEPSPEED = "deepspeed.json"
 EVAL_BEFORE, EVAL_AFTER = "eval_before.json", "eval_after.json"
 
-PACKAGES = ("phi3v", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy", "Pillow", "simplejpeg")
+PACKAGES = ("phi3v", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "safetensors", "numpy", "Pillow", "simplejpeg")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,7 +44,7 @@ def read_json(path: Path) -> Any:
 
 def clear(output_dir: Path) -> None:
     """Remove what a run wrote, and nothing else."""
-    for name in (DONE, METRICS, CONFIG, ENVIRONMENT, DATA, PLOT, CARD, EVAL_BEFORE, EVAL_AFTER):
+    for name in (DONE, METRICS, CONFIG, DEEPSPEED, ENVIRONMENT, DATA, PLOT, CARD, EVAL_BEFORE, EVAL_AFTER):
         (output_dir / name).unlink(missing_ok=True)
     for path in output_dir.glob("eval_step-*.json"):
         path.unlink()
@@ -90,8 +91,14 @@ def environment(device: str) -> dict[str, Any]:
     return result
 
 
-def write_start(output_dir: Path, settings: Settings, data: Any, device: str) -> None:
+def write_start(
+    output_dir: Path, settings: Settings, data: Any, device: str, deepspeed: Mapping[str, Any] | None = None
+) -> None:
     """What is known when a run begins."""
+    if deepspeed is not None:
+        write_json(output_dir / DEEPSPEED, deepspeed)
+    else:
+        (output_dir / DEEPSPEED).unlink(missing_ok=True)
     write_text(output_dir / CONFIG, config_text(settings))
     write_json(output_dir / ENVIRONMENT, environment(device))
     write_json(output_dir / DATA, data)

@@ -5,7 +5,7 @@ tensor keeps the number format it is trained in, so that a resumed run goes on f
 is written in the compute dtype.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,47 @@ from phi3v_data.errors import UserError
 from phi3v_train.models.loading import weight_files
 from phi3v_train.training.methods import TrainedModel
 
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the model's own names."""
 
-def write_model(trained: TrainedModel, processor: Any, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def write_model(
+    trained: TrainedModel,
+    processor: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the model or its adapter, and the processor, into `folder`.
 
     `dtype` is the number format of a finished model directory; None keeps every tensor's own. Adapters stay in fp32.
+    `state` are the weights by name, of an adapter's the trained ones, where the model itself does not hold them whole.
     """
     if trained.peft_model is not None:
+        named = None if state is None else {f"{PEFT_PREFIX}{name}": tensor for name, tensor in state.items()}
         # An adapter on the head would otherwise drag the whole head along (PEFT's "auto").
-        trained.peft_model.save_pretrained(folder, save_embedding_layers=False)
+        trained.peft_model.save_pretrained(folder, save_embedding_layers=False, state_dict=named)
         (folder / "README.md").unlink(missing_ok=True)
     else:
-        write_model_directory(trained.model, folder, dtype)
+        write_model_directory(trained.model, folder, dtype, state)
     processor.save_pretrained(folder)
 
 
-def write_model_directory(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
-    """Write all weights and the configuration, which names `dtype` as the one to load with."""
+def write_model_directory(
+    model: Any, folder: Path, dtype: torch.dtype | None, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write all weights (`state`, or the model's own) and the configuration, which names `dtype` to load with."""
     if dtype is None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
         return
     was = model.config.dtype
     model.config.dtype = dtype
+    weights = model.state_dict() if state is None else state
     try:
-        model.save_pretrained(folder, state_dict={name: cast(each, dtype) for name, each in model.state_dict().items()})
+        model.save_pretrained(folder, state_dict={name: cast(each, dtype) for name, each in weights.items()})
     finally:
         model.config.dtype = was
 
@@ -84,6 +101,21 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(folder / file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  # no mapping: it cannot be iterated itself
                 yield name, tensors.get_tensor(name)
+
+
+def stored_slices(folder: Path, file: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Names of the tensors in a file, or in a model directory's files, and what reads some rows of each."""
+    from safetensors import safe_open
+
+    for name in weight_files(folder) if file is None else (file,):
+        with safe_open(folder / name, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  # no mapping: it cannot be iterated itself
+                yield key, tensors.get_slice(key)
+
+
+def stored_name(name: str) -> str:
+    """What PEFT calls an adapter's tensor in its file; within the model its name holds the adapter's, `default`."""
+    return PEFT_PREFIX + name.replace(".default.", ".").removesuffix(".default")
 
 
 def write_optimizer(state: dict[str, Any], path: Path) -> None:

@@ -1,34 +1,61 @@
-"""Which kind of sharing a run gets."""
+"""The engine of each kind of sharing."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import RunConfig
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import Engine
 from phi3v_train.training.parallel.group import Group
+from phi3v_train.training.parallel.kind import SINGLE
 from phi3v_train.training.precision import Precision
 
 
-def check_parallel(parallel: str) -> None:
-    """Refuse a kind of sharing that this version does not have; never another one in its place.
-
-    Raises:
-        UserError: which, and what there is.
-    """
-    if parallel not in ("auto", "ddp"):
-        raise UserError(f"--parallel {parallel} is not available in this version: use --parallel ddp")
-
-
-def make_engine(kind: str, group: Group, trained: TrainedModel, precision: Precision, config: RunConfig) -> Engine:
+def make_engine(
+    kind: str,
+    group: Group,
+    trained: TrainedModel,
+    precision: Precision,
+    config: RunConfig,
+    *,
+    deepspeed: Mapping[str, Any] | None = None,
+    whole_gradients: bool = True,
+) -> Engine:
     """The engine of a kind.
+
+    Args:
+        kind: as the plan chose it.
+        group: the processes.
+        trained: what is trained; it lies where `first_device` says.
+        precision: the number format.
+        config: the run's settings.
+        deepspeed: the resolved DeepSpeed configuration of `zero2` and `zero3`.
+        whole_gradients: there is memory for undivided gradients between the micro-batches of a step.
 
     Raises:
         UserError: it cannot hold this model, or something else than was asked for is running.
     """
-    if group.place.world_size == 1:
+    if kind == SINGLE:
         from phi3v_train.training.parallel.single import SingleEngine
 
         return SingleEngine(group, trained, precision, config.optim)
-    check_parallel(kind)
-    from phi3v_train.training.parallel.ddp import DDPEngine
+    if kind == "ddp":
+        from phi3v_train.training.parallel.ddp import DDPEngine
 
-    return DDPEngine(group, trained, precision, config.optim)
+        return DDPEngine(group, trained, precision, config.optim)
+    if kind == "fsdp":
+        from phi3v_train.training.parallel.fsdp import FSDPEngine
+
+        return FSDPEngine(group, trained, precision, config.optim, whole_gradients=whole_gradients)
+    if kind in ("zero2", "zero3") and deepspeed is not None:
+        from phi3v_train.training.parallel.zero import Zero2Engine, Zero3Engine
+
+        zero = Zero2Engine if kind == "zero2" else Zero3Engine
+        return zero(group, trained, precision, config.optim, deepspeed)
+    raise UserError(f"--parallel {kind} is not available in this version")
+
+
+def first_device(kind: str, device: str) -> str:
+    """Where a model lies before its engine takes it: one that FSDP divides never lies on a GPU as a whole."""
+    return "cpu" if kind == "fsdp" else device

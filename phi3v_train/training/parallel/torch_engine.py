@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.engine import Engine, Update
 from phi3v_train.training.parallel.group import Group
+from phi3v_train.training.parallel.shards import Shards, is_sharded, local_part, rows_here
 from phi3v_train.training.precision import Precision
 from phi3v_train.training.saving import read_model, read_optimizer, write_model, write_optimizer
 
@@ -76,8 +78,49 @@ class TorchEngine(Engine):
             write_optimizer(self.optimizer_state(), folder / OPTIMIZER)
 
     def read(self, folder: Path) -> None:
-        read_model(self.trained, folder)
+        if is_sharded(folder):
+            self.read_shards(Shards(folder))
+            return
+        if not (folder / OPTIMIZER).is_file():
+            raise UserError(
+                f"{folder}: was written by another kind of --parallel (state.json names it), which --parallel "
+                f"{self.kind} cannot go on from; give the same one"
+            )
+        self.read_weights(folder)
         self.load_optimizer_state(read_optimizer(folder / OPTIMIZER))
+
+    def read_weights(self, folder: Path) -> None:
+        """Take up the weights of a folder that holds them whole."""
+        read_model(self.trained, folder)
+
+    @torch.no_grad()
+    def read_shards(self, shards: Shards) -> None:
+        """Take up what was written in parts: of every tensor the rows that this process holds."""
+        held = self.trained.model.state_dict()
+        names = shards.names()
+        unknown = sorted(held.keys() ^ set(names))
+        unfit = unknown or [name for name in names if shards.total(f"model/{name}") != len(held[name])]
+        if unfit or self.trained.peft_model is not None:
+            name = unfit[0] if unfit else "it holds no adapter"
+            raise UserError(f"{shards.folder}: is not a checkpoint of this model ({name})")
+        for name in names:
+            local_part(held[name]).copy_(shards.rows(f"model/{name}", *rows_here(held[name])))
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            moments = set(shards.names(kind))
+            for name, parameter in zip(self.names, self.parameters, strict=True):
+                if name in moments:
+                    rows = shards.rows(f"{kind}/{name}", *rows_here(parameter))
+                    self.optimizer.state[parameter][kind] = self._placed(kind, rows, parameter)
+        if state := shards.scaler():
+            self.scaler.load_state_dict(state)
+
+    def _placed(self, kind: str, rows: Tensor, parameter: nn.Parameter) -> Tensor:
+        """A part of the optimizer's state where AdamW wants it; `rows` are this process's."""
+        if kind == "step":
+            return rows.to(parameter.device) if self.is_fused else rows.clone()
+        placed = torch.zeros_like(parameter)
+        local_part(placed).copy_(rows)
+        return placed
 
     def write_model(self, folder: Path, processor: Any, dtype: torch.dtype) -> None:
         if self.group.place.is_main:
@@ -93,14 +136,14 @@ class TorchEngine(Engine):
         }
         return {"moments": moments, "scaler": self.scaler.state_dict()}
 
+    @torch.no_grad()
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `optimizer_state` gave."""
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            if name in state["moments"]:
-                self.optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" and not self.is_fused else value.to(parameter.device)
-                    for key, value in state["moments"][name].items()
-                }
+            start, stop = rows_here(parameter)
+            for key, value in state["moments"].get(name, {}).items():
+                rows = value if key == "step" else value[start:stop]
+                self.optimizer.state[parameter][key] = self._placed(key, rows, parameter)
         if state["scaler"]:
             self.scaler.load_state_dict(dict(state["scaler"]))
 

@@ -1,0 +1,218 @@
+"""Every process holds a share of each tensor, of its gradient and of its moments (torch's FSDP2, `fully_shard`).
+
+The rows of a layer are brought together when it is computed, and its gradients are summed and divided again. Trained
+weights stay in fp32; what travels is in the compute dtype, gradients are summed in fp32.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import OptimConfig
+from phi3v_train.models.phi3v.decoder import Phi3VDecoderLayer
+from phi3v_train.models.phi3v.tower import TowerLayer
+from phi3v_train.training.methods import TrainedModel
+from phi3v_train.training.parallel.engine import WrongEngineError
+from phi3v_train.training.parallel.group import Group
+from phi3v_train.training.parallel.shards import SCALER, SHARDS, Part, local_part, rows_here, write_shards
+from phi3v_train.training.parallel.torch_engine import OPTIMIZER, TorchEngine
+from phi3v_train.training.precision import Precision
+from phi3v_train.training.saving import ADAPTER_WEIGHTS, stored_name, stored_slices, write_model, write_optimizer
+from phi3v_train.training.saving import cast as to_dtype
+
+LAYERS = (Phi3VDecoderLayer, TowerLayer)
+"""What is brought together at once; everything outside of them is one more unit."""
+
+
+class FSDPEngine(TorchEngine):
+    """`fully_shard` over layers and the whole model; it averages over processes, so the loss is multiplied by their
+    number.
+
+    `whole_gradients`: the gradients of a step's first micro-batches stay undivided until the last one, which saves
+    exchanges and costs the memory of all trained weights in fp32.
+    """
+
+    kind: ClassVar[str] = "fsdp"
+
+    def __init__(
+        self,
+        group: Group,
+        trained: TrainedModel,
+        precision: Precision,
+        optim: OptimConfig,
+        *,
+        whole_gradients: bool = True,
+    ) -> None:
+        if trained.method.use_qlora:
+            raise UserError("--parallel fsdp: 4-bit weights cannot be divided; use --parallel ddp with --use_qlora")
+        self.whole_gradients = whole_gradients
+        super().__init__(group, trained, precision, optim)
+
+    def wrap(self) -> nn.Module:
+        device = self.group.device
+        mesh = init_device_mesh(device.type, (self.group.place.world_size,))
+        low = self.precision.name != "fp32"
+        policy = MixedPrecisionPolicy(
+            param_dtype=self.precision.dtype if low else None,
+            reduce_dtype=torch.float32 if low else None,
+            cast_forward_inputs=False,
+        )
+        model = self.trained.model
+        for layer in [module for module in model.modules() if isinstance(module, LAYERS)]:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        return self.loss_module
+
+    def backward_scale(self) -> float:
+        return float(self.group.place.world_size)
+
+    @property
+    def root(self) -> FSDPModule:
+        """The model as torch made it."""
+        return cast(FSDPModule, self.trained.model)
+
+    @property
+    def units(self) -> list[FSDPModule]:
+        """What is brought together at once, the root among them."""
+        return [module for module in self.trained.model.modules() if isinstance(module, FSDPModule)]
+
+    def check(self) -> None:
+        world_size = self.group.place.world_size
+        model = self.trained.model
+        units = [model, *(module for module in model.modules() if isinstance(module, LAYERS))]
+        bare = [type(unit).__name__ for unit in units if not isinstance(unit, FSDPModule)]
+        if bare:
+            raise WrongEngineError(f"--parallel fsdp: {bare[0]} is not divided")
+        for name, parameter in model.named_parameters():
+            held = parameter.data
+            if not isinstance(held, DTensor) or held.placements != (Shard(0),) or held.device_mesh.size() != world_size:
+                raise WrongEngineError(f"--parallel fsdp: {name} is not divided among {world_size} processes")
+
+    def staying(self) -> AbstractContextManager[Any]:
+        return self._without_exchange()
+
+    @contextmanager
+    def _without_exchange(self) -> Iterator[None]:
+        if not self.whole_gradients:
+            yield
+            return
+        self.root.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.root.set_requires_gradient_sync(True)
+
+    def clip(self, max_norm: float) -> float:
+        limit = max_norm if max_norm > 0 else math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The weights are brought together, in the compute dtype, and stay so."""
+        units = self.units
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        try:
+            yield self.trained.model
+        finally:
+            for unit in units:
+                unit.set_reshard_after_forward(unit is not self.root, recurse=False)
+                unit.reshard()
+
+    def write(self, folder: Path, processor: Any) -> None:
+        """An adapter is brought together and lies there as from one process; a whole model is written in parts."""
+        place = self.group.place
+        if self.trained.peft_model is not None:
+            state = self.gathered_state(None, trained_only=True)
+            optimizer = self.optimizer_state()
+            if place.is_main:
+                write_model(self.trained, processor, folder, state=state)
+                write_optimizer(optimizer, folder / OPTIMIZER)
+            return
+        write_shards(folder, place.rank, place.world_size, self.parts())
+        if place.is_main:
+            text = json.dumps(self.scaler.state_dict()) + "\n"
+            (folder / SHARDS / SCALER).write_text(text, encoding="utf-8")
+            self.trained.model.config.save_pretrained(folder)
+            self.trained.model.generation_config.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+    @torch.no_grad()
+    def read_weights(self, folder: Path) -> None:
+        """Of every tensor, only the rows that this process holds are read."""
+        adapter = self.trained.peft_model is not None
+        held = dict(self.trained.trainable()) if adapter else self.trained.model.state_dict()
+        files = {stored_name(name) if adapter else name: tensor for name, tensor in held.items()}
+        missing = set(files)
+        for key, rows in stored_slices(folder, ADAPTER_WEIGHTS if adapter else None):
+            if key not in files or list(files[key].shape) != rows.get_shape():
+                raise UserError(f"{folder}: is not a checkpoint of this model ({key} does not fit)")
+            start, stop = rows_here(files[key])
+            if stop > start:
+                local_part(files[key]).copy_(rows[start:stop])
+            missing.discard(key)
+        if missing:
+            raise UserError(f"{folder}: is not a checkpoint of this model ({min(missing)} is missing)")
+
+    def write_model(self, folder: Path, processor: Any, dtype: torch.dtype) -> None:
+        adapter = self.trained.peft_model is not None
+        state = self.gathered_state(None if adapter else dtype, trained_only=adapter)
+        if self.group.place.is_main:
+            write_model(self.trained, processor, folder, dtype=dtype, state=state)
+
+    def gathered_state(self, dtype: torch.dtype | None, *, trained_only: bool) -> dict[str, Tensor]:
+        """The weights by name, whole and on the CPU, on the main process; `dtype` of floating ones, None: their own."""
+        wanted = {name for name, _ in self.trained.trainable()} if trained_only else None
+        state = {}
+        for name, tensor in self.trained.model.state_dict().items():
+            if wanted is None or name in wanted:
+                whole = gathered(tensor)
+                if self.group.place.is_main:
+                    state[name] = whole.cpu() if dtype is None else to_dtype(whole, dtype)
+        return state
+
+    def optimizer_state(self) -> dict[str, Any]:
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                whole = gathered(value)
+                if self.group.place.is_main:
+                    moments.setdefault(name, {})[key] = whole.cpu()
+        return {"moments": moments, "scaler": self.scaler.state_dict()}
+
+    def parts(self) -> Iterator[Part]:
+        """What this process holds; what all of them hold is the main one's to write."""
+        for name, tensor in self.trained.model.state_dict().items():
+            yield from self._part(f"model/{name}", tensor)
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            state: Mapping[str, Tensor] = self.optimizer.state.get(parameter, {})
+            for key, value in state.items():
+                yield from self._part(f"{key}/{name}", value)
+
+    def _part(self, key: str, tensor: Tensor) -> Iterator[Part]:
+        if isinstance(tensor, DTensor):
+            start, stop = rows_here(tensor)
+            if stop > start:
+                yield Part(key, local_part(tensor), start, len(tensor))
+        elif self.group.place.is_main:
+            yield Part(key, tensor, 0, len(tensor) if tensor.dim() else 0)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor; called by all processes."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    whole: Tensor = tensor.full_tensor()
+    return whole.detach()

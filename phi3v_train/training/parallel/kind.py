@@ -1,0 +1,73 @@
+"""Which kind of sharing a run gets, and why; decided by the plan, before anything is loaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import RunConfig
+from phi3v_train.models.machine import Chosen
+from phi3v_train.training.memory import GB, Memory, Parallel, fits
+
+SINGLE = "single"
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How processes share the work.
+
+    `memory` is that of the device that needs most, `available` what one has; `whole_gradients`: there is room for
+    undivided gradients between the micro-batches of a step, which saves exchanges.
+    """
+
+    kind: Chosen
+    memory: Memory
+    available: int
+    whole_gradients: bool = True
+
+
+def choose_sharing(
+    config: RunConfig, world_size: int, available: int, estimate: Callable[[Parallel], Memory]
+) -> Sharing:
+    """The kind that `--parallel` means here.
+
+    Args:
+        config: the run's settings.
+        world_size: processes of the run.
+        available: bytes of one device; 0 where unknown.
+        estimate: memory that a device needs under a kind.
+
+    Raises:
+        UserError: a kind for several processes was asked for, and there is one; or the method cannot go with it.
+    """
+    asked = config.parallel.parallel
+    if world_size == 1:
+        if asked == "auto":
+            return Sharing(Chosen(SINGLE, "one process"), estimate("ddp"), available)
+        raise UserError(
+            f"--parallel {asked}: there is one process to share the work; give --num_processes N (or start N with "
+            "torchrun), or leave out --parallel"
+        )
+    if config.method.use_qlora and asked == "fsdp":
+        raise UserError("--parallel fsdp: 4-bit weights cannot be divided; use --parallel ddp with --use_qlora")
+    if asked == "ddp":
+        return Sharing(Chosen("ddp", "asked for"), estimate("ddp"), available)
+    if asked == "auto":
+        whole = estimate("ddp")
+        needs = f"{whole.total / GB:,.1f} GB for a whole copy in each process"
+        if not available or fits(whole, available):
+            return Sharing(Chosen("ddp", f"{needs} fit"), whole, available)
+        if config.method.use_qlora:
+            return Sharing(Chosen("ddp", f"{needs} do not fit, but 4-bit weights cannot be divided"), whole, available)
+        return share_weights(f"{needs} do not fit in {available / GB:,.1f} GB", estimate("fsdp"), available, world_size)
+    if asked == "fsdp":
+        return share_weights("asked for", estimate("fsdp"), available, world_size)
+    return Sharing(Chosen(asked, "asked for"), estimate(asked), available)
+
+
+def share_weights(reason: str, memory: Memory, available: int, world_size: int) -> Sharing:
+    """FSDP, with whole gradients between micro-batches where these fit too."""
+    more = memory.trained * 4 - memory.gradients if world_size > 1 else 0
+    roomy = replace(memory, gradients=memory.gradients + more)
+    if not available or fits(roomy, available):
+        return Sharing(Chosen("fsdp", reason), roomy, available)
+    return Sharing(Chosen("fsdp", reason), memory, available, whole_gradients=False)
