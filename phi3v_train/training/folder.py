@@ -19,7 +19,18 @@ CARD, DONE, MODEL, TENSORBOARD, PREDICTIONS = "README.md", "complete.json", "mod
 DEEPSPEED = "deepspeed.json"
 EVAL_BEFORE, EVAL_AFTER = "eval_before.json", "eval_after.json"
 
-PACKAGES = ("phi3v", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "safetensors", "numpy", "Pillow", "simplejpeg")
+PACKAGES = (
+    "phi3v",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "deepspeed",
+    "safetensors",
+    "numpy",
+    "Pillow",
+    "simplejpeg",
+)
 
 
 def write_text(path: Path, text: str) -> None:

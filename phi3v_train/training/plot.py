@@ -1,5 +1,6 @@
 """`loss.png`: the run on one page, drawn again at every checkpoint."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
     lower.set_xlabel("step")
     lower.set_ylim(bottom=0)
     norms = lower.twinx()
-    norms.plot(steps, [line["grad_norm"] for line in train], color=RAW, linewidth=0.9)
+    norms.plot(steps, [line.get("grad_norm", math.nan) for line in train], color=RAW, linewidth=0.9)
     norms.set_ylabel("gradient norm", color=SMOOTHED)
     norms.set_ylim(bottom=0)
     for axes in (upper, lower, norms):

@@ -161,16 +161,9 @@ def plan_deepspeed(parallel: ParallelConfig, shape: RunShape) -> dict[str, Any] 
     """The configuration of a run; None where DeepSpeed has no part in it.
 
     Raises:
-        UserError: see `resolve_deepspeed`; or a file, and one process, which shares nothing.
+        UserError: see `resolve_deepspeed`.
     """
     if parallel.parallel not in STAGES:
-        return None
-    if shape.world_size == 1:
-        if parallel.deepspeed is not None:
-            raise UserError(
-                f"--deepspeed {parallel.deepspeed}: one process has nothing to share; add --num_processes N, or leave "
-                "out --deepspeed and --parallel"
-            )
         return None
     return resolve_deepspeed(parallel.parallel, parallel.deepspeed, shape)
 

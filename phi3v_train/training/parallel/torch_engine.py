@@ -16,6 +16,7 @@ from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.engine import Engine, Update
 from phi3v_train.training.parallel.group import Group
 from phi3v_train.training.parallel.shards import Shards, is_sharded, local_part, rows_here
+from phi3v_train.training.parallel.zero_parts import has_parts, whole_moments
 from phi3v_train.training.precision import Precision
 from phi3v_train.training.saving import read_model, read_optimizer, write_model, write_optimizer
 
@@ -80,6 +81,10 @@ class TorchEngine(Engine):
     def read(self, folder: Path) -> None:
         if is_sharded(folder):
             self.read_shards(Shards(folder))
+            return
+        if has_parts(folder):
+            self.read_weights(folder)
+            self.load_optimizer_state({"moments": whole_moments(folder, self.trained.trainable()), "scaler": {}})
             return
         if not (folder / OPTIMIZER).is_file():
             raise UserError(
