@@ -13,7 +13,8 @@ not_computing_by_the_clock   waiting and exchanging together: wall time less pro
 sent_mb     megabytes that a rank's sockets sent in a step, counted by the kernel
 loss        largest difference to one process
 
-Then saving and reading a checkpoint of model and optimizer by each kind, with their bytes; the median of several.
+Then a checkpoint of model and optimizer by each kind, of a wider model: written as a run writes it, synced and put in
+place, and read; the median of several.
 
 One thread a process; pictures are decoded before a step is timed. On a machine with fewer than two free cores the
 wall times say nothing.
@@ -39,8 +40,10 @@ sys.path.insert(0, str(Path(__file__).parent / "model"))
 import numpy as np
 import torch
 from common import machine, save
+from inputs import build, small_config
 from loader import page
 from train import SHAPES, fresh_model
+from transformers.utils.logging import disable_progress_bar
 
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.config import RunConfig, parse_config
@@ -51,11 +54,15 @@ from phi3v_train.data.order import SampleOrder
 from phi3v_train.data.partition import Cost, MicroBatches
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_sources
+from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
+from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 from phi3v_train.models.phi3v.tiny import tiny_processor
+from phi3v_train.training.checkpoints import write_checkpoint
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.memory import ModelSize
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.parallel.choose import make_engine
+from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed
 from phi3v_train.training.parallel.group import make_group
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.precision import Precision
@@ -150,14 +157,30 @@ class Watch:
         self.last_gradient = time.monotonic()
 
 
-def make_loop(kind: str, config: RunConfig, total: int, group: Any) -> tuple[TrainLoop, ModelSize]:
-    """The loop of a run over the benchmark's small model."""
-    model = fresh_model()
+def make_loop(
+    model: Phi3VForConditionalGeneration, kind: str, config: RunConfig, total: int, group: Any
+) -> tuple[TrainLoop, ModelSize]:
+    """The loop of a run over a small model."""
     size = ModelSize.from_config(model.config.to_dict())
     precision = Precision("fp32", "cpu")
     trained = apply_method(model, config.method, precision, seed=0, device=CPU)
-    engine = make_engine(kind, group, trained, precision, config)
+    optim, world_size = config.optim, group.place.world_size
+    shape = RunShape(optim, "fp32", "cpu", size.hidden, world_size, optim.batch_size // world_size, total)
+    deepspeed = plan_deepspeed(config.parallel, shape) if world_size > 1 else None
+    engine = make_engine(kind, group, trained, precision, config, deepspeed=deepspeed)
     return TrainLoop(engine, config, total_steps=total), size
+
+
+def wide_model() -> Phi3VForConditionalGeneration:
+    """Six times the parameters, so that a checkpoint is more than its overhead."""
+    wider = {
+        "hidden_size": 384,
+        "intermediate_size": 1152,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+    }
+    return build(Phi3VConfig.from_dict(small_config().to_dict() | wider), "cpu", torch.float32)
 
 
 def make_config(kind: str, batch: int) -> RunConfig:
@@ -182,7 +205,7 @@ def train(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
     config = make_config(kind, spec["batch"])
     sources = open_sources([Path(spec["pages"])], "train", num_crops=NUM_CROPS)
     reader = Reader(sources, Encoder(tiny_processor(NUM_CROPS)))
-    loop, size = make_loop(kind, config, steps, group)
+    loop, size = make_loop(fresh_model(), kind, config, steps, group)
     if not spec["balanced"]:
         loader_module.partition = as_drawn
     loader = TrainLoader(
@@ -216,44 +239,51 @@ def train(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
                 "tokens": result.num_tokens,
             }
         )
-    return {"steps": rows, "parameters": sum(p.numel() for p in loop.engine.trained.model.parameters())}
+    return {"steps": rows, "parameters": loop_parameters(loop)}
 
 
 def checkpoint(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
-    """Seconds to write and to read model and optimizer, several times; the disk's cache included."""
+    """Seconds to write and to read model and optimizer, several times; what is read lies in the system's cache."""
     config = make_config(spec["kind"], spec["batch"])
-    loop, _ = make_loop(spec["kind"], config, 1, group)
-    for parameter in loop.engine.trained.model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-    loop.engine.update(0.0, 0.0)
+    loop, _ = make_loop(wide_model(), spec["kind"], config, 1, group)
+    engine = loop.engine
+    engine.module.train()
+    ids = torch.arange(8)[None]
+    engine.accumulate({"input_ids": ids, "labels": ids}, 8.0, last=True)
+    engine.update(0.0, 0.0)
     processor = tiny_processor(NUM_CROPS)
     written, read = [], []
-    for number in range(spec["rounds"]):
-        folder = Path(spec["scratch"]) / f"{spec['kind']}-{number}"
-        if group.place.is_main:
-            folder.mkdir()
+    for number in range(1, spec["rounds"] + 1):
         group.wait()
         begin = time.monotonic()
-        loop.engine.write(folder, processor)
+        saved = write_checkpoint(
+            group, Path(spec["scratch"]), number, {}, write=lambda folder: engine.write(folder, processor), keep=1
+        )
         group.wait()
         written.append(time.monotonic() - begin)
         begin = time.monotonic()
-        loop.engine.read(folder)
+        engine.read(saved.path)
         group.wait()
         read.append(time.monotonic() - begin)
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in saved.path.rglob("*") if path.is_file()]
     return {
         "write_s": statistics.median(written),
         "read_s": statistics.median(read),
         "bytes": sum(path.stat().st_size for path in files),
         "files": len(files),
+        "parameters": loop_parameters(loop),
     }
+
+
+def loop_parameters(loop: TrainLoop) -> int:
+    """Parameters of the model, whole."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in loop.engine.trained.model.parameters())
 
 
 def work(spec: Mapping[str, Any]) -> None:
     """Be one process; the result goes to a file."""
     torch.set_num_threads(1)
+    disable_progress_bar()
     place = Place.from_environment()
     group = make_group(place, CPU)
     result = {"train": train, "checkpoint": checkpoint}[spec["what"]](spec, group)
@@ -378,7 +408,7 @@ def run(kinds: Sequence[str], *, steps: int, batch: int, rounds: int) -> dict[st
                 1 if kind == "single" else 2, scratch, what="checkpoint", kind=kind, batch=batch, rounds=rounds
             )
             slowest = {name: round(max(rank[name] for rank in found), 3) for name in ("write_s", "read_s")}
-            result["checkpoint"][kind] = slowest | {name: found[0][name] for name in ("bytes", "files")}
+            result["checkpoint"][kind] = slowest | {name: found[0][name] for name in ("bytes", "files", "parameters")}
     return result
 
 
@@ -403,7 +433,9 @@ def table(result: Mapping[str, Any]) -> str:
                 f"| {kind} | {division} | {row['step_s']} | {row['times_faster_than_one']} | {waits} | {clock} "
                 f"| {row['sent_mb_a_rank']} |"
             )
-    lines += ["", "| checkpoint | processes | write s | read s | MB | files |", "| --- | --- | --- | --- | --- | --- |"]
+    million = result["checkpoint"]["single"]["parameters"] / 1e6
+    lines += ["", f"| checkpoint of {million:.1f} M parameters | processes | write s | read s | MB | files |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
     for kind, row in result["checkpoint"].items():
         number = 1 if kind == "single" else 2
         lines.append(
@@ -416,7 +448,7 @@ def main() -> None:
     """Parse, measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help=", ".join(KINDS))
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16, help="global batch, even")
     parser.add_argument("--rounds", type=int, default=5, help="checkpoints written and read")
     parser.add_argument("--no-save", action="store_true")
