@@ -208,10 +208,12 @@ class ParallelConfig(Group):
         "auto", description="How devices share the work; auto: ddp where its memory fits, else fsdp."
     )
     num_processes: int | None = Field(None, ge=1, description="Processes on each machine; none: one a GPU.")
-    nnodes: int = Field(1, ge=1, description="Machines; the same command is given on each, with its --node_rank.")
+    nnodes: int = Field(1, ge=1, description="Machines; each gets the same command with its own --node_rank.")
     node_rank: int = Field(0, ge=0, description="Number of this machine, from 0.")
-    master_addr: str = Field("127.0.0.1", description="Address of machine 0.")
-    master_port: int | None = Field(None, ge=1, le=65535, description="Its port; none: a free one, 29500 for several.")
+    master_addr: str | None = Field(None, description="Address of machine 0, the same on each.")
+    master_port: int | None = Field(
+        None, ge=1, le=65535, description="Its port; none: 29500, on one machine a free one."
+    )
     deepspeed: Path | None = Field(None, description="DeepSpeed configuration (JSON) for --parallel zero2 and zero3.")
 
     @model_validator(mode="after")

@@ -170,7 +170,7 @@ def share_of_device(config: RunConfig, compute: Compute, world_size: int) -> int
     """Processes that share a device: one a GPU; on a CPU all those of this machine, its memory being one."""
     if compute.device.value == "cuda":
         return 1
-    return max(1, world_size // (config.parallel.nnodes or 1))
+    return max(1, world_size // config.parallel.nnodes)
 
 
 def make_reader(config: RunConfig, sources: Sequence[Source], processor: Any) -> Reader:

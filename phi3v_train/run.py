@@ -27,6 +27,7 @@ from phi3v_train.training.work import work_rates
 
 if TYPE_CHECKING:
     from phi3v_train.evaluation.during import RunEvaluation
+    from phi3v_train.training.parallel.group import Group
     from phi3v_train.training.progress import ProgressLine
 
 LOCK = ".lock"
@@ -146,7 +147,8 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     loader.start()
     group = make_group(place, device)
     stack.callback(group.close)
-    stack.enter_context(one_of_many(place, group.store))
+    ranks = stack.enter_context(one_of_many(group, lambda: way_on(config.output.output_dir)))
+    refuse_other_start(group, start)
     precision = Precision(plan.compute.dtype.value, device.type, cache_casts=not config.model.gradient_checkpointing)
     progress = ProgressLine(
         plan.total_steps,
@@ -186,6 +188,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     if place.is_main:
         (output_dir / folder.DONE).unlink(missing_ok=True)
         folder.write_start(output_dir, plan.settings, start.identity["data"], device.type, plan.deepspeed)
+    ranks.begin()
     session.open()
     loop.run(loader.steps(session.step, plan.total_steps), session.after_step)
     session.finish(
@@ -208,6 +211,28 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         folder.read_json(output_dir / folder.EVAL_BEFORE),
         folder.read_json(output_dir / folder.EVAL_AFTER),
     )
+
+
+def refuse_other_start(group: "Group", start: Start) -> None:
+    """See that every process found the same checkpoint.
+
+    Raises:
+        UserError: the output directory is not the same one on every machine.
+    """
+    found = group.gather(start.checkpoint.path.name if start.checkpoint is not None else "nothing")
+    other = next((rank for rank, name in enumerate(found) if name != found[0]), None)
+    if other is not None:
+        raise UserError(
+            f"--output_dir must be one directory that all machines share: rank 0 found {found[0]} in it, rank {other} "
+            f"found {found[other]}"
+        )
+
+
+def way_on(output_dir: Path) -> str:
+    """Where a run that has failed goes on."""
+    checkpoints = list_checkpoints(output_dir)
+    where = f"goes on from {checkpoints[-1].path}" if checkpoints else "begins anew: there is no checkpoint yet"
+    return f"The same command {where}."
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -37,7 +37,8 @@ def plan(
     from phi3v_train.plan import fit_table, make_plan, plan_json
     from phi3v_train.run import find_start
 
-    made = make_plan(settings, world_size=processes_to_start(settings.config) or 1, weights=False)
+    processes = processes_to_start(settings.config) * settings.config.parallel.nnodes
+    made = make_plan(settings, world_size=max(1, processes), weights=False)
     available = round(memory * 1e9) if memory is not None else made.compute.memory
     state = find_start(made).words(made.total_steps)
     elsewhere = "bf16" if memory is not None and settings.config.model.dtype == "auto" else None

@@ -3,12 +3,11 @@
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from phi3v_data.cli.base import Quiet, command_info, make_command
+from phi3v_data.cli.base import PROBLEMS, Quiet, command_info, make_command
 from phi3v_train.cli.run_options import with_settings
 from phi3v_train.settings import Settings
 
@@ -20,6 +19,8 @@ from phi3v_train.settings import Settings
         "phi3v-train run --data_dir docvqa --recipe docvqa-lora-bf16 --output_dir out",
         "phi3v-train run --data_dir A --data_dir B --mix 3 --mix 1 --use_qlora",
         "phi3v-train run --config out/config.yaml --num_train_epochs 5",
+        "phi3v-train run --data_dir DIR --num_processes 8 --parallel fsdp",
+        "phi3v-train run --data_dir DIR --nnodes 2 --node_rank 0 --master_addr 10.0.0.1",
         "torchrun --nproc_per_node 8 -m phi3v_train run --data_dir DIR",
     ],
     interrupted="The same command goes on from the last checkpoint.",
@@ -44,7 +45,7 @@ def run(
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from phi3v_train.launch import LAUNCHED, launch, obey_launcher, processes_to_start
     from phi3v_train.plan import make_plan
-    from phi3v_train.run import check_data, find_start, train
+    from phi3v_train.run import check_data, find_start, train, way_on
     from phi3v_train.training.parallel.place import Place
 
     if LAUNCHED in os.environ:
@@ -52,8 +53,8 @@ def run(
     config = settings.config
     place = Place.from_environment()
     number = processes_to_start(config)
-    world_size = number or place.world_size
-    shown = not place.is_main or LAUNCHED in os.environ
+    world_size = number * config.parallel.nnodes or place.world_size
+    shown = not place.is_main or LAUNCHED in os.environ or config.parallel.node_rank > 0
     if not shown and not skip_validation:
         validate(check_data, settings, quiet=quiet)
     plan = make_plan(settings, world_size=world_size, weights=not dry_run)
@@ -63,22 +64,13 @@ def run(
     if dry_run or start.complete:
         return
     if number:
-        code = launch(number, sys.argv[1:])
-        if code:
-            say_where_to_go_on(config.output.output_dir)
+        code = launch(number, sys.argv[1:], config.parallel)
+        if code == PROBLEMS:
+            print(way_on(config.output.output_dir), file=sys.stderr)
         raise typer.Exit(code)
     outcome = train(plan, start, quiet=quiet)
     if place.is_main and not json_output:
         print(summary(outcome))
-
-
-def say_where_to_go_on(output_dir: Path) -> None:
-    """Name the last complete checkpoint after a failure."""
-    from phi3v_train.training.checkpoints import list_checkpoints
-
-    checkpoints = list_checkpoints(output_dir)
-    where = f"goes on from {checkpoints[-1].path}" if checkpoints else "begins anew: there is no checkpoint yet"
-    print(f"The same command {where}.", file=sys.stderr)
 
 
 def validate(check: Any, settings: Settings, *, quiet: bool) -> None:

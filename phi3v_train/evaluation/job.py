@@ -19,6 +19,7 @@ from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.training.parallel.group import make_group
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.precision import Precision
+from phi3v_train.training.ranks import one_of_many
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
             job.folder.begin(overwrite=overwrite)
         group = make_group(place, device)
         stack.callback(group.close)
+        stack.enter_context(one_of_many(group))
         model = None
         if with_loss or not group.share(job.folder.is_complete):
             model = load_model(job.place, job.compute, seed=job.config.optim.seed)

@@ -1,71 +1,124 @@
 """Errors of a run with several processes: each is said once, with its rank; what merely follows from it is not."""
 
+import os
+import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from traceback import print_exc
 from typing import NoReturn
 
 import torch.distributed as dist
 import xxhash
-from torch.distributed.distributed_c10d import Store
 
+from phi3v_data.cli.base import COULD_NOT_RUN, PROBLEMS
 from phi3v_data.errors import UserError
-from phi3v_train.training.parallel.place import Place
+from phi3v_train.launch import FOLLOWED, LAUNCHED, is_explained
+from phi3v_train.training.parallel.group import Group
+from phi3v_train.training.watch import Watch
 
-FAILURES = "phi3v/failures"
-FAILED = 1
-"""Exit code of a process that ends because of another one."""
+FAILURES = "failures"
+GRACE = 10.0
+"""Seconds in which a process may find out by itself that another one is gone."""
+
+
+class Ranks:
+    """What one process says when something goes wrong, here or elsewhere.
+
+    Args:
+        group: the processes.
+        way_on: what to do next, in a sentence; asked for when it is said.
+    """
+
+    def __init__(self, group: Group, way_on: Callable[[], str] | None = None) -> None:
+        self.rank, self.local_rank = group.place.rank, group.place.local_rank
+        self.store = group.store
+        self.way_on = way_on
+        self.begun = False
+
+    def begin(self) -> None:
+        """From here on an error is one of the run, not one that kept it from starting."""
+        self.begun = True
+
+    def fail(self, message: str, code: int) -> NoReturn:
+        """Say an error of this process, unless another one has said the same: all of them measure the same rows."""
+        said = self.count(f"said/{xxhash.xxh3_64_hexdigest(message.encode())}")
+        self.count(FAILURES)
+        if said <= 1:
+            self.say(f"rank {self.rank}: {message}")
+        raise SystemExit(code)
+
+    def follow(self, reason: str) -> None:
+        """Say that another process has ended; only the first to see it does, and only where that one said nothing."""
+        failures = self.count(FAILURES)
+        first = failures == 1 or (failures == 0 and self.local_rank == 0)
+        if first and not is_explained():
+            self.say(f"rank {self.rank}: {reason}")
+
+    def say(self, message: str) -> None:
+        """Print an error; and how to go on, where no launcher of ours will say so, once."""
+        lines = [f"error: {message}"]
+        if self.begun and self.way_on is not None and not is_explained(of_way_on=True) and self.count("way on") <= 1:
+            lines.append(self.way_on())
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+    def count(self, key: str) -> int:
+        """Count up; how often it has been, over all processes; 0 where the store is gone with the main process."""
+        try:
+            return int(self.store.add(f"phi3v/{key}", 1)) if self.store is not None else 0
+        except (RuntimeError, OSError):
+            return 0
+
+    def stop(self, *signal_and_frame: object) -> NoReturn:
+        """torchrun, or a scheduler, ends this process: it may be the last one that can say how to go on."""
+        self.follow("stopped by SIGTERM")
+        raise SystemExit(FOLLOWED)
+
+    def lost(self, reason: str) -> NoReturn:
+        """From the watch, on a thread of its own: the main thread may wait for ever for the one that is gone."""
+        time.sleep(GRACE)
+        self.follow(reason)
+        sys.stderr.flush()
+        os._exit(FOLLOWED)
 
 
 @contextmanager
-def one_of_many(place: Place, store: Store | None) -> Iterator[None]:
+def one_of_many(group: Group, way_on: Callable[[], str] | None = None) -> Iterator[Ranks]:
     """Around everything that one process does after it has met the others.
 
     A mistake is said with its rank, by whoever makes it. When a process dies, the others find the connection closed:
     that is said by the first one to see it, and only where no other has said why.
     """
-    if store is None:
-        yield
+    ranks = Ranks(group, way_on)
+    if group.store is None:
+        yield ranks
         return
+    watch = Watch(group.place, group.store, ranks.lost)
+    if LAUNCHED not in os.environ:
+        signal.signal(signal.SIGTERM, ranks.stop)
+    in_order = False
     try:
-        yield
+        yield ranks
+        in_order = True
     except UserError as error:
-        announce(store)
-        if not is_first(store, str(error)):
-            raise SystemExit(FAILED) from None
-        raise type(error)(f"rank {place.rank}: {error}") from error
-    except RuntimeError as error:
-        if not is_lost_connection(error):
-            announce(store)
-            raise
-        follow(place, store)
+        ranks.fail(str(error), PROBLEMS if ranks.begun else COULD_NOT_RUN)
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        ranks.fail(f"{where}{error.strerror or error}", PROBLEMS)
+    except Exception as error:
+        if is_lost_connection(error):
+            ranks.follow("another process of this run has ended without a word")
+            raise SystemExit(FOLLOWED) from None
+        print_exc()
+        ranks.fail(f"{type(error).__name__}: {error}", PROBLEMS)
+    finally:
+        watch.close(in_order=in_order)
 
 
-def announce(store: Store) -> int:
-    """Count this failure; returns how many there are now, 0 where the store itself is gone."""
-    try:
-        return int(store.add(FAILURES, 1))
-    except (RuntimeError, OSError):
-        return 0
-
-
-def is_first(store: Store, message: str) -> bool:
-    """Whether no other process has said this: all of them measure the same rows."""
-    key = xxhash.xxh3_64_hexdigest(message.encode())
-    try:
-        return int(store.add(f"phi3v/said/{key}", 1)) == 1
-    except (RuntimeError, OSError):
-        return True
-
-
-def follow(place: Place, store: Store) -> NoReturn:
-    """End because another process has ended."""
-    if announce(store) == 1:
-        print(f"error: rank {place.rank}: another process of this run has ended without a word", file=sys.stderr)
-    raise SystemExit(FAILED)
-
-
-def is_lost_connection(error: RuntimeError) -> bool:
+def is_lost_connection(error: Exception) -> bool:
     """Whether a collective call failed because another process is gone; gloo says it in words only."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL")
-    return isinstance(error, dist.DistError) or any(each in str(error) for each in words)
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL", "gloo")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    )

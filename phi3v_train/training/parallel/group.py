@@ -1,9 +1,11 @@
 """What the processes of a run say to each other, whatever the kind of sharing."""
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from datetime import timedelta
+from threading import Timer
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from phi3v_train.training.parallel.place import Place
 
 MEETING = timedelta(minutes=5)
 """How long processes wait for each other at the start."""
+
+NOTICE = timedelta(seconds=15)
+"""After so long a process says that it waits."""
 
 TIMEOUT = timedelta(minutes=30)
 """How long a collective call waits; one that died is noticed within a minute, this is for slow ones."""
@@ -116,6 +121,10 @@ def join_group(device: torch.device) -> Store:
     """
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     on_gpu = device.type == "cuda"
+    patience = Timer(NOTICE.total_seconds(), say_waiting, (address,))
+    patience.daemon = True
+    if os.environ.get("LOCAL_RANK") == "0":
+        patience.start()
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=MEETING))
         store.set_timeout(TIMEOUT)
@@ -133,5 +142,13 @@ def join_group(device: torch.device) -> Store:
             f"rank {os.environ.get('RANK')} cannot meet the other processes at {address} ({reason}); check "
             "--master_addr, --master_port and the firewall between the machines"
         ) from error
+    finally:
+        patience.cancel()
     shared: Store = store
     return shared
+
+
+def say_waiting(address: str) -> None:
+    """Say why nothing happens; once a machine."""
+    minutes = MEETING.total_seconds() / 60
+    print(f"waiting for the other processes at {address}, at most {minutes:.0f} minutes", file=sys.stderr, flush=True)

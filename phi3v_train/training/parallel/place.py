@@ -22,3 +22,8 @@ class Place:
     def is_main(self) -> bool:
         """Whether this process speaks and writes."""
         return self.rank == 0
+
+
+def master() -> tuple[str, int]:
+    """Address and port where the processes meet, as the launcher said."""
+    return os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
