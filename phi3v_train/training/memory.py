@@ -139,6 +139,11 @@ class ModelSize:
             2 * self.vision_hidden if self.vision_layers_used < self.vision_layers else 0
         )
 
+    @property
+    def vision_unused(self) -> int:
+        """Parameters of the vision part that no loss reaches."""
+        return self.vision() - self.vision_trained
+
     def adapters(self, method: MethodConfig) -> int:
         """Parameters of the LoRA adapters."""
         shapes: list[tuple[int, int]] = []
@@ -202,9 +207,10 @@ def estimate(
     if parallel == "ddp" or world_size == 1:
         return Memory(trained * 4 + frozen, trained * 4, trained * 8, activations, trained)
     moments = ceil(trained * 8 / world_size)
+    unused = size.vision_unused * element  # buffers, which nothing divides
     if parallel == "fsdp":
         return Memory(
-            ceil((trained * 4 + frozen) / world_size),
+            ceil((trained * 4 + frozen - unused) / world_size) + unused,
             ceil(trained * 4 / world_size),
             moments,
             activations,
@@ -217,7 +223,7 @@ def estimate(
         return Memory(copy + shard, shard, moments, activations, trained, 2 * ZERO_BUCKET * element)
     masters = shard if dtype != "fp32" else 0
     live = (min(ZERO3_LIVE, size.total) + ZERO_BUCKET) * element
-    return Memory(ceil(copy / world_size) + masters, shard, moments, activations, trained, live)
+    return Memory(ceil((copy - unused) / world_size) + unused + masters, shard, moments, activations, trained, live)
 
 
 def fits(memory: Memory, available: int) -> bool:
