@@ -11,6 +11,7 @@ from phi3v_data.cli.base import command_info
 @command_info(
     examples=[
         "phi3v-train merge output/model merged",
+        "phi3v-train merge output/checkpoint-000120 model --dtype bf16",
         "phi3v-train merge output/checkpoint-000120 merged --base models/Phi-3.5-vision-instruct --dtype bf16",
     ]
 )
@@ -29,10 +30,15 @@ def merge(
 ) -> None:
     """Merge an adapter into its base model, in full precision (a QLoRA adapter too).
 
-    OUT loads wherever a base model does. A checkpoint without adapter is written in one number format.
+    OUT loads wherever a base model does. A checkpoint without adapter is written in one number format; one in shards,
+    as FSDP saves it, is put together.
     """
     from phi3v_train.models.loading import locate
-    from phi3v_train.training.merging import merge_to
+    from phi3v_train.training.merging import join_shards, merge_to
+    from phi3v_train.training.parallel.shards import is_sharded
 
-    written = merge_to(locate(source, base=base), out, dtype=dtype, overwrite=overwrite)
+    if is_sharded(Path(source)):
+        written = join_shards(Path(source), out, dtype=dtype, overwrite=overwrite)
+    else:
+        written = merge_to(locate(source, base=base), out, dtype=dtype, overwrite=overwrite)
     print(f"{out}: a model directory in {written}")

@@ -17,6 +17,7 @@ TINY = "tiny"
 ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
+SHARDS = "shards"
 LIGHT_FILES = ("*.json", "*.jinja", "tokenizer.model")
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -104,6 +105,11 @@ def check_directory(path: Path, *, weights: bool = True) -> None:
         raise UserError(
             f"{path / 'config.json'}: model_type is {config.get('model_type')!r}; only Phi-3-vision and "
             "Phi-3.5-vision (phi3_v) can be trained"
+        )
+    if weights and (path / SHARDS).is_dir() and not list(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path}: is a checkpoint in shards, one for each process that saved it; make a model directory of it "
+            f"first: phi3v-train merge {path} OUT"
         )
     if weights:
         for file in weight_files(path):

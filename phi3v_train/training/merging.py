@@ -1,18 +1,22 @@
-"""An adapter merged into its base: a model directory that loads wherever a base model does."""
+"""Adapters merged into their base, shards put together: model directories that load wherever a base model does."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import GenerationConfig
 
 from phi3v_data.errors import UserError
-from phi3v_train.models.loading import ModelPlace, load_base, load_processor
+from phi3v_train.models.loading import ModelPlace, load_base, load_processor, quieten_libraries
 from phi3v_train.models.machine import Chosen, Compute
-from phi3v_train.training.checkpoints import SaveError, write_folder
+from phi3v_train.training.checkpoints import SaveError, open_checkpoint, write_folder
 from phi3v_train.training.parallel.group import Alone
 from phi3v_train.training.parallel.place import Place
+from phi3v_train.training.parallel.shards import Shards
 from phi3v_train.training.precision import DTYPES
-from phi3v_train.training.saving import write_model_directory
+from phi3v_train.training.saving import cast, write_model_directory
 
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -26,31 +30,71 @@ def merge_to(place: ModelPlace, out: Path, *, dtype: str = "auto", overwrite: bo
     Raises:
         UserError: `out` is taken, or the disk does not take the model.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise UserError(f"{out}: exists already; choose another place or give --overwrite")
-    name = stored_dtype(place) if dtype == "auto" else dtype
+    refuse_taken(out, overwrite)
+    name = stored_dtype(place.config()) if dtype == "auto" else dtype
     reason = Chosen("cpu", "merging needs no GPU")
     compute = Compute(reason, Chosen(name, ""), Chosen("sdpa", ""), 0)
     model = load_base(place, compute)
     if place.adapter is not None:
         model = merge_adapter(model, place.adapter)
-    processor = load_processor(place)
-    staging = out.with_name(f".{out.name}.partial")
-
-    def write(folder: Path) -> None:
-        write_model_directory(model, folder, DTYPES[name])
-        processor.save_pretrained(folder)
-
-    try:
-        write_folder(Alone(Place(), torch.device("cpu")), staging, out, write)
-    except SaveError as error:
-        raise UserError(str(error)) from error
+    write_out(model, load_processor(place), out, name)
     return name
 
 
-def stored_dtype(place: ModelPlace) -> str:
-    """Number format that the base's `config.json` names."""
-    config = place.config()
+def join_shards(checkpoint: Path, out: Path, *, dtype: str = "auto", overwrite: bool = False) -> str:
+    """Write a checkpoint in shards as one model directory; returns its dtype, `auto` being the run's compute dtype.
+
+    Raises:
+        UserError: the checkpoint is not whole, `out` is taken, or the disk does not take the model.
+    """
+    from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
+    from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
+
+    refuse_taken(out, overwrite)
+    if open_checkpoint(checkpoint) is None:
+        raise UserError(f"{checkpoint}: is not a complete checkpoint")
+    quieten_libraries()
+    place = ModelPlace(str(checkpoint), checkpoint)
+    name = stored_dtype(place.config()) if dtype == "auto" else dtype
+    shards = Shards(checkpoint)
+    with torch.device("meta"):
+        model = Phi3VForConditionalGeneration(Phi3VConfig.from_pretrained(checkpoint))
+    model.generation_config = GenerationConfig.from_pretrained(checkpoint)
+    state = {key: cast(shards.rows(f"model/{key}"), DTYPES[name]) for key in model.state_dict()}
+    write_out(model, load_processor(place), out, name, state)
+    return name
+
+
+def refuse_taken(out: Path, overwrite: bool) -> None:
+    """Never write over what is there, unless asked to.
+
+    Raises:
+        UserError: something is there.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise UserError(f"{out}: exists already; choose another place or give --overwrite")
+
+
+def write_out(model: Any, processor: Any, out: Path, dtype: str, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model directory, whole or not at all; `state` where the model does not hold its weights.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+
+    def write(folder: Path) -> None:
+        write_model_directory(model, folder, DTYPES[dtype], state)
+        processor.save_pretrained(folder)
+
+    alone = Alone(Place(), torch.device("cpu"))
+    try:
+        write_folder(alone, out.with_name(f".{out.name}.partial"), out, write)
+    except SaveError as error:
+        raise UserError(str(error)) from error
+
+
+def stored_dtype(config: Mapping[str, Any]) -> str:
+    """Number format that a base's `config.json` names."""
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return NAMES.get(stored.removeprefix("torch."), "fp32")
 

@@ -130,6 +130,8 @@ def resolve_deepspeed(kind: str, file: Path | None, shape: RunShape) -> dict[str
         UserError: a value that contradicts a setting of the run; both are named.
     """
     refuse_missing()
+    if shape.dtype == "fp16" and shape.device_type == "cpu":
+        raise UserError(f"--parallel {kind}: DeepSpeed has no fp16 on a CPU: use --dtype bf16 or fp32")
     where = f"--deepspeed {file}" if file else "DeepSpeed configuration"
     config = read_file(file) if file else default_config()
     zero = config.setdefault("zero_optimization", {})

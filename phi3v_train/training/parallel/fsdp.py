@@ -19,12 +19,13 @@ from torch.distributed.tensor import DTensor, Shard
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
+from phi3v_train.models.loading import SHARDS
 from phi3v_train.models.phi3v.decoder import Phi3VDecoderLayer
 from phi3v_train.models.phi3v.tower import TowerLayer
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import WrongEngineError
 from phi3v_train.training.parallel.group import Group
-from phi3v_train.training.parallel.shards import SCALER, SHARDS, Part, local_part, rows_here, write_shards
+from phi3v_train.training.parallel.shards import SCALER, Part, local_part, rows_here, write_shards
 from phi3v_train.training.parallel.torch_engine import OPTIMIZER, TorchEngine
 from phi3v_train.training.precision import Precision
 from phi3v_train.training.saving import ADAPTER_WEIGHTS, stored_name, stored_slices, write_model, write_optimizer

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from phi3v_data.errors import UserError
+from phi3v_train.models.loading import SHARDS
 
-SHARDS = "shards"
 SCALER = "scaler.json"
 FILE_BYTES = 1 << 30
 
