@@ -1,0 +1,102 @@
+"""Training runs of several processes, one run after another, forked from one process that has imported everything.
+
+    python forked_runs.py JOBS.json WORK_DIR
+
+JOBS.json is a list of {"name", "arguments", "processes", "kill": [RANK, OPERATION, N] or null}: `phi3v-train run
+ARGUMENTS` in so many processes, as torchrun starts them; with `kill`, one of them is ended by SIGKILL right before its
+N-th `os.OPERATION`. What a process says lies in WORK_DIR/NAME-RANK.out and .err. The exit codes of each job are printed
+as JSON.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401 - loaded once, before the forks
+from kills import fork
+
+import phi3v_train.models.phi3v.modeling_phi3_v
+import phi3v_train.training.session  # noqa: F401 - as above
+from phi3v_train.cli.app import main as phi3v_train_main
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_process(job: dict[str, Any], rank: int, port: int, work: Path) -> None:
+    """What one forked process does."""
+    for number, kind in ((1, "out"), (2, "err")):
+        os.dup2(os.open(work / f"{job['name']}-{rank}.{kind}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    if job["processes"] > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(job["processes"]),
+            "LOCAL_WORLD_SIZE": str(job["processes"]),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    sys.argv = ["phi3v-train", "run", *job["arguments"]]
+    phi3v_train_main()
+
+
+def forked(job: dict[str, Any], rank: int, port: int, work: Path) -> int:
+    """Fork one process of a job; its id."""
+
+    def process() -> None:
+        code: Any = 0
+        if job["kill"] and job["kill"][0] == rank:
+            kill_before(*job["kill"][1:])
+        try:
+            run_process(job, rank, port, work)
+        except SystemExit as end:
+            code = end.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0)
+
+    return fork(process)
+
+
+def kill_before(name: str, number: int) -> None:
+    """End this process before the `number`-th call of a function of `os`."""
+    operation, left = getattr(os, name), number
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return operation(*args, **kwargs)
+
+    setattr(os, name, counted)
+
+
+def run_job(job: dict[str, Any], work: Path) -> list[int]:
+    """Exit codes by rank; minus the signal where one ended the process. The first that fails ends the others."""
+    port = free_port()
+    running = {forked(job, rank, port, work): rank for rank in range(job["processes"])}
+    codes = [0] * len(running)
+    while running:
+        pid, status = os.wait()
+        rank = running.pop(pid)
+        codes[rank] = os.waitstatus_to_exitcode(status)
+        if codes[rank]:
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    return codes
+
+
+if __name__ == "__main__":
+    if "deepspeed" in sys.argv[3:]:
+        import deepspeed  # noqa: F401 - as above
+    directory = Path(sys.argv[2])
+    print(json.dumps([run_job(job, directory) for job in json.loads(Path(sys.argv[1]).read_text())]))
