@@ -14,6 +14,9 @@ import pytest
 import yaml
 from run_dirs import arguments, colour_directory, command, read_lines, settings_for
 
+from phi3v_data.cli.base import run
+from phi3v_train.cli.app import COMMANDS, HELP, make_group
+
 ROOT = Path(__file__).parents[2]
 SLURM = ROOT / "examples" / "slurm.sh"
 AZURE = ROOT / "examples" / "azureml" / "job.yaml"
@@ -137,7 +140,9 @@ def test_azure_job_has_the_fields_of_a_command_job() -> None:
     assert environment["dependencies"][-1]["pip"][0].startswith("phi3v[")
 
 
-def test_azure_command_is_one_of_ours(data_dir: Path, tmp_path: Path) -> None:
+def test_azure_command_is_one_of_ours(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = yaml.safe_load(AZURE.read_text(encoding="utf-8"))
     values = {"inputs.data": data_dir, "inputs.model": "tiny", "outputs.run": tmp_path / "run"}
     text = re.sub(r"\$\{\{\s*([\w.]+)\s*\}\}", lambda match: str(values[match[1]]), job["command"])
@@ -145,10 +150,12 @@ def test_azure_command_is_one_of_ours(data_dir: Path, tmp_path: Path) -> None:
     assert (python, minus_m, module) == ("python", "-m", "phi3v_train")
     kind = options[options.index("--parallel") + 1]
     processes = job["resources"]["instance_count"] * job["distribution"]["process_count_per_instance"]
-    result = command(
-        *options, "--dry_run", "--device", "cpu", "--dtype", "fp32", "--num_crops", "1",
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(processes),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert f"1 x 4 accumulated x {processes} processes" in result.stderr
-    assert kind == "fsdp"
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes}.items():
+        monkeypatch.setenv(name, str(value))
+    small = ["--dry_run", "--device", "cpu", "--dtype", "fp32", "--num_crops", "1"]
+    with pytest.raises(SystemExit) as end:
+        run(make_group("phi3v-train", HELP, COMMANDS), [*options, *small])
+    said = capsys.readouterr().err
+    assert end.value.code == 0, said
+    assert f"1 x 4 accumulated x {processes} processes" in said
+    assert f"{kind} (asked for); {processes} processes" in said

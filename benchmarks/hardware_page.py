@@ -1,0 +1,165 @@
+"""Write the tables of docs/hardware.md again: `python benchmarks/hardware_page.py [--check]`.
+
+Memory comes from `phi3v_train.training.memory`, measurements from benchmarks/results. With --check nothing is written,
+and the exit code says whether the page is up to date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from phi3v_train.config import MethodConfig
+from phi3v_train.training.memory import GB, Parallel, estimate, fits
+from phi3v_train.training.memory import ModelSize as Size
+
+PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
+RESULTS = Path(__file__).parent / "results"
+
+SAMPLE = {"tokens": 2443, "tiles": 17}
+"""A large sample of DocVQA at 16 crops."""
+
+DEVICES = (1, 2, 4, 8, 16, 32)
+CARDS = (80, 48, 40, 32, 24, 16, 12)
+
+METHODS: dict[str, tuple[dict[str, Any], tuple[Parallel, ...]]] = {
+    "full": ({}, ("ddp", "fsdp", "zero2", "zero3")),
+    "full, vision frozen": ({"freeze_vision_model": True}, ("ddp", "fsdp", "zero2", "zero3")),
+    "LoRA rank 128": ({"use_lora": True, "lora_rank": 128}, ("ddp", "fsdp", "zero2", "zero3")),
+    "LoRA rank 32": ({"use_lora": True, "lora_rank": 32}, ("ddp", "fsdp", "zero2", "zero3")),
+    "QLoRA rank 32": ({"use_qlora": True, "lora_rank": 32}, ("ddp", "zero2", "zero3")),
+}
+"""Settings of each method, and the kinds of sharing that it goes with."""
+
+
+def needed(method: str, parallel: Parallel, devices: int) -> Any:
+    """Memory of one device, one sample at a time, with gradient checkpointing."""
+    config = MethodConfig.model_validate(METHODS[method][0])
+    return estimate(Size.from_config({}), config, dtype="bf16", **SAMPLE, parallel=parallel, world_size=devices)
+
+
+def rows(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def memory_table() -> str:
+    """GB a device, by method, kind of sharing and number of devices."""
+    lines = []
+    for method, (_, kinds) in METHODS.items():
+        for kind in kinds:
+            cells = [f"{needed(method, kind, number).total / GB:.1f}" for number in DEVICES]
+            lines.append([method, f"`{kind}`", *(cells if kind != "ddp" else [cells[0], "same", *["-"] * 4])])
+    return rows(["method", "`--parallel`", *(f"{number} GPU{'s' * (number > 1)}" for number in DEVICES)], lines)
+
+
+def cards_table() -> str:
+    """The fewest devices of a memory size that hold a method."""
+    lines = []
+    for method, (_, kinds) in METHODS.items():
+        cells = []
+        for card in CARDS:
+            fewest = next(
+                (
+                    (number, kind)
+                    for number in range(1, 65)
+                    for kind in kinds
+                    if fits(needed(method, kind, number), card * 10**9)
+                ),
+                None,
+            )
+            cells.append("no" if fewest is None else "1" if fewest[0] == 1 else f"{fewest[0]} `{fewest[1]}`")
+        lines.append([method, *cells])
+    return rows(["method", *(f"{card} GB" for card in CARDS)], lines)
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result of a benchmark."""
+    value: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return value
+
+
+def measured_table() -> str:
+    """What was measured, on which machine, by which command."""
+    speed, start, parallel = read("train_speed"), read("train_start"), read("parallel")
+    packing = read("model_packing")["times faster than data set order"]
+    per_second, faster = speed["samples_per_cpu_second"], speed["times_faster"]
+    lines = [
+        [
+            "training, small model, pages at 16 crops",
+            f"{per_second['ours, packed']} samples a second of one core, {faster['ours, packed']} times the "
+            "straightforward loop",
+            "`python benchmarks/train.py speed`",
+        ],
+        [
+            "1 million rows, to the end of the first step",
+            f"{start['first start, the index of the rows is built']['to_end_of_first_step_s']} s; going on after "
+            f"100,016 samples {start['goes on after 100,016 samples']['to_end_of_first_step_s']} s",
+            "`python benchmarks/train.py start`",
+        ],
+        [
+            "packed rows against right padding",
+            f"{packing['packed rows (ours)']} times faster",
+            "`python benchmarks/model/run.py packing`",
+        ],
+    ]
+    command = "`python benchmarks/parallel.py`"
+    for kind, divisions in parallel["two_processes"].items():
+        balanced, drawn = (
+            " and ".join(f"{100 * share:.1f} %" for share in divisions[name]["idle"])
+            for name in ("balanced", "as drawn")
+        )
+        row = divisions["balanced"]
+        lines.append(
+            [
+                f"two processes on two cores, `--parallel {kind}`",
+                f"{row['step_s']} s a step, {row['times_faster_than_one']} times faster than one; the ranks wait "
+                f"{balanced} of the time (samples as drawn: {drawn}); {row['sent_mb_a_rank']} MB sent a step and rank",
+                command,
+            ]
+        )
+    for kind, row in parallel["checkpoint"].items():
+        lines.append(
+            [
+                f"checkpoint of {row['parameters'] / 1e6:.1f} M parameters, "
+                + ("one process" if kind == "single" else f"two, `{kind}`"),
+                f"written in {row['write_s']} s, read in {row['read_s']} s, {row['bytes'] / 1e6:.1f} MB in "
+                f"{row['files']} files",
+                command,
+            ]
+        )
+    return rows(["what", "measured", "command"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"memory": memory_table, "cards": cards_table, "measured": measured_table}
+
+
+def filled(page: str) -> str:
+    """The page with its tables as they are now; each stands between two comments."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: written by benchmarks/hardware_page.py -->", f"<!-- end of {name} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        text = f"{begin}\n\n{table()}\n\n{end}"
+        page, found = pattern.subn(lambda _, text=text: text, page)
+        if found != 1:
+            raise SystemExit(f"{PAGE.name}: expected one place for the table {name}, found {found}")
+    return page
+
+
+def main() -> None:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    new = filled(page)
+    if options.check:
+        sys.exit(new != page)
+    PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

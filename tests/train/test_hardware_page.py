@@ -1,0 +1,54 @@
+"""docs/hardware.md says what the code and the committed measurements say."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from run_dirs import colour_directory
+
+from phi3v_data.cli.base import run
+from phi3v_train.cli.app import COMMANDS, HELP, make_group
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "hardware.md"
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hardware_page", ROOT / "benchmarks" / "hardware_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_those_of_the_code_and_the_results(generator: ModuleType) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == generator.filled(page), "run `python benchmarks/hardware_page.py`"
+
+
+def test_the_memory_table_is_what_a_plan_says(generator: ModuleType) -> None:
+    """A spot check by hand: 16 bytes for 4.13 billion parameters, and an eighth of that."""
+    lines = generator.memory_table().splitlines()
+    full = next(line for line in lines if line.startswith("| full | `ddp` |"))
+    assert float(full.split("|")[3]) == pytest.approx(67, abs=1)
+    eighth = next(line for line in lines if line.startswith("| full | `fsdp` |")).split("|")[6]
+    assert float(eighth) == pytest.approx(67 / 8 + 2.6, abs=0.5)
+
+
+def test_the_commands_of_the_page_are_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command for one machine makes a plan; the recipe, the options and the flags exist."""
+    data_dir = colour_directory(tmp_path / "data", rows=4)
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+    found = re.findall(r"^(?:phi3v-train|torchrun .* -m phi3v_train) (.*)$", blocks, re.MULTILINE)
+    assert len(found) == 5
+    for line in dict.fromkeys(found):
+        words = shlex.split(line.replace("data/docvqa", str(data_dir)).replace("runs/docvqa", str(tmp_path / "out")))
+        small = ["--model_name_or_path", "tiny", "--device", "cpu", "--dtype", "fp32", "--num_crops", "1"]
+        with pytest.raises(SystemExit) as end:
+            run(make_group("phi3v-train", HELP, COMMANDS), [*words, "--dry_run", "--skip_validation", *small])
+        assert end.value.code == 0, capsys.readouterr().err
