@@ -2,10 +2,10 @@
 
     python forked_runs.py JOBS.json WORK_DIR
 
-JOBS.json is a list of {"name", "arguments", "processes", "kill": [RANK, OPERATION, N] or null}: `phi3v-train run
-ARGUMENTS` in so many processes, as torchrun starts them; with `kill`, one of them is ended by SIGKILL right before its
-N-th `os.OPERATION`. What a process says lies in WORK_DIR/NAME-RANK.out and .err. The exit codes of each job are printed
-as JSON.
+JOBS.json is a list of {"name", "arguments", "processes", "kill": [RANK, OPERATION, N] or null, "before": CODE}:
+`phi3v-train run ARGUMENTS` in so many processes, as torchrun starts them, each of which runs CODE first; with `kill`,
+one of them is ended by SIGKILL right before its N-th `os.OPERATION`. What a process says lies in
+WORK_DIR/NAME-RANK.out and .err. The exit codes of each job are printed as JSON.
 """
 
 import json
@@ -44,6 +44,7 @@ def run_process(job: dict[str, Any], rank: int, port: int, work: Path) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    exec(job["before"], {})
     sys.argv = ["phi3v-train", "run", *job["arguments"]]
     phi3v_train_main()
 

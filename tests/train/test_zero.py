@@ -48,6 +48,7 @@ class Job(NamedTuple):
     settings: dict[str, Any]
     processes: int = 2
     kill: tuple[int, str, int] | None = None
+    before: str = ""
 
 
 class Done(NamedTuple):
@@ -73,6 +74,7 @@ def run_jobs(data_dir: Path, work: Path, jobs: list[Job]) -> list[Done]:
             "arguments": [*arguments(options(data_dir, job)), "--skip_validation"],
             "processes": job.processes,
             "kill": job.kill,
+            "before": job.before,
         }
         for number, job in enumerate(jobs)
     ]
@@ -81,8 +83,8 @@ def run_jobs(data_dir: Path, work: Path, jobs: list[Job]) -> list[Done]:
         [sys.executable, HERE / "forked_runs.py", work / "jobs.json", work, "deepspeed"],
         capture_output=True, text=True, check=False, timeout=300,
         env={
-            **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "TORCH_CPP_LOG_LEVEL": "ERROR",
-            "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
+            **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu",
+            "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
         },
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -408,28 +410,45 @@ def test_without_a_compiler(data_dir: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "built").exists()
 
 
-def test_something_else_than_was_asked_for(data_dir: Path, tmp_path: Path) -> None:
-    """A DeepSpeed that hands back another stage is found out before the first step."""
-    settings = {**options(data_dir, Job(tmp_path / "out", {})), "parallel": "zero3", "num_processes": None}
-    del settings["num_processes"]
-    sabotage = tmp_path / "sabotage.py"
-    sabotage.write_text(
-        "import sys\n"
-        "import deepspeed\n"
-        "real = deepspeed.initialize\n"
-        "def other(**given):\n"
-        "    given['config']['zero_optimization'] = {'stage': 2}\n"
-        "    return real(**given)\n"
-        "deepspeed.initialize = other\n"
-        "sys.argv[0] = 'phi3v-train'\n"
-        "from phi3v_train.cli.app import main\n"
-        "main()\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", sabotage, "run",
-         *arguments(settings), "--skip_validation"],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert result.returncode != 0
-    assert result.stderr.count("--parallel zero3: weights are held by DeepSpeedZeroOptimizer instead") == 1
+OTHER_STAGE = """
+import deepspeed
+real = deepspeed.initialize
+def other(**given):
+    given["config"]["zero_optimization"] = {"stage": 5 - given["config"]["zero_optimization"]["stage"]}
+    return real(**given)
+deepspeed.initialize = other
+"""
+
+BAD_GRADIENT = """
+import math
+import phi3v_train.training.methods as methods
+real = methods.apply_method
+def poisoned(*args, **kwargs):
+    trained = real(*args, **kwargs)
+    name, parameter = next(trained.trainable())
+    parameter.register_hook(lambda gradient: gradient * math.inf)
+    return trained
+methods.apply_method = poisoned
+"""
+
+
+def test_never_trains_on_in_a_wrong_state(data_dir: Path, tmp_path: Path) -> None:
+    """A DeepSpeed that hands back another stage; a gradient that is not finite in one place of one tensor."""
+    jobs = [
+        Job(tmp_path / f"{kind} {number}", {"parallel": kind}, before=code)
+        for kind in STAGES
+        for number, code in enumerate((OTHER_STAGE, BAD_GRADIENT))
+    ]
+    done = run_jobs(data_dir, tmp_path, jobs)
+    held = {"zero2": "DeepSpeedZeroOptimizer_Stage3", "zero3": "DeepSpeedZeroOptimizer"}
+    for job, each in zip(jobs, done, strict=True):
+        assert (2 if job.before == OTHER_STAGE else 1) in each.codes, each
+        assert not list_checkpoints(job.output_dir)
+        assert "Traceback" not in each.err
+        kind = job.settings["parallel"]
+        words = (
+            f"--parallel {kind}: weights are held by {held[kind]} instead"
+            if job.before == OTHER_STAGE
+            else ("step 1: the gradient's norm is inf, so training stopped before the update")
+        )
+        assert each.err.count(words) == 1, each.err

@@ -20,8 +20,8 @@ from phi3v_train.config import OptimConfig, ParallelConfig
 
 STAGES = {"zero2": 2, "zero3": 3}
 INSTALL = "pip install 'phi3v[deepspeed]'"
-OLDEST = (0, 19)
-"""Earlier versions are not tried."""
+OLDEST = (0, 19, 8)
+"""In 0.18 gradients that are not finite pass unseen."""
 
 OPTIMIZERS = ("Adam", "AdamW")
 SCHEDULES = {"linear": "WarmupDecayLR", "cosine": "WarmupCosineLR", "constant": "WarmupLR"}
@@ -53,6 +53,8 @@ FIXED: dict[str, tuple[Any, str]] = {
     "zero_optimization.zenflow": (None, "its updates lag behind, so runs could not be repeated"),
     "zero_optimization.offload_optimizer.device": (("none", "cpu"), "checkpoints are read from memory"),
     "zero_optimization.offload_param.device": (("none", "cpu"), "checkpoints are read from memory"),
+    "zero_optimization.compute_grad_norm": (True, "a gradient that is not finite must stop the run"),
+    "bf16.check_grad_overflow": (True, "a gradient that is not finite must stop the run"),
     "bf16.bf16_master_weights_and_grads": (False, "master weights are kept in fp32"),
     "fp16.fp16_master_weights_and_grads": (False, "master weights are kept in fp32"),
 }
@@ -86,7 +88,7 @@ def refuse_missing() -> None:
         found = version("deepspeed")
     except PackageNotFoundError:
         raise UserError(f"the installed deepspeed has no metadata: install it again with {INSTALL}") from None
-    if tuple(map(int, found.split("+")[0].split(".")[:2])) < OLDEST:
+    if tuple(map(int, found.split("+")[0].split(".")[:3])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise UserError(f"--parallel zero2 and zero3 need deepspeed {oldest} or newer, found {found}: {INSTALL} -U")
 
