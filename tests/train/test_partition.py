@@ -5,12 +5,16 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_dirs import colour_directory, settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_data.media.geometry import crop_geometry
 from phi3v_train.config import MethodConfig
 from phi3v_train.data.order import permutation
 from phi3v_train.data.partition import Cost, Rates, accumulation_steps, partition
+from phi3v_train.plan import make_plan
+from phi3v_train.run import make_loader
+from phi3v_train.settings import resolve
 from phi3v_train.training.memory import ModelSize
 from phi3v_train.training.work import work_rates
 
@@ -124,6 +128,16 @@ def test_batches_that_do_not_divide_are_refused():
         accumulation_steps(20, 2, 8)
     with pytest.raises(UserError, match=r"use --batch_size 8$"):
         accumulation_steps(4, 1, 8)
+
+
+@pytest.mark.parametrize(("kind", "lockstep"), [("ddp", False), ("fsdp", True)])
+def test_a_run_divides_by_its_own_work_and_by_where_its_processes_meet(tmp_path, kind, lockstep):
+    data_dir = colour_directory(tmp_path, rows=4)
+    plan = make_plan(resolve(settings_for(data_dir, tmp_path / "out", parallel=kind, num_processes=2)), world_size=2)
+    with make_loader(plan, 0, 2, pin_memory=False) as loader:
+        assert loader.lockstep is lockstep
+        assert loader.rates == work_rates(plan.size, MethodConfig(), checkpointing=False)
+        assert loader.rates != Rates()
 
 
 # Rates
