@@ -61,7 +61,7 @@ def kill_run(data_dir: Path, tmp_path: Path, mode: str, first: int, second: int,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return int(result.stdout)
+    return int(result.stdout.splitlines()[-1])
 
 
 def test_killed_at_random_moments(data_dir: Path, tmp_path: Path) -> None:
