@@ -81,7 +81,7 @@ def refuse_missing() -> None:
         UserError: it or accelerate is missing, or too old.
     """
     if find_spec("deepspeed") is None:
-        raise UserError(f"--parallel zero2 and zero3 need the package deepspeed: DS_BUILD_OPS=0 {INSTALL}")
+        raise UserError(f"--parallel zero2 and zero3 need the package deepspeed: {INSTALL}")
     if find_spec("accelerate") is None:
         raise UserError("--parallel zero2 and zero3 need the package accelerate: pip install 'phi3v[train]'")
     try:
@@ -302,20 +302,26 @@ def refuse_autos(where: str, config: Mapping[str, Any], path: str = "") -> None:
 
 
 def refuse_unknown(where: str, config: Mapping[str, Any], device_type: str) -> None:
-    """DeepSpeed's own check of the ZeRO section, before anything heavy is loaded.
+    """DeepSpeed's own check of its main sections, before anything heavy is loaded.
 
     Raises:
         UserError: the first key that it does not know or value that it does not take.
     """
     from pydantic import ValidationError
 
-    deepspeed = import_deepspeed(device_type)
-    try:
-        deepspeed.runtime.zero.config.DeepSpeedZeroConfig(**config["zero_optimization"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: zero_optimization.{key}: {first['msg']}, got {first['input']!r}") from None
+    runtime = import_deepspeed(device_type).runtime
+    models = {
+        "zero_optimization": runtime.zero.config.DeepSpeedZeroConfig,
+        "bf16": runtime.precision_config.DeepSpeedBF16Config,
+        "fp16": runtime.precision_config.DeepSpeedFP16Config,
+    }
+    for section, model in models.items():
+        try:
+            model(**config[section])
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, (section, *first["loc"])))
+            raise UserError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from None
 
 
 def summary(config: Mapping[str, Any]) -> str:

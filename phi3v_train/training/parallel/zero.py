@@ -67,12 +67,14 @@ class ZeroEngine(Engine):
         self.adam = make_optimizer(trained.trainable(), optim)
         self.ds: Any
         self.zero: Any
+        from deepspeed.runtime.config import DeepSpeedConfigError
+
         try:
             self.ds, self.zero, _, _ = self.deepspeed.initialize(
                 model=self.loss_module, optimizer=self.adam, config=dict(config)
             )
-        except (AssertionError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except (AssertionError, ValueError, DeepSpeedConfigError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"DeepSpeed does not take this configuration: {reason}") from error
         self.check()
 
@@ -130,8 +132,6 @@ class ZeroEngine(Engine):
 
         They are copied to the main process's CPU; the others help and get nothing.
         """
-        from deepspeed.utils import safe_get_full_fp32_param
-
         adapters_only = self.trained.peft_model is not None
         result: dict[str, Tensor] = {}
         for name, tensor in self.trained.model.state_dict(keep_vars=True).items():
@@ -139,10 +139,17 @@ class ZeroEngine(Engine):
             if adapters_only and not trained:
                 continue
             with nullcontext() if trained else self.gathered([tensor]):
-                whole = safe_get_full_fp32_param(tensor) if trained else tensor
+                whole = self.full_fp32(tensor) if trained else tensor
                 if self.group.place.is_main:
                     result[name] = whole.detach().to("cpu", copy=True)
         return result
+
+    def full_fp32(self, parameter: nn.Parameter) -> Tensor:
+        """A trained parameter in fp32, whole in every process."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole: Tensor = safe_get_full_fp32_param(parameter)
+        return whole
 
     def write(self, folder: Path, processor: Any) -> None:
         weights = self.full_weights()
@@ -210,6 +217,9 @@ class Zero2Engine(ZeroEngine):
 
     def parts(self) -> Iterator[Part]:
         return parts_of_stage2(self.zero, self.names)
+
+    def full_fp32(self, parameter: nn.Parameter) -> Tensor:
+        return super().full_fp32(parameter) if self.in_16_bits else parameter
 
 
 class Zero3Engine(ZeroEngine):

@@ -80,10 +80,10 @@ def write_parts(
         held = state.get(part.flat, {})
         for key in MOMENTS:
             if key in held:
-                tensors[f"{part.name}|{key}"] = part.of(held[key]).detach().cpu().contiguous().clone()
+                tensors[f"{part.name}|{key}"] = part.of(held[key]).detach().to("cpu", copy=True)
         step = max(step, float(held.get("step", 0.0)))
         if masters:
-            tensors[f"{part.name}|{MASTER}"] = part.of(part.flat).detach().cpu().contiguous().clone()
+            tensors[f"{part.name}|{MASTER}"] = part.of(part.flat).detach().to("cpu", copy=True)
     metadata = {"format": str(FORMAT), "starts": json.dumps(starts), "step": str(step)}
     path = folder / f"optimizer-{rank:05d}-of-{world_size:05d}.safetensors"
     save_file(tensors, path, metadata=metadata)
@@ -153,7 +153,9 @@ def read_parts(
     files = PartFiles(folder)
     for part in parts:
         if files.step:
-            held = state.setdefault(part.flat, empty_state(part.flat, files.step, on_device=step_on_device))
+            if part.flat not in state:
+                state[part.flat] = empty_state(part.flat, files.step, on_device=step_on_device)
+            held = state[part.flat]
             for key in MOMENTS:
                 files.read(part.name, key, part.start, part.of(held[key]))
         if masters and files.has(part.name, MASTER):
@@ -170,8 +172,9 @@ def take_moments(
         whole = moments.get(part.name)
         if whole is None:
             continue
-        step = float(whole["step"])
-        held = state.setdefault(part.flat, empty_state(part.flat, step, on_device=step_on_device))
+        if part.flat not in state:
+            state[part.flat] = empty_state(part.flat, float(whole["step"]), on_device=step_on_device)
+        held = state[part.flat]
         for key in MOMENTS:
             part.of(held[key]).copy_(whole[key].flatten()[part.start : part.start + part.numel])
 
