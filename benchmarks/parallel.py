@@ -17,7 +17,8 @@ Then a checkpoint of model and optimizer by each kind, of a wider model: written
 place, and read; the median of several.
 
 One thread a process; pictures are decoded before a step is timed. On a machine with fewer than two free cores the
-wall times say nothing.
+wall times say nothing; the load before the start stands with the results. The tables of docs/hardware.md are written
+again.
 """
 
 import argparse
@@ -374,6 +375,7 @@ def available() -> list[str]:
 
 def run(kinds: Sequence[str], *, steps: int, batch: int, rounds: int) -> dict[str, Any]:
     """Measure every kind."""
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         pages = scratch / "pages"
@@ -388,6 +390,7 @@ def run(kinds: Sequence[str], *, steps: int, batch: int, rounds: int) -> dict[st
         alone = one["steps"]
         tokens = statistics.fmean(step["tokens"] for step in alone)
         result: dict[str, Any] = {
+            "load_before": round(load, 1),
             "mix": f"{len(MIX)} shapes, num_crops {NUM_CROPS}, {round(tokens / batch)} tokens a sample",
             "parameters": one["parameters"],
             "global_batch": batch,
@@ -417,7 +420,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"Two processes against one ({result['machine']['cpu']}, {result['machine']['cores']} cores, "
         f"{result['mix']}, {result['parameters'] / 1e6:.2f} M parameters, global batch {result['global_batch']}, "
-        f"one sample a forward pass; one process: {result['one_process']['step_s']} s a step)",
+        f"one sample a forward pass; one process: {result['one_process']['step_s']} s a step; load before the start: "
+        f"{result['load_before']})",
         "",
         "| kind | work | s a step | times faster | waiting, ranks 0 and 1 | waiting and exchange, by the clock "
         "| MB sent a step and rank |",
@@ -466,6 +470,7 @@ def main() -> None:
         print(json.dumps(result, indent=2))
     else:
         save("parallel", result).with_suffix(".md").write_text(table(result), encoding="utf-8")
+        subprocess.run([sys.executable, Path(__file__).with_name("hardware_page.py")], check=True)
     print(table(result), file=sys.stderr)
 
 
