@@ -391,7 +391,7 @@ def test_a_configuration_without_zero(data_dir: Path, tmp_path: Path) -> None:
 
 
 def test_without_the_package(data_dir: Path, tmp_path: Path) -> None:
-    """A module of the same name that has no metadata of an installed package is no DeepSpeed."""
+    """One sentence, before the data are looked at."""
     settings = {**options(data_dir, Job(tmp_path / "out", {})), "parallel": "zero2", "num_processes": 2}
     code = (
         "import sys; sys.modules['deepspeed'] = None; sys.argv[0] = 'phi3v-train';"
