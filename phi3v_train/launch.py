@@ -121,14 +121,19 @@ def obey_launcher() -> None:
 
 def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0) -> int:
     """Wait until all have ended well, or one badly; `first` is the rank of the first one."""
+    deadline = 0.0
     while True:
         codes = [process.poll() for process in processes]
         for rank, code in enumerate(codes, first):
             if code is not None and code not in (0, PROBLEMS, COULD_NOT_RUN, FOLLOWED):
                 print(f"error: rank {rank} {how_it_ended(code)}; the others are stopped", file=sys.stderr)
                 return PROBLEMS
-        if any(codes):
+        if COULD_NOT_RUN in codes or PROBLEMS in codes:
             return COULD_NOT_RUN if COULD_NOT_RUN in codes else PROBLEMS
+        if FOLLOWED in codes:
+            deadline = deadline or time.monotonic() + GRACE
+            if None not in codes or time.monotonic() > deadline:
+                return PROBLEMS
         if all(code == 0 for code in codes):
             return 0
         time.sleep(POLL)

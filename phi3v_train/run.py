@@ -23,6 +23,7 @@ from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, list_checkpoints, prune, sweep
 from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
 from phi3v_train.training.parallel.kind import SINGLE
+from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.work import work_rates
 
 if TYPE_CHECKING:
@@ -108,7 +109,6 @@ def train(plan: Plan, start: Start, *, quiet: bool = False) -> Outcome:
     Raises:
         UserError: the run cannot go on; the message says what to do.
     """
-    from phi3v_train.training.parallel.place import Place
 
     config = plan.config
     output_dir = config.output.output_dir
@@ -133,7 +133,6 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     from phi3v_train.training.methods import apply_method
     from phi3v_train.training.parallel.choose import first_device, make_engine
     from phi3v_train.training.parallel.group import make_group
-    from phi3v_train.training.parallel.place import Place
     from phi3v_train.training.precision import Precision
     from phi3v_train.training.progress import ProgressLine
     from phi3v_train.training.ranks import one_of_many
@@ -295,7 +294,7 @@ def run(settings: Settings, *, quiet: bool = False) -> Outcome:
         UserError: a mistake or an obstacle; the message says what to do.
     """
     check_data(settings.config)
-    plan = make_plan(settings)
+    plan = make_plan(settings, world_size=Place.from_environment().world_size)
     start = find_start(plan)
     if start.complete:
         output_dir = plan.config.output.output_dir

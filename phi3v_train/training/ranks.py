@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from phi3v_data.cli.base import COULD_NOT_RUN, PROBLEMS
 from phi3v_data.errors import UserError
 from phi3v_train.launch import FOLLOWED, LAUNCHED, is_explained
 from phi3v_train.training.parallel.group import Group
-from phi3v_train.training.watch import Watch
+from phi3v_train.training.watch import BYE, SAID, Watch
 
 FAILURES = "failures"
 GRACE = 10.0
 """Seconds in which a process may find out by itself that another one is gone."""
+
+HEARING = 2.0
+"""Seconds in which the watch hears of what a collective call has found out."""
 
 
 class Ranks:
@@ -36,6 +40,9 @@ class Ranks:
         self.store = group.store
         self.way_on = way_on
         self.begun = False
+        self.watch: Watch | None = None
+        self.lock = threading.Lock()
+        self.has_followed = False
 
     def begin(self) -> None:
         """From here on an error is one of the run, not one that kept it from starting."""
@@ -49,12 +56,28 @@ class Ranks:
             self.say(f"rank {self.rank}: {message}")
         raise SystemExit(code)
 
-    def follow(self, reason: str) -> None:
-        """Say that another process has ended; only the first to see it does, and only where that one said nothing."""
+    def follow(self, reason: str = "") -> None:
+        """Say that another process has ended; only the first to see it does, and only where that one said nothing.
+
+        Called by the main thread, the watch's, or both.
+        """
+        with self.lock:
+            if self.has_followed:
+                return
+            self.has_followed = True
         failures = self.count(FAILURES)
         first = failures == 1 or (failures == 0 and self.local_rank == 0)
-        if first and not is_explained():
-            self.say(f"rank {self.rank}: {reason}")
+        if first and not is_explained() and not self.is_told():
+            dead = self.watch.dead if self.watch is not None else -1
+            which = f"rank {dead}" if dead >= 0 else "another process"
+            self.say(f"rank {self.rank}: {reason or f'{which} of this run has ended without a word'}")
+
+    def is_told(self) -> bool:
+        """Whether the process that is gone has said why."""
+        if self.watch is None:
+            return False
+        self.watch.heard.wait(HEARING)
+        return self.watch.is_told
 
     def say(self, message: str) -> None:
         """Print an error; and how to go on, where no launcher of ours will say so, once."""
@@ -75,10 +98,10 @@ class Ranks:
         self.follow("stopped by SIGTERM")
         raise SystemExit(FOLLOWED)
 
-    def lost(self, reason: str) -> NoReturn:
+    def lost(self) -> NoReturn:
         """From the watch, on a thread of its own: the main thread may wait for ever for the one that is gone."""
         time.sleep(GRACE)
-        self.follow(reason)
+        self.follow()
         sys.stderr.flush()
         os._exit(FOLLOWED)
 
@@ -94,13 +117,13 @@ def one_of_many(group: Group, way_on: Callable[[], str] | None = None) -> Iterat
     if group.store is None:
         yield ranks
         return
-    watch = Watch(group.place, group.store, ranks.lost)
+    watch = ranks.watch = Watch(group.place, group.store, ranks.lost)
     if LAUNCHED not in os.environ:
         signal.signal(signal.SIGTERM, ranks.stop)
-    in_order = False
+    word = SAID
     try:
         yield ranks
-        in_order = True
+        word = BYE
     except UserError as error:
         ranks.fail(str(error), PROBLEMS if ranks.begun else COULD_NOT_RUN)
     except OSError as error:
@@ -108,12 +131,12 @@ def one_of_many(group: Group, way_on: Callable[[], str] | None = None) -> Iterat
         ranks.fail(f"{where}{error.strerror or error}", PROBLEMS)
     except Exception as error:
         if is_lost_connection(error):
-            ranks.follow("another process of this run has ended without a word")
+            ranks.follow()
             raise SystemExit(FOLLOWED) from None
         print_exc()
         ranks.fail(f"{type(error).__name__}: {error}", PROBLEMS)
     finally:
-        watch.close(in_order=in_order)
+        watch.close(word)
 
 
 def is_lost_connection(error: Exception) -> bool:

@@ -17,12 +17,13 @@ from torch.distributed.distributed_c10d import Store
 from phi3v_train.training.parallel.place import Place, master
 
 PORT = "phi3v/watch"
-BYE, LOST = b"bye", b"lost "
+BYE, SAID, LOST = b"bye", b"said", b"lost "
+"""Before a process ends: all is well; or its error is printed; and, from the main one, that another has ended."""
 CONNECT_SECONDS = 20.0
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """A machine that is gone is noticed after 35 seconds."""
 
-Lost = Callable[[str], NoReturn]
+Lost = Callable[[], NoReturn]
 
 
 class Watch:
@@ -31,7 +32,9 @@ class Watch:
     Args:
         place: which process this is.
         store: where the main process says on which port it listens.
-        lost: called on the listening thread, with a sentence, when a process is gone; it ends this one.
+        lost: called on the listening thread when a process is gone; it ends this one.
+
+    `heard` is set when one is gone, `dead` is its rank; `is_told`: it, or the main process, has said why.
     """
 
     def __init__(self, place: Place, store: Store, lost: Lost) -> None:
@@ -41,7 +44,10 @@ class Watch:
         self._selector.register(woken, selectors.EVENT_READ, "close")
         self._peers: dict[int, socket.socket] = {}
         self._closed = threading.Event()
-        self._in_order = True
+        self._word = BYE
+        self.heard = threading.Event()
+        self.is_told = False
+        self.dead = -1
         if place.is_main:
             server = listen()
             store.set(PORT, str(server.getsockname()[1]))
@@ -51,12 +57,13 @@ class Watch:
         self._thread = threading.Thread(target=self._listen, daemon=True, name="watch")
         self._thread.start()
 
-    def close(self, *, in_order: bool = True) -> None:
-        """Leave: in order, or such that the others hear of it now."""
-        self._in_order = in_order
+    def close(self, word: bytes = BYE) -> None:
+        """Leave, with a last word: `BYE`, or `SAID` for an error that this process has told itself."""
+        self._word = word
         self._closed.set()
         self._wake.send(b"x")
-        self._thread.join()
+        if not self.heard.is_set():
+            self._thread.join()
 
     def _connect(self, place: Place, port: int) -> None:
         address = master()[0]
@@ -83,8 +90,7 @@ class Watch:
                 elif key.data != "close":
                     self._hear(key.data)
         for connection in self._peers.values():
-            if self._in_order:
-                send(connection, BYE)
+            send(connection, self._word)
             connection.close()
 
     def _accept(self, server: Any) -> None:
@@ -111,10 +117,14 @@ class Watch:
             return
         if self._closed.is_set():
             return
+        if word.startswith(SAID):
+            self.is_told = True
         dead = int(word.removeprefix(LOST)) if word.startswith(LOST) else rank
+        self.dead = dead
+        self.heard.set()
         for other in set(self._peers) - {rank}:
-            send(self._peers[other], LOST + str(dead).encode())
-        self._lost(f"rank {dead} of this run has ended without a word")
+            send(self._peers[other], SAID if self.is_told else LOST + str(dead).encode())
+        self._lost()
 
 
 def listen() -> socket.socket:

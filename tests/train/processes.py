@@ -1,0 +1,87 @@
+"""Several real processes that share a run, as a launcher on one or on several machines would start them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MODULE = ("-m", "phi3v_train")
+TIMEOUT = 240
+
+
+def free_ports(number: int = 1) -> int:
+    """The first of so many ports in a row that nobody listens on now."""
+    for first in range(20000 + os.getpid() % 5000, 60000, number):
+        sockets = []
+        try:
+            for port in range(first, first + number):
+                sockets.append(socket.create_server(("127.0.0.1", port)))
+            return first
+        except OSError:
+            continue
+        finally:
+            for each in sockets:
+                each.close()
+    raise AssertionError("no free ports")
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Of a child: offline, one thread."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables}
+
+
+def start(*arguments: str | Path, **variables: str) -> "subprocess.Popen[str]":
+    """Start python with these arguments."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+    )
+
+
+def start_ranks(number: int, *arguments: str | Path, ports: int = 1) -> "list[subprocess.Popen[str]]":
+    """Start the processes of a group, with nobody to look after them, as on as many machines."""
+    port = free_ports(ports)
+    return [
+        start(
+            *arguments,
+            RANK=str(rank),
+            LOCAL_RANK="0",
+            WORLD_SIZE=str(number),
+            LOCAL_WORLD_SIZE="1",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        for rank in range(number)
+    ]
+
+
+def finish(processes: "Sequence[subprocess.Popen[str]]", timeout: float = TIMEOUT) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each; none is left running."""
+    try:
+        results = []
+        for process in processes:
+            output, errors = process.communicate(timeout=timeout)
+            results.append((process.returncode, output, errors))
+        return results
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def train_together(number: int, runs: Sequence[dict[str, Any]], work: Path) -> None:
+    """Train runs one after another, each shared by the same `number` processes."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "runs.json").write_text(json.dumps(list(runs)))
+    processes = start_ranks(number, HERE / "many_runs.py", work / "runs.json", ports=len(runs))
+    for code, _, errors in finish(processes):
+        assert code == 0, errors

@@ -1,0 +1,187 @@
+"""FSDP2 between real processes over gloo: the same numbers as one process, from checkpoints in shards too."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import HERE, finish, start_ranks, train_together
+from run_dirs import arguments, colour_directory, command, read_lines, settings_for, without_times
+from safetensors.torch import load_file
+
+from phi3v_data.errors import UserError
+from phi3v_train.run import run as train
+from phi3v_train.settings import resolve
+from phi3v_train.training.checkpoints import list_checkpoints
+from phi3v_train.training.parallel.shards import Part, Shards, write_shards
+
+ACCUMULATED = {"batch_size_per_gpu": 1}
+"""Two micro-batches a process, each of one sample: where one of them has no picture, the other process's has."""
+
+CASES: dict[str, dict[str, Any]] = {
+    "accumulated": ACCUMULATED,
+    "2 x 2": {"batch_size_per_gpu": 2},
+    "packed": {"batch_size_per_gpu": 2, "pack": True},
+    "frozen vision": {**ACCUMULATED, "freeze_vision_model": True, "gradient_checkpointing": True},
+    "frozen language": {**ACCUMULATED, "freeze_language_model": True},
+    "lora": {**ACCUMULATED, "use_lora": True, "lora_rank": 4, "lora_dropout": 0.5, "gradient_checkpointing": True},
+    "dora language": {**ACCUMULATED, "use_lora": True, "use_dora": True, "freeze_vision_model": True},
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine rows in fours: the last step is a short one, and some micro-batches have no picture."""
+    return colour_directory(tmp_path_factory.mktemp("colours"), rows=9)
+
+
+def settings(data_dir: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
+    return settings_for(data_dir, output_dir, **{"learning_rate": 1e-4, "max_steps": 4, **changes})
+
+
+def shared(data_dir: Path, output_dir: Path, *more: str, **changes: Any) -> Any:
+    """A run of two processes, from the command line."""
+    options = arguments(settings(data_dir, output_dir, **{"parallel": "fsdp", **changes}))
+    return command("run", *options, "--skip_validation", "--num_processes", "2", *more)
+
+
+def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    (path,) = (output_dir / "model").glob("*model.safetensors")
+    return load_file(path)
+
+
+def assert_same(one: Path, other: Path, tolerance: float = 1e-6) -> None:
+    for first, second in zip(read_lines(one / "metrics.jsonl"), read_lines(other / "metrics.jsonl"), strict=True):
+        for name in ("loss", "eval_loss"):
+            assert first.get(name) == pytest.approx(second.get(name), abs=tolerance)
+        assert first.get("supervised_tokens") == second.get("supervised_tokens")
+    expected, found = weights(one), weights(other)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance)
+
+
+def test_two_processes_train_and_evaluate_as_one_does(data_dir: Path, tmp_path: Path) -> None:
+    """Before a step, with equal weights, predictions are equal to the last digit."""
+    changes = {**ACCUMULATED, "gradient_checkpointing": True, "eval_before": True, "eval_batch_size": 2}
+    train(resolve(settings(data_dir, tmp_path / "one", max_new_tokens=3, **changes)), quiet=True)
+    double = shared(data_dir, tmp_path / "two", max_new_tokens=3, **changes)
+    assert double.returncode == 0, double.stderr
+    assert "fsdp (asked for); 2 processes" in double.stderr
+    assert double.stderr.count("compute  cpu") == 1
+    assert double.stdout.count("complete after 4 steps") == 1
+    assert_same(tmp_path / "one", tmp_path / "two")
+    file = Path("predictions/step-000000/predictions.jsonl")
+    assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+    checkpoint = list_checkpoints(tmp_path / "two")[-1].path
+    assert len(list((checkpoint / "shards").glob("*.safetensors"))) == 2
+    assert not list(checkpoint.glob("*.safetensors"))
+    refused = command("eval", "--model_name_or_path", str(checkpoint), "--data_dir", str(data_dir), "--device", "cpu")
+    assert refused.returncode == 2
+    assert f"phi3v-train merge {checkpoint} OUT" in refused.stderr
+    merged = command("merge", str(checkpoint), str(tmp_path / "merged"))
+    assert merged.stdout == f"{tmp_path / 'merged'}: a model directory in fp32\n", merged.stderr
+    for path in (tmp_path / "two" / "model").iterdir():
+        assert (tmp_path / "merged" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def cases(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case by one process and by two, which stay together for all of them."""
+    work = tmp_path_factory.mktemp("cases")
+    for name, changes in CASES.items():
+        train(resolve(settings(data_dir, work / name / "one", **changes)), quiet=True)
+    runs = [settings(data_dir, work / name / "two", parallel="fsdp", **changes) for name, changes in CASES.items()]
+    train_together(2, runs, work)
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_weights_are_those_of_one_process(cases: Path, name: str) -> None:
+    assert_same(cases / name / "one", cases / name / "two")
+
+
+def without_the_last(run: Path, copy: Path) -> Path:
+    """A copy of a run that was stopped after its first checkpoint."""
+    shutil.copytree(run, copy)
+    (copy / "complete.json").unlink()
+    shutil.rmtree(copy / "model")
+    shutil.rmtree(list_checkpoints(copy)[-1].path)
+    return copy
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes_of_any_kind(data_dir: Path, tmp_path: Path) -> None:
+    changes = {**ACCUMULATED, "save_steps": 2}
+    train(resolve(settings(data_dir, tmp_path / "one", **changes)), quiet=True)
+    train_together(2, [settings(data_dir, tmp_path / "two", parallel="fsdp", **changes)], tmp_path)
+    copies = {name: without_the_last(tmp_path / "two", tmp_path / name) for name in ("by one", "by four", "ddp")}
+    plain = without_the_last(tmp_path / "one", tmp_path / "from one")
+    same = without_the_last(tmp_path / "two", tmp_path / "same")
+    train(resolve(settings(data_dir, copies["by one"], **changes)), quiet=True)
+    train_together(4, [settings(data_dir, copies["by four"], parallel="fsdp", **changes)], tmp_path)
+    again = [(copies["ddp"], "ddp"), (plain, "fsdp"), (same, "fsdp")]
+    train_together(2, [settings(data_dir, path, parallel=kind, **changes) for path, kind in again], tmp_path)
+    for path in (*copies.values(), plain):
+        assert_same(tmp_path / "one", path)
+    assert_same(tmp_path / "two", same, tolerance=0)
+
+
+@pytest.mark.slow
+def test_an_adapter_lies_in_its_checkpoint_as_from_one_process(data_dir: Path, tmp_path: Path) -> None:
+    changes = {**ACCUMULATED, "save_steps": 2, "use_lora": True, "lora_rank": 4}
+    train(resolve(settings(data_dir, tmp_path / "one", **changes)), quiet=True)
+    mixed = without_the_last(tmp_path / "one", tmp_path / "mixed")
+    runs = [settings(data_dir, path, parallel="fsdp", **changes) for path in (tmp_path / "two", mixed)]
+    train_together(2, runs, tmp_path)
+    back = without_the_last(tmp_path / "two", tmp_path / "back")
+    train(resolve(settings(data_dir, back, **changes)), quiet=True)
+    for path in (mixed, back):
+        assert_same(tmp_path / "one", path)
+    files = [{path.name for path in list_checkpoints(run)[-1].path.iterdir()} for run in (tmp_path / "one", mixed)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "call", "number"), [(1, "fsync", 2), (0, "rename", 2)], ids=["writing its part", "putting it in place"]
+)
+def test_killed_while_saving(data_dir: Path, tmp_path: Path, rank: int, call: str, number: int) -> None:
+    """One process dies in the second checkpoint; the other ends by itself and says so; the run ends bit-equal."""
+    changes = {**ACCUMULATED, "save_steps": 2, "parallel": "fsdp"}
+    train_together(2, [settings(data_dir, tmp_path / "whole", **changes)], tmp_path)
+    options = arguments(settings(data_dir, tmp_path / "out", **changes))
+    ranks = start_ranks(2, HERE / "killed_rank.py", str(rank), call, str(number), "run", *options, "--skip_validation")
+    results = finish(ranks, timeout=100)
+    code, _, errors = results[1 - rank]
+    assert results[rank][0] == -9
+    assert code == 3, errors
+    assert errors.count("error: ") == 1, errors
+    assert f"The same command goes on from {tmp_path / 'out' / 'checkpoint-000002'}." in errors
+    assert [each.step for each in list_checkpoints(tmp_path / "out")] == [2]
+    again = shared(data_dir, tmp_path / "out", **changes)
+    assert again.returncode == 0, again.stderr
+    assert "goes on from checkpoint-000002" in again.stderr
+    assert_same(tmp_path / "whole", tmp_path / "out", tolerance=0)
+    lines = [without_times(read_lines(tmp_path / name / "metrics.jsonl")) for name in ("whole", "out")]
+    assert lines[0] == lines[1]
+
+
+def test_rows_are_found_whoever_wrote_them(tmp_path: Path) -> None:
+    whole = torch.arange(21).view(7, 3).float()
+    for rank, (start, stop) in enumerate([(0, 3), (3, 6), (6, 7)]):
+        parts = [Part("model/w", whole[start:stop], start, 7)]
+        if rank == 0:
+            parts.append(Part("step/w", torch.tensor(5.0), 0, 0))
+        write_shards(tmp_path, rank, 3, parts)
+    shards = Shards(tmp_path)
+    for start in range(8):
+        for stop in range(start, 8):
+            assert torch.equal(shards.rows("model/w", start, stop), whole[start:stop])
+    assert shards.rows("step/w") == 5
+    assert (shards.names(), shards.names("step"), shards.total("model/w")) == (["w"], ["w"], 7)
+    next((tmp_path / "shards").glob("rank-00001*")).unlink()
+    with pytest.raises(UserError, match="4 of 7 rows of model/w"):
+        Shards(tmp_path)
