@@ -313,6 +313,42 @@ def test_in_16_bits_a_run_goes_on_bit_by_bit(data_dir: Path, tmp_path: Path) -> 
         assert everything(tmp_path / f"{kind} again") == everything(tmp_path / kind)
 
 
+READS_ALL_BITS = """
+import torch
+from phi3v_train.training.parallel.zero import ZeroEngine
+from phi3v_train.training.saving import ADAPTER_WEIGHTS, stored_name, stored_slices
+real = ZeroEngine.read
+def read(self, folder):
+    real(self, folder)
+    adapter = (folder / ADAPTER_WEIGHTS).exists()
+    stored = dict(stored_slices(folder, ADAPTER_WEIGHTS if adapter else None))
+    rounded = 0
+    for parameter, name in self.names.items():
+        expected = stored[stored_name(name) if adapter else name][:]
+        assert expected.dtype == torch.float32
+        assert torch.equal(self.full_fp32(parameter).cpu(), expected), name
+        rounded += bool((expected.bfloat16().float() != expected).any())
+    assert rounded > len(self.names) // 2
+    print("all bits read")
+ZeroEngine.read = read
+"""
+
+
+@pytest.mark.parametrize("method", [{}, {"use_lora": True, "lora_rank": 4}], ids=["full", "lora"])
+def test_in_16_bits_no_weight_of_another_kind_is_rounded(
+    data_dir: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    settings = {**RESUMED, **method, "dtype": "bf16", "learning_rate": 1e-3}
+    alone(data_dir, tmp_path / "one", settings)
+    jobs = [Job(tmp_path / kind, {**settings, "parallel": kind}, before=READS_ALL_BITS) for kind in STAGES]
+    for job in jobs:
+        shutil.copytree(tmp_path / "one", job.output_dir)
+        forget_end(job.output_dir)
+    for done in run_jobs(data_dir, tmp_path, jobs):
+        assert done.codes == [0, 0], done.err
+        assert done.out.count("all bits read") == 2
+
+
 def plan_with(data_dir: Path, tmp_path: Path, file: Any, **changes: Any) -> Plan:
     """The plan of a run of two processes with a DeepSpeed configuration."""
     path = tmp_path / "ds.json"

@@ -35,7 +35,14 @@ from phi3v_train.training.parallel.zero_parts import (
     write_parts,
 )
 from phi3v_train.training.precision import Precision
-from phi3v_train.training.saving import read_model, read_optimizer, write_model
+from phi3v_train.training.saving import (
+    ADAPTER_WEIGHTS,
+    read_model,
+    read_optimizer,
+    stored_name,
+    stored_slices,
+    write_model,
+)
 
 SCALER = "scaler.pt"
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -168,6 +175,8 @@ class ZeroEngine(Engine):
         self.zero.refresh_fp32_params()
         state: dict[Any, dict[str, Tensor]] = self.adam.state
         on_device = bool(self.adam.defaults.get("fused"))
+        if self.in_16_bits and not has_parts(folder):
+            self.read_fp32_weights(folder)
         if is_sharded(folder):
             take_moments(self.parts(), state, ShardedMoments(Shards(folder)), step_on_device=on_device)
         elif has_parts(folder):
@@ -191,6 +200,23 @@ class ZeroEngine(Engine):
             raise UserError(f"{folder}: is not a checkpoint of this model ({unknown[0]})")
         for name, tensor in held.items():
             tensor.copy_(shards.rows(f"model/{name}"))
+
+    @torch.no_grad()
+    def read_fp32_weights(self, folder: Path) -> None:
+        """Take up what this process holds in fp32 of weights that another kind of sharing trained in fp32."""
+        held: dict[str, list[Part]] = {}
+        adapter = self.trained.peft_model is not None
+        for part in self.parts():
+            held.setdefault(stored_name(part.name) if adapter else part.name, []).append(part)
+        if is_sharded(folder):
+            shards = Shards(folder)
+            found = ((name, shards.rows(f"model/{name}")) for name in held)
+        else:
+            slices = stored_slices(folder, ADAPTER_WEIGHTS if adapter else None)
+            found = ((name, piece[:]) for name, piece in slices if name in held)
+        for name, tensor in found:
+            for part in held[name]:
+                part.of(part.flat.data).copy_(tensor.flatten()[part.start : part.start + part.numel])
 
     def write_model(self, folder: Path, processor: Any, dtype: torch.dtype) -> None:
         weights = self.full_weights()
