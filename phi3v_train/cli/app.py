@@ -1,6 +1,8 @@
 """`phi3v-train`: the table of its commands."""
 
 import logging
+import os
+import sys
 
 from phi3v_data.cli.base import CommandSpec, make_group, run
 
@@ -23,4 +25,18 @@ def main() -> None:
     """Entry point of the console script."""
     # transformers imports DeepSpeed wherever it is installed, and its logger writes to stdout, among our results.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    run(make_group("phi3v-train", HELP, COMMANDS))
+    try:
+        run(make_group("phi3v-train", HELP, COMMANDS))
+    except SystemExit as end:
+        leave(end)
+
+
+def leave(end: SystemExit) -> None:
+    """End this process. One of several ends at once, without taking the interpreter down: gloo's threads may still hold
+    the tensors of the last exchange, and letting go of them then would abort a process that has done all its work.
+    """
+    if "RANK" not in os.environ:
+        raise end
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(end.code if isinstance(end.code, int) else 1)
