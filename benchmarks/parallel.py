@@ -47,6 +47,7 @@ from train import SHAPES, fresh_model
 from transformers.utils.logging import disable_progress_bar
 
 from phi3v_data.schema import Sample, Turn
+from phi3v_train.cli.app import leave
 from phi3v_train.config import RunConfig, parse_config
 from phi3v_train.data import loader as loader_module
 from phi3v_train.data.encode import Encoder
@@ -291,6 +292,7 @@ def work(spec: Mapping[str, Any]) -> None:
     Path(spec["result"], f"{place.rank}.json").write_text(json.dumps(result))
     group.wait()
     group.close()
+    leave(SystemExit(0))
 
 
 # All processes of a measurement, and what they say
