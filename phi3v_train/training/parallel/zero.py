@@ -5,6 +5,7 @@ averaged by DeepSpeed, so the loss is multiplied by the number of processes; whe
 the last step of an epoch may be a short one.
 """
 
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,7 +45,7 @@ from phi3v_train.training.saving import (
     write_model,
 )
 
-SCALER = "scaler.pt"
+SCALER = "scaler.json"
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 OPTIMIZER = "optimizer.pt"
 
@@ -164,9 +165,8 @@ class ZeroEngine(Engine):
         if place.is_main:
             write_model(self.trained, processor, folder, state=weights)
             if self.scales_loss:
-                scaler = self.zero.loss_scaler
-                with (folder / SCALER).open("wb") as file:
-                    torch.save({name: getattr(scaler, name, None) for name in SCALER_FIELDS}, file)
+                state = {name: getattr(self.zero.loss_scaler, name, None) for name in SCALER_FIELDS}
+                (folder / SCALER).write_text(json.dumps(state) + "\n", encoding="utf-8")
         write_parts(self.parts(), self.adam.state, folder, place.rank, place.world_size, masters=self.in_16_bits)
 
     def read(self, folder: Path) -> None:
@@ -184,7 +184,7 @@ class ZeroEngine(Engine):
         else:
             take_moments(self.parts(), state, read_optimizer(folder / OPTIMIZER)["moments"], step_on_device=on_device)
         if self.scales_loss and (folder / SCALER).is_file():
-            for name, value in torch.load(folder / SCALER, weights_only=True).items():
+            for name, value in json.loads((folder / SCALER).read_text(encoding="utf-8")).items():
                 if value is not None:
                     setattr(self.zero.loss_scaler, name, value)
 
