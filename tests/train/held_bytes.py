@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from phi3v_train.cli.app import leave
 from phi3v_train.config import parse_config
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.training.memory import ModelSize, estimate
@@ -49,6 +50,7 @@ def main(kind: Any) -> None:
     print(json.dumps(found))
     group.wait()
     group.close()
+    leave(SystemExit(0))
 
 
 if __name__ == "__main__":
