@@ -58,6 +58,7 @@ format: $(VENV)/.dev
 docs schemas: $(VENV)/.dev
 	$(BIN)/phi3v-data schema --out_dir schemas
 	$(BIN)/phi3v-data explain --markdown > docs/.problems.md.tmp && mv docs/.problems.md.tmp docs/problems.md
+	$(BIN)/python benchmarks/hardware_page.py
 
 # The oldest versions that pyproject.toml promises, for the light packages; parquet and torch are not among them.
 floors:
