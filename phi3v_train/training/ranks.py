@@ -49,11 +49,16 @@ class Ranks:
         self.begun = True
 
     def fail(self, message: str, code: int) -> NoReturn:
-        """Say an error of this process, unless another one has said the same: all of them measure the same rows."""
+        """Say an error of this process, unless another one has said the same: all of them measure the same rows.
+
+        The main process stays a little longer, for the others to ask; when it is gone, its error was the first.
+        """
         said = self.count(f"said/{xxhash.xxh3_64_hexdigest(message.encode())}")
         self.count(FAILURES)
-        if said <= 1:
+        if said == 1 or (said == 0 and not self.is_told()):
             self.say(f"rank {self.rank}: {message}")
+        if self.rank == 0:
+            time.sleep(HEARING)
         raise SystemExit(code)
 
     def follow(self, reason: str = "") -> None:
