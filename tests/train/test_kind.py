@@ -1,0 +1,61 @@
+"""Which kind of sharing a run gets, by the memory that its method needs."""
+
+from typing import Any
+
+import pytest
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import parse_config
+from phi3v_train.training.memory import Memory, ModelSize, Parallel, estimate
+from phi3v_train.training.parallel.kind import Sharing, choose_sharing
+
+SIZE = ModelSize.from_config({})
+"""The released models."""
+
+
+def chosen(world_size: int, gigabytes: float, **settings: Any) -> Sharing:
+    config = parse_config(settings)
+
+    def needs(kind: Parallel) -> Memory:
+        return estimate(SIZE, config.method, dtype="bf16", tokens=2443, tiles=17, parallel=kind, world_size=world_size)
+
+    return choose_sharing(config, world_size, round(gigabytes * 1e9), needs)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "gigabytes", "settings", "kind", "whole_gradients"),
+    [
+        (1, 24, {}, "single", True),
+        (8, 80, {"use_lora": True}, "ddp", True),
+        (8, 24, {"use_qlora": True}, "ddp", True),
+        (8, 80, {}, "ddp", True),
+        (8, 40, {}, "fsdp", True),
+        (8, 24, {}, "fsdp", False),
+        (8, 80, {"parallel": "fsdp"}, "fsdp", True),
+        (2, 8, {"use_qlora": True}, "ddp", True),
+        (8, 24, {"parallel": "ddp"}, "ddp", True),
+        (8, 24, {"parallel": "zero2"}, "zero2", True),
+    ],
+)
+def test_the_kind_follows_from_the_memory(
+    world_size: int, gigabytes: float, settings: dict[str, Any], kind: str, whole_gradients: bool
+) -> None:
+    sharing = chosen(world_size, gigabytes, **settings)
+    assert (sharing.kind.value, sharing.whole_gradients) == (kind, whole_gradients), sharing
+    assert sharing.kind.reason
+
+
+def test_the_reason_names_the_memory() -> None:
+    assert chosen(8, 40).kind.reason == "67.3 GB for a whole copy in each process do not fit in 40.0 GB"
+    assert chosen(8, 40, parallel="fsdp").kind.reason == "asked for"
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero2", "zero3"])
+def test_one_process_shares_nothing(kind: str) -> None:
+    with pytest.raises(UserError, match=f"--parallel {kind}: there is one process"):
+        chosen(1, 80, parallel=kind)
+
+
+def test_four_bits_are_not_divided() -> None:
+    with pytest.raises(UserError, match="4-bit weights cannot be divided"):
+        chosen(8, 24, parallel="fsdp", use_qlora=True)
