@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from processes import train_together
 from run_dirs import arguments, colour_directory, command, read_lines, settings_for
 from safetensors.torch import load_file
 
@@ -44,30 +45,45 @@ def assert_same(one: Path, other: Path) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param({"batch_size_per_gpu": 2}, marks=pytest.mark.slow),
-        pytest.param({"batch_size_per_gpu": 1}, marks=pytest.mark.slow),
-        pytest.param({"batch_size_per_gpu": 2, "pack": True}, marks=pytest.mark.slow),
-        pytest.param({"batch_size_per_gpu": 1, "freeze_vision_model": True}, marks=pytest.mark.slow),
-        {
-            "batch_size_per_gpu": 1,
-            "use_lora": True,
-            "lora_rank": 4,
-            "lora_dropout": 0.5,
-            "gradient_checkpointing": True,
-        },
-    ],
-    ids=["2 x 2", "2 x 1 x 2", "packed", "frozen vision", "lora with dropout"],
-)
-def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+LORA = {"use_lora": True, "lora_rank": 4, "lora_dropout": 0.5, "gradient_checkpointing": True}
+
+CASES: dict[str, dict[str, Any]] = {
+    "2 x 2": {"batch_size_per_gpu": 2},
+    "2 x 1 x 2": {"batch_size_per_gpu": 1},
+    "packed": {"batch_size_per_gpu": 2, "pack": True},
+    "frozen vision": {"batch_size_per_gpu": 1, "freeze_vision_model": True},
+    "qlora": {"batch_size_per_gpu": 1, "use_qlora": True, "lora_rank": 4},
+}
+
+
+def test_two_processes_train_as_one_does(data_dir: Path, tmp_path: Path) -> None:
+    changes = {"batch_size_per_gpu": 1, **LORA}
     train(resolve(settings_for(data_dir, tmp_path / "one", learning_rate=1e-4, max_steps=4, **changes)), quiet=True)
     double = run(data_dir, tmp_path / "two", "--num_processes", "2", **changes)
     assert double.returncode == 0, double.stderr
     assert double.stderr.count("compute  cpu") == 1
+    assert "ddp (0.0 GB for a whole copy in each process fit); 2 processes" in double.stderr
     assert double.stdout.count("complete after 4 steps") == 1
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.fixture(scope="module")
+def cases(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case by one process and by two, which stay together for all of them."""
+    work = tmp_path_factory.mktemp("cases")
+    runs = []
+    for name, changes in CASES.items():
+        settings = settings_for(data_dir, work / name / "one", learning_rate=1e-4, max_steps=4, **changes)
+        train(resolve(settings), quiet=True)
+        runs.append({**settings, "output_dir": str(work / name / "two"), "parallel": "ddp"})
+    train_together(2, runs, work)
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_weights_are_those_of_one_process(cases: Path, name: str) -> None:
+    assert_same(cases / name / "one", cases / name / "two")
 
 
 @pytest.mark.slow
