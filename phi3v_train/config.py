@@ -205,7 +205,7 @@ class ParallelConfig(Group):
     """How the work is spread."""
 
     parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
-        "auto", description="How devices share the work; auto: ddp where its memory fits, else fsdp."
+        "auto", description="How processes share the work; auto: ddp where its memory fits, else fsdp; one alone: none."
     )
     num_processes: int | None = Field(None, ge=1, description="Processes on each machine; none: one a GPU.")
     nnodes: int = Field(1, ge=1, description="Machines; each gets the same command with its own --node_rank.")
