@@ -178,8 +178,14 @@ def test_a_directory_that_may_only_be_read(directory: Path) -> None:
     if os.geteuid() == 0:
         for path in parents:
             path.chmod(path.stat().st_mode | 0o005)
-        command = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+        as_nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        command = [*as_nobody, *command]
     try:
+        if (
+            os.geteuid() == 0
+            and subprocess.run([*as_nobody, sys.executable, "-c", "import phi3v_data.validate"]).returncode
+        ):
+            pytest.skip("another user cannot run the interpreter")
         result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HOME": "/tmp"})
     finally:
         for path, mode in zip(parents, modes, strict=True):
