@@ -26,8 +26,9 @@ PATCHES = 577
 
 Parallel: TypeAlias = Literal["ddp", "fsdp", "zero2", "zero3"]
 
-ZERO_BUCKET = 500_000_000
-"""Elements of one of ZeRO's exchange buffers, which it makes whatever is trained; DeepSpeed's default."""
+ZERO_BUCKET = 50_000_000
+"""Elements of one of ZeRO's exchange buffers, which it makes whatever is trained. DeepSpeed's default, ten times that,
+takes more memory than LoRA saves; 100 MB in 16 bits keep a link busy."""
 
 ZERO3_LIVE = 1_000_000_000
 """Parameters that ZeRO-3 holds whole at most; DeepSpeed's default."""

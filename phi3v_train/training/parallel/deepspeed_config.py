@@ -17,6 +17,7 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_train.config import OptimConfig, ParallelConfig
+from phi3v_train.training.memory import ZERO_BUCKET
 
 STAGES = {"zero2": 2, "zero3": 3}
 INSTALL = "pip install 'phi3v[deepspeed]'"
@@ -174,7 +175,15 @@ def plan_deepspeed(parallel: ParallelConfig, shape: RunShape) -> dict[str, Any] 
 
 def default_config() -> dict[str, Any]:
     """What a run without `--deepspeed FILE` begins with."""
-    return {"zero_optimization": {"overlap_comm": True, "contiguous_gradients": True, "reduce_scatter": True}}
+    return {
+        "zero_optimization": {
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "reduce_bucket_size": ZERO_BUCKET,
+            "allgather_bucket_size": ZERO_BUCKET,
+        }
+    }
 
 
 def read_file(file: Path) -> dict[str, Any]:

@@ -140,7 +140,8 @@ def join_group(device: torch.device) -> Store:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"rank {os.environ.get('RANK')} cannot meet the other processes at {address} ({reason}); check "
-            "--master_addr, --master_port and the firewall between the machines"
+            "--master_addr, --master_port and the firewall between the machines, and run `phi3v-data validate` before: "
+            "the others wait while machine 0 checks the data"
         ) from error
     finally:
         patience.cancel()
