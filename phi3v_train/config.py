@@ -286,7 +286,9 @@ def parse_config(values: dict[str, Any], *, where: str = "") -> RunConfig:
 def _sentences(error: ValidationError) -> Iterator[str]:
     """Each finding of Pydantic in the words of the command line."""
     for item in error.errors():
-        names = [str(part) for part in item["loc"] if part not in RunConfig.GROUPS]
+        names = [str(part) for part in item["loc"]]
+        if names and names[0] in RunConfig.GROUPS:
+            del names[0]
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             yield f"{'.'.join(names)!r} is not a setting of a run{_nearest(names[-1])}"

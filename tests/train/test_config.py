@@ -71,6 +71,7 @@ def test_short_forms() -> None:
         ({"num_crops": 17}, "--num_crops: should be less than or equal to 16, got 17"),
         ({"lerning_rate": 1}, "'lerning_rate' is not a setting of a run; did you mean 'learning_rate'?"),
         ({"attn": "fast"}, "--attn: should be 'auto', 'flash', 'sdpa' or 'eager', got 'fast'"),
+        ({"parallel": "zero9"}, "--parallel: should be 'auto', 'ddp', 'fsdp', 'zero2' or 'zero3', got 'zero9'"),
         ({"attn": "flash", "dtype": "fp16"}, "--attn flash cannot compute in fp16: use --dtype bf16, or --attn sdpa"),
         ({"use_flash_attention": True, "attn": "sdpa"}, "--use_flash_attention contradicts --attn sdpa"),
         ({"bf16": True, "dtype": "fp16"}, "--bf16 contradicts --dtype fp16"),
