@@ -222,6 +222,11 @@ def probe_rows(reader: Reader) -> Probe:
     return Probe(tuple(reader.measure(ref) for ref in refs))
 
 
+def crops_origin(plan: Plan, source: Source) -> str:
+    """What set a source's tile budget: option, a file, a recipe, its dataset.json, or the default."""
+    return plan.settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
+
+
 def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     """The plan as (what, text) lines; `run_state` says whether the run begins, goes on or is complete."""
     config, probe, memory = plan.config, plan.probe, plan.memory
@@ -231,7 +236,7 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield (
             "data",
             f"{source.directory} {source.split.name}: {len(source):,} rows, num_crops {source.num_crops} "
-            f"({source.num_crops_from}){mixed}",
+            f"({crops_origin(plan, source)}){mixed}",
         )
     if plan.eval_source is not None:
         limit = config.eval.eval_limit
@@ -311,7 +316,7 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
                 "split": source.split.name,
                 "rows": len(source),
                 "num_crops": source.num_crops,
-                "num_crops_from": source.num_crops_from,
+                "num_crops_from": crops_origin(plan, source),
             }
             for source in plan.sources
         ],

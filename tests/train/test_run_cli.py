@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 from run_dirs import arguments, colour_directory, command, read_lines, settings_for
 
-from phi3v_train.plan import make_plan
+from phi3v_train.plan import make_plan, plan_lines
 from phi3v_train.recipes import recipe_names
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
@@ -129,3 +129,11 @@ def test_several_directories_with_weights(data_dir: Path, tmp_path: Path) -> Non
     assert plan.order.shares == (3, 9)
     assert run(resolve(settings), quiet=True).step == 2
     assert [data["rows"] for data in json.loads((tmp_path / "out" / "data.json").read_text())] == [8, 4]
+
+
+def test_the_plan_says_what_set_the_tile_budget(data_dir: Path, tmp_path: Path) -> None:
+    given = {"data_dir": [str(data_dir)], "output_dir": str(tmp_path), "model_name_or_path": "tiny"}
+    for option, origin in (({}, "recipe demo-ucf101-tiny"), ({"num_crops": 2}, "option")):
+        plan = make_plan(resolve({**given, **option}, recipe="demo-ucf101-tiny"))
+        lines = dict(plan_lines(plan, run_state="begins"))
+        assert f"num_crops {option.get('num_crops', 1)} ({origin})" in lines["data"]
