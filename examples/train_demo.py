@@ -72,7 +72,8 @@ def main() -> None:
     adapter, merged = args.demo_out / "adapter", args.demo_out / "merged"
     run(
         "run", "--data_dir", data, "--recipe", RECIPE, "--seed", seed, *model, "--use_lora", "--lora_rank", "8",
-        "--learning_rate", "1e-4", "--max_steps", "6", "--no_eval_before", "--output_dir", str(adapter),
+        "--learning_rate", "1e-4", "--warmup_steps", "2", "--max_steps", "6", "--no_eval_before",
+        "--output_dir", str(adapter),
     )  # fmt: skip
     run("merge", str(adapter / "model"), str(merged), "--overwrite")
     where = str(args.demo_out / "eval_merged")
