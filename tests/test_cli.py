@@ -136,7 +136,7 @@ TOY = textwrap.dedent(
         '''Do it.'''
         if what == "user": raise UserError("a.jsonl:3: field 'id' is missing; add it")
         if what == "full": raise OSError(28, "No space left on device", "out/x")
-        if what == "extra": import deepspeed
+        if what == "extra": import flash_attn
         if what == "own": import phi3v_nothing
         if what == "bug": raise KeyError("x")
         if what == "file": open("/proc/nowhere")
@@ -174,7 +174,7 @@ def test_both_spellings_of_options(args: list[str]) -> None:
         ("full", "error: out/x: No space left on device\n"),
         (
             "extra",
-            "error: this needs the package 'deepspeed', which is not installed: pip install 'phi3v[deepspeed]'\n",
+            "error: this needs the package 'flash_attn', which is not installed: pip install 'phi3v[flash]'\n",
         ),
     ],
 )
