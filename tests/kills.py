@@ -16,7 +16,7 @@ def fork(work: Callable[[], object], kill_at: int | None = None) -> int:
         return pid
     os.setpgid(0, 0)
     if kill_at is not None:
-        _count_down(kill_at)
+        kill_before(kill_at, *OPERATIONS)
     status = 1
     try:
         work()
@@ -37,7 +37,10 @@ def in_child(work: Callable[[], object], kill_at: int | None = None) -> int:
     return wait(fork(work, kill_at))
 
 
-def _count_down(left: int) -> None:
+def kill_before(number: int, *operations: str) -> None:
+    """Let this process end itself with SIGKILL right before its `number`-th call of any of these functions of `os`."""
+    left = number
+
     def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
             nonlocal left
@@ -48,5 +51,5 @@ def _count_down(left: int) -> None:
 
         return counted
 
-    for name in OPERATIONS:
+    for name in operations:
         setattr(os, name, wrap(getattr(os, name)))

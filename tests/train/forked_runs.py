@@ -11,24 +11,17 @@ WORK_DIR/NAME-RANK.out and .err. The exit codes of each job are printed as JSON.
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import peft  # noqa: F401 - loaded once, before the forks
-from kills import fork
+from kills import fork, kill_before
 
 import phi3v_train.models.phi3v.modeling_phi3_v
 import phi3v_train.training.session  # noqa: F401 - as above
 from phi3v_train.cli.app import main as phi3v_train_main
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from phi3v_train.launch import free_port
 
 
 def run_process(job: dict[str, Any], rank: int, port: int, work: Path) -> None:
@@ -55,7 +48,8 @@ def forked(job: dict[str, Any], rank: int, port: int, work: Path) -> int:
     def process() -> None:
         code: Any = 0
         if job["kill"] and job["kill"][0] == rank:
-            kill_before(*job["kill"][1:])
+            _, operation, number = job["kill"]
+            kill_before(number, operation)
         try:
             run_process(job, rank, port, work)
         except SystemExit as end:
@@ -65,20 +59,6 @@ def forked(job: dict[str, Any], rank: int, port: int, work: Path) -> int:
         os._exit(code if isinstance(code, int) else 0)
 
     return fork(process)
-
-
-def kill_before(name: str, number: int) -> None:
-    """End this process before the `number`-th call of a function of `os`."""
-    operation, left = getattr(os, name), number
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return operation(*args, **kwargs)
-
-    setattr(os, name, counted)
 
 
 def run_job(job: dict[str, Any], work: Path) -> list[int]:

@@ -4,24 +4,15 @@ It dies right before its NUMBER-th call of `os.CALL`; in a collective it is the 
 """
 
 import os
-import signal
 import sys
-from typing import Any
+
+from kills import kill_before
 
 from phi3v_train.cli.app import main
 
 if __name__ == "__main__":
-    rank, name, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    original = getattr(os, name)
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-
+    rank, call, number = sys.argv[1:4]
     if os.environ["RANK"] == rank:
-        setattr(os, name, counted)
+        kill_before(int(number), call)
     sys.argv = ["phi3v-train", *sys.argv[4:]]
     main()

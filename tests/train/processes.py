@@ -31,9 +31,10 @@ def free_ports(number: int = 1) -> int:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Of a child: offline, one thread."""
+    """Of a child: offline, one thread, with the tests' own modules."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    return {**kept, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables}
+    ours = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(HERE.parent)}
+    return {**kept, **ours, **variables}
 
 
 def start(*arguments: str | Path, **variables: str) -> "subprocess.Popen[str]":
