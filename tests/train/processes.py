@@ -14,9 +14,20 @@ MODULE = ("-m", "phi3v_train")
 TIMEOUT = 240
 
 
+BLOCK = 2000
+"""Ports of a worker of pytest-xdist, below those that the system gives away."""
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+taken = os.getpid() % BLOCK
+"""Ports of the block that were given out; it starts anywhere, as sessions of tests may run side by side."""
+
+
 def free_ports(number: int = 1) -> int:
-    """The first of so many ports in a row that nobody listens on now."""
-    for first in range(20000 + os.getpid() % 5000, 60000, number):
+    """The first of so many ports in a row that nobody listens on now, and that no other test was given before."""
+    global taken
+    for _ in range(BLOCK // number):
+        first = 10_000 + WORKER * BLOCK + taken % (BLOCK - number)
+        taken += number
         sockets = []
         try:
             for port in range(first, first + number):

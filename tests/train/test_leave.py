@@ -1,9 +1,6 @@
 """A process of several ends well even where exchanges are still under way."""
 
-import os
-import socket
-import subprocess
-import sys
+from processes import finish, start_ranks
 
 SCRIPT = """
 import torch, torch.distributed as dist
@@ -22,20 +19,5 @@ leave(SystemExit(0))
 
 
 def test_exchanges_under_way_do_not_abort_a_process() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={
-                **os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert [out for out, _ in said] == ["done\n", "done\n"]
+    results = finish(start_ranks(2, "-c", SCRIPT))
+    assert [(code, output) for code, output, _ in results] == [(0, "done\n")] * 2, results

@@ -1,14 +1,10 @@
 """Memory arithmetic over several devices, and what processes really hold."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import HERE, finish, start_ranks
 
 from phi3v_train.config import MethodConfig
 from phi3v_train.training.memory import Memory, ModelSize, Parallel, estimate, fits
@@ -61,28 +57,9 @@ def test_eight_a100_hold_a_full_run_and_eight_v100_too() -> None:
 @pytest.mark.parametrize("kind", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_processes_hold_what_the_arithmetic_says(kind: Parallel) -> None:
     """Within 1 %: tensors of few rows do not divide evenly."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("held_bytes.py"), kind],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    results = finish(start_ranks(2, HERE / "held_bytes.py", kind))
+    assert [code for code, _, _ in results] == [0, 0], results
+    printed = [output for _, output, _ in results]
     for text in printed:
         held = json.loads(text.splitlines()[-1])
         for name, (found, estimated) in held.items():
