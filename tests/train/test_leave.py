@@ -1,5 +1,8 @@
-"""A process of several ends well even where exchanges are still under way."""
+"""A process of several ends well: its group is gone, or exchanges are still under way."""
 
+from pathlib import Path
+
+import pytest
 from processes import finish, start_ranks
 
 SCRIPT = """
@@ -17,7 +20,32 @@ print("done")
 leave(SystemExit(0))
 """
 
+CLOSED = """
+from pathlib import Path
+import torch, torch.distributed as dist
+from phi3v_train.training.parallel.group import make_group
+from phi3v_train.training.parallel.place import Place
+
+def count():
+    return sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+
+group = make_group(Place.from_environment(), torch.device("cpu"))
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+model(torch.ones(2, 4)).sum().backward()
+before = count()
+del model
+group.close()
+print(before > 0, count())
+"""
+
 
 def test_exchanges_under_way_do_not_abort_a_process() -> None:
     results = finish(start_ranks(2, "-c", SCRIPT))
     assert [(code, output) for code, output, _ in results] == [(0, "done\n")] * 2, results
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux shows them")
+def test_no_thread_of_a_closed_group_lives_on() -> None:
+    """One that does aborts a process that has done all its work, now and then."""
+    results = finish(start_ranks(2, "-c", CLOSED))
+    assert [(code, output) for code, output, _ in results] == [(0, "True 0\n")] * 2, results

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # see Together.close
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -98,6 +99,11 @@ class Together(Group):
         return boxes
 
     def close(self) -> None:
+        """Leave the group and end its threads: one that lives on may abort the interpreter while it shuts down.
+
+        `torch.distributed.nn.functional` takes the group that is there when it is first imported as the default of its
+        arguments, for good; so this module imports it before there is any. DeepSpeed does the same.
+        """
         if dist.is_initialized():
             dist.destroy_process_group()
 
