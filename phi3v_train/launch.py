@@ -11,10 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from phi3v_data.cli.base import COULD_NOT_RUN, PROBLEMS
 from phi3v_data.errors import UserError
 from phi3v_train.config import ParallelConfig, RunConfig
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 GRACE = 10.0
 """Seconds between asking a process to end and ending it."""
@@ -26,6 +30,9 @@ PORT = 29500
 
 FOLLOWED = 3
 """Exit code of a process that ends because of another one, which said why."""
+
+HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
+"""Tells torch that the launcher, not rank 0, opens the port where all meet: torchrun's and ours do."""
 
 LAUNCHED = "PHI3V_LAUNCHED"
 """Set for processes started here: the data are checked and the plan is shown already."""
@@ -63,6 +70,29 @@ def check_machines(parallel: ParallelConfig) -> None:
         raise UserError(f"--nnodes {parallel.nnodes}: give --master_addr, the address of machine 0, on each of them")
 
 
+def open_meeting(parallel: ParallelConfig) -> "Store | None":
+    """What the processes of several machines meet at, where this is machine 0; it lasts as long as the result is kept.
+
+    Machine 0 opens it before it checks the data, so that the others find it at once, however long the check takes.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    if parallel.nnodes == 1 or parallel.node_rank > 0:
+        return None
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+
+    port = parallel.master_port or PORT
+    try:
+        store: Store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    except RuntimeError as error:
+        raise UserError(
+            f"--master_port {port} cannot be opened on this machine (is another run using it?); give all machines "
+            "another one"
+        ) from error
+    return store
+
+
 def launch(number: int, arguments: Sequence[str], parallel: ParallelConfig | None = None) -> int:
     """Run `python -m phi3v_train ARGUMENTS` in `number` processes here; 0 where all end well.
 
@@ -85,6 +115,7 @@ def launch(number: int, arguments: Sequence[str], parallel: ParallelConfig | Non
                 "GROUP_RANK": str(machines.node_rank),
                 "MASTER_ADDR": machines.master_addr or "127.0.0.1",
                 "MASTER_PORT": str(port),
+                **({HOSTED: str(True)} if machines.nnodes > 1 else {}),
                 LAUNCHED: "1",
             },
         )

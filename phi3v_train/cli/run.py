@@ -43,7 +43,7 @@ def run(
     if "RANK" in os.environ:
         # torch's own log of lost connections, a page each; we say it in one line.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from phi3v_train.launch import LAUNCHED, launch, obey_launcher, processes_to_start
+    from phi3v_train.launch import LAUNCHED, launch, obey_launcher, open_meeting, processes_to_start
     from phi3v_train.plan import make_plan
     from phi3v_train.run import check_data, find_start, train, way_on
     from phi3v_train.training.parallel.place import Place
@@ -54,6 +54,7 @@ def run(
     place = Place.from_environment()
     number = processes_to_start(config)
     world_size = number * config.parallel.nnodes or place.world_size
+    meeting = open_meeting(config.parallel) if number and not dry_run else None
     shown = not place.is_main or LAUNCHED in os.environ or config.parallel.node_rank > 0
     if not shown and not skip_validation:
         validate(check_data, settings, quiet=quiet)
@@ -65,6 +66,7 @@ def run(
         return
     if number:
         code = launch(number, sys.argv[1:], config.parallel)
+        del meeting
         if code == PROBLEMS:
             print(way_on(config.output.output_dir), file=sys.stderr)
         raise typer.Exit(code)

@@ -48,10 +48,11 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, **ours, **variables}
 
 
-def start(*arguments: str | Path, **variables: str) -> "subprocess.Popen[str]":
+def start(*arguments: str | Path, stdin: int | None = None, **variables: str) -> "subprocess.Popen[str]":
     """Start python with these arguments."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

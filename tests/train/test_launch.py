@@ -1,6 +1,8 @@
 """Starting processes here and on several machines, and what is said when one of them cannot go on."""
 
 import signal
+import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,61 @@ def test_an_error_in_one_rank_under_torchrun_is_said_once(tmp_path: Path) -> Non
     assert code == 1
     assert errors.count("train-0000000004") == 1, errors
     assert errors.count("The same command begins anew") == 1, errors
+
+
+SLOW_CHECK = """
+import sys
+import phi3v_train.run as run
+run.check_data = lambda config, progress: sys.stdin.readline()
+from phi3v_train.cli.app import main
+sys.argv = ["phi3v-train", *sys.argv[1:]]
+main()
+"""
+
+IMPATIENT = """
+import datetime, sys
+import phi3v_train.training.parallel.group as group
+group.MEETING, group.NOTICE = datetime.timedelta(seconds=2), datetime.timedelta(seconds=3)
+from phi3v_train.cli.app import main
+sys.argv = ["phi3v-train", *sys.argv[1:]]
+main()
+"""
+
+
+def test_other_machines_wait_while_the_first_one_checks_the_data(data_dir: Path, tmp_path: Path) -> None:
+    """Longer than they look for it: the check here ends when the other process has said that it waits."""
+    options = arguments(settings_for(data_dir, tmp_path / "out", max_steps=2, batch_size_per_gpu=1))
+    port = str(free_ports())
+    first = start(
+        "-c", SLOW_CHECK, "run", *options, "--num_processes", "1",
+        "--nnodes", "2", "--node_rank", "0", "--master_addr", "127.0.0.1", "--master_port", port,
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
+    other = start(
+        "-c", IMPATIENT, "run", *options, TORCHELASTIC_USE_AGENT_STORE="True",
+        RANK="1", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+    )  # fmt: skip
+    assert first.stdin is not None
+    assert other.stderr is not None
+    said = other.stderr.readline()
+    assert said == f"waiting for the other processes at 127.0.0.1:{port}, at most 30 minutes\n"
+    first.stdin.write("sound\n")
+    first.stdin.flush()
+    results = finish([first, other])
+    assert [code for code, _, _ in results] == [0, 0], results
+
+
+def test_a_port_that_is_taken_is_named(data_dir: Path, tmp_path: Path) -> None:
+    options = arguments(settings_for(data_dir, tmp_path / "out"))
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = command(
+            "run", *options, "--num_processes", "1", "--nnodes", "2", "--master_addr", "127.0.0.1",
+            "--master_port", port,
+        )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert f"--master_port {port} cannot be opened on this machine" in result.stderr
 
 
 UNREACHABLE = """

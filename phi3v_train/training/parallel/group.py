@@ -15,10 +15,11 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from phi3v_data.errors import UserError
+from phi3v_train.launch import HOSTED
 from phi3v_train.training.parallel.place import Place
 
 MEETING = timedelta(minutes=5)
-"""How long processes wait for each other at the start."""
+"""How long a process looks for the main one at the start; and, where rank 0 is what they meet at, it for them."""
 
 NOTICE = timedelta(seconds=15)
 """After so long a process says that it waits."""
@@ -157,5 +158,5 @@ def join_group(device: torch.device) -> Store:
 
 def say_waiting(address: str) -> None:
     """Say why nothing happens; once a machine."""
-    minutes = MEETING.total_seconds() / 60
+    minutes = (TIMEOUT if os.environ.get(HOSTED) else MEETING).total_seconds() / 60
     print(f"waiting for the other processes at {address}, at most {minutes:.0f} minutes", file=sys.stderr, flush=True)
