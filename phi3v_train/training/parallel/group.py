@@ -19,7 +19,7 @@ from phi3v_train.launch import HOSTED
 from phi3v_train.training.parallel.place import Place
 
 MEETING = timedelta(minutes=5)
-"""How long a process looks for the main one at the start; and, where rank 0 is what they meet at, it for them."""
+"""How long a process tries each address of the main one; and, where rank 0 is what they meet at, it waits for them."""
 
 NOTICE = timedelta(seconds=15)
 """After so long a process says that it waits."""
@@ -146,9 +146,9 @@ def join_group(device: torch.device) -> Store:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"rank {os.environ.get('RANK')} cannot meet the other processes at {address} ({reason}); check "
-            "--master_addr, --master_port and the firewall between the machines, and run `phi3v-data validate` before: "
-            "the others wait while machine 0 checks the data"
+            f"rank {os.environ.get('RANK')} cannot meet the other processes at {address} ({reason}); see "
+            "what machine 0 prints, which may still check the data or have refused them, and check --master_addr, "
+            "--master_port and the firewall between the machines"
         ) from error
     finally:
         patience.cancel()
