@@ -66,7 +66,7 @@ def run(
         return
     if number:
         code = launch(number, sys.argv[1:], config.parallel)
-        del meeting
+        del meeting  # it is open until all processes have ended
         if code == PROBLEMS:
             print(way_on(config.output.output_dir), file=sys.stderr)
         raise typer.Exit(code)

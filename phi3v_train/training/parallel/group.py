@@ -158,5 +158,5 @@ def join_group(device: torch.device) -> Store:
 
 def say_waiting(address: str) -> None:
     """Say why nothing happens; once a machine."""
-    minutes = (TIMEOUT if os.environ.get(HOSTED) else MEETING).total_seconds() / 60
+    minutes = (TIMEOUT if os.environ.get(HOSTED) == str(True) else MEETING).total_seconds() / 60
     print(f"waiting for the other processes at {address}, at most {minutes:.0f} minutes", file=sys.stderr, flush=True)
