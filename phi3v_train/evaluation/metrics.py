@@ -92,8 +92,8 @@ def anls(records: Records) -> float:
     """Average normalised Levenshtein similarity as the official DocVQA script computes it.
 
     Both texts are lower-cased, stripped, and their white space is collapsed; the distance is divided by the greater
-    length of the texts as they were; a similarity below 0.5 counts as 0, exactly 0.5 stays. The best accepted answer
-    counts.
+    length of the two texts as given, in upper case; a similarity below 0.5 counts as 0, exactly 0.5 stays. The best
+    accepted answer counts.
     """
     return fmean(_best(record, anls_similarity) for record in records)
 
@@ -110,18 +110,24 @@ def anls_sample(records: Records) -> float:
 
 def anls_similarity(prediction: str, answer: str) -> float:
     """The official similarity of two texts, 0 or at least 0.5."""
-    similarity = 1 - _distance(_collapse(prediction), _collapse(answer), max(len(prediction), len(answer)))
+    similarity = 1 - _official_distance(prediction, answer)
     return similarity if similarity >= ANLS_THRESHOLD else 0.0
 
 
 def _paper_similarity(prediction: str, answer: str) -> float:
-    distance = _distance(_collapse(prediction), _collapse(answer), max(len(prediction), len(answer)))
+    distance = _official_distance(prediction, answer)
     return 1 - distance if distance < ANLS_THRESHOLD else 0.0
 
 
 def _sample_similarity(prediction: str, answer: str) -> float:
     distance = _distance(prediction, answer, max(len(prediction), len(answer)))
     return 1 - distance if distance < ANLS_THRESHOLD else 0.0
+
+
+def _official_distance(prediction: str, answer: str) -> float:
+    """Normalised distance as the official script divides it: upper case may be longer than the text ("ß" is "SS")."""
+    length = max(len(prediction.upper()), len(answer.upper()))
+    return _distance(_collapse(prediction), _collapse(answer), length)
 
 
 def _collapse(text: str) -> str:

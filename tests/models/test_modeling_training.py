@@ -16,6 +16,7 @@ from phi3v_train.models.phi3v import Phi3VForConditionalGeneration
 from phi3v_train.models.phi3v.tiles import drop_padding
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 
+DOCS = Path(__file__).parents[2] / "docs" / "model.md"
 LANGUAGE = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
 VISION = (
     r"model\.vision_embed_tokens\.(img_processor\..*\.layers\.[0-2]\."
@@ -67,6 +68,27 @@ def test_image_ids_left_in_the_labels_are_no_labels() -> None:
     left_in = model(**case.inputs, labels=ids).loss
     masked = model(**case.inputs, labels=torch.where(ids < 0, -100, ids)).loss
     assert torch.equal(left_in, masked)
+
+
+def test_other_trainers_need_image_ids_masked_as_docs_say() -> None:
+    """Counted as `transformers.Trainer` counts, image ids make the divisor too large; torch's own loss refuses them."""
+    model, case = golden_model(), golden_case("wide_nc4")
+    labels = case.inputs["input_ids"].clone()
+    right = model(**case.inputs, labels=labels)
+    counted = model(**case.inputs, labels=labels, num_items_in_batch=labels[:, 1:].ne(-100).sum()).loss
+    image_tokens = int((labels[:, 1:] < 0).sum())
+    text_tokens = labels.shape[1] - 1 - image_tokens
+    assert image_tokens > text_tokens
+    share = text_tokens / (text_tokens + image_tokens)
+    assert counted.item() == pytest.approx(right.loss.item() * share, rel=1e-5)
+    with pytest.raises(IndexError):
+        functional.cross_entropy(right.logits[0, :-1], labels[0, 1:])
+    assert "labels[labels < 0] = -100" in DOCS.read_text(encoding="utf-8")
+    labels[labels < 0] = -100
+    masked = model(**case.inputs, labels=labels, num_items_in_batch=labels[:, 1:].ne(-100).sum()).loss
+    assert masked.item() == pytest.approx(right.loss.item(), rel=1e-5)
+    plain = functional.cross_entropy(right.logits[0, :-1], labels[0, 1:])
+    assert plain.item() == pytest.approx(right.loss.item(), rel=1e-4)
 
 
 def test_a_batch_without_labels_has_loss_zero_with_zero_gradients() -> None:

@@ -67,6 +67,13 @@ def meme(label: str, yes: float, no: float = 1.0) -> Prediction:
         ("", "", 1, 1, 1),
         ("abc", "", 0, 0, 0),
         ("a\tb\nc", "a b c", 1, 0.6, 1),
+        # Upper case is longer: FUSS has 4 letters, SS 2, FI 2 (of the ligature); distances 1, 1, 2 by hand.
+        ("Fuß", "Fu", 3 / 4, 2 / 3, 3 / 4),
+        ("ß", "s", 0.5, 0, 0),
+        ("\ufb01le", "fle", 3 / 4, 2 / 3, 3 / 4),
+        ("Straße", "STRASSE", 5 / 7, 0, 5 / 7),
+        # Lower case is longer: a distance of 4 over a length of 2 is no similarity.
+        ("\u0130\u0130", "", 0, 0, 0),
     ],
 )
 def test_anls_and_its_variants(answer, prediction, official, sample, paper):
@@ -354,7 +361,7 @@ def test_the_page_lists_every_metric():
 
 def test_the_figures_of_the_page_are_right():
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
-    assert len(rows) == 4
+    assert len(rows) == 5
     for answer, prediction, *expected in rows:
         values = [metric([record(prediction, answer)]) for metric in (anls, anls_paper, anls_sample)]
         assert values == pytest.approx([float(each) for each in expected], abs=5e-4)
