@@ -24,9 +24,10 @@ from phi3v_data.converters.source import Source
 from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
+from phi3v_data.files import read_json
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.splits import canonical_split, file_name, is_split_name
-from phi3v_data.writing.journal import differences, join_words, read_json
+from phi3v_data.writing.journal import differences, join_words
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.plan import Plan, choose_split, spool_plan
 from phi3v_data.writing.publish import NothingMadeError, merge, publish

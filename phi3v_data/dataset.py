@@ -162,7 +162,7 @@ def image_path(directory: Path, name: str) -> Path:
     Raises:
         UserError: the name is not a plain POSIX path below `images/`.
     """
-    from phi3v_data.media.image import unsafe_reason
+    from phi3v_data.files import unsafe_reason
 
     reason = unsafe_reason(name)
     if reason:

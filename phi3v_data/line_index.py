@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import write_whole
 from phi3v_data.jsonl import BOM
 
 BLANK = b" \t\r\n\v\f"
@@ -139,19 +140,12 @@ def _save(path: Path, states: Sequence[FileState], built: Sequence["array[int]"]
     ]
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(_MAGIC + struct.pack("<Q", len(header)) + header)
-                for offsets in built:
-                    offsets.tofile(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with write_whole(path) as file:
+            file.write(_MAGIC + struct.pack("<Q", len(header)) + header)
+            for offsets in built:
+                offsets.tofile(file)
     except OSError:
         return False
     return True

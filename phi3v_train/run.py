@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
 from phi3v_train.data.loader import TrainLoader
@@ -77,7 +78,7 @@ def find_start(plan: Plan) -> Start:
         raise UserError(
             f"--resume never: {output.output_dir} holds a run; --overwrite starts over, another --output_dir keeps it"
         )
-    done = folder.read_json(output.output_dir / folder.DONE)
+    done = read_json(output.output_dir / folder.DONE)
     checkpoint = find_checkpoint(output.resume, output.output_dir)
     if done is not None and (checkpoint is None or done["step"] >= checkpoint.step):
         refuse_other_run(output.output_dir, done["identity"], identity)
@@ -207,8 +208,8 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         output_dir,
         session.step,
         False,
-        folder.read_json(output_dir / folder.EVAL_BEFORE),
-        folder.read_json(output_dir / folder.EVAL_AFTER),
+        read_json(output_dir / folder.EVAL_BEFORE),
+        read_json(output_dir / folder.EVAL_AFTER),
     )
 
 
@@ -298,6 +299,6 @@ def run(settings: Settings, *, quiet: bool = False) -> Outcome:
     start = find_start(plan)
     if start.complete:
         output_dir = plan.config.output.output_dir
-        before, after = (folder.read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
+        before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
         return Outcome(output_dir, plan.total_steps, True, before, after)
     return train(plan, start, quiet=quiet)

@@ -37,6 +37,7 @@ DATA_FLOORS = (
     ("schema_files",),
     ("converters.table_map",),  # one of the files that have a schema
     ("schema", "jsonl", "splits"),
+    ("files",),
     ("errors",),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.

@@ -1,6 +1,5 @@
 """`phi3v-data schema`: the JSON Schema of each file of the format."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +26,7 @@ def schema(
 
     Without NAME, prints one object that holds all schemas by name.
     """
+    from phi3v_data.files import write_text
     from phi3v_data.schema_files import SCHEMAS, json_schema, to_text
 
     if out_dir is None:
@@ -37,7 +37,5 @@ def schema(
     out_dir.mkdir(parents=True, exist_ok=True)
     for each, text in texts.items():
         target = out_dir / f"{each}.schema.json"
-        aside = out_dir / f".{target.name}.{os.getpid()}.tmp"
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        aside.replace(target)
+        write_text(target, text)
         print(target)

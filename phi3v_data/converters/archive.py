@@ -8,7 +8,6 @@ the next one clears.
 
 import bz2
 import gzip
-import json
 import lzma
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, cast
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import read_json, sync_disk, sync_folder, write_json
 
 MARKER = "extracted.json"
 FOLDER = "files"
@@ -83,7 +83,7 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
         raise NotFoundError(f"cannot read the archive '{archive}': {error.strerror}") from error
     identity = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "name": archive.name}
     done = work_dir / FOLDER
-    if _marker(work_dir) == identity and done.is_dir():
+    if read_json(work_dir / MARKER) == identity and done.is_dir():
         return done
     kind = archive_kind(archive)
     if kind in ("rar", "7z", "tar.zst"):
@@ -105,10 +105,10 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
         else:
             _untar(archive, kind, writer)
         writer.link_all()
+        sync_disk(partial)
         os.replace(partial, done)
-        scratch = work_dir / f".{MARKER}"
-        scratch.write_text(json.dumps(identity), encoding="utf-8")
-        os.replace(scratch, work_dir / MARKER)
+        sync_folder(work_dir)
+        write_json(work_dir / MARKER, identity)
     except _DAMAGE as error:
         raise UserError(
             f"the archive '{archive}' is damaged or cut short ({_reason(error)}); download it again"
@@ -127,13 +127,6 @@ def is_junk(path: PurePosixPath) -> bool:
 
 def _reason(error: BaseException) -> str:
     return str(error).rstrip(".") or type(error).__name__
-
-
-def _marker(work_dir: Path) -> object:
-    try:
-        return json.loads((work_dir / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _remove(path: Path) -> None:

@@ -24,7 +24,7 @@ from phi3v_data.converters.source import Source
 from phi3v_data.converters.table_map import TableMap, TurnMap, fill, line_of, parse_map, placeholders, read_map
 from phi3v_data.converters.table_rows import Table, TableRow, open_table
 from phi3v_data.errors import NotFoundError, Reject, UserError
-from phi3v_data.media.image import unsafe_reason
+from phi3v_data.files import unsafe_reason
 from phi3v_data.schema import Scalar
 from phi3v_data.splits import is_split_name
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from phi3v_data.converters.source import Source, SourceFile
 from phi3v_data.converters.ucf101_lists import ListEntry, is_list, read_lists
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.media.image import safe_component
+from phi3v_data.files import safe_component
 from phi3v_data.splits import split_sort_key
 
 VIDEO_SUFFIXES = (

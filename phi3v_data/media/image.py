@@ -5,7 +5,6 @@ holds the two against each other); without OpenCV, Pillow does it.
 """
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -25,17 +24,11 @@ Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 SUFFIXES: dict[str, str] = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 DEFAULT_QUALITY: dict[str, int] = {"jpeg": 75, "webp": 80}  # Pillow's own defaults
-MAX_COMPONENT_BYTES = 200
 
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged bytes."""
 
 _EXIF_ORIENTATION = 0x0112
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-_AWKWARD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\\/:*?"<>|]')
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-_PICTURE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
 
 
 class UnreadableImageError(ValueError):
@@ -140,56 +133,6 @@ def _opened(source: str | Path | bytes) -> "Iterator[PILImage.Image]":
 def _orientation(image: "PILImage.Image") -> int:
     value = image.getexif().get(_EXIF_ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def unsafe_reason(path: str) -> str:
-    """Why a row's image path is not a plain relative POSIX path under `images/`; empty when it is.
-
-    The path is taken as it stands: never URL-decoded, never case-folded.
-    """
-    if not path:
-        return "is empty"
-    if "\\" in path:
-        return "has a backslash; paths use '/'"
-    if path.startswith("/") or re.match(r"[A-Za-z]:", path):
-        return "is absolute; paths are relative to images/"
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        return "is a URL; pictures lie under images/"
-    if _CONTROL.search(path) or _SURROGATE.search(path):
-        return "has a control character or a lone surrogate"
-    parts = path.split("/")
-    if ".." in parts:
-        return "has '..'"
-    if "" in parts or "." in parts:
-        return "has an empty or '.' component"
-    if any(_DEVICE.fullmatch(part) for part in parts):
-        return "has a name that Windows reserves for a device"
-    return ""
-
-
-def leads_outside(root: Path, path: str) -> bool:
-    """Whether links make `root/path` end up outside `root`."""
-    real_root = root.resolve()
-    try:
-        return not (real_root / path).resolve().is_relative_to(real_root)
-    except (OSError, RuntimeError):  # a loop of links leads nowhere, so not outside
-        return False
-
-
-def safe_component(name: str) -> str:
-    """A file or folder name that is safe on every common file system; most names come back as they are.
-
-    Characters that some system forbids become `_`, as do leading dots and trailing dots and spaces; device names of
-    Windows and folder names that look like a picture's get a `_` at the end; long names are cut. Different names can
-    come back equal: the caller sees to that.
-    """
-    safe = _AWKWARD.sub("_", name)
-    while len(safe.encode()) > MAX_COMPONENT_BYTES - 20:
-        safe = safe[:-1]
-    safe = re.sub(r"^[. ]+|[. ]+$", lambda match: "_" * len(match[0]), safe)
-    if not safe or _DEVICE.fullmatch(safe) or _PICTURE_SUFFIX.fullmatch(safe[safe.rfind(".") :]):
-        safe += "_"
-    return safe
 
 
 def fit(image: "Pixels", max_side: int) -> "Pixels":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import write_bytes
 from phi3v_data.report.gallery import Collected, collect
 from phi3v_data.report.payload import PagePayload, Progress, to_script_json
 from phi3v_data.schema import Report
@@ -28,14 +29,10 @@ def write_html(report: Report, directory: str | Path, target: str | Path, *, pro
     path = Path(target)
     check_target(path)
     page = make_html(report, directory, progress=progress)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_bytes(page)
-        os.replace(aside, path)
+        write_bytes(path, page)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def check_target(path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, features
 
-from phi3v_data.media.image import unsafe_reason
+from phi3v_data.files import unsafe_reason
 
 BUDGET_BYTES = 15_000_000
 """Of base64 text; with the rows and findings beside it the page stays under 30 MB."""

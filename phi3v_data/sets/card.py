@@ -9,14 +9,13 @@ from urllib.parse import quote
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
+from phi3v_data.files import unsafe_reason, write_bytes
 from phi3v_data.jsonl import BOM, Line, read_line_at
-from phi3v_data.media.image import unsafe_reason
 from phi3v_data.report.gallery import collect, parse_row, row_label, row_turns, turn_images
 from phi3v_data.report.thumbnails import Thumbnailer
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.stats import set_stats
 from phi3v_data.validate import validate
-from phi3v_data.writing.journal import write_bytes
 
 CARD = "README.md"
 MARK = "<!-- Written by `phi3v-data card`; run it again after a change. -->"

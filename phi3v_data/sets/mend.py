@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from phi3v_data.media.image import UnreadableImageError, check_content, probe, unsafe_reason
+from phi3v_data.files import unsafe_reason
+from phi3v_data.media.image import UnreadableImageError, check_content, probe
 from phi3v_data.media.integrity import MISMATCH, MODE, ORIENTATION
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.survey import Survey

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import UNSET
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import safe_component
 from phi3v_data.jsonl import BOM, read_lines
-from phi3v_data.media.image import safe_component
 from phi3v_data.schema import Manifest
 from phi3v_data.splits import is_split_name, parse_file_name
 from phi3v_data.validate.badrow import keep_sound_parts, load_row

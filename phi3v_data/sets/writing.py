@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import read_json, write_text
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
-from phi3v_data.writing.journal import differences, join_words, read_json, write_bytes
+from phi3v_data.writing.journal import differences, join_words
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.publish import MANIFEST, SplitFile, publish
 
@@ -145,7 +146,7 @@ def make_set(
         finally:
             stage.close()
         stage.note_pictures()
-        write_bytes(stage.root / MANIFEST, manifest.to_json().encode())
+        write_text(stage.root / MANIFEST, manifest.to_json())
         for path in sorted(stage.root.iterdir()):
             if path.name != MANIFEST:
                 check_free(output, path.name)

@@ -15,8 +15,8 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.files import leads_outside, unsafe_reason
 from phi3v_data.media import integrity
-from phi3v_data.media.image import leads_outside, unsafe_reason
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.findings import Findings, escaped, shown
 from phi3v_data.validate.table import RowTable

@@ -21,6 +21,7 @@ import xxhash
 from PIL import Image
 from pydantic import ValidationError
 
+from phi3v_data.files import write_bytes
 from phi3v_data.media.integrity import FACTS
 from phi3v_data.schema import Report
 from phi3v_data.validate.images import ImageTable
@@ -143,15 +144,6 @@ def save(
         facts=images.facts,
         details=np.frombuffer(json.dumps(details).encode(), np.uint8),
     )
-    _write(folder / "images.npz", buffer.getbuffer())
+    write_bytes(folder / "images.npz", buffer.getbuffer())
     receipt = {"state": state.to_json(), "options": dict(options), "report": report.model_dump(mode="json")}
-    _write(folder / "receipt.json", json.dumps(receipt, allow_nan=False).encode())
-
-
-def _write(path: Path, data: "bytes | memoryview") -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(data)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_bytes(folder / "receipt.json", json.dumps(receipt, allow_nan=False).encode())

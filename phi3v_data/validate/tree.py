@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.media.image import unsafe_reason
+from phi3v_data.files import unsafe_reason
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 
 Ints = npt.NDArray[np.int64]

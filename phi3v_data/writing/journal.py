@@ -12,7 +12,6 @@ Everything is written aside and renamed, so a file that is there is whole. What 
 run is resumed: a receipt counts only if it reads and its images have the sizes it names.
 """
 
-import ctypes
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from typing import Any
 import msgspec
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import write_json
 
 HIDDEN = ".phi3v"
 
@@ -186,53 +186,6 @@ class Journal:
                 return any(entry.name.endswith(".json") for entry in entries)
         except FileNotFoundError:
             return False
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object that this module wrote; None where there is none, or not a whole one."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a small file so that it is there whole, and on the disk, or not at all."""
-    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write aside, flush to the disk, rename."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_disk(path: Path) -> None:
-    """Flush the file system that holds `path`: one call for all pictures instead of one each."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-        if syncfs is None or syncfs(descriptor) != 0:
-            os.sync()
-    finally:
-        os.close(descriptor)
 
 
 def remove_tree(path: Path) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file, wait_for_workers
 from phi3v_data.schema import Manifest
-from phi3v_data.writing.journal import Journal, join_words, read_json, remove_tree
+from phi3v_data.writing.journal import Journal, join_words, remove_tree
 from phi3v_data.writing.publish import IMAGES, MANIFEST, REJECTS, REMOVED, finish_publishing
 
 _OBSTACLES = {

@@ -61,7 +61,7 @@ def check_name(name: str) -> None:
     Raises:
         Reject: `image-path-unsafe`.
     """
-    from phi3v_data.media.image import unsafe_reason
+    from phi3v_data.files import unsafe_reason
 
     pieces = name.split("/")
     if why := unsafe_reason(name):

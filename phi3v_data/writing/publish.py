@@ -18,6 +18,7 @@ import xxhash
 
 from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.errors import UserError
+from phi3v_data.files import read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
 from phi3v_data.writing.journal import (
@@ -26,12 +27,7 @@ from phi3v_data.writing.journal import (
     Receipt,
     RejectRecord,
     RowRecord,
-    read_json,
     remove_tree,
-    sync_disk,
-    sync_folder,
-    write_bytes,
-    write_json,
 )
 
 MANIFEST, REJECTS, REMOVED, IMAGES = "dataset.json", "rejects.jsonl", "removed.jsonl", "images"
@@ -130,7 +126,7 @@ def merge(
         rejects=dict(sorted(reasons.items())),
         notes=dict(sorted(notes.items())),
     )
-    write_bytes(journal.stage / MANIFEST, manifest.to_json().encode())
+    write_text(journal.stage / MANIFEST, manifest.to_json())
     return manifest
 
 

@@ -1,8 +1,8 @@
 """The confusion matrix as a picture, readable with 3 classes and with 101."""
 
-import os
 from pathlib import Path
 
+from phi3v_data.files import write_whole
 from phi3v_train.evaluation.metrics import Confusion, Records, confusion
 
 MAX_CLASSES = 200
@@ -71,9 +71,8 @@ def draw_confusion(matrix: Confusion, path: Path, *, title: str) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label("share of the true class", fontsize=8)
     bar.outline.set_visible(False)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    os.replace(temporary, path)
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def _mistakes(matrix: Confusion) -> list[str]:

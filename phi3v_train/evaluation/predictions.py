@@ -9,13 +9,13 @@ again in the same batches, and the result has the same bytes as one never stoppe
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import write_bytes, write_json
 from phi3v_data.jsonl import encode_line
 from phi3v_data.lock import lock_file
 from phi3v_train.evaluation.records import Prediction
@@ -89,8 +89,7 @@ class PredictionFolder:
         if self.is_complete:
             self._remove_parts()  # a kill came between the last two steps
         if not (self.path / IDENTITY).exists():
-            text = json.dumps(self.identity, ensure_ascii=False, indent=2) + "\n"
-            write_whole(self.path / IDENTITY, text.encode())
+            write_json(self.path / IDENTITY, self.identity)
 
     def clear(self) -> None:
         """Remove what an evaluation wrote, and nothing else; the identity last, so that a kill leaves no mixture."""
@@ -158,7 +157,7 @@ class PredictionFolder:
         self.try_to(lambda: self._finish(records))
 
     def _finish(self, records: Sequence[Prediction]) -> None:
-        write_whole(self.path / PREDICTIONS, b"".join(encode_line(record) for record in records))
+        write_bytes(self.path / PREDICTIONS, b"".join(encode_line(record) for record in records))
         self._remove_parts()
 
     def _remove_parts(self) -> None:
@@ -193,16 +192,6 @@ def _batches(path: Path) -> Iterator[list[tuple[int, Prediction]]]:
 def _whole_length(path: Path) -> int:
     """Bytes up to the last line end."""
     return path.read_bytes().rfind(b"\n") + 1
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file aside, make sure that it is on the disk, and put it in place."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> Iterator[str]:

@@ -1,13 +1,13 @@
 """What an evaluation comes to: `eval.json`, and the confusion matrix where the answers are classes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from phi3v_data.files import write_json
 from phi3v_train.evaluation.confusion import confusion_of, draw_confusion
 from phi3v_train.evaluation.metrics import Metric, Records, score
-from phi3v_train.evaluation.predictions import CONFUSION, RESULT, write_whole
+from phi3v_train.evaluation.predictions import CONFUSION, RESULT
 
 
 def make_result(
@@ -40,7 +40,7 @@ def write_scores(records: Records, result: Mapping[str, Any], folder: Path) -> d
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULT
-    write_whole(path, (json.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode())
+    write_json(path, result)
     return {"scores": path, **draw(records, result, folder)}
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import write_text
 from phi3v_train.evaluation.metrics import Records, normalise, place_of, yes_share
-from phi3v_train.evaluation.predictions import write_whole
 from phi3v_train.evaluation.records import Prediction
 
 
@@ -70,7 +70,7 @@ def write_submission(records: Records, name: str, folder: Path) -> Path:
             )
         seen.add(key)
     path = folder / FORMATS[name].file
-    write_whole(path, FORMATS[name].text(records).encode())
+    write_text(path, FORMATS[name].text(records))
     return path
 
 

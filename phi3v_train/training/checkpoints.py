@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import sync_file, sync_folder
 
 if TYPE_CHECKING:
     from phi3v_train.training.parallel.group import Group
@@ -180,7 +181,7 @@ def write_folder(
         if target.exists():
             remove(target)
         os.rename(staging, target)
-        sync(target.parent)
+        sync_folder(target.parent)
 
     def nothing() -> None:
         pass
@@ -227,17 +228,8 @@ def why_not_written(error: Exception) -> str | None:
     return None
 
 
-def sync(path: Path) -> None:
-    """Let a file or folder reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def sync_tree(folder: Path) -> None:
     """Let a folder and all in it reach the disk."""
     for path in sorted(folder.rglob("*"), reverse=True):
-        sync(path)
-    sync(folder)
+        sync_file(path)
+    sync_file(folder)

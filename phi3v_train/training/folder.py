@@ -1,7 +1,5 @@
 """A run's folder explains itself: settings with their origins, versions, data receipt, results, model card."""
 
-import json
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from phi3v_data.files import write_json, write_text
 from phi3v_train.config import RunConfig
 from phi3v_train.settings import Settings
 from phi3v_train.training.checkpoints import list_checkpoints, remove, sweep
@@ -31,26 +30,6 @@ PACKAGES = (
     "Pillow",
     "simplejpeg",
 )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """A JSON document of the folder; None where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
 
 
 def clear(output_dir: Path) -> None:

@@ -1,10 +1,11 @@
 """`metrics.jsonl`: one JSON object a logged step, each step once, whatever was killed and resumed in between."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from phi3v_data.files import write_text
 
 
 class MetricsLog:
@@ -17,9 +18,7 @@ class MetricsLog:
         self.path = path
         self.failed = ""
         kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step)
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(kept, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, kept)
         self._good = len(kept.encode())
         self._waiting: list[str] = []
 

@@ -1,10 +1,11 @@
 """`loss.png`: the run on one page, drawn again at every checkpoint."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from phi3v_data.files import write_whole
 
 SMOOTHED = "#1f5fa8"
 RAW = "#b9cfe8"
@@ -71,6 +72,5 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
     upper.spines[["right"]].set_visible(False)
     upper.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     upper.set_axisbelow(True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    os.replace(temporary, path)
+    with write_whole(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})

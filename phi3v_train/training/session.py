@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import read_json, write_json, write_text
 from phi3v_train.config import RunConfig
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, SaveError, write_checkpoint, write_folder
@@ -154,10 +155,10 @@ class Session:
             self.loop.group.wait()
             return
         self._draw()
-        before = folder.read_json(self.output_dir / folder.EVAL_BEFORE)
-        after = folder.read_json(self.output_dir / folder.EVAL_AFTER)
-        folder.write_text(self.output_dir / folder.CARD, card(before, after))
-        folder.write_json(
+        before = read_json(self.output_dir / folder.EVAL_BEFORE)
+        after = read_json(self.output_dir / folder.EVAL_AFTER)
+        write_text(self.output_dir / folder.CARD, card(before, after))
+        write_json(
             self.output_dir / folder.DONE,
             {"format": 1, "step": self.step, "samples": self.samples, "identity": self.identity.to_json()},
         )
@@ -187,7 +188,7 @@ class Session:
         assert self.evaluate is not None
         result = self.evaluate(self.step)
         if self.is_main:
-            folder.write_json(self.output_dir / name, result)
+            write_json(self.output_dir / name, result)
             shown = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None)
             self.progress.say(f"step {self.step}: {result['split']} ({result['num_samples']:,} samples): {shown}")
         return result

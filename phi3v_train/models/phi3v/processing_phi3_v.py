@@ -16,6 +16,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
+from phi3v_data.files import write_text
 from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor, Phi3VImagesKwargs
 from phi3v_train.models.phi3v.prompts import IMAGE_TAG, ImageTagError, check_image_tags, encode_prompt
 from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer, without_negatives
@@ -137,7 +138,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         directory.mkdir(parents=True, exist_ok=True)
         config = {**self.image_processor.to_dict(), "processor_class": type(self).__name__}
         path = directory / "preprocessor_config.json"
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
         return [str(path), *super().save_pretrained(directory, push_to_hub=push_to_hub, **kwargs)]
 
     @classmethod

@@ -14,6 +14,8 @@ from typing import Any
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils.generic import to_py_obj
 
+from phi3v_data.files import write_json
+
 SAVED_CLASS = "PreTrainedTokenizerFast"
 """`tokenizer_class` on disk: in transformers 4.x and 5.x alike it means `tokenizer.json` as it stands."""
 
@@ -63,7 +65,7 @@ def readable_merges(tokenizer: dict[str, Any]) -> dict[str, Any]:
 def rewrite_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Replace a JSON file by `change` of its content."""
     content = change(json.loads(path.read_text(encoding="utf-8")))
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def without_negatives(token_ids: Any) -> Any:

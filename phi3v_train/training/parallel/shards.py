@@ -9,7 +9,6 @@ whole they are. Nothing is brought together for writing, and nothing but tensors
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import sync_file
 from phi3v_train.models.loading import SHARDS
 
 SCALER = "scaler.json"
@@ -68,11 +68,7 @@ def write_file(path: Path, parts: list[Part]) -> None:
 
     rows = {part.key: (part.start, part.total) for part in parts}
     save_file({part.key: part.tensor for part in parts}, path, metadata={"format": "pt", "rows": json.dumps(rows)})
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(path)
 
 
 def rows_here(tensor: Tensor) -> tuple[int, int]:

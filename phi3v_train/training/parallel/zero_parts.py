@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from phi3v_data.errors import UserError
-from phi3v_train.training.checkpoints import sync
+from phi3v_data.files import sync_file
 from phi3v_train.training.parallel.shards import Shards
 
 FORMAT = 1
@@ -88,7 +88,7 @@ def write_parts(
     path = folder / f"optimizer-{rank:05d}-of-{world_size:05d}.safetensors"
     save_file(tensors, path, metadata=metadata)
     # Here, not only by the main process: it may be on another machine.
-    sync(path)
+    sync_file(path)
 
 
 class PartFiles:

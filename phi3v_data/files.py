@@ -1,0 +1,231 @@
+"""Files that other programs, people and power cuts touch too: names that stay in a folder, files that are whole.
+
+`inside` is the only way by which a name that was read from a file (a manifest, a journal, a row) becomes a path.
+`write_whole` is the only way by which a file of ours gets its name: written aside, synced, renamed, folder synced.
+"""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from phi3v_data.errors import UserError
+
+MAX_COMPONENT_BYTES = 200
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_AWKWARD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\\/:*?"<>|]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_NO_FLOCK = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+
+class UnsafeNameError(UserError):
+    """A name read from a file would lead out of the folder that it belongs to."""
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder/name`, for a relative POSIX name that came out of a file and is not trusted.
+
+    The path need not exist. Links on the way are followed to see where they lead, never past `folder`.
+
+    Raises:
+        UnsafeNameError: the name is empty, absolute, has `..`, a backslash, a drive letter or a control character, or
+            a link makes it end outside `folder`.
+    """
+    reason = unsafe_reason(name)
+    if reason:
+        raise UnsafeNameError(f"{folder}: the name {name[:80]!r} {reason}; nothing outside the folder is touched")
+    if leads_outside(folder, name):
+        raise UnsafeNameError(
+            f"{folder}: {name[:80]!r} is a link that leads out of the folder; nothing there is touched"
+        )
+    return folder / name
+
+
+def unsafe_reason(path: str) -> str:
+    """Why a path is not a plain relative POSIX path (of an image under `images/`, of a file in DIR); empty if it is.
+
+    The path is taken as it stands: never URL-decoded, never case-folded.
+    """
+    if not path:
+        return "is empty"
+    if "\\" in path:
+        return "has a backslash; paths use '/'"
+    if path.startswith("/") or re.match(r"[A-Za-z]:", path):
+        return "is absolute; a relative path is expected"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        return "is a URL; a relative path is expected"
+    if _CONTROL.search(path) or _SURROGATE.search(path):
+        return "has a control character or a lone surrogate"
+    parts = path.split("/")
+    if ".." in parts:
+        return "has '..'"
+    if "" in parts or "." in parts:
+        return "has an empty or '.' component"
+    if any(_DEVICE.fullmatch(part) for part in parts):
+        return "has a name that Windows reserves for a device"
+    return ""
+
+
+def leads_outside(root: Path, path: str) -> bool:
+    """Whether links make `root/path` end up outside `root`."""
+    real_root = root.resolve()
+    try:
+        return not (real_root / path).resolve().is_relative_to(real_root)
+    except (OSError, RuntimeError):  # a loop of links leads nowhere, so not outside
+        return False
+
+
+def safe_component(name: str) -> str:
+    """A file or folder name that is safe on every common file system; most names come back as they are.
+
+    Characters that some system forbids become `_`, as do leading dots and trailing dots and spaces; device names of
+    Windows and folder names that look like a picture's get a `_` at the end; long names are cut. Different names can
+    come back equal: the caller sees to that.
+    """
+    safe = _AWKWARD.sub("_", name)
+    while len(safe.encode()) > MAX_COMPONENT_BYTES - 20:
+        safe = safe[:-1]
+    safe = re.sub(r"^[. ]+|[. ]+$", lambda match: "_" * len(match[0]), safe)
+    if not safe or _DEVICE.fullmatch(safe) or _IMAGE_SUFFIX.fullmatch(safe[safe.rfind(".") :]):
+        safe += "_"
+    return safe
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears at `path` whole and on the disk, or not at all.
+
+    It is written aside as `.NAME.tmp`, synced and renamed; a link at `path` is replaced, never followed. Writers of the
+    same file wait for one another, and take over what a killed one left.
+
+    Raises:
+        OSError: it cannot be written; what was at `path` is still there.
+    """
+    descriptor, aside = _open_aside(path)
+    with open(descriptor, "wb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: "bytes | memoryview") -> None:
+    """Write a file whole; see `write_whole`."""
+    with write_whole(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) whole; see `write_whole`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON document whole; see `write_whole`.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: NaN or infinity.
+    """
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no file, or not a whole object in it."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def sync_file(path: Path) -> None:
+    """Let a file or folder that was written by other means reach the disk."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_disk(path: Path) -> None:
+    """Flush the file system that holds the folder `path`: one call for all images instead of one each.
+
+    Raises:
+        OSError: something that was written since the last call did not reach the disk (EIO, ENOSPC, EDQUOT).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+        if syncfs is None:
+            os.sync()
+        elif syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            if code != errno.ENOSYS:
+                raise OSError(code, os.strerror(code), str(path))
+            os.sync()
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_aside(path: Path) -> tuple[int, Path]:
+    """An empty file beside `path` that this writer alone has open; where files cannot be locked, its own."""
+    aside = path.with_name(f".{path.name}.tmp")
+    while True:
+        try:
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a FIFO: not of ours
+                raise
+            aside.unlink(missing_ok=True)
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_FLOCK:
+                raise
+            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            return os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), aside
+        here = os.fstat(descriptor)
+        if _is_at(here, aside):
+            if stat.S_ISREG(here.st_mode) and here.st_nlink == 1:
+                os.ftruncate(descriptor, 0)
+                return descriptor, aside
+            aside.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _is_at(here: os.stat_result, path: Path) -> bool:
+    """Whether an open file is still the one at `path`: another writer may have renamed it in between."""
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
