@@ -28,6 +28,7 @@ from phi3v_data.converters.registry import ConverterLike, GeneratorConverter, fi
 from phi3v_data.converters.source import Source
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import Reject, UserError
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from phi3v_data.writing.request import parse_options
 
 MAX_DAMAGED = 4
@@ -36,9 +37,7 @@ MAX_DAMAGED = 4
 MAX_COPIED = 1 << 28
 """Bytes of a source that is copied in order to damage the copy."""
 
-MEDIA = (
-    ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avi", ".mp4", ".mkv", ".webm", ".mov",
-)  # fmt: skip
+MEDIA = (*SOURCE_IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 
 class ConverterCheckError(AssertionError):

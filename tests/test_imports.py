@@ -36,9 +36,9 @@ DATA_FLOORS = (
     ("problems",),
     ("schema_files",),
     ("converters.table_map",),  # one of the files that have a schema
-    ("schema", "jsonl", "splits"),
+    ("schema", "jsonl", "splits", "encodings"),
     ("files",),
-    ("errors",),
+    ("errors", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.
 

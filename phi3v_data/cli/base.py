@@ -25,6 +25,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import short
 
 GOOD, PROBLEMS, COULD_NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -205,7 +206,8 @@ class Group(TyperGroup):
 
 def fail(message: str) -> NoReturn:
     """Say on stderr why the command could not run, and leave with exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    lines = "\n".join(map(short, message.split("\n")))
+    print(f"error: {lines}", file=sys.stderr)
     raise typer.Exit(COULD_NOT_RUN)
 
 

@@ -23,10 +23,11 @@ from phi3v_data.converters.annotations import (
     text_of,
     texts_of,
 )
-from phi3v_data.converters.picture_files import SUFFIXES, PictureFiles
+from phi3v_data.converters.picture_files import PictureFiles
 from phi3v_data.converters.source import Source, SourceFile
 from phi3v_data.converters.tables import RowPlace
 from phi3v_data.errors import NotFoundError, Reject, UserError
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 _FILE = re.compile(r"(?P<split>train|val|validation|test)_v[0-9.]*[0-9](?P<types>_withQT)?\.json", re.IGNORECASE)
 _IDS = ("questionId", "question_id", "id")
@@ -69,7 +70,7 @@ def find_questions(source: Source, language: str, config: str) -> Iterator[Quest
 
 def _from_files(source: Source) -> Iterator[Question]:
     files = _annotations(source)
-    pictures = PictureFiles(source.all_files(SUFFIXES))
+    pictures = PictureFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
     for split, file in files.items():
         for index, row in enumerate(_entries(file)):
             yield _from_entry(split, f"{PurePosixPath(file.path).name}[{index}]", row, file, pictures)

@@ -26,9 +26,10 @@ from phi3v_data.converters.annotations import (
 )
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.converters.cauldron import convert_row, is_cauldron, only_config, plan_rows
-from phi3v_data.converters.picture_files import SUFFIXES, PictureFiles, stored_name
+from phi3v_data.converters.picture_files import PictureFiles, stored_name
 from phi3v_data.converters.source import Source
 from phi3v_data.errors import NotFoundError, Reject
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 PROMPT = "Is this an offensive meme?\nAnswer yes or no."
 _FILE = re.compile(r"(train|dev|val|test|(dev|test)_(seen|unseen))\.jsonl", re.IGNORECASE)
@@ -99,7 +100,7 @@ def _from_files(source: Source) -> Iterator[Item]:
             f"'{source.spec}' holds no annotations of Hateful Memes (train.jsonl, dev_seen.jsonl, ...), and no parquet "
             "files either"
         )
-    pictures = PictureFiles(source.all_files(SUFFIXES))
+    pictures = PictureFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
     for file in files:
         path = PurePosixPath(file.path)
         folder = str(path.parent).removeprefix(".")

@@ -29,9 +29,11 @@ from phi3v_data.converters.annotations import (
 )
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.converters.cauldron import HUB_ID, convert_row, is_cauldron, only_config, plan_rows
-from phi3v_data.converters.picture_files import SUFFIXES, PictureFiles, stored_name
+from phi3v_data.converters.picture_files import PictureFiles, stored_name
 from phi3v_data.converters.source import Source, SourceFile
 from phi3v_data.errors import NotFoundError, Reject
+from phi3v_data.messages import shown
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 PROMPT = 'For the images displayed, is the sentence "{sentence}" factually correct?\nAnswer yes or no.'
 _FILE = re.compile(r"(?P<subset>(un)?balanced_)?(?P<split>train|dev|test1|test2|test)\.jsonl?", re.IGNORECASE)
@@ -68,7 +70,7 @@ class Identifier:
     def _match(self) -> "re.Match[str]":
         match = _IDENTIFIER.fullmatch(self.text)
         if match is None:
-            raise Reject("row-invalid", f"{self.text!r:.80} is no identifier of the form split-set-pair-sentence")
+            raise Reject("row-invalid", f"{shown(self.text)} is no identifier of the form split-set-pair-sentence")
         return match
 
     @property
@@ -152,7 +154,7 @@ def _statements(source: Source, subset: str) -> tuple[Item, ...]:
 
 
 def _from_files(source: Source, subset: str) -> Iterator[Item]:
-    pictures = PictureFiles(source.all_files(SUFFIXES))
+    pictures = PictureFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
     for split, file in _annotations(source, subset).items():
         name = PurePosixPath(file.path).name
         for line in read_json_lines(file):

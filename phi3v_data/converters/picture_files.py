@@ -5,18 +5,19 @@ from pathlib import Path, PurePosixPath
 
 from phi3v_data.converters.source import SourceFile
 from phi3v_data.errors import Reject
+from phi3v_data.messages import shown
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SUFFIX_MENDED = "image-suffix-mended"
 """Note: a picture is stored with the ending of its content, not with the one that the source gave it."""
 
 _MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", (".png",)),
-    (b"\xff\xd8\xff", (".jpg", ".jpeg")),
-    (b"GIF8", (".gif",)),
-    (b"BM", (".bmp",)),
-    (b"II*\x00", (".tif", ".tiff")),
-    (b"MM\x00*", (".tif", ".tiff")),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
 )
 
 
@@ -44,7 +45,7 @@ class PictureFiles:
         """
         parts = [part for part in reference.replace("\\", "/").split("/") if part not in ("", ".")]
         if not parts or ".." in parts:
-            raise Reject("image-missing", f"{reference!r:.200} names no picture")
+            raise Reject("image-missing", f"{shown(reference)} names no picture")
         path, name = "/".join(parts), parts[-1]
         for wanted in (f"{folder}/{path}" if folder else path, path):
             if wanted in self._by_path:
@@ -55,10 +56,17 @@ class PictureFiles:
         if len(found) > 1 and folder:
             found = [file for file in found if file.path.startswith(f"{folder}/")] or found
         if not found:
-            raise Reject("image-missing", f"the source has no picture {path!r:.200}")
+            raise Reject("image-missing", f"the source has no picture {shown(path)}")
         if len(found) > 1:
-            raise Reject("image-ambiguous", f"{path!r:.200} could be '{found[0].path}' or '{found[1].path}'")
+            raise Reject("image-ambiguous", f"{shown(path)} could be '{found[0].path}' or '{found[1].path}'")
         return found[0]
+
+
+def stored_format(head: bytes) -> str:
+    """Pillow's name of the format that a file's first 12 bytes announce, out of those that `images/` may hold."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC if head.startswith(magic)), "")
 
 
 def stored_name(name: str, file: str | Path) -> tuple[str, tuple[str, ...]]:
@@ -68,16 +76,14 @@ def stored_name(name: str, file: str | Path) -> tuple[str, tuple[str, ...]]:
             head = stream.read(16)
     except OSError:
         return name, ()  # the writer says what is wrong with it
-    suffixes = next((suffixes for magic, suffixes in _MAGIC if head.startswith(magic)), None)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        suffixes = (".webp",)
+    suffixes = STORED_IMAGES.get(stored_format(head), ())
     path = PurePosixPath(name)
-    if suffixes is None or path.suffix.lower() in suffixes:
+    if not suffixes or path.suffix.lower() in suffixes:
         return name, ()
-    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    stem = path.stem if path.suffix.lower() in SOURCE_IMAGE_SUFFIXES else path.name
     return str(path.with_name(f"{stem}{suffixes[0]}")), (SUFFIX_MENDED,)
 
 
 def _stem(name: str) -> str:
     stem, dot, ending = name.rpartition(".")
-    return (stem if dot and f".{ending.lower()}" in SUFFIXES else name).lower()
+    return (stem if dot and f".{ending.lower()}" in SOURCE_IMAGE_SUFFIXES else name).lower()

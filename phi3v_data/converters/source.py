@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from phi3v_data.converters.archive import Limits, extract, is_junk
 from phi3v_data.converters.hub import RemoteFiles, fetch
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.suffixes import ARCHIVE_SUFFIXES, is_table
 
 if TYPE_CHECKING:
     from phi3v_data.converters.tables import RowPlace, Tables
 
 Kind: TypeAlias = Literal["folder", "archive", "file", "parquet", "save_to_disk"]
-
-TABLE_FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-_ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -107,7 +105,7 @@ class Source:
             return cls(_folder_kind(path), path, text, hub_id=hub_id, work_dir=work)
         if path.suffix.lower() == ".parquet":
             return cls("parquet", path, text, hub_id=hub_id, work_dir=work)
-        if path.suffix.lower() in TABLE_FILES:
+        if is_table(path.name):
             return cls("file", path, text, hub_id=hub_id, work_dir=work)
         source = cls("archive", path, text, hub_id=hub_id, work_dir=work)
         source.root = extract(path, source._work_folder(), limits)
@@ -154,9 +152,9 @@ class Source:
 
     def _inner_files(self) -> Iterator[SourceFile]:
         folders = {str(parent) for entry in self.files() for parent in PurePosixPath(entry.path).parents}
-        for archive in self.files(_ARCHIVE_SUFFIXES) if self.root.is_dir() else ():
+        for archive in self.files(ARCHIVE_SUFFIXES) if self.root.is_dir() else ():
             path = PurePosixPath(archive.path)
-            suffix = max((end for end in _ARCHIVE_SUFFIXES if path.name.lower().endswith(end)), key=len)
+            suffix = max((end for end in ARCHIVE_SUFFIXES if path.name.lower().endswith(end)), key=len)
             if str(path.with_name(path.name[: -len(suffix)])) in folders:
                 continue
             digest = hashlib.sha256(archive.path.encode()).hexdigest()[:16]

@@ -19,14 +19,16 @@ from pydantic import Field, field_validator
 
 from phi3v_data.converters.annotations import embedded_picture, once_a_source
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
-from phi3v_data.converters.picture_files import SUFFIXES, stored_name
+from phi3v_data.converters.picture_files import stored_name
 from phi3v_data.converters.source import Source
 from phi3v_data.converters.table_map import TableMap, TurnMap, fill, line_of, parse_map, placeholders, read_map
 from phi3v_data.converters.table_rows import Table, TableRow, open_table
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.files import unsafe_reason
+from phi3v_data.messages import shown
 from phi3v_data.schema import Scalar
 from phi3v_data.splits import is_split_name
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 
 class TableOptions(Options):
@@ -179,17 +181,19 @@ class _RowReader:
         if why := unsafe_reason(path):
             raise Reject(
                 "image-path-unsafe",
-                f"{self.row.where}: '{name}' holds the path {path!r:.200}, which {why}; write it "
+                f"{self.row.where}: '{name}' holds the path {shown(path)}, which {why}; write it "
                 "relative to the table, or to --image_dir",
             )
         file = Path(self.root, path)
         try:
             data = file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise Reject("image-missing", f"{self.row.where}: there is no picture {path!r:.200}") from None
+            raise Reject("image-missing", f"{self.row.where}: there is no picture {shown(path)}") from None
         except (IsADirectoryError, PermissionError) as error:
-            raise Reject("image-unreadable", f"{self.row.where}: {path!r:.200}: {error.strerror}") from None
-        named = path.lower().endswith(SUFFIXES) and not any(piece.startswith(".") for piece in path.split("/"))
+            raise Reject("image-unreadable", f"{self.row.where}: {shown(path)}: {error.strerror}") from None
+        named = path.lower().endswith(SOURCE_IMAGE_SUFFIXES) and not any(
+            piece.startswith(".") for piece in path.split("/")
+        )
         stored, notes = stored_name(path, file) if named else ("", ())
         self.notes += notes
         return DraftImage(data, name=stored)

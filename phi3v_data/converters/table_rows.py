@@ -9,9 +9,10 @@ from pathlib import PurePosixPath
 from typing import Any, TextIO
 
 from phi3v_data.converters.annotations import read_json, read_json_lines
-from phi3v_data.converters.source import TABLE_FILES, Source, SourceFile
+from phi3v_data.converters.source import Source, SourceFile
 from phi3v_data.converters.tables import RowPlace
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.suffixes import TABLE_SUFFIXES, is_table
 
 MAX_CELL = 1 << 26
 LOOKED_AT = 1000
@@ -63,7 +64,7 @@ def open_table(source: Source, file: str, delimiter: str, pictures: frozenset[st
 
 
 def _find(source: Source, file: str) -> SourceFile:
-    tables = source.all_files(TABLE_FILES)
+    tables = tuple(found for found in source.all_files() if is_table(found.path))
     if file:
         for table in tables:
             if table.path == file:
@@ -72,7 +73,7 @@ def _find(source: Source, file: str) -> SourceFile:
     if len(tables) == 1:
         return tables[0]
     if not tables:
-        raise NotFoundError(f"'{source.spec}' holds no table ({', '.join(TABLE_FILES)}, .parquet)")
+        raise NotFoundError(f"'{source.spec}' holds no table ({', '.join(TABLE_SUFFIXES)}, .parquet)")
     names = ", ".join(table.path for table in tables[:8])
     raise UserError(f"'{source.spec}' holds several tables; choose one with --table: {names}")
 

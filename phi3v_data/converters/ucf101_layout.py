@@ -11,11 +11,8 @@ from phi3v_data.converters.ucf101_lists import ListEntry, is_list, read_lists
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import safe_component
 from phi3v_data.splits import split_sort_key
+from phi3v_data.suffixes import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (
-    ".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp",
-    ".ogv",
-)  # fmt: skip
 SPLIT_FOLDERS = {
     "train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "dev", "test": "test",
 }  # fmt: skip

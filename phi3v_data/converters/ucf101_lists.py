@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from phi3v_data.converters.source import SourceFile
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.messages import shown
 
 _LIST = re.compile(r"(?P<split>train|test)list0?(?P<fold>[1-3])\.txt", re.IGNORECASE)
 _LINE = re.compile(r"(?P<path>\S.*?)(?:[ \t]+(?P<number>[0-9]+))?")
@@ -99,7 +100,7 @@ def _class_numbers(lists: list[SourceFile], files: Iterable[SourceFile]) -> dict
             if not text.strip():
                 continue
             if not number.isdigit() or not name.strip():
-                raise UserError(f"{file.path}:{line}: expected a number and a class name, found {text.strip()!r}")
+                raise UserError(f"{file.path}:{line}: expected a number and a class name, found {shown(text.strip())}")
             numbers[int(number)] = name.strip()
     return numbers
 
@@ -119,6 +120,6 @@ def _read(file: SourceFile, split: str, classes: dict[int, str]) -> list[ListEnt
         folder = PurePosixPath(path).parent.name
         label = folder or classes.get(number, "")
         if not label or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise UserError(f"{where}: expected 'Class/file.avi' and perhaps a class number, found {stripped!r}")
+            raise UserError(f"{where}: expected 'Class/file.avi' and perhaps a class number, found {shown(stripped)}")
         entries.append(ListEntry(split, path, label, where))
     return entries

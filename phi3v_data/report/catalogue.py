@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from phi3v_data.errors import NotFoundError
+from phi3v_data.messages import escaped
 from phi3v_data.problems import GROUPS, PROBLEMS, Bytes, Problem, Text
 from phi3v_data.report.console import STYLES
 
@@ -98,11 +99,11 @@ def example_lines(problem: Problem) -> list[str]:
         described = content.describe()
         if isinstance(content, Text):
             lines.append(f"{name}:")
-            lines += [f"  {_cut(_visible(line))}" for line in described.removesuffix("\n").split("\n")]
+            lines += [f"  {_cut(escaped(line))}" for line in described.removesuffix("\n").split("\n")]
         elif isinstance(content, Bytes):
             lines += [f"{name}:", f"  {_cut(described)}"]
         else:
-            lines.append(f"{name}: {_cut(_visible(described))}")
+            lines.append(f"{name}: {_cut(escaped(described))}")
     return lines
 
 
@@ -115,11 +116,6 @@ def _cut(text: str) -> str:
     if len(text) <= MAX_EXAMPLE_WIDTH:
         return text
     return f"{text[: MAX_EXAMPLE_WIDTH - 80]} ... {text[-60:]}"
-
-
-def _visible(text: str) -> str:
-    """Control characters as escapes, so that an example can be printed and read."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _escape(text: str) -> str:

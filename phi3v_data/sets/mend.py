@@ -17,10 +17,10 @@ from PIL import Image, ImageOps
 from phi3v_data.files import unsafe_reason
 from phi3v_data.media.image import UnreadableImageError, check_content, probe
 from phi3v_data.media.integrity import MISMATCH, MODE, ORIENTATION
+from phi3v_data.suffixes import STORED_IMAGES
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.survey import Survey
 from phi3v_data.validate.tree import FILE, ImageTree, fold
-from phi3v_data.writing.pictures import FORMATS
 
 _QUALITY = 95
 
@@ -66,11 +66,11 @@ class Mends:
             except (UnreadableImageError, OSError):
                 continue
             turned, cmyk = info.orientation != 1, info.mode == "CMYK"
-            if (turned or cmyk) and not info.animated and info.format in FORMATS:
+            if (turned or cmyk) and not info.animated and info.format in STORED_IMAGES:
                 self.contents.add(entry)
                 self.counts["image-orientation"] += turned
                 self.counts["image-mode"] += cmyk
-            suffix = FORMATS.get("JPEG" if info.format == "MPO" else info.format)
+            suffix = STORED_IMAGES.get("JPEG" if info.format == "MPO" else info.format, ("",))[0]
             if flags[entry] & MISMATCH and suffix:
                 self.names[entry] = self.free_name(os.path.splitext(self.tree.path(entry))[0], suffix)
                 self.counts["image-format-mismatch"] += 1

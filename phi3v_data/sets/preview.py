@@ -8,8 +8,8 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import unsafe_reason
 from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
 from phi3v_data.media.image import UnreadableImageError, probe
+from phi3v_data.messages import escaped
 from phi3v_data.schema import Sample, Turn
-from phi3v_data.validate.findings import escaped
 
 
 def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -> tuple[Split, int]:

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from phi3v_data.jsonl import BOM, MAX_LINE_BYTES, Line
+from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import Sample, Turn
-from phi3v_data.validate.findings import Findings, escaped, shown
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.rowtypes import Row, TurnRow
 
 _WANTED = {

@@ -2,34 +2,9 @@
 
 from collections import Counter
 
+from phi3v_data.messages import escaped
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.schema import Diagnostic, Severity
-
-_SHOWN = 80
-
-
-def shown(value: object, limit: int = _SHOWN) -> str:
-    """A value from the data as a message shows it: text in quotes, cut to `limit` characters, escaped."""
-    if isinstance(value, str):
-        text = escaped(value[: limit + 1])
-        return f"'{text[:limit]}…'" if len(text) > limit else f"'{text}'"
-    if isinstance(value, list | tuple | dict):
-        kind = "an object" if isinstance(value, dict) else "an array"
-        return f"{kind} of {len(value)}"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, int) and value.bit_length() > 4 * limit:
-        return f"a number of {value.bit_length()} bits"
-    return escaped(str(value))[:limit]
-
-
-def escaped(text: str) -> str:
-    """`text` with everything that is not printable written as an escape, lone surrogates included."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
-    )
 
 
 class Findings:

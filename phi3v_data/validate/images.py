@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from phi3v_data.files import leads_outside, unsafe_reason
 from phi3v_data.media import integrity
+from phi3v_data.messages import escaped, shown
 from phi3v_data.validate.badrow import image_fields
-from phi3v_data.validate.findings import Findings, escaped, shown
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
 from phi3v_data.validate.tree import BROKEN, FILE, LOOP, OTHER, OUTSIDE, UNSAFE, ImageTree
 

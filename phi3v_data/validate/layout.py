@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from phi3v_data.dataset import MANIFEST
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
 from phi3v_data.splits import Splits, find_splits
 from phi3v_data.validate.badrow import field_path
-from phi3v_data.validate.findings import Findings, escaped, shown
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
 
 

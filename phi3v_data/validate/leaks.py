@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.media.integrity import DECODED, FLAT
+from phi3v_data.messages import shown
 from phi3v_data.schema import Severity
 from phi3v_data.splits import split_sort_key
 from phi3v_data.validate.alike import Looks
-from phi3v_data.validate.findings import Findings, shown
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport
 from phi3v_data.validate.near import MAX_PAIRS, near_pairs
 from phi3v_data.validate.pixels import PixelIdentity

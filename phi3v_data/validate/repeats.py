@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.messages import shown
 from phi3v_data.schema import Severity
 from phi3v_data.validate.badrow import image_fields
-from phi3v_data.validate.findings import Findings, shown
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.pixels import PixelIdentity
 from phi3v_data.validate.table import RowTable
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from msgspec import UNSET
 
 from phi3v_data.jsonl import Block, cut_file, read_blocks
+from phi3v_data.messages import escaped, shown
 from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets
 from phi3v_data.validate.batch import Batch, count_lines, read_batch, sum_turns, text_bytes
 from phi3v_data.validate.control import find_control, invalid_character
-from phi3v_data.validate.findings import Findings, escaped, shown
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts, pair_hashes
 from phi3v_data.validate.rowtypes import Row
 from phi3v_data.validate.shapes import Alike, Shapes

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from phi3v_data.media.geometry import MAX_NUM_CROPS, check_num_crops
+from phi3v_data.messages import shown
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.validate import receipt, tokens
 from phi3v_data.validate.batch import text_bytes
-from phi3v_data.validate.findings import Findings, shown
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import report_orphans
 from phi3v_data.validate.layout import report_empty, report_labels, report_stale
 from phi3v_data.validate.rows import RowScan

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.validate.findings import escaped
+from phi3v_data.messages import escaped
 from phi3v_data.validate.images import ImageTable
 from phi3v_data.validate.table import RowTable
 from phi3v_data.validate.tokens import row_image_tokens

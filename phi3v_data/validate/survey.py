@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.dataset import MANIFEST
+from phi3v_data.messages import escaped
 from phi3v_data.validate.batch import text_bytes
-from phi3v_data.validate.findings import Findings, escaped
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable, check_images, used_images
 from phi3v_data.validate.layout import Layout, file_digest, read_layout
 from phi3v_data.validate.leaks import ImageLeaks

@@ -16,8 +16,9 @@ from msgspec import UNSET
 from phi3v_data.errors import NotFoundError
 from phi3v_data.media.geometry import AspectRatioError, crop_geometry
 from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
+from phi3v_data.messages import shown
 from phi3v_data.validate.batch import Batch
-from phi3v_data.validate.findings import Findings, shown
+from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable
 from phi3v_data.validate.rowtypes import Row, TurnRow
 from phi3v_data.validate.table import RowTable

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, cast
 
 from phi3v_data.converters.base import DraftImage
 from phi3v_data.errors import Reject
+from phi3v_data.suffixes import IMAGE_SUFFIXES, STORED_IMAGES
 from phi3v_data.writing.journal import ImageRecord, Journal
 
 if TYPE_CHECKING:
     from phi3v_data.converters.base import ImageContent
     from phi3v_data.media.image import ImageFormat
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Endings that a picture's name may have; a folder may not have one, so that no file name can be a folder's too."""
-
-FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 MAX_NAME_BYTES = 200
 MAX_PROVED = 4096
 _proved: dict[str, str] = {}
@@ -70,9 +67,9 @@ def check_name(name: str) -> None:
         why = "has a component that starts with a dot"
     elif any(len(piece.encode()) > MAX_NAME_BYTES for piece in pieces):
         why = f"has a component of more than {MAX_NAME_BYTES} bytes"
-    elif not pieces[-1].lower().endswith(SUFFIXES):
-        why = f"does not end in {', '.join(SUFFIXES)}"
-    elif any(piece.lower().endswith(SUFFIXES) for piece in pieces[:-1]):
+    elif not pieces[-1].lower().endswith(IMAGE_SUFFIXES):
+        why = f"does not end in {', '.join(IMAGE_SUFFIXES)}"
+    elif any(piece.lower().endswith(IMAGE_SUFFIXES) for piece in pieces[:-1]):
         why = "has a folder named like a picture"
     else:
         return
@@ -161,12 +158,12 @@ def _check(data: bytes, where: str) -> tuple[str, str]:
         kind = check_content(data).format
     except UnreadableImageError as error:
         raise Reject("image-unreadable", f"{where}: {error}") from None
-    if kind not in FORMATS:
-        raise Reject("image-unreadable", f"{where} is a {kind} file, not one of {', '.join(FORMATS)}")
+    if kind not in STORED_IMAGES:
+        raise Reject("image-unreadable", f"{where} is a {kind} file, not one of {', '.join(STORED_IMAGES)}")
     if len(_proved) >= MAX_PROVED:
         _proved.clear()
-    _proved[digest] = FORMATS[kind]
-    return digest, FORMATS[kind]
+    _proved[digest] = STORED_IMAGES[kind][0]
+    return digest, STORED_IMAGES[kind][0]
 
 
 def _encode(image: DraftImage) -> tuple[bytes, str]:

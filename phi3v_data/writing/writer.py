@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from phi3v_data.converters.base import Draft, DraftTurn
 from phi3v_data.errors import Reject
+from phi3v_data.messages import short, shown
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord
 from phi3v_data.writing.pictures import Picture, prepare_picture, store_picture
@@ -87,7 +88,7 @@ class PartWriter:
 
     def reject(self, slot: Slot, reason: str, message: str) -> None:
         """Record that a planned sample cannot be made."""
-        code, text = (hide_roots(str(words), self.settings.roots) for words in (reason, message))
+        code, text = (short(hide_roots(str(words), self.settings.roots)) for words in (reason, message))
         self.rejects.append(RejectRecord(slot.number, slot.split, slot.name, code, text))
 
     def finish(self) -> Receipt:
@@ -139,7 +140,7 @@ def make_sample(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(piece) for piece in first["loc"])
-        raise Reject("draft-invalid", f"{where}: {first['msg']}, not {first['input']!r:.80}") from None
+        raise Reject("draft-invalid", f"{where}: {first['msg']}, not a {type(first['input']).__name__}") from None
     return sample, pictures, tuple(notes)
 
 
@@ -163,8 +164,7 @@ def hide_roots(message: str, roots: Sequence[str]) -> str:
     """Take this machine's folders and memory addresses out of a message that goes into the output."""
     for root in roots:
         message = message.replace(f"{root}/", "").replace(root, ".")
-    message = _ADDRESS.sub("", message).replace("\x00", "\\x00")
-    return message.encode("utf-8", "backslashreplace").decode()
+    return _ADDRESS.sub("", message)
 
 
 _LISTS = {"images": "pictures", "turns": "DraftTurn objects", "answers": "strings", "notes": "strings"}
@@ -195,7 +195,7 @@ def _prepare_all(turn: DraftTurn, split: str) -> list[Picture]:
 def _take(picture: Picture, pictures: dict[str, Picture]) -> str:
     name = picture.record.name
     if pictures.setdefault(name, picture).record != picture.record:
-        raise Reject("image-name-collision", f"the sample uses the image name {name!r} for two different pictures")
+        raise Reject("image-name-collision", f"the sample uses the image name {shown(name)} for two different pictures")
     return name
 
 

@@ -1,0 +1,138 @@
+"""Text files that are not plain UTF-8: what they are instead, and reading them all the same where they are a source.
+
+A directory's own JSONL files are UTF-8 and nothing else; tables and annotations of a source may be UTF-16 or UTF-32
+with a byte order mark, as spreadsheets write them, and gzipped.
+"""
+
+import codecs
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from phi3v_data.errors import UserError
+
+HEAD_BYTES = 64
+"""Bytes of a file that `encoding_of` needs."""
+
+MAX_RATIO = 200
+MAX_RATIO_FROM = 1 << 26
+
+_PACKED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"PK\x03\x04", "zip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PAR1", "parquet"),
+)
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, which begins alike
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_PYTHON_NAMES = {"UTF-16": "utf-16", "UTF-32": "utf-32"}
+
+
+def encoding_of(head: bytes) -> str:
+    """What the first 64 bytes of a file say it is instead of UTF-8 text (`UTF-16`, `gzip`, ...); empty if nothing."""
+    for magic, name in (*_PACKED, *_MARKS):
+        if head.startswith(magic):
+            return name
+    pairs = head[: len(head) // 2 * 2]
+    if len(pairs) >= 8:
+        even, odd = pairs[::2], pairs[1::2]
+        if (not any(odd) and all(even)) or (not any(even) and all(odd)):
+            return "UTF-16 without a byte order mark"
+    return ""
+
+
+def file_encoding(path: Path) -> str:
+    """`encoding_of` a file. Raises OSError."""
+    with path.open("rb") as file:
+        return encoding_of(file.read(HEAD_BYTES))
+
+
+def open_utf8(path: Path) -> BinaryIO:
+    """A text file of a source as a stream of UTF-8 bytes; the caller closes it.
+
+    Raises:
+        OSError: it cannot be opened.
+        UserError: it is of a kind that is not read (zip, parquet, ...); also while reading: more than 200 times its
+            size comes out of a gzip file, it is damaged, or not in the encoding that its mark says.
+    """
+    stream: BinaryIO = path.open("rb")
+    kind = encoding_of(stream.read(HEAD_BYTES))
+    stream.seek(0)
+    if kind == "gzip":
+        stream = cast(BinaryIO, io.BufferedReader(_Unzipped(stream, path)))
+        kind = encoding_of(stream.peek(HEAD_BYTES)[:HEAD_BYTES])  # type: ignore[attr-defined]  # it is buffered
+    if kind in _PYTHON_NAMES:
+        return cast(BinaryIO, io.BufferedReader(_Recoded(stream, _PYTHON_NAMES[kind], path)))
+    if kind:
+        stream.close()
+        raise UserError(f"'{path.name}' is {kind}, not text; unpack it, or save it again as UTF-8")
+    return stream
+
+
+class _Unzipped(io.RawIOBase):
+    """What a gzip file unpacks to, as long as it does not grow out of all proportion."""
+
+    def __init__(self, packed: BinaryIO, path: Path) -> None:
+        self._packed = packed
+        self._stream = gzip.GzipFile(fileobj=packed)
+        self._path = path
+        self._limit = max(MAX_RATIO_FROM, MAX_RATIO * path.stat().st_size)
+        self._read = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]  # narrower than a Buffer
+        try:
+            data = self._stream.read1(len(buffer))
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"'{self._path.name}' is a damaged or cut gzip file; download it again") from error
+        self._read += len(data)
+        if self._read > self._limit:
+            raise UserError(f"'{self._path.name}' unpacks to more than {MAX_RATIO} times its size, as a bomb does")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        self._packed.close()
+        super().close()
+
+
+class _Recoded(io.RawIOBase):
+    """UTF-16 or UTF-32 as UTF-8."""
+
+    def __init__(self, stream: BinaryIO, encoding: str, path: Path) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._encoding = encoding
+        self._path = path
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]  # narrower than a Buffer
+        while not self._left:
+            data = self._stream.read(1 << 16)
+            try:
+                self._left = self._decoder.decode(data, final=not data).encode()
+            except UnicodeError as error:
+                raise UserError(f"'{self._path.name}' is damaged: not {self._encoding.upper()} throughout") from error
+            if not data:
+                break
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()

@@ -1,0 +1,42 @@
+"""How text from data is shown in messages: printable, in quotes, short, so that no cell and no escape code gets out."""
+
+MAX_MESSAGE = 300
+"""Longest error or reject message, in characters."""
+
+_SHOWN = 80
+_TAIL = 100
+
+
+def shown(value: object, limit: int = _SHOWN) -> str:
+    """A value from the data as a message shows it: text in quotes, cut to `limit` characters, escaped."""
+    if isinstance(value, str):
+        text = escaped(value[: limit + 1])
+        return f"'{text[:limit]}…'" if len(text) > limit else f"'{text}'"
+    if isinstance(value, list | tuple | dict):
+        kind = "an object" if isinstance(value, dict) else "an array"
+        return f"{kind} of {len(value)}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > 4 * limit:
+        return f"a number of {value.bit_length()} bits"
+    return escaped(str(value))[:limit]
+
+
+def escaped(text: str) -> str:
+    """`text` with everything that is not printable written as an escape, lone surrogates included."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
+    )
+
+
+def short(message: str) -> str:
+    """A message as it may be printed or recorded: escaped, and at most 300 characters.
+
+    The middle is left out of a longer one: its start says where, its end what to do.
+    """
+    text = escaped(message[: MAX_MESSAGE * 4] + message[-MAX_MESSAGE:] if len(message) > MAX_MESSAGE * 5 else message)
+    if len(text) <= MAX_MESSAGE:
+        return text
+    return f"{text[: MAX_MESSAGE - _TAIL - 3]} … {text[-_TAIL:]}"

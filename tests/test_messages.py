@@ -1,0 +1,86 @@
+"""What text from data looks like in messages, and what a text file is when it is not UTF-8."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from phi3v_data import convert
+from phi3v_data.encodings import encoding_of, open_utf8
+from phi3v_data.errors import UserError
+from phi3v_data.messages import escaped, short, shown
+
+
+def test_a_long_message_keeps_its_start_and_its_end() -> None:
+    message = "rows.csv:7: " + "x" * 5000 + " save it as UTF-8"
+    cut = short(message)
+    assert len(cut) == 300
+    assert cut.startswith("rows.csv:7: xxx")
+    assert cut.endswith("xxx save it as UTF-8")
+    assert " … " in cut
+    assert short("fine: it fits") == "fine: it fits"
+
+
+def test_no_escape_code_gets_through() -> None:
+    assert short("\x1b[31mred\x07") == "\\x1b[31mred\\x07"
+    assert escaped("caf\udce9\x85") == "caf\\udce9\\x85"
+    assert shown("a\nb" * 100, 5) == "'a\\nba…'"
+
+
+def test_a_reject_does_not_repeat_a_cell(tmp_path: Path) -> None:
+    cell = "\x1b]0;title\x07" + "A" * 3000
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"image": cell, "q": "Why?", "a": "So."}) + "\n" + json.dumps({"image": "", "q": "Who?", "a": "I."})
+    )
+    mapping = {"images": "image", "user": "{q}", "assistant": "{a}"}
+    convert("table", tmp_path / "rows.jsonl", tmp_path / "out", options={"map": mapping}, workers=0)
+    [reject] = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert len(reject["message"]) <= 300
+    assert reject["message"].isprintable()
+    assert "A" * 100 not in reject["message"]
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b'{"id": "a"}\n', ""),
+        ("\ufeff{}".encode("utf-8"), ""),
+        (b"", ""),
+        ("{}".encode("utf-16"), "UTF-16"),
+        ("{}".encode("utf-32"), "UTF-32"),
+        ('{"id": 1}'.encode("utf-16-be"), "UTF-16 without a byte order mark"),
+        (gzip.compress(b"{}"), "gzip"),
+        (b"PK\x03\x04rest", "zip"),
+    ],
+)
+def test_what_a_file_is_instead_of_text(data: bytes, kind: str) -> None:
+    assert encoding_of(data) == kind
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_source_text_is_read_in_what_spreadsheets_write(tmp_path: Path, encoding: str, packed: bool) -> None:
+    text = "a;é\r\n" + "x" * 70000 + ";\U0001f600\n"
+    data = ("\ufeff" if encoding == "utf-16-le" else "").encode(encoding) + text.encode(encoding)
+    (tmp_path / "t").write_bytes(gzip.compress(data) if packed else data)
+    with open_utf8(tmp_path / "t") as stream:
+        assert stream.read().decode("utf-8-sig") == text
+
+
+def test_damaged_texts_are_one_sentence(tmp_path: Path) -> None:
+    for data, words in (
+        (gzip.compress(b"hello" * 100)[:-4], "damaged or cut gzip"),
+        ("ab".encode("utf-16") + b"\x00", "not UTF-16 throughout"),
+        (b"PK\x03\x04", "is zip, not text"),
+        (gzip.compress(bytes(80 << 20), 9), "more than 200 times its size"),
+    ):
+        (tmp_path / "t").write_bytes(data)
+        with pytest.raises(UserError, match=words):
+            _read_all(tmp_path / "t")
+
+
+def _read_all(path: Path) -> None:
+    with open_utf8(path) as stream:
+        while stream.read(1 << 20):
+            pass
