@@ -17,7 +17,7 @@ from phi3v_data.splits import is_split_name, parse_file_name
 from phi3v_data.validate.badrow import keep_sound_parts, load_row
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.pixels import PixelIdentity
-from phi3v_data.validate.receipt import load_images
+from phi3v_data.validate.receipt import load_images, tree_digest
 from phi3v_data.validate.rowtypes import DECODER, Row
 from phi3v_data.validate.survey import Survey
 from phi3v_data.validate.table import RowTable
@@ -80,8 +80,9 @@ class SourceSet:
 
     def identity(self) -> dict[str, Any]:
         """What must be unchanged for a result to be the same."""
-        state = self.survey.state()
-        return {"files": dict(state.files), "pictures": state.tree}
+        state, tree = self.survey.state(), self.survey.tree
+        # Linking an image into the result changes its change time, so this looks at sizes and modification times only.
+        return {"files": dict(state.files), "pictures": tree_digest(tree, tree.sizes, tree.mtimes)}
 
     def pixel_identity(self, *, pixels: bool, workers: int) -> PixelIdentity:
         """Which pictures are the same: by path, or with `pixels` by what they show."""

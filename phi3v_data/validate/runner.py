@@ -30,6 +30,7 @@ def validate(
     max_problems: int = 1000,
     progress: Progress | None = None,
     use_receipt: bool = True,
+    fresh: bool = False,
 ) -> Report:
     """Check everything that a training run relies on, and name all that is wrong.
 
@@ -47,6 +48,7 @@ def validate(
         max_problems: findings listed of each code; all are counted.
         progress: called as `progress(stage, done, total)`, stage `rows` (in bytes) or `images`.
         use_receipt: take what an earlier run found of unchanged files from `DIR/.phi3v`, and leave the same there.
+        fresh: take nothing from there, but leave it.
 
     Raises:
         NotFoundError: the directory or the tokenizer is not there.
@@ -56,6 +58,12 @@ def validate(
     if num_crops is not None:
         check_num_crops(num_crops)
     run = _Run(Path(directory), level, max_problems, progress)
+    clock, obstacle = None, OSError()
+    if use_receipt:
+        try:
+            clock = receipt.read_clock(run.directory)  # before anything is looked at
+        except OSError as error:
+            obstacle = error
     run.open(num_crops, tokenizer)
     options = {
         "level": level,
@@ -66,14 +74,16 @@ def validate(
     }
     if use_receipt:
         state = run.survey.state()
-        known = receipt.load_report(run.directory, state, options)
+        known = None if fresh else receipt.load_report(run.directory, state, options)
         if known is not None:
             return known.model_copy(update={"ok": _is_ok(known, strict)})
     with paused_collector():
-        report = run.check(max_tokens, workers, use_receipt)
+        report = run.check(max_tokens, workers, use_receipt and not fresh)
     if use_receipt:
         try:
-            receipt.save(run.directory, state, options, report, run.tree, run.images)
+            if clock is None:
+                raise obstacle
+            receipt.save(run.directory, clock, state, options, report, run.tree, run.images)
         except OSError as error:
             report = run.without_receipt(report, error)
     return report.model_copy(update={"ok": _is_ok(report, strict)})

@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.dataset import MANIFEST
-from phi3v_data.messages import escaped
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable, check_images, used_images
 from phi3v_data.validate.layout import Layout, file_digest, read_layout
 from phi3v_data.validate.leaks import ImageLeaks
 from phi3v_data.validate.pixels import PixelIdentity
-from phi3v_data.validate.receipt import State, checker_version, content_digest, tree_digest
+from phi3v_data.validate.receipt import State, read_state
 from phi3v_data.validate.repeats import report_duplicate_ids, report_repeated_samples, report_straddling_groups
 from phi3v_data.validate.rows import RowScan, Units
 from phi3v_data.validate.table import RowTable
@@ -110,16 +108,7 @@ class Survey:
 
     def state(self) -> State:
         """Identity of everything that was, or will be, read."""
-        files = [file for _, file in self.files]
-        digests = {file: content_digest(self.directory / file) for file in files}
-        if (self.directory / MANIFEST).exists():
-            digests[MANIFEST] = content_digest(self.directory / MANIFEST)
-        return State(
-            {escaped(file): digest for file, digest in digests.items()},
-            sorted(map(escaped, [*files, *self.layout.splits.unnamed])),
-            tree_digest(self.tree),
-            checker_version(),
-        )
+        return read_state(self.directory, [file for _, file in self.files], self.layout.splits.unnamed, self.tree)
 
 
 def report_repeats(table: RowTable, tree: ImageTree, images: ImageTable, findings: Findings, *, pixels: bool) -> None:

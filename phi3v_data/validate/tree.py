@@ -1,7 +1,8 @@
 """The files under `images/`, listed once: a compact table that rows are looked up in.
 
-A directory of a million pictures costs about 100 bytes each here (path, size, time, hash), so no Python object is
-kept a file. Links are followed as long as they stay inside; folders reached by two ways are listed under both names.
+A directory of a million images costs about 120 bytes each here (path, size, times, inode, hash), so no Python object
+is kept per file. Links are followed as long as they stay inside; folders reached by two ways are listed under both
+names.
 """
 
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from phi3v_data.files import unsafe_reason
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
@@ -29,27 +31,43 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "com", "lpt"})
 _PLAIN_NAMES = re.compile(r"(?:(?!(?i:con|prn|aux|nul|com|lpt))[A-Za-z0-9_][A-Za-z0-9_. -]*+(?:/|\Z))*+")
 _STATS_AT_ONCE = 4096  # their objects are large
+_MAX_TIME = (1 << 63) - 1
 
 _get_name = attrgetter("name")
-_get_size = attrgetter("st_size")
-_get_mtime = attrgetter("st_mtime_ns")
+_get_device = attrgetter("st_dev")
+_COLUMNS = {
+    "sizes": ("q", attrgetter("st_size")),
+    "mtimes": ("q", attrgetter("st_mtime_ns")),
+    "ctimes": ("q", attrgetter("st_ctime_ns")),
+    "inodes": ("Q", attrgetter("st_ino")),
+}
 
 
 class ImageTree:
-    """The entries under one folder, folders left out, by the bytes of their path within each folder."""
+    """The entries under one folder, folders left out, by the bytes of their path within each folder.
+
+    `sizes`, `mtimes` and `ctimes` (ns) and `inodes` are the state of each file. Where it is reached through a link, the
+    change time is the later of the two, and a hash of both inodes, the link's change time and where it leads stands
+    for the inode. `devices` are those that the files lie on.
+    """
+
+    sizes: Ints
+    mtimes: Ints
+    ctimes: Ints
+    inodes: npt.NDArray[np.uint64]
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.blob = bytearray()  # all paths, one after another
         self._ends = array("q")
-        self._sizes = array("q")
-        self._mtimes = array("q")
+        self._columns = {name: array(code) for name, (code, _) in _COLUMNS.items()}
         self.kinds = bytearray()
         self.unreadable: list[tuple[str, str]] = []  # (folder, reason)
+        self.devices: set[int] = set()
         self._scan()
         self.ends: Ints = np.frombuffer(self._ends, np.int64)
-        self.sizes: Ints = np.frombuffer(self._sizes, np.int64)
-        self.mtimes: Ints = np.frombuffer(self._mtimes, np.int64)
+        for name, column in self._columns.items():
+            setattr(self, name, np.frombuffer(column, column.typecode))
         self._order: Ints | None = None
         self._sorted: Ints | None = None
         self._folded: dict[int, int] | None = None
@@ -89,12 +107,17 @@ class ImageTree:
             self._folded = {hash(fold(known)): index for index, known in enumerate(self.paths())}
         return self._folded.get(hash(fold(path)), -1)
 
-    def _enter(self, path: str, kind: int, size: int, mtime: int) -> None:
+    def _enter(self, path: str, kind: int, *state: int) -> None:
+        """Enter one path with its state in the order of the columns; without one it is all 0."""
         self.blob += os.fsencode(path)
         self._ends.append(len(self.blob))
-        self._sizes.append(size)
-        self._mtimes.append(mtime)
+        for column, value in zip(self._columns.values(), state or (0,) * len(_COLUMNS), strict=True):
+            column.append(value if column.typecode == "Q" else max(-_MAX_TIME, min(value, _MAX_TIME)))
         self.kinds.append(kind)
+
+    def _state(self, found: os.stat_result) -> tuple[int, ...]:
+        self.devices.add(found.st_dev)
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
     def _scan(self) -> None:
         real_root = os.path.realpath(self.root)
@@ -133,20 +156,21 @@ class ImageTree:
         """Enter all entries of a folder if they are files with plain names; False, and none entered, otherwise."""
         if not all(map(_is_file, entries)):
             return False
-        sizes, mtimes = array("q"), array("q")
+        columns = {name: array(code) for name, (code, _) in _COLUMNS.items()}
         for first in range(0, len(entries), _STATS_AT_ONCE):
             try:
                 found = [entry.stat(follow_symlinks=False) for entry in entries[first : first + _STATS_AT_ONCE]]
-            except OSError:  # gone since it was listed
+                for name, (_, get) in _COLUMNS.items():
+                    columns[name].extend(map(get, found))
+            except (OSError, OverflowError):  # gone since it was listed; a time after the year 2262
                 return False
-            sizes.extend(map(_get_size, found))
-            mtimes.extend(map(_get_mtime, found))
+            self.devices.update(map(_get_device, found))
         folder = os.fsencode(prefix)
         names = [folder + entry.name.encode() for entry in entries]
         self._ends.extend(islice(accumulate(map(len, names), initial=len(self.blob)), 1, None))
         self.blob += b"".join(names)
-        self._sizes += sizes
-        self._mtimes += mtimes
+        for name, column in columns.items():
+            self._columns[name] += column
         self.kinds += bytes([FILE]) * len(names)
         return True
 
@@ -156,7 +180,7 @@ class ImageTree:
         except OSError:  # gone since it was listed
             return
         kind = UNSAFE if bad else FILE if stat.S_ISREG(found.st_mode) else OTHER
-        self._enter(path, kind, found.st_size, found.st_mtime_ns)
+        self._enter(path, kind, *self._state(found))
 
     def _follow(
         self,
@@ -170,17 +194,20 @@ class ImageTree:
         try:
             found = entry.stat()
         except FileNotFoundError:
-            self._enter(path, BROKEN, 0, 0)
+            self._enter(path, BROKEN)
             return
         except OSError:  # too many levels of symbolic links
-            self._enter(path, LOOP, 0, 0)
+            self._enter(path, LOOP)
             return
         target = os.path.realpath(entry.path)
         if target != real_root and not target.startswith(real_root + os.sep):
-            self._enter(path, OUTSIDE, found.st_size, found.st_mtime_ns)
+            self._enter(path, OUTSIDE, *self._state(found))
         elif not stat.S_ISDIR(found.st_mode):
             kind = UNSAFE if bad else FILE if stat.S_ISREG(found.st_mode) else OTHER
-            self._enter(path, kind, found.st_size, found.st_mtime_ns)
+            size, mtime, ctime, inode = self._state(found)
+            link = entry.stat(follow_symlinks=False)
+            way = f"{link.st_ino} {link.st_ctime_ns} {inode} ".encode() + os.fsencode(target)
+            self._enter(path, kind, size, mtime, max(ctime, link.st_ctime_ns), xxhash.xxh3_64_intdigest(way))
         elif target not in above:
             folders.append((path, (*above, target), bad))
 

@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
-from validate_builders import found, row, turn, write
+from validate_builders import found, row, settled, turn, write
 from validate_pictures import encoded, picture
 
 from phi3v_data.media import integrity
-from phi3v_data.validate import fresh_report, validate
+from phi3v_data.validate import fresh_report, receipt, validate
 
 RECEIPT = ".phi3v/validate/receipt.json"
+IMAGES = ".phi3v/validate/images.bin"
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def directory(tmp_path: Path) -> Path:
     files["images/6.png"] = encoded(picture(6))[:150]
     files["images/7.png"] = encoded(picture(7, mode="CMYK"), "JPEG")
     rows = [row(f"r{n}", turn(f"Question {n}?", images=(f"{n}.png",))) for n in range(8)]
-    return write(tmp_path / "dir", {"train.jsonl": rows, **files})
+    return settled(write(tmp_path / "dir", {"train.jsonl": rows, **files}))
 
 
 @pytest.fixture
@@ -45,6 +48,21 @@ def changed(path: Path, data: bytes) -> None:
     time = path.stat().st_mtime_ns + 1_000_000_000
     path.write_bytes(data)
     os.utime(path, ns=(time, time))
+
+
+def in_secret(path: Path, data: bytes) -> None:
+    """Other content of the same size, with the times put back."""
+    before = path.stat()
+    assert len(data) == before.st_size
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def with_times(directory: Path, time: int) -> None:
+    """Give every file under `images/` the same times."""
+    for path in (directory / "images").iterdir():
+        os.utime(path, (time, time), follow_symlinks=False)
 
 
 def test_an_unchanged_directory_gives_the_same_report_and_opens_nothing(directory: Path, looked_at: list[str]) -> None:
@@ -123,13 +141,220 @@ def test_strict_is_not_part_of_the_receipt(tmp_path: Path) -> None:
     assert validate(tmp_path).ok
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"state": 1, "options": {}}', "\0\0", '{"state": {"files": {}}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "{}",
+        "[]",
+        "[" * 100_000,
+        '{"digest": 3}',
+        '{"state": 1, "options": {}}',
+        "\0\0",
+        '{"state": {"files": {}}',
+        "phi3vim2" + "\xff" * 16,
+    ],
+)
 def test_a_damaged_receipt_is_as_none(directory: Path, damage: str) -> None:
     first = validate(directory)
     (directory / RECEIPT).write_text(damage)
-    (directory / RECEIPT).with_name("images.npz").write_bytes(damage.encode())
+    (directory / IMAGES).write_bytes(damage.encode("latin-1"))
     assert validate(directory) == first
     assert json.loads((directory / RECEIPT).read_text())["options"]["level"] == "full"
+
+
+def test_one_flipped_bit_anywhere_makes_a_receipt_as_none(directory: Path, looked_at: list[str]) -> None:
+    first = validate(directory)
+    whole = {name: (directory / name).read_bytes() for name in (RECEIPT, IMAGES)}
+    for name, data in whole.items():
+        for position in range(0, len(data), max(1, len(data) // 20)):
+            (directory / name).write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+            if name == RECEIPT:
+                assert fresh_report(directory) is None, position
+            else:
+                (directory / RECEIPT).unlink()
+                looked_at.clear()
+                assert validate(directory) == first
+                assert len(looked_at) == 8, position
+        (directory / name).write_bytes(data)
+
+
+def test_a_receipt_of_an_older_version_is_as_none(directory: Path, looked_at: list[str]) -> None:
+    first = validate(directory)
+    stored = json.loads((directory / RECEIPT).read_text())
+    del stored["digest"], stored["settled"], stored["state"]["stats"]
+    (directory / RECEIPT).write_text(json.dumps(stored))
+    (directory / IMAGES).rename((directory / IMAGES).with_suffix(".npz"))
+    looked_at.clear()
+    assert validate(directory) == first
+    assert len(looked_at) == 8
+    assert not (directory / IMAGES).with_suffix(".npz").exists()
+
+
+def test_a_huge_receipt_is_not_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holes make the files large without taking space; the limits are set low so that the checksum is right."""
+    first = validate(directory)
+    for name in (RECEIPT, IMAGES):
+        monkeypatch.setattr(receipt, "_MAX_REPORT" if name == RECEIPT else "_MIN_LIMIT", 100)
+    assert fresh_report(directory) is None
+    os.truncate(directory / RECEIPT, 1 << 40)
+    os.truncate(directory / IMAGES, 1 << 40)
+    assert validate(directory) == first
+
+
+@pytest.mark.parametrize("name", [RECEIPT, IMAGES])
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_receipt_that_is_no_plain_file_is_as_none(
+    directory: Path, tmp_path: Path, looked_at: list[str], name: str, kind: str
+) -> None:
+    first = validate(directory)
+    (directory / RECEIPT).rename(tmp_path / "receipt.json")
+    (directory / IMAGES).rename(tmp_path / "images.bin")
+    if kind == "link":
+        (directory / name).symlink_to(tmp_path / Path(name).name)
+    elif kind == "fifo":
+        os.mkfifo(directory / name)
+    else:
+        (directory / name).mkdir()
+    before = (tmp_path / Path(name).name).read_bytes()
+    looked_at.clear()
+    report = validate(directory)
+    assert len(looked_at) == 8
+    assert found(report, "image-unreadable") == found(first, "image-unreadable")
+    assert (tmp_path / Path(name).name).read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", [".phi3v", ".phi3v/validate"])
+def test_a_receipt_behind_a_link_is_neither_read_nor_written(
+    directory: Path, tmp_path: Path, looked_at: list[str], folder: str
+) -> None:
+    first = validate(directory)
+    (directory / folder).rename(tmp_path / "elsewhere")
+    (directory / folder).symlink_to(tmp_path / "elsewhere")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "elsewhere").rglob("*")}
+    looked_at.clear()
+    report = validate(directory)
+    assert len(looked_at) == 8
+    assert fresh_report(directory) is None
+    assert report.summary.problems == {**first.summary.problems, "check-skipped": 1}
+    assert "no receipt was left" in found(report, "check-skipped")[0].message
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "elsewhere").rglob("*")} == before
+
+
+def test_fresh_checks_everything_and_leaves_a_receipt(directory: Path, looked_at: list[str]) -> None:
+    first = validate(directory)
+    looked_at.clear()
+    assert validate(directory, fresh=True) == first
+    assert len(looked_at) == 8
+    looked_at.clear()
+    assert validate(directory) == first
+    assert looked_at == []
+
+
+def test_an_image_zeroed_with_its_time_put_back_is_noticed(directory: Path, looked_at: list[str]) -> None:
+    validate(directory)
+    path = directory / "images/3.png"
+    in_secret(path, path.read_bytes()[:80] + bytes(path.stat().st_size - 80))
+    looked_at.clear()
+    assert fresh_report(directory) is None
+    assert [problem.line for problem in found(validate(directory), "image-unreadable")] == [4, 7]
+    assert looked_at == ["3.png"]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "dataset.json"])
+def test_a_text_file_changed_with_its_time_put_back_is_noticed(directory: Path, name: str) -> None:
+    manifest = {"format": 1, "name": "d", "task": "chat", "splits": {}}
+    settled(write(directory, {"dataset.json": json.dumps(manifest)}))
+    validate(directory)
+    assert fresh_report(directory) is not None
+    data = (directory / name).read_bytes()
+    in_secret(directory / name, data)
+    assert fresh_report(directory) is None
+
+
+def test_a_link_that_leads_to_another_image_is_noticed(directory: Path, looked_at: list[str]) -> None:
+    good, bad = encoded(picture(11)), encoded(picture(12))
+    bad = bad[:60] + bytes(len(bad) - 60)
+    size = max(len(good), len(bad))
+    write(directory, {"images/good.png": good.ljust(size, b"\0"), "images/bad.png": bad.ljust(size, b"\0")})
+    (directory / "images/1.png").unlink()
+    (directory / "images/1.png").symlink_to("good.png")
+    with_times(directory, 1_600_000_000)
+    settled(directory)
+    assert 2 not in [problem.line for problem in found(validate(directory), "image-unreadable")]
+    looked_at.clear()
+    (directory / "images/1.png").unlink()
+    (directory / "images/1.png").symlink_to("bad.png")
+    with_times(directory, 1_600_000_000)
+    assert fresh_report(directory) is None
+    assert 2 in [problem.line for problem in found(validate(directory), "image-unreadable")]
+    assert "1.png" in looked_at
+
+
+def test_a_link_set_anew_is_looked_through_again_even_where_it_leads_to_the_same_file(
+    directory: Path, looked_at: list[str]
+) -> None:
+    (directory / "images/1.png").rename(directory / "images/there.png")
+    (directory / "images/1.png").symlink_to("there.png")
+    settled(directory)
+    validate(directory)
+    looked_at.clear()
+    (directory / "images/1.png").unlink()
+    (directory / "images/1.png").symlink_to("there.png")
+    validate(directory)
+    assert looked_at == ["1.png"]
+
+
+def test_two_images_exchanged_under_equal_times_are_noticed(directory: Path, looked_at: list[str]) -> None:
+    files = {f"images/{n}.png": encoded(picture(n)).ljust(20_000, b"\0") for n in (0, 1)}
+    write(directory, files)
+    with_times(directory, 1_600_000_000)
+    settled(directory)
+    validate(directory)
+    looked_at.clear()
+    images = directory / "images"
+    subprocess.run("mv 0.png x && mv 1.png 0.png && mv x 1.png", shell=True, cwd=images, check=True)
+    assert (images / "0.png").stat().st_mtime == (images / "1.png").stat().st_mtime == 1_600_000_000
+    assert fresh_report(directory) is None
+    validate(directory)
+    assert looked_at == ["0.png", "1.png"]
+
+
+def test_an_image_changed_at_once_after_the_check_is_noticed_however_coarse_the_clock(directory: Path) -> None:
+    """Nothing waits here: the file system's clock may stand still over both writes."""
+    path = directory / "images/0.png"
+    good = path.read_bytes()
+    for _ in range(20):
+        in_secret(path, good)
+        assert 1 not in [problem.line for problem in found(validate(directory), "image-unreadable")]
+        in_secret(path, good[:80] + bytes(len(good) - 80))
+        assert fresh_report(directory) is None
+        assert 1 in [problem.line for problem in found(validate(directory), "image-unreadable")]
+
+
+@pytest.mark.parametrize("name", ["images/5.png", "train.jsonl"])
+def test_what_changed_within_the_tick_of_the_receipt_is_checked_again(
+    directory: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The clock is set to the file's own change time: a later change could have the same."""
+    os.utime(directory / name)
+    tick = receipt.Clock((directory / name).stat().st_ctime_ns, directory.stat().st_dev)
+    with monkeypatch.context() as patch:
+        patch.setattr(receipt, "read_clock", lambda directory: tick)
+        validate(directory)
+    looked_at.clear()
+    assert fresh_report(directory) is None
+    settled(directory)
+    validate(directory)
+    assert looked_at == (["5.png"] if name.startswith("images/") else [])
+    looked_at.clear()
+    assert fresh_report(directory) is not None
+
+
+def test_files_of_another_disk_are_held_to_the_coarsest_clock(directory: Path) -> None:
+    clock = receipt.Clock(10_000_000_000, directory.stat().st_dev)
+    assert clock.settled({clock.device}) == 10_000_000_000
+    assert clock.settled({clock.device, clock.device + 1}) == 8_000_000_000
 
 
 def test_training_takes_a_fresh_receipt_of_level_full(directory: Path) -> None:
@@ -143,13 +368,105 @@ def test_training_takes_a_fresh_receipt_of_level_full(directory: Path) -> None:
     assert fresh_report(directory) is None
 
 
-def test_a_copy_elsewhere_is_still_fresh(directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["cp", "tar"])
+@pytest.mark.parametrize("rows", ["with images", "without"])
+def test_a_copy_is_checked_anew(directory: Path, tmp_path: Path, looked_at: list[str], how: str, rows: str) -> None:
+    if rows == "without":
+        shutil.rmtree(directory / "images")
+        settled(write(directory, {"train.jsonl": [row("a")]}))
     report = validate(directory)
-    subprocess.run(["cp", "-a", str(directory), str(tmp_path / "copy")], check=True)
-    again = fresh_report(tmp_path / "copy")
-    assert again is not None
-    assert again.dir == str(tmp_path / "copy")
-    assert again.problems == report.problems
+    assert fresh_report(directory) == report
+    copy = tmp_path / "copy/dir"
+    if how == "cp":
+        copy.parent.mkdir()
+        subprocess.run(["cp", "-a", str(directory), str(copy)], check=True)
+    else:
+        with tarfile.open(tmp_path / "set.tar", "w") as tar:
+            tar.add(directory, "dir")
+        with tarfile.open(tmp_path / "set.tar") as tar:
+            tar.extractall(tmp_path / "copy", filter="fully_trusted")
+    assert (copy / RECEIPT).read_bytes() == (directory / RECEIPT).read_bytes()
+    looked_at.clear()
+    assert fresh_report(copy) is None
+    assert validate(copy).problems == report.problems
+    assert len(looked_at) == (8 if rows == "with images" else 0)
+
+
+def test_a_set_moved_on_its_file_system_stays_validated(directory: Path, looked_at: list[str]) -> None:
+    report = validate(directory)
+    looked_at.clear()
+    moved = directory.rename(directory.with_name("moved"))
+    assert validate(moved).problems == report.problems
+    assert looked_at == []
+
+
+def test_a_set_validated_through_one_mount_stays_valid_through_another(
+    directory: Path, tmp_path: Path, looked_at: list[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    done = subprocess.run(["mount", "--bind", str(directory), str(other)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no bind mount: {done.stderr.strip()}")
+    try:
+        report = validate(directory)
+        looked_at.clear()
+        through = fresh_report(other)
+        assert through is not None
+        assert through == report.model_copy(update={"dir": str(other)})
+        assert validate(other) == through
+        assert looked_at == []
+        path = other / "images/3.png"
+        in_secret(path, bytes(path.stat().st_size))
+        assert fresh_report(directory) is None
+    finally:
+        subprocess.run(["umount", str(other)], check=True)
+
+
+def test_a_set_whose_disk_got_another_device_number_stays_valid(
+    directory: Path, tmp_path: Path, looked_at: list[str]
+) -> None:
+    """As after a restart, or on another machine that mounts the same disk."""
+    disk, other, mounted = tmp_path / "disk", tmp_path / "other", tmp_path / "mounted"
+    mounted.mkdir()
+    for path in (disk, other):
+        path.touch()
+        os.truncate(path, 4 << 20)
+
+    def root(*command: str | Path) -> str:
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{command[0]}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    if not shutil.which("mkfs.ext4") or not shutil.which("losetup"):
+        pytest.skip("mkfs.ext4 or losetup is not installed")
+    root("mkfs.ext4", "-q", disk)
+    root("mount", "-o", "loop", disk, mounted)
+    taken = ""
+    try:
+        shutil.copytree(directory, mounted / "dir")
+        before = settled(mounted / "dir").stat().st_dev
+        report = validate(mounted / "dir")
+        looked_at.clear()
+        root("umount", mounted)
+        taken = root("losetup", "--find", "--show", other)
+        root("mount", "-o", "loop", disk, mounted)
+        assert (mounted / "dir").stat().st_dev != before
+        assert fresh_report(mounted / "dir") == validate(mounted / "dir") == report
+        assert looked_at == []
+    finally:
+        subprocess.run(["umount", str(mounted)], capture_output=True)
+        if taken:
+            subprocess.run(["losetup", "--detach", taken], check=True)
+
+
+def test_times_that_no_64_bit_number_of_nanoseconds_holds(directory: Path) -> None:
+    os.utime(directory / "images/0.png", (13_000_000_000, 13_000_000_000))
+    settled(directory)
+    report = validate(directory)
+    assert report.summary.problems == {"image-unreadable": 1, "image-mode": 1, "image-format-mismatch": 1}
+    assert fresh_report(directory) == report
 
 
 def test_where_no_receipt_can_be_left_it_is_said(directory: Path) -> None:
@@ -202,4 +519,4 @@ def test_a_directory_that_may_only_be_read(directory: Path) -> None:
 
 def test_nothing_half_written_is_left(directory: Path) -> None:
     validate(directory)
-    assert sorted(path.name for path in (directory / ".phi3v/validate").iterdir()) == ["images.npz", "receipt.json"]
+    assert sorted(path.name for path in (directory / ".phi3v/validate").iterdir()) == ["images.bin", "receipt.json"]

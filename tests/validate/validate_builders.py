@@ -1,6 +1,8 @@
 """Small directories for the validator's tests."""
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,3 +42,12 @@ def found(report: Report, code: str) -> list[Diagnostic]:
 
 def places(report: Report, code: str) -> list[tuple[str, int | None, str | None]]:
     return [(item.file, item.line, item.field) for item in found(report, code)]
+
+
+def settled(directory: Path) -> Path:
+    """The directory, once the clock of its file system has moved on from the last change in it."""
+    newest = max(path.lstat().st_ctime_ns for path in (directory, *directory.rglob("*")))
+    while True:
+        with tempfile.TemporaryFile(dir=directory.parent) as file:
+            if os.fstat(file.fileno()).st_ctime_ns > newest:
+                return directory

@@ -1,0 +1,125 @@
+"""Files of numbers that we keep for ourselves under `DIR/.phi3v/`: columns behind a JSON header, with a checksum.
+
+    magic, 8 bytes | checksum of all that follows, 8 | length of the header, 8 | header, JSON | columns
+
+Numbers are in the machine's own byte order. Whoever reads such a file has another way to know what it says, so one that
+is damaged, of another version, too large, or reached through a link is not used. Where a whole directory came from
+somebody else, the file was theirs too: nothing in it is believed before the reader has compared it with what is there.
+"""
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from phi3v_data.files import write_whole
+
+OWN_FOLDER = ".phi3v"
+
+_PREFIX = struct.Struct("=8sQQ")
+_MAX_HEADER = 64 << 20
+_PIECE = 1 << 24  # checked at a time, so that a signal gets through
+
+
+class DamagedFileError(ValueError):
+    """A file of ours whose content is not what was written."""
+
+
+def own_folder(directory: Path, name: str, *, make: bool = False) -> Path:
+    """`DIR/.phi3v/NAME`, for a name of our own; with `make` it is there afterwards.
+
+    Raises:
+        OSError: it cannot be made, or one of the two folders is a link or not a folder: it is not ours then.
+    """
+    parent = directory / OWN_FOLDER
+    folder = parent / name
+    for path in (parent, folder):
+        if make:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+        if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "a link or a file is in the place of a folder of ours", str(path))
+    return folder
+
+
+def read_small(path: Path, limit: int) -> bytes | None:
+    """The content of a regular file of at most `limit` bytes; None for any other, and for one that cannot be read."""
+    try:
+        descriptor = _open(path)
+    except OSError:
+        return None
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        try:
+            data = file.read(limit + 1)
+        except OSError:
+            return None
+    return data if len(data) <= limit else None
+
+
+def write_columns(path: Path, magic: bytes, header: Any, columns: Sequence[Any]) -> None:
+    """Write a file whole. `columns` are buffers; the header is padded so that they begin at a multiple of 8 bytes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(header, allow_nan=False).encode()
+    text += b" " * (-len(text) % 8)
+    views = [memoryview(column).cast("B") if len(column) else memoryview(b"") for column in columns]
+    length = struct.pack("=Q", len(text))
+    hasher = xxhash.xxh3_64()
+    for part in (length, text, *views):
+        hasher.update(part)
+    with write_whole(path) as file:
+        file.write(magic + struct.pack("=Q", hasher.intdigest()) + length + text)
+        for view in views:
+            file.write(view)
+
+
+def read_columns(path: Path, magic: bytes, limit: int) -> tuple[Any, memoryview] | None:
+    """The header, and the columns mapped into memory; None where there is no regular file of this magic.
+
+    Raises:
+        DamagedFileError: the checksum is not that of the content, or the file is larger than `limit` bytes.
+    """
+    try:
+        descriptor = _open(path)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size < _PREFIX.size:
+            return None
+        data = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
+    found, checksum, length = _PREFIX.unpack_from(data)
+    if found != magic:
+        return None
+    if len(data) > limit:
+        raise DamagedFileError(f"{path}: larger than it can be")
+    hasher = xxhash.xxh3_64()
+    for start in range(16, len(data), _PIECE):
+        hasher.update(data[start : start + _PIECE])
+    if hasher.intdigest() != checksum or length % 8 or not length <= min(len(data) - _PREFIX.size, _MAX_HEADER):
+        raise DamagedFileError(f"{path}: its checksum is not that of its content")
+    try:
+        return json.loads(bytes(data[_PREFIX.size : _PREFIX.size + length])), data[_PREFIX.size + length :]
+    except (ValueError, RecursionError):
+        raise DamagedFileError(f"{path}: its header is not JSON") from None
+
+
+def _open(path: Path) -> int:
+    """Open for reading; a link is an error, and a FIFO is not waited for."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
