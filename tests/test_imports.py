@@ -37,6 +37,7 @@ DATA_FLOORS = (
     ("schema_files",),
     ("converters.table_map",),  # one of the files that have a schema
     ("schema", "jsonl", "splits", "encodings"),
+    ("columns",),
     ("files",),
     ("errors", "messages", "suffixes"),
 )

@@ -55,6 +55,9 @@ def validate(
     max_problems: Annotated[
         int, typer.Option(min=1, metavar="N", help="Findings of one code that are listed; all are counted.")
     ] = 1000,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Check everything again, whatever an earlier run noted in DIR/.phi3v.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Check a conversations directory and report every problem in it.
@@ -80,6 +83,7 @@ def validate(
             workers=workers or len(os.sched_getaffinity(0)),
             max_problems=max_problems,
             progress=progress,
+            fresh=fresh,
         )
         if html is not None:
             write_html(report, directory, html, progress=progress)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.messages import escaped
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable, check_images, used_images

@@ -15,6 +15,7 @@ from sample_dirs import PAD, mixed_directory, processor, write_manifest
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.validate import validate
 from phi3v_train.data.encode import IGNORED, EncodeOptions, Encoder
 from phi3v_train.data.loader import MicroBatch, TrainLoader
 from phi3v_train.data.order import SampleOrder, SampleRef
@@ -269,6 +270,28 @@ def test_a_directory_with_errors_is_refused(tmp_path):
     (directory / "images" / "2" / "p2_0.png").unlink()
     (directory / "images" / "1" / "p1_0.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"d: 2 errors in the data, the first at set_train\.jsonl:\d .*\(image-"):
+        require_sound(directory)
+
+
+def test_training_believes_only_a_receipt_of_a_full_check_of_the_files_as_they_are(tmp_path):
+    directory = mixed_directory(tmp_path / "d", 5)
+    image = directory / "images" / "2" / "p2_0.png"
+    whole, before = image.read_bytes(), image.stat()
+
+    def put(content):
+        image.write_bytes(content)
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert require_sound(directory).ok
+    put(whole[:60] + bytes(len(whole) - 60))
+    with pytest.raises(UserError, match=r"\(image-unreadable\)"):
+        require_sound(directory)
+    assert validate(directory, level="quick").summary.problems  # it knows what the full check found
+    put(whole)
+    assert require_sound(directory).ok
+    put(whole[:60] + bytes(len(whole) - 60))
+    assert validate(directory, level="quick").ok
+    with pytest.raises(UserError, match=r"\(image-unreadable\)"):
         require_sound(directory)
 
 

@@ -12,6 +12,8 @@ import pytest
 from validate_builders import found, row, settled, turn, write
 from validate_pictures import encoded, picture
 
+from phi3v_data.cli.app import COMMANDS
+from phi3v_data.cli.base import make_group, run
 from phi3v_data.media import integrity
 from phi3v_data.validate import fresh_report, receipt, validate
 
@@ -249,6 +251,16 @@ def test_fresh_checks_everything_and_leaves_a_receipt(directory: Path, looked_at
     looked_at.clear()
     assert validate(directory) == first
     assert looked_at == []
+
+
+def test_fresh_on_the_command_line(directory: Path, looked_at: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["validate", str(directory), "--workers", "1"]
+    for more, opened in (([], 8), ([], 0), (["--fresh"], 8), ([], 0)):
+        looked_at.clear()
+        with pytest.raises(SystemExit) as stop:
+            run(make_group("phi3v-data", "", COMMANDS), [*command, *more])
+        assert (stop.value.code, len(looked_at)) == (1, opened)
+        assert "1 error" in capsys.readouterr().out
 
 
 def test_an_image_zeroed_with_its_time_put_back_is_noticed(directory: Path, looked_at: list[str]) -> None:
