@@ -77,8 +77,9 @@ def write_columns(path: Path, magic: bytes, header: Any, columns: Sequence[Any])
     views = [memoryview(column).cast("B") if len(column) else memoryview(b"") for column in columns]
     length = struct.pack("=Q", len(text))
     hasher = xxhash.xxh3_64()
-    for part in (length, text, *views):
-        hasher.update(part)
+    hasher.update(length + text)
+    for view in views:
+        hasher.update(view)
     with write_whole(path) as file:
         file.write(magic + struct.pack("=Q", hasher.intdigest()) + length + text)
         for view in views:

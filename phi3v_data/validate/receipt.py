@@ -126,7 +126,8 @@ def read_state(directory: Path, files: Sequence[str], unnamed: Sequence[str], tr
 def tree_digest(tree: ImageTree, *states: npt.NDArray[Any]) -> str:
     """Digest of every path and kind under `images/`, and of these columns of the tree."""
     hasher = xxhash.xxh3_128()
-    for part in (tree.blob, tree.ends, *states, tree.kinds, repr(tree.unreadable).encode()):
+    blob, kinds, unreadable = memoryview(tree.blob), memoryview(tree.kinds), memoryview(repr(tree.unreadable).encode())
+    for part in (blob, tree.ends.data, *(column.data for column in states), kinds, unreadable):
         hasher.update(part)
         hasher.update(b"|")
     return hasher.hexdigest()
