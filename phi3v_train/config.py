@@ -51,7 +51,9 @@ class ModelConfig(Group):
     """Which model, and how it computes."""
 
     model_name_or_path: str = Field(DEFAULT_MODEL, description="Model directory, Hub id, or `tiny`.")
-    num_crops: int | None = Field(None, ge=1, le=16, description="Tile budget; else dataset.json's, else 16.")
+    num_crops: int | None = Field(
+        None, ge=1, le=16, description="Tile budget; else from dataset.json or a tuned model, else 16."
+    )
     attn: Literal["auto", "flash", "sdpa", "eager"] = Field("auto", description="Attention implementation.")
     use_flash_attention: bool = Field(False, description="The same as --attn flash.")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_train.config import MethodConfig, RunConfig
+from phi3v_train.config import RunConfig
 from phi3v_train.data.encode import EncodeOptions, Encoder
 from phi3v_train.data.lengths import Lengths, check_lengths
+from phi3v_train.data.model_settings import ModelNote, model_notes
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import accumulation_steps
 from phi3v_train.data.reader import Measure, Reader
@@ -76,6 +77,7 @@ class Plan:
     total_steps: int
     sharing: Sharing
     deepspeed: Mapping[str, Any] | None = None
+    notes: tuple[ModelNote, ...] = ()
 
     @property
     def config(self) -> RunConfig:
@@ -118,28 +120,30 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     refuse_unavailable(config)
     accumulation = accumulation_steps(config.optim.batch_size, config.optim.batch_size_per_gpu, world_size)
     sources = open_sources(config.data.data_dir, config.data.train_split, num_crops=config.model.num_crops)
-    settings = settings.with_suggestion(
-        max((source.num_crops for source in sources if source.num_crops_from == "dataset.json"), default=None)
-    )
-    config = settings.config
     order = SampleOrder(
         tuple(len(source) for source in sources), config.optim.batch_size, config.optim.seed, config.data.mix
     )
     total = config.optim.max_steps or order.total_steps(config.optim.num_train_epochs)
     eval_source = open_eval_source(config, sources)
     choice = choose_metrics(config.eval.metric, eval_source.manifest if eval_source else None)
-    place = locate(config.model.model_name_or_path, weights=weights)
-    if place.adapter is not None:
-        raise UserError(
-            f"--model_name_or_path {place.name}: is an adapter; merge it first (phi3v-train merge {place.name} OUT) "
-            "and train on from the merged model"
-        )
+    place = locate_base(config.model.model_name_or_path, weights=weights)
+    sources = tuple(source.with_model(place.tuned_num_crops) for source in sources)
+    largest = max(sources, key=lambda source: source.num_crops)
+    settings = settings.with_num_crops(largest.num_crops, largest.num_crops_from)
+    config = settings.config
+    if eval_source is not None:
+        # The budget of the run, which is written into the model, so that a later evaluation takes the same.
+        eval_source = eval_source.with_option(config.model.num_crops)
     compute = choose_compute(config.model)
     processor = load_processor(place, num_crops=config.model.num_crops)
+    read = [*sources, *([eval_source] if eval_source is not None else [])]
     size = ModelSize.from_config(place.config())
     reader = make_reader(config, sources, processor)
     lengths = check_lengths(reader) if config.data.max_length is not None else None
     probe = probe_rows(reader)
+    origins = [(source, crops_origin(settings, source)) for source in read]
+    notes = model_notes(place, processor, origins, compute=compute, longest=probe.max_tokens)
+    processor.image_processor.tuned_num_crops = config.model.num_crops
     sharing = choose_sharing(
         config,
         world_size,
@@ -162,8 +166,23 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     )
     return Plan(
         settings, sources, order, eval_source, choice.metrics, place, processor, compute, size, probe, lengths,
-        world_size, accumulation, total, sharing, plan_deepspeed(config.parallel, shape),
+        world_size, accumulation, total, sharing, plan_deepspeed(config.parallel, shape), tuple(notes),
     )  # fmt: skip
+
+
+def locate_base(name: str, *, weights: bool) -> ModelPlace:
+    """Find the model to train; see `locate`.
+
+    Raises:
+        UserError: it is not there, or it is an adapter.
+    """
+    place = locate(name, weights=weights)
+    if place.adapter is not None:
+        raise UserError(
+            f"--model_name_or_path {place.name}: is an adapter; merge it first (phi3v-train merge {place.name} OUT) "
+            "and train on from the merged model"
+        )
+    return place
 
 
 def share_of_device(config: RunConfig, compute: Compute, world_size: int) -> int:
@@ -222,9 +241,9 @@ def probe_rows(reader: Reader) -> Probe:
     return Probe(tuple(reader.measure(ref) for ref in refs))
 
 
-def crops_origin(plan: Plan, source: Source) -> str:
-    """What set a source's tile budget: option, a file, a recipe, its dataset.json, or the default."""
-    return plan.settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
+def crops_origin(settings: Settings, source: Source) -> str:
+    """What set a source's tile budget: option, a file, a recipe, its dataset.json, the model, or the default."""
+    return settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
 
 
 def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
@@ -236,7 +255,7 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield (
             "data",
             f"{source.directory} {source.split.name}: {len(source):,} rows, num_crops {source.num_crops} "
-            f"({crops_origin(plan, source)}){mixed}",
+            f"({crops_origin(plan.settings, source)}){mixed}",
         )
     if plan.eval_source is not None:
         limit = config.eval.eval_limit
@@ -272,6 +291,8 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     if plan.world_size > 1:
         yield "parallel", f"{plan.sharing.kind}; {plan.world_size} processes"
     yield "memory", memory_text(memory, plan.sharing.available)
+    for note in plan.notes:
+        yield "warning" if note.is_warning else "note", note.text
     if config.optim.warmup_steps >= plan.total_steps:
         yield (
             "note",
@@ -316,7 +337,7 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
                 "split": source.split.name,
                 "rows": len(source),
                 "num_crops": source.num_crops,
-                "num_crops_from": crops_origin(plan, source),
+                "num_crops_from": crops_origin(plan.settings, source),
             }
             for source in plan.sources
         ],
@@ -344,52 +365,8 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
             "available": plan.sharing.available,
         },
         "deepspeed": plan.deepspeed,
+        "notes": [note.text for note in plan.notes],
         "settings": {
             name: {"value": value, "from": plan.settings.origin(name)} for name, value in plan.config.flat().items()
         },
     }  # fmt: skip
-
-
-class Fit(NamedTuple):
-    """Whether a method fits a device's memory, and the recipes that use it."""
-
-    method: str
-    bytes: int
-    fits: bool
-    recipes: tuple[str, ...]
-
-
-def fit_table(plan: Plan, available: int, *, dtype: str | None = None) -> list[Fit]:
-    """Every method, at this run's sizes and dtype (or another), against `available` bytes.
-
-    Recipes stand with the method and the rank that they use.
-    """
-    from phi3v_train.recipes import load_recipe, recipe_names
-
-    base = [
-        {},
-        {"freeze_vision_model": True},
-        {"use_lora": True, "lora_rank": plan.config.method.lora_rank},
-        {"use_qlora": True, "lora_rank": plan.config.method.lora_rank},
-    ]
-    methods = {method.name: method for method in (MethodConfig.model_validate(values) for values in base)}
-    names: dict[str, list[str]] = {name: [] for name in methods}
-    for recipe in map(load_recipe, recipe_names()):
-        values = {k: v for k, v in recipe.settings.items() if k in MethodConfig.model_fields}
-        method = MethodConfig.model_validate(values)
-        methods.setdefault(method.name, method)
-        names.setdefault(method.name, []).append(recipe.name)
-    rows = []
-    for name, method in methods.items():
-        memory = estimate(
-            plan.size,
-            method,
-            dtype=dtype or plan.compute.dtype.value,
-            tokens=plan.probe.max_tokens,
-            tiles=plan.probe.max_tiles,
-            labels=plan.probe.max_labels,
-            batch_size=plan.config.optim.batch_size_per_gpu,
-            checkpointing=plan.config.model.gradient_checkpointing,
-        )
-        rows.append(Fit(name, memory.total, fits(memory, available), tuple(names[name])))
-    return sorted(rows, key=lambda row: -row.bytes)

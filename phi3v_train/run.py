@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi3v_data.dataset import read_manifest
 from phi3v_data.errors import UserError
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
 from phi3v_train.data.loader import TrainLoader
-from phi3v_train.data.sources import require_sound
+from phi3v_train.data.sources import require_sound, resolve_num_crops
+from phi3v_train.models.loading import locate
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.settings import Settings
 from phi3v_train.training import folder
@@ -100,8 +102,13 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
     Raises:
         UserError: the first error.
     """
+    num_crops = config.model.num_crops
+    tuned = locate(config.model.model_name_or_path, weights=False).tuned_num_crops if num_crops is None else None
     for directory in config.data.data_dir:
-        require_sound(directory, num_crops=config.model.num_crops, progress=progress)
+        budget = num_crops
+        if tuned is not None:
+            budget, _ = resolve_num_crops(None, read_manifest(directory), tuned)
+        require_sound(directory, num_crops=budget, progress=progress)
 
 
 def train(plan: Plan, start: Start, *, quiet: bool = False) -> Outcome:

@@ -1,5 +1,7 @@
 """Where each setting of a run comes from: option, config file, recipe, dataset.json, default, in this order.
 
+The tile budget alone has a layer more, before the default: what an earlier run of ours wrote into the model.
+
 Every layer holds flat names; the first layer that has a name wins, and the plan shows which one that was.
 """
 
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_train.config import DEFAULT_NUM_CROPS, RunConfig, home_groups, parse_config, spell_out
+from phi3v_train.config import RunConfig, home_groups, parse_config, spell_out
 from phi3v_train.recipes import load_recipe
 
 
@@ -22,15 +24,15 @@ class Settings:
     recipe: str | None = None
 
     def origin(self, name: str) -> str:
-        """`option`, `config FILE`, `recipe NAME`, `dataset.json` or `default`."""
+        """`option`, `config FILE`, `recipe NAME`, `dataset.json`, `model` or `default`."""
         return self.origins.get(name, "default")
 
-    def with_suggestion(self, num_crops: int | None) -> "Settings":
-        """Fill in `num_crops` where nothing set it: `dataset.json`'s suggestion, else 16."""
+    def with_num_crops(self, num_crops: int, origin: str) -> "Settings":
+        """The same with `num_crops` filled in where no option, config or recipe set it."""
         if self.config.model.num_crops is not None:
             return self
-        model = self.config.model.model_copy(update={"num_crops": num_crops or DEFAULT_NUM_CROPS})
-        origins = {**self.origins, "num_crops": "dataset.json" if num_crops else "default"}
+        model = self.config.model.model_copy(update={"num_crops": num_crops})
+        origins = {**self.origins, "num_crops": origin}
         return Settings(self.config.model_copy(update={"model": model}), origins, self.recipe)
 
 

@@ -9,8 +9,9 @@ import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_data.errors import UserError
-from phi3v_train.cli.eval_options import Base, DataDir, Overwrite, with_eval_settings
+from phi3v_train.cli.eval_options import Base, DataDir, Overwrite, say_notes, with_eval_settings
 from phi3v_train.config import RunConfig
+from phi3v_train.settings import Settings
 
 if TYPE_CHECKING:
     from phi3v_train.evaluation.choose import Choice
@@ -46,7 +47,7 @@ def evaluate(
     json_output: Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")] = False,
     quiet: Quiet = False,
     *,
-    config: RunConfig,
+    settings: Settings,
 ) -> None:
     """Generate the answers of a split and score them, or score a file of predictions again.
 
@@ -56,11 +57,11 @@ def evaluate(
     if predictions is not None:
         if loss:
             raise UserError("--loss needs a model: leave --predictions out")
-        result, written = rescore(predictions, data_dir, output_dir, config, quiet=quiet)
+        result, written = rescore(predictions, data_dir, output_dir, settings.config, quiet=quiet)
     elif data_dir is None:
         raise UserError("nothing to evaluate: give --data_dir, a conversations directory, or --predictions FILE")
     else:
-        done = from_model(data_dir, output_dir or DEFAULT_OUTPUT, config, base, overwrite, loss, quiet=quiet)
+        done = from_model(data_dir, output_dir or DEFAULT_OUTPUT, settings, base, overwrite, loss, quiet=quiet)
         if done is None:
             return
         result, written = done
@@ -72,7 +73,14 @@ def evaluate(
 
 
 def from_model(
-    data_dir: Path, output_dir: Path, config: RunConfig, base: str | None, overwrite: bool, loss: bool, *, quiet: bool
+    data_dir: Path,
+    output_dir: Path,
+    settings: Settings,
+    base: str | None,
+    overwrite: bool,
+    loss: bool,
+    *,
+    quiet: bool,
 ) -> tuple[dict[str, Any], dict[str, Path]] | None:
     """Evaluate a model; None on other processes than the main one."""
     from phi3v_data.cli.console import progress_bar
@@ -82,13 +90,15 @@ def from_model(
 
     is_main = Place.from_environment().is_main
     silent = quiet or not is_main
-    number = processes_to_start(config)
+    number = processes_to_start(settings.config)
     with progress_bar(quiet=silent or bool(number)) as progress:
-        job = prepare(config, data_dir, output_dir, scored=True, base=base, progress=progress)
+        job = prepare(settings, data_dir, output_dir, scored=True, base=base, progress=progress)
         assert job.choice is not None
         if number:
             raise typer.Exit(launch(number, sys.argv[1:]))
         say_choice(job.choice, f"{data_dir} {job.source.split.name}", quiet=silent)
+        if is_main:
+            say_notes(job.notes(), quiet=quiet)
         outcome = run_job(job, overwrite=overwrite, with_loss=loss)
     return (outcome.result, outcome.files) if is_main else None
 

@@ -1,15 +1,20 @@
-"""Options that `eval` and `predict` share with `run`: the same names, texts and checks."""
+"""Options that `eval`, `predict` and `inspect` share with `run`: the same names, texts and checks."""
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phi3v_data.cli.options import option_parameter
-from phi3v_train.config import DataConfig, EvalConfig, Group, ModelConfig, ParallelConfig
+from phi3v_train.cli.run_options import ConfigFile
+from phi3v_train.config import DataConfig, EvalConfig, Group, ModelConfig, OptimConfig, ParallelConfig
 from phi3v_train.settings import resolve
+
+if TYPE_CHECKING:
+    from phi3v_train.data.model_settings import ModelNote
 
 SHARED: dict[type[Group], tuple[str, ...]] = {
     ModelConfig: ("model_name_or_path", "num_crops", "attn", "dtype", "device"),
@@ -20,7 +25,8 @@ SHARED: dict[type[Group], tuple[str, ...]] = {
 PANELS: dict[type[Group], str] = {
     ModelConfig: "Model",
     EvalConfig: "Evaluation",
-    DataConfig: "Machine",
+    DataConfig: "Data",
+    OptimConfig: "Data",
     ParallelConfig: "Machine",
 }
 
@@ -29,25 +35,29 @@ Base = Annotated[str | None, typer.Option(metavar="MODEL", help="Model under an 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in an --output_dir that holds another one.")]
 
 
-def with_eval_settings(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`function(..., config=RunConfig)` as a command with the shared settings as options."""
+def with_eval_settings(
+    shared: Mapping[type[Group], Sequence[str]] = SHARED, *, leave_out: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`function(..., settings=Settings)` as a command with the shared settings, and --config, as options."""
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
-        own = [parameter for name, parameter in signature.parameters.items() if name != "config"]
+        own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+        file = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)
         fields = [
             option_parameter(name, group.model_fields[name], PANELS[group])
-            for group, names in SHARED.items()
+            for group, names in shared.items()
             for name in names
             if name not in leave_out
         ]
 
         def command(**values: Any) -> Any:
+            config = values.pop("config")
             given = {parameter.name: values.pop(parameter.name) for parameter in fields}
             options = {name: value for name, value in given.items() if value not in (None, [])}
-            return function(**values, config=resolve(options).config)
+            return function(**values, settings=resolve(options, config_file=config))
 
-        parameters = [*own, *fields]
+        parameters = [*own, file, *fields]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # Typer reads it
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         command.__doc__ = function.__doc__
@@ -55,3 +65,10 @@ def with_eval_settings(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable
         return command
 
     return wrap
+
+
+def say_notes(notes: "Iterable[ModelNote]", *, quiet: bool) -> None:
+    """Print differences among model, dataset and options on stderr; with `quiet` the warnings only."""
+    for note in notes:
+        if note.is_warning or not quiet:
+            print(f"{'warning' if note.is_warning else 'note'}: {note.text}", file=sys.stderr)

@@ -1,14 +1,15 @@
 """`phi3v-train inspect`: one sample as the model sees it."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from phi3v_data.cli.base import GOOD, PROBLEMS, command_info
-from phi3v_train.config import DEFAULT_MODEL
+from phi3v_train.cli.eval_options import say_notes, with_eval_settings
+from phi3v_train.config import DataConfig, Group, ModelConfig, OptimConfig
+from phi3v_train.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,23 +17,17 @@ if TYPE_CHECKING:
     from phi3v_train.data.view import SampleView, Span
 
 
-class AnswerChoice(StrEnum):
-    """Which answer is trained on."""
-
-    stored = "stored"
-    random = "random"
-
-
-class Truncate(StrEnum):
-    """What becomes of a sample over --max_length."""
-
-    refuse = "refuse"
-    turns = "turns"
-
+SHARED: dict[type[Group], tuple[str, ...]] = {
+    ModelConfig: ("model_name_or_path", "num_crops"),
+    DataConfig: ("max_length", "truncate", "answer_choice"),
+    OptimConfig: ("seed",),
+}
+"""Settings of a run that decide how a sample is encoded."""
 
 STYLES = {"given": "", "learnt": "bold green", "image": "cyan"}
 
 
+@with_eval_settings(SHARED)
 @command_info(
     examples=[
         "phi3v-train inspect demo_out/ucf101 --row 3 --model_name_or_path tiny",
@@ -47,22 +42,10 @@ def inspect(
         str | None, typer.Option("--id", metavar="ID", help="The sample's id, instead of --row.")
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to look into.")] = "train",
-    model_name_or_path: Annotated[
-        str, typer.Option(metavar="MODEL", help="Model directory, Hub id, or tiny; its weights are not needed.")
-    ] = DEFAULT_MODEL,
-    num_crops: Annotated[
-        int | None, typer.Option(min=1, max=16, metavar="N", help="Tile budget; else dataset.json's, else 16.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Longest sample in tokens, as a run would be told.")
-    ] = None,
-    truncate: Annotated[Truncate, typer.Option(help="Over --max_length: refuse, or cut at a turn.")] = Truncate.refuse,
-    answer_choice: Annotated[
-        AnswerChoice, typer.Option(help="Train on `assistant`, or one of `answers`.")
-    ] = AnswerChoice.stored,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random answer.")] = 0,
     epoch: Annotated[int, typer.Option(min=0, metavar="N", help="Epoch, from 0, of the random answer.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document, ids and labels in it.")] = False,
+    *,
+    settings: Settings,
 ) -> None:
     """Show one sample as the model sees it: tokens by what is learnt of them, images with their tiles, lengths.
 
@@ -71,6 +54,7 @@ def inspect(
     from phi3v_data.cli.console import make_console
     from phi3v_data.errors import UserError
     from phi3v_train.data.encode import EncodeOptions, Encoder
+    from phi3v_train.data.model_settings import model_notes
     from phi3v_train.data.order import SampleRef
     from phi3v_train.data.reader import Reader
     from phi3v_train.data.sources import find_row, open_source
@@ -79,13 +63,18 @@ def inspect(
 
     if row is not None and sample_id is not None:
         raise UserError("--row and --id both name a sample: give one of them")
-    source = open_source(directory, split, num_crops=num_crops)
+    data, model = settings.config.data, settings.config.model
+    source = open_source(directory, split, num_crops=model.num_crops)
     number = find_row(source, sample_id) if sample_id is not None else row or 0
     if number >= len(source):
         raise UserError(f"--row {number}: split {split!r} has the rows 0 to {len(source) - 1}")
-    options = EncodeOptions(answer_choice.value, seed, max_length, truncate.value)
-    encoder = Encoder(load_processor(locate(model_name_or_path, weights=False)), options)
-    view = view_sample(Reader([source], encoder), SampleRef(0, number, epoch))
+    options = EncodeOptions(data.answer_choice, settings.config.optim.seed, data.max_length, data.truncate)
+    place = locate(model.model_name_or_path, weights=False)
+    source = source.with_model(place.tuned_num_crops, tuned_first=True)
+    processor = load_processor(place)
+    view = view_sample(Reader([source], Encoder(processor, options)), SampleRef(0, number, epoch))
+    origin = settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
+    say_notes(model_notes(place, processor, [(source, origin)], longest=view.num_tokens), quiet=False)
     if json_output:
         print(json.dumps(view.to_dict(), ensure_ascii=False))
     else:

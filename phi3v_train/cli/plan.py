@@ -33,8 +33,9 @@ def plan(
     """Show what a run would do, and which methods and recipes fit the memory; nothing is trained or downloaded but the
     model's small files.
     """
+    from phi3v_train.fits import fit_table
     from phi3v_train.launch import processes_to_start
-    from phi3v_train.plan import fit_table, make_plan, plan_json
+    from phi3v_train.plan import make_plan, plan_json
     from phi3v_train.run import find_start
 
     processes = processes_to_start(settings.config) * settings.config.parallel.nnodes

@@ -10,8 +10,8 @@ import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_data.errors import UserError
-from phi3v_train.cli.eval_options import Base, DataDir, Overwrite, with_eval_settings
-from phi3v_train.config import RunConfig
+from phi3v_train.cli.eval_options import Base, DataDir, Overwrite, say_notes, with_eval_settings
+from phi3v_train.settings import Settings
 
 if TYPE_CHECKING:
     from phi3v_train.evaluation.records import Prediction
@@ -53,7 +53,7 @@ def predict(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Quiet = False,
     *,
-    config: RunConfig,
+    settings: Settings,
 ) -> None:
     """Generate the answers of a split, with or without answers of its own.
 
@@ -72,7 +72,7 @@ def predict(
     elif data_dir is None:
         raise UserError("nothing to predict: give --data_dir, a conversations directory, or --predictions FILE")
     else:
-        made = from_model(data_dir, output_dir, config, base, overwrite, quiet=quiet)
+        made = from_model(data_dir, output_dir, settings, base, overwrite, quiet=quiet)
         if made is None:
             return
         records, source = made, output_dir / PREDICTIONS
@@ -89,7 +89,7 @@ def predict(
 
 
 def from_model(
-    data_dir: Path, output_dir: Path, config: RunConfig, base: str | None, overwrite: bool, *, quiet: bool
+    data_dir: Path, output_dir: Path, settings: Settings, base: str | None, overwrite: bool, *, quiet: bool
 ) -> "list[Prediction] | None":
     """Predict with a model; None on other processes than the main one."""
     from phi3v_data.cli.console import progress_bar
@@ -98,11 +98,13 @@ def from_model(
     from phi3v_train.training.parallel.place import Place
 
     is_main = Place.from_environment().is_main
-    number = processes_to_start(config)
+    number = processes_to_start(settings.config)
     with progress_bar(quiet=quiet or not is_main or bool(number)) as progress:
-        job = prepare(config, data_dir, output_dir, scored=False, base=base, progress=progress)
+        job = prepare(settings, data_dir, output_dir, scored=False, base=base, progress=progress)
         if number:
             raise typer.Exit(launch(number, sys.argv[1:]))
+        if is_main:
+            say_notes(job.notes(), quiet=quiet)
         outcome = run_job(job, overwrite=overwrite)
     return outcome.records if is_main else None
 

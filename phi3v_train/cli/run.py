@@ -11,6 +11,9 @@ from phi3v_data.cli.base import PROBLEMS, Quiet, command_info, make_command
 from phi3v_train.cli.run_options import with_settings
 from phi3v_train.settings import Settings
 
+WARNING = "warning"
+"""Lines of the plan that --quiet does not hide."""
+
 
 @with_settings
 @command_info(
@@ -84,13 +87,13 @@ def validate(check: Any, settings: Settings, *, quiet: bool) -> None:
 
 
 def show(plan: Any, run_state: str, *, as_json: bool, quiet: bool) -> None:
-    """Print the plan on stderr, or as JSON on stdout."""
+    """Print the plan on stderr, or as JSON on stdout; warnings on stderr in any case."""
     from phi3v_train.plan import plan_json, plan_lines
 
     if as_json:
         print(json.dumps(plan_json(plan, run_state=run_state), ensure_ascii=False, indent=2))
-    elif not quiet:
-        for name, text in plan_lines(plan, run_state=run_state):
+    for name, text in plan_lines(plan, run_state=run_state):
+        if name == WARNING or not (as_json or quiet):
             print(f"{name:<8} {text}", file=sys.stderr)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phi3v_data.dataset import Dataset, Split
@@ -16,7 +16,11 @@ EVAL_SPLITS = ("val", "dev", "dev_seen", "test")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One split of one directory. `num_crops_from` says what set the tile budget: option, dataset.json or default."""
+    """One split of one directory.
+
+    `num_crops_from` says what set the tile budget: option, dataset.json, model (what a run of ours wrote into it) or
+    default.
+    """
 
     split: Split
     manifest: Manifest | None
@@ -31,17 +35,45 @@ class Source:
     def __len__(self) -> int:
         return len(self.split)
 
+    def with_option(self, num_crops: int | None) -> "Source":
+        """The same with the tile budget of an option, where there is one."""
+        return self if num_crops is None else replace(self, num_crops=num_crops, num_crops_from="option")
 
-def resolve_num_crops(option: int | None, manifest: Manifest | None) -> tuple[int, str]:
-    """The tile budget and what set it: the option, else `dataset.json`, else 16."""
-    if option is not None:
-        return option, "option"
-    if manifest is not None and manifest.num_crops is not None:
-        return manifest.num_crops, "dataset.json"
+    def with_model(self, tuned: int | None, *, tuned_first: bool = False) -> "Source":
+        """The same, its tile budget that of a tuned model where `resolve_num_crops` says so."""
+        if self.num_crops_from == "option":
+            return self
+        budget, origin = resolve_num_crops(None, self.manifest, tuned, tuned_first=tuned_first)
+        return replace(self, num_crops=budget, num_crops_from=origin)
+
+
+def resolve_num_crops(
+    option: int | None, manifest: Manifest | None, tuned: int | None = None, *, tuned_first: bool = False
+) -> tuple[int, str]:
+    """The tile budget and what set it.
+
+    Args:
+        option: of the command line, a config file or a recipe.
+        manifest: the directory's `dataset.json`.
+        tuned: what a run of ours wrote into the model.
+        tuned_first: `tuned` goes before `dataset.json`: a tuned model is to be used as it was trained. When a run
+            trains it further, `dataset.json` goes first.
+    """
+    suggested = manifest.num_crops if manifest is not None else None
+    layers = [(suggested, "dataset.json"), (tuned, "model")]
+    for value, origin in [(option, "option"), *(reversed(layers) if tuned_first else layers)]:
+        if value is not None:
+            return value, origin
     return DEFAULT_NUM_CROPS, "default"
 
 
-def open_source(directory: str | Path, split: str, *, num_crops: int | None = None, labelled: bool = False) -> Source:
+def open_source(
+    directory: str | Path,
+    split: str,
+    *,
+    num_crops: int | None = None,
+    labelled: bool = False,
+) -> Source:
     """Open a split.
 
     Args:

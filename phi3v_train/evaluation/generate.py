@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from phi3v_data.errors import UserError
 from phi3v_train.data.collate import collate_prompts
 from phi3v_train.data.encode import EncodedPrompt
+from phi3v_train.data.model_settings import GREEDY
 from phi3v_train.training.loop import is_out_of_memory
 from phi3v_train.training.loss import to_device
 
@@ -77,17 +78,9 @@ class Generator:
         self._words = word_ids(tokenizer)
         stop = model.generation_config.eos_token_id
         self._stop = frozenset(stop if isinstance(stop, list) else [] if stop is None else [stop])
-        # What is left out here, transformers fills in from the model's own generation_config.json.
         self._config = GenerationConfig(
+            **GREEDY,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            use_cache=True,
             eos_token_id=sorted(self._stop) or None,
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -102,7 +95,7 @@ class Generator:
         inputs = collate_prompts(prompts, pad_token_id=self.tokenizer.pad_token_id)
         first = FirstToken()
         try:
-            with self._context():
+            with self._context(), self._own_settings_only():
                 output = self.model.generate(
                     **to_device(inputs, next(self.model.parameters()).device),
                     generation_config=self._config,
@@ -117,6 +110,16 @@ class Generator:
         assert first.logits is not None
         scores = self._scores(first.logits)
         return [Answer(self._text(ids), each) for ids, each in zip(generated, scores, strict=True)]
+
+    @contextmanager
+    def _own_settings_only(self) -> Iterator[None]:
+        """Without the model's own generation_config.json, from which transformers fills in what ours leaves out."""
+        kept = self.model.generation_config
+        self.model.generation_config = self._config
+        try:
+            yield
+        finally:
+            self.model.generation_config = kept
 
     def _context(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self._autocast()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phi3v_train.config import RunConfig
+from phi3v_train.data.model_settings import ModelNote, model_notes
 from phi3v_train.data.sources import Source
 from phi3v_train.evaluation.choose import Choice, choose_metrics
 from phi3v_train.evaluation.evaluate import Evaluator, Progress
@@ -16,6 +16,7 @@ from phi3v_train.evaluation.records import Prediction
 from phi3v_train.evaluation.result import write_scores
 from phi3v_train.models.loading import ModelPlace, load_model, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
+from phi3v_train.settings import Settings
 from phi3v_train.training.parallel.group import make_group
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.precision import Precision
@@ -26,7 +27,7 @@ from phi3v_train.training.ranks import one_of_many
 class Job:
     """Everything that is known before weights are loaded."""
 
-    config: RunConfig
+    settings: Settings
     evaluator: Evaluator
     choice: Choice | None
     place: ModelPlace
@@ -38,9 +39,22 @@ class Job:
         """The split."""
         return self.evaluator.source
 
+    def notes(self) -> list[ModelNote]:
+        """Every difference among model, dataset and options; each row is looked at."""
+        origin = (
+            self.settings.origin("num_crops") if self.source.num_crops_from == "option" else self.source.num_crops_from
+        )
+        return model_notes(
+            self.place,
+            self.evaluator.processor,
+            [(self.source, origin)],
+            compute=self.compute,
+            longest=max(spec.num_tokens for spec in self.evaluator.specs),
+        )
+
 
 def prepare(
-    config: RunConfig,
+    settings: Settings,
     data_dir: Path,
     output_dir: Path,
     *,
@@ -51,7 +65,7 @@ def prepare(
     """Open the data, find the model, look at every row; no weights are loaded.
 
     Args:
-        config: model, evaluation and data settings.
+        settings: of model, evaluation and data.
         data_dir: conversations directory.
         output_dir: where predictions go.
         scored: metrics will be computed, so answers are needed.
@@ -61,9 +75,11 @@ def prepare(
     Raises:
         UserError: whatever would stop the evaluation later and can be seen now.
     """
+    config = settings.config
     source = open_split(data_dir, config.eval.eval_split, num_crops=config.model.num_crops, scored=scored)
     choice = choose_metrics(config.eval.metric, source.manifest) if scored else None
     place = locate(config.model.model_name_or_path, base=base)
+    source = source.with_model(place.tuned_num_crops, tuned_first=True)
     compute = choose_compute(config.model)
     processor = load_processor(place, num_crops=source.num_crops)
     evaluator = Evaluator(
@@ -83,7 +99,7 @@ def prepare(
         dtype=compute.dtype.value,
         rows=evaluator.num_rows,
     )
-    return Job(config, evaluator, choice, place, compute, PredictionFolder(output_dir, identity))
+    return Job(settings, evaluator, choice, place, compute, PredictionFolder(output_dir, identity))
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
         stack.enter_context(one_of_many(group))
         model = None
         if with_loss or not group.share(job.folder.is_complete):
-            model = load_model(job.place, job.compute, seed=job.config.optim.seed)
+            model = load_model(job.place, job.compute, seed=job.settings.config.optim.seed)
         precision = Precision(job.compute.dtype.value, kind)
         evaluator = job.evaluator
         files = {"predictions": job.folder.path / PREDICTIONS}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.media.geometry import check_num_crops
 from phi3v_train.models.machine import Compute
 
 TINY = "tiny"
@@ -18,6 +19,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 SHARDS = "shards"
+GENERATION_CONFIG = "generation_config.json"
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
+TUNED_NUM_CROPS = "tuned_num_crops"
+"""Key of preprocessor_config.json that only our runs write: the tile budget that the model was trained with."""
+
 LIGHT_FILES = ("*.json", "*.jinja", "tokenizer.model")
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -49,6 +55,39 @@ class ModelPlace:
             config: dict[str, Any] = tiny_config().to_dict()
             return config
         return read_json(self.directory / "config.json")
+
+    def generation_config(self) -> dict[str, Any]:
+        """The parsed `generation_config.json`; empty if there is none."""
+        path = self.directory / GENERATION_CONFIG if self.directory is not None else None
+        return read_json(path) if path is not None and path.is_file() else {}
+
+    def preprocessor_config(self) -> dict[str, Any]:
+        """The parsed `preprocessor_config.json` of the processor; empty for `tiny`."""
+        folder = self.processor_directory
+        return read_json(folder / PREPROCESSOR_CONFIG) if folder is not None else {}
+
+    @property
+    def tuned_num_crops(self) -> int | None:
+        """Tile budget that a run of ours used to make this model, None for any other model.
+
+        Raises:
+            UserError: the value is not a tile budget.
+        """
+        value: Any = self.preprocessor_config().get(TUNED_NUM_CROPS)
+        if value is not None:
+            try:
+                check_num_crops(value)
+            except ValueError as error:
+                raise UserError(
+                    f"{self.processor_directory}/{PREPROCESSOR_CONFIG}: {TUNED_NUM_CROPS} is wrong: {error}"
+                ) from None
+        return None if value is None else int(value)
+
+    @property
+    def stored_num_crops(self) -> int | None:
+        """`num_crops` of `preprocessor_config.json`, as AutoProcessor takes it; None for `tiny`."""
+        value: int | None = self.preprocessor_config().get("num_crops")
+        return value
 
 
 def locate(name: str, *, base: str | None = None, weights: bool = True) -> ModelPlace:
@@ -95,7 +134,7 @@ def check_directory(path: Path, *, weights: bool = True) -> None:
     needed = {
         "config.json": "the model's shapes",
         "tokenizer.json": "the tokenizer",
-        "preprocessor_config.json": "the image processor",
+        PREPROCESSOR_CONFIG: "the image processor",
     }
     for file, purpose in needed.items():
         if not (path / file).is_file():
@@ -170,7 +209,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_processor(place: ModelPlace, *, num_crops: int | None = None) -> Any:
-    """Tokenizer and image processor; `num_crops` overrides the directory's."""
+    """Tokenizer and image processor; `num_crops` overrides the directory's.
+
+    Raises:
+        UserError: a value in preprocessor_config.json that the model does not have.
+    """
     if place.processor_directory is None:
         from phi3v_train.models.phi3v.tiny import tiny_processor
 
@@ -178,7 +221,10 @@ def load_processor(place: ModelPlace, *, num_crops: int | None = None) -> Any:
     else:
         from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
 
-        processor = Phi3VProcessor.from_pretrained(place.processor_directory)
+        try:
+            processor = Phi3VProcessor.from_pretrained(place.processor_directory)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{place.processor_directory}: the processor's files cannot be used: {error}") from None
     if num_crops is not None:
         processor.image_processor.num_crops = num_crops
     return processor

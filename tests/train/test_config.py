@@ -111,14 +111,9 @@ def test_a_short_form_overrides_a_lower_layer() -> None:
     assert (settings.config.model.dtype, settings.origin("dtype")) == ("bf16", "option")
 
 
-@pytest.mark.parametrize(
-    ("option", "suggested", "expected"),
-    [(None, 4, (4, "dataset.json")), (None, None, (16, "default")), (2, 4, (2, "option"))],
-)
-def test_num_crops_comes_from_option_dataset_or_default(
-    option: int | None, suggested: int | None, expected: Any
-) -> None:
-    settings = resolve({} if option is None else {"num_crops": option}).with_suggestion(suggested)
+@pytest.mark.parametrize(("option", "expected"), [(None, (4, "dataset.json")), (2, (2, "option"))])
+def test_num_crops_is_filled_in_only_where_nothing_set_it(option: int | None, expected: Any) -> None:
+    settings = resolve({} if option is None else {"num_crops": option}).with_num_crops(4, "dataset.json")
     assert (settings.config.model.num_crops, settings.origin("num_crops")) == expected
 
 
@@ -147,7 +142,7 @@ def test_a_missing_config_file(tmp_path: Path) -> None:
 def test_the_saved_config_is_the_config(tmp_path: Path) -> None:
     settings = resolve(
         {"data_dir": ["a b", "ü: #1"], "mix": [1, 2.5], "use_qlora": True, "bf16": True, "max_length": 900}
-    ).with_suggestion(4)
+    ).with_num_crops(4, "dataset.json")
     text = config_text(settings)
     (tmp_path / "config.yaml").write_text(text)
     again = resolve({}, config_file=tmp_path / "config.yaml")

@@ -32,7 +32,8 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
     """Pictures to `pixel_values`, or to padded canvases in bytes which the model cuts on its own device.
 
     `num_crops` (1 to 16) is the tile budget: a picture costs up to num_crops + 1 tiles. The released models use 4 for
-    several pictures and 16 for one.
+    several pictures and 16 for one. `tuned_num_crops` is the budget that a training run of this package used to make
+    the model; it is None, and not written, for every other model.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012  # transformers' own form
@@ -44,18 +45,29 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
         num_img_tokens: int = TOKENS_PER_TILE,
+        tuned_num_crops: int | None = None,
         **kwargs: Any,
     ) -> None:
         # A saved auto_map names code files that are not saved with it, and would break the next load.
         kwargs.pop("auto_map", None)
         super().__init__(**kwargs)
         check_num_crops(num_crops)
+        if tuned_num_crops is not None:
+            check_num_crops(tuned_num_crops)
         if num_img_tokens != TOKENS_PER_TILE:
             raise ValueError(f"num_img_tokens must be {TOKENS_PER_TILE}, the only value of this model")
         self.num_crops = num_crops
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.num_img_tokens = num_img_tokens
+        self.tuned_num_crops = tuned_num_crops
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `preprocessor_config.json` holds."""
+        config: dict[str, Any] = super().to_dict()
+        if self.tuned_num_crops is None:
+            config.pop("tuned_num_crops", None)
+        return config
 
     def num_image_tokens(self, width: int, height: int, num_crops: int | None = None) -> int:
         """Image tokens of a picture of `width` x `height` pixels; see `phi3v_data.media.geometry`."""
