@@ -1,19 +1,24 @@
 """File name endings, in one table: what counts as an image, a clip, a table or an archive in a source."""
 
 STORED_IMAGES = {
-    "JPEG": (".jpg", ".jpeg"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
     "WEBP": (".webp",),
     "GIF": (".gif",),
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
 }
 """Pillow's name of a format that `images/` may hold -> its endings, the usual one first."""
 
 IMAGE_SUFFIXES = tuple(suffix for suffixes in STORED_IMAGES.values() for suffix in suffixes)
 """Endings of the files under `images/`."""
 
-SOURCE_IMAGE_SUFFIXES = (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".heic", ".heif", ".avif")
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+"""Endings of photos that a converter stores as JPEG."""
+
+SOURCE_IMAGE_SUFFIXES = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES)
 """Endings of the images of a source."""
 
 VIDEO_SUFFIXES = (

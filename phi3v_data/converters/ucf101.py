@@ -58,7 +58,7 @@ class Ucf101(Converter[Ucf101Options]):
         return [_item(clip, prompt) for clip in layout.clips]
 
     def convert(self, item: Item, options: Ucf101Options) -> Draft:
-        from phi3v_data.media.image import SUFFIXES, fit
+        from phi3v_data.media.encoding import SUFFIXES, fit
         from phi3v_data.media.video import read_clip
 
         if item.data["reject"]:

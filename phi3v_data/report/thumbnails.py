@@ -9,6 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageOps, features
 
 from phi3v_data.files import unsafe_reason
+from phi3v_data.media.formats import TooLargeImageError, UnreadableImageError
+from phi3v_data.media.images import decoding, load_image, probe, read_image_file
 
 BUDGET_BYTES = 15_000_000
 """Of base64 text; with the rows and findings beside it the page stays under 30 MB."""
@@ -73,14 +75,18 @@ class Thumbnailer:
     def _shrink(self, path: Path) -> Thumbnail:
         width = height = 0
         try:
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    return Thumbnail("", width, height, "too large to show")
-                image.draft("RGB", (self.side * 2, self.side * 2))
+            data = read_image_file(path)
+            info = probe(data)
+            width, height = info.width, info.height
+            if width * height > MAX_PIXELS:
+                return Thumbnail("", width, height, "too large to show")
+            image = load_image(data, draft=("RGB", (self.side * 2, self.side * 2)))
+            with decoding():
                 small = _to_rgb(image)
                 small.thumbnail((self.side, self.side), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError, EOFError, TypeError):
+        except TooLargeImageError:
+            return Thumbnail("", width, height, "too large to show")
+        except (UnreadableImageError, OSError):
             return Thumbnail("", width, height, "cannot be decoded")
         buffer = io.BytesIO()
         small.save(buffer, self._format, quality=62, method=3)

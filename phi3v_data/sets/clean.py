@@ -16,7 +16,7 @@ import numpy.typing as npt
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import encode_line
 from phi3v_data.media.geometry import MAX_NUM_CROPS
-from phi3v_data.media.image import UnreadableImageError
+from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.schema import ConverterInfo, Diagnostic, Manifest, Severity
 from phi3v_data.sets.mend import Mends, mended_picture
@@ -274,7 +274,7 @@ class _Clean:
         for entry in sorted(self.mends.contents):
             try:
                 stage.place_bytes(mended_picture(self.mends.path(entry)), self.mends.name(entry))
-            except (UnreadableImageError, OSError, ValueError, SyntaxError) as error:
+            except (UnreadableImageError, OSError) as error:
                 self.mends.contents.discard(entry)
                 stage.notes.append(f"{self.survey.tree.path(entry)} could not be mended and is as it was: {error}")
         place_pictures(

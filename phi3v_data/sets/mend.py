@@ -12,17 +12,20 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from phi3v_data.files import unsafe_reason
-from phi3v_data.media.image import UnreadableImageError, check_content, probe
-from phi3v_data.media.integrity import MISMATCH, MODE, ORIENTATION
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import decoding, load_image, probe
+from phi3v_data.media.integrity import MISMATCH, MODE, ORIENTATION, check_content
 from phi3v_data.suffixes import STORED_IMAGES
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.survey import Survey
 from phi3v_data.validate.tree import FILE, ImageTree, fold
 
 _QUALITY = 95
+_ENCODED = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"})
+"""Formats in which an image is stored again."""
 
 
 class Mends:
@@ -66,12 +69,12 @@ class Mends:
             except (UnreadableImageError, OSError):
                 continue
             turned, cmyk = info.orientation != 1, info.mode == "CMYK"
-            if (turned or cmyk) and not info.animated and info.format in STORED_IMAGES:
+            if (turned or cmyk) and not info.animated and info.format in _ENCODED:
                 self.contents.add(entry)
                 self.counts["image-orientation"] += turned
                 self.counts["image-mode"] += cmyk
-            suffix = STORED_IMAGES.get("JPEG" if info.format == "MPO" else info.format, ("",))[0]
-            if flags[entry] & MISMATCH and suffix:
+            if flags[entry] & MISMATCH:
+                suffix = STORED_IMAGES[info.format][0]
                 self.names[entry] = self.free_name(os.path.splitext(self.tree.path(entry))[0], suffix)
                 self.counts["image-format-mismatch"] += 1
         self.counts = +self.counts
@@ -107,11 +110,13 @@ def mended_picture(path: str) -> bytes:
     """A picture turned as its EXIF mark says and, if CMYK, in RGB; a JPEG keeps its quantization where it can.
 
     Raises:
-        UnreadableImageError: it does not come out whole.
+        UnreadableImageError: it cannot be read, or does not come out whole.
+        OSError: the file cannot be read.
     """
     buffer = io.BytesIO()
-    with Image.open(path) as image:
-        kind = "JPEG" if image.format == "MPO" else str(image.format)
+    image = load_image(path)
+    kind = str(image.format)
+    with decoding():
         cmyk = image.mode == "CMYK"
         options: dict[str, Any] = {}
         if kind == "JPEG":

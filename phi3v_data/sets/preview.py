@@ -6,8 +6,9 @@ from pathlib import Path
 from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import unsafe_reason
+from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
-from phi3v_data.media.image import UnreadableImageError, probe
+from phi3v_data.media.images import probe
 from phi3v_data.messages import escaped
 from phi3v_data.schema import Sample, Turn
 

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import load_image
 from phi3v_data.validate.tree import ImageTree
 
 _THUMBNAIL = 32
@@ -44,11 +46,11 @@ class Looks:
     def _shrink(self, entry: int) -> Thumbnail | None:
         """Grey levels of a picture at 32 x 32, with mean 0 and deviation 1; None where it cannot be read."""
         try:
-            with Image.open(os.path.join(self._tree.root, self._tree.path(entry))) as image:
-                image.draft("L", (2 * _THUMBNAIL, 2 * _THUMBNAIL))
-                small = image.convert("RGB").convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-        except (OSError, ValueError, SyntaxError):
+            path = os.path.join(self._tree.root, self._tree.path(entry))
+            image = load_image(path, draft=("L", (2 * _THUMBNAIL, 2 * _THUMBNAIL)))
+        except (UnreadableImageError, OSError):
             return None
+        small = image.convert("RGB").convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
         grey = np.asarray(small, np.float32)
         deviation = float(grey.std())
         return None if deviation < 2 else (grey - grey.mean()) / np.float32(deviation)

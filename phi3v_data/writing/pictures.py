@@ -4,17 +4,17 @@ import errno
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, cast
 
 from phi3v_data.converters.base import DraftImage
 from phi3v_data.errors import Reject
-from phi3v_data.suffixes import IMAGE_SUFFIXES, STORED_IMAGES
+from phi3v_data.suffixes import HEIC_SUFFIXES, IMAGE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 from phi3v_data.writing.journal import ImageRecord, Journal
 
 if TYPE_CHECKING:
     from phi3v_data.converters.base import ImageContent
-    from phi3v_data.media.image import ImageFormat
+    from phi3v_data.media.encoding import ImageFormat
 
 MAX_NAME_BYTES = 200
 MAX_PROVED = 4096
@@ -42,9 +42,14 @@ def prepare_picture(image: "ImageContent | DraftImage", split: str) -> Picture:
     if not isinstance(image.name, str):
         raise Reject("draft-invalid", f"DraftImage.name is a {type(image.name).__name__}; it must be a string")
     data, digest, suffix = _content(image)
-    name = image.name or f"{split}/{digest[:32]}{suffix}"
+    name = _upgraded(image.name, suffix) or f"{split}/{digest[:32]}{suffix}"
     check_name(name)
     return Picture(ImageRecord(name, len(data), digest), data)
+
+
+def _upgraded(name: str, suffix: str) -> str:
+    """The name that a source gave; one of a HEIC photo with the ending of what is stored."""
+    return name.removesuffix(PurePosixPath(name).suffix) + suffix if name.lower().endswith(HEIC_SUFFIXES) else name
 
 
 def forget_proved() -> None:
@@ -69,7 +74,7 @@ def check_name(name: str) -> None:
         why = f"has a component of more than {MAX_NAME_BYTES} bytes"
     elif not pieces[-1].lower().endswith(IMAGE_SUFFIXES):
         why = f"does not end in {', '.join(IMAGE_SUFFIXES)}"
-    elif any(piece.lower().endswith(IMAGE_SUFFIXES) for piece in pieces[:-1]):
+    elif any(piece.lower().endswith(SOURCE_IMAGE_SUFFIXES) for piece in pieces[:-1]):
         why = "has a folder named like a picture"
     else:
         return
@@ -132,38 +137,46 @@ def _content(image: DraftImage) -> tuple[bytes, str, str]:
     """A picture's bytes, their digest, and the ending that fits them."""
     content = image.content
     if isinstance(content, str | Path):
+        from phi3v_data.media.formats import UnreadableImageError
+        from phi3v_data.media.images import read_image_file
+
         try:
-            data = Path(content).read_bytes()
+            data = read_image_file(content)
+        except UnreadableImageError as error:
+            raise Reject(error.code, f"{content} {error}") from None
         except FileNotFoundError:
             raise Reject("image-missing", f"there is no file {content}") from None
-        except (IsADirectoryError, PermissionError, ValueError) as error:
+        except (NotADirectoryError, PermissionError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise Reject("image-unreadable", f"{content}: {reason}") from None
-        return data, *_check(data, str(content))
+        return _check(data, str(content))
     if isinstance(content, bytes | bytearray | memoryview):
-        data = bytes(content)
-        return data, *_check(data, image.name or "the picture given as bytes")
+        return _check(bytes(content), image.name or "the image given as bytes")
     data, suffix = _encode(image)
     return data, hashlib.sha256(data).hexdigest(), suffix
 
 
-def _check(data: bytes, where: str) -> tuple[str, str]:
-    """Prove that bytes are a whole picture, once for equal bytes; returns their digest and the ending that fits."""
-    from phi3v_data.media.image import UnreadableImageError, check_content
+def _check(data: bytes, where: str) -> tuple[bytes, str, str]:
+    """Judge bytes as the validator does, once for equal bytes; a HEIC photo becomes a JPEG.
 
-    digest = hashlib.sha256(data).hexdigest()
-    if suffix := _proved.get(digest):
-        return digest, suffix
+    Returns the bytes to store, their digest, and the ending that fits them.
+    """
+    from phi3v_data.media.formats import HEAD_BYTES, HEIC, UnreadableImageError, identify
+    from phi3v_data.media.heic import heic_to_jpeg
+    from phi3v_data.media.integrity import check_content
+
     try:
-        kind = check_content(data).format
+        if identify(data[:HEAD_BYTES]) == HEIC:
+            data = heic_to_jpeg(data)
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in _proved:
+            suffix = STORED_IMAGES[check_content(data).format][0]
+            if len(_proved) >= MAX_PROVED:
+                _proved.clear()
+            _proved[digest] = suffix
     except UnreadableImageError as error:
-        raise Reject("image-unreadable", f"{where}: {error}") from None
-    if kind not in STORED_IMAGES:
-        raise Reject("image-unreadable", f"{where} is a {kind} file, not one of {', '.join(STORED_IMAGES)}")
-    if len(_proved) >= MAX_PROVED:
-        _proved.clear()
-    _proved[digest] = STORED_IMAGES[kind][0]
-    return digest, STORED_IMAGES[kind][0]
+        raise Reject(error.code, f"{where} {error}") from None
+    return data, digest, _proved[digest]
 
 
 def _encode(image: DraftImage) -> tuple[bytes, str]:
@@ -171,8 +184,10 @@ def _encode(image: DraftImage) -> tuple[bytes, str]:
     import numpy as np
     from PIL import Image
 
-    from phi3v_data.media.image import SUFFIXES as ENCODED
-    from phi3v_data.media.image import encode
+    from phi3v_data.media.encoding import SUFFIXES as ENCODED
+    from phi3v_data.media.encoding import encode
+    from phi3v_data.media.formats import UnreadableImageError
+    from phi3v_data.media.images import decoding
 
     content = image.content
     if not isinstance(content, np.ndarray | Image.Image):
@@ -184,6 +199,7 @@ def _encode(image: DraftImage) -> tuple[bytes, str]:
     if not isinstance(image.quality, int) or not 0 <= image.quality <= 100:
         raise Reject("draft-invalid", f"DraftImage.quality is {image.quality!r}; it can be 0 (the usual) to 100")
     try:
-        return encode(content, cast("ImageFormat", image.format), image.quality), ENCODED[image.format]
-    except (ValueError, OSError, SyntaxError, EOFError) as error:  # an opened PIL image is only now read to its end
-        raise Reject("image-unreadable", f"a picture cannot be encoded as {image.format}: {error}") from None
+        with decoding():  # an opened PIL image is only now read to its end
+            return encode(content, cast("ImageFormat", image.format), image.quality), ENCODED[image.format]
+    except UnreadableImageError as error:
+        raise Reject(error.code, f"an image cannot be encoded as {image.format}: it {error}") from None

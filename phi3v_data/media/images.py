@@ -1,0 +1,306 @@
+"""The one door for images: everything that opens an image file or decodes image bytes comes through here.
+
+    read_image_file(path)   the bytes of a regular file, its size checked before it is read
+    probe(source)           what the header says, nothing decoded
+    load_image(source)      a Pillow image of the first frame, decoded
+    opened(source)          a Pillow image whose header alone was read, for what looks further (frames, checksums)
+
+`source` is a path or the file's bytes. Formats and limits stand in `formats.py`. Whatever a decoder raises comes out as
+`UnreadableImageError`, beyond a limit as its subclass `TooLargeImageError`; a file that cannot be read as `OSError`.
+"""
+
+import errno
+import io
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from phi3v_data.media import blocks, jpeg
+from phi3v_data.media.formats import (
+    HEAD_BYTES,
+    HEIC,
+    LIMITS,
+    PIXEL_LIMITS,
+    TooLargeImageError,
+    UnreadableImageError,
+    identify,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+ImageSource: TypeAlias = str | Path | bytes
+
+_EXIF_ORIENTATION = 0x0112
+_HEADER_FIRST = frozenset({"PNG", "BMP", "PPM"})
+"""Formats whose header at the start of the file tells all but what a PNG says in later chunks."""
+
+_SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image's header says; `width` and `height` are as stored, before `orientation` (EXIF, 1 to 8)."""
+
+    width: int
+    height: int
+    format: str  # a key of `suffixes.STORED_IMAGES`
+    mode: str  # Pillow's name: RGB, L, RGBA, P, CMYK, I;16, ...
+    orientation: int = 1
+    frames: int = 1
+    channel_bits: int = 8
+
+    @property
+    def animated(self) -> bool:
+        """Whether there is more than one frame."""
+        return self.frames > 1
+
+
+def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
+    """The bytes of an image file; with `head`, the first `HEAD_BYTES` of them.
+
+    Only regular files are read: opening never waits for another process, and nothing is read of a device.
+
+    Raises:
+        UnreadableImageError: a folder, named pipe, device or socket.
+        TooLargeImageError: larger than `LIMITS.file_bytes`.
+        OSError: the file cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EOPNOTSUPP):
+            raise UnreadableImageError(f"is {_special(os.stat(path).st_mode)}, not a file") from None
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableImageError(f"is {_special(found.st_mode)}, not a file")
+        if found.st_size > LIMITS.file_bytes:
+            raise TooLargeImageError(f"has {found.st_size:,} bytes, over the limit of {LIMITS.file_bytes:,}")
+        if head:
+            return os.read(descriptor, HEAD_BYTES)
+        data = os.read(descriptor, found.st_size)
+        if len(data) == found.st_size:
+            return data
+        parts = [data]  # a file that is being written, or a system that reads less at once
+        while data:
+            data = os.read(descriptor, found.st_size - sum(map(len, parts)))
+            parts.append(data)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def _special(mode: int) -> str:
+    return _SPECIAL.get(stat.S_IFMT(mode), "neither a file nor a folder")
+
+
+def identify_readable(head: bytes) -> str:
+    """Format of a file that begins with `head`: a key of `suffixes.STORED_IMAGES`.
+
+    Raises:
+        UnreadableImageError: not an image, or of a format that is not read.
+    """
+    kind = identify(head)
+    if kind == HEIC:
+        raise UnreadableImageError("is not an image that training reads (a HEIC photo): `convert` stores it as JPEG")
+    return kind
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Run a decoder: each of its exceptions comes out as UnreadableImageError, its warnings are dropped."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UnreadableImageError:
+        raise
+    except MemoryError:
+        raise TooLargeImageError("needs more memory to decode than there is") from None
+    except Exception as error:  # Pillow's decoders raise anything on damaged bytes
+        if type(error).__name__ == "DecompressionBombError":
+            raise TooLargeImageError(f"is too large: {short_words(error)}") from None
+        raise UnreadableImageError(f"is damaged or cut short: {short_words(error)}") from None
+
+
+def short_words(error: BaseException) -> str:
+    """A decoder's own words, in one line."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+
+
+@contextmanager
+def opened(source: ImageSource) -> "Iterator[tuple[PILImage.Image, ImageInfo]]":
+    """A Pillow image of which only the header was read, and what that says (of a PNG without the EXIF turn).
+
+    A JPEG followed by others (MPO) is its first image. Raises as `load_image`, also for what is decoded inside.
+    """
+    data = source if isinstance(source, bytes) else read_image_file(source)
+    kind = identify_readable(data[:HEAD_BYTES])
+    with decoding():
+        found = _check_before(kind, data)
+        with _plugin(kind)(io.BytesIO(data)) as image:
+            yield image, _info(image, kind, found)
+
+
+def load_image(source: ImageSource, *, draft: tuple[str, tuple[int, int]] | None = None) -> "PILImage.Image":
+    """The first frame, decoded, as a Pillow image of the file's own mode; an EXIF turn is not applied.
+
+    Args:
+        draft: Pillow's hint for JPEG (mode and least size): decode at a fraction of the size where that is enough.
+
+    Raises:
+        UnreadableImageError: not an image, damaged, or cut short (as far as decoding shows; `integrity` looks closer).
+        TooLargeImageError: beyond the limits; nothing was decoded.
+        OSError: the file cannot be read.
+    """
+    with opened(source) as (image, _):
+        if draft is not None:
+            image.draft(*draft)
+        image.load()
+        return image
+
+
+def probe(source: ImageSource) -> ImageInfo:
+    """Read an image's header; pixels are not decoded, so that damage further on goes unseen.
+
+    Raises:
+        As `load_image`.
+    """
+    head = source if isinstance(source, bytes) else read_image_file(source, head=True)
+    kind = identify_readable(head[:HEAD_BYTES])
+    if kind == "JPEG":
+        header = jpeg.read_header(head)
+        if header is None and not isinstance(source, bytes):
+            header = jpeg.read_header(read_image_file(source))
+        return _jpeg_info(header)
+    if kind in _HEADER_FIRST and not (b"acTL" in head or b"eXIf" in head):
+        with decoding():
+            if found := _check_extents(kind, head):
+                with _plugin(kind)(io.BytesIO(head)) as image:
+                    return _info(image, kind, found)
+    with opened(source) as (image, info):
+        return info
+
+
+def check_jpeg(data: bytes) -> ImageInfo:
+    """What the header of a JPEG says, its cost judged by its scans as well.
+
+    Raises:
+        As `load_image`.
+    """
+    header = jpeg.read_header(data)
+    info = _jpeg_info(header)
+    assert header is not None
+    jpeg.check_scans(data, header)
+    return info
+
+
+def _jpeg_info(header: jpeg.JpegHeader | None) -> ImageInfo:
+    if header is None:
+        raise UnreadableImageError("is damaged or cut short: a JPEG without a frame header")
+    check_extent("JPEG", blocks.Extent(header.width, header.height))
+    mode = {1: "L", 4: "CMYK"}.get(header.components, "RGB")
+    turn = jpeg.orientation(header.exif)
+    turn = turn if 1 <= turn <= 8 else 1
+    return ImageInfo(header.width, header.height, "JPEG", mode, turn, 1, header.bits)
+
+
+def _info(image: "PILImage.Image", kind: str, found: blocks.Extent | None) -> ImageInfo:
+    """What Pillow read of a header, checked against the limits."""
+    frames = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
+    bits = found.bits if found else 8 * len(image.getbands())
+    check_extent(kind, blocks.Extent(image.width, image.height, frames, bits))
+    if kind == "PPM" and image.tile and image.tile[0][0] != "raw":  # Pillow decodes the others in Python
+        raise UnreadableImageError("is a PPM image of other than 8 bits, which is not read: store it as PNG")
+    turn = exif_orientation(image) if "exif" in image.info or kind == "TIFF" else 1
+    return ImageInfo(image.width, image.height, kind, image.mode, turn, frames, found.channel_bits if found else 8)
+
+
+def check_extent(kind: str, found: blocks.Extent) -> None:
+    """Refuse an image that costs too much to decode.
+
+    Raises:
+        TooLargeImageError: see `formats.LIMITS`.
+    """
+    pixels = found.width * found.height
+    limit = PIXEL_LIMITS.get(kind, LIMITS.pixels)
+    if (
+        pixels * found.frames <= limit
+        and pixels * found.bits <= LIMITS.pixel_bytes * 8
+        and found.frames <= LIMITS.frames
+    ):
+        return
+    size = f"{found.width} x {found.height} pixels"
+    if found.frames > LIMITS.frames:
+        raise TooLargeImageError(f"has {found.frames:,} frames, over the limit of {LIMITS.frames:,}")
+    if pixels > limit:
+        raise TooLargeImageError(f"has {size}, over the limit of {limit:,}")
+    if pixels * found.frames > limit:
+        raise TooLargeImageError(f"has {found.frames:,} frames of {size}, over the limit of {limit:,} in all")
+    raise TooLargeImageError(f"has {size} of {found.bits} bits, over the limit of {LIMITS.pixel_bytes:,} bytes")
+
+
+def _check_before(kind: str, data: bytes) -> blocks.Extent | None:
+    """What can be refused before a decoder sees the file."""
+    if kind == "JPEG":
+        if header := jpeg.read_header(data):
+            check_extent(kind, blocks.Extent(header.width, header.height))
+            jpeg.check_scans(data, header)
+        return None
+    if kind == "PNG":
+        blocks.check_png(data)
+    return _check_extents(kind, data)
+
+
+def _check_extents(kind: str, data: bytes) -> blocks.Extent | None:
+    found = blocks.extent(kind, data)
+    if found is not None:
+        check_extent(kind, found)
+    return found
+
+
+def exif_orientation(image: "PILImage.Image") -> int:
+    """The EXIF turn of a Pillow image, 1 to 8; 1 where it has none. Of a PNG this decodes the pixels."""
+    value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+@cache
+def _plugin(kind: str) -> Callable[[Any], "PILImage.Image"]:
+    """Pillow's reader of one format; no other one gets to see the file."""
+    from PIL import (
+        AvifImagePlugin,
+        BmpImagePlugin,
+        GifImagePlugin,
+        JpegImagePlugin,
+        PngImagePlugin,
+        PpmImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    plugins: dict[str, Callable[[Any], PILImage.Image]] = {
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "PNG": PngImagePlugin.PngImageFile,
+        "WEBP": WebPImagePlugin.WebPImageFile,
+        "GIF": GifImagePlugin.GifImageFile,
+        "BMP": BmpImagePlugin.BmpImageFile,
+        "TIFF": TiffImagePlugin.TiffImageFile,
+        "PPM": PpmImagePlugin.PpmImageFile,
+        "AVIF": AvifImagePlugin.AvifImageFile,
+    }
+    return plugins[kind]
