@@ -36,7 +36,7 @@ from PIL import Image
 
 from phi3v_data.converters.source import Source
 from phi3v_data.converters.ucf101 import Ucf101, Ucf101Options
-from phi3v_data.media.image import encode
+from phi3v_data.media.encoding import encode
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Pictures: TypeAlias = dict[str, bytes]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 MAX_COMPONENT_BYTES = 200
 
@@ -24,7 +25,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _AWKWARD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\\/:*?"<>|]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-_IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _NO_FLOCK = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
@@ -96,7 +96,7 @@ def safe_component(name: str) -> str:
     while len(safe.encode()) > MAX_COMPONENT_BYTES - 20:
         safe = safe[:-1]
     safe = re.sub(r"^[. ]+|[. ]+$", lambda match: "_" * len(match[0]), safe)
-    if not safe or _DEVICE.fullmatch(safe) or _IMAGE_SUFFIX.fullmatch(safe[safe.rfind(".") :]):
+    if not safe or _DEVICE.fullmatch(safe) or safe.lower().endswith(SOURCE_IMAGE_SUFFIXES):
         safe += "_"
     return safe
 

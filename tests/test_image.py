@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 from media import picture
 from PIL import Image
 
-from phi3v_data.media.image import (
-    ImageInfo,
-    UnreadableImageError,
-    check_content,
-    encode,
-    fit,
-    probe,
-)
+from phi3v_data.media import formats, images
+from phi3v_data.media.encoding import encode, fit
+from phi3v_data.media.formats import TooLargeImageError, UnreadableImageError
+from phi3v_data.media.images import ImageInfo, probe
+from phi3v_data.media.integrity import check_content
 
 SIZES = ((320, 240), (321, 239), (16, 16), (17, 33), (8, 8), (1, 1), (3, 200), (640, 360))
 
@@ -98,7 +95,7 @@ def test_probe_reads_the_header_only(tmp_path: Path) -> None:
     exif = image.getexif()
     exif[0x0112] = 8
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert probe(tmp_path / "a.jpg") == ImageInfo(40, 20, "JPEG", "RGB", 8, False)
+    assert probe(tmp_path / "a.jpg") == ImageInfo(40, 20, "JPEG", "RGB", 8)
     image.save(tmp_path / "b.gif", save_all=True, append_images=[Image.fromarray(picture(9, 40, 20))])
     assert probe((tmp_path / "b.gif").read_bytes()).animated
     image.convert("CMYK").save(tmp_path / "c.jpg")
@@ -128,8 +125,8 @@ def test_a_png_with_a_wrong_checksum_is_seen() -> None:
 
 def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = by_pillow(np.zeros((300, 300), np.uint8), "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UnreadableImageError, match="too large"):
+    monkeypatch.setattr(images, "LIMITS", formats.Limits(pixels=1000))
+    with pytest.raises(TooLargeImageError, match="has 300 x 300 pixels, over the limit of 1,000"):
         probe(whole)
 
 

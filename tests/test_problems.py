@@ -15,7 +15,7 @@ ALL_CODES = {
     "rows": "json-syntax json-not-object invalid-utf8 bom blank-line duplicate-key non-finite-number missing-field "
     "unknown-field wrong-type empty-text no-turns duplicate-id line-too-long",
     "images": "image-missing image-unreadable image-path-unsafe image-name-mismatch image-format-mismatch "
-    "image-animated image-mode image-orientation image-aspect image-too-large image-orphan",
+    "image-animated image-mode image-orientation image-stray-bytes image-aspect image-too-large image-orphan",
     "text": "control-token invalid-text",
     "tokens": "too-long rope-switch",
     "splits": "split-empty split-name shard-missing leak-sample leak-group leak-image leak-near-image duplicate-sample "
@@ -24,7 +24,7 @@ ALL_CODES = {
 }
 WARNINGS = {
     "bom", "blank-line", "image-format-mismatch", "image-animated", "image-mode", "image-orientation",
-    "leak-near-image", "duplicate-sample", "label-missing-in-train", "check-skipped",
+    "image-stray-bytes", "leak-near-image", "duplicate-sample", "label-missing-in-train", "check-skipped",
 }  # fmt: skip
 INFOS = {"image-orphan", "rope-switch"}
 

@@ -22,7 +22,7 @@ from phi3v_data.converters.base import Draft, DraftImage, Item
 from phi3v_data.converters.source import Source
 from phi3v_data.converters.ucf101 import Ucf101, Ucf101Options
 from phi3v_data.errors import NotFoundError, Reject, UserError
-from phi3v_data.media.image import encode
+from phi3v_data.media.encoding import encode
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "data"
 SPLITS = {

@@ -5,20 +5,13 @@ from pathlib import Path, PurePosixPath
 
 from phi3v_data.converters.source import SourceFile
 from phi3v_data.errors import Reject
+from phi3v_data.media.formats import HEIC, UnreadableImageError, identify
+from phi3v_data.media.images import read_image_file
 from phi3v_data.messages import shown
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 
 SUFFIX_MENDED = "image-suffix-mended"
 """Note: a picture is stored with the ending of its content, not with the one that the source gave it."""
-
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-)
 
 
 class PictureFiles:
@@ -63,18 +56,19 @@ class PictureFiles:
 
 
 def stored_format(head: bytes) -> str:
-    """Pillow's name of the format that a file's first 12 bytes announce, out of those that `images/` may hold."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    return next((name for magic, name in _MAGIC if head.startswith(magic)), "")
+    """Pillow's name of the format in which an image is stored that begins with `head`; empty if it is not an image."""
+    try:
+        kind = identify(head)
+    except UnreadableImageError:
+        return ""
+    return "JPEG" if kind == HEIC else kind
 
 
 def stored_name(name: str, file: str | Path) -> tuple[str, tuple[str, ...]]:
-    """`name` with the ending that fits what the file holds, and the notes on that; the bytes stay as they are."""
+    """`name` with the ending that fits what is stored of the file, and the notes on that."""
     try:
-        with open(file, "rb") as stream:
-            head = stream.read(16)
-    except OSError:
+        head = read_image_file(file, head=True)
+    except (OSError, UnreadableImageError):
         return name, ()  # the writer says what is wrong with it
     suffixes = STORED_IMAGES.get(stored_format(head), ())
     path = PurePosixPath(name)

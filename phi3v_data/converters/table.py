@@ -25,6 +25,8 @@ from phi3v_data.converters.table_map import TableMap, TurnMap, fill, line_of, pa
 from phi3v_data.converters.table_rows import Table, TableRow, open_table
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.files import unsafe_reason
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import read_image_file
 from phi3v_data.messages import shown
 from phi3v_data.schema import Scalar
 from phi3v_data.splits import is_split_name
@@ -186,10 +188,12 @@ class _RowReader:
             )
         file = Path(self.root, path)
         try:
-            data = file.read_bytes()
+            data = read_image_file(file)
         except (FileNotFoundError, NotADirectoryError):
             raise Reject("image-missing", f"{self.row.where}: there is no picture {shown(path)}") from None
-        except (IsADirectoryError, PermissionError) as error:
+        except UnreadableImageError as error:
+            raise Reject(error.code, f"{self.row.where}: {shown(path)} {error}") from None
+        except PermissionError as error:
             raise Reject("image-unreadable", f"{self.row.where}: {shown(path)}: {error.strerror}") from None
         named = path.lower().endswith(SOURCE_IMAGE_SUFFIXES) and not any(
             piece.startswith(".") for piece in path.split("/")

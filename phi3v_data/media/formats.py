@@ -1,7 +1,8 @@
 """The image formats that are read, their limits, and what to call a file that is none of them.
 
 This is the one list: `convert`, `validate`, the reports and training read these formats and no others, whatever else
-Pillow could open. A format is told by the first bytes of a file, never by its name; `suffixes.STORED_IMAGES` lists them.
+Pillow could open. `suffixes.STORED_IMAGES` lists them by name.
+A format is told by the first bytes of a file, never by its ending.
 """
 
 import re

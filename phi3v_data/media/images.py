@@ -221,10 +221,14 @@ def _jpeg_info(header: jpeg.JpegHeader | None) -> ImageInfo:
 
 def _info(image: "PILImage.Image", kind: str, found: blocks.Extent | None) -> ImageInfo:
     """What Pillow read of a header, checked against the limits."""
+    from PIL import PpmImagePlugin
+
     frames = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
     bits = found.bits if found else 8 * len(image.getbands())
     check_extent(kind, blocks.Extent(image.width, image.height, frames, bits))
-    if kind == "PPM" and image.tile and image.tile[0][0] != "raw":  # Pillow decodes the others in Python
+    if (
+        isinstance(image, PpmImagePlugin.PpmImageFile) and image.tile and image.tile[0][0] != "raw"
+    ):  # Pillow decodes the others in Python
         raise UnreadableImageError("is a PPM image of other than 8 bits, which is not read: store it as PNG")
     turn = exif_orientation(image) if "exif" in image.info or kind == "TIFF" else 1
     return ImageInfo(image.width, image.height, kind, image.mode, turn, frames, found.channel_bits if found else 8)

@@ -147,13 +147,14 @@ class _Look:
                 self._decode(source if isinstance(source, bytes) else read_image_file(source))
             else:
                 self._take_info(probe(source))
-            self.flags |= CHECKED
         except TooLargeImageError as error:
-            self.find(CHECKED | TOO_LARGE, str(error))
+            self.find(TOO_LARGE, str(error))
         except UnreadableImageError as error:
-            self.find(CHECKED | UNREADABLE, str(error))
+            self.find(UNREADABLE, str(error))
         except (OSError, ValueError) as error:  # ValueError: a path with NUL
             self.find(UNREADABLE, f"cannot be opened: {getattr(error, 'strerror', None) or error}")
+            return
+        self.flags |= CHECKED
 
     def _take_info(self, info: ImageInfo) -> None:
         """Findings that the header shows, but for the EXIF turn of a file that is yet to be decoded."""
@@ -181,7 +182,7 @@ class _Look:
             if passed_over:
                 self.find(STRAY, passed_over)
             height, width, _ = grey.shape
-            self._take(xxhash.xxh3_128(grey), Image.frombuffer("L", (width, height), grey, "raw", "L", 0, 1))
+            self._take(xxhash.xxh3_128(grey.data), Image.frombuffer("L", (width, height), grey, "raw", "L", 0, 1))
             return
         with opened(data) as (image, info):
             image.load()

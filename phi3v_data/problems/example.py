@@ -66,6 +66,7 @@ class Picture:
         orientation: EXIF turn, 1 for none.
         frames: more than 1 makes an animation.
         keep: share of the file's bytes that is written; below 1 the file is cut off.
+        stray: bytes put after the first segment of a JPEG.
         shade: added to every grey level, for a picture that is almost another.
     """
 
@@ -78,6 +79,7 @@ class Picture:
     frames: int = 1
     keep: float = 1.0
     shade: int = 0
+    stray: int = 0
 
     def describe(self) -> str:
         """In words."""
@@ -88,6 +90,8 @@ class Picture:
             words += f", {self.frames} frames"
         if self.keep < 1:
             words += f", cut off after {self.keep:.0%} of its bytes"
+        if self.stray:
+            words += f", with {self.stray} bytes between its first two segments"
         if self.shade:
             words += ", a shade lighter than the other"
         return words
@@ -121,6 +125,8 @@ class Picture:
         stream = io.BytesIO()
         frames[0].save(stream, self.format, **options)
         data = stream.getvalue()
+        if self.stray:  # a JPEG begins with FF D8 and a JFIF segment of 18 bytes
+            data = data[:20] + bytes(self.stray) + data[20:]
         return data[: int(len(data) * self.keep)]
 
 

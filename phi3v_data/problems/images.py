@@ -25,9 +25,10 @@ IMAGES = (
         "images",
         "error",
         "a picture is damaged, empty, or no picture",
-        "The file is cut off, has a wrong checksum, holds zeroed blocks, is empty, is a folder, a loop of "
-        "links, or is in no format that the reader knows. Level full decodes every picture; level quick "
-        "reads headers only.",
+        "The file is cut off, has a wrong checksum, holds zeroed blocks, is empty, is a folder, a named pipe, a loop "
+        "of links, or is not an image of a format that is read: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF. HEIC "
+        "photos are stored as JPEG by `phi3v-data convert`. Level full decodes every image; level quick reads headers "
+        "only.",
         "Decoders fill the missing part with grey and say nothing, or raise an error in a data worker hours "
         "into the run.",
         _with("a.png", Picture(64, 48, keep=0.6)),
@@ -97,6 +98,18 @@ IMAGES = (
         "Turn the pixels and drop the mark (`PIL.ImageOps.exif_transpose`), then store the file again.",
     ),
     Problem(
+        "image-stray-bytes",
+        "images",
+        "warning",
+        "a JPEG has bytes that belong to none of its parts",
+        "Bytes between two header segments or before the end marker, or a colour profile that is not whole. Decoders "
+        "pass over them: the image without them decodes to the last row, strictly.",
+        "The pixels are whole. But a program wrote the file that does not keep to the format, or something was "
+        "changed in it later, and stricter readers refuse it.",
+        _with("a.jpg", Picture(64, 48, "JPEG", stray=6)),
+        "Nothing has to be done. Storing the image again removes the bytes.",
+    ),
+    Problem(
         "image-aspect",
         "images",
         "error",
@@ -111,11 +124,12 @@ IMAGES = (
         "image-too-large",
         "images",
         "error",
-        "a picture has more pixels than any real one should",
-        "Over 89 million pixels (`PIL.Image.MAX_IMAGE_PIXELS`): a small file can unfold to gigabytes. It is "
+        "an image costs more to decode than any real one should",
+        "Over 178,956,970 pixels in all frames, a file of over 256 MB, a progressive JPEG of hundreds of scans, text "
+        "that unfolds to megabytes: a small file can cost gigabytes or minutes. docs/format.md lists all limits. It is "
         "not decoded.",
         "Decoding it takes the memory of a data worker, and the run with it.",
-        _with("a.png", Picture(10_000, 9_000, mode="1")),
+        _with("a.png", Picture(14_000, 13_000, mode="1")),
         "Store a smaller copy: the model sees at most 16 tiles of 336 x 336 pixels.",
     ),
     Problem(

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import encode_line
-from phi3v_data.media.geometry import MAX_NUM_CROPS
 from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.geometry import MAX_NUM_CROPS
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.schema import ConverterInfo, Diagnostic, Manifest, Severity
 from phi3v_data.sets.mend import Mends, mended_picture

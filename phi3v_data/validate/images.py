@@ -35,6 +35,7 @@ _CODES = {
     integrity.MISMATCH: ("image-format-mismatch", "rename it, or store it again in the format of its name"),
     integrity.ANIMATED: ("image-animated", "the model sees the first frame only: store the frame you mean"),
     integrity.MODE: ("image-mode", "store it as 8-bit RGB or grey"),
+    integrity.STRAY: ("image-stray-bytes", "nothing has to be done; storing it again removes them"),
     integrity.ORIENTATION: ("image-orientation", "the processor ignores it: turn the pixels and drop the mark"),
 }
 

@@ -25,12 +25,12 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import xxhash
-from PIL import Image
 from pydantic import ValidationError
 
 from phi3v_data.columns import DamagedFileError, own_folder, read_columns, read_small, write_columns
 from phi3v_data.dataset import MANIFEST
 from phi3v_data.files import write_bytes
+from phi3v_data.media.formats import LIMITS, PIXEL_LIMITS
 from phi3v_data.media.integrity import FACTS
 from phi3v_data.messages import escaped
 from phi3v_data.schema import Report
@@ -148,7 +148,7 @@ def content_digest(path: Path) -> str:
 @cache
 def checker_version() -> str:
     """What a changed answer about the same image may come from."""
-    return f"{RECEIPT_VERSION}/{version('phi3v')}/{PIL.__version__}/{version('simplejpeg')}/{Image.MAX_IMAGE_PIXELS}"
+    return f"{RECEIPT_VERSION}/{version('phi3v')}/{PIL.__version__}/{version('simplejpeg')}/{LIMITS}/{PIXEL_LIMITS}"
 
 
 def load_report(directory: Path, state: State, options: Mapping[str, Any]) -> Report | None:

@@ -1,4 +1,4 @@
-"""Pictures from files, with the same pixels as Pillow gives, faster for JPEG.
+"""Images from files, through the one door (`phi3v_data.media.images`), faster for JPEG with Pillow's own pixels.
 
 libjpeg-turbo through `simplejpeg` decodes a JPEG in about a third of Pillow's time. Both must round alike: a process
 checks that once on pictures made in memory, and goes on with Pillow where they differ. What simplejpeg does not take
@@ -11,55 +11,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import check_jpeg, load_image, probe, read_image_file
 
 _JPEG_START = b"\xff\xd8\xff"
-_PILLOW_DECIDES = 50_000_000
-"""Pixels from which Pillow decodes, which warns of or refuses pictures made to fill the memory."""
+_MAX_PIXELS = 50_000_000
+"""Pixels from which `load_image` decodes, whose limits know of scans and frames."""
 
 _EXACT_COLORSPACES = frozenset({"YCbCr", "Gray"})
 
 
 def read_picture(image: Any) -> Image.Image:
-    """The decoded picture of a path; a Pillow image is returned as it is.
+    """The decoded image of a path; a Pillow image is returned as it is.
 
     Raises:
-        OSError: no such file, or no picture in it that Pillow can read.
+        UnreadableImageError: not an image of a format that is read, damaged, or beyond the limits; names the path.
+        OSError: the file cannot be read.
     """
     if isinstance(image, Image.Image):
         return image
-    data = Path(image).read_bytes()
-    return _decode_jpeg(data) or _decode_any(data, image)
+    try:
+        data = read_image_file(image)
+        return _decode_jpeg(data) or load_image(data)
+    except UnreadableImageError as error:
+        raise type(error)(f"{image} {error}") from None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) as the file's header says, without decoding.
-
-    Raises:
-        OSError: no such file, or no picture.
-    """
-    with Image.open(path) as image:
-        return image.size
-
-
-def _decode_any(data: bytes, image: Any) -> Image.Image:
+    """(width, height) as the file's header says, without decoding. Raises as `read_picture`."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            return picture
-    except UnidentifiedImageError:
-        raise UnidentifiedImageError(f"{image}: no picture that Pillow can read") from None
+        info = probe(path)
+    except UnreadableImageError as error:
+        raise type(error)(f"{path} {error}") from None
+    return info.width, info.height
 
 
 def _decode_jpeg(data: bytes) -> Image.Image | None:
-    """The picture of a plain JPEG; None for Pillow to decode or to refuse."""
+    """The image of a plain JPEG; None for Pillow to decode or to refuse. Raises TooLargeImageError."""
     if not data.startswith(_JPEG_START) or not jpeg_is_exact():
         return None
     import simplejpeg
 
+    check_jpeg(data)
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in _EXACT_COLORSPACES or height * width > _PILLOW_DECIDES:
+        if colorspace not in _EXACT_COLORSPACES or height * width > _MAX_PIXELS:
             return None
         if colorspace == "Gray":
             return Image.fromarray(simplejpeg.decode_jpeg(data, "GRAY")[:, :, 0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi3v_data.errors import UserError
+from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.schema import Sample
 from phi3v_train.data.encode import EncodedPrompt, EncodedSample, Encoder, Provenance, SampleError, SampleTokens, Turns
 from phi3v_train.data.order import SampleRef
@@ -119,8 +120,9 @@ class Reader:
             yield
         except SampleError as error:
             raise UserError(f"{self.place(ref)} (id {sample.id!r}): {error}") from None
-        except OSError as error:
-            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        except (OSError, UnreadableImageError) as error:
+            filename = getattr(error, "filename", None)
+            reason = f"{filename}: {getattr(error, 'strerror', '')}" if filename else str(error)
             raise UserError(
                 f"{self.place(ref)} (id {sample.id!r}): an image cannot be read: {reason}; "
                 f"`phi3v-data validate {self.sources[ref.source].directory}` lists all such images"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from validate_pictures import encoded, picture
 
-from phi3v_data.media import integrity
-from phi3v_data.media.image import probe
+from phi3v_data.media import formats, images, integrity
+from phi3v_data.media.images import probe
 from phi3v_data.media.integrity import check_image, check_images, rgb_digest
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_later_frame_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG"])
 @pytest.mark.parametrize("pixels", [True, False])
 def test_a_bomb_is_not_decoded(tmp_path: Path, fmt: str, pixels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "LIMITS", formats.Limits(pixels=1000))
     path = saved(tmp_path, encoded(picture(1, (64, 48)), fmt), "a.jpg" if fmt == "JPEG" else "a.png")
     facts, findings = look(path, pixels=pixels)
     assert list(findings) == [integrity.TOO_LARGE]
