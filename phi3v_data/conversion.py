@@ -29,6 +29,7 @@ from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.splits import canonical_split, file_name, is_split_name
 from phi3v_data.writing.journal import differences, join_words
 from phi3v_data.writing.output import Output, check_free, open_output
+from phi3v_data.writing.output import finish as finish_output
 from phi3v_data.writing.plan import Plan, choose_split, spool_plan
 from phi3v_data.writing.publish import NothingMadeError, merge, publish
 from phi3v_data.writing.request import EngineName, Progress, Request, make_request
@@ -343,3 +344,16 @@ def _engine(request: Request, ref: ConverterRef | None) -> Engine:
 
         return RayEngine(request.workers)
     return LocalEngine(request.workers, request.cls, request.options)
+
+
+def finish(out_dir: str | Path) -> ConvertResult:
+    """Complete a directory whose files were being moved into place when its run was killed; needs no source.
+
+    Serves `convert`, `split`, `merge` and `clean` alike, and gives the bytes that the same command would.
+
+    Raises:
+        UserError: nothing of the kind is there, or another process is writing it.
+    """
+    path = Path(os.path.abspath(Path(out_dir).expanduser()))
+    manifest, completed = finish_output(path)
+    return ConvertResult(path, manifest, already_complete=not completed)

@@ -16,19 +16,20 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.line_index import LineIndex, open_index
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, find_splits
-
-MANIFEST = "dataset.json"
+from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_marker, refuse_unfinished
 
 _MAX_OPEN_FILES = 64
 """Shards of a split that stay open; of a split with more, each read opens its file again."""
 
 
 def read_manifest(directory: str | Path) -> Manifest | None:
-    """`dataset.json` of a directory; None where there is none (a bare directory).
+    """`dataset.json` of a directory; None if absent (a bare directory).
 
     Raises:
+        UnfinishedError: the set's files are still being moved into place.
         UserError: it is not what this version reads.
     """
+    refuse_unfinished(Path(directory))
     path = Path(directory) / MANIFEST
     try:
         text = path.read_bytes()
@@ -43,6 +44,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     """Read the text of a `dataset.json` that lies at `path`.
 
     Raises:
+        UnfinishedError: it is the marker of a set whose files are still being moved into place.
         UserError: not JSON, another format, or a field that is not as documented.
     """
     from pydantic import ValidationError
@@ -52,6 +54,7 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         value = from_json(text)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+    refuse_marker(path.parent, value)
     version = value.get("format") if isinstance(value, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
@@ -81,6 +84,8 @@ class Dataset(Mapping[str, "Split"]):
 
     Raises:
         NotFoundError: no such directory, or no JSONL file in it.
+        UnfinishedError: the set's files are still being moved into place.
+        UserError: the directory cannot be read or, when strict, its `dataset.json`.
     """
 
     def __init__(self, directory: str | Path, *, strict: bool = True) -> None:
@@ -152,6 +157,8 @@ def _make_dataset(directory: Path, strict: bool) -> Dataset:
 def _read_manifest_if_valid(directory: Path) -> Manifest | None:
     try:
         return read_manifest(directory)
+    except UnfinishedError:
+        raise
     except UserError:
         return None
 

@@ -19,6 +19,9 @@ from typing import IO, Any
 from phi3v_data.errors import UserError
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
+HIDDEN = ".phi3v"
+"""Folder in DIR for what is kept about it: journal, validator's receipt, index."""
+
 MAX_COMPONENT_BYTES = 200
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -49,6 +52,20 @@ def inside(folder: Path, name: str) -> Path:
             f"{folder}: {name[:80]!r} is a link that leads out of the folder; nothing there is touched"
         )
     return folder / name
+
+
+def hidden_path(directory: Path, *names: str) -> Path:
+    """`DIR/.phi3v/NAMES`, where what is kept about DIR belongs; never through a link.
+
+    Raises:
+        UserError: the path, or a folder on the way, is a link.
+    """
+    path = directory / HIDDEN
+    for name in ("", *names):
+        path /= name
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, and nothing under {HIDDEN} is read through a link; remove it")
+    return path
 
 
 def unsafe_reason(path: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import write_whole
+from phi3v_data.files import hidden_path, write_whole
 from phi3v_data.jsonl import BOM
 
 BLANK = b" \t\r\n\v\f"
@@ -82,9 +82,9 @@ def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:
     """The index of a split: from its file when that is fresh, else built and, where DIR can be written, saved.
 
     Raises:
-        UserError: a file is missing, unreadable, or changes while it is read.
+        UserError: a file is missing, unreadable, or changes while it is read; or the index is behind a link.
     """
-    path = directory / ".phi3v" / "index" / f"{quote(split, safe='')}.idx"
+    path = hidden_path(directory, "index", f"{quote(split, safe='')}.idx")
     states = [FileState.of(directory, name) for name in files]
     index = _load(path, states)
     if index is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from phi3v_data.errors import BusyError
+from phi3v_data.errors import BusyError, UserError
 
 ORPHAN_SECONDS = 30.0
 """How long workers of a killed run are waited for; they end themselves at once when their parent dies."""
@@ -77,12 +77,14 @@ def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS) -> None:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path}: is a link, and a lock is never taken through one; remove it") from None
         if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             raise error from None
 

@@ -8,9 +8,51 @@ is generated from these models by `phi3v-data schema`.
 import json
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from phi3v_data.splits import is_data_file, is_plain_name, is_split_name
 
 FORMAT_VERSION = 1
+
+
+def _set_name(name: str) -> str:
+    if name and not is_plain_name(name):
+        raise PydanticCustomError("set_name", "A set's name is part of its file names: no '/', '..' or leading dot")
+    return name
+
+
+def _split_name(name: str) -> str:
+    if not is_split_name(name):
+        raise PydanticCustomError("split_name", "A split's name has letters, digits, '_', '-' and '.' only")
+    return name
+
+
+def _file_name(name: str) -> str:
+    if not (is_plain_name(name) and is_data_file(name)):
+        raise PydanticCustomError("file_name", "A split's file is a .jsonl file in DIR itself, named without a path")
+    return name
+
+
+SetName: TypeAlias = Annotated[
+    str, AfterValidator(_set_name), WithJsonSchema({"type": "string", "pattern": r"^([^./\\:][^/\\]*)?$"})
+]
+SplitName: TypeAlias = Annotated[
+    str, AfterValidator(_split_name), WithJsonSchema({"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$"})
+]
+FileName: TypeAlias = Annotated[
+    str, AfterValidator(_file_name), WithJsonSchema({"type": "string", "pattern": r"^[^./\\][^/\\]*\.jsonl$"})
+]
 
 Scalar: TypeAlias = StrictStr | StrictInt | StrictFloat | StrictBool | None
 Strings: TypeAlias = Annotated[tuple[str, ...], Field(strict=False)]
@@ -105,7 +147,10 @@ class SplitInfo(StrictModel):
 
     rows: Count
     images: Count = Field(description="Distinct image files that the split's rows use.")
-    files: dict[str, str] = Field(description="File name under DIR to its `sha256:...` digest, in shard order.")
+    files: dict[FileName, str] = Field(
+        description="File name in DIR to its `sha256:...` digest, in shard order.",
+        json_schema_extra={"additionalProperties": False},
+    )
     labelled: bool = Field(True, description="False where `assistant` is empty and only prediction takes the split.")
 
 
@@ -121,10 +166,10 @@ class Manifest(StrictModel):
     """`dataset.json`: written last, so that its presence says the directory is complete."""
 
     format: Literal[1] = 1
-    name: str
+    name: SetName
     task: Task
     metrics: Strings = Field((), description="Metric names; the first is the headline.")
-    splits: dict[str, SplitInfo]
+    splits: dict[SplitName, SplitInfo] = Field(json_schema_extra={"additionalProperties": False})
     converter: ConverterInfo | None = None
     classes: Strings = Field((), description="Class names of a classification set, sorted.")
     num_crops: Annotated[int, Field(ge=1, le=16)] | None = Field(

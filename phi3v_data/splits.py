@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from phi3v_data.files import unsafe_reason
+
 KNOWN_SPLITS = (
     "train",
     "val",
@@ -85,6 +87,11 @@ def canonical_split(split: str) -> str:
 def is_split_name(split: str) -> bool:
     """Whether `split` can end a file name: letters, digits, `.`, `-`, `_`, not starting with a mark."""
     return _SPLIT_NAME.fullmatch(split) is not None
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is one component of a path that can go into a file name anywhere: no `/`, no leading dot."""
+    return "/" not in name and not name.startswith(".") and not unsafe_reason(name)
 
 
 def is_data_file(file: str) -> bool:

@@ -3,8 +3,8 @@
     python kill_points.py SOURCE WORK_DIR fresh|overwrite
 
 Every attempt is a process of its own that ends itself with SIGKILL right before its n-th file operation. After each
-kill the directory must be either as before or complete; the same call must then end with the bytes of an undisturbed
-run. Prints the number of kill points.
+kill readers must find the directory as before, complete, or refuse it (half_published.py); the same call must then end
+with the bytes of an undisturbed run. Prints the number of kill points.
 """
 
 import shutil
@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+from half_published import check_killed
 from kills import in_child
 from toy_converter import Toy, tree
 
@@ -45,7 +46,7 @@ def main(source: Path, work: Path, mode: str) -> None:
         assert in_child(old) == 0
         before = tree(out)
     shutil.copytree(out, work / "before") if before else None
-    point = 0
+    point = moved = 0
     while True:
         point += 1
         shutil.rmtree(out)
@@ -55,12 +56,11 @@ def main(source: Path, work: Path, mode: str) -> None:
         if status == 0:
             break
         assert status == -signal.SIGKILL, status
-        now = tree(out) if out.exists() else {}
-        if "dataset.json" in now:
-            assert now in (before, visible(wanted)), f"kill point {point}: a mixture counts as complete"
+        moved += check_killed(out, work, tree, before, visible(wanted))
         assert in_child(new) == 0, f"kill point {point}: cannot be resumed"
         ended = tree(out, hidden=True)
         assert ended == wanted, f"kill point {point}: {sorted(set(ended.items()) ^ set(wanted.items()))}"
+    assert moved >= 8, "too few of the kills came while files were moved"
     print(point - 1)
 
 

@@ -36,7 +36,7 @@ DATA_FLOORS = (
     ("problems",),
     ("schema_files",),
     ("converters.table_map",),  # one of the files that have a schema
-    ("schema", "jsonl", "splits", "encodings"),
+    ("schema", "unfinished", "jsonl", "splits", "encodings"),
     ("columns",),
     ("files",),
     ("errors", "messages", "suffixes"),

@@ -105,14 +105,20 @@ samples = st.builds(
     group=text,
     meta=st.dictionaries(text, scalars, max_size=3),
 )
+names = st.from_regex(r"[A-Za-z0-9][a-z0-9_-]{0,8}", fullmatch=True)
 manifests = st.builds(
     Manifest,
-    name=text,
+    name=st.just("") | names.map("d{}".format),
     task=st.sampled_from(["classification", "vqa", "chat"]),
     metrics=st.lists(text, max_size=2),
     splits=st.dictionaries(
-        text,
-        st.builds(SplitInfo, rows=st.integers(0, 99), images=st.integers(0, 99), files=st.dictionaries(text, text)),
+        names,
+        st.builds(
+            SplitInfo,
+            rows=st.integers(0, 99),
+            images=st.integers(0, 99),
+            files=st.dictionaries(names.map("d_{}.jsonl".format), text),
+        ),
         max_size=2,
     ),
     classes=st.lists(text, max_size=3),

@@ -1,7 +1,7 @@
 """`phi3v-data convert NAME`: a command whose options depend on the converter that is named."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +15,7 @@ EXAMPLES = [
     "phi3v-data convert ucf101 --source UCF101_subset.tar.gz --out_dir out",
     "phi3v-data convert --converter my_docs.py:MyDocs --source docs --out_dir out",
     "phi3v-data convert ucf101 --help",
+    "phi3v-data convert --finish out",
 ]
 
 
@@ -57,6 +58,13 @@ def convert(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over; the old dataset stays until the new one is complete.")
     ] = False,
+    finish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Only complete DIR, whose convert, split, merge or clean was killed at its end; needs no source.",
+        ),
+    ] = None,
     quiet: Quiet = False,
     *,
     options: Mapping[str, Any] | None = None,
@@ -71,6 +79,8 @@ def convert(
     from phi3v_data.conversion import convert as run_conversion
     from phi3v_data.converters.registry import find
 
+    if finish is not None:
+        finish_only(finish, allow_rejects, name or converter or source or out_dir)
     cls = find(which(name, converter))
     if out_dir is None:
         raise UserError("where is the dataset to go? Say --out_dir DIR")
@@ -96,6 +106,22 @@ def convert(
         typer.echo(f"went on after {result.resumed} samples that were done before", err=True)
     print(summary(out_dir, result))
     raise typer.Exit(PROBLEMS if result.rejects > allow_rejects else GOOD)
+
+
+def finish_only(directory: str, allow_rejects: int, also: str | None) -> NoReturn:
+    """Complete a directory and exit; `also` is what was given beside it, which has no meaning here.
+
+    Raises:
+        UserError: something was given beside it, or there is nothing to complete.
+    """
+    from phi3v_data.conversion import finish
+
+    if also:
+        raise UserError(f"--finish DIR stands alone, without {also!r}: it completes DIR without converter or source")
+    result = finish(directory)
+    print(summary(directory, result))
+    rejected = not result.manifest.history and result.rejects > allow_rejects
+    raise typer.Exit(PROBLEMS if rejected else GOOD)
 
 
 def summary(out_dir: str, result: Any) -> str:
@@ -157,7 +183,7 @@ def build_command(name: str | None) -> Any:
     return make_command(command_info(examples=EXAMPLES, interrupted=INTERRUPTED)(function), name="convert")
 
 
-TAKE_VALUES = {"source", "out_dir", "limit", "split", "seed", "allow_rejects", "workers", "engine"}
+TAKE_VALUES = {"source", "out_dir", "limit", "split", "seed", "allow_rejects", "workers", "engine", "finish"}
 FLAGS = {"plain", "unlabelled", "overwrite", "quiet", "help", "q", "h"}
 
 

@@ -17,9 +17,10 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import read_json, write_text
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
+from phi3v_data.unfinished import MANIFEST
 from phi3v_data.writing.journal import differences, join_words
 from phi3v_data.writing.output import Output, check_free, open_output
-from phi3v_data.writing.publish import MANIFEST, SplitFile, publish
+from phi3v_data.writing.publish import SplitFile, publish
 
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 

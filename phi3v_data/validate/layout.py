@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from phi3v_data.dataset import MANIFEST
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
 from phi3v_data.splits import Splits, find_splits
+from phi3v_data.unfinished import MANIFEST, refuse_marker, refuse_unfinished
 from phi3v_data.validate.badrow import field_path
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
@@ -47,7 +47,7 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
 
     Raises:
         NotFoundError: no such directory.
-        UserError: it cannot be listed.
+        UserError: it cannot be listed, or its files are still being moved into place.
     """
     try:
         names = os.listdir(directory)
@@ -55,6 +55,7 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
         raise NotFoundError(f"{directory}: no such directory") from None
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror})") from None
+    refuse_unfinished(directory)
     manifest = _read_manifest(directory, findings) if MANIFEST in names else None
     listed = {split: tuple(info.files) for split, info in manifest.splits.items()} if manifest else None
     splits = find_splits(names, listed)
@@ -103,6 +104,7 @@ def _read_manifest(directory: Path, findings: Findings) -> Manifest | None:
     except (ValueError, RecursionError) as error:
         invalid(f"not JSON: {escaped(str(error))[:200]}", "write it again by converting, or remove it")
         return None
+    refuse_marker(directory, value)
     version = value.get("format") if isinstance(value, dict) else None
     if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT_VERSION:
         invalid(

@@ -5,6 +5,7 @@
     stage/            the finished files wait here; nothing of an unfinished run is seen in DIR
     collisions/       pictures whose name another row had taken with different content
     publishing.json   all parts are done, the files are being moved into DIR
+    marker.json       on its way to DIR/dataset.json, which it is until all files are moved
     complete.json     identity of what stands in DIR
     source/           what the source unpacked        run/  scratch of the running process
 
@@ -18,29 +19,34 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import write_json
+from phi3v_data.files import HIDDEN, hidden_path, read_json, write_json
 
-HIDDEN = ".phi3v"
+# What becomes a path is checked where it is read: these files may have come with the directory from elsewhere.
+SafePath: TypeAlias = Annotated[
+    str, msgspec.Meta(pattern=r"\A(?![A-Za-z]:)(?!.*(?:^|/)\.{0,2}(?:/|$))[^\\\x00-\x1f\x7f]+\Z")
+]
+Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+SplitName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
 
 
 class ImageRecord(msgspec.Struct, frozen=True, array_like=True):
     """One picture of a row: POSIX path under `images/`, bytes, sha256."""
 
-    name: str
+    name: SafePath
     size: int
-    digest: str
+    digest: Digest
 
 
 class RowRecord(msgspec.Struct, frozen=True):
     """One converted sample; `row` is its line without the line end."""
 
     number: int
-    split: str
+    split: SplitName
     item: str
     row: str
     images: tuple[ImageRecord, ...] = ()
@@ -62,7 +68,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
     rows: tuple[RowRecord, ...] = ()
     rejects: tuple[RejectRecord, ...] = ()
-    collided: tuple[str, ...] = ()
+    collided: tuple[SafePath, ...] = ()
 
     @property
     def num_items(self) -> int:
@@ -139,6 +145,10 @@ class Journal:
     def publishing(self) -> Path:
         return self.root / "publishing.json"
 
+    @property
+    def marker(self) -> Path:
+        return self.root / "marker.json"
+
     def start(self, identity: Mapping[str, Any], *, overwrite: bool) -> None:
         """Begin a new journal; whatever an earlier, other run left is gone first."""
         self.discard()
@@ -160,12 +170,47 @@ class Journal:
         scratch.write_bytes(msgspec.json.encode(receipt))
         os.replace(scratch, self.receipt_path(part))
 
+    def check(self) -> None:
+        """Refuse a journal in which anything is a link, or that says what phi3v never writes; nothing is changed.
+
+        Raises:
+            UserError: what is wrong, and where.
+        """
+        for name in ("identity.json", "complete.json", "publishing.json", "marker.json", "run", "source", "old"):
+            hidden_path(self.out_dir, "convert", name)
+        hidden_path(self.out_dir, self.lock.name)
+        hidden_path(self.out_dir, self.workers_lock.name)
+        for name in ("parts", "collisions", "stage"):
+            for entry in _entries(hidden_path(self.out_dir, "convert", name), nested=name == "stage"):
+                if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
+                    raise UserError(f"{entry.path}: is not a file that phi3v made; nothing was changed: remove it")
+        for path, kinds in (
+            (self.identity, {"identity": dict, "overwrite": bool}),
+            (self.complete, {"identity": dict}),
+        ):
+            value = read_json(path)
+            if value is not None and not all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
+                raise UserError(
+                    f"{path}: is not what phi3v writes; nothing was changed: remove {self.root} if it came with the "
+                    "directory from elsewhere"
+                )
+
     def read_receipt(self, part: int) -> Receipt | None:
-        """The receipt of a finished part; None where the part is not done."""
+        """The receipt of a finished part; None if the part is not done.
+
+        Raises:
+            UserError: it says what phi3v never writes, such as a name that leads out of `images/`.
+        """
+        path = self.receipt_path(part)
         try:
-            return _decode_receipt(self.receipt_path(part).read_bytes())
+            return _decode_receipt(path.read_bytes())
         except FileNotFoundError:
             return None
+        except msgspec.ValidationError as error:
+            raise UserError(
+                f"{path}: is not what this version of phi3v writes ({error}); nothing was changed: remove "
+                f"{self.root} to convert from the start"
+            ) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
@@ -186,6 +231,21 @@ class Journal:
                 return any(entry.name.endswith(".json") for entry in entries)
         except FileNotFoundError:
             return False
+
+
+def _entries(folder: Path, *, nested: bool) -> Iterator["os.DirEntry[str]"]:
+    """What is in a folder; with `nested`, what is in its folders instead of these."""
+    folders: list[str | Path] = [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as listing:
+                for entry in listing:
+                    if nested and entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        yield entry
+        except FileNotFoundError:
+            continue
 
 
 def remove_tree(path: Path) -> None:

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from phi3v_data.errors import UserError
+from phi3v_data.dataset import read_manifest
+from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file, wait_for_workers
 from phi3v_data.schema import Manifest
+from phi3v_data.unfinished import MANIFEST, refuse_marker
 from phi3v_data.writing.journal import Journal, join_words, remove_tree
-from phi3v_data.writing.publish import IMAGES, MANIFEST, REJECTS, REMOVED, finish_publishing
+from phi3v_data.writing.publish import IMAGES, REJECTS, REMOVED, finish_publishing
 
 _OBSTACLES = {
     errno.ENOSPC: "the disk is full: make room and run the same command again",
@@ -66,6 +66,30 @@ def open_output(out_dir: Path, *, overwrite: bool) -> Iterator[Output]:
         raise UserError(f"{where}: {reason}") from error
 
 
+def finish(out_dir: Path) -> tuple[Manifest, bool]:
+    """Complete a set whose files were being moved into place when its run was killed; needs no source.
+
+    Returns its manifest, and whether there was anything left to do.
+
+    Raises:
+        UserError: there is no such set, or it is being written by another process.
+    """
+    journal = Journal(out_dir)
+    if not out_dir.is_dir():
+        raise NotFoundError(f"{out_dir}: no such directory")
+    _inspect(journal, overwrite=True)
+    if not journal.publishing.exists():
+        manifest = read_manifest(out_dir)
+        if manifest is None:
+            reason = "an interrupted run is there" if journal.identity.exists() else "no set of phi3v is there"
+            raise UserError(f"{out_dir}: there is nothing to complete, {reason}; run the command that makes the set")
+        return manifest, False
+    with open_output(out_dir, overwrite=False) as output:
+        if output.manifest is None:
+            raise UserError(f"{out_dir}: another process has removed the set meanwhile")
+        return output.manifest, True
+
+
 @contextmanager
 def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
     journal = Journal(out_dir)
@@ -73,7 +97,7 @@ def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
     finished = journal.complete.exists() and (out_dir / MANIFEST).exists() and not journal.publishing.exists()
     if finished and not overwrite:
         with tempfile.TemporaryDirectory(prefix="phi3v-") as scratch:
-            yield Output(Journal(out_dir, Path(scratch)), _read_manifest(out_dir))
+            yield Output(Journal(out_dir, Path(scratch)), read_manifest(out_dir))
         return
     created = _make_folders(journal.hidden)
     try:
@@ -82,7 +106,7 @@ def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
                 wait_for_workers(journal.workers_lock)
                 _inspect(journal, overwrite)
                 finish_publishing(journal)
-                manifest = _read_manifest(out_dir)
+                manifest = read_manifest(out_dir)
                 owned = _owned_names(out_dir, manifest) if overwrite and manifest else ()
                 remove_tree(journal.run)
                 journal.run.mkdir(parents=True)
@@ -97,6 +121,7 @@ def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
 def _inspect(journal: Journal, overwrite: bool) -> None:
     """Refuse a directory that holds something else than our own work."""
     out_dir = journal.out_dir
+    journal.check()
     try:
         with os.scandir(out_dir) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
@@ -111,24 +136,11 @@ def _inspect(journal: Journal, overwrite: bool) -> None:
         raise UserError(
             f"{out_dir} holds files that are no dataset of ours ({join_words(names, 3)}); choose a new or empty folder"
         )
+    refuse_marker(out_dir, read_json(out_dir / MANIFEST))
     if not overwrite and not journal.complete.exists():
         raise UserError(
             f"{out_dir} holds a finished dataset of another origin; --overwrite replaces it, or choose another folder"
         )
-
-
-def _read_manifest(out_dir: Path) -> Manifest | None:
-    try:
-        return Manifest.model_validate_json((out_dir / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(piece) for piece in first["loc"])
-        raise UserError(
-            f"{out_dir / MANIFEST} is not a dataset.json of format 1 ({where}: {first['msg']}); "
-            "mend it, or choose another folder"
-        ) from None
 
 
 def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:

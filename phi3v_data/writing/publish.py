@@ -1,7 +1,7 @@
 """From finished parts to a complete directory: merge, decide collisions, move into place, `dataset.json` last.
 
-Each step can be cut short and done again. While files are moved, `publishing.json` says so, and the directory has no
-`dataset.json`, so that a mixture never counts as complete.
+Each step can be cut short and done again. While files are moved, `publishing.json` says so, and `dataset.json` is a
+marker that every reader refuses, so that a mixture never counts as complete: not here, nor in a copy without `.phi3v/`.
 """
 
 import hashlib
@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
 import xxhash
 
 from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.errors import UserError
 from phi3v_data.files import read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
-from phi3v_data.splits import file_name, split_sort_key
+from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
+from phi3v_data.unfinished import MANIFEST, MARKER, is_marker
 from phi3v_data.writing.journal import (
     ImageRecord,
     Journal,
@@ -30,7 +32,7 @@ from phi3v_data.writing.journal import (
     remove_tree,
 )
 
-MANIFEST, REJECTS, REMOVED, IMAGES = "dataset.json", "rejects.jsonl", "removed.jsonl", "images"
+REJECTS, REMOVED, IMAGES = "rejects.jsonl", "removed.jsonl", "images"
 
 
 class NothingMadeError(UserError):
@@ -200,6 +202,13 @@ def _remove_orphans(journal: Journal, num_parts: int, owners: dict[str, ImageRec
             folder.rmdir()
 
 
+class Publication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`publishing.json`: names in DIR that are to be filled from the stage, and those to be removed before."""
+
+    install: tuple[str, ...]
+    remove: tuple[str, ...]
+
+
 def publish(journal: Journal, replaced: Iterable[str]) -> None:
     """Move the stage into DIR; `replaced` are top-level files of the finished set that is being overwritten."""
     sync_disk(journal.stage)
@@ -209,19 +218,23 @@ def publish(journal: Journal, replaced: Iterable[str]) -> None:
 
 
 def finish_publishing(journal: Journal) -> None:
-    """Do, or go on with, what `publishing.json` says; nothing where it is not there."""
-    todo = read_json(journal.publishing)
+    """Do, or complete, what `publishing.json` says; nothing if it is absent.
+
+    Raises:
+        UserError: an entry of it is not what phi3v writes, or a file that it names is gone; nothing was moved.
+    """
+    todo = read_publication(journal)
     if todo is None:
-        journal.publishing.unlink(missing_ok=True)
         return
     out_dir = journal.out_dir
     if (journal.stage / MANIFEST).exists():
-        (out_dir / MANIFEST).unlink(missing_ok=True)
-        journal.complete.unlink(missing_ok=True)
+        write_json(journal.marker, MARKER)  # not beside the files, where a kill would leave a stray one
+        os.replace(journal.marker, out_dir / MANIFEST)
         sync_folder(out_dir)
-        for name in todo["remove"]:
+        journal.complete.unlink(missing_ok=True)
+        for name in todo.remove:
             _move_away(out_dir / name, journal)
-        for name in todo["install"]:
+        for name in todo.install:
             if (journal.stage / name).exists():
                 _move_away(out_dir / name, journal)
                 os.rename(journal.stage / name, out_dir / name)
@@ -235,6 +248,43 @@ def finish_publishing(journal: Journal) -> None:
     for folder in (journal.old, journal.source, journal.run):
         remove_tree(folder)
     journal.publishing.unlink()
+
+
+def read_publication(journal: Journal) -> Publication | None:
+    """`publishing.json`, checked whole; None if absent.
+
+    Raises:
+        UserError: an entry of it is not what phi3v writes, or a file that it names is gone.
+    """
+    path = journal.publishing
+    try:
+        todo = msgspec.json.decode(path.read_bytes(), type=Publication)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not what phi3v writes ({error}); nothing was moved or removed") from None
+    for name in (*todo.install, *todo.remove):
+        if name not in (IMAGES, REJECTS, REMOVED) and not (is_plain_name(name) and is_data_file(name)):
+            raise UserError(
+                f"{path}: {name[:80]!r} is not the name of a file of a set; nothing was moved or removed: remove "
+                f"{journal.hidden} if it came with the directory from elsewhere"
+            )
+    staged = (journal.stage / MANIFEST).exists()
+    there = {path.name for folder in (journal.stage, journal.out_dir) if folder.exists() for path in folder.iterdir()}
+    if staged and (lost := [name for name in todo.install if name not in there]):
+        raise UserError(
+            f"{journal.out_dir}: cannot be completed, {lost[0]} is gone from it; convert again to a new folder"
+        )
+    if not staged and _is_marked(journal.out_dir):
+        raise UserError(
+            f"{journal.out_dir}: cannot be completed, {journal.stage / MANIFEST} is gone; convert again to a new folder"
+        )
+    return todo
+
+
+def _is_marked(out_dir: Path) -> bool:
+    manifest = read_json(out_dir / MANIFEST)
+    return manifest is None or is_marker(manifest)
 
 
 def _move_away(path: Path, journal: Journal) -> None:

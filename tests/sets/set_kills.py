@@ -3,8 +3,8 @@
     python set_kills.py COMMAND WORK_DIR fresh|overwrite
 
 Every attempt is a process of its own that ends itself with SIGKILL right before its n-th operation. After each kill
-OUT is as before or complete; the same call must then end with the bytes of an undisturbed run. Prints the number of
-kill points.
+readers find OUT as before, complete, or refuse it (half_published.py); the same call must then end with the bytes of an
+undisturbed run. Prints the number of kill points.
 """
 
 import shutil
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from half_published import check_killed
 from kills import in_child
 from set_builders import png, row, tree, write_set
 
@@ -48,7 +49,7 @@ def main(command: str, work: Path, mode: str) -> None:
         shutil.copytree(out, work / "before")
     before = tree(out) if overwrite else {}
     visible = {name: digest for name, digest in wanted.items() if not name.startswith(".phi3v")}
-    point = 0
+    point = moved = 0
     while True:
         point += 1
         shutil.rmtree(out, ignore_errors=True)
@@ -58,13 +59,12 @@ def main(command: str, work: Path, mode: str) -> None:
         if status == 0:
             break
         assert status == -signal.SIGKILL, status
-        now = tree(out) if out.exists() else {}
-        if "dataset.json" in now:
-            assert now in (before, visible), f"kill point {point}: a mixture counts as complete"
+        moved += check_killed(out, work, tree, before, visible)
         assert in_child(lambda: call(overwrite)) == 0, f"kill point {point}: cannot be run again"
         ended = tree(out, hidden=True)
         complete = ".phi3v/convert/complete.json"
         assert {**ended, complete: ""} == {**wanted, complete: ""}, f"kill point {point}: {set(ended) ^ set(wanted)}"
+    assert moved >= 8, "too few of the kills came while files were moved"
     print(point - 1)
 
 

@@ -1,0 +1,66 @@
+"""A set whose files are being moved into DIR: what marks it, so that nobody takes the mixture for a set.
+
+Before the first visible file moves, `dataset.json` becomes a marker, which no version reads as a manifest; the real one
+replaces it as the last step. So a copy taken at any moment, with or without `.phi3v/`, holds the old set, the marker,
+or the new set.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.errors import UserError
+from phi3v_data.files import hidden_path
+
+MANIFEST = "dataset.json"
+PUBLISHING = ("convert", "publishing.json")
+STAGED_MANIFEST = ("convert", "stage", MANIFEST)
+
+_KEY = "unfinished"
+MARKER = {
+    "format": 1,
+    _KEY: "The files of this set are being moved into place, so it is not complete and no copy of it is. "
+    "`phi3v-data convert --finish DIR` ends it.",
+}
+"""What `dataset.json` holds meanwhile; versions that do not know it miss its other keys and refuse it."""
+
+
+class UnfinishedError(UserError):
+    """The files of a set are being moved into place, or that was cut short."""
+
+
+def is_marker(value: Any) -> bool:
+    """Whether the value of a `dataset.json` is the marker."""
+    return isinstance(value, dict) and _KEY in value
+
+
+def refuse_marker(directory: Path, value: Any) -> None:
+    """Refuse a directory whose `dataset.json` holds the marker.
+
+    Raises:
+        UnfinishedError: it does.
+    """
+    if is_marker(value):
+        raise _error(directory)
+
+
+def refuse_unfinished(directory: Path) -> None:
+    """Refuse a directory whose journal says that files are still to be moved.
+
+    Raises:
+        UnfinishedError: it does.
+        UserError: the journal is behind a link.
+    """
+    if hidden_path(directory, *PUBLISHING).exists() and hidden_path(directory, *STAGED_MANIFEST).exists():
+        raise _error(directory)
+
+
+def _error(directory: Path) -> UnfinishedError:
+    if hidden_path(directory, *PUBLISHING).exists():
+        return UnfinishedError(
+            f"{directory}: its files are still being moved into place, or that was interrupted; "
+            f"`phi3v-data convert --finish {directory}` ends it, without the source"
+        )
+    return UnfinishedError(
+        f"{directory}: is a copy without .phi3v of a set whose files were still being moved into place; run "
+        "`phi3v-data convert --finish DIR` where it was made and copy it again"
+    )
