@@ -14,6 +14,7 @@ from typing import Any, overload
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.line_index import LineIndex, open_index
+from phi3v_data.messages import escaped
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, find_splits
 from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_marker, refuse_unfinished
@@ -70,7 +71,8 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
 def first_error(error: Any) -> str:
     """The first finding of a pydantic ValidationError: `conversations[0].user: Field required`."""
     detail = error.errors(include_url=False, include_input=False)[0]
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
+    parts = (f"[{part}]" if isinstance(part, int) else f".{escaped(part)[:60]}" for part in detail["loc"])
+    field = "".join(parts).removeprefix(".")
     return f"{field}: {detail['msg']}" if field else str(detail["msg"])
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import shown
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 HIDDEN = ".phi3v"
@@ -46,10 +47,10 @@ def inside(folder: Path, name: str) -> Path:
     """
     reason = unsafe_reason(name)
     if reason:
-        raise UnsafeNameError(f"{folder}: the name {name[:80]!r} {reason}; nothing outside the folder is touched")
+        raise UnsafeNameError(f"{folder}: the name {shown(name)} {reason}; nothing outside the folder is touched")
     if leads_outside(folder, name):
         raise UnsafeNameError(
-            f"{folder}: {name[:80]!r} is a link that leads out of the folder; nothing there is touched"
+            f"{folder}: {shown(name)} is a link that leads out of the folder; nothing there is touched"
         )
     return folder / name
 

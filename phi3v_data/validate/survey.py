@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.messages import escaped
-from phi3v_data.unfinished import MANIFEST
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable, check_images, used_images

@@ -20,6 +20,7 @@ import xxhash
 from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.errors import UserError
 from phi3v_data.files import read_json, sync_disk, sync_folder, write_json, write_text
+from phi3v_data.messages import shown
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST, MARKER, is_marker
@@ -266,7 +267,7 @@ def read_publication(journal: Journal) -> Publication | None:
     for name in (*todo.install, *todo.remove):
         if name not in (IMAGES, REJECTS, REMOVED) and not (is_plain_name(name) and is_data_file(name)):
             raise UserError(
-                f"{path}: {name[:80]!r} is not the name of a file of a set; nothing was moved or removed: remove "
+                f"{path}: {shown(name)} is not the name of a file of a set; nothing was moved or removed: remove "
                 f"{journal.hidden} if it came with the directory from elsewhere"
             )
     staged = (journal.stage / MANIFEST).exists()
