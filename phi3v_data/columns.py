@@ -20,9 +20,7 @@ from typing import Any
 
 import xxhash
 
-from phi3v_data.files import write_whole
-
-OWN_FOLDER = ".phi3v"
+from phi3v_data.files import HIDDEN, write_whole
 
 _PREFIX = struct.Struct("=8sQQ")
 _MAX_HEADER = 64 << 20
@@ -39,7 +37,7 @@ def own_folder(directory: Path, name: str, *, make: bool = False) -> Path:
     Raises:
         OSError: it cannot be made, or one of the two folders is a link or not a folder: it is not ours then.
     """
-    parent = directory / OWN_FOLDER
+    parent = directory / HIDDEN
     folder = parent / name
     for path in (parent, folder):
         if make:

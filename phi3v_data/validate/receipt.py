@@ -28,12 +28,12 @@ import xxhash
 from pydantic import ValidationError
 
 from phi3v_data.columns import DamagedFileError, own_folder, read_columns, read_small, write_columns
-from phi3v_data.dataset import MANIFEST
 from phi3v_data.files import write_bytes
 from phi3v_data.media.formats import LIMITS, PIXEL_LIMITS
 from phi3v_data.media.integrity import FACTS
 from phi3v_data.messages import escaped
 from phi3v_data.schema import Report
+from phi3v_data.unfinished import MANIFEST
 from phi3v_data.validate.images import ImageTable
 from phi3v_data.validate.tree import ImageTree
 
