@@ -55,17 +55,13 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def hidden_path(directory: Path, *names: str) -> Path:
-    """`DIR/.phi3v/NAMES`, where what is kept about DIR belongs; never through a link.
-
-    Raises:
-        UserError: the path, or a folder on the way, is a link.
-    """
+def hidden_path(directory: Path, *names: str) -> Path | None:
+    """`DIR/.phi3v/NAMES`, for names of our own; None if that, or a folder on the way, is a link: it is not ours then."""
     path = directory / HIDDEN
     for name in ("", *names):
         path /= name
         if path.is_symlink():
-            raise UserError(f"{path}: is a link, and nothing under {HIDDEN} is read through a link; remove it")
+            return None
     return path
 
 

@@ -82,11 +82,11 @@ def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:
     """The index of a split: from its file when that is fresh, else built and, where DIR can be written, saved.
 
     Raises:
-        UserError: a file is missing, unreadable, or changes while it is read; or the index is behind a link.
+        UserError: a file is missing, unreadable, or changes while it is read.
     """
     path = hidden_path(directory, "index", f"{quote(split, safe='')}.idx")
     states = [FileState.of(directory, name) for name in files]
-    index = _load(path, states)
+    index = _load(path, states) if path else None
     if index is not None:
         return index
     for _ in range(_ATTEMPTS):
@@ -98,7 +98,7 @@ def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:
     else:
         raise UserError(f"{directory}: the files of split {split!r} change while they are read; wait for their writer")
     rows = [len(offsets) - 1 for offsets in built]
-    if _save(path, states, built):
+    if path and _save(path, states, built):
         index = _load(path, states)
         if index is not None:
             return index

@@ -5,6 +5,7 @@ replaces it as the last step. So a copy taken at any moment, with or without `.p
 or the new set.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,18 @@ def refuse_unfinished(directory: Path) -> None:
 
     Raises:
         UnfinishedError: it does.
-        UserError: the journal is behind a link.
     """
-    if hidden_path(directory, *PUBLISHING).exists() and hidden_path(directory, *STAGED_MANIFEST).exists():
+    if _has(directory, PUBLISHING) and _has(directory, STAGED_MANIFEST):
         raise _error(directory)
 
 
+def _has(directory: Path, names: Sequence[str]) -> bool:
+    path = hidden_path(directory, *names)
+    return path is not None and path.exists()
+
+
 def _error(directory: Path) -> UnfinishedError:
-    if hidden_path(directory, *PUBLISHING).exists():
+    if _has(directory, PUBLISHING):
         return UnfinishedError(
             f"{directory}: its files are still being moved into place, or that was interrupted; "
             f"`phi3v-data convert --finish {directory}` ends it, without the source"

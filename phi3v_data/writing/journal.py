@@ -177,11 +177,11 @@ class Journal:
             UserError: what is wrong, and where.
         """
         for name in ("identity.json", "complete.json", "publishing.json", "marker.json", "run", "source", "old"):
-            hidden_path(self.out_dir, "convert", name)
-        hidden_path(self.out_dir, self.lock.name)
-        hidden_path(self.out_dir, self.workers_lock.name)
+            self._refuse_link("convert", name)
+        self._refuse_link(self.lock.name)
+        self._refuse_link(self.workers_lock.name)
         for name in ("parts", "collisions", "stage"):
-            for entry in _entries(hidden_path(self.out_dir, "convert", name), nested=name == "stage"):
+            for entry in _entries(self._refuse_link("convert", name), nested=name == "stage"):
                 if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
                     raise UserError(f"{entry.path}: is not a file that phi3v made; nothing was changed: remove it")
         for path, kinds in (
@@ -194,6 +194,16 @@ class Journal:
                     f"{path}: is not what phi3v writes; nothing was changed: remove {self.root} if it came with the "
                     "directory from elsewhere"
                 )
+
+    def _refuse_link(self, *names: str) -> Path:
+        path = hidden_path(self.out_dir, *names)
+        if path is None:
+            where = "/".join((HIDDEN, *names))
+            raise UserError(
+                f"{self.out_dir}: {where} is a link or behind one, and nothing there is read or written through a link; "
+                "remove it"
+            )
+        return path
 
     def read_receipt(self, part: int) -> Receipt | None:
         """The receipt of a finished part; None if the part is not done.
