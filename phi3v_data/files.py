@@ -56,7 +56,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def hidden_path(directory: Path, *names: str) -> Path | None:
-    """`DIR/.phi3v/NAMES`, for names of our own; None if that, or a folder on the way, is a link: it is not ours then."""
+    """`DIR/.phi3v/NAMES`, for names of our own; None if that or a folder on the way is a link: it is not ours then."""
     path = directory / HIDDEN
     for name in ("", *names):
         path /= name
