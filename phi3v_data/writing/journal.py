@@ -200,7 +200,7 @@ class Journal:
         if path is None:
             where = "/".join((HIDDEN, *names))
             raise UserError(
-                f"{self.out_dir}: {where} is a link or behind one, and nothing is read or written there through a link; "
+                f"{self.out_dir}: {where} is a link or behind one, and nothing there is followed through a link; "
                 "remove it"
             )
         return path
