@@ -5,13 +5,15 @@ find converter -> open DIR (lock) -> open source -> plan (spooled) -> identity -
 
 import os
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, Options
+from phi3v_data.converters.fingerprint import draft_fingerprint
+from phi3v_data.converters.reads import Reads, noting
 from phi3v_data.converters.registry import (
     ConverterLike,
     ConverterRef,
@@ -21,13 +23,13 @@ from phi3v_data.converters.registry import (
     source_file,
 )
 from phi3v_data.converters.source import Source
+from phi3v_data.earlier_run import already_complete, interrupted, run_identity
 from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_json
+from phi3v_data.same_source import SourceChangedError, SourceCheck, records_of
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.splits import canonical_split, file_name, is_split_name
-from phi3v_data.writing.journal import differences, join_words
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output
 from phi3v_data.writing.plan import Plan, choose_split, spool_plan
@@ -130,23 +132,26 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     converter = request.cls()
     journal.run.mkdir(parents=True, exist_ok=True)
     source = Source.open(request.source, work_dir=journal.source)
-    plan = spool_plan(
-        _guard(lambda: converter.plan(source, request.options), request, "plan"),
-        journal.run,
-        shares=request.shares,
-        seed=request.seed,
-        limit=request.limit,
-        progress=lambda count: request.progress("plan", count, None),
-    )
-    if not plan.num_items:
-        raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
-    request.progress("plan", plan.num_items, plan.num_items)
-    info = _describe(converter, source, request)
+    roots = source.roots(journal.source)
+    with noting(roots) as planned:
+        plan = spool_plan(
+            _guard(lambda: converter.plan(source, request.options), request, "plan"),
+            journal.run,
+            roots=roots,
+            shares=request.shares,
+            seed=request.seed,
+            limit=request.limit,
+            progress=lambda count: request.progress("plan", count, None),
+        )
+        if not plan.num_items:
+            raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
+        request.progress("plan", plan.num_items, plan.num_items)
+        info = _describe(converter, source, request)
     unlabelled = _unlabelled(request, info, plan.counts)
-    identity = _identity(request, unlabelled, plan)
-    if (finished := _already_complete(request, output, identity)) is not None:
-        return finished
-    done = finished_parts(journal, plan.parts) if _resumes(request, output, identity) else set()
+    identity = run_identity(request, unlabelled, plan)
+    if (manifest := already_complete(request, output, identity)) is not None:
+        return ConvertResult(request.out_dir, manifest, already_complete=True)
+    done = _done_before(request, output, identity, plan, planned)
     for split in plan.counts:
         check_free(output, file_name(info.name, split))
     settings = RowSettings(info.name, request.plain, unlabelled, _roots(request, source, output))
@@ -154,7 +159,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     engine = _engine(request, ref)
     resumed = sum(part.count for part in plan.parts if part.index in done)
     request.progress("convert", resumed, plan.num_items)
-    job = Job(request.out_dir, plan.folder, ref, pickle.dumps(request.options) if ref else b"", settings)
+    job = Job(request.out_dir, plan.folder, ref, pickle.dumps(request.options) if ref else b"", settings, roots)
     engine.run(
         job,
         [part for part in plan.parts if part.index not in done],
@@ -164,22 +169,55 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     return _finish(request, output, len(plan.parts), info, unlabelled, resumed)
 
 
+def _done_before(request: Request, output: Output, identity: Mapping[str, Any], plan: Plan, planned: Reads) -> set[int]:
+    """The parts of an interrupted run that count, after the source was compared; else a new journal is begun."""
+    journal = output.journal
+    saved = interrupted(request, output, identity, planned.roots)
+    if saved is not None:
+        done = finished_parts(journal, plan.parts)
+        check = SourceCheck(request.out_dir, planned.roots)
+        try:
+            check.check_plan(journal, plan, done, records_of(saved["planned"]))
+        except SourceChangedError:
+            if not request.overwrite:
+                raise
+        else:
+            journal.write_identity(identity, overwrite=saved["overwrite"], planned=records_of(saved["planned"]))
+            return done
+    journal.start(identity, overwrite=request.overwrite, planned=planned.records())
+    return set()
+
+
 def _convert_generator(request: Request, output: Output) -> ConvertResult:
-    """One process, drafts as they come; a resumed run draws the finished ones again and drops them."""
+    """One process, drafts as they come; a resumed run draws the finished ones again and compares them."""
     journal = output.journal
     converter = request.cls()
     assert isinstance(converter, GeneratorConverter)
     journal.run.mkdir(parents=True, exist_ok=True)
     source = Source.open(request.source, work_dir=journal.source)
     info = _describe(converter, source, request)
-    identity = _identity(request, None, None)
-    if (finished := _already_complete(request, output, identity)) is not None:
-        return finished
-    done = finished_in_order(journal) if _resumes(request, output, identity) else 0
+    identity = run_identity(request, None, None)
+    if (manifest := already_complete(request, output, identity)) is not None:
+        return ConvertResult(request.out_dir, manifest, already_complete=True)
+    roots = source.roots(journal.source)
     settings = RowSettings(info.name, request.plain, frozenset(), _roots(request, source, output), request.unlabelled)
-    drafts = _numbered(_guard(lambda: converter.drafts(source), request, "the generator"), request)
-    resumed = sum(1 for _ in islice(drafts, done * GENERATOR_PART))
-    part = done
+
+    def draw() -> Iterator[tuple[Slot, Draft]]:
+        return _numbered(_guard(lambda: converter.drafts(source), request, "the generator"), request)
+
+    drafts = draw()
+    part = resumed = 0
+    if interrupted(request, output, identity, roots) is None:
+        journal.start(identity, overwrite=request.overwrite)
+    else:
+        part, resumed = finished_in_order(journal)
+        try:
+            SourceCheck(request.out_dir, roots).check_drafts(journal, part, drafts)
+        except SourceChangedError:
+            if not request.overwrite:
+                raise
+            journal.start(identity, overwrite=True)
+            drafts, part, resumed = draw(), 0, 0
     splits: set[str] = set()
     while batch := list(islice(drafts, GENERATOR_PART)):
         writer = PartWriter(journal, part, settings, journal.run / "scratch")
@@ -187,7 +225,10 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
             if slot.split not in splits:
                 check_free(output, file_name(info.name, slot.split))
                 splits.add(slot.split)
-            writer.add(slot, draft)
+            with noting(roots) as reads:
+                writer.add(slot, draft)
+            digest = draft_fingerprint(draft, slot.split, roots, images=writer.has_row(slot))
+            writer.made_from(slot, digest, reads.records())
         writer.finish()
         part += 1
         request.progress("convert", batch[-1][0].number + 1, None)
@@ -196,7 +237,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
     return _finish(request, output, part, info, None if request.unlabelled else frozenset(), resumed)
 
 
-def _numbered(drafts: Iterable[Draft], request: Request) -> "Iterable[tuple[Slot, Draft]]":
+def _numbered(drafts: Iterable[Draft], request: Request) -> Iterator[tuple[Slot, Draft]]:
     """Number what a generator yields, within the limit of each split."""
     counts: dict[str, int] = {}
     number = 0
@@ -233,61 +274,6 @@ def _finish(
     empty = sorted((request.shares or {}).keys() - manifest.splits.keys())
     warnings = tuple(f"split {name} got no sample: there are too few groups for its share" for name in empty)
     return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings)
-
-
-def _identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan | None) -> dict[str, Any]:
-    """What makes two runs the same; never workers, engine, or where the source lies."""
-    identity: dict[str, Any] = {
-        "converter": request.cls.name,
-        "version": request.cls.version,
-        "options": request.options.model_dump(mode="json"),
-        "split": dict(request.shares) if request.shares else None,
-        "seed": request.seed,
-        "limit": request.limit,
-        "plain": request.plain,
-        "unlabelled": request.unlabelled if unlabelled is None else sorted(unlabelled),
-    }
-    if plan is not None:
-        identity |= {"items": dict(plan.counts), "plan": plan.digest}
-    return identity
-
-
-def _already_complete(request: Request, output: Output, identity: Mapping[str, Any]) -> ConvertResult | None:
-    """The result of an earlier run that did just this.
-
-    Raises:
-        UserError: the directory holds the result of another run.
-    """
-    saved = read_json(output.journal.complete)
-    if request.overwrite or output.manifest is None or saved is None:
-        return None
-    if changed := differences(saved["identity"], identity):
-        raise UserError(
-            f"{request.out_dir} was converted with other settings: {join_words(changed)}; --overwrite replaces it, "
-            "or choose another --out_dir"
-        )
-    return ConvertResult(request.out_dir, output.manifest, already_complete=True)
-
-
-def _resumes(request: Request, output: Output, identity: Mapping[str, Any]) -> bool:
-    """Whether there is a journal to go on with; otherwise a new one is begun.
-
-    Raises:
-        UserError: an interrupted run with other settings is there.
-    """
-    journal = output.journal
-    saved = read_json(journal.identity)
-    if saved is not None and journal.has_receipts():
-        changed = differences(saved["identity"], identity)
-        if not changed and saved["overwrite"] >= request.overwrite:
-            return True
-        if not request.overwrite:
-            raise UserError(
-                f"{request.out_dir} holds an interrupted conversion with other settings: {join_words(changed)}; "
-                "--overwrite starts over, or choose another --out_dir"
-            )
-    journal.start(identity, overwrite=request.overwrite)
-    return False
 
 
 def _describe(converter: Converter[Any], source: Source, request: Request) -> DatasetInfo:

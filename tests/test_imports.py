@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "cv2", "av", "datasets", "pandas", "pyarrow", 
 
 DATA_FLOORS = (
     ("cli",),
-    ("conversion", "converters", "writing.request", "sets", "testing"),
+    ("conversion", "earlier_run", "same_source", "converters", "writing.request", "sets", "testing"),
     ("report",),
     ("validate",),
     ("engine",),
@@ -31,7 +31,7 @@ DATA_FLOORS = (
     ("writing.output", "writing.resume"),
     ("writing.plan", "writing.publish", "writing.writer"),
     ("writing", "lock", "dataset", "line_index"),
-    ("converters.base",),  # the interface, which the writer knows as well
+    ("converters.base", "converters.fingerprint", "converters.reads"),  # the interface, which the writer knows as well
     ("media",),
     ("problems",),
     ("schema_files",),

@@ -81,7 +81,8 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
         stat = archive.stat()
     except OSError as error:
         raise NotFoundError(f"cannot read the archive '{archive}': {error.strerror}") from error
-    identity = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "name": archive.name}
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    identity = {"name": archive.name, "size": stat.st_size, **times}
     done = work_dir / FOLDER
     if read_json(work_dir / MARKER) == identity and done.is_dir():
         return done

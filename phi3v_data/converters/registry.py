@@ -7,9 +7,11 @@
 A `ConverterRef` says the same in a form that can be sent to a worker.
 """
 
+import ast
 import importlib.util
 import inspect
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -175,6 +177,43 @@ def all_converters(files: Iterable[str] = ()) -> list[Found]:
 def source_file(cls: type[Converter[Any]]) -> str:
     """The file that defines a class, empty where there is none."""
     return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+
+
+def own_file_digest(cls: type[Converter[Any]]) -> str:
+    """sha256 of the file that defines a converter; empty for what is installed, where `version` says it.
+
+    Of the script that was started, what stands under `if __name__ == "__main__":` is left out: how a conversion is
+    called says nothing about what it makes.
+
+    Raises:
+        UserError: the file is gone or cannot be read.
+    """
+    file = source_file(cls)
+    if not file or any(Path(file).resolve().is_relative_to(folder) for folder in _installed()):
+        return ""
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the converter's file '{file}': {error.strerror}") from error
+    return sha256(_without_main(content)).hexdigest()
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    """Folders of installed packages, and of this one."""
+    folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
+    return (Path(__file__).resolve().parents[1], *(Path(folder).resolve() for folder in sorted(folders)))
+
+
+def _without_main(content: bytes) -> bytes:
+    lines = content.splitlines(keepends=True)
+    for node in reversed(ast.parse(content).body):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _MAIN_TESTS:
+            del lines[node.lineno - 1 : node.end_lineno]
+    return b"".join(lines)
+
+
+_MAIN_TESTS = ("__name__ == '__main__'", "'__main__' == __name__")
 
 
 def summary_of(cls: type[Converter[Any]]) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from phi3v_data.converters.archive import Limits, extract, is_junk
 from phi3v_data.converters.hub import RemoteFiles, fetch
+from phi3v_data.converters.reads import Roots, not_noting, note_folder
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.suffixes import ARCHIVE_SUFFIXES, is_table
 
@@ -70,6 +71,14 @@ class Source:
         self._files: tuple[SourceFile, ...] | None = None
         self._all_files: tuple[SourceFile, ...] | None = None
         self._opened: Tables | None = None
+        if remote is None:
+            note_folder(str(root if root.is_dir() else root.parent))
+
+    def roots(self, unpacked: Path) -> Roots:
+        """What names of its files are relative to; `unpacked` is the working folder of its archives."""
+        if self._remote is not None:
+            return Roots.of(self._remote.root, unpacked)
+        return Roots.of(str(self.root if self.root.is_dir() else self.root.parent), unpacked)
 
     @classmethod
     def open(cls, spec: str | Path, *, work_dir: str | Path | None = None, limits: Limits | None = None) -> "Source":
@@ -158,7 +167,8 @@ class Source:
             if str(path.with_name(path.name[: -len(suffix)])) in folders:
                 continue
             digest = hashlib.sha256(archive.path.encode()).hexdigest()[:16]
-            root = extract(archive.file, self._work_folder() / f"inner-{digest}")
+            with not_noting():
+                root = extract(archive.file, self._work_folder() / f"inner-{digest}")
             for entry in _walk(root):
                 yield SourceFile(str(path.parent / entry.path), entry.file, entry.size)
 

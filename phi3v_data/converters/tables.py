@@ -16,7 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from phi3v_data.converters.archive import is_junk
+from phi3v_data.converters.fingerprint import fingerprint
 from phi3v_data.converters.hub import REMOTE, RemoteFiles, open_remote, remote_errors
+from phi3v_data.converters.reads import folder_state, note_row, state_of
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.splits import canonical_split, split_sort_key
 
@@ -48,6 +50,19 @@ class RowPlace:
         Raises:
             UserError: the file is gone or damaged, or the Hub cannot be reached.
         """
+        row = self._row()
+        kind = "group" if isinstance(self.chunk, int) else "split"
+        note_row(self.file, f"{kind} {self.chunk}:{self.row}", lambda: fingerprint(row))
+        return row
+
+    @classmethod
+    def of(cls, file: str, place: str) -> "RowPlace":
+        """The place that `note_row` wrote down as `place`."""
+        where, _, row = place.rpartition(":")
+        kind, _, chunk = where.partition(" ")
+        return cls(file, int(chunk) if kind == "group" else chunk, int(row))
+
+    def _row(self) -> dict[str, Any]:
         if isinstance(self.chunk, str):
             table = _saved(self.file)[self.chunk].with_format("arrow")
             row: dict[str, Any] = table[self.row : self.row + 1].to_pylist()[0]
@@ -220,14 +235,23 @@ class _told:  # noqa: N801 - reads as a phrase: `with _told(path):`
             raise UserError(f"'{self._path}' is damaged or no parquet file; download it again") from error
 
 
-@lru_cache(maxsize=2)
 def _cursor(file: str) -> _Cursor:
+    return _cursor_in(file, state_of(file))
+
+
+@lru_cache(maxsize=2)
+def _cursor_in(file: str, state: str | None) -> _Cursor:
     return _Cursor(file)
 
 
-@lru_cache(maxsize=4)
 def _parquet(path: str) -> Any:
     """An opened file; a local one is mapped, so that a large row group is not copied into memory."""
+    return _opened(path, state_of(path))
+
+
+@lru_cache(maxsize=4)
+def _opened(path: str, state: str | None) -> Any:
+    """`state` keeps apart what a file held before and after it was replaced."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -238,9 +262,13 @@ def _parquet(path: str) -> Any:
         return pyarrow.parquet.ParquetFile(path, memory_map=True)
 
 
-@lru_cache(maxsize=2)
 def _saved(root: str) -> dict[str, Any]:
     """The splits of a `save_to_disk` folder, mapped."""
+    return _loaded(root, folder_state(root))
+
+
+@lru_cache(maxsize=2)
+def _loaded(root: str, state: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as error:

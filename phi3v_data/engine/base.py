@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from phi3v_data.converters.base import Converter, Item, Options
+from phi3v_data.converters.fingerprint import item_fingerprint
+from phi3v_data.converters.reads import Roots, noting
 from phi3v_data.converters.registry import ConverterRef, describe_error, source_file
 from phi3v_data.errors import Reject, UserError
 from phi3v_data.writing.journal import Journal
@@ -39,6 +41,7 @@ class Job:
     converter: ConverterRef | None
     options: bytes  # pickled; its class can be imported once the converter is loaded
     settings: RowSettings
+    roots: Roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +79,18 @@ def run_part(job: Job, converter: Converter[Any], options: Options, part: Part, 
     for index, item in enumerate(read_items(job.plan_folder, part)):
         tick(index)
         slot = Slot(part.first + index, part.split, item.key, item.group)
-        convert_item(writer, slot, converter, options, item)
+        with noting(item_roots(job.roots, item)) as reads:
+            if item.path:
+                reads.file(os.path.abspath(item.path))
+            convert_item(writer, slot, converter, options, item)
+        writer.made_from(slot, item_fingerprint(item, job.roots), reads.records())
     receipt = writer.finish()
     return PartCounts(part.index, len(receipt.rows), len(receipt.rejects))
+
+
+def item_roots(roots: Roots, item: Item) -> Roots:
+    """The roots for one item: its path may be a folder, below which more is read."""
+    return roots.plus("item", item.path) if item.path and os.path.isdir(item.path) else roots
 
 
 def convert_item(writer: PartWriter, slot: Slot, converter: Converter[Any], options: Options, item: Item) -> None:

@@ -23,8 +23,12 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from phi3v_data.converters.reads import ReadRecord
 from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN, hidden_path, read_json, write_json
+
+FORMAT = 2
+"""Of the journal: 2 since it keeps what was read; an older one cannot be resumed."""
 
 # What becomes a path is checked where it is read: these files may have come with the directory from elsewhere.
 SafePath: TypeAlias = Annotated[
@@ -63,12 +67,26 @@ class RejectRecord(msgspec.Struct, frozen=True):
     message: str
 
 
+class SourceRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What one planned sample was made from: a digest of its item or draft, and what was read to convert it."""
+
+    number: int
+    digest: str
+    reads: tuple[ReadRecord, ...] = ()
+
+
 class Receipt(msgspec.Struct, frozen=True):
-    """What one part made; `collided` names pictures that lie under `collisions/` because the name was taken."""
+    """What one part made.
+
+    `collided` names images that lie under `collisions/` because the name was taken; `sources` is in the order of
+    numbers; `boot` is the boot of the machine that wrote the part.
+    """
 
     rows: tuple[RowRecord, ...] = ()
     rejects: tuple[RejectRecord, ...] = ()
     collided: tuple[SafePath, ...] = ()
+    sources: tuple[SourceRecord, ...] = ()
+    boot: str = ""
 
     @property
     def num_items(self) -> int:
@@ -149,12 +167,20 @@ class Journal:
     def marker(self) -> Path:
         return self.root / "marker.json"
 
-    def start(self, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Begin a new journal; whatever an earlier, other run left is gone first."""
+    def start(self, identity: Mapping[str, Any], *, overwrite: bool, planned: Sequence[ReadRecord] = ()) -> None:
+        """Begin a new journal; whatever an earlier, other run left is gone first.
+
+        `planned`: the files that the plan was made from.
+        """
         self.discard()
         for folder in (self.parts, self.stage, self.collisions):
             folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.identity, {"identity": identity, "overwrite": overwrite})
+        self.write_identity(identity, overwrite=overwrite, planned=planned)
+
+    def write_identity(self, identity: Mapping[str, Any], *, overwrite: bool, planned: Sequence[ReadRecord]) -> None:
+        """Say what is being written, and from which files it was planned."""
+        value = {"format": FORMAT, "identity": identity, "overwrite": overwrite}
+        write_json(self.identity, {**value, "planned": msgspec.to_builtins(planned)})
 
     def discard(self) -> None:
         """Remove the journal of an unfinished run: its identity first, so that no half of it is ever resumed."""
@@ -266,6 +292,13 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+_IN_WORDS = {
+    "plan": "the planned items (their keys or sizes)",
+    "content": "the planned items (what the source says of them)",
+    "converter_file": "the converter's own file",
+}
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs between two identities, in words: `options.quality 90 -> 95`."""
     result = []
@@ -275,8 +308,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             result += differences(before, after, f"{prefix}{key}.")
-        elif key == "plan":
-            result.append("the planned items (their keys or sizes)")
+        elif key in _IN_WORDS:
+            result.append(_IN_WORDS[key])
         else:
             result.append(f"{prefix}{key} {_short(before)} -> {_short(after)}")
     return result

@@ -15,6 +15,8 @@ from typing import IO, Any
 import xxhash
 
 from phi3v_data.converters.base import Item
+from phi3v_data.converters.fingerprint import item_fingerprint
+from phi3v_data.converters.reads import Roots
 from phi3v_data.errors import UserError
 from phi3v_data.splits import canonical_split, is_split_name, split_sort_key
 
@@ -22,6 +24,7 @@ MIN_PART, MAX_PART, WANTED_PARTS = 2, 256, 1024
 """Items a part: as many as give 1024 parts, within limits; items of one source row or file stay together."""
 
 SPLIT_PRECISION = 1e-6
+_NO_ROOTS = Roots()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All parts in the order of numbering, planned samples a split, and a digest of keys and sizes."""
+    """All parts in the order of numbering, planned samples per split, digests of keys and sizes, and of all content."""
 
     folder: Path
     parts: tuple[Part, ...]
     counts: Mapping[str, int]
     digest: str
+    content: str
 
     @property
     def num_items(self) -> int:
@@ -57,6 +61,7 @@ class _Spool:
     file: IO[bytes]
     name: str
     digest: Any = field(default_factory=hashlib.sha256)
+    content: Any = field(default_factory=hashlib.sha256)
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     joined: bytearray = field(default_factory=bytearray)  # 1 where an item travels with the one before it
     last_part: str = ""
@@ -108,6 +113,7 @@ def spool_plan(
     items: Iterable[Item],
     folder: Path,
     *,
+    roots: Roots = _NO_ROOTS,
     shares: Mapping[str, float] | None = None,
     seed: int = 0,
     limit: int | None = None,
@@ -134,7 +140,7 @@ def spool_plan(
             if limit is not None and len(spool.offsets) >= limit:
                 continue
             keys.append(_hash(item.key))
-            _add(spool, item if item.split == split else replace(item, split=split))
+            _add(spool, item if item.split == split else replace(item, split=split), roots)
             if progress and index % 1000 == 0:
                 progress(index)
     finally:
@@ -145,8 +151,9 @@ def spool_plan(
     return _cut(spools, folder)
 
 
-def _add(spool: _Spool, item: Item) -> None:
+def _add(spool: _Spool, item: Item, roots: Roots) -> None:
     spool.digest.update(f"{item.key}\0{item.size}\n".encode("utf-8", "surrogatepass"))
+    spool.content.update(item_fingerprint(item, roots).encode())
     spool.offsets.append(spool.file.tell())
     spool.joined.append(bool(item.part) and item.part == spool.last_part)
     spool.last_part = item.part
@@ -161,7 +168,7 @@ def _add(spool: _Spool, item: Item) -> None:
 def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
     total = sum(len(spool.offsets) for spool in spools.values())
     size = min(MAX_PART, max(MIN_PART, -(-total // WANTED_PARTS)))
-    digest = hashlib.sha256()
+    digest, content = hashlib.sha256(), hashlib.sha256()
     parts: list[Part] = []
     counts: dict[str, int] = {}
     number = 0
@@ -170,6 +177,7 @@ def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
         count = len(spool.offsets)
         counts[split] = count
         digest.update(f"{split}\0{spool.digest.hexdigest()}\n".encode())
+        content.update(f"{split}\0{spool.content.hexdigest()}\n".encode())
         start = 0
         while start < count:
             end = min(count, start + size)
@@ -178,7 +186,7 @@ def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
             parts.append(Part(len(parts), split, spool.name, spool.offsets[start], end - start, number + start))
             start = end
         number += count
-    return Plan(folder, tuple(parts), counts, digest.hexdigest())
+    return Plan(folder, tuple(parts), counts, digest.hexdigest(), content.hexdigest())
 
 
 def read_items(folder: Path, part: Part) -> Iterator[Item]:

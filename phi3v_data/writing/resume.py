@@ -1,9 +1,11 @@
 """Which parts of an interrupted run still count.
 
-A part counts if its receipt reads, is about the planned samples, and all its pictures lie there with the right size.
-Pictures that no such receipt names are removed: they belong to parts that were cut short.
+A part counts if its receipt reads, is about the planned samples, and all its images lie there with the right size.
+What an earlier boot of the machine wrote may be zeros of the right size since a power cut: there the digests must be
+right as well. Images that no such receipt names are removed: they belong to parts that were cut short.
 """
 
+import hashlib
 import os
 from array import array
 from collections.abc import Sequence
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import xxhash
 
-from phi3v_data.writing.journal import Journal, Receipt
+from phi3v_data.writing.boot import boot_id
+from phi3v_data.writing.journal import ImageRecord, Journal, Receipt
 from phi3v_data.writing.plan import Part
 
 
@@ -23,7 +26,7 @@ def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:
     for part in parts:
         receipt = journal.read_receipt(part.index)
         numbers = set(range(part.first, part.first + part.count))
-        if receipt and _numbers(receipt) == numbers and _has_pictures(journal, receipt, disputed):
+        if receipt and _numbers(receipt) == numbers and _has_images(journal, receipt, disputed):
             finished.add(part.index)
             known.extend(_hash(image.name) for row in receipt.rows for image in row.images)
         else:
@@ -32,34 +35,57 @@ def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:
     return finished
 
 
-def finished_in_order(journal: Journal) -> int:
-    """How many parts in a row, from the first, are done: what a run without a plan can rely on."""
-    count = 0
+def finished_in_order(journal: Journal) -> tuple[int, int]:
+    """How many parts in a row, from the first, are done, and how many samples they hold by their own records.
+
+    That is what a run without a plan can rely on; parts may have had another size when they were written.
+    """
+    parts = samples = 0
     known = array("Q")
-    while (receipt := journal.read_receipt(count)) and _has_pictures(journal, receipt, set(receipt.collided)):
+    while receipt := journal.read_receipt(parts):
+        numbers = set(range(samples, samples + receipt.num_items))
+        if not numbers or _numbers(receipt) != numbers or not _has_images(journal, receipt, set(receipt.collided)):
+            break
         known.extend(_hash(image.name) for row in receipt.rows for image in row.images)
-        count += 1
+        parts += 1
+        samples += receipt.num_items
     for path in journal.parts.iterdir():
-        if path.name >= f"{count:06d}":
+        if path.name >= f"{parts:06d}":
             path.unlink()
     _remove_unknown(journal.images, known)
-    return count
+    return parts, samples
 
 
 def _numbers(receipt: Receipt) -> set[int]:
     return {row.number for row in receipt.rows} | {reject.number for reject in receipt.rejects}
 
 
-def _has_pictures(journal: Journal, receipt: Receipt, disputed: set[str]) -> bool:
+def _has_images(journal: Journal, receipt: Receipt, disputed: set[str]) -> bool:
+    verify = not receipt.boot or receipt.boot != boot_id()
+    verified: set[ImageRecord] = set()
     for row in receipt.rows:
         for image in row.images:
+            path = journal.images / image.name
             try:
-                size = os.stat(journal.images / image.name).st_size
+                size = os.stat(path).st_size
             except (FileNotFoundError, NotADirectoryError):
                 return False
             if size != image.size and image.name not in disputed:
                 return False
+            if verify and image not in verified:
+                aside = [journal.collisions / image.digest] if image.name in disputed else []
+                if not any(_digest(place) == image.digest for place in (path, *aside)):
+                    return False
+                verified.add(image)
     return True
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def _hash(name: str) -> int:

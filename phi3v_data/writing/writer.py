@@ -11,11 +11,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from phi3v_data.converters.base import Draft, DraftTurn
+from phi3v_data.converters.base import Draft, DraftImage, DraftTurn
+from phi3v_data.converters.reads import ReadRecord, note_file
 from phi3v_data.errors import Reject
 from phi3v_data.messages import short, shown
 from phi3v_data.schema import Sample, Turn
-from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord
+from phi3v_data.writing.boot import boot_id
+from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord, SourceRecord
 from phi3v_data.writing.pictures import Picture, prepare_picture, store_picture
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -67,6 +69,7 @@ class PartWriter:
     rows: list[RowRecord] = field(default_factory=list)
     rejects: list[RejectRecord] = field(default_factory=list)
     collided: set[str] = field(default_factory=set)
+    sources: list[SourceRecord] = field(default_factory=list)
 
     def add(self, slot: Slot, draft: Draft) -> None:
         """Store one draft; what is wrong with it makes it a reject.
@@ -91,9 +94,19 @@ class PartWriter:
         code, text = (short(hide_roots(str(words), self.settings.roots)) for words in (reason, message))
         self.rejects.append(RejectRecord(slot.number, slot.split, slot.name, code, text))
 
+    def has_row(self, slot: Slot) -> bool:
+        """Whether the draft that was just added became a row, not a reject."""
+        return bool(self.rows) and self.rows[-1].number == slot.number
+
+    def made_from(self, slot: Slot, digest: str, reads: Sequence[ReadRecord]) -> None:
+        """Record what the planned sample was made from, for the run that resumes this one."""
+        self.sources.append(SourceRecord(slot.number, digest, tuple(reads)))
+
     def finish(self) -> Receipt:
         """Write the receipt: from now on the part is done."""
-        receipt = Receipt(tuple(self.rows), tuple(self.rejects), tuple(sorted(self.collided)))
+        receipt = Receipt(
+            tuple(self.rows), tuple(self.rejects), tuple(sorted(self.collided)), tuple(self.sources), boot_id()
+        )
         self.journal.write_receipt(self.part, receipt, self.scratch)
         return receipt
 
@@ -189,6 +202,10 @@ def _check_shape(draft: Draft) -> None:
 
 
 def _prepare_all(turn: DraftTurn, split: str) -> list[Picture]:
+    for image in turn.images:
+        content = image.content if isinstance(image, DraftImage) else image
+        if isinstance(content, str | Path):
+            note_file(content)
     return [prepare_picture(image, split) for image in turn.images]
 
 

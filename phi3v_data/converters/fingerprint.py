@@ -1,0 +1,114 @@
+"""A digest of plain values that is the same in every process: items, drafts and rows of tables, compared on resume."""
+
+import sys
+from collections.abc import Mapping, Set
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
+from typing import Any
+
+import xxhash
+
+from phi3v_data.converters.base import Draft, Item
+from phi3v_data.converters.reads import Roots
+
+MAX_DEPTH = 100
+_NO_ROOTS = Roots()
+
+
+def fingerprint(value: object, roots: Roots = _NO_ROOTS) -> str:
+    """xxh3-128 of a value, as hex digits.
+
+    Strings and paths that start with one of `roots` count by what follows it, so that the source may be moved. Arrays
+    and PIL images count by their pixels, other objects by what `pickle` would store of them.
+    """
+    hasher = xxhash.xxh3_128()
+    _feed(hasher, value, roots, 0)
+    return hasher.hexdigest()
+
+
+def item_fingerprint(item: Item, roots: Roots) -> str:
+    """Digest of what a plan says of an item; its `path` counts only below one of `roots`."""
+    name = roots.name(item.path) if item.path else None
+    return fingerprint((item.split, item.key, name, item.group, item.size, item.label, item.data), roots)
+
+
+def draft_fingerprint(draft: Draft, split: str, roots: Roots, *, images: bool) -> str:
+    """Digest of a drawn draft. Images given as paths count by their path: their content is compared apart.
+
+    Args:
+        images: whether the contents of images count; not for a draft that was rejected.
+    """
+    turns = [
+        (turn.user, turn.assistant, list(turn.image_offsets) if images else (), list(turn.images) if images else ())
+        for turn in draft.all_turns()
+    ]
+    rest = (draft.system, draft.answers, draft.group, draft.meta, draft.notes)
+    return fingerprint((split, turns, rest), roots)
+
+
+def _feed(hasher: Any, value: object, roots: Roots, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        hasher.update(b"...")
+    elif value is None or isinstance(value, bool | int | float | complex):
+        _put(hasher, type(value).__name__, repr(value).encode())
+    elif isinstance(value, str | PurePath):
+        text = str(value)
+        label, rest = roots.name(text) or ("", text)
+        _put(hasher, f"text {label}", rest.encode("utf-8", "surrogatepass"))
+    elif isinstance(value, bytes | bytearray | memoryview):
+        _put(hasher, "bytes", value)
+    elif isinstance(value, Mapping):
+        _put(hasher, "mapping", b"%d" % len(value))
+        for key in sorted(value, key=repr):
+            _feed(hasher, key, roots, depth + 1)
+            _feed(hasher, value[key], roots, depth + 1)
+    elif isinstance(value, list | tuple):
+        _put(hasher, "sequence", b"%d" % len(value))
+        for each in value:
+            _feed(hasher, each, roots, depth + 1)
+    elif isinstance(value, Set):
+        _put(hasher, "set", "".join(sorted(fingerprint(each, roots) for each in value)).encode())
+    elif is_dataclass(value) and not isinstance(value, type):
+        _put(hasher, type(value).__qualname__, b"")
+        for field in fields(value):
+            _feed(hasher, getattr(value, field.name), roots, depth + 1)
+    elif isinstance(value, type) or hasattr(value, "__qualname__"):
+        _put(hasher, "named", f"{getattr(value, '__module__', '')}.{value.__qualname__}".encode())
+    elif (pixels := _pixels(value)) is not None:
+        _feed(hasher, pixels, roots, depth + 1)
+    else:
+        _put(hasher, type(value).__qualname__, b"")
+        _feed(hasher, _state(value), roots, depth + 1)
+
+
+def _put(hasher: Any, kind: str, content: Any) -> None:
+    """Kind and length first, so that no two different values feed the same bytes."""
+    size = content.nbytes if isinstance(content, memoryview) else len(content)
+    hasher.update(f"{kind} {size}\n".encode())
+    hasher.update(content)
+
+
+def _pixels(value: Any) -> tuple[Any, ...] | None:
+    """What makes up an array or a PIL image; None for anything else. Loads neither library."""
+    numpy, pil = sys.modules.get("numpy"), sys.modules.get("PIL.Image")
+    if numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
+        return ("array", str(value.dtype), value.shape, numpy.ascontiguousarray(value).tobytes())
+    if pil is not None and isinstance(value, pil.Image):
+        try:
+            return ("image", value.mode, value.size, value.getpalette(), value.tobytes())
+        except (OSError, ValueError, SyntaxError, EOFError):
+            return ("image", "unreadable")
+    return None
+
+
+def _state(value: Any) -> Any:
+    """What pickle would store of an object, without its own memory addresses."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # an open file, a lock: nothing that could be compared
+        return None
+    return (
+        reduced
+        if isinstance(reduced, str)
+        else [list(piece) if hasattr(piece, "__next__") else piece for piece in reduced]
+    )

@@ -1,0 +1,127 @@
+"""Whether a source still says what an interrupted run was made from; where it does not, that run is not resumed.
+
+Resuming must end with what a fresh run would make of the source as it is now. So each finished sample is compared with
+the plan of today, and each file that was read for it with its state, then its digest.
+"""
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from phi3v_data.converters.base import Draft
+from phi3v_data.converters.fingerprint import draft_fingerprint, fingerprint, item_fingerprint
+from phi3v_data.converters.reads import ReadRecord, Roots, folder_state, known_digest, state_of
+from phi3v_data.converters.tables import RowPlace
+from phi3v_data.engine.base import item_roots
+from phi3v_data.errors import UserError
+from phi3v_data.writing.journal import Journal, SourceRecord
+from phi3v_data.writing.plan import Plan, read_items
+from phi3v_data.writing.writer import Slot
+
+Drawn = tuple[Slot, Draft]
+
+
+class SourceChangedError(UserError):
+    """The source says something else than when the interrupted run was begun."""
+
+
+@dataclass(slots=True)
+class SourceCheck:
+    """Compares what is read now with what was read then; asks each file only once."""
+
+    out_dir: Path
+    roots: Roots
+    _states: dict[str, str] = field(default_factory=dict)
+
+    def check_plan(self, journal: Journal, plan: Plan, done: AbstractSet[int], planned: Sequence[ReadRecord]) -> None:
+        """Compare the files that the plan was made from, then each finished sample.
+
+        Raises:
+            SourceChangedError: names the first file and item that differ.
+        """
+        changed = self.changed_file(planned)
+        finished = self._finished(journal, plan, done)
+        if changed is not None:
+            item = next((key for key, record, digest, _ in finished if record.digest != digest), "")
+            raise self._refusal(f"'{changed.path}' of the source", f" (item {item!r})" if item else "")
+        for key, record, digest, roots in finished:
+            self.check_reads(record, key, roots)
+            if record.digest != digest:
+                raise self._refusal(f"item {key!r}", " (the source says something else of it)")
+
+    def changed_file(self, planned: Sequence[ReadRecord]) -> ReadRecord | None:
+        """The first of the files that a plan was made from that has other content now."""
+        return next((read for read in planned if self.differs(read, self.roots)), None)
+
+    def _finished(
+        self, journal: Journal, plan: Plan, done: AbstractSet[int]
+    ) -> Iterator[tuple[str, SourceRecord, str, Roots]]:
+        """Key, record, digest as of today and roots of each item of the finished parts."""
+        for part in plan.parts:
+            if part.index not in done:
+                continue
+            receipt = journal.read_receipt(part.index)
+            assert receipt is not None
+            for item, record in zip(read_items(plan.folder, part), receipt.sources, strict=True):
+                yield item.key, record, item_fingerprint(item, self.roots), item_roots(self.roots, item)
+
+    def check_drafts(self, journal: Journal, parts: int, drafts: Iterator[Drawn]) -> None:
+        """Draw the drafts that were kept once more, and compare each.
+
+        Raises:
+            SourceChangedError: names the first draft that differs, or says that there are fewer.
+        """
+        for receipt in journal.receipts(parts):
+            rows = {row.number for row in receipt.rows}
+            for record in receipt.sources:
+                drawn = next(drafts, None)
+                if drawn is None:
+                    raise self._refusal("the source", f": the generator now ends before draft {record.number}")
+                slot, draft = drawn
+                digest = draft_fingerprint(draft, slot.split, self.roots, images=record.number in rows)
+                if (slot.number, digest) != (record.number, record.digest):
+                    raise self._refusal(slot.item, "")
+                self.check_reads(record, slot.item, self.roots)
+
+    def check_reads(self, record: SourceRecord, key: str, roots: Roots) -> None:
+        """Compare what was read for one sample.
+
+        Raises:
+            SourceChangedError: names the file and the item.
+        """
+        for read in record.reads:
+            if self.differs(read, roots):
+                row = f", {read.place}" if read.place else ""
+                raise self._refusal(f"'{read.path}'{row} of the source", f" (item {key!r})")
+
+    def differs(self, read: ReadRecord, roots: Roots) -> bool:
+        """Whether a file, or a row of one, has other content than it had."""
+        path = roots.locate(read)
+        state = self._state(path)
+        if read.state and read.state == state:
+            return False
+        if not read.place:
+            return known_digest(path, state) != read.digest
+        try:
+            return fingerprint(RowPlace.of(path, read.place).read()) != read.digest
+        except (UserError, IndexError, StopIteration):
+            return True
+
+    def _state(self, path: str) -> str:
+        if path not in self._states:
+            self._states[path] = state_of(path) or folder_state(path)
+        return self._states[path]
+
+    def _refusal(self, what: str, more: str) -> SourceChangedError:
+        return SourceChangedError(
+            f"{what} has changed since {self.out_dir} was begun{more}, so it cannot be resumed; put the old content "
+            "back, or start over with --overwrite"
+        )
+
+
+def records_of(value: object) -> tuple[ReadRecord, ...]:
+    """The files that a journal says its plan was made from."""
+    return msgspec.convert(value, tuple[ReadRecord, ...])
