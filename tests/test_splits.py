@@ -77,6 +77,13 @@ def test_shards_come_in_order_and_missing_ones_are_named() -> None:
     assert train.conflicts == ()
 
 
+def test_a_lost_first_or_last_shard_is_named() -> None:
+    (first,) = find_splits(["x_train-00001-of-00002.jsonl"]).splits.values()
+    assert first.missing == ("x_train-00000-of-00002.jsonl",)
+    (last,) = find_splits(["x_train-00000-of-00002.jsonl"]).splits.values()
+    assert last.missing == ("x_train-00001-of-00002.jsonl",)
+
+
 def test_files_that_do_not_go_together_are_told() -> None:
     two_names = find_splits(["a_train.jsonl", "b_train.jsonl"]).splits["train"]
     assert two_names.files == ("a_train.jsonl", "b_train.jsonl")

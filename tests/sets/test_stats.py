@@ -13,7 +13,7 @@ from set_builders import encoded, picture, png, row, run, write_set
 from phi3v_data.sets.components import join_rows
 from phi3v_data.sets.stats import set_stats
 from phi3v_data.validate import near
-from phi3v_data.validate.near import MAX_DISTANCE, near_pairs_within
+from phi3v_data.validate.near import near_pairs_within
 
 
 def lighter(image: Image.Image) -> Image.Image:
@@ -89,7 +89,7 @@ def test_the_search_finds_all_near_hashes_once(
         near._LONG_RUN = known
     distances = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
     assert complete
-    assert np.array_equal(np.stack([left, right], axis=1), np.argwhere(np.triu(distances <= MAX_DISTANCE, 1)))
+    assert np.array_equal(np.stack([left, right], axis=1), np.argwhere(np.triu(distances <= 4, 1)))
 
 
 @given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))

@@ -39,6 +39,8 @@ def assert_same(one: Path, other: Path) -> None:
     for first, second in zip(read_lines(one / "metrics.jsonl"), read_lines(other / "metrics.jsonl"), strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-6)
         assert first["supervised_tokens"] == second["supervised_tokens"]
+        assert first["lr"] == second["lr"]
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)  # AdamW hides a constant factor
     expected, found = weights(one), weights(other)
     assert expected.keys() == found.keys()
     for name in expected:

@@ -17,7 +17,7 @@ from phi3v_train.settings import resolve
 from phi3v_train.training.loop import NonFiniteLossError, StepResult, TrainLoop
 from phi3v_train.training.loss import mean_loss
 from phi3v_train.training.methods import apply_method
-from phi3v_train.training.optimizer import decays, make_optimizer, part_of, rate_factor, set_rates
+from phi3v_train.training.optimizer import make_optimizer, part_of, rate_factor, set_rates
 from phi3v_train.training.parallel.group import Alone
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.single import SingleEngine
@@ -224,19 +224,86 @@ def test_learning_rate_follows_transformers_schedules() -> None:
     assert rate_factor(9, 10, OptimConfig(lr_scheduler="constant", warmup_steps=0)) == 1.0
 
 
-def test_each_part_has_its_own_rate_and_vectors_do_not_decay() -> None:
+RATES_AND_DECAY = {
+    "model.embed_tokens.weight": (5e-5, 0.1),
+    "model.layers.0.input_layernorm.weight": (5e-5, 0.0),
+    "model.layers.1.self_attn.qkv_proj.weight": (5e-5, 0.1),
+    "model.norm.weight": (5e-5, 0.0),
+    "lm_head.weight": (5e-5, 0.1),
+    "model.vision_embed_tokens.img_processor.vision_model.embeddings.position_embedding.weight": (5e-6, 0.1),
+    "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.layer_norm1.weight": (5e-6, 0.0),
+    "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight": (5e-6, 0.1),
+    "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.bias": (5e-6, 0.0),
+    "model.vision_embed_tokens.img_projection.0.weight": (1e-5, 0.1),
+    "model.vision_embed_tokens.img_projection.0.bias": (1e-5, 0.0),
+    "model.vision_embed_tokens.glb_GN": (1e-5, 0.0),
+    "model.vision_embed_tokens.sub_GN": (1e-5, 0.0),
+}
+"""Half of the highest rates 1e-4, 1e-5 and 2e-5 of the language model, the tower and the projector; decay 0.1."""
+
+
+def rates_and_decay(optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+    """By parameter name: learning rate and weight decay."""
+    groups = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    return {name: groups[id(parameter)] for name, parameter in MODEL.named_parameters()}
+
+
+MODEL = tiny_model()
+
+
+def test_each_component_has_its_own_rate_and_vectors_do_not_decay() -> None:
     config = OptimConfig(learning_rate=1e-4, vision_learning_rate=1e-5, projector_learning_rate=2e-5, wd=0.1)
-    named = list(tiny_model().named_parameters())
-    optimizer = make_optimizer(named, config)
-    set_rates(optimizer, 0.5)
-    rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
-    expected = {"language": 5e-5, "vision": 5e-6, "projector": 1e-5}
-    for name, parameter in named:
-        rate, decay = rates[id(parameter)]
-        assert rate == pytest.approx(expected[part_of(name)])
-        assert decay == (0.1 if decays(name, parameter) else 0.0)
+    optimizer = make_optimizer(MODEL.named_parameters(), config)
+    assert set_rates(optimizer, 0.5) == 5e-5
+    found = rates_and_decay(optimizer)
+    for name, (rate, decay) in RATES_AND_DECAY.items():
+        assert found[name] == (pytest.approx(rate), decay), name
     assert part_of("base_model.model.model.vision_embed_tokens.img_projection.0.lora_A.default.weight") == "projector"
-    assert not decays("model.vision_embed_tokens.glb_GN", torch.nn.Parameter(torch.zeros(1, 1, 4)))
+
+
+def test_rates_that_are_not_given_are_the_learning_rate() -> None:
+    optimizer = make_optimizer(MODEL.named_parameters(), OptimConfig(learning_rate=1e-4, wd=0.1))
+    assert {rate for rate, _ in rates_and_decay(optimizer).values()} == {1e-4}
+    optimizer = make_optimizer(MODEL.named_parameters(), OptimConfig(learning_rate=1e-4, vision_learning_rate=1e-6))
+    found = rates_and_decay(optimizer)
+    assert found["model.vision_embed_tokens.img_projection.0.weight"][0] == 1e-4
+    assert found["model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.bias"][0] == 1e-6
+
+
+def test_adamw_takes_the_sample_s_betas_and_epsilon() -> None:
+    """Of the Phi-3.5-vision sample: .9, .95 and 1e-7."""
+    optimizer = make_optimizer(MODEL.named_parameters(), OptimConfig())
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.95), 1e-7)
+    other = make_optimizer(MODEL.named_parameters(), OptimConfig(adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-6))
+    assert (other.defaults["betas"], other.defaults["eps"]) == ((0.8, 0.99), 1e-6)
+
+
+def test_the_logged_rates_of_warm_up_and_decay(data_dir: Path) -> None:
+    """1e-3 over 4 steps, one of them warm-up: 0, the highest, then a line that would meet 0 at step 4."""
+    plan = planned(data_dir, learning_rate=1e-3, warmup_steps=1, max_steps=4)
+    results, _ = trajectory(plan, steps=4)
+    assert [each.lr for each in results] == pytest.approx([0.0, 1e-3, 6.6667e-4, 3.3333e-4], rel=1e-4)
+
+
+def test_dropout_differs_from_epoch_to_epoch_for_the_same_rows(data_dir: Path) -> None:
+    """A rate too small to move an fp32 weight: nothing but the mask of an epoch can move the loss."""
+    found = {}
+    for dropout in (0.5, 0.0):
+        lora = {"use_lora": True, "lora_rank": 4, "lora_dropout": dropout}
+        every_row = {"batch_size": 10, "batch_size_per_gpu": 10, "num_train_epochs": 2}
+        plan = planned(data_dir, **{**lora, **every_row, "learning_rate": 1e-30})
+        loop = make_loop(plan)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, value in loop.engine.trained.trainable():
+                if "lora_B" in name:  # it starts at 0, which would hide the mask
+                    value.normal_(std=0.5, generator=generator)
+        results: list[StepResult] = []
+        with make_loader(plan) as loader:
+            loop.run(loader.steps(0, 2), results.append)
+        found[dropout] = abs(results[0].loss - results[1].loss)
+    assert found[0.0] < 1e-5
+    assert found[0.5] > 1e-3
 
 
 def test_seeds_differ_by_place() -> None:

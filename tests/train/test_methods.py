@@ -1,11 +1,14 @@
 """What each method trains: which parameters move after a step, and which do not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from run_dirs import colour_directory, settings_for
+from safetensors.torch import load_file, save_file
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import MethodConfig, parse_config
@@ -21,6 +24,7 @@ from phi3v_train.training.parallel.group import Alone
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.single import SingleEngine
 from phi3v_train.training.precision import Precision
+from phi3v_train.training.saving import read_model
 
 CPU = torch.device("cpu")
 
@@ -181,3 +185,29 @@ def test_pissa_niter_is_refused() -> None:
 def test_targets_leave_out_the_frozen_part() -> None:
     assert "vision" not in lora_targets(MethodConfig(use_lora=True, freeze_vision_model=True), 2)
     assert "lm_head" not in lora_targets(MethodConfig(use_lora=True, freeze_language_model=True), 2)
+
+
+@pytest.mark.parametrize(("use_rslora", "scaling"), [(True, 4.0), (False, 2.0)])
+def test_alpha_is_rank_times_ratio_and_rslora_divides_by_the_root_of_the_rank(
+    tmp_path: Path, use_rslora: bool, scaling: float
+) -> None:
+    """Rank 4 and ratio 2: alpha 8, and 8 / sqrt(4) or 8 / 4 (rsLoRA: Kalajdzievski, 2023)."""
+    method = MethodConfig(use_lora=True, lora_rank=4, lora_alpha_ratio=2.0, use_rslora=use_rslora)
+    trained = apply_method(tiny_model(), method, Precision("fp32", "cpu"), seed=0, device=CPU)
+    trained.peft_model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["use_rslora"]) == (4, 8, use_rslora)
+    scalings = {module.scaling["default"] for module in trained.model.modules() if isinstance(module, LoraLayer)}
+    assert scalings == {scaling}
+
+
+def test_an_adapter_that_lacks_a_trained_tensor_is_not_taken(tmp_path: Path) -> None:
+    """PEFT fills the gap with the start values and says nothing."""
+    method = MethodConfig(use_lora=True, lora_rank=2)
+    trained = apply_method(tiny_model(), method, Precision("fp32", "cpu"), seed=0, device=CPU)
+    trained.peft_model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    del weights["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"]
+    save_file(weights, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.down_proj\.lora_B"):
+        read_model(trained, tmp_path)

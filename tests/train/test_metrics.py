@@ -74,6 +74,7 @@ def meme(label: str, yes: float, no: float = 1.0) -> Prediction:
         ("Straße", "STRASSE", 5 / 7, 0, 5 / 7),
         # Lower case is longer: a distance of 4 over a length of 2 is no similarity.
         ("\u0130\u0130", "", 0, 0, 0),
+        ("a b", "a   c", 0.8, 0, 0.8),  # one edit after collapsing, over the length before it
     ],
 )
 def test_anls_and_its_variants(answer, prediction, official, sample, paper):
@@ -177,6 +178,11 @@ def test_consistency_is_over_sentences():
     assert consistency(records) == 1 / 3
     with pytest.raises(UserError, match=r"'val-0000000000' \(turn 0\) has no meta.sentence_id"):
         consistency([*records, record("yes", "yes")])
+
+
+@pytest.mark.parametrize("predictions", [("no", "yes"), ("yes", "no")])
+def test_one_wrong_pair_makes_a_sentence_inconsistent_in_any_order(predictions):
+    assert consistency([record(each, "yes", meta={"sentence_id": "850-1"}) for each in predictions]) == 0
 
 
 def test_macro_f1_by_hand():

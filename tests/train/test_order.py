@@ -83,6 +83,23 @@ def test_impossible_orders_are_refused(bad):
         SampleOrder(**{"sizes": (3,), "batch_size": 2, **bad})
 
 
+@pytest.mark.parametrize(
+    ("total", "weights", "expected"),
+    [
+        (10, [1, 1], (5, 5)),
+        (10, [1, 2], (3, 7)),
+        (10, [3, 1, 1], (6, 2, 2)),
+        (10, [1, 1, 1], (4, 3, 3)),
+        (7, [0.5, 0.25, 0.25], (3, 2, 2)),
+        (3, [1000, 1, 1], (1, 1, 1)),
+        (2, [1, 1, 1], (1, 1, 1)),
+    ],
+)
+def test_quotas_by_hand(total, weights, expected):
+    """Largest remainders first, the first source where they are equal, and at least one for each."""
+    assert share_out(total, weights) == expected
+
+
 @given(st.integers(1, 1000), st.lists(weight, min_size=1, max_size=6))
 def test_share_out(total, weights):
     shares = share_out(total, weights)

@@ -11,7 +11,7 @@ from validate_pictures import encoded, picture
 
 from phi3v_data.schema import Report
 from phi3v_data.validate import validate
-from phi3v_data.validate.near import MAX_DISTANCE, near_pairs
+from phi3v_data.validate.near import near_pairs
 
 PICTURES = {f"images/{name}.png": encoded(picture(seed, (96, 72))) for seed, name in enumerate("abcdefgh")}
 COPY = {"images/a2.png": encoded(picture(0, (96, 72)), compress_level=1)}
@@ -194,6 +194,26 @@ def test_many_splits(tmp_path: Path) -> None:
 words = st.integers(0, 2**64 - 1)
 
 
+def test_a_near_copy_is_found_across_a_split_in_between(tmp_path: Path) -> None:
+    image = picture(0, (320, 240))
+    files = {
+        "images/a.png": encoded(image),
+        "images/other.png": encoded(picture(1, (320, 240))),
+        "images/copy.jpg": encoded(image, "JPEG", quality=80),
+        "train.jsonl": [row("t", turn("q", images=("a.png",)))],
+        "val.jsonl": [row("v", turn("r", images=("other.png",)))],
+        "test.jsonl": [row("e", turn("s", images=("copy.jpg",)))],
+    }
+    assert leaks(validate(write(tmp_path, files))) == [("leak-near-image", "test.jsonl", 1, "warning")]
+
+
+@pytest.mark.parametrize(("bits", "pairs"), [(0b1111, 1), (0b11111, 0), (1 << 63 | 1 << 40 | 1 << 20 | 1, 1)])
+def test_four_bits_apart_are_near_and_five_are_not(bits: int, pairs: int) -> None:
+    left = np.array([0x0123456789ABCDEF], np.uint64)
+    i, j, complete = near_pairs(left, left ^ np.uint64(bits))
+    assert (i.tolist(), j.tolist(), complete) == ([0] * pairs, [0] * pairs, True)
+
+
 @given(st.lists(words, unique=True, max_size=20), st.lists(st.tuples(words, st.sets(st.integers(0, 63), max_size=6))))
 @settings(max_examples=200, deadline=None)
 def test_near_pairs_are_all_pairs_that_are_near(left: list[int], changes: list[tuple[int, set[int]]]) -> None:
@@ -203,7 +223,7 @@ def test_near_pairs_are_all_pairs_that_are_near(left: list[int], changes: list[t
         right.append(base ^ sum(1 << bit for bit in bits))
     right = list(dict.fromkeys(right))
     i, j, _ = near_pairs(np.array(left, np.uint64), np.array(right, np.uint64))
-    expected = {(a, b) for a, x in enumerate(left) for b, y in enumerate(right) if (x ^ y).bit_count() <= MAX_DISTANCE}
+    expected = {(a, b) for a, x in enumerate(left) for b, y in enumerate(right) if (x ^ y).bit_count() <= 4}
     assert set(zip(i.tolist(), j.tolist(), strict=True)) == expected
     assert len(i) == len(expected)
 
@@ -217,4 +237,4 @@ def test_a_million_hashes_in_a_minute_and_bounded_memory() -> None:
     right = np.unique(np.concatenate((right, random.integers(0, 2**64 - 1, 1_000_000, dtype=np.uint64))))
     i, j, _ = near_pairs(np.unique(left), right)
     assert len(i) >= 2000
-    assert (np.bitwise_count(np.unique(left)[i] ^ right[j]) <= MAX_DISTANCE).all()
+    assert (np.bitwise_count(np.unique(left)[i] ^ right[j]) <= 4).all()
