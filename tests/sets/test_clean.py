@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from set_builders import encoded, picture, png, read_rows, row, row_paths, run, tree, write_set
+from set_builders import encoded, picture, png, read_rows, row, row_paths, run, split_of, tree, write_set
 
 from phi3v_data.errors import UserError
 from phi3v_data.problems import PROBLEMS, Repeat, write_example
@@ -183,3 +183,26 @@ def test_a_second_run_is_complete_and_overwrite_forgets_the_old_list(tmp_path: P
     assert run("clean", source, tmp_path / "out").returncode == 2
     assert run("clean", source, tmp_path / "out", "--overwrite").returncode == 0
     assert not (tmp_path / "out/removed.jsonl").exists()
+
+
+@pytest.mark.parametrize("held_out", [["v0", "v1"], ["v1"]])
+def test_the_train_rows_of_a_leaking_group_stay(tmp_path: Path, held_out: list[str]) -> None:
+    train = [row(f"t{n}", group="g0") for n in range(3)]
+    write_set(
+        tmp_path / "in", {"train.jsonl": train, "val.jsonl": [*(row(n, group="g0") for n in held_out), row("v9")]}
+    )
+    clean_set(tmp_path / "in", tmp_path / "out")
+    assert split_of(tmp_path / "out") == {"t0": "train", "t1": "train", "t2": "train", "v9": "val"}
+
+
+def test_a_group_that_leaks_between_held_out_splits_stays_in_the_first(tmp_path: Path) -> None:
+    splits = {
+        "train.jsonl": [row("t0")],
+        "val.jsonl": [row("v0", group="g")],
+        "test.jsonl": [row("e0", group="g"), row("e1")],
+    }
+    write_set(tmp_path / "in", splits)
+    codes = [(each.code, each.severity, each.file) for each in validate(tmp_path / "in", use_receipt=False).problems]
+    assert codes == [("leak-group", "warning", "test.jsonl")]
+    clean_set(tmp_path / "in", tmp_path / "out", drop=["leak-group"])
+    assert split_of(tmp_path / "out") == {"t0": "train", "v0": "val", "e1": "test"}

@@ -1,5 +1,6 @@
 """split: what belongs together stays together, nothing leaks, rows added later move no one."""
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -202,3 +203,23 @@ def test_other_content_is_refused_and_overwrite_replaces_a_set(grouped: Path, tm
 def test_out_inside_dir_is_refused(grouped: Path) -> None:
     with pytest.raises(UserError, match="one in the other"):
         split_set(grouped, grouped / "out", "train=0.5,val=0.5")
+
+
+def test_the_hash_of_a_group_decides_in_every_version() -> None:
+    """Found with sha256sum: of "0\\0g0" to "0\\0g9", the first 8 bytes over 2^64."""
+    points = [int(hashlib.sha256(f"0\0g{n}".encode()).hexdigest()[:16], 16) / 2**64 for n in range(10)]
+    assert points[0] >= 0.9
+    assert 0.8 <= points[2]
+    shares = {"train": 0.8, "val": 0.1, "test": 0.1}
+    assert [choose_split(f"g{n}", shares, 0) for n in range(10)] == ["test", "train", "test", *["train"] * 7]
+    assert choose_split("g0", {"train": 1.0}, 0) == "train"
+
+
+def test_rows_that_name_the_same_missing_image_stay_together(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", f"gone{n % 20}.png", group=f"g{n}", user=f"{n}?") for n in range(60)]
+    write_set(tmp_path / "in", {"train.jsonl": rows}, {"there.png": png(0)})
+    split_set(tmp_path / "in", tmp_path / "out", "train=0.5,val=0.5")
+    where = split_of(tmp_path / "out")
+    assert set(where.values()) == {"train", "val"}
+    for n in range(20):
+        assert len({where[f"r{n}"], where[f"r{n + 20}"], where[f"r{n + 40}"]}) == 1, n

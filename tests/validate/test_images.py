@@ -224,3 +224,13 @@ def test_a_decoder_that_dies_costs_one_picture(tmp_path: Path, monkeypatch: pyte
     assert [(item.line, item.message) for item in found(report, "image-unreadable")] == [
         (601, "'deadly.png' brings its decoder down")
     ]
+
+
+@pytest.mark.parametrize("folder", ["images-old", "images2", "imagesx/deep"])
+def test_a_folder_whose_name_begins_with_images_is_outside(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, {"images/real.png": A, f"{folder}/a.png": B, "train.jsonl": uses("x.png", "real.png")})
+    (tmp_path / "images/x.png").symlink_to(tmp_path / folder / "a.png")
+    report = validate(tmp_path)
+    assert [(each.code, each.line) for each in report.problems if each.severity == "error"] == [
+        ("image-path-unsafe", 1)
+    ]
