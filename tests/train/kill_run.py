@@ -50,6 +50,7 @@ def results(output_dir: Path) -> dict[str, Any]:
     for name, moments in optimizer["moments"].items():
         tensors |= {f"moments/{name}/{key}": value for key, value in moments.items()}
     return {
+        "samples": json.loads((output_dir / "complete.json").read_text())["samples"],
         "metrics": without_times(read_lines(output_dir / "metrics.jsonl")),
         "checkpoints": [each.path.name for each in list_checkpoints(output_dir)],
         "tensors": {name: (str(value.dtype), value.numpy().tobytes()) for name, value in tensors.items()},
@@ -59,6 +60,7 @@ def results(output_dir: Path) -> dict[str, Any]:
 def compare(expected: dict[str, Any], found: dict[str, Any], where: str) -> None:
     """Say what differs."""
     assert found["metrics"] == expected["metrics"], f"{where}: {found['metrics']} is not {expected['metrics']}"
+    assert found["samples"] == expected["samples"], f"{where}: {found['samples']} samples, not {expected['samples']}"
     assert found["checkpoints"] == expected["checkpoints"], f"{where}: {found['checkpoints']}"
     assert found["tensors"].keys() == expected["tensors"].keys(), where
     different = [name for name, value in expected["tensors"].items() if found["tensors"][name] != value]

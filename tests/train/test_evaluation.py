@@ -317,3 +317,44 @@ def test_an_evaluation_inside_a_run_goes_on_only_with_the_same_weights(data_dir,
         model.lm_head.weight[0, 0] += 1
     evaluation(engine, 0)
     assert calls == [2, 1, 2, 1]
+
+
+class Scripted(torch.nn.Module):
+    """Stands in for a model: every row gets the same pieces, one a step."""
+
+    def __init__(self, pieces: list[int], stop: list[int]) -> None:
+        super().__init__()
+        self.model = tiny_model(seed=1)
+        self.model.generation_config.eos_token_id = stop
+        self.pieces = pieces
+        self.generation_config = self.model.generation_config
+        head, self.step = self.model.lm_head, 0
+
+        def force(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            forced = torch.full_like(output, -10.0)
+            forced[..., self.pieces[min(self.step, len(self.pieces) - 1)]] = 10.0
+            self.step += 1
+            return forced
+
+        head.register_forward_hook(force)
+
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        self.step = 0
+        result: torch.Tensor = self.model.generate(**inputs)
+        return result
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_any_of_the_stop_ids_ends_an_answer(data_dir, position):
+    """The third as well as the first; and at the first token already, where the answer is empty."""
+    vocabulary = tiny_tokenizer().get_vocab()
+    stop = [vocabulary[name] for name in ("<|endoftext|>", "<|end|>", "<|user|>")]
+    yes, no = vocabulary["▁yes"], vocabulary["▁no"]
+    prompts = make_evaluator(data_dir).reader.prompts(SampleRef(0, 3, 0))
+    ends = [yes, stop[position], no, no]
+    (answer,) = Generator(Scripted(ends, stop), tiny_tokenizer(), max_new_tokens=4)(prompts)
+    assert answer.text == "yes"
+    (answer,) = Generator(Scripted([stop[position], yes], stop), tiny_tokenizer(), max_new_tokens=4)(prompts)
+    assert answer.text == ""
+    (answer,) = Generator(Scripted([yes, no], stop), tiny_tokenizer(), max_new_tokens=3)(prompts)
+    assert answer.text.split() == ["yes", "no", "no"]

@@ -11,7 +11,7 @@ from run_dirs import colour_directory, settings_for
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.config import OptimConfig
 from phi3v_train.data.loader import MicroBatch, StepBatch, TrainLoader
-from phi3v_train.models.phi3v.tiny import tiny_model
+from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.settings import resolve
 from phi3v_train.training.loop import NonFiniteLossError, StepResult, TrainLoop
@@ -324,3 +324,34 @@ def test_text_alone_trains_with_the_tower_in_place(tmp_path: Path) -> None:
     assert results[0].num_images == 0
     assert results[0].loss > 0
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def fp16_loop(data_dir: Path, **changes: Any) -> TrainLoop:
+    """A loop in fp16 with the loss scale of GradScaler, 2^16 at first; the learning rate leaves the weights alone."""
+    plan = planned(data_dir, **{"learning_rate": 1e-30, "dtype": "fp16", **changes})
+    precision = Precision("fp16", "cpu")
+    trained = apply_method(tiny_model(), plan.config.method, precision, seed=0, device=CPU)
+    engine = SingleEngine(ALONE, trained, precision, plan.config.optim)
+    return TrainLoop(engine, plan.config, total_steps=plan.total_steps)
+
+
+def test_fp16_gradients_are_clipped_after_they_are_unscaled(data_dir: Path) -> None:
+    plan = planned(data_dir, learning_rate=1e-30)
+    norms = []
+    for loop in (make_loop(plan), fp16_loop(data_dir)):
+        results: list[StepResult] = []
+        with make_loader(plan) as loader:
+            loop.run(loader.steps(0, 1), results.append)
+        norms.append(results[0].grad_norm)
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(norms[0], rel=1e-2)
+
+
+def test_the_loss_scale_is_resumed(data_dir: Path, tmp_path: Path) -> None:
+    first, second = fp16_loop(data_dir), fp16_loop(data_dir)
+    with make_loader(planned(data_dir)) as loader:
+        first.run(loader.steps(0, 1), lambda result: None)
+    first.engine.scaler.update(1024.0)
+    first.engine.write(tmp_path, tiny_processor(1))
+    second.engine.read(tmp_path)
+    assert second.engine.scaler.get_scale() == 1024.0

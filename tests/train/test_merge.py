@@ -133,3 +133,27 @@ def test_a_full_checkpoint_becomes_one_dtype(data_dir: Path, base: Path, tmp_pat
     one, final = (load_file(path / "model.safetensors") for path in (tmp_path / "plain", tmp_path / "out" / "model"))
     assert {tensor.dtype for tensor in one.values()} == {torch.bfloat16}
     assert all(torch.equal(one[name], final[name]) for name in final)
+
+
+def test_a_bf16_base_is_merged_in_fp32_and_rounded_once(data_dir: Path, tmp_path: Path) -> None:
+    """Bit by bit (W.float() + scaling * B @ A).bfloat16() of every adapted layer, everything else untouched."""
+    from safetensors.torch import load_file
+
+    base = tmp_path / "base"
+    tiny_model(seed=3).to(torch.bfloat16).save_pretrained(base)
+    tiny_processor(num_crops=1).save_pretrained(base)
+    adapter = train(data_dir, base, tmp_path / "out", use_lora=True, lora_alpha_ratio=2.0, learning_rate=1e-2)
+    merge_to(locate(str(adapter)), tmp_path / "merged")
+    before, merged = (load_file(path / "model.safetensors") for path in (base, tmp_path / "merged"))
+    low_rank = load_file(adapter / "adapter_model.safetensors")
+    adapted = set()
+    for name, weight in merged.items():
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        expected = before[name]
+        if f"{prefix}.lora_A.weight" in low_rank:
+            adapted.add(name)
+            a, b = (low_rank[f"{prefix}.lora_{letter}.weight"].float() for letter in "AB")
+            expected = (expected.float() + 2.0 * (b @ a)).bfloat16()
+        assert torch.equal(weight, expected), name
+    assert len(adapted) == len(low_rank) // 2 > 10
+    assert any(not torch.equal(merged[name], before[name]) for name in adapted)

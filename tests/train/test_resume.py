@@ -16,6 +16,7 @@ from run_dirs import colour_directory, read_lines, settings_for, without_times
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.lock import lock_file
+from phi3v_train.config import parse_config
 from phi3v_train.data.encode import EncodedSample
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
@@ -23,6 +24,7 @@ from phi3v_train.plan import make_plan
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import SaveError, find_checkpoint, list_checkpoints, sweep, write_checkpoint
+from phi3v_train.training.identity import settings_identity
 from phi3v_train.training.loop import StepResult
 from phi3v_train.training.metrics_log import MetricsLog
 from phi3v_train.training.parallel.group import Alone
@@ -39,12 +41,12 @@ EVERYTHING = {
     "pack": True,
     "answer_choice": "random",
     "num_train_epochs": 2,
-    "save_steps": 2,
+    "save_steps": 4,
     "eval_steps": 3,
     "eval_limit": 1,
     "max_new_tokens": 2,
 }
-"""Shuffling, dropout, packing, random answers, checkpoints within epochs, evaluation."""
+"""Shuffling, dropout, packing, random answers, evaluation; checkpoints within epochs, after steps 4 and 6 of 6."""
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def finished(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_of(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "out")
+    shutil.copytree(finished, tmp_path / "out", dirs_exist_ok=True)
     return tmp_path / "out"
 
 
@@ -129,7 +131,14 @@ def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(data_dir: Path, 
     ],
 )
 def test_settings_that_may_change(data_dir: Path, finished: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    assert short(data_dir, copy_of(finished, tmp_path), **{"max_steps": 4, **changes}).step == 4
+    out = copy_of(finished, tmp_path)
+    assert short(data_dir, out, **{"max_steps": 4, **changes}).step == 4
+    plain = copy_of(finished, tmp_path / "plain")
+    short(data_dir, plain, max_steps=4)
+    changed, usual = (read_lines(each / "metrics.jsonl")[-1] for each in (out, plain))
+    assert changed["step"] == 4
+    assert changed["loss"] == pytest.approx(usual["loss"], abs=1e-5)
+    assert (changed["lr"], changed["samples"]) == (usual["lr"], usual["samples"])
 
 
 @pytest.mark.parametrize(
@@ -150,6 +159,35 @@ def test_other_settings_are_refused_with_the_difference(
         short(data_dir, finished, **changes)
     assert words in str(caught.value)
     assert "--overwrite" in str(caught.value)
+
+
+FIXED = {
+    "adam_beta1", "adam_beta2", "adam_epsilon", "answer_choice", "attn", "batch_size", "bf16", "dtype",
+    "freeze_language_model", "freeze_vision_model", "learning_rate", "lora_alpha_ratio", "lora_dropout", "lora_init",
+    "lora_rank", "lr_scheduler", "max_grad_norm", "max_length", "mix", "model_name_or_path", "num_crops", "pack",
+    "projector_learning_rate", "seed", "train_split", "truncate", "use_dora", "use_flash_attention", "use_lora",
+    "use_qlora", "use_rslora", "vision_learning_rate", "warmup_steps", "wd",
+}  # fmt: skip
+"""Settings that decide the weights; a new setting belongs here or into `identity.MAY_CHANGE`."""
+
+
+def test_no_other_setting_may_change_on_resume() -> None:
+    assert set(settings_identity(parse_config({}), "fp32")) == FIXED
+
+
+def test_a_checkpoint_after_the_last_step(data_dir: Path, tmp_path: Path) -> None:
+    short(data_dir, tmp_path / "out", save_steps=2, max_steps=3)
+    assert [each.step for each in list_checkpoints(tmp_path / "out")] == [2, 3]
+
+
+def test_a_run_that_is_resumed_further_back_drops_the_later_checkpoints(data_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    constant = {"lr_scheduler": "constant", "warmup_steps": 0, "save_total_limit": 9}
+    short(data_dir, out, save_steps=1, max_steps=3, **constant)
+    assert [each.step for each in list_checkpoints(out)] == [1, 2, 3]
+    (out / "complete.json").unlink()
+    short(data_dir, out, save_steps=1, max_steps=2, resume=str(out / "checkpoint-000001"), **constant)
+    assert [each.step for each in list_checkpoints(out)] == [1, 2]
 
 
 def test_other_data_are_refused(finished: Path, tmp_path: Path) -> None:

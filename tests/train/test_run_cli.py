@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 from run_dirs import arguments, colour_directory, command, read_lines, settings_for
 
+from phi3v_train.models.phi3v.tiny import tiny_tokenizer
 from phi3v_train.plan import make_plan, plan_lines
 from phi3v_train.recipes import recipe_names
 from phi3v_train.run import run
@@ -74,13 +75,34 @@ def test_the_folder_explains_itself(finished: tuple[Path, str, str], data_dir: P
     assert list((out / "tensorboard").glob("events*"))
 
 
-def test_every_step_is_logged_once_with_its_numbers(finished: tuple[Path, str, str]) -> None:
+def supervised_tokens(data_dir: Path) -> int:
+    """Of an epoch: each answer and its end marker; the line end and the end of text after the last answer."""
+    tokenizer = tiny_tokenizer()
+    count = 0
+    for row in read_lines(data_dir / "colours_train.jsonl"):
+        for turn in row["conversations"]:
+            count += len(tokenizer(turn["assistant"], add_special_tokens=False)["input_ids"]) + 1
+        count += 2
+    return count
+
+
+def test_every_step_is_logged_once_with_its_numbers(finished: tuple[Path, str, str], data_dir: Path) -> None:
     lines = read_lines(finished[0] / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert {"eval_loss", "step", "epoch"} <= set(lines[0])
     for line in lines[1:]:
         assert {"loss", "lr", "grad_norm", "epoch", "tokens_per_second", "images_per_second"} <= set(line)
-    assert lines[-1]["epoch"] == 2.0
+    assert [line["epoch"] for line in lines] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert [line["lr"] for line in lines[1:]] == pytest.approx([0.0, 1e-3, 6.6667e-4, 3.3333e-4], rel=1e-4)
+    assert [line["samples"] for line in lines[1:]] == [4, 4, 4, 4]
+    for epoch in (lines[1:3], lines[3:]):
+        assert sum(line["supervised_tokens"] for line in epoch) == supervised_tokens(data_dir)
+    for line in lines[1:]:
+        assert 6 < line["loss"] < 9  # random weights over 2,003 pieces: about ln(2003) = 7.6
+        assert line["grad_norm"] > 0
+        assert line["seconds"] > 0
+        assert line["tokens_per_second"] > line["supervised_tokens"]
+    assert lines[1]["loss"] == pytest.approx(lines[0]["eval_loss"], rel=0.2)
     before, after = (json.loads((finished[0] / f"eval_{name}.json").read_text()) for name in ("before", "after"))
     assert (before["split"], before["num_samples"], before["step"], after["step"]) == ("val", 3, 0, 4)
     assert lines[-1]["eval_loss"] == after["metrics"]["loss"]
