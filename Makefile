@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest -q -n 2
 DEMO := demo_out
 
-.PHONY: help demo test test-quick test-slow lint format docs schemas floors dist clean
+.PHONY: help demo test test-slow lint format docs schemas floors dist mutants clean
 
 help:
 	@echo "make demo       install, convert the mini set in examples/data, validate it, train a tiny model on it"
@@ -16,6 +16,7 @@ help:
 	@echo "make docs       write the generated pages and JSON Schemas again"
 	@echo "make dist       build wheel and sdist, install the wheel from its file and try it"
 	@echo "make floors     run the quick tests on the oldest supported versions of the light packages"
+	@echo "make mutants FILE=...  change a module one line at a time and list what no test notices"
 	@echo "make clean      remove the virtual environment, the demo's output and build leftovers"
 
 $(BIN)/python:
@@ -76,6 +77,12 @@ dist: $(VENV)/.dev
 	rm -rf dist/try && $(VENV)-wheel/bin/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir dist/try --limit 1
 	$(VENV)-wheel/bin/phi3v-data validate dist/try
 	rm -rf dist/try
+
+# Takes the suite's time twice over; NUMBER changes to FILE, or to all modules where none is named.
+NUMBER ?= 40
+mutants: $(VENV)/.dev
+	$(BIN)/python benchmarks/mutants.py map
+	$(BIN)/python benchmarks/mutants.py run $(FILE) --number $(NUMBER)
 
 clean:
 	rm -rf $(VENV) $(VENV)-floors $(VENV)-wheel $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
 """Do the tests notice wrong code? Make single seeded changes to the modules, one at a time, and run the tests on each.
 
-    python benchmarks/mutants.py map                          # which test runs which line: the quick suite under coverage
-    python benchmarks/mutants.py run --number 200 --seed 1    # the changes, spread over MODULES by their size
-    python benchmarks/mutants.py run --number 20 FILE...      # changes to some modules only: `make mutants FILE=...`
+    python benchmarks/mutants.py map                         # which test runs which line (the suite under coverage)
+    python benchmarks/mutants.py run --number 200 --seed 1   # changes to all modules, each as likely as any other
+    python benchmarks/mutants.py run --number 20 FILE...     # changes to some modules: `make mutants FILE=...`
 
 A change is noticed when a test fails that passes without it. For each one the tests that run its line go first, then
 all tests of the files that run its function. Results are appended to `--out` as they come; the same command resumes.
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,6 @@ SWAPPED = {
     "any": "all",
     "all": "any",
     "sorted": "list",
-    "append": "extend",
-    "add": "discard",
 }
 
 
@@ -115,33 +114,32 @@ class Finder(ast.NodeVisitor):
             self.visit(statement)
         self.functions.pop()
 
-    visit_FunctionDef = visit_function
-    visit_AsyncFunctionDef = visit_function
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_function  # noqa: N815 - ast's names
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802 - ast's name
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         for statement in node.body:
             self.visit(statement)
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
             self.visit(node.value)
 
-    def visit_Raise(self, node: ast.Raise) -> None:  # noqa: N802
+    def visit_Raise(self, node: ast.Raise) -> None:
         """Words of an error are no behaviour; that it is raised is the business of the `if` above it."""
 
-    def visit_Assert(self, node: ast.Assert) -> None:  # noqa: N802
+    def visit_Assert(self, node: ast.Assert) -> None:
         """Tells the type checker something."""
 
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:  # noqa: N802
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         """Words."""
 
-    def visit_Compare(self, node: ast.Compare) -> None:  # noqa: N802
+    def visit_Compare(self, node: ast.Compare) -> None:
         if len(node.ops) == 1 and (new := COMPARISONS.get(type(node.ops[0]))):
             left, right = node.left, node.comparators[0]
             self.replace("comparison", node, f"{self.source_of(left)} {new} {self.source_of(right)}")
         self.generic_visit(node)
 
-    def visit_BinOp(self, node: ast.BinOp) -> None:  # noqa: N802
+    def visit_BinOp(self, node: ast.BinOp) -> None:
         is_text = any(
             isinstance(side, ast.JoinedStr) or (isinstance(side, ast.Constant) and isinstance(side.value, str | bytes))
             for side in (node.left, node.right)
@@ -150,7 +148,7 @@ class Finder(ast.NodeVisitor):
             self.replace("arithmetic", node, f"({self.source_of(node.left)}) {new} ({self.source_of(node.right)})")
         self.generic_visit(node)
 
-    def visit_BoolOp(self, node: ast.BoolOp) -> None:  # noqa: N802
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
         word = " or " if isinstance(node.op, ast.And) else " and "
         self.replace("and/or", node, word.join(f"({self.source_of(value)})" for value in node.values))
         for dropped in range(len(node.values)):
@@ -159,24 +157,24 @@ class Finder(ast.NodeVisitor):
             self.replace("condition dropped", node, same.join(f"({self.source_of(value)})" for value in kept))
         self.generic_visit(node)
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:  # noqa: N802
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, ast.Not | ast.USub):
             self.replace("not/minus dropped", node, f"({self.source_of(node.operand)})")
         self.generic_visit(node)
 
-    def visit_If(self, node: ast.If) -> None:  # noqa: N802
+    def visit_If(self, node: ast.If) -> None:
         if self.source_of(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'", '__name__ == "__main__"'):
             return
         self.replace("if never", node.test, "False")
         self.replace("if always", node.test, "True")
         self.generic_visit(node)
 
-    def visit_IfExp(self, node: ast.IfExp) -> None:  # noqa: N802
+    def visit_IfExp(self, node: ast.IfExp) -> None:
         self.replace("one branch", node, f"({self.source_of(node.body)})")
         self.replace("one branch", node, f"({self.source_of(node.orelse)})")
         self.generic_visit(node)
 
-    def visit_Constant(self, node: ast.Constant) -> None:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, bool):
             self.replace("constant", node, str(not node.value))
         elif isinstance(node.value, int):
@@ -184,14 +182,14 @@ class Finder(ast.NodeVisitor):
         elif isinstance(node.value, float):
             self.replace("constant", node, repr(node.value * 2 or 1.0))
 
-    def visit_Expr(self, node: ast.Expr) -> None:  # noqa: N802
+    def visit_Expr(self, node: ast.Expr) -> None:
         if isinstance(node.value, ast.Constant):
             return
         if isinstance(node.value, ast.Call | ast.Await):
             self.replace("call dropped", node, "None")
         self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         function = node.func
         name = (
             function.id
@@ -202,28 +200,24 @@ class Finder(ast.NodeVisitor):
         )
         if name in SWAPPED and isinstance(function, ast.Name):
             self.replace("function", function, SWAPPED[name])
-        if not any(isinstance(argument, ast.Starred) for argument in node.args):
-            for keyword in node.keywords:
-                if keyword.arg and isinstance(keyword.value, ast.Constant) and keyword.value.value in (True, False):
-                    pass  # the constant itself is changed
         self.generic_visit(node)
 
-    def visit_Return(self, node: ast.Return) -> None:  # noqa: N802
+    def visit_Return(self, node: ast.Return) -> None:
         if node.value is not None and not isinstance(node.value, ast.Constant):
             self.replace("returns None", node.value, "None")
         self.generic_visit(node)
 
-    def visit_AugAssign(self, node: ast.AugAssign) -> None:  # noqa: N802
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
         self.replace("update dropped", node, "pass")
         self.generic_visit(node)
 
-    def visit_Continue(self, node: ast.Continue) -> None:  # noqa: N802
+    def visit_Continue(self, node: ast.Continue) -> None:
         self.replace("jump", node, "break")
 
-    def visit_Break(self, node: ast.Break) -> None:  # noqa: N802
+    def visit_Break(self, node: ast.Break) -> None:
         self.replace("jump", node, "continue")
 
-    def visit_Slice(self, node: ast.Slice) -> None:  # noqa: N802
+    def visit_Slice(self, node: ast.Slice) -> None:
         for bound in (node.lower, node.upper):
             if bound is not None and not isinstance(bound, ast.Constant):
                 self.replace("slice", bound, f"({self.source_of(bound)}) + 1")
@@ -307,7 +301,8 @@ def make_map(cache: Path, arguments: list[str]) -> None:
     config = cache / "coveragerc"
     config.write_text(
         f"[run]\nsource_pkgs = phi3v_data, phi3v_train\nparallel = true\ndata_file = {cache / 'data'}\n"
-        "context = ${MUTANTS_TEST}\npatch = subprocess, _exit\ndisable_warnings = no-data-collected, module-not-measured, module-not-imported\n"
+        "context = ${MUTANTS_TEST}\npatch = subprocess, _exit\n"
+        "disable_warnings = no-data-collected, module-not-measured, module-not-imported\n"
     )
     environment = {
         **os.environ, "MUTANTS_TEST": "", "MUTANTS_TIMES": str(cache / "times"), "PYTHONPATH": f"{ROOT}:{cache}",
@@ -438,10 +433,8 @@ def run_tests(folder: Path, names: list[str]) -> str:
             os.waitpid(pid, 0)
             return "out of time"
         time.sleep(0.05)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what a broken launcher may have left
-    except ProcessLookupError:
-        pass
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         return ""
@@ -455,7 +448,7 @@ def preload() -> None:
     import peft  # noqa: F401
     import pytest  # noqa: F401
     import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.models.llama.modeling_llama
     import transformers.models.phi3.modeling_phi3  # noqa: F401
 
     torch.set_num_threads(1)
@@ -488,7 +481,8 @@ def run(mutants: list[Mutant], tests: Tests, out: Path) -> None:
             with out.open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print(
-                f"{number + 1}/{len(mutants)} {mutant.file}:{mutant.line} {mutant.kind}: {by or f'SURVIVED {ran} tests'} ({seconds} s)",
+                f"{number + 1}/{len(mutants)} {mutant.file}:{mutant.line} {mutant.kind}: "
+                f"{by or f'SURVIVED {ran} tests'} ({seconds} s)",
                 flush=True,
             )
 

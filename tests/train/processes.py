@@ -41,9 +41,9 @@ def free_ports(number: int = 1) -> int:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Of a child: offline, one thread, with the tests' own modules."""
+    """Of a child: offline, one thread."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    ours = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(HERE.parent)}
+    ours = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return {**kept, **ours, **variables}
 
 

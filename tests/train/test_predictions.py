@@ -204,7 +204,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path, begin):
         [sys.executable, "-c", KILL_EVERYWHERE, str(tmp_path), begin],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ['PYTHONPATH']}"},
         check=False,
     )
     assert done.returncode == 0, done.stderr

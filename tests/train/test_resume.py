@@ -60,7 +60,7 @@ def kill_run(data_dir: Path, tmp_path: Path, mode: str, first: int, second: int,
     result = subprocess.run(
         [sys.executable, HERE / "kill_run.py", tmp_path / "settings.json", tmp_path, mode, str(first), str(second)],
         capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return int(result.stdout.splitlines()[-1])

@@ -76,13 +76,13 @@ def test_the_folder_explains_itself(finished: tuple[Path, str, str], data_dir: P
 
 
 def supervised_tokens(data_dir: Path) -> int:
-    """Of an epoch: each answer and its end marker; the line end and the end of text after the last answer."""
+    """Of an epoch: each answer and its end marker; "▁", line feed and end of text after the last answer."""
     tokenizer = tiny_tokenizer()
     count = 0
     for row in read_lines(data_dir / "colours_train.jsonl"):
         for turn in row["conversations"]:
             count += len(tokenizer(turn["assistant"], add_special_tokens=False)["input_ids"]) + 1
-        count += 2
+        count += 3
     return count
 
 

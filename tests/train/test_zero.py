@@ -86,7 +86,7 @@ def run_jobs(data_dir: Path, work: Path, jobs: list[Job]) -> list[Done]:
         capture_output=True, text=True, check=False, timeout=300,
         env={
             **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu",
-            "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]),
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
         },
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
