@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, their streams and exit codes."""
 
+import contextlib
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from phi3v_data.cli import base as cli
 from phi3v_data.cli.app import COMMANDS
 from phi3v_data.problems import PROBLEMS, write_example
 from phi3v_data.schema import Report, Sample, Turn
@@ -287,6 +289,121 @@ def test_schema_prints_one_or_all_and_writes_files(tmp_path: Path) -> None:
     assert done.returncode == 0
     written = sorted(path.name for path in (tmp_path / "schemas").iterdir())
     assert written == [f"{name}.schema.json" for name in ("manifest", "reject", "report", "sample", "table-map")]
+
+
+# ---- streams that are closed, and texts that would steer a terminal -------------------------------------------------
+
+
+def shell(command: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """`sh -c COMMAND`, in which `$@` is the program with these arguments."""
+    words = ["sh", "-c", command, "sh", sys.executable, "-c", APP, *map(str, args)]
+    return subprocess.run(words, capture_output=True, text=True, env=PLAIN, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_validate_with_closed_streams_ends_as_with_open_ones(broken: Path, tmp_path: Path, closed: str) -> None:
+    page = tmp_path / "page.html"
+    done = shell(f'"$@" {closed}', "validate", broken, "--html", page)
+    assert done.returncode == 1
+    assert (done.stdout == "") is (closed != "2>&-")
+    assert done.stderr == (f"HTML report: {page}\n" if closed == ">&-" else "")
+    assert page.read_bytes().startswith(b"<!doctype html>")
+    assert page.read_bytes().endswith(b"</html>\n")
+    stored = json.loads((broken / ".phi3v/validate/receipt.json").read_text())
+    assert stored["report"]["summary"]["problems"] == {"json-syntax": 1}
+
+
+@pytest.mark.parametrize("args", [["explain"], ["schema"], ["converters"], ["--version"], ["stats", "DIR"]])
+def test_other_commands_with_closed_streams(directory: Path, args: list[str]) -> None:
+    done = shell('"$@" <&- >&-', *[str(directory) if arg == "DIR" else arg for arg in args])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_mistake_with_closed_stderr_exits_with_two(tmp_path: Path) -> None:
+    assert shell('"$@" >&- 2>&-', "validate", tmp_path / "nowhere").returncode == 2
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(directory: Path) -> None:
+    for command in ("schema", "--version"):  # more than the buffer of stdout, and less
+        done = shell('"$@" > /dev/full', command)
+        assert done.returncode == 2
+        assert re.fullmatch(r"error: [^\n]*No space left on device\n", done.stderr)
+
+
+EVIL = "\x1b]0;stolen\x07\x9b31m\u202ebad"
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    """A set whose every name and text steers a terminal; one split cannot be trained on."""
+    root = tmp_path / f"set{EVIL}"
+    root.mkdir()
+    for split in ("train", "val", f"odd{EVIL}"):
+        rows = [
+            {
+                "id": f"{split}{n}{EVIL}",
+                "source": f"s{EVIL}",
+                "group": f"g{n}{EVIL}",
+                "conversations": [{"images": [f"{EVIL}.png"][: n % 2], "user": f"What{n}{EVIL}", "assistant": EVIL}],
+                "meta": {f"key{EVIL}": EVIL},
+                "answers": [EVIL],
+            }
+            for n in range(4)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (root / f"name{EVIL}_{split}.jsonl").write_text(lines + f"{{{EVIL}\n", encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["validate", "DIR"],
+        ["validate", "DIR", "--json"],
+        ["validate", "DIR", "--html", f"OUT{EVIL}.html"],
+        ["stats", "DIR"],
+        ["preview", "DIR"],
+        ["clean", "DIR", f"OUT{EVIL}"],
+        ["split", "DIR", "OUT", "--split", "train=0.5,val=0.5"],
+        ["merge", "DIR", f"OUT{EVIL}", "OUT"],
+        ["card", "DIR"],
+        ["explain", EVIL],
+        ["convert", "table", "--source", "DIR", "--map", f"{EVIL}.yaml", "--out_dir", "OUT"],
+        ["convert", EVIL, "--source", "DIR", "--out_dir", "OUT"],
+    ],
+)
+def test_no_command_prints_what_steers_a_terminal(
+    evil: Path, tmp_path: Path, args: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [arg.replace("DIR", str(evil)).replace("OUT", str(tmp_path / "out")) for arg in args]
+    with pytest.raises(SystemExit):
+        cli.run(cli.make_group("phi3v-data", "", COMMANDS), words)
+    out, errors = capsys.readouterr()
+    assert re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", out + errors) == []
+    if "--json" in args:
+        assert json.loads(out)["dir"] == str(evil)
+    else:
+        assert "stolen" in out + errors
+
+
+def test_on_a_terminal_the_only_escape_codes_are_our_own(evil: Path) -> None:
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", APP, "validate", str(evil)],
+        stdout=terminal,
+        stderr=terminal,
+        env=PLAIN | {"TERM": "xterm"},
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while piece := os.read(controller, 4096):
+            shown += piece
+    os.close(controller)
+    assert process.wait(timeout=30) == 1
+    assert b"\x1b[1;31m" in shown  # our own colours
+    assert b"stolen" in shown
+    assert not re.search(b"\x1b\\]|\x07|\xc2\x9b|\xe2\x80\xae", shown)
 
 
 # ---- progress ------------------------------------------------------------------------------------------------------

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import cleandoc
-from typing import Annotated, Any, ClassVar, NoReturn, TypeAlias
+from typing import IO, Annotated, Any, ClassVar, NoReturn, TypeAlias, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from phi3v_data.cli.streams import PrintableStream, drop_output, open_streams, printable_streams
 from phi3v_data.errors import UserError
 from phi3v_data.messages import short
 
@@ -100,6 +101,11 @@ class Command(TyperCommand):
         for param in self.params:
             if isinstance(param, TyperOption) and param.name:
                 _show_snake_case(param, param.name)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what it prints is printable."""
+        with printable_streams():
+            return super().invoke(ctx)
 
 
 def _show_snake_case(option: TyperOption, name: str) -> None:
@@ -247,6 +253,7 @@ def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
 
     A defect of ours shows its traceback and exits with 2, never 1: that one means "problems found".
     """
+    open_streams()
     try:
         try:
             group.main(args=args, prog_name=group.name)
@@ -254,16 +261,37 @@ def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
             code = stop.code if isinstance(stop.code, int) else GOOD if stop.code is None else COULD_NOT_RUN
         else:
             code = GOOD
-        sys.stdout.flush()
+        code = _flush(code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        drop_output()
         code = BROKEN_PIPE
     except KeyboardInterrupt:  # before or after the command itself
         code = INTERRUPTED
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OBSTACLES and error.filename is None:
+            sys.exit(_unwritten(error))
         from traceback import print_exc
 
-        print_exc()
+        print_exc(file=cast(IO[str], PrintableStream(sys.stderr)))
         print("error: this is a defect of phi3v, not of your data; please report the lines above", file=sys.stderr)
         code = COULD_NOT_RUN
     sys.exit(code)
+
+
+def _flush(code: int) -> int:
+    """Write out what stdout still holds; gives the exit code of a run that would have ended with `code`."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if code != COULD_NOT_RUN:
+            return _unwritten(error)
+        drop_output()  # why it could not run has been said
+    return code
+
+
+def _unwritten(error: OSError) -> int:
+    drop_output()
+    print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+    return COULD_NOT_RUN

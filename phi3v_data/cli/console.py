@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
+from phi3v_data.cli.streams import printable, stream_behind
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -22,12 +24,21 @@ PLAIN_WIDTH = 120
 
 
 def make_console(file: IO[str] | None = None) -> "Console":
-    """A console on `file` (default stdout): colours on terminals only, `NO_COLOR` respected, no guessed markup."""
-    from rich.console import Console
+    """A console on `file` (default stdout): colours on terminals only, `NO_COLOR` respected, no guessed markup, and no
+    escape codes but its own.
+    """
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
-    stream = sys.stdout if file is None else file
+    class PrintableConsole(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    stream = stream_behind(sys.stdout if file is None else file)
     plain = not stream.isatty()
-    return Console(file=stream, highlight=False, emoji=False, soft_wrap=plain, width=PLAIN_WIDTH if plain else None)
+    width = PLAIN_WIDTH if plain else None
+    return PrintableConsole(file=stream, highlight=False, emoji=False, soft_wrap=plain, width=width)
 
 
 class ProgressBar:
@@ -114,7 +125,6 @@ def format_seconds(seconds: float) -> str:
 
 
 def _make_rich_progress(file: IO[str]) -> "Progress":
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -137,7 +147,7 @@ def _make_rich_progress(file: IO[str]) -> "Progress":
         MofNCompleteColumn(),
         RateColumn(),
         TimeRemainingColumn(compact=True),
-        console=Console(file=file, highlight=False, emoji=False),
+        console=make_console(file),
     )
 
 
