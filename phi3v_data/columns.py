@@ -7,8 +7,6 @@ is damaged, of another version, too large, or reached through a link is not used
 somebody else, the file was theirs too: nothing in it is believed before the reader has compared it with what is there.
 """
 
-import contextlib
-import errno
 import json
 import mmap
 import os
@@ -20,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from phi3v_data.files import HIDDEN, write_whole
+from phi3v_data.files import write_whole
 
 _PREFIX = struct.Struct("=8sQQ")
 _MAX_HEADER = 64 << 20
@@ -29,23 +27,6 @@ _PIECE = 1 << 24  # checked at a time, so that a signal gets through
 
 class DamagedFileError(ValueError):
     """A file of ours whose content is not what was written."""
-
-
-def own_folder(directory: Path, name: str, *, make: bool = False) -> Path:
-    """`DIR/.phi3v/NAME`, for a name of our own; with `make` it is there afterwards.
-
-    Raises:
-        OSError: it cannot be made, or one of the two folders is a link or not a folder: it is not ours then.
-    """
-    parent = directory / HIDDEN
-    folder = parent / name
-    for path in (parent, folder):
-        if make:
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-        if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "a link or a file is in the place of a folder of ours", str(path))
-    return folder
 
 
 def read_small(path: Path, limit: int) -> bytes | None:

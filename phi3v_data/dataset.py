@@ -9,11 +9,12 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, overload
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.line_index import LineIndex, open_index
+from phi3v_data.line_index import FileState, LineIndex, open_index, state_content
 from phi3v_data.messages import escaped
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, find_splits
@@ -110,6 +111,7 @@ class Dataset(Mapping[str, "Split"]):
             )
             raise NotFoundError(f"{self.directory}: no split found; {reason}")
         self._opened: dict[str, Split] = {}
+        self._pickled: Mapping[str, tuple[FileState, ...]] = {}  # of the splits that were open where this came from
 
     def __getitem__(self, split: str) -> "Split":
         if split not in self._found.splits:
@@ -124,7 +126,9 @@ class Dataset(Mapping[str, "Split"]):
                 raise UserError(f"{self.directory}: split {split!r} lacks {', '.join(files.missing)}")
             if self.strict and files.conflicts:
                 raise UserError(f"{self.directory}: {'; '.join(files.conflicts)}")
-            self._opened[split] = Split(self.directory, split, files.files)
+            opened = Split(self.directory, split, files.files)
+            opened.require(self._pickled.get(split))
+            self._opened[split] = opened
         return self._opened[split]
 
     def __iter__(self) -> Iterator[str]:
@@ -137,7 +141,8 @@ class Dataset(Mapping[str, "Split"]):
         return split in self._found.splits
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_dataset, (self.directory, self.strict)
+        states = {name: split.states for name, split in self._opened.items()}
+        return _make_dataset, (self.directory, self.strict, {**self._pickled, **states})
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.directory)!r}: {', '.join(self)})"
@@ -152,8 +157,10 @@ class Dataset(Mapping[str, "Split"]):
         return image_path(self.directory, name)
 
 
-def _make_dataset(directory: Path, strict: bool) -> Dataset:
-    return Dataset(directory, strict=strict)
+def _make_dataset(directory: Path, strict: bool, states: Mapping[str, tuple[FileState, ...]]) -> Dataset:
+    dataset = Dataset(directory, strict=strict)
+    dataset._pickled = states
+    return dataset
 
 
 def _read_manifest_if_valid(directory: Path) -> Manifest | None:
@@ -188,7 +195,24 @@ class Split(Sequence[Sample]):
         self.files = tuple(files)
         self._index: LineIndex = open_index(directory, name, self.files)
         self._rows = range(len(self._index))
-        self._descriptors = _Descriptors(directory, self.files)
+        self._descriptors = _Descriptors(directory, self._index.files)
+
+    @property
+    def states(self) -> tuple[FileState, ...]:
+        """The identity of each of its files."""
+        return self._index.files
+
+    def require(self, states: tuple[FileState, ...] | None) -> None:
+        """Refuse to be another split than one whose files were in these states; None: any will do.
+
+        Raises:
+            UserError: a file was changed or replaced since.
+        """
+        if states is None:
+            return
+        for state, now in zip_longest(states, self.states):
+            if state is None or now is None or (state.name, *state.content) != (now.name, *now.content):
+                raise _changed(self.directory / (state or now).name)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -218,7 +242,7 @@ class Split(Sequence[Sample]):
         return (self[index] for index in range(len(self._rows)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_split, (self.directory, self.name, self.files, self._rows, len(self._index))
+        return _make_split, (self.directory, self.name, self.files, self._rows, self.states)
 
     def __repr__(self) -> str:
         return f"Split({self.name!r}, {len(self)} rows, {str(self.directory)!r})"
@@ -237,7 +261,7 @@ class Split(Sequence[Sample]):
         state = self._index.files[file]
         at_start = before == 0 or piece[:1] == b"\n" or start == 3
         if len(line) != end - start or not at_start or (end < state.size and line[-1:] != b"\n"):
-            raise UserError(f"{self.directory / state.name}: changed since it was opened; open the directory again")
+            raise _changed(self.directory / state.name)
         newline = line.find(b"\n")
         return (line if newline < 0 else line[:newline]).removesuffix(b"\r")
 
@@ -269,30 +293,44 @@ class Split(Sequence[Sample]):
         return self._index.locate(row)
 
 
-def _make_split(directory: Path, name: str, files: Sequence[str], rows: range, total: int) -> Split:
+def _make_split(directory: Path, name: str, files: Sequence[str], rows: range, states: tuple[FileState, ...]) -> Split:
     """Open a split again in another process."""
     split = Split(directory, name, files)
-    if len(split) != total:
-        raise UserError(f"{directory}: split {name!r} has changed from {total} to {len(split)} rows; open it again")
+    split.require(states)
     split._rows = rows
     return split
 
 
-class _Descriptors:
-    """File descriptors of a split's files, opened on first use. `pread` moves no shared position, so forks are safe."""
+def _changed(path: Path) -> UserError:
+    return UserError(f"{path}: changed since it was opened; open the directory again")
 
-    def __init__(self, directory: Path, files: Sequence[str]) -> None:
-        self._paths = [directory / name for name in files]
+
+class _Descriptors:
+    """File descriptors of a split's files, opened on first use. `pread` moves no shared position, so forks are safe.
+
+    A file that was changed, or replaced by another, is refused, also where the old one is still open: every process
+    sees the same rows or none.
+    """
+
+    def __init__(self, directory: Path, states: Sequence[FileState]) -> None:
+        self._paths = [directory / state.name for state in states]
+        self._states = states
         self._open: dict[int, int] = {}
         weakref.finalize(self, _close_all, self._open)
 
     def read(self, file: int, start: int, size: int) -> bytes:
         """Up to `size` bytes of a file from `start`."""
+        path, state = self._paths[file], self._states[file]
         try:
             descriptor = self._open.get(file)
             if descriptor is not None:
+                if state_content(os.stat(path)) != state.content:
+                    raise _changed(path)
                 return _pread(descriptor, start, size)
-            descriptor = os.open(self._paths[file], os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if state_content(os.fstat(descriptor)) != state.content:
+                os.close(descriptor)
+                raise _changed(path)
             if len(self._paths) <= _MAX_OPEN_FILES and self._open.setdefault(file, descriptor) == descriptor:
                 return _pread(descriptor, start, size)
             try:
@@ -300,7 +338,7 @@ class _Descriptors:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise UserError(f"{self._paths[file]}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _pread(descriptor: int, start: int, size: int) -> bytes:

@@ -1,15 +1,13 @@
 """Where each row of a split begins: built in one pass, kept in `DIR/.phi3v/index/`, mapped into memory when opened.
 
-The file of a split: magic, length of the header, a JSON header (each JSONL file's name, identity and number of rows),
-then for each file its rows' byte offsets and its size, as native 64-bit numbers. A row is a line that is not blank; a
-byte order mark belongs to no row. An index is used only while size, times and inode of every file are those it was
-built from; it is written aside and renamed, so several processes may build it at once.
+The file of a split (`phi3v_data.columns`): a header (each JSONL file's name, identity and number of rows), then for
+each file its rows' byte offsets and its size. A row is a line that is not blank; a byte order mark belongs to no row.
+An index is used only while size, times and inode of every file are those it was built from, and its checksum is right;
+it is written aside and renamed, so several processes may build it at once.
 """
 
-import json
-import mmap
 import os
-import struct
+import warnings
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -17,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from phi3v_data.columns import DamagedFileError, read_columns, write_columns
 from phi3v_data.errors import UserError
-from phi3v_data.files import hidden_path, write_whole
+from phi3v_data.files import hidden_path
 from phi3v_data.jsonl import BOM
 
 BLANK = b" \t\r\n\v\f"
 """Bytes of which a blank line consists."""
 
-_MAGIC = b"phi3vix1"
+_MAGIC = b"phi3vix2"
+_LIMIT = 1 << 20  # bytes of an index on top of 8 for each byte of the files
 _CHUNK = 1 << 24
 _ATTEMPTS = 3
 
@@ -51,6 +51,16 @@ class FileState:
         except OSError as error:
             raise UserError(f"{directory / name}: cannot be read ({error.strerror})") from None
         return cls(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    @property
+    def content(self) -> tuple[int, int, int]:
+        """What differs once a file has other content or was replaced; its rights and links to it do not matter."""
+        return self.size, self.mtime_ns, self.inode
+
+
+def state_content(status: os.stat_result) -> tuple[int, int, int]:
+    """`FileState.content` of a file as it is now."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 class LineIndex:
@@ -84,7 +94,7 @@ def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:
     Raises:
         UserError: a file is missing, unreadable, or changes while it is read.
     """
-    path = hidden_path(directory, "index", f"{quote(split, safe='')}.idx")
+    path = hidden_path(directory, "index", f"{quote(split, safe='', errors='surrogateescape')}.idx")
     states = [FileState.of(directory, name) for name in files]
     index = _load(path, states) if path else None
     if index is not None:
@@ -109,43 +119,35 @@ def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:
 
 
 def _load(path: Path, states: Sequence[FileState]) -> LineIndex | None:
-    """Map the saved index; None when there is none, or when it is not of these files as they are now."""
+    """Map the saved index; None where there is none, or it is not of these files as they are now, or is damaged."""
+    limit = _LIMIT + 8 * sum(state.size + 1 for state in states)
     try:
-        with open(path, "rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError):  # ValueError: an empty file cannot be mapped
+        stored = read_columns(path, _MAGIC, limit)
+    except DamagedFileError as error:
+        warnings.warn(f"{error}; it is built again", RuntimeWarning, stacklevel=2)
         return None
-    if len(data) < 16 or data[:8] != _MAGIC:
+    if stored is None:
         return None
-    (header_size,) = struct.unpack_from("<Q", data, 8)
-    if header_size % 8 or 16 + header_size > len(data):
-        return None
+    entries, body = stored
     try:
-        entries = json.loads(bytes(data[16 : 16 + header_size]))
         saved = [FileState(*entry[:5]) for entry in entries]
         rows = [int(entry[5]) for entry in entries]
     except (ValueError, TypeError, IndexError):
         return None
-    body = data[16 + header_size :]
-    if saved != list(states) or len(body) != 8 * sum(count + 1 for count in rows):
+    if saved != list(states) or min(rows, default=0) < 0 or len(body) != 8 * sum(count + 1 for count in rows):
         return None
     return LineIndex(states, rows, body.cast("Q"), cached=True)
 
 
 def _save(path: Path, states: Sequence[FileState], built: Sequence["array[int]"]) -> bool:
-    """Write the index aside and rename it; False where DIR takes no files (read-only, full, a name too long)."""
+    """Write the index whole; False where DIR takes no files (read-only, full, a name too long)."""
     entries = [
         [state.name, state.size, state.mtime_ns, state.ctime_ns, state.inode, len(offsets) - 1]
         for state, offsets in zip(states, built, strict=True)
     ]
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as file:
-            file.write(_MAGIC + struct.pack("<Q", len(header)) + header)
-            for offsets in built:
-                offsets.tofile(file)
+        write_columns(path, _MAGIC, entries, built)
     except OSError:
         return False
     return True

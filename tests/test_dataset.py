@@ -143,17 +143,65 @@ def test_same_size_and_time_but_another_file_is_seen(directory: Path) -> None:
     assert len(Dataset(directory)["val"]) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"phi3vix1", b"x" * 200, b"phi3vix1" + b"\xff" * 400])
-def test_a_damaged_index_is_built_again(directory: Path, damage: bytes) -> None:
+@pytest.mark.parametrize("damage", [b"", b"phi3vix1" + b"\xff" * 400, b"x" * 200])
+def test_an_index_that_is_none_of_ours_is_built_again(directory: Path, damage: bytes) -> None:
     Dataset(directory)["train"]
     index_file(directory).write_bytes(damage)
     assert len(Dataset(directory)["train"]) == 10
+
+
+def test_a_flipped_bit_anywhere_in_an_index_is_noticed_and_healed(directory: Path) -> None:
+    Dataset(directory)["train"]
+    whole = index_file(directory).read_bytes()
+    for position in range(8, len(whole), 5):
+        index_file(directory).write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
+        with pytest.warns(
+            RuntimeWarning, match=r"train\.idx: its checksum is not that of its content; it is built again"
+        ):
+            train = Dataset(directory)["train"]
+        assert [train[n] for n in range(10)] == [sample(n) for n in range(10)]
+        assert index_file(directory).read_bytes() == whole
+
+
+def test_an_index_of_another_size_than_it_can_have_is_not_read(directory: Path) -> None:
+    Dataset(directory)["train"]
+    os.truncate(index_file(directory), 1 << 40)  # a hole: it takes no space
+    with pytest.warns(RuntimeWarning, match="larger than it can be; it is built again"):
+        assert Dataset(directory)["train"][9] == sample(9)
+    assert index_file(directory).stat().st_size < 2000
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_an_index_that_is_no_plain_file_is_replaced(directory: Path, kind: str) -> None:
+    Dataset(directory)["train"]
+    index_file(directory).rename(directory / "aside")
+    before = (directory / "aside").read_bytes()
+    if kind == "link":
+        index_file(directory).symlink_to(directory / "aside")
+    else:
+        os.mkfifo(index_file(directory))
+    write(directory / "d_train.jsonl", [sample(n) for n in range(12)])
+    assert Dataset(directory)["train"][11] == sample(11)
+    assert index_file(directory).is_file()
+    assert not index_file(directory).is_symlink()
+    assert (directory / "aside").read_bytes() == before
+
+
+def test_an_index_folder_that_is_a_link_is_not_followed(
+    directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (directory / ".phi3v").symlink_to(elsewhere)
+    assert Dataset(directory)["train"][9] == sample(9)
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_cut_index_is_built_again(directory: Path) -> None:
     Dataset(directory)["train"]
     whole = index_file(directory).read_bytes()
     index_file(directory).write_bytes(whole[:-8])
+    with pytest.warns(RuntimeWarning, match="built again"):
+        Dataset(directory)["train"]
     assert Dataset(directory)["train"][9] == sample(9)
     assert index_file(directory).read_bytes() == whole
 
@@ -274,8 +322,49 @@ def test_pickles_stay_small_whatever_the_number_of_rows(tmp_path: Path) -> None:
 def test_a_pickle_of_a_split_that_changed_is_refused(directory: Path) -> None:
     packed = pickle.dumps(Dataset(directory)["train"])
     write(directory / "d_train.jsonl", [sample(0)])
-    with pytest.raises(UserError, match="has changed from 10 to 1 rows"):
+    with pytest.raises(UserError, match=r"d_train\.jsonl: changed since it was opened; open the directory again"):
         pickle.loads(packed)
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+@pytest.mark.parametrize("what", ["split", "slice", "dataset"])
+def test_a_file_replaced_by_rename_is_refused_by_parent_and_pickled_copy_alike(
+    directory: Path, read_before: bool, what: str
+) -> None:
+    """The new file has as many rows, the same size and the same times."""
+    dataset = Dataset(directory)
+    train = dataset["train"]
+    if read_before:
+        assert train[3] == sample(3)
+    path = directory / "d_train.jsonl"
+    before = path.stat()
+    (directory / "aside").write_bytes(path.read_bytes().replace(b"answer", b"ANSWER"))
+    os.utime(directory / "aside", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (directory / "aside").replace(path)
+    with pytest.raises(UserError, match=r"d_train\.jsonl: changed since it was opened; open the directory again"):
+        train[3]
+    packed = pickle.dumps({"split": train, "slice": train[2:], "dataset": dataset}[what])
+    with pytest.raises(UserError, match=r"d_train\.jsonl: changed since it was opened; open the directory again"):
+        pickle.loads(packed)["train"][3]
+    assert Dataset(directory)["train"][3].conversations[0].assistant == "ANSWER 3"
+
+
+def test_a_split_that_was_not_open_is_read_as_it_is_now_by_parent_and_copy(directory: Path) -> None:
+    dataset = Dataset(directory)
+    assert dataset["val"][0] == sample(0)
+    write(directory / "d_train.jsonl", [sample(7)])
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert dataset["train"][0] == copy["train"][0] == sample(7)
+    assert copy["val"][0] == sample(0)
+
+
+def test_other_rights_and_links_do_not_make_a_file_another(directory: Path) -> None:
+    train = Dataset(directory)["train"]
+    assert train[0] == sample(0)
+    (directory / "d_train.jsonl").chmod(0o640)
+    os.link(directory / "d_train.jsonl", directory / "linked")
+    assert train[1] == sample(1)
+    assert pickle.loads(pickle.dumps(train))[1] == sample(1)
 
 
 def read_ids(task: tuple[Sequence[Sample], int]) -> list[str]:

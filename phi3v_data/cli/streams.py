@@ -59,8 +59,7 @@ def printable_streams() -> Iterator[None]:
     """Let stdout and stderr write what is printable."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
-        stream if isinstance(stream, PrintableStream) else PrintableStream(stream)
-        for stream in before
+        stream if isinstance(stream, PrintableStream) else PrintableStream(stream) for stream in before
     )
     try:
         yield

@@ -11,6 +11,7 @@ system's clock as an earlier one leaves no trace, so a file that was changed aft
 before anything else) is checked again next time: git's racy entries.
 """
 
+import errno
 import json
 import os
 import tempfile
@@ -27,8 +28,8 @@ import PIL
 import xxhash
 from pydantic import ValidationError
 
-from phi3v_data.columns import DamagedFileError, own_folder, read_columns, read_small, write_columns
-from phi3v_data.files import write_bytes
+from phi3v_data.columns import DamagedFileError, read_columns, read_small, write_columns
+from phi3v_data.files import HIDDEN, hidden_path, write_bytes
 from phi3v_data.media.formats import LIMITS, PIXEL_LIMITS
 from phi3v_data.media.integrity import FACTS
 from phi3v_data.messages import escaped
@@ -96,9 +97,18 @@ def read_clock(directory: Path) -> Clock:
     Raises:
         OSError: the directory takes no files, so no receipt can be left either.
     """
-    with tempfile.TemporaryFile(dir=own_folder(directory, _FOLDER, make=True)) as file:
+    with tempfile.TemporaryFile(dir=_make_folder(directory)) as file:
         status = os.fstat(file.fileno())
     return Clock(status.st_ctime_ns, status.st_dev)
+
+
+def _make_folder(directory: Path) -> Path:
+    folder = hidden_path(directory, _FOLDER)
+    if folder is None:
+        raise NotADirectoryError(errno.ENOTDIR, "a link is in the place of a folder of ours", f"{directory}/{HIDDEN}")
+    for path in (folder.parent, folder):  # but not the directory itself
+        path.mkdir(exist_ok=True)
+    return folder
 
 
 def read_state(directory: Path, files: Sequence[str], unnamed: Sequence[str], tree: ImageTree) -> State:
@@ -154,7 +164,8 @@ def checker_version() -> str:
 def load_report(directory: Path, state: State, options: Mapping[str, Any]) -> Report | None:
     """The stored report if the directory is as it was and the options given are those of the run; else None."""
     try:
-        data = read_small(own_folder(directory, _FOLDER) / _RECEIPT, _MAX_REPORT)
+        path = hidden_path(directory, _FOLDER, _RECEIPT)
+        data = read_small(path, _MAX_REPORT) if path else None
         if data is None:
             return None
         stored = json.loads(data)
@@ -173,8 +184,8 @@ def load_images(directory: Path, tree: ImageTree) -> ImageTable:
     """What an earlier run found of the images that are as they were; blank facts for all others."""
     table = blank(tree)
     try:
-        path = own_folder(directory, _FOLDER) / _IMAGES
-        stored = read_columns(path, _MAGIC, _MIN_LIMIT + _BYTES_PER_ENTRY * len(tree))
+        path = hidden_path(directory, _FOLDER, _IMAGES)
+        stored = read_columns(path, _MAGIC, _MIN_LIMIT + _BYTES_PER_ENTRY * len(tree)) if path else None
         if stored is None or stored[0]["checker"] != checker_version():
             return table
         header, body = stored
@@ -238,7 +249,7 @@ def save(
     Raises:
         OSError: it cannot be left.
     """
-    folder = own_folder(directory, _FOLDER, make=True)
+    folder = _make_folder(directory)
     details = [[index, flag, words] for (index, flag), words in images.details.items()]
     settled = clock.settled(state.devices)
     header = {"checker": checker_version(), "count": len(tree), "settled": settled, "details": details}
