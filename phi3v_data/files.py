@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
+from phi3v_data.mounts import UNSUPPORTED
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 HIDDEN = ".phi3v"
@@ -29,7 +30,6 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _AWKWARD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\\/:*?"<>|]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-_NO_FLOCK = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 class UnsafeNameError(UserError):
@@ -176,8 +176,12 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable."""
-    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Make renames in a folder durable; where a file system cannot sync folders (SMB, some FUSE), it does so itself."""
+    try:
+        _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def sync_disk(path: Path) -> None:
@@ -193,7 +197,7 @@ def sync_disk(path: Path) -> None:
             os.sync()
         elif syncfs(descriptor) != 0:
             code = ctypes.get_errno()
-            if code != errno.ENOSYS:
+            if code not in UNSUPPORTED:
                 raise OSError(code, os.strerror(code), str(path))
             os.sync()
     finally:
@@ -223,7 +227,7 @@ def _open_aside(path: Path) -> tuple[int, Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             os.close(descriptor)
-            if error.errno not in _NO_FLOCK:
+            if error.errno not in UNSUPPORTED:
                 raise
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             return os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), aside

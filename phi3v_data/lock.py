@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from phi3v_data.errors import BusyError, UserError
+from phi3v_data.mounts import UNSUPPORTED, file_system
 
 ORPHAN_SECONDS = 30.0
 """How long workers of a killed run are waited for; they end themselves at once when their parent dies."""
@@ -20,12 +21,13 @@ def lock_file(path: Path, busy: str) -> Iterator[None]:
 
     Raises:
         BusyError: `busy`, when another process holds it.
+        UserError: the file system has no locks.
     """
     while True:
         descriptor = _open(path)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
             except BlockingIOError:
                 raise BusyError(busy) from None
             if _is_at(descriptor, path):
@@ -38,7 +40,7 @@ def lock_file(path: Path, busy: str) -> Iterator[None]:
 def share_lock(path: Path) -> int:
     """Mark this process as a worker of the directory until it ends; returns the descriptor that holds the mark."""
     descriptor = _open(path)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _flock(descriptor, fcntl.LOCK_SH, path)
     return descriptor
 
 
@@ -63,7 +65,7 @@ def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -73,6 +75,20 @@ def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS) -> None:
                 time.sleep(0.01)
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int, operation: int, path: Path) -> None:
+    """`fcntl.flock`, or a sentence where there is none: a lock that is only pretended would let two runs mix."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"{path.parent.parent} cannot be locked against a second run: {file_system(path)} has no file locks "
+            f"({error.strerror}); mount it with locks (NFS: with lockd, Lustre: -o flock), or write to another disk"
+        ) from error
 
 
 def _open(path: Path) -> int:

@@ -1,7 +1,9 @@
-"""Processes that end themselves with SIGKILL right before a chosen file operation."""
+"""Processes that end themselves with SIGKILL right before a chosen file operation, or in which one always fails."""
 
+import importlib
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -53,3 +55,36 @@ def kill_before(number: int, *operations: str) -> None:
 
     for name in operations:
         setattr(os, name, wrap(getattr(os, name)))
+
+
+def fail(code: int, operation: str) -> None:
+    """Let every call of a function in this process (`os.link`, `fcntl.flock`) fail with an error number.
+
+    `os.fsync` fails for folders only, as on file systems that cannot sync them.
+    """
+    module_name, _, name = operation.partition(".")
+    module = importlib.import_module(module_name)
+    real = getattr(module, name)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if name == "fsync" and not stat.S_ISDIR(os.fstat(args[0]).st_mode):
+            return real(*args, **kwargs)
+        raise OSError(code, os.strerror(code), *map(str, args[:1]))
+
+    setattr(module, name, failing)
+
+
+def fail_syncfs(code: int) -> None:
+    """Let `syncfs` fail in this process, as after a write that did not reach the disk."""
+    import ctypes
+
+    class Library:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def syncfs(self, descriptor: int) -> int:
+            assert stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            ctypes.set_errno(code)
+            return -1
+
+    ctypes.CDLL = Library  # type: ignore[misc, assignment]

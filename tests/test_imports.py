@@ -39,6 +39,7 @@ DATA_FLOORS = (
     ("schema", "unfinished", "jsonl", "splits", "encodings"),
     ("columns",),
     ("files",),
+    ("mounts",),
     ("errors", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.

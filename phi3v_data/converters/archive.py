@@ -22,6 +22,7 @@ from typing import IO, Protocol, cast
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import read_json, sync_disk, sync_folder, write_json
+from phi3v_data.mounts import NO_HARD_LINKS
 
 MARKER = "extracted.json"
 FOLDER = "files"
@@ -221,7 +222,9 @@ class _Writer:
                 place.unlink()
             try:
                 os.link(source, place)
-            except PermissionError:
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
                 shutil.copyfile(source, place)
 
     def refuse(self, what: str) -> None:

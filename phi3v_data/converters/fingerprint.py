@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import Any
 
+import msgspec
 import xxhash
 
 from phi3v_data.converters.base import Draft, Item
@@ -29,7 +30,14 @@ def fingerprint(value: object, roots: Roots = _NO_ROOTS) -> str:
 def item_fingerprint(item: Item, roots: Roots) -> str:
     """Digest of what a plan says of an item; its `path` counts only below one of `roots`."""
     name = roots.name(item.path) if item.path else None
-    return fingerprint((item.split, item.key, name, item.group, item.size, item.label, item.data), roots)
+    content = (item.split, item.key, name, item.group, item.size, item.label, item.data)
+    try:  # most items are plain, and there may be millions of them
+        text = msgspec.json.encode(content, order="deterministic")
+    except (TypeError, ValueError, NotImplementedError, RecursionError):
+        return fingerprint(content, roots)
+    for label, start in roots.as_json:
+        text = text.replace(start, label)
+    return xxhash.xxh3_128_hexdigest(text)
 
 
 def draft_fingerprint(draft: Draft, split: str, roots: Roots, *, images: bool) -> str:

@@ -63,6 +63,12 @@ class Roots:
             pairs.append(("unpacked", os.path.realpath(unpacked)))
         return cls(tuple((label, folder) for label, folder in dict.fromkeys(pairs) if folder != "/"))
 
+    @property
+    def as_json(self) -> Iterator[tuple[bytes, bytes]]:
+        """(what stands for a root, how a string below it starts) in JSON."""
+        for label, folder in self.folders:
+            yield f'"{label}:'.encode(), msgspec.json.encode(folder)[:-1]
+
     def plus(self, label: str, folder: str) -> "Roots":
         """With one more folder."""
         return replace(self, folders=(*self.folders, (label, os.path.abspath(folder))))

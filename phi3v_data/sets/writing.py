@@ -4,10 +4,10 @@ A run that is killed leaves either nothing but its stage, which the next run sta
 next run completes; `dataset.json` comes last.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -15,14 +15,13 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import read_json, write_text
+from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST
 from phi3v_data.writing.journal import differences, join_words
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.publish import SplitFile, publish
-
-_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class ImageMode(StrEnum):
@@ -79,12 +78,14 @@ class Stage:
             try:
                 os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in NO_HARD_LINKS:
                     raise
             else:
                 self.num_linked += 1
                 return
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)
+        with suppress(OSError):  # SMB and exFAT keep no modes
+            shutil.copystat(source, target)
         self.num_copied += 1
 
     def place_bytes(self, content: bytes, name: str) -> None:

@@ -136,6 +136,10 @@ class Journal:
         return (self.scratch or self.root) / "run"
 
     @property
+    def claims(self) -> Path:
+        return self.run / "claims"
+
+    @property
     def source(self) -> Path:
         return (self.scratch or self.root) / "source"
 

@@ -13,6 +13,7 @@ from phi3v_data.dataset import read_manifest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file, wait_for_workers
+from phi3v_data.mounts import UNSUPPORTED, file_system
 from phi3v_data.schema import Manifest
 from phi3v_data.unfinished import MANIFEST, refuse_marker
 from phi3v_data.writing.journal import Journal, join_words, remove_tree
@@ -59,10 +60,12 @@ def open_output(out_dir: Path, *, overwrite: bool) -> Iterator[Output]:
         with _hold(out_dir, overwrite) as output:
             yield output
     except OSError as error:
+        where = os.fsdecode(error.filename) if error.filename is not None else str(out_dir)
         reason = _OBSTACLES.get(error.errno or 0)
+        if reason is None and error.errno in UNSUPPORTED:
+            reason = f"{file_system(out_dir)} cannot do this ({error.strerror}); write to another disk"
         if reason is None:
             raise
-        where = os.fsdecode(error.filename) if error.filename is not None else str(out_dir)
         raise UserError(f"{where}: {reason}") from error
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from phi3v_data.converters.base import DraftImage
 from phi3v_data.errors import Reject
+from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.suffixes import HEIC_SUFFIXES, IMAGE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 from phi3v_data.writing.journal import ImageRecord, Journal
 
@@ -20,7 +21,6 @@ MAX_NAME_BYTES = 200
 MAX_PROVED = 4096
 _proved: dict[str, str] = {}
 """Digests of pictures that this process has proved, with their endings: one page of many questions is decoded once."""
-_LINK_UNSUPPORTED = frozenset({"EPERM", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EMLINK"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,11 @@ def store_picture(picture: Picture, journal: Journal, scratch: Path) -> bool:
         return same or _set_aside(picture, journal, scratch)
     scratch.write_bytes(picture.data)
     try:
-        _link(scratch, target)
+        placed = _place(scratch, target, journal)
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _link(scratch, target)
-        except FileExistsError:
-            return bool(_same(target, picture)) or _set_aside(picture, journal, scratch)
-    except FileExistsError:
+        placed = _place(scratch, target, journal)
+    if not placed:
         return bool(_same(target, picture)) or _set_aside(picture, journal, scratch)
     scratch.unlink(missing_ok=True)
     return True
@@ -121,16 +118,36 @@ def _set_aside(picture: Picture, journal: Journal, scratch: Path) -> bool:
     return False
 
 
-def _link(scratch: Path, target: Path) -> None:
-    """Give the finished file its name, only if the name is free; two workers may try at once."""
+def _place(scratch: Path, target: Path, journal: Journal) -> bool:
+    """Give the finished file its name; False where another worker has taken the name, or is about to."""
     try:
         os.link(scratch, target)
+    except FileExistsError:
+        return False
     except OSError as error:
-        if errno.errorcode.get(error.errno or 0) not in _LINK_UNSUPPORTED:
+        if error.errno not in NO_HARD_LINKS:
             raise
-        if target.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent)) from None
+        if not _claim(target, journal):
+            return False
         os.replace(scratch, target)
+    return True
+
+
+def _claim(target: Path, journal: Journal) -> bool:
+    """Take a name for this worker, where there are no hard links: only one can make the file of the claim.
+
+    Claims are gone with the run. The loser may find nothing at the name yet; then it sets its image aside, and which
+    of the two stays is decided when the directory is published.
+    """
+    name = target.relative_to(journal.images).as_posix()
+    journal.claims.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(journal.claims / hashlib.sha256(name.encode()).hexdigest(), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _content(image: DraftImage) -> tuple[bytes, str, str]:

@@ -180,10 +180,11 @@ def _install_owners(journal: Journal, owners: dict[str, ImageRecord]) -> None:
     """Put the owner's content where another row's was written first."""
     for name, image in owners.items():
         target = journal.images / name
-        if hashlib.sha256(target.read_bytes()).hexdigest() != image.digest:
+        if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != image.digest:
             aside = journal.collisions / image.digest
             scratch = journal.run / "owner"
             scratch.write_bytes(aside.read_bytes())
+            target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(scratch, target)
 
 
