@@ -40,9 +40,10 @@ def split(
 ) -> None:
     """Divide the rows of a directory into new splits that leak nothing.
 
-    A row's split follows from a hash of its group (or picture, or id), so rows added later move no one. Rows that share
-    a picture, and rows without pictures that share all their text, stay together. Shares that could be had only by
-    dividing what belongs together are refused.
+    The shares are met exactly where whole groups allow it: groups (or images, or ids) are taken in the order of their
+    hashes, up to each split's quota. Rows that are added later can move others; `convert --split` never moves one. Rows
+    that share an image, and rows without images that share all their text, stay together. Shares that would need a leak
+    are refused.
     """
     from phi3v_data.cli.console import progress_bar
     from phi3v_data.cli.sets import num_workers

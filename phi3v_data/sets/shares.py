@@ -1,16 +1,13 @@
-"""Which split gets what: by hash, by hash within each label, and when shares cannot be had at all."""
+"""Which split gets which rows: quotas that add up, filled by whole groups in the order of their hashes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import ClassVar
+from math import floor
 
 import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.errors import UserError
 from phi3v_data.sets.components import Ints
-from phi3v_data.writing.plan import choose_split, group_point
 
 MAX_LABELS = 10_000
 """With more different answers than this, answers are free text."""
@@ -18,78 +15,71 @@ MAX_LABELS = 10_000
 SLACK = 0.1
 """Of all rows: by how much rows that belong together may exceed a split's share."""
 
-TRIED_SEEDS = 200
+FEW_ROWS = 5
+"""A split of fewer rows is worth a note: no score over it means anything."""
+
+Splits = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """The first of rows that belong together, and the name that they go by."""
-
-    row: int
-    key: str
-
-    MAX_KEPT: ClassVar[int] = 20_000
-    """With more of them, no seed is looked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """The split (by number) of each row; `members` is empty where there are too many."""
-
-    splits: npt.NDArray[np.uint8]
-    members: Sequence[Member]
+def quotas(exact: Sequence[float], total: int) -> list[int]:
+    """Whole numbers that add up to `total` and are nearest to `exact`: largest remainders first, then the first."""
+    result = [max(0, floor(each)) for each in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda split: (result[split] - exact[split], split))
+    for index in range(total - sum(result)):
+        result[by_remainder[index % len(result)]] += 1
+    while sum(result) > total:
+        result[result.index(max(result))] -= 1
+    return result
 
 
-def choose(key: str, shares: Mapping[str, float], seed: int) -> int:
-    """Number of the split that `choose_split` names."""
-    return list(shares).index(choose_split(key, shares, seed))
-
-
-class StratifiedShares:
-    """Gives each label's rows to the splits in turn, so that every split has its share of each at any time.
-
-    What is next to come is drawn, by the hash of its name, among the splits that lack rows of the label, each with a
-    chance in proportion to what it lacks. A choice depends on the rows before it alone.
-    """
-
-    def __init__(self, shares: Sequence[float]) -> None:
-        self.shares = shares
-        self.counts: dict[str, list[int]] = {}
-
-    def choose(self, key: str, label: str, seed: int) -> int:
-        """The split of what comes next."""
-        counts = self._of(label)
-        total = sum(counts) + 1
-        lacking = [max(0.0, share * total - count) for share, count in zip(self.shares, counts, strict=True)]
-        point = group_point(key, seed) * sum(lacking)
-        edges = list(accumulate(lacking))
-        return next((number for number, edge in enumerate(edges) if point < edge), lacking.index(max(lacking)))
-
-    def count(self, label: str, split: int) -> None:
-        """A row of a label went to a split."""
-        self._of(label)[split] += 1
-
-    def _of(self, label: str) -> list[int]:
-        counts = self.counts.get(label)
-        if counts is None:
-            counts = self.counts[label] = [0] * len(self.shares)
-            if len(self.counts) > MAX_LABELS:
-                raise UserError(
-                    f"--stratify: there are more than {MAX_LABELS:,} different last answers, so they are free text and "
-                    "no labels; split without --stratify"
-                )
-        return counts
-
-
-def refuse_misfits(
+def divide(
     sizes: Ints,
-    splits: npt.NDArray[np.uint8],
-    shares: Mapping[str, float],
-    *,
-    better_seed: int | None,
-    name: Callable[[int], str],
-) -> None:
-    """Refuse a division that dividing what belongs together alone could mend, naming what is too big.
+    points: npt.NDArray[np.float64],
+    labels: Ints,
+    shares: Sequence[float],
+) -> Splits:
+    """The split (by number) of each component of rows.
+
+    Each label gets quotas of its own, which add up to the quotas of the whole set. Within a label the largest
+    components come first, those of one size in the order of their hashes; the hash draws one of the splits that still
+    have room for it, and where none has, it goes where most rows are missing. Single rows come last: they fill the
+    splits one after another up to their quotas.
+
+    Args:
+        sizes: rows of each component.
+        points: the hash of each component's name, from 0 to below 1.
+        labels: the label of each component by number; all 0 without labels.
+    """
+    result = np.zeros(len(sizes), np.uint8)
+    rows = 0
+    given = np.zeros(len(shares), np.int64)
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels == label)
+        total = int(sizes[members].sum())
+        rows += total
+        wanted = np.array(quotas([share * rows - have for share, have in zip(shares, given, strict=True)], total))
+        order = members[np.lexsort((points[members], -sizes[members]))]
+        for component in order.tolist():
+            size = int(sizes[component])
+            fits = np.flatnonzero(wanted >= size)
+            if not len(fits):
+                split = int(wanted.argmax())
+            else:
+                split = int(fits[0]) if size == 1 else _drawn(fits, wanted, float(points[component]))
+            result[component] = split
+            wanted[split] -= size
+            given[split] += size
+    return result
+
+
+def _drawn(fits: Ints, wanted: Ints, point: float) -> int:
+    """One of the splits that have room, each with a chance in proportion to its room."""
+    edges = np.cumsum(wanted[fits])
+    return int(fits[min(int(np.searchsorted(edges, point * edges[-1], side="right")), len(fits) - 1)])
+
+
+def refuse_misfits(sizes: Ints, splits: Splits, shares: Mapping[str, float], *, name: Callable[[int], str]) -> None:
+    """Refuse a division that only dividing what belongs together could improve, naming what is too big.
 
     `sizes`: number of rows that go with each row which is the first of its kind, 0 for the others.
 
@@ -100,49 +90,37 @@ def refuse_misfits(
     first = np.flatnonzero(sizes)
     names = list(shares)
     wanted = np.array(list(shares.values())) * total
-    own = wanted[splits[first]]
-    too_big = first[exceeds(sizes[first], own, total)]
+    too_big = first[sizes[first] > wanted[splits[first]] + SLACK * total]
     empty = [names[split] for split in range(len(names)) if not (splits == split).any()]
-    if not len(too_big) and not empty:
-        return
-    advice = f"; --seed {better_seed} has them fit" if better_seed is not None else ""
     if len(too_big):
         worst = too_big[np.argsort(-sizes[too_big], kind="stable")][:3].tolist()
         words = "; ".join(
-            f"{name(row)}: {sizes[row]:,} of {total:,} rows, where split {names[splits[row]]} is to have "
+            f"{name(row)}: {sizes[row]:,} of {total:,} rows, but split {names[splits[row]]} should have "
             f"{wanted[splits[row]]:,.0f}"
             for row in worst
         )
         more = f"; and {len(too_big) - 3:,} more" if len(too_big) > 3 else ""
         raise UserError(
-            f"these shares cannot be had without a leak, because rows that belong together are too many for their "
-            f"split: {words}{more}{advice or '; change the shares, or take such rows out'}"
+            f"these shares would need a leak, because rows that belong together are too many for their split: {words}"
+            f"{more}; change the shares, or take such rows out"
         )
-    if len(first) < len(names):
+    if empty and len(first) < len(names):
         biggest = int(first[np.argmax(sizes[first])])
         raise UserError(
             f"{len(names)} splits cannot be made of {len(first)} {'group' if len(first) == 1 else 'groups'} of rows "
             f"that belong together without a leak; the largest is {name(biggest)}: {sizes[biggest]:,} of {total:,} rows"
         )
-    raise UserError(
-        f"split {', '.join(empty)} would stay empty: {len(first):,} groups of rows are few for its share"
-        f"{advice or '; choose another --seed or larger shares'}"
-    )
+    if empty:
+        raise UserError(
+            f"split {', '.join(empty)} would be empty: its share of {total:,} rows in {len(first):,} groups is less "
+            "than a group; choose larger shares"
+        )
 
 
-def exceeds(sizes: Ints, wanted: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.bool_]:
-    """Whether rows that belong together are far more than the share of their split."""
-    result: npt.NDArray[np.bool_] = sizes > wanted + SLACK * total
-    return result
-
-
-def find_seed(members: Sequence[Member], sizes: Ints, shares: Mapping[str, float], seed: int) -> int | None:
-    """The next seed with which everything fits; None where none of many does."""
-    total = int(sizes.sum())
-    wanted = np.array(list(shares.values())) * total
-    counts = sizes[[member.row for member in members]]
-    for other in range(seed, seed + (TRIED_SEEDS if len(members) < 1000 else 2)):
-        splits = np.array([choose(member.key, shares, other) for member in members])
-        if len(np.unique(splits)) == len(shares) and not exceeds(counts, wanted[splits], total).any():
-            return None if other == seed else other
-    return None
+def note_few_rows(rows: Mapping[str, int]) -> list[str]:
+    """A sentence for each split with fewer than 5 rows."""
+    return [
+        f"split {name} has only {count} {'row' if count == 1 else 'rows'}: a score over so few means little"
+        for name, count in rows.items()
+        if count < FEW_ROWS
+    ]

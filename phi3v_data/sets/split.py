@@ -1,8 +1,8 @@
-"""Divide a set into splits that leak nothing: by group, by picture or by id.
+"""Divide a set into splits that leak nothing: by group, by image or by id.
 
-A split follows from a hash of what a row belongs to, so rows added later move no one. Rows of one group, that share
-a picture (its pixels) and rows without pictures that share their whole text stay together; the first of them gives the
-name that is hashed.
+The shares are met exactly where whole groups allow it: groups are taken in the order of the hashes of their names, and
+cut at each split's quota. Rows of one group, rows that share an image (its pixels) and rows without images that share
+their whole text stay together; the first of them gives the name that is hashed.
 """
 
 from enum import StrEnum
@@ -19,14 +19,14 @@ from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.components import Ints, Links, group_links, join_rows, picture_links, text_links, value_links
 from phi3v_data.sets.pictures import place_pictures
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
-from phi3v_data.sets.shares import Assignment, Member, StratifiedShares, choose, find_seed, refuse_misfits
+from phi3v_data.sets.shares import MAX_LABELS, Splits, divide, note_few_rows, refuse_misfits
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
 from phi3v_data.validate.rowtypes import Row
 from phi3v_data.validate.survey import paused_collector
-from phi3v_data.writing.plan import parse_split_shares
+from phi3v_data.writing.plan import group_point, parse_split_shares
 from phi3v_data.writing.publish import REJECTS
 
-VERSION = "1"
+VERSION = "2"
 
 
 class By(StrEnum):
@@ -57,7 +57,7 @@ def split_set(
         split: shares such as `train=0.8,val=0.1,test=0.1`.
         by: `group` keeps groups whole; rows without one, and all rows under `image`, go by their first picture, `id` by
             their id. Rows that share a picture stay together in any case.
-        stratify: give each split its share of every label (last answer), too. Rows added at the end move no one.
+        stratify: give each split its share of every label (last answer), too.
         pixels: find shared pictures by their pixels; False: by their paths only, which reads no picture.
 
     Raises:
@@ -119,11 +119,13 @@ class _Split:
         self.mixed_labels()
         roots = join_rows(len(table), self.links())
         sizes = np.bincount(roots, minlength=len(table))
-        assignment = self.assign(roots)
-        self.check(roots, sizes, assignment)
-        self.note_groups(roots, assignment.splits)
-        self.write(stage, assignment.splits)
+        splits = self.assign(roots, sizes)
+        refuse_misfits(sizes, splits, self.shares, name=lambda row: self.describe(row, roots))
+        self.note_groups(roots, splits)
+        self.write(stage, splits)
         self.place(stage)
+        counts = np.bincount(splits, minlength=len(self.names)).tolist()
+        self.notes += note_few_rows(dict(zip(self.names, counts, strict=True)))
         stage.notes.extend(self.notes)
         return self.manifest(stage)
 
@@ -166,32 +168,31 @@ class _Split:
                 "a directory of their own first"
             )
 
-    def assign(self, roots: Ints) -> Assignment:
-        """Give every row its split."""
+    def assign(self, roots: Ints, sizes: Ints) -> Splits:
+        """The split (by number) of every row."""
         table = self.source.table
-        splits = np.zeros(len(table), np.uint8)
-        stratified = StratifiedShares(list(self.shares.values())) if self.stratify else None
-        members: list[Member] = []
         first = roots == np.arange(len(roots))
-        keep = int(first.sum()) <= Member.MAX_KEPT
+        points = np.zeros(len(roots), np.float64)
+        labels = np.zeros(len(roots), np.int64)
+        known: dict[str, int] = {}
         for number, line in self.source.rows():
-            is_first = bool(first[number])
-            if not is_first and stratified is None:
+            if not first[number]:
                 continue
             row = decode_row(line)
-            label = row.conversations[-1].assistant if stratified else ""
-            if is_first:
-                key = self.key(row)
-                splits[number] = (
-                    stratified.choose(key, label, self.seed) if stratified else choose(key, self.shares, self.seed)
-                )
-                if keep:
-                    members.append(Member(number, key))
-            if stratified:
-                stratified.count(label, int(splits[roots[number]]))
+            points[number] = group_point(self.key(row), self.seed)
+            if self.stratify:
+                labels[number] = known.setdefault(row.conversations[-1].assistant, len(known))
+                if len(known) > MAX_LABELS:
+                    raise UserError(
+                        f"--stratify: there are more than {MAX_LABELS:,} different last answers, so they are free text "
+                        "and not labels; split without --stratify"
+                    )
             if number % 4096 == 0:
                 self.progress("choose", number, len(table))
-        return Assignment(splits[roots], members)
+        splits = np.zeros(len(roots), np.uint8)
+        splits[first] = divide(sizes[first], points[first], labels[first], list(self.shares.values()))
+        chosen: Splits = splits[roots]
+        return chosen
 
     def key(self, row: Row) -> str:
         """What a row is called: the text whose hash decides."""
@@ -199,19 +200,6 @@ class _Split:
             return row.group
         images = row_images(row) if self.by != By.id else []
         return images[0] if images else row.id
-
-    def check(self, roots: Ints, sizes: Ints, assignment: Assignment) -> None:
-        """Refuse what cannot be divided in these shares."""
-        seed = None
-        if assignment.members and not self.stratify:
-            seed = find_seed(assignment.members, sizes, self.shares, self.seed)
-        refuse_misfits(
-            sizes,
-            assignment.splits,
-            self.shares,
-            better_seed=seed,
-            name=lambda row: self.describe(row, roots),
-        )
 
     def describe(self, root: int, roots: Ints) -> str:
         """Rows that belong together, in words."""
