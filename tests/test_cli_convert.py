@@ -155,3 +155,27 @@ def test_real_clips_give_the_same_bytes_for_any_number_of_workers(tmp_path: Path
         assert done.returncode == 0, done.stderr
         trees.append(tree(out, hidden=True))
     assert trees[0] == trees[1] == trees[2] == trees[3]
+
+
+def test_the_shares_that_a_split_by_hash_got_are_printed(tmp_path: Path) -> None:
+    """20 groups of two samples; by sha256sum 14 of the hashes with seed 0 are below .7."""
+    plain_source(tmp_path / "source", {"train": 40})
+    code, stdout, stderr = toy(tmp_path / "source", "--out_dir", tmp_path / "out", "--split", "train=0.68,val=0.32")
+    assert code == 0
+    assert stdout == f"{tmp_path / 'out'}: 40 samples (train 28, val 12), 40 images\n"
+    assert stderr == (
+        "note: the groups' hashes gave train 70.0 %, val 30.0 %, where train 68 %, val 32 % was asked for; "
+        "`phi3v-data split` meets shares exactly\n"
+    )
+
+
+def test_empty_and_small_splits_of_a_split_by_hash_are_said(tmp_path: Path) -> None:
+    """Five groups of two, at .48, .24, .55, .81 and .66 by sha256sum."""
+    plain_source(tmp_path / "source", {"train": 10})
+    shares = "train=0.5,val=0.4,test=0.1"
+    code, stdout, stderr = toy(tmp_path / "source", "--out_dir", tmp_path / "out", "--split", shares)
+    assert (code, stdout) == (0, f"{tmp_path / 'out'}: 10 samples (train 4, val 6), 10 images\n")
+    assert stderr.splitlines()[1:] == [
+        "note: split test got no sample: there are too few groups for its share",
+        "note: split train has only 4 rows: a score over so few means little",
+    ]

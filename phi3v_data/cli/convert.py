@@ -102,6 +102,8 @@ def convert(
         )
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     if result.resumed:
         typer.echo(f"went on after {result.resumed} samples that were done before", err=True)
     print(summary(out_dir, result))
