@@ -85,13 +85,15 @@ def partition(
 ) -> tuple[MicroBatches, ...]:
     """Divide a step: for each process its micro-batches, for each of those the positions of its samples.
 
-    All processes get the same number of micro-batches, as many as `micro_batch_size` asks for; in a short step some
-    may be empty. Padded micro-batches hold samples of like length, at most `micro_batch_size` of them; packed ones
+    All processes get the same number of micro-batches, as many as `micro_batch_size` asks for; in a short step the last
+    ones of some processes are empty. What the others hold depends on the costs and `micro_batch_size` alone, so that
+    dropout, which is drawn for a whole micro-batch, is the same for any number of processes. Padded micro-batches hold samples of like length, at most `micro_batch_size` of them; packed ones
     hold like amounts of work, whatever the number of samples in one of them. `lockstep` is for processes that meet in
     every micro-batch instead of once a step.
     """
-    steps = max(1, ceil(len(costs) / (micro_batch_size * world_size)))
-    batches = _balanced(costs, steps * world_size, rates) if pack else _by_length(costs, steps * world_size)
+    number = max(1, ceil(len(costs) / micro_batch_size))
+    batches = _balanced(costs, number, rates) if pack else _by_length(costs, number)
+    batches += [()] * (-number % world_size)
 
     def work(batch: Sequence[int]) -> int:
         return rates.micro_batch([costs[index] for index in batch], pack=pack)
