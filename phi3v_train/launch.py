@@ -5,7 +5,6 @@ Each process says its own errors; here it is only seen to that none outlives ano
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from phi3v_data.errors import UserError
 from phi3v_train.config import ParallelConfig, RunConfig
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 GRACE = 10.0
 """Seconds between asking a process to end and ending it."""
@@ -33,6 +32,13 @@ FOLLOWED = 3
 
 HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
 """Tells torch that the launcher, not rank 0, opens the port where all meet: torchrun's and ours do."""
+
+CAUSES = {
+    "SIGABRT": " after the error in its last lines",
+    "SIGKILL": ", as when the machine's memory is used up",
+    "SIGBUS": ", as when /dev/shm is full (docker run --shm-size=8g)",
+}
+"""Signal -> its usual cause, where no person sends it."""
 
 LAUNCHED = "PHI3V_LAUNCHED"
 """Set for processes started here: the data are checked and the plan is shown already."""
@@ -49,10 +55,16 @@ def processes_to_start(config: RunConfig) -> int:
     parallel = config.parallel
     check_machines(parallel)
     number = parallel.num_processes
-    if number is None and config.model.device != "cpu":
+    if config.model.device != "cpu":
         import torch
 
-        number = torch.cuda.device_count()
+        gpus = torch.cuda.device_count()
+        if number is not None and 0 < gpus < number:
+            raise UserError(
+                f"--num_processes {number}: this machine has {gpus} GPU{'s' * (gpus > 1)}, and each process needs one; "
+                f"give at most {gpus}, or --device cpu"
+            )
+        number = number or gpus
     number = max(1, number or 1)
     return number if number * parallel.nnodes > 1 else 0
 
@@ -70,36 +82,47 @@ def check_machines(parallel: ParallelConfig) -> None:
         raise UserError(f"--nnodes {parallel.nnodes}: give --master_addr, the address of machine 0, on each of them")
 
 
-def open_meeting(parallel: ParallelConfig) -> "Store | None":
-    """What the processes of several machines meet at, where this is machine 0; it lasts as long as the result is kept.
+def open_meeting(parallel: ParallelConfig) -> "TCPStore | None":
+    """What the processes meet at, where this is machine 0; it lasts as long as the result is kept.
 
-    Machine 0 opens it before it checks the data, so that the others find it at once, however long the check takes.
+    Machine 0 opens it before it checks the data, so that the others find it at once, however long the check takes. On
+    one machine any free port does.
 
     Raises:
         UserError: the port is taken.
     """
-    if parallel.nnodes == 1 or parallel.node_rank > 0:
+    if parallel.node_rank > 0:
         return None
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
-    port = parallel.master_port or PORT
+    port = parallel.master_port or (PORT if parallel.nnodes > 1 else 0)
     try:
-        store: Store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        store: TCPStore = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     except RuntimeError as error:
+        to_whom = "all machines " if parallel.nnodes > 1 else ""
         raise UserError(
-            f"--master_port {port} cannot be opened on this machine (is another run using it?); give all machines "
-            "another one"
+            f"--master_port {port} cannot be opened on this machine (is another run using it?); give {to_whom}another "
+            "one"
         ) from error
     return store
 
 
-def launch(number: int, arguments: Sequence[str], parallel: ParallelConfig | None = None) -> int:
+def launch(
+    number: int, arguments: Sequence[str], parallel: ParallelConfig | None = None, meeting: "TCPStore | None" = None
+) -> int:
     """Run `python -m phi3v_train ARGUMENTS` in `number` processes here; 0 where all end well.
+
+    Args:
+        number: processes to start.
+        arguments: of the command.
+        parallel: this machine's place among others; none: it is the only one.
+        meeting: of `open_meeting`, where it is open already.
 
     Returns 2 where a process could not begin, because of a mistake that it has told, else 1.
     """
     machines = parallel or ParallelConfig()
-    port = machines.master_port or (PORT if machines.nnodes > 1 else free_port())
+    meeting = meeting or open_meeting(machines)
+    port = meeting.port if meeting is not None else machines.master_port or PORT
     first = machines.node_rank * number
     threads = max(1, (os.cpu_count() or 1) // number)
     processes = [
@@ -115,14 +138,14 @@ def launch(number: int, arguments: Sequence[str], parallel: ParallelConfig | Non
                 "GROUP_RANK": str(machines.node_rank),
                 "MASTER_ADDR": machines.master_addr or "127.0.0.1",
                 "MASTER_PORT": str(port),
-                **({HOSTED: str(True)} if machines.nnodes > 1 else {}),
+                HOSTED: str(True),
                 LAUNCHED: "1",
             },
         )
         for local in range(number)
     ]
     try:
-        return wait(processes, first)
+        return wait(processes, first, alone=machines.nnodes == 1)
     finally:
         end(processes)
 
@@ -150,8 +173,14 @@ def obey_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0) -> int:
-    """Wait until all have ended well, or one badly; `first` is the rank of the first one."""
+def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0, *, alone: bool = True) -> int:
+    """Wait until all have ended well, or one badly.
+
+    Args:
+        processes: what was started here.
+        first: rank of the first one.
+        alone: there are no other machines, where the cause of an end might lie.
+    """
     deadline = 0.0
     while True:
         codes = [process.poll() for process in processes]
@@ -164,6 +193,9 @@ def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0) -> int:
         if FOLLOWED in codes:
             deadline = deadline or time.monotonic() + GRACE
             if None not in codes or time.monotonic() > deadline:
+                if alone:
+                    ranks = ", ".join(str(rank) for rank, code in enumerate(codes, first) if code == FOLLOWED)
+                    print(f"error: rank {ranks} lost the connection to the others, which go on", file=sys.stderr)
                 return PROBLEMS
         if all(code == 0 for code in codes):
             return 0
@@ -175,7 +207,7 @@ def how_it_ended(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name
-    return f"was ended by {name}" + (", as when the machine's memory is used up" if name == "SIGKILL" else "")
+    return f"was ended by {name}{CAUSES.get(name, '')}"
 
 
 def end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -190,10 +222,3 @@ def end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

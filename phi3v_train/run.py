@@ -31,6 +31,7 @@ from phi3v_train.training.work import work_rates
 
 if TYPE_CHECKING:
     from phi3v_train.evaluation.during import RunEvaluation
+    from phi3v_train.training.parallel.agreement import Facts
     from phi3v_train.training.parallel.group import Group
     from phi3v_train.training.progress import ProgressLine
 
@@ -152,8 +153,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
     loader = stack.enter_context(make_loader(plan, place.rank, place.world_size, pin_memory=on_gpu))
     loader.start()
-    group = make_group(place, device)
-    stack.callback(group.close)
+    group = stack.enter_context(make_group(place, device, lambda: facts_of(plan, start)))
     ranks = stack.enter_context(one_of_many(group, lambda: way_on(config.output.output_dir)))
     refuse_other_start(group, start)
     precision = Precision(plan.compute.dtype.value, device.type, cache_casts=not config.model.gradient_checkpointing)
@@ -166,6 +166,8 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     evaluation = make_evaluation(plan, progress, quiet=quiet or config.output.no_tqdm) if plan.eval_source else None
     model = load_base(plan.place, plan.compute, seed=config.optim.seed)
     kind = plan.sharing.kind.value
+    # Some machines may have less memory than others: all divide gradients, or none does.
+    whole_gradients = all(group.gather(plan.sharing.whole_gradients))
     first = torch.device(first_device(kind, str(device)))
     trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=first)
     if config.model.gradient_checkpointing:
@@ -177,7 +179,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         precision,
         config,
         deepspeed=plan.deepspeed,
-        whole_gradients=plan.sharing.whole_gradients,
+        whole_gradients=whole_gradients,
     )
     loop = TrainLoop(engine, config, total_steps=plan.total_steps)
     session = Session(
@@ -217,6 +219,25 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         False,
         read_json(output_dir / folder.EVAL_BEFORE),
         read_json(output_dir / folder.EVAL_AFTER),
+    )
+
+
+def facts_of(plan: Plan, start: Start) -> "Facts":
+    """What all processes must have the same."""
+    from phi3v_train.evaluation.identity import model_identity
+    from phi3v_train.training.facts import run_facts
+    from phi3v_train.training.parallel.agreement import Fact
+
+    kind = plan.sharing.kind
+    return run_facts(
+        plan.config,
+        plan.compute,
+        model=model_identity(plan.place, seed=plan.config.optim.seed),
+        data=start.identity["data"],
+        eval_data=data_identity([plan.eval_source] if plan.eval_source is not None else []),
+        total_steps=plan.total_steps,
+        parallel=Fact(kind.value, kind.reason),
+        deepspeed=plan.deepspeed,
     )
 
 

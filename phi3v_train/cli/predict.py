@@ -95,12 +95,14 @@ def from_model(
     from phi3v_data.cli.console import progress_bar
     from phi3v_train.evaluation.job import prepare, run_job
     from phi3v_train.launch import launch, processes_to_start
+    from phi3v_train.training.parallel.agreement import refusals_are_shared
     from phi3v_train.training.parallel.place import Place
 
     is_main = Place.from_environment().is_main
     number = processes_to_start(settings.config)
     with progress_bar(quiet=quiet or not is_main or bool(number)) as progress:
-        job = prepare(settings, data_dir, output_dir, scored=False, base=base, progress=progress)
+        with refusals_are_shared(settings.config.parallel):
+            job = prepare(settings, data_dir, output_dir, scored=False, base=base, progress=progress)
         if number:
             raise typer.Exit(launch(number, sys.argv[1:]))
         if is_main:

@@ -49,6 +49,7 @@ def run(
     from phi3v_train.launch import LAUNCHED, launch, obey_launcher, open_meeting, processes_to_start
     from phi3v_train.plan import make_plan
     from phi3v_train.run import check_data, find_start, train, way_on
+    from phi3v_train.training.parallel.agreement import refusals_are_shared
     from phi3v_train.training.parallel.place import Place
 
     if LAUNCHED in os.environ:
@@ -61,15 +62,15 @@ def run(
     shown = not place.is_main or LAUNCHED in os.environ or config.parallel.node_rank > 0
     if not shown and not skip_validation:
         validate(check_data, settings, quiet=quiet)
-    plan = make_plan(settings, world_size=world_size, weights=not dry_run)
-    start = find_start(plan)
+    with refusals_are_shared(config.parallel):
+        plan = make_plan(settings, world_size=world_size, weights=not dry_run)
+        start = find_start(plan)
     if not shown:
         show(plan, start.words(plan.total_steps), as_json=json_output, quiet=quiet)
     if dry_run or start.complete:
         return
     if number:
-        code = launch(number, sys.argv[1:], config.parallel)
-        del meeting  # it is open until all processes have ended
+        code = launch(number, sys.argv[1:], config.parallel, meeting)
         if code == PROBLEMS:
             print(way_on(config.output.output_dir), file=sys.stderr)
         raise typer.Exit(code)

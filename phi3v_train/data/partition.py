@@ -87,9 +87,10 @@ def partition(
 
     All processes get the same number of micro-batches, as many as `micro_batch_size` asks for; in a short step the last
     ones of some processes are empty. What the others hold depends on the costs and `micro_batch_size` alone, so that
-    dropout, which is drawn for a whole micro-batch, is the same for any number of processes. Padded micro-batches hold samples of like length, at most `micro_batch_size` of them; packed ones
-    hold like amounts of work, whatever the number of samples in one of them. `lockstep` is for processes that meet in
-    every micro-batch instead of once a step.
+    dropout, which is drawn for a whole micro-batch, is the same for any number of processes. Padded micro-batches hold
+    samples of like length, at most `micro_batch_size` of them; packed ones hold like amounts of work, whatever the
+    number of samples in one of them. `lockstep` is for processes that meet in every micro-batch
+    instead of once a step.
     """
     number = max(1, ceil(len(costs) / micro_batch_size))
     batches = _balanced(costs, number, rates) if pack else _by_length(costs, number)

@@ -77,4 +77,5 @@ class RunEvaluation:
             folder.try_to(lambda: write_scores(records, result, folder.path))
             if folder.failed:
                 self._say(f"warning: {folder.path} cannot be written: {folder.failed}; the run goes on")
+        group.wait()  # for the main process, which writes: not in an exchange of gradients
         return result

@@ -122,21 +122,23 @@ class Evaluator:
         place = group.place
         if group.share(folder.is_complete):
             return read_predictions(folder.path / PREDICTIONS) if place.is_main else []
+        here = folder.read_parts()
         done: dict[int, Prediction] = {}
-        for parts in group.gather(folder.read_parts()):
+        for parts in group.gather_to_main(here):
             done = {**parts, **done}
+        found = {position for positions in group.gather(sorted(here)) for position in positions}
         batches = make_batches(self.specs, self.config.eval_batch_size)
-        left = [tuple(position for position in batch if position not in done) for batch in batches]
+        left = [tuple(position for position in batch if position not in found) for batch in batches]
         mine = [batch for batch in left if batch][place.rank :: place.world_size]
         folder.open_part(place.rank)
         try:
             with undisturbed(model):
                 made = self._generate(
-                    model, folder, mine, precision, num_done=len(done), progress=progress or self.progress
+                    model, folder, mine, precision, num_done=len(found), progress=progress or self.progress
                 )
         finally:
             folder.close_part()
-        for others in group.gather(made):
+        for others in group.gather_to_main(made):
             done.update(others)
         if not place.is_main:
             return []

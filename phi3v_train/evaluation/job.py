@@ -17,6 +17,8 @@ from phi3v_train.evaluation.result import write_scores
 from phi3v_train.models.loading import ModelPlace, load_model, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.settings import Settings
+from phi3v_train.training.facts import compute_facts, data_facts, package_facts, setting_facts
+from phi3v_train.training.parallel.agreement import Fact, Facts
 from phi3v_train.training.parallel.group import make_group
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.precision import Precision
@@ -114,6 +116,18 @@ class Outcome:
     files: dict[str, Path]
 
 
+def facts_of(job: Job) -> Facts:
+    """What all processes of an evaluation must have the same."""
+    identity = job.folder.identity
+    return {
+        **dict(setting_facts(job.config)),
+        **dict(compute_facts(job.compute)),
+        "--model_name_or_path": Fact(identity["model"]),
+        **dict(data_facts("evaluation data", [identity["data"]])),
+        **dict(package_facts(job.config)),
+    }
+
+
 def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Outcome:
     """Predict what the folder does not hold yet, score, write; a folder that is complete needs no model.
 
@@ -129,8 +143,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
         if place.is_main:
             stack.enter_context(job.folder.lock())
             job.folder.begin(overwrite=overwrite)
-        group = make_group(place, device)
-        stack.callback(group.close)
+        group = stack.enter_context(make_group(place, device, lambda: facts_of(job)))
         stack.enter_context(one_of_many(group))
         model = None
         if with_loss or not group.share(job.folder.is_complete):

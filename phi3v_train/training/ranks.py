@@ -26,6 +26,19 @@ GRACE = 10.0
 HEARING = 2.0
 """Seconds in which the watch hears of what a collective call has found out."""
 
+CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+
+LAST_LINES, LONGEST_MESSAGE = 3, 180
+
+ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("/dev/shm", "shared memory"), "give the container more shared memory (docker run --shm-size=8g)"),
+    (("out of memory",), "lower --batch_size_per_gpu, or see which other program uses the GPU"),
+    (("mismatch",), "the processes were not in the same exchange; please report this"),
+    (("Duplicate GPU",), "start one process per GPU"),
+    (("imed out", "timeout"), "another process is stuck or very slow"),
+)
+"""Words of an error of gloo or NCCL, and what to do about it."""
+
 
 class Ranks:
     """What one process says when something goes wrong, here or elsewhere.
@@ -61,6 +74,16 @@ class Ranks:
             time.sleep(HEARING)
         raise SystemExit(code)
 
+    def fail_in_exchange(self, error: Exception) -> NoReturn:
+        """Say the last lines of an error of gloo or NCCL, unless it follows from the end of another process.
+
+        A connection that was closed is a consequence: whoever closed it is given time to say why.
+        """
+        if self.hears_of_a_death(GRACE if any(words in str(error) for words in CLOSED) else HEARING):
+            self.follow()
+            raise SystemExit(FOLLOWED)
+        self.fail(last_lines(error), PROBLEMS)
+
     def follow(self, reason: str = "") -> None:
         """Say that another process has ended; only the first to see it does, and only where that one said nothing.
 
@@ -75,14 +98,15 @@ class Ranks:
         if first and not is_explained() and not self.is_told():
             dead = self.watch.dead if self.watch is not None else -1
             which = f"rank {dead}" if dead >= 0 else "another process"
-            self.say(f"rank {self.rank}: {reason or f'{which} of this run has ended without a word'}")
+            self.say(f"rank {self.rank}: {reason or f'{which} of this run has ended; its own last lines may say why'}")
 
     def is_told(self) -> bool:
         """Whether the process that is gone has said why."""
-        if self.watch is None:
-            return False
-        self.watch.heard.wait(HEARING)
-        return self.watch.is_told
+        return self.hears_of_a_death() and self.watch is not None and self.watch.is_told
+
+    def hears_of_a_death(self, seconds: float = HEARING) -> bool:
+        """Whether another process is gone; the watch may hear of it a moment later than a collective call."""
+        return self.watch is not None and self.watch.heard.wait(seconds)
 
     def say(self, message: str) -> None:
         """Print an error; and how to go on, where no launcher of ours will say so, once."""
@@ -135,18 +159,25 @@ def one_of_many(group: Group, way_on: Callable[[], str] | None = None) -> Iterat
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         ranks.fail(f"{where}{error.strerror or error}", PROBLEMS)
     except Exception as error:
-        if is_lost_connection(error):
-            ranks.follow()
-            raise SystemExit(FOLLOWED) from None
+        if is_of_exchange(error):
+            ranks.fail_in_exchange(error)
         print_exc()
         ranks.fail(f"{type(error).__name__}: {error}", PROBLEMS)
     finally:
         watch.close(word)
 
 
-def is_lost_connection(error: Exception) -> bool:
-    """Whether a collective call failed because another process is gone; gloo says it in words only."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL", "gloo")
+def is_of_exchange(error: Exception) -> bool:
+    """Whether an error comes from exchanging data with other processes; gloo and NCCL say it in words only."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in (*CLOSED, "NCCL", "gloo"))
     )
+
+
+def last_lines(error: Exception) -> str:
+    """The end of a message that may have many lines and a stack of addresses, and advice where the cause is known."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("frame #")]
+    text = " ".join(lines[-LAST_LINES:])
+    text = text if len(text) <= LONGEST_MESSAGE else f"...{text[-LONGEST_MESSAGE:]}"
+    advice = next((advice for words, advice in ADVICE if any(word in str(error) for word in words)), "")
+    return f"{type(error).__name__}: {text}{f'; {advice}' if advice else ''}"

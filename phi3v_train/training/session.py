@@ -130,6 +130,8 @@ class Session:
         else:
             if self.is_main:
                 self._draw()
+        # The main process deletes old checkpoints: the others wait here, not in an exchange of gradients.
+        self.loop.group.wait()
 
     def finish(self, card: Callable[[Mapping[str, Any] | None, Mapping[str, Any] | None], str]) -> None:
         """Write the finished model, the plot, the card, and last of all the mark that the run is complete.

@@ -74,9 +74,7 @@ def test_every_step_has_the_same_micro_batches_for_any_number_of_processes(
 ):
     """The short step at the end of an epoch as well: dropout is drawn for a micro-batch."""
     one = partition(costs, micro_batch_size=size, pack=pack, rates=rates)
-    many = partition(
-        costs, micro_batch_size=size, world_size=world_size, pack=pack, lockstep=lockstep, rates=rates
-    )
+    many = partition(costs, micro_batch_size=size, world_size=world_size, pack=pack, lockstep=lockstep, rates=rates)
     assert {batch for share in many for batch in share if batch} == set(one[0])
 
 

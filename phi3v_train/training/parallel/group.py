@@ -1,9 +1,11 @@
 """What the processes of a run say to each other, whatever the kind of sharing."""
 
 import os
+import socket
+import struct
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from threading import Timer
 from typing import Any
@@ -16,16 +18,23 @@ from torch.distributed.rendezvous import rendezvous
 
 from phi3v_data.errors import UserError
 from phi3v_train.launch import HOSTED
-from phi3v_train.training.parallel.place import Place
+from phi3v_train.training.parallel.agreement import Facts, agree
+from phi3v_train.training.parallel.place import Place, master
 
 MEETING = timedelta(minutes=5)
 """How long a process tries each address of the main one; and, where rank 0 is what they meet at, it waits for them."""
+
+SIOCGIFADDR = 0x8915
+"""Linux: the address of a network interface."""
 
 NOTICE = timedelta(seconds=15)
 """After so long a process says that it waits."""
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective call waits; one that died is noticed within a minute, this is for slow ones."""
+"""How long a collective call on gradients or weights waits. A death is noticed at once; this is for slow ones."""
+
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one that saves, evaluates or reads files, and tells the others when it is done."""
 
 
 class Group(ABC):
@@ -53,8 +62,25 @@ class Group(ABC):
         """Every process's `value` in the order of ranks, on all of them."""
 
     @abstractmethod
+    def gather_to_main(self, value: Any) -> list[Any]:
+        """Every process's `value` in the order of ranks, on the main process; an empty list on the others."""
+
+    @abstractmethod
     def close(self) -> None:
         """Leave the group."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Leave the group after an error: collective calls that are under way fail, here and in the other processes."""
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
 
     def wait(self) -> None:
         """Go on when all processes are here."""
@@ -73,31 +99,47 @@ class Alone(Group):
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
+    def gather_to_main(self, value: Any) -> list[Any]:
+        return [value]
+
     def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
         pass
 
 
 class Together(Group):
-    """Processes that meet where MASTER_ADDR and MASTER_PORT say: NCCL between GPUs, gloo otherwise."""
+    """Processes that meet where MASTER_ADDR and MASTER_PORT say: NCCL between GPUs, gloo otherwise.
 
-    def __init__(self, place: Place, device: torch.device) -> None:
+    Gradients and weights are exchanged in the default process group. What the processes say to each other goes over a
+    gloo group of its own, which waits for one that saves 50 GB or evaluates for hours.
+    """
+
+    def __init__(self, place: Place, device: torch.device, facts: Facts) -> None:
         super().__init__(place, device)
-        self.store = join_group(device)
+        self.store = join_group(place, device, facts)
+        self.control: dist.ProcessGroup | None = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def sum(self, values: Iterable[float]) -> list[float]:
-        totals = torch.tensor(list(values), dtype=torch.float64, device=self.device)
-        dist.all_reduce(totals)
+        totals = torch.tensor(list(values), dtype=torch.float64)
+        dist.all_reduce(totals, group=self.control)
         return [float(value) for value in totals.tolist()]
 
     def share(self, value: Any) -> Any:
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         boxes: list[Any] = [None] * self.place.world_size
-        dist.all_gather_object(boxes, value)
+        dist.all_gather_object(boxes, value, group=self.control)
         return boxes
+
+    def gather_to_main(self, value: Any) -> list[Any]:
+        boxes: list[Any] | None = [None] * self.place.world_size if self.place.is_main else None
+        dist.gather_object(value, boxes, dst=0, group=self.control)
+        return boxes or []
 
     def close(self) -> None:
         """Leave the group and end its threads: one that lives on may abort the interpreter while it shuts down.
@@ -105,29 +147,58 @@ class Together(Group):
         `torch.distributed.nn.functional` takes the group that is there when it is first imported as the default of its
         arguments, for good; so this module imports it before there is any. DeepSpeed does the same.
         """
+        self.control = None
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def abort(self) -> None:
+        """Leave without waiting for collective calls that the others may never join, as `close` would."""
+        self.control = None
+        if dist.is_initialized():
+            dist.distributed_c10d._abort_process_group()
 
-def make_group(place: Place, device: torch.device) -> Group:
-    """The processes that a launcher started, or this one alone.
+
+def make_group(place: Place, device: torch.device, facts: Callable[[], Facts] = dict) -> Group:
+    """The processes that a launcher started, or this one alone; a context that is left by `close` or, after an error,
+    by `abort`.
+
+    Args:
+        place: which process this is.
+        device: where it computes.
+        facts: what all processes must have the same; asked for where there are several.
 
     Raises:
-        UserError: the main process cannot be reached.
+        UserError: the main process cannot be reached, or this machine has fewer GPUs than processes.
+        SystemExit: the processes were started with different facts, which has been said.
     """
     if device.type == "cuda":
+        refuse_missing_gpu(place, torch.cuda.device_count())
         torch.cuda.set_device(device)
-    return Alone(place, device) if place.world_size == 1 else Together(place, device)
+    return Alone(place, device) if place.world_size == 1 else Together(place, device, facts())
 
 
-def join_group(device: torch.device) -> Store:
-    """Meet the other processes; returns the store that they share.
+def refuse_missing_gpu(place: Place, number: int) -> None:
+    """Each process computes on a GPU of its own.
+
+    Raises:
+        UserError: this machine has only `number` of them.
+    """
+    if place.local_rank >= number:
+        raise UserError(
+            f"rank {place.rank}: process {place.local_rank + 1} of this machine, which has {number} "
+            f"GPU{'s' * (number != 1)}: start one process per GPU"
+        )
+
+
+def join_group(place: Place, device: torch.device, facts: Facts) -> Store:
+    """Meet the other processes and see that all agree; returns the store that they share.
 
     Raises:
         UserError: the main process cannot be reached; its address and port are named.
     """
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     on_gpu = device.type == "cuda"
+    choose_interface()
     patience = Timer(NOTICE.total_seconds(), say_waiting, (address,))
     patience.daemon = True
     if os.environ.get("LOCAL_RANK") == "0":
@@ -135,6 +206,7 @@ def join_group(device: torch.device) -> Store:
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=MEETING))
         store.set_timeout(TIMEOUT)
+        agree(store, place, facts, TIMEOUT)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,
@@ -145,6 +217,10 @@ def join_group(device: torch.device) -> Store:
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        if "EADDRINUSE" in reason or "in use" in reason:
+            raise UserError(
+                f"port {master()[1]} is taken on this machine (is another run using it?): give another --master_port"
+            ) from error
         raise UserError(
             f"rank {os.environ.get('RANK')} cannot meet the other processes at {address} ({reason}); see "
             "what machine 0 prints, which may still check the data or have refused them, and check --master_addr, "
@@ -160,3 +236,38 @@ def say_waiting(address: str) -> None:
     """Say why nothing happens; once a machine."""
     minutes = (TIMEOUT if os.environ.get(HOSTED) == str(True) else MEETING).total_seconds() / 60
     print(f"waiting for the other processes at {address}, at most {minutes:.0f} minutes", file=sys.stderr, flush=True)
+
+
+def choose_interface() -> None:
+    """Let gloo use the network interface that leads to the main process, unless GLOO_SOCKET_IFNAME names one.
+
+    By itself it takes the address that the machine's name stands for, which is often one that no other machine reaches.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        return
+    name = interface_to(*master())
+    if name is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def interface_to(address: str, port: int) -> str | None:
+    """Name of the network interface from which an address is reached; None where that cannot be found out."""
+    import fcntl
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, port))  # nothing is sent
+            own = probe.getsockname()[0]
+            if own.startswith("127."):  # this is the main machine: its own name says nothing on how others reach it
+                return None
+            for _, name in socket.if_nameindex():
+                request = struct.pack("256s", name.encode()[:15])
+                try:
+                    answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
+                except OSError:  # an interface without an address
+                    continue
+                if socket.inet_ntoa(answer[20:24]) == own:
+                    return name
+    except OSError:
+        return None
+    return None

@@ -1,0 +1,174 @@
+"""Before anything is computed, all processes compare what they were started with.
+
+Processes that were started with different settings, data or package versions would train a wrong model together, or
+wait for each other for ever. They compare through the store where they meet, before any collective call: one that
+expects another number of processes could not even join the group.
+
+    phi3v/agreement/world    the number of processes that rank 0 expects
+    phi3v/agreement/facts/R  what rank R was started with
+    phi3v/agreement/verdict  AGREED, or the sentence that every process ends with
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple, NoReturn
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+from torch.distributed.distributed_c10d import Store
+
+from phi3v_data.cli.base import COULD_NOT_RUN
+from phi3v_data.errors import UserError
+from phi3v_train.config import ParallelConfig
+from phi3v_train.launch import PORT
+from phi3v_train.training.parallel.place import Place, master
+
+PREFIX = "phi3v/agreement"
+WORLD, VERDICT, SAID, READ = f"{PREFIX}/world", f"{PREFIX}/verdict", f"{PREFIX}/said", f"{PREFIX}/read"
+AGREED = "agreed"
+POLL = 0.05
+SHOWN_DIFFERENCES = 3
+LONGEST_VALUE = 60
+LEAVING = timedelta(seconds=10)
+"""How long the process that holds the store waits for the others to read why they end."""
+
+CONNECTING = timedelta(seconds=5)
+
+
+class Fact(NamedTuple):
+    """Something that all processes must have the same: a value, and how it came about where that explains it."""
+
+    value: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        text = self.value if len(self.value) <= LONGEST_VALUE else self.value[: LONGEST_VALUE - 3] + "..."
+        return f"{text} ({self.reason})" if self.reason else text
+
+
+Facts = Mapping[str, Fact]
+
+
+def agree(store: Store, place: Place, facts: Facts, patience: timedelta) -> None:
+    """Return when every process has the same facts; otherwise end this process with exit code 2, as all others.
+
+    The sentence names the rank, the fact and both values; it is printed once per machine.
+
+    Args:
+        store: where the processes meet.
+        place: which process this is.
+        facts: what it was started with, by name.
+        patience: how long to wait for the others.
+
+    Raises:
+        UserError: some have not come in time.
+        RuntimeError: the store is gone.
+    """
+    if place.is_main:
+        store.set(WORLD, str(place.world_size))
+        verdict = judge(store, place, facts, patience)
+    else:
+        store.wait([WORLD], patience)
+        expected = int(store.get(WORLD))
+        if expected != place.world_size:
+            refuse(
+                store,
+                f"rank {place.rank} belongs to a run of {place.world_size} processes, rank 0 to one of {expected}: "
+                "give all machines the same --nnodes and --num_processes",
+            )
+        store.set(f"{PREFIX}/facts/{place.rank}", json.dumps(facts))
+        store.wait([VERDICT], patience)
+        verdict = store.get(VERDICT).decode()
+    if verdict != AGREED:
+        leave(store, place, verdict)
+
+
+def judge(store: Store, place: Place, facts: Facts, patience: timedelta) -> str:
+    """Rank 0: wait for the others' facts and publish the verdict, unless one of them has refused already."""
+    keys = {rank: f"{PREFIX}/facts/{rank}" for rank in range(1, place.world_size)}
+    deadline = time.monotonic() + patience.total_seconds()
+    while not store.check([VERDICT]) and not store.check(list(keys.values())):
+        if time.monotonic() > deadline:
+            missing = ", ".join(str(rank) for rank, key in keys.items() if not store.check([key]))
+            raise UserError(f"ranks {missing} have not come within {patience.total_seconds() / 60:.0f} minutes")
+        time.sleep(POLL)
+    if not store.check([VERDICT]):
+        theirs = {rank: read_facts(store, key) for rank, key in keys.items()}
+        refuse(store, first_difference({0: facts, **theirs}) or AGREED)
+    return store.get(VERDICT).decode()
+
+
+def read_facts(store: Store, key: str) -> dict[str, Fact]:
+    """The facts of another process."""
+    return {name: Fact(*fact) for name, fact in json.loads(store.get(key)).items()}
+
+
+def first_difference(facts: Mapping[int, Facts]) -> str:
+    """A sentence on the first rank whose facts differ from rank 0's; empty where none do."""
+    mine = facts[0]
+    for rank, theirs in facts.items():
+        names = [name for name in dict.fromkeys([*mine, *theirs]) if value_of(mine, name) != value_of(theirs, name)]
+        if names:
+            shown = [
+                f"{name} is {theirs.get(name, 'missing')} on rank {rank}, {mine.get(name, 'missing')} on rank 0"
+                for name in names[:SHOWN_DIFFERENCES]
+            ]
+            more = f"; {len(names) - len(shown)} more differ" if len(names) > len(shown) else ""
+            return f"{'; '.join(shown)}{more}: give all machines the same command, data and packages"
+    return ""
+
+
+def value_of(facts: Facts, name: str) -> str | None:
+    """What is compared; None where the other process has no such fact."""
+    return facts[name].value if name in facts else None
+
+
+def refuse(store: Store, sentence: str) -> None:
+    """Publish a verdict, unless there is one."""
+    store.compare_set(VERDICT, "", sentence)
+
+
+def leave(store: Store, place: Place, verdict: str) -> NoReturn:
+    """End this process; the first one of a machine prints why, and the others of that machine wait until it has."""
+    machine = os.environ.get("GROUP_RANK", f"rank {place.rank}")
+    if store.add(f"{SAID}/{machine}", 1) == 1:
+        print(f"error: {verdict}", file=sys.stderr, flush=True)
+        store.set(f"{SAID}/{machine}/done", "1")
+    else:
+        store.wait([f"{SAID}/{machine}/done"], LEAVING)
+    count = store.add(READ, 1)
+    deadline = time.monotonic() + LEAVING.total_seconds()
+    while place.is_main and count < place.world_size and time.monotonic() < deadline:
+        time.sleep(POLL)
+        count = store.add(READ, 0)
+    raise SystemExit(COULD_NOT_RUN)
+
+
+@contextmanager
+def refusals_are_shared(parallel: ParallelConfig) -> Iterator[None]:
+    """Around what may refuse to start here: the processes of other machines, which wait, end with the reason as well.
+
+    Rank 0 and the launcher of machine 0 need not tell: when they end, the others find the store closed.
+    """
+    try:
+        yield
+    except UserError as error:
+        place = Place.from_environment()
+        if place.world_size > 1 and not place.is_main:
+            tell(*master(), f"rank {place.rank}: {error}")
+        elif "RANK" not in os.environ and parallel.node_rank > 0 and parallel.master_addr is not None:
+            tell(parallel.master_addr, parallel.master_port or PORT, f"machine {parallel.node_rank}: {error}")
+        raise
+
+
+def tell(address: str, port: int, sentence: str) -> None:
+    """Publish a verdict where the processes meet; nothing happens where nobody waits there yet."""
+    try:
+        store: Store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECTING)
+        refuse(store, sentence)
+    except RuntimeError:
+        return

@@ -1,0 +1,325 @@
+"""Processes that were started differently end before the first step; errors of an exchange are said by who has them."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from processes import HERE, environment, finish, free_ports, start
+from run_dirs import arguments, colour_directory, command, settings_for
+
+from phi3v_data.errors import UserError
+from phi3v_train.config import parse_config
+from phi3v_train.launch import FOLLOWED, processes_to_start, wait
+from phi3v_train.training.parallel.group import refuse_missing_gpu
+from phi3v_train.training.parallel.place import Place
+from phi3v_train.training.ranks import last_lines
+
+
+class Job(NamedTuple):
+    """Options of rank 1 alone, code that every process runs first, options of both."""
+
+    more: tuple[str, ...] = ()
+    before: str = ""
+    changes: dict[str, Any] | None = None
+
+
+class Done(NamedTuple):
+    """Exit codes by rank, and what each process said on stderr."""
+
+    codes: list[int]
+    errors: list[str]
+
+
+LITTLE_MEMORY = """
+import os
+import phi3v_train.models.machine as machine
+if os.environ["RANK"] == "1":
+    machine.available_memory = lambda: 1_000_000
+"""
+
+OTHER_PILLOW = """
+import os
+import phi3v_train.training.facts as facts
+real = facts.version
+if os.environ["RANK"] == "1":
+    facts.version = lambda name: "11.0.1" if name == "Pillow" else real(name)
+"""
+
+LARGER_WORLD = """
+import os
+if os.environ["RANK"] == "1":
+    os.environ["WORLD_SIZE"] = "4"
+"""
+
+DISAGREEMENTS = {
+    "settings": Job(("--learning_rate", "0.002", "--seed", "5")),
+    "batch size": Job(("--batch_size", "8")),
+    "batch size of one machine": Job(("--batch_size", "3")),
+    "steps": Job(("--max_steps", "7")),
+    "data": Job(("--data_dir", "OTHER")),
+    "held-out data": Job(("--data_dir", "OTHER_VAL"), changes={"eval_before": True}),
+    "strategy": Job(before=LITTLE_MEMORY),
+    "packages": Job(before=OTHER_PILLOW),
+    "number of processes": Job(before=LARGER_WORLD, changes={"batch_size": 8}),
+}
+
+MISMATCHED = """
+import os, torch, torch.distributed as dist
+from phi3v_train.training.loop import TrainLoop
+size = 4 if os.environ["RANK"] == "1" else 8
+TrainLoop.step = lambda *ignored: dist.all_reduce(torch.ones(size))
+"""
+
+OUT_OF_MEMORY = """
+import os, torch.distributed as dist
+from phi3v_train.training.loop import TrainLoop
+def fail(*ignored):
+    raise dist.DistBackendError('''NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error, NCCL version 2.27.5
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+Cuda failure 2 'out of memory'
+frame #0: c10::Error::Error(c10::SourceLocation) (0x7f)''')
+if os.environ["RANK"] == "1":
+    TrainLoop.step = fail
+"""
+
+IN_AN_EXCHANGE = """
+import os, torch, torch.distributed as dist
+from phi3v_data.errors import UserError
+from phi3v_train.training.loop import TrainLoop
+def fail(*ignored):
+    global work
+    work = dist.all_reduce(torch.ones(8), async_op=True)
+    raise UserError("rank 1 has had enough")
+def wait(*ignored):
+    dist.recv(torch.ones(8), src=1)
+TrainLoop.step = fail if os.environ["RANK"] == "1" else wait
+"""
+
+ONLY_TO_RANK_0 = """
+from phi3v_train.training.parallel.group import Together
+real = Together.gather
+def gather(self, value):
+    result = real(self, value)
+    assert "'prediction'" not in repr(result), "predictions reach every process"
+    return result
+Together.gather = gather
+"""
+
+ERRORS = {
+    "mismatched": Job(before=MISMATCHED),
+    "out of memory": Job(before=OUT_OF_MEMORY),
+    "in an exchange": Job(before=IN_AN_EXCHANGE),
+    "predictions": Job(before=ONLY_TO_RANK_0, changes={"eval_before": True, "max_new_tokens": 2, "max_steps": 1}),
+}
+JOBS = DISAGREEMENTS | ERRORS
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colour_directory(tmp_path_factory.mktemp("colours"), rows=9)
+
+
+def other(data_dir: Path, directory: Path, split: str) -> str:
+    """A copy of a set with one other answer."""
+    shutil.copytree(data_dir, directory)
+    file = directory / f"colours_{split}.jsonl"
+    file.write_text(file.read_text().replace('"assistant": "red"', '"assistant": "green"', 1))
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def done(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Every job, in forks of one process; nobody ends the second rank when the first has ended."""
+    work = tmp_path_factory.mktemp("jobs")
+    others = {
+        "OTHER": other(data_dir, work / "other", "train"),
+        "OTHER_VAL": other(data_dir, work / "other_val", "val"),
+    }
+    jobs = []
+    for number, job in enumerate(JOBS.values()):
+        settings = settings_for(data_dir, work / f"out{number}", **{"max_steps": 4, **(job.changes or {})})
+        del settings["data_dir"]
+        here = ["--data_dir", str(data_dir)]
+        more = [others.get(each, each) for each in job.more]
+        jobs.append(
+            {
+                "name": f"job{number}",
+                "arguments": [*arguments(settings), "--skip_validation"],
+                "processes": 2,
+                "kill": None,
+                "before": job.before,
+                "more": [here, more if "--data_dir" in more else [*here, *more]],
+            }
+        )
+    (work / "jobs.json").write_text(json.dumps(jobs))
+    result = subprocess.run(
+        [sys.executable, HERE / "forked_runs.py", work / "jobs.json", work],
+        capture_output=True, text=True, check=False, timeout=300,
+        env=environment(TORCH_CPP_LOG_LEVEL="ERROR"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    codes = json.loads(result.stdout.splitlines()[-1])
+    return {
+        name: Done(codes[number], [(work / f"job{number}-{rank}.err").read_text() for rank in range(2)])
+        for number, name in enumerate(JOBS)
+    }
+
+
+def errors_in(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+SAME = "give all machines the same command, data and packages"
+SAID = {
+    "settings": ["--learning_rate is 0.002 on rank 1, 0.001 on rank 0; --seed is 5 on rank 1, 0 on rank 0", SAME],
+    "batch size": ["--batch_size is 8 on rank 1, 4 on rank 0", SAME],
+    "batch size of one machine": ["--batch_size 3 does not divide into --batch_size_per_gpu 2 on 2 processes"],
+    "steps": ["--max_steps is 7 on rank 1, 4 on rank 0; number of steps is 7 on rank 1, 4 on rank 0", SAME],
+    "data": ["training data is train 9 rows (content ", ") at num_crops 1 on rank 1, train 9 rows (content ", SAME],
+    "held-out data": ["evaluation data is val 3 rows (content ", SAME],
+    "strategy": ["--parallel is fsdp (", " do not fit in 0.0 GB) on rank 1, ddp (", SAME],
+    "packages": ["package Pillow is 11.0.1 on rank 1, ", SAME],
+    "number of processes": ["rank 1 belongs to a run of 4 processes, rank 0 to one of 2", "--nnodes and --num_proc"],
+}
+
+
+@pytest.mark.parametrize("name", DISAGREEMENTS)
+def test_processes_that_were_started_differently_end_before_the_first_step(done: dict[str, Done], name: str) -> None:
+    """With exit code 2 on every rank, each of which stands for a machine here and says why."""
+    codes, errors = done[name]
+    assert codes == [2, 2], errors
+    for text in errors:
+        assert "Traceback" not in text
+        (line,) = errors_in(text)
+        position = 0
+        for part in SAID[name]:
+            position = line.index(part, position) + len(part)
+        assert len(line) <= 300
+
+
+def test_processes_in_different_exchanges_say_so(done: dict[str, Done]) -> None:
+    """gloo ends the one that receives too much, with its error; the other one points there."""
+    codes, errors = done["mismatched"]
+    assert codes == [FOLLOWED, -signal.SIGABRT], errors
+    assert errors_in(errors[0]) == ["error: rank 0: rank 1 of this run has ended; its own last lines may say why"]
+    assert "Is there a distributed collective mismatch" in errors[1]
+
+
+def test_a_mismatch_that_is_an_error_is_shown_with_advice() -> None:
+    error = RuntimeError("Detected mismatch between collectives on ranks. Rank 0 is running collective: ALLREDUCE")
+    assert (
+        last_lines(error) == f"RuntimeError: {error}; the processes were not in the same exchange; please report this"
+    )
+
+
+def test_an_error_of_nccl_is_shown_where_nobody_has_died(done: dict[str, Done]) -> None:
+    codes, errors = done["out of memory"]
+    assert codes == [FOLLOWED, 1]
+    assert errors_in(errors[0]) == []
+    (line,) = errors_in(errors[1])
+    assert line == (
+        "error: rank 1: DistBackendError: ncclUnhandledCudaError: Call to CUDA function failed. Last error: Cuda "
+        "failure 2 'out of memory'; lower --batch_size_per_gpu, or see which other program uses the GPU"
+    )
+
+
+def test_a_rank_with_an_error_leaves_an_exchange_that_nobody_joins(done: dict[str, Done]) -> None:
+    """And the one that waits in another exchange ends with it, silently: the error has been said."""
+    codes, errors = done["in an exchange"]
+    assert codes == [FOLLOWED, 1]
+    assert [errors_in(text) for text in errors] == [[], ["error: rank 1: rank 1 has had enough"]]
+
+
+def test_predictions_are_gathered_to_rank_0_only(done: dict[str, Done]) -> None:
+    codes, errors = done["predictions"]
+    assert codes == [0, 0], errors
+
+
+GROUP = """
+import datetime, os, time, torch, torch.distributed as dist
+import phi3v_train.training.parallel.group as module
+from phi3v_train.training.parallel.place import Place
+from phi3v_train.training.ranks import last_lines
+
+module.TIMEOUT = datetime.timedelta(seconds=10)
+place = Place.from_environment()
+with module.make_group(place, torch.device("cpu")) as group:
+    if place.is_main:
+        time.sleep(13)  # saves
+    group.wait()
+    print(group.gather(place.rank), group.gather_to_main(place.rank), group.share(place.rank), group.sum([1.0, 0.5]))
+    dist.all_reduce(torch.ones(4))
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_rank_is_waited_for_longer_than_a_collective_call_may_take() -> None:
+    port = str(free_ports())
+    results = finish(
+        [
+            start("-c", GROUP, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                  MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            for rank in range(2)
+        ]
+    )  # fmt: skip
+    assert [(code, output) for code, output, _ in results] == [
+        (0, "[0, 1] [0, 1] 0 [2.0, 1.0]\n"),
+        (0, "[0, 1] [] 0 [2.0, 1.0]\n"),
+    ], results
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"--num_processes 3: this machine has 2 GPUs, .*give at most 2, or"):
+        processes_to_start(parse_config({"num_processes": 3}))
+    assert processes_to_start(parse_config({"num_processes": 2})) == 2
+    assert processes_to_start(parse_config({})) == 2
+    assert processes_to_start(parse_config({"num_processes": 3, "device": "cpu"})) == 3
+    refuse_missing_gpu(Place(5, 1, 8), 2)
+    with pytest.raises(UserError, match="rank 6: process 3 of this machine, which has 2 GPUs"):
+        refuse_missing_gpu(Place(6, 2, 8), 2)
+
+
+def test_a_taken_port_is_named_on_one_machine_too(data_dir: Path, tmp_path: Path) -> None:
+    options = arguments(settings_for(data_dir, tmp_path / "out"))
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = command("run", *options, "--num_processes", "2", "--master_port", port)
+        rank = start(
+            *("-m", "phi3v_train", "run", *options, "--skip_validation"),
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )  # fmt: skip
+        ((code, _, errors),) = finish([rank])
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: --master_port {port} cannot be opened on this machine (is another run using it?); give another one\n"
+    )
+    assert code == 2
+    assert f"error: port {port} is taken on this machine" in errors
+
+
+@pytest.mark.parametrize(
+    ("code", "alone", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 7)", True, "rank 4 was ended by SIGBUS, as when /dev/shm is full"),
+        ("import os; os.abort()", True, "rank 4 was ended by SIGABRT after the error in its last lines"),
+        (f"raise SystemExit({FOLLOWED})", True, "rank 4 lost the connection to the others"),
+        (f"raise SystemExit({FOLLOWED})", False, ""),
+    ],
+)
+def test_the_launcher_says_why_a_run_ends(
+    code: str, alone: bool, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where another machine has the cause, its launcher says so."""
+    assert signal.SIGBUS == 7
+    assert wait([subprocess.Popen([sys.executable, "-c", code])], 4, alone=alone) == 1
+    said = capsys.readouterr().err
+    assert message in said if message else said == ""
