@@ -120,11 +120,11 @@ def facts_of(job: Job) -> Facts:
     """What all processes of an evaluation must have the same."""
     identity = job.folder.identity
     return {
-        **dict(setting_facts(job.config)),
+        **dict(setting_facts(job.settings.config)),
         **dict(compute_facts(job.compute)),
         "--model_name_or_path": Fact(identity["model"]),
         **dict(data_facts("evaluation data", [identity["data"]])),
-        **dict(package_facts(job.config)),
+        **dict(package_facts(job.settings.config)),
     }
 
 
