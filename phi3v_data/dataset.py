@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import UnsafeNameError, inside
 from phi3v_data.line_index import FileState, LineIndex, open_index, state_content
 from phi3v_data.messages import escaped
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
@@ -173,17 +174,15 @@ def _read_manifest_if_valid(directory: Path) -> Manifest | None:
 
 
 def image_path(directory: Path, name: str) -> Path:
-    """`DIR/images/name`, never outside: absolute paths, `..` and backslashes are refused, links are not followed here.
+    """`DIR/images/name`, never outside: absolute paths, `..`, backslashes and folders linked from outside are refused.
 
     Raises:
         UserError: the name is not a plain POSIX path below `images/`.
     """
-    from phi3v_data.files import unsafe_reason
-
-    reason = unsafe_reason(name)
-    if reason:
-        raise UserError(f"{directory}: image path {name!r} {reason}; `phi3v-data validate` lists all such rows")
-    return directory.joinpath("images", name)
+    try:
+        return inside(directory / "images", name, link_ok=True)
+    except UnsafeNameError as error:
+        raise UserError(f"{error}; `phi3v-data validate {directory}` lists all such rows") from None
 
 
 class Split(Sequence[Sample]):

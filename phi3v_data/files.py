@@ -36,10 +36,11 @@ class UnsafeNameError(UserError):
     """A name read from a file would lead out of the folder that it belongs to."""
 
 
-def inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str, *, link_ok: bool = False) -> Path:
     """`folder/name`, for a relative POSIX name that came out of a file and is not trusted.
 
-    The path need not exist. Links on the way are followed to see where they lead, never past `folder`.
+    The path need not exist. Links are looked at to see where they lead. With `link_ok` the last component may be a link
+    to anywhere: for callers that remove or replace the link itself, and for files that a user may have linked in.
 
     Raises:
         UnsafeNameError: the name is empty, absolute, has `..`, a backslash, a drive letter or a control character, or
@@ -47,11 +48,10 @@ def inside(folder: Path, name: str) -> Path:
     """
     reason = unsafe_reason(name)
     if reason:
-        raise UnsafeNameError(f"{folder}: the name {shown(name)} {reason}; nothing outside the folder is touched")
-    if leads_outside(folder, name):
-        raise UnsafeNameError(
-            f"{folder}: {shown(name)} is a link that leads out of the folder; nothing there is touched"
-        )
+        raise UnsafeNameError(f"{folder}: the name {shown(name)} {reason}")
+    checked = name.rpartition("/")[0] if link_ok else name
+    if checked and leads_outside(folder, checked):
+        raise UnsafeNameError(f"{folder}: {shown(checked)} is a link that leads out of the folder")
     return folder / name
 
 

@@ -107,7 +107,7 @@ class SourceCheck:
             return known_digest(path, state) != read.digest
         try:
             return fingerprint(RowPlace.of(path, read.place).read()) != read.digest
-        except (UserError, IndexError, StopIteration):
+        except (UserError, ValueError, LookupError, StopIteration):
             return True
 
     def _state(self, path: str) -> str:

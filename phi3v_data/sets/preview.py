@@ -5,7 +5,7 @@ from pathlib import Path
 
 from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import unsafe_reason
+from phi3v_data.files import UnsafeNameError, inside, unsafe_reason
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
 from phi3v_data.media.images import probe
@@ -63,9 +63,10 @@ def _describe_turn(directory: Path, turn: Turn, num_crops: int) -> Iterator[str]
 
 def describe_picture(directory: Path, name: str, num_crops: int) -> str:
     """`320 x 240 JPEG, 14,203 bytes, 757 tokens`, or what is wrong."""
-    if reason := unsafe_reason(name):
-        return f"(not opened: the path {reason})"
-    path = directory / "images" / name
+    try:
+        path = inside(directory / "images", name)
+    except UnsafeNameError:
+        return f"(not opened: the path {unsafe_reason(name) or 'leads outside through a link'})"
     try:
         size = path.stat().st_size
         info = probe(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_json, write_text
+from phi3v_data.files import inside, read_json, write_text
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
@@ -63,13 +63,13 @@ class Stage:
         """Add a row, given as its line without line end, to a split."""
         if split not in self._splits:
             name = file_name(self.name, split)
-            self._splits[split] = SplitFile(name, (self.root / name).open("wb"))
+            self._splits[split] = SplitFile(name, inside(self.root, name).open("wb"))
         self._splits[split].write(line + b"\n", images)
 
     def write_file(self, name: str, content: bytes) -> None:
         """Add a file beside the splits, unless it would be empty."""
         if content:
-            (self.root / name).write_bytes(content)
+            inside(self.root, name).write_bytes(content)
 
     def place(self, source: str, name: str) -> None:
         """Bring a picture in under `images/name`, by a link where that was asked for and is possible."""
@@ -118,6 +118,8 @@ class Stage:
         target = f"{self.root}/images/{name}"
         folder = target.rpartition("/")[0]
         if folder not in self._folders:
+            if folder != f"{self.root}/images":
+                inside(self.root / "images", name.rpartition("/")[0])
             os.makedirs(folder, exist_ok=True)
             self._folders.add(folder)
         return target

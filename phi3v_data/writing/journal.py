@@ -219,7 +219,9 @@ class Journal:
             (self.complete, {"identity": dict}),
         ):
             value = read_json(path)
-            if value is not None and not all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
+            if value is None:
+                continue
+            if not (all(isinstance(value.get(key), kind) for key, kind in kinds.items()) and _has_reads(value)):
                 raise UserError(
                     f"{path}: is not what phi3v writes; nothing was changed: remove {self.root} if it came with the "
                     "directory from elsewhere"
@@ -246,7 +248,7 @@ class Journal:
             return _decode_receipt(path.read_bytes())
         except FileNotFoundError:
             return None
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, RecursionError) as error:
             raise UserError(
                 f"{path}: is not what this version of phi3v writes ({error}); nothing was changed: remove "
                 f"{self.root} to convert from the start"
@@ -271,6 +273,17 @@ class Journal:
                 return any(entry.name.endswith(".json") for entry in entries)
         except FileNotFoundError:
             return False
+
+
+def _has_reads(value: Mapping[str, Any]) -> bool:
+    """Whether an identity of this version's format says which files were planned from."""
+    if value.get("format") != FORMAT:
+        return True
+    try:
+        msgspec.convert(value.get("planned"), tuple[ReadRecord, ...])
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _entries(folder: Path, *, nested: bool) -> Iterator["os.DirEntry[str]"]:

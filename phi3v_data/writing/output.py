@@ -11,7 +11,7 @@ from pathlib import Path
 
 from phi3v_data.dataset import read_manifest
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import read_json
+from phi3v_data.files import inside, read_json
 from phi3v_data.lock import lock_file, wait_for_workers
 from phi3v_data.mounts import UNSUPPORTED, file_system
 from phi3v_data.schema import Manifest
@@ -152,7 +152,7 @@ def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
     used: set[str] = set()
     for name in files:
         try:
-            with (out_dir / name).open("rb") as lines:
+            with inside(out_dir, name, link_ok=True).open("rb") as lines:
                 for line in lines:
                     for turn in json.loads(line)["conversations"]:
                         used.update(turn["images"])
@@ -176,7 +176,7 @@ def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
 
 def check_free(output: Output, name: str) -> None:
     """Refuse to replace a file of the user's that lies beside the set being overwritten."""
-    path = output.journal.out_dir / name
+    path = inside(output.journal.out_dir, name, link_ok=True)
     if path.exists() and name not in output.owned:
         raise UserError(f"{path} belongs to no finished set; nothing was overwritten: move it away first")
 

@@ -19,7 +19,7 @@ import xxhash
 
 from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_json, sync_disk, sync_folder, write_json, write_text
+from phi3v_data.files import inside, read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import shown
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
@@ -97,7 +97,7 @@ def merge(
                 continue
             if record.split not in splits:
                 name = file_name(info.name, record.split)
-                splits[record.split] = SplitFile(name, (journal.stage / name).open("wb"))
+                splits[record.split] = SplitFile(name, inside(journal.stage, name).open("wb"))
             splits[record.split].write(record.row.encode() + b"\n", (image.name for image in record.images))
             notes.update(record.notes)
     finally:
@@ -179,7 +179,7 @@ def _in_order(receipt: Receipt) -> Iterable[RowRecord | RejectRecord]:
 def _install_owners(journal: Journal, owners: dict[str, ImageRecord]) -> None:
     """Put the owner's content where another row's was written first."""
     for name, image in owners.items():
-        target = journal.images / name
+        target = inside(journal.images, name)
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != image.digest:
             aside = journal.collisions / image.digest
             scratch = journal.run / "owner"
@@ -196,7 +196,7 @@ def _remove_orphans(journal: Journal, num_parts: int, owners: dict[str, ImageRec
             if not any(owners.get(image.name, image) != image for image in record.images):
                 left.difference_update(image.name for image in record.images)
     for name in left:
-        path = journal.images / name
+        path = inside(journal.images, name)
         path.unlink(missing_ok=True)
         for folder in path.parents:
             if folder == journal.images or any(folder.iterdir()):
@@ -235,11 +235,12 @@ def finish_publishing(journal: Journal) -> None:
         sync_folder(out_dir)
         journal.complete.unlink(missing_ok=True)
         for name in todo.remove:
-            _move_away(out_dir / name, journal)
+            _move_away(inside(out_dir, name, link_ok=True), journal)
         for name in todo.install:
-            if (journal.stage / name).exists():
-                _move_away(out_dir / name, journal)
-                os.rename(journal.stage / name, out_dir / name)
+            if (staged := inside(journal.stage, name)).exists():
+                target = inside(out_dir, name, link_ok=True)
+                _move_away(target, journal)
+                os.rename(staged, target)
         sync_folder(out_dir)
         os.replace(journal.stage / MANIFEST, out_dir / MANIFEST)
         sync_folder(out_dir)
@@ -263,7 +264,7 @@ def read_publication(journal: Journal) -> Publication | None:
         todo = msgspec.json.decode(path.read_bytes(), type=Publication)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: is not what phi3v writes ({error}); nothing was moved or removed") from None
     for name in (*todo.install, *todo.remove):
         if name not in (IMAGES, REJECTS, REMOVED) and not (is_plain_name(name) and is_data_file(name)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import inside
 from phi3v_data.media.geometry import check_num_crops
 from phi3v_train.models.machine import Compute
 
@@ -157,11 +158,20 @@ def check_directory(path: Path, *, weights: bool = True) -> None:
 
 
 def weight_files(path: Path) -> Iterator[str]:
-    """Names of the safetensors files that a model directory should have."""
-    if (path / INDEX).is_file():
-        yield from sorted(set(read_json(path / INDEX)["weight_map"].values()))
-    else:
+    """Names of the safetensors files that a model directory should have.
+
+    Raises:
+        UserError: the index is not one, or names a file outside the directory.
+    """
+    if not (path / INDEX).is_file():
         yield WEIGHTS
+        return
+    names = read_json(path / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{path / INDEX}: expected `weight_map`, an object of tensor names and file names")
+    for name in sorted(set(names.values())):
+        inside(path, name, link_ok=True)  # a copy from the Hub is a folder of links
+        yield name
 
 
 def fetch(name: str, *, weights: bool) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import sync_file, sync_folder
+from phi3v_data.files import inside, sync_file, sync_folder
 
 if TYPE_CHECKING:
     from phi3v_train.training.parallel.group import Group
@@ -69,8 +69,8 @@ def open_checkpoint(path: Path) -> Checkpoint | None:
     match = _NAME.fullmatch(path.name)
     try:
         sizes = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
-        whole = all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = all(inside(path, name).stat().st_size == size for name, size in sizes.items())
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Checkpoint(path, int(match[1])) if match and whole else None
 
