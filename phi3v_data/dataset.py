@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import UnsafeNameError, inside
+from phi3v_data.files import UnsafeNameError, inside, unsafe_reason
 from phi3v_data.line_index import FileState, LineIndex, open_index, state_content
-from phi3v_data.messages import escaped
+from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, find_splits
 from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_marker, refuse_unfinished
@@ -181,8 +181,11 @@ def image_path(directory: Path, name: str) -> Path:
     """
     try:
         return inside(directory / "images", name, link_ok=True)
-    except UnsafeNameError as error:
-        raise UserError(f"{error}; `phi3v-data validate {directory}` lists all such rows") from None
+    except UnsafeNameError:
+        reason = unsafe_reason(name) or "leads outside through a link"
+        raise UserError(
+            f"{directory}: image path {shown(name)} {reason}; `phi3v-data validate {directory}` lists all such rows"
+        ) from None
 
 
 class Split(Sequence[Sample]):

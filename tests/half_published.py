@@ -12,6 +12,19 @@ from phi3v_data.errors import NotFoundError
 from phi3v_data.unfinished import UnfinishedError
 
 Tree = Mapping[str, str]
+SOURCE = {
+    "train/g0/a.txt": "image 1 train/a.png",
+    "train/g1/b.txt": "image 2 train/b.png",
+    "val/g2/c.txt": "image 3 val/c.png",
+}
+"""Of a small set; see `toy_converter`."""
+
+
+def convert(source: Path, out: Path, *, overwrite: bool = False, suffix: str = "") -> None:
+    """Convert such a source in this process."""
+    from toy_converter import Toy
+
+    phi3v_data.convert(Toy, source, out, workers=0, overwrite=overwrite, options={"suffix": suffix})
 
 
 def can_be_read(directory: Path) -> bool:

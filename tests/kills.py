@@ -57,6 +57,16 @@ def kill_before(number: int, *operations: str) -> None:
         setattr(os, name, wrap(getattr(os, name)))
 
 
+def killed_before(operation: str, number: int, work: Callable[[], object]) -> None:
+    """Do something in a process that ends itself right before its `number`-th call of that function of `os`."""
+
+    def doomed() -> None:
+        kill_before(number, operation)
+        work()
+
+    assert wait(fork(doomed)) == -signal.SIGKILL
+
+
 def fail(code: int, operation: str) -> None:
     """Let every call of a function in this process (`os.link`, `fcntl.flock`) fail with an error number.
 

@@ -2,54 +2,22 @@
 
 import json
 import shutil
-import signal
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kills import fork, kill_before, wait
-from toy_converter import Toy, make_source, rows, tree
+from half_published import SOURCE, convert
+from in_process import Cli, make_cli
+from kills import killed_before
+from toy_converter import make_source, rows, tree
 
 import phi3v_data
-from phi3v_data.cli.app import main as phi3v_data_main
 from phi3v_data.conversion import finish
-
-Cli = Callable[..., "tuple[int, str, str]"]
-SOURCE = {
-    "train/g0/a.txt": "image 1 train/a.png",
-    "train/g1/b.txt": "image 2 train/b.png",
-    "val/g2/c.txt": "image 3 val/c.png",
-}
 
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """`phi3v-data ARGS` in this process: exit code, stdout, stderr."""
-
-    def call(*args: object, main: Callable[[], None] = phi3v_data_main) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["phi3v", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
-
-
-def convert(source: Path, out: Path, *, overwrite: bool = False, suffix: str = "") -> None:
-    phi3v_data.convert(Toy, source, out, workers=0, overwrite=overwrite, options={"suffix": suffix})
-
-
-def killed_before(rename: int, work: Callable[[], object]) -> None:
-    """Do something in a process that ends itself with SIGKILL right before that call of `os.rename`."""
-
-    def doomed() -> None:
-        kill_before(rename, "rename")
-        work()
-
-    assert wait(fork(doomed)) == -signal.SIGKILL
+    return make_cli(capsys, monkeypatch)
 
 
 @pytest.fixture
@@ -68,7 +36,7 @@ def wanted(source: Path, tmp_path: Path) -> "dict[str, str]":
 def half(source: Path, tmp_path: Path) -> Path:
     """A set whose images and first split are in place, and whose second split is not."""
     out = tmp_path / "half"
-    killed_before(3, lambda: convert(source, out))
+    killed_before("rename", 3, lambda: convert(source, out))
     assert sorted(path.name for path in out.iterdir() if path.name != ".phi3v") == [
         "dataset.json",
         "images",
@@ -144,7 +112,7 @@ def test_a_copy_without_the_journal_is_refused_whatever_was_moved(
     cli: Cli, source: Path, tmp_path: Path, rename: int
 ) -> None:
     out = tmp_path / "half"
-    killed_before(rename, lambda: convert(source, out))
+    killed_before("rename", rename, lambda: convert(source, out))
     for copy in copies(out, tmp_path / "copies"):
         for args in (["validate", copy], ["stats", copy], ["convert", "--finish", copy]):
             code, stdout, err = cli(*args)
@@ -162,7 +130,7 @@ def test_old_labels_never_stand_beside_new_ones(cli: Cli, source: Path, tmp_path
     out = tmp_path / "out"
     convert(source, out)
     old = tree(out)
-    killed_before(rename, lambda: convert(source, out, overwrite=True, suffix="!"))
+    killed_before("rename", rename, lambda: convert(source, out, overwrite=True, suffix="!"))
     assert tree(out) != old
     for directory in (out, *copies(out, tmp_path / "copies")):
         assert cli("validate", directory)[0] == 2
@@ -199,7 +167,7 @@ def test_finish_ends_with_the_bytes_of_the_same_command(
 def test_finish_counts_rejects_as_the_conversion_does(cli: Cli, source: Path, tmp_path: Path) -> None:
     make_source(source, {"val/g2/d.txt": "reject"})
     out = tmp_path / "out"
-    killed_before(2, lambda: convert(source, out))
+    killed_before("rename", 2, lambda: convert(source, out))
     assert cli("convert", "--finish", out, "--allow_rejects", 1)[0] == 0
     code, stdout, _ = cli("convert", "--finish", out)
     assert code == 1
@@ -219,11 +187,7 @@ def test_finish_says_what_it_cannot_do(cli: Cli, half: Path, source: Path, tmp_p
     interrupted = tmp_path / "interrupted"
     make_source(source, {f"train/g{n}/s.txt": f"image {n}" for n in range(5, 9)})
 
-    def killed_in_a_part() -> None:
-        kill_before(6, "replace")
-        convert(source, interrupted)
-
-    assert wait(fork(killed_in_a_part)) == -signal.SIGKILL
+    killed_before("replace", 6, lambda: convert(source, interrupted))
     assert "nothing to complete, an interrupted run is there" in refused("--finish", interrupted)
     (half / ".phi3v/convert/stage/dataset.json").unlink()
     assert "stage/dataset.json is gone" in refused("--finish", half)

@@ -85,7 +85,7 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
     times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
     identity = {"name": archive.name, "size": stat.st_size, **times}
     done = work_dir / FOLDER
-    if read_json(work_dir / MARKER) == identity and done.is_dir():
+    if read_json(work_dir / MARKER) == identity and done.is_dir() and not done.is_symlink():
         return done
     kind = archive_kind(archive)
     if kind in ("rar", "7z", "tar.zst"):

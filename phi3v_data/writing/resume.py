@@ -57,7 +57,9 @@ def finished_in_order(journal: Journal) -> tuple[int, int]:
 
 
 def _numbers(receipt: Receipt) -> set[int]:
-    return {row.number for row in receipt.rows} | {reject.number for reject in receipt.rejects}
+    """Numbers of the samples that a part made or rejected; empty where it does not say what each was made from."""
+    numbers = {row.number for row in receipt.rows} | {reject.number for reject in receipt.rejects}
+    return numbers if [source.number for source in receipt.sources] == sorted(numbers) else set()
 
 
 def _has_images(journal: Journal, receipt: Receipt, disputed: set[str]) -> bool:

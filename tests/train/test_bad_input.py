@@ -13,6 +13,7 @@ from phi3v_train.models import loading, machine
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
+from phi3v_train.training.checkpoints import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,25 @@ def test_a_shard_that_is_missing(data_dir: Path, model_dir: Path, tmp_path: Path
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     words = refused(data_dir, model_name_or_path=str(tmp_path / "model"))
     assert "model-00002-of-00002.safetensors is missing" in words
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/model.safetensors", "a/../../model.safetensors", 3])
+def test_an_index_that_names_files_elsewhere(data_dir: Path, model_dir: Path, tmp_path: Path, name: object) -> None:
+    shutil.copytree(model_dir, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    words = refused(data_dir, model_name_or_path=str(tmp_path / "model"))
+    assert ("the name" if isinstance(name, str) else "expected `weight_map`") in words
+
+
+def test_a_checkpoint_that_counts_files_elsewhere_is_not_complete(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint-000002"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "weights").write_bytes(b"12")
+    (checkpoint / "inner").write_bytes(b"12")
+    for name, whole in (("inner", True), ("../../weights", False), (str(tmp_path / "weights"), False)):
+        (checkpoint / "COMPLETE.json").write_text(json.dumps({"files": {name: 2}}))
+        assert (open_checkpoint(checkpoint) is not None) == whole
 
 
 def test_another_kind_of_model(data_dir: Path, model_dir: Path, tmp_path: Path) -> None:
