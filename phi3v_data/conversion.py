@@ -5,14 +5,16 @@ find converter -> open DIR (lock) -> open source -> plan (spooled) -> identity -
 
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, Options
-from phi3v_data.converters.fingerprint import draft_fingerprint
+from phi3v_data.converters.base import Converter, DatasetInfo, Draft, Item, Options
+from phi3v_data.converters.fingerprint import drawn_fingerprint
+from phi3v_data.converters.left_out import UsedPaths
 from phi3v_data.converters.reads import Reads, noting
 from phi3v_data.converters.registry import (
     ConverterLike,
@@ -27,10 +29,11 @@ from phi3v_data.earlier_run import already_complete, interrupted, run_identity
 from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
-from phi3v_data.same_source import SourceChangedError, SourceCheck, records_of
+from phi3v_data.messages import shown
+from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck, records_of
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.shares import note_few_rows
-from phi3v_data.splits import canonical_split, file_name, is_split_name
+from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output
 from phi3v_data.writing.plan import Plan, choose_split, spool_plan
@@ -85,6 +88,7 @@ def convert(
     engine: EngineName = "local",
     overwrite: bool = False,
     progress: Progress | None = None,
+    name: str = "",
 ) -> ConvertResult:
     """Convert a source into a conversations directory; interrupted, the same call goes on where it was.
 
@@ -100,6 +104,7 @@ def convert(
         engine: `local` processes, or a `ray` cluster that shares the file system.
         overwrite: replace the finished set in `out_dir`, which stays untouched until the new one is complete.
         progress: called as `progress(stage, done, total)`.
+        name: name of the set and start of its files' names; left out, the converter's own choice.
 
     Raises:
         UserError: anything that keeps the run from its end; the message says what to do.
@@ -122,6 +127,7 @@ def convert(
         engine=engine,
         overwrite=overwrite,
         progress=progress,
+        name=name,
     )
     with open_output(request.out_dir, overwrite=overwrite) as output:
         if issubclass(request.cls, GeneratorConverter):
@@ -135,9 +141,11 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     journal.run.mkdir(parents=True, exist_ok=True)
     source = Source.open(request.source, work_dir=journal.source)
     roots = source.roots(journal.source)
+    used = UsedPaths()
     with noting(roots) as planned:
+        items = _guard(lambda: converter.plan(source, request.options), request, "plan")
         plan = spool_plan(
-            _guard(lambda: converter.plan(source, request.options), request, "plan"),
+            chain(used.of_items(items), _rejected_members(source)),
             journal.run,
             roots=roots,
             shares=request.shares,
@@ -149,10 +157,13 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
             raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
         request.progress("plan", plan.num_items, plan.num_items)
         info = _describe(converter, source, request)
+    warnings = used.left_out(source)
     unlabelled = _unlabelled(request, info, plan.counts)
     identity = run_identity(request, unlabelled, plan)
     if (manifest := already_complete(request, output, identity)) is not None:
-        return ConvertResult(request.out_dir, manifest, already_complete=True)
+        return ConvertResult(
+            request.out_dir, manifest, already_complete=True, warnings=warnings, notes=tuple(info.notes)
+        )
     done = _done_before(request, output, identity, plan, planned)
     for split in plan.counts:
         check_free(output, file_name(info.name, split))
@@ -168,7 +179,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
         lambda count: request.progress("convert", resumed + count, plan.num_items),
     )
     request.progress("convert", plan.num_items, plan.num_items)
-    return _finish(request, output, len(plan.parts), info, unlabelled, resumed)
+    return _finish(request, output, len(plan.parts), info, unlabelled, resumed, warnings)
 
 
 def _done_before(request: Request, output: Output, identity: Mapping[str, Any], plan: Plan, planned: Reads) -> set[int]:
@@ -203,9 +214,11 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
         return ConvertResult(request.out_dir, manifest, already_complete=True)
     roots = source.roots(journal.source)
     settings = RowSettings(info.name, request.plain, frozenset(), _roots(request, source, output), request.unlabelled)
+    used = UsedPaths()
 
-    def draw() -> Iterator[tuple[Slot, Draft]]:
-        return _numbered(_guard(lambda: converter.drafts(source), request, "the generator"), request)
+    def draw() -> Iterator[Drawn]:
+        drawn = used.of_drafts(_guard(lambda: converter.drafts(source), request, "the generator"))
+        return _numbered(chain(drawn, _rejected_members(source)), request)
 
     drafts = draw()
     part = resumed = 0
@@ -228,23 +241,43 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
                 check_free(output, file_name(info.name, slot.split))
                 splits.add(slot.split)
             with noting(roots) as reads:
-                writer.add(slot, draft)
-            digest = draft_fingerprint(draft, slot.split, roots, images=writer.has_row(slot))
+                if isinstance(draft, Item):
+                    writer.reject(slot, draft.reject, draft.message)
+                else:
+                    writer.add(slot, draft)
+            digest = drawn_fingerprint(draft, slot.split, roots, images=writer.has_row(slot))
             writer.made_from(slot, digest, reads.records())
         writer.finish()
         part += 1
         request.progress("convert", batch[-1][0].number + 1, None)
     if not part:
         raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
-    return _finish(request, output, part, info, None if request.unlabelled else frozenset(), resumed)
+    warnings = used.left_out(source)
+    return _finish(request, output, part, info, None if request.unlabelled else frozenset(), resumed, warnings)
 
 
-def _numbered(drafts: Iterable[Draft], request: Request) -> Iterator[tuple[Slot, Draft]]:
+def _rejected_members(source: Source) -> Iterator[Item]:
+    """Items for the members of the source's archives that could not be unpacked; to be asked for when all is listed."""
+    counts: Counter[str] = Counter()
+    for archive, member in source.rejected:
+        folders = [piece.lower() for piece in member.name.split("/")[:-1]]
+        split = next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), "train")
+        counts[member.name] += 1
+        again = f" ({counts[member.name]})" if counts[member.name] > 1 else ""
+        yield Item(
+            split,
+            f"{archive}: {member.name}{again}",
+            reject="archive-member",
+            message=f"the member {shown(member.name)} of {archive} is not unpacked: {member.why}",
+        )
+
+
+def _numbered(drafts: Iterable[Draft | Item], request: Request) -> Iterator[Drawn]:
     """Number what a generator yields, within the limit of each split."""
     counts: dict[str, int] = {}
     number = 0
     for index, draft in enumerate(drafts):
-        if not isinstance(draft, Draft):
+        if not isinstance(draft, Draft | Item) or (isinstance(draft, Item) and not draft.reject):
             raise UserError(f"{request.cls.name} must yield Draft objects; number {index} is {draft!r:.200}")
         split = canonical_split(draft.split or "train")
         if request.shares:
@@ -254,12 +287,18 @@ def _numbered(drafts: Iterable[Draft], request: Request) -> Iterator[tuple[Slot,
         counts[split] = counts.get(split, 0) + 1
         if request.limit is not None and counts[split] > request.limit:
             continue
-        yield Slot(number, split, f"draft {index}", draft.group), draft
+        yield Slot(number, split, draft.key if isinstance(draft, Item) else f"draft {index}", draft.group), draft
         number += 1
 
 
 def _finish(
-    request: Request, output: Output, num_parts: int, info: DatasetInfo, unlabelled: frozenset[str] | None, resumed: int
+    request: Request,
+    output: Output,
+    num_parts: int,
+    info: DatasetInfo,
+    unlabelled: frozenset[str] | None,
+    resumed: int,
+    warnings: tuple[str, ...],
 ) -> ConvertResult:
     journal = output.journal
     request.progress("finish", 0, 1)
@@ -273,8 +312,8 @@ def _finish(
         raise
     publish(journal, output.owned)
     request.progress("finish", 1, 1)
-    notes = tuple(_share_notes(request.shares, manifest)) if request.shares else ()
-    return ConvertResult(request.out_dir, manifest, resumed=resumed, notes=notes)
+    notes = (*info.notes, *(_share_notes(request.shares, manifest) if request.shares else ()))
+    return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings, notes=notes)
 
 
 def _share_notes(shares: Mapping[str, float], manifest: Manifest) -> list[str]:
@@ -293,6 +332,8 @@ def _share_notes(shares: Mapping[str, float], manifest: Manifest) -> list[str]:
 
 def _describe(converter: Converter[Any], source: Source, request: Request) -> DatasetInfo:
     [info] = _guard(lambda: [converter.describe(source, request.options)], request, "describe")
+    if request.name and isinstance(info, DatasetInfo):
+        return replace(info, name=request.name)
     if not isinstance(info, DatasetInfo) or not is_split_name(info.name):
         raise UserError(f"describe() of {request.cls.name} must return a DatasetInfo whose name can name a file")
     return info

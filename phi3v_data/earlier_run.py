@@ -27,6 +27,8 @@ def run_identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan
         "plain": request.plain,
         "unlabelled": request.unlabelled if unlabelled is None else sorted(unlabelled),
     }
+    if request.name:
+        identity["name"] = request.name
     if digest := own_file_digest(request.cls):
         identity["converter_file"] = digest
     if plan is not None:

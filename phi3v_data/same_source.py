@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from phi3v_data.converters.base import Draft
-from phi3v_data.converters.fingerprint import draft_fingerprint, fingerprint, item_fingerprint
+from phi3v_data.converters.base import Draft, Item
+from phi3v_data.converters.fingerprint import drawn_fingerprint, fingerprint, item_fingerprint
 from phi3v_data.converters.reads import ReadRecord, Roots, folder_state, known_digest, state_of
 from phi3v_data.converters.tables import RowPlace
 from phi3v_data.engine.base import item_roots
@@ -21,7 +21,7 @@ from phi3v_data.writing.journal import Journal, SourceRecord
 from phi3v_data.writing.plan import Plan, read_items
 from phi3v_data.writing.writer import Slot
 
-Drawn = tuple[Slot, Draft]
+Drawn = tuple[Slot, Draft | Item]
 
 
 class SourceChangedError(UserError):
@@ -81,7 +81,7 @@ class SourceCheck:
                 if drawn is None:
                     raise self._refusal("the source", f": the generator now ends before draft {record.number}")
                 slot, draft = drawn
-                digest = draft_fingerprint(draft, slot.split, self.roots, images=record.number in rows)
+                digest = drawn_fingerprint(draft, slot.split, self.roots, images=record.number in rows)
                 if (slot.number, digest) != (record.number, record.digest):
                     raise self._refusal(slot.item, "")
                 self.check_reads(record, slot.item, self.roots)

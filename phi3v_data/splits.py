@@ -33,6 +33,11 @@ KNOWN_SPLITS = (
 ORDER = ("train", "val", "dev", "test")
 """Splits that come first wherever splits are listed; the others follow by name."""
 
+SPLIT_FOLDERS = {
+    "train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "dev", "test": "test",
+}  # fmt: skip
+"""Folders of a source that are splits, in lower case -> the split."""
+
 NOT_SPLITS = frozenset({"rejects.jsonl", "removed.jsonl", "predictions.jsonl"})
 """JSONL files of a directory that hold no samples."""
 

@@ -142,6 +142,8 @@ class _Check:
 
     def fingerprint(self, converter: Converter[Any], item: Item, options: Options) -> str:
         """Digest of what `convert` makes of an item, its pictures included."""
+        if item.reject:
+            return f"{item.reject}: {item.message}"
         try:
             draft = converter.convert(item, options)
         except Reject as reject:

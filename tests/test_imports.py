@@ -25,6 +25,7 @@ DATA_FLOORS = (
         "converters.registry",
         "converters.source",
         "converters.archive",
+        "converters.members",
         "converters.tables",
         "converters.hub",
     ),  # where a converter and its source are found

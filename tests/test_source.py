@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from phi3v_data.converters.archive import MARKER, Limits, extract
+from phi3v_data.converters.archive import MARKER, extract
+from phi3v_data.converters.members import Limits
 from phi3v_data.converters.source import Source
 from phi3v_data.errors import NotFoundError, UserError
 
@@ -410,4 +411,5 @@ class TestHub:
 def test_the_marker_is_json_and_holds_no_path(tmp_path: Path) -> None:
     extract(make_tar(tmp_path / "s.tar.gz"), tmp_path / "work")
     marker = json.loads((tmp_path / "work" / MARKER).read_text())
-    assert set(marker) == {"name", "size", "mtime_ns"}
+    assert set(marker["archive"]) == {"name", "size", "mtime_ns"}
+    assert marker["rejected"] == []

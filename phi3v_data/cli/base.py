@@ -186,10 +186,11 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; mistakes of the user and obstacles of the machine exit with 2 and no traceback."""
+        words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
         try:
             return super().invoke(ctx)
         except UserError as error:
-            fail(str(error))
+            fail(as_typed(str(error), words))
         except KeyboardInterrupt:
             command = self.commands.get(ctx.invoked_subcommand or "")
             loaded = getattr(command, "loaded", None)
@@ -207,7 +208,16 @@ class Group(TyperGroup):
             if error.errno not in _OBSTACLES:
                 raise
             where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-            fail(f"{where}{error.strerror}")
+            fail(as_typed(f"{where}{error.strerror}", words))
+
+
+def as_typed(message: str, words: Sequence[str]) -> str:
+    """A message in which paths stand as the user typed them, not from the root."""
+    pieces = {piece for word in words for piece in (word, word.partition("=")[2]) if piece}
+    paths = {os.path.abspath(piece): piece for piece in pieces if piece[0] not in "-/~"}
+    for path in sorted(paths, key=len, reverse=True):
+        message = message.replace(path, paths[path])
+    return message
 
 
 def fail(message: str) -> NoReturn:

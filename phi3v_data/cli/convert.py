@@ -65,6 +65,10 @@ def convert(
             help="Only complete DIR, whose convert, split, merge or clean was killed at its end; needs no source.",
         ),
     ] = None,
+    set_name: Annotated[
+        str,
+        typer.Option("--name", metavar="NAME", help="Name of the set and start of its files' names."),
+    ] = "",
     quiet: Quiet = False,
     *,
     options: Mapping[str, Any] | None = None,
@@ -99,6 +103,7 @@ def convert(
             engine=engine,  # type: ignore[arg-type]  # checked there
             overwrite=overwrite,
             progress=progress,
+            name=set_name,
         )
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
@@ -185,7 +190,7 @@ def build_command(name: str | None) -> Any:
     return make_command(command_info(examples=EXAMPLES, interrupted=INTERRUPTED)(function), name="convert")
 
 
-TAKE_VALUES = {"source", "out_dir", "limit", "split", "seed", "allow_rejects", "workers", "engine", "finish"}
+TAKE_VALUES = {"source", "out_dir", "name", "limit", "split", "seed", "allow_rejects", "workers", "engine", "finish"}
 FLAGS = {"plain", "unlabelled", "overwrite", "quiet", "help", "q", "h"}
 
 

@@ -13,7 +13,11 @@ from weakref import WeakKeyDictionary
 import jsonlines
 import xxhash
 
+from phi3v_data.converters.base import DraftImage
+from phi3v_data.converters.cell_images import cell_image
 from phi3v_data.converters.source import Source, SourceFile
+from phi3v_data.converters.tables import RowPlace
+from phi3v_data.encodings import open_utf8
 from phi3v_data.errors import NotFoundError, Reject, UserError
 
 T = TypeVar("T")
@@ -36,7 +40,7 @@ def read_json_lines(file: SourceFile) -> Iterator[JsonLine]:
         UserError: the file cannot be read.
     """
     try:
-        with file.file.open("rb") as stream:
+        with open_utf8(file.file) as stream:
             lines = _Counted(stream)
             with jsonlines.Reader(lines) as reader:
                 while True:
@@ -83,13 +87,18 @@ def read_json(file: SourceFile) -> Any:
         UserError: the file cannot be read or is not JSON.
     """
     try:
-        return json.loads(file.file.read_bytes().decode("utf-8-sig"))
+        return json.loads(_whole(file).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read '{file.path}': {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"'{file.path}' is not JSON: {error.msg} in line {error.lineno}; download it again") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{file.path}' is not JSON in UTF-8; download it again") from error
+
+
+def _whole(file: SourceFile) -> bytes:
+    with open_utf8(file.file) as stream:
+        return stream.read()
 
 
 def text_of(value: Any) -> str:
@@ -126,26 +135,30 @@ def yes_or_no(value: Any) -> str:
     raise Reject("row-invalid", "the label is neither yes nor no (1 or 0, True or False)")
 
 
-def embedded_picture(value: Any, what: str) -> bytes:
-    """The encoded bytes of an image field.
+def embedded_picture(value: Any, what: str, place: RowPlace | None = None) -> DraftImage:
+    """An image field: its encoded bytes, or, where it holds only a path, the file of that path beside the table.
+
+    Args:
+        place: where the field's row lies.
 
     Raises:
-        Reject: `image-missing`.
+        Reject: `image-missing`, `image-path-unsafe`, `image-unreadable`.
     """
-    if isinstance(value, bytes) and value:
-        return value
-    data = value.get("bytes") if isinstance(value, Mapping) else None
-    if not isinstance(data, bytes) or not data:
-        raise Reject("image-missing", f"{what} holds no picture")
-    return data
+    folder = place.folder if place is not None else None
+    image, _ = cell_image(value, what, () if folder is None else (folder,))
+    return DraftImage(image.content)
 
 
 def pictures_digest(values: Iterable[Any]) -> str:
-    """Names a set of pictures by content: rows with the same pictures in the same order get the same name."""
+    """Names a set of pictures by content: rows with the same pictures in the same order get the same name.
+
+    A picture of which only the path is there counts by its path.
+    """
     hasher = xxhash.xxh3_128()
     for value in values:
-        data = value.get("bytes") if isinstance(value, Mapping) else value
-        content = data if isinstance(data, bytes) else b""
+        data = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+        content = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+        content = content if isinstance(content, bytes) else b""
         hasher.update(len(content).to_bytes(8, "little"))
         hasher.update(content)
     return hasher.hexdigest()

@@ -1,7 +1,11 @@
 """Unpack archives that nobody vouches for: tar (plain, gz, bz2, xz) and zip, told by content, not by name.
 
 Refused: paths outside, links outside, devices, more files or bytes than the limits, and more than a sane ratio of
-unpacked to packed bytes. Nothing is believed that the archive says of sizes: bytes are counted as they come out.
+unpacked to packed bytes. Bytes are counted as they come out, those of members that are passed over and of headers
+included; a size that the archive itself puts beyond the limits is refused before anything of it is read.
+
+A member that has no place in a folder (a name that is not UTF-8 or too long, a file where another member needs a
+folder) is left out and named by `rejected_members`; the rest is unpacked.
 A finished folder has a marker and is used again; a killed or failed extraction leaves only a `.partial` folder, which
 the next one clears.
 """
@@ -16,41 +20,31 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol, cast
+from typing import IO, Any, cast
 
+from phi3v_data.converters.members import BLOCK, Limits, MemberWriter, Readable, RejectedMember
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import read_json, sync_disk, sync_folder, write_json
-from phi3v_data.mounts import NO_HARD_LINKS
 
 MARKER = "extracted.json"
 FOLDER = "files"
-_BLOCK = 1 << 20
 _TAR_BLOCK = 512
 _DAMAGE = (
     EOFError,
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
+    UnicodeDecodeError,  # zipfile: a name that is marked as UTF-8 and is not
     lzma.LZMAError,
     gzip.BadGzipFile,
     NotImplementedError,  # zipfile: a compression it does not know
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Beyond these an archive is taken for a bomb. The ratio counts only above `ratio_from` unpacked bytes."""
-
-    max_files: int = 2_000_000
-    max_bytes: int = 1 << 40
-    max_ratio: int = 200
-    ratio_from: int = 1 << 24
-
-
-class _Readable(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
+_EXTENDED = frozenset(
+    {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+)
 
 
 def archive_kind(path: Path) -> str:
@@ -85,7 +79,7 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
     times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
     identity = {"name": archive.name, "size": stat.st_size, **times}
     done = work_dir / FOLDER
-    if read_json(work_dir / MARKER) == identity and done.is_dir() and not done.is_symlink():
+    if done.is_dir() and not done.is_symlink() and _marker(work_dir).get("archive") == identity:
         return done
     kind = archive_kind(archive)
     if kind in ("rar", "7z", "tar.zst"):
@@ -101,7 +95,7 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
         for leftover in (work_dir / MARKER, partial, done):
             _remove(leftover)
         partial.mkdir(parents=True)
-        writer = _Writer(archive, partial, limits or Limits(), stat.st_size)
+        writer = MemberWriter(archive, partial, limits or Limits(), stat.st_size)
         if kind == "zip":
             _unzip(archive, writer)
         else:
@@ -110,7 +104,8 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
         sync_disk(partial)
         os.replace(partial, done)
         sync_folder(work_dir)
-        write_json(work_dir / MARKER, identity)
+        rejected = [[member.name, member.why] for member in writer.rejected]
+        write_json(work_dir / MARKER, {"archive": identity, "rejected": rejected})
     except _DAMAGE as error:
         raise UserError(
             f"the archive '{archive}' is damaged or cut short ({_reason(error)}); download it again"
@@ -122,9 +117,16 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
     return done
 
 
-def is_junk(path: PurePosixPath) -> bool:
-    """Hidden files, and what macOS leaves in archives and on foreign disks."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+def rejected_members(work_dir: Path) -> tuple[RejectedMember, ...]:
+    """The members that `extract` left out, in the order of the archive."""
+    found = _marker(work_dir).get("rejected")
+    pairs = [pair for pair in found if isinstance(pair, list) and len(pair) == 2] if isinstance(found, list) else []
+    return tuple(RejectedMember(str(name), str(why)) for name, why in pairs)
+
+
+def _marker(work_dir: Path) -> dict[str, Any]:
+    found = read_json(work_dir / MARKER)
+    return found if isinstance(found, dict) else {}
 
 
 def _reason(error: BaseException) -> str:
@@ -138,110 +140,19 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class _Writer:
-    """Puts members under `root`, counting them and their bytes."""
-
-    def __init__(self, archive: Path, root: Path, limits: Limits, packed: int) -> None:
-        self.archive = archive
-        self.root = root
-        self.limits = limits
-        self.packed = max(packed, 1)
-        self.files = 0
-        self.bytes = 0
-        self.links: list[tuple[PurePosixPath, PurePosixPath]] = []
-
-    def place(self, name: str) -> PurePosixPath | None:
-        """A member's path under the root; None for junk and for the root itself."""
-        if "\0" in name:
-            self.refuse(f"has a NUL in the name {name!r}")
-        path = PurePosixPath(name)
-        pieces = name.replace("\\", "/").split("/")
-        if path.is_absolute() or name[:1] == "\\" or ".." in pieces or name[1:3] in (":\\", ":/"):
-            self.refuse(f"has the path {name!r}, which leads outside")
-        if not path.parts or is_junk(path):
-            return None
-        return path
-
-    def count(self) -> None:
-        """One more member."""
-        self.files += 1
-        if self.files > self.limits.max_files:
-            self.refuse(f"has more than {self.limits.max_files} entries")
-
-    def folder(self, path: PurePosixPath) -> None:
-        (self.root / path).mkdir(parents=True, exist_ok=True)
-
-    def file(self, path: PurePosixPath, stream: _Readable) -> None:
-        target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as out:
-            while block := stream.read(_BLOCK):
-                self.weigh(len(block))
-                out.write(block)
-
-    def weigh(self, length: int) -> None:
-        """Count unpacked bytes."""
-        self.bytes += length
-        if self.bytes > self.limits.max_bytes:
-            self.refuse(f"unpacks to more than {self.limits.max_bytes} bytes")
-        if self.bytes > self.limits.ratio_from and self.bytes > self.limits.max_ratio * self.packed:
-            self.refuse(f"unpacks to more than {self.limits.max_ratio} times its size, as a decompression bomb does")
-
-    def link(self, path: PurePosixPath, target: str, *, base: PurePosixPath) -> None:
-        """Remember a link; it is made at the end, when all regular files are there."""
-        parts: list[str] = list(base.parts)
-        for part in target.split("/"):
-            if part == "..":
-                if not parts:
-                    self.refuse(f"has the link '{path}' to '{target}', which leads outside")
-                parts.pop()
-            elif part not in ("", "."):
-                parts.append(part)
-        if target.startswith("/"):
-            self.refuse(f"has the link '{path}' to '{target}', which leads outside")
-        self.links.append((path, PurePosixPath(*parts)))
-
-    def link_all(self) -> None:
-        """Links to files of the archive become further names of these files, links to links included.
-
-        No symbolic link is ever made, so none can be used to step outside. A link to a folder, or to what is not
-        there, cannot become a name of a file and is an error.
-        """
-        targets = dict(self.links)
-        for path, target in self.links:
-            seen = {path}
-            while target in targets and target not in seen:
-                seen.add(target)
-                target = targets[target]
-            source = self.root / target
-            if not source.is_file():
-                self.refuse(f"has the link '{path}' to '{target}', which is no file of the archive")
-            place = self.root / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.is_file() and not place.is_symlink():
-                place.unlink()
-            try:
-                os.link(source, place)
-            except OSError as error:
-                if error.errno not in NO_HARD_LINKS:
-                    raise
-                shutil.copyfile(source, place)
-
-    def refuse(self, what: str) -> None:
-        raise UserError(f"the archive '{self.archive}' {what}; it is not unpacked")
-
-
-def _unzip(archive: Path, writer: _Writer) -> None:
+def _unzip(archive: Path, writer: MemberWriter) -> None:
     with zipfile.ZipFile(archive) as packed:
         for entry in packed.infolist():
             writer.count()
-            path = writer.place(entry.filename)
+            name = entry.filename.replace("\\", "/")  # some Windows programs write them, against the standard
+            path = writer.place(name)
             if path is None:
                 continue
+            writer.announced(entry.file_size)
             if entry.flag_bits & 1:
                 raise UserError(f"the archive '{archive}' is encrypted; unpack it yourself and give the folder")
             kind = (entry.external_attr >> 28) if entry.create_system == 3 else 0
-            if entry.is_dir():
+            if name.endswith("/"):
                 writer.folder(path)
             elif kind == 0o12:
                 target = packed.read(entry).decode("utf-8", "surrogateescape") if entry.file_size < 4096 else "/"
@@ -253,11 +164,12 @@ def _unzip(archive: Path, writer: _Writer) -> None:
                 writer.refuse(f"has '{path}', which is a device or a pipe")
 
 
-def _untar(archive: Path, kind: str, writer: _Writer) -> None:
+def _untar(archive: Path, kind: str, writer: MemberWriter) -> None:
     with _decompressed(archive, kind) as raw:
-        stream = _Tail(raw)
-        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as packed:
+        stream = _Counted(raw, writer)
+        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_member_class(writer)) as packed:
             for member in _members(packed, writer):
+                writer.announced(member.size)
                 path = writer.place(member.name)
                 if path is None:
                     continue
@@ -273,13 +185,13 @@ def _untar(archive: Path, kind: str, writer: _Writer) -> None:
                     writer.link(path, member.linkname, base=PurePosixPath())
                 else:
                     writer.refuse(f"has '{path}', which is a device or a pipe")
-        while block := stream.read(_BLOCK):  # to the end, so that the checksum of gzip is looked at
-            writer.weigh(len(block))
+        while stream.read(BLOCK):  # to the end, so that the checksum of gzip is looked at
+            pass
         if not stream.ends_in_zeros:
             raise EOFError("no end mark")
 
 
-def _members(packed: tarfile.TarFile, writer: _Writer) -> Iterable[tarfile.TarInfo]:
+def _members(packed: tarfile.TarFile, writer: MemberWriter) -> Iterable[tarfile.TarInfo]:
     """The headers one after another, forgetting those that are done."""
     while (member := packed.next()) is not None:
         packed.members = []  # type: ignore[attr-defined]  # typeshed leaves it out; it would hold every header
@@ -288,7 +200,7 @@ def _members(packed: tarfile.TarFile, writer: _Writer) -> Iterable[tarfile.TarIn
 
 
 @contextmanager
-def _decompressed(archive: Path, kind: str) -> Iterator[_Readable]:
+def _decompressed(archive: Path, kind: str) -> Iterator[Readable]:
     if kind == "tar.gz":
         with gzip.open(archive, "rb") as stream:
             yield stream
@@ -303,15 +215,29 @@ def _decompressed(archive: Path, kind: str) -> Iterator[_Readable]:
             yield stream
 
 
-class _Tail:
-    """A stream that remembers its last block: a whole tar ends in zeros, one cut between two members does not."""
+def _member_class(writer: MemberWriter) -> type[tarfile.TarInfo]:
+    """`TarInfo` that looks at the size of an extended header before it reads it into memory."""
 
-    def __init__(self, stream: _Readable) -> None:
+    class Member(tarfile.TarInfo):
+        def _proc_member(self, packed: tarfile.TarFile) -> Any:
+            if self.type in _EXTENDED and self.size > writer.limits.max_header:
+                writer.refuse(f"has a header of {self.size} bytes; one has at most {writer.limits.max_header}")
+            return super()._proc_member(packed)  # type: ignore[misc]  # typeshed leaves it out
+
+    return Member
+
+
+class _Counted:
+    """A stream that is counted and remembers its last block: a whole tar ends in zeros, a cut one does not."""
+
+    def __init__(self, stream: Readable, writer: MemberWriter) -> None:
         self._stream = stream
+        self._writer = writer
         self._last = b""
 
     def read(self, size: int = -1, /) -> bytes:
         block = self._stream.read(size)
+        self._writer.came_out(len(block))
         self._last = (self._last + block)[-_TAR_BLOCK:]
         return block
 

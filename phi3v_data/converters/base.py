@@ -46,6 +46,8 @@ class Item:
     )
     label: str = ""  # class, for stratified splits
     data: Mapping[str, Any] = field(default_factory=dict)  # whatever else `convert` needs; picklable
+    reject: str = ""  # reason code of a sample that cannot be made, where the plan knows it: `convert` is not called
+    message: str = ""  # the sentence for it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +112,7 @@ class DatasetInfo:
     source: str = ""
     license: str = ""
     unlabelled: Sequence[str] | None = None  # the source's splits without answers; None: --unlabelled means all splits
+    notes: Sequence[str] = ()  # sentences for the user, which go into no file
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741 - the usual one-letter name of a type variable

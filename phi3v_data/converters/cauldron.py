@@ -157,7 +157,7 @@ def convert_row(item: Item, prompt: str = "") -> Draft:
     texts = [row["texts"][number] for number in item.data["texts"]]
     if not texts:
         raise Reject("no-turns", f"{item.key} has no text")
-    images = [embedded_picture(value, item.key) for value in row["images"] or ()]
+    images = [embedded_picture(value, item.key, place) for value in row["images"] or ()]
     turns = [
         DraftTurn(prompt or text_of(text.get("user")), text_of(text.get("assistant")), images if first else ())
         for first, text in zip((True, *[False] * len(texts)), texts, strict=False)

@@ -14,7 +14,6 @@ from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage
 from phi3v_data.converters.docvqa_layout import Question, find_questions
 from phi3v_data.converters.picture_files import stored_name
 from phi3v_data.converters.source import Source
-from phi3v_data.errors import Reject
 
 PROMPT = "{question}\nAnswer briefly."
 
@@ -51,14 +50,12 @@ class DocVqa(Converter[DocVqaOptions]):
 
     def convert(self, item: Item, options: DocVqaOptions) -> Draft:
         question: Question = item.data["question"]
-        if question.reject:
-            raise Reject(question.reject, question.message)
         notes: tuple[str, ...] = ()
         if question.place is None:
             name, notes = stored_name(question.name, question.path)
             image = DraftImage(question.path, name=name)
         else:
-            image = DraftImage(embedded_picture(question.place.read().get("image"), item.key))
+            image = embedded_picture(question.place.read().get("image"), item.key, question.place)
         return Draft(
             user=options.prompt.replace("{question}", question.text),
             assistant=item.data["answer"],
@@ -97,6 +94,8 @@ def _items(question: Question, options: DocVqaOptions) -> Iterator[Item]:
             size=question.size,
             part=question.part,
             data={"question": question, "answer": answer},
+            reject=question.reject,
+            message=question.message,
         )
 
 

@@ -71,6 +71,7 @@ def find_questions(source: Source, language: str, config: str) -> Iterator[Quest
 def _from_files(source: Source) -> Iterator[Question]:
     files = _annotations(source)
     pictures = PictureFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
+    source.use(files.values())
     for split, file in files.items():
         for index, row in enumerate(_entries(file)):
             yield _from_entry(split, f"{PurePosixPath(file.path).name}[{index}]", row, file, pictures)

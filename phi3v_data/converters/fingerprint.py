@@ -31,6 +31,8 @@ def item_fingerprint(item: Item, roots: Roots) -> str:
     """Digest of what a plan says of an item; its `path` counts only below one of `roots`."""
     name = roots.name(item.path) if item.path else None
     content = (item.split, item.key, name, item.group, item.size, item.label, item.data)
+    if item.reject:
+        content = (*content, item.reject, item.message)
     try:  # most items are plain, and there may be millions of them
         text = msgspec.json.encode(content, order="deterministic")
     except (TypeError, ValueError, NotImplementedError, RecursionError):
@@ -38,6 +40,13 @@ def item_fingerprint(item: Item, roots: Roots) -> str:
     for label, start in roots.as_json:
         text = text.replace(start, label)
     return xxhash.xxh3_128_hexdigest(text)
+
+
+def drawn_fingerprint(drawn: Draft | Item, split: str, roots: Roots, *, images: bool) -> str:
+    """Digest of what a generator gave: a draft, or an item for a member of an archive that has no place."""
+    if isinstance(drawn, Item):
+        return item_fingerprint(drawn, roots)
+    return draft_fingerprint(drawn, split, roots, images=images)
 
 
 def draft_fingerprint(draft: Draft, split: str, roots: Roots, *, images: bool) -> str:

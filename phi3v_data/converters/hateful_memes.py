@@ -28,6 +28,7 @@ from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage
 from phi3v_data.converters.cauldron import convert_row, is_cauldron, only_config, plan_rows
 from phi3v_data.converters.picture_files import PictureFiles, stored_name
 from phi3v_data.converters.source import Source
+from phi3v_data.converters.tables import RowPlace
 from phi3v_data.errors import NotFoundError, Reject
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
@@ -57,15 +58,13 @@ class HatefulMemes(Converter[HatefulMemesOptions]):
         if "texts" in item.data:
             return convert_row(item, "" if options.prompt == PROMPT else options.prompt)
         data = item.data
-        if data["reject"]:
-            raise Reject(data["reject"], data["message"])
         notes: tuple[str, ...] = ()
         if data["place"] is None:
             name, notes = stored_name(f"img/{data['stem']}{PurePosixPath(item.path).suffix}", item.path)
             image = DraftImage(item.path, name=name)
         else:
             row = data["place"].read()
-            image = DraftImage(embedded_picture(row.get("image") or row.get("img"), item.key))
+            image = embedded_picture(row.get("image") or row.get("img"), item.key, data["place"])
         return Draft(
             user=options.prompt.replace("{text}", data["text"]),
             assistant=item.label,
@@ -101,6 +100,7 @@ def _from_files(source: Source) -> Iterator[Item]:
             "files either"
         )
     pictures = PictureFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
+    source.use(files)
     for file in files:
         path = PurePosixPath(file.path)
         folder = str(path.parent).removeprefix(".")
@@ -123,20 +123,39 @@ def _from_tables(source: Source) -> Iterator[Item]:
         check_columns(source, full, (("image", "img"), ("img", "id"), ("text",)), "set of Hateful Memes")
         columns = [name for name in source.columns(full) if name in ("id", "img", "label", "text")]
         for index, (place, row) in enumerate(zip(source.places(full), source.rows(full, columns=columns), strict=True)):
-            yield _item(split, f"{split}[{index}]", row, place=place, part=place.part)
+            yield _item(split, f"{split}[{index}]", row, place=place)
 
 
-def _item(split: str, key: str, row: Mapping[str, Any], *, path: str = "", size: int = 0, **more: Any) -> Item:
-    data = {"stem": "", "text": text_of(row.get("text")), "place": None, "reject": "", "message": "", **more}
-    part = data.pop("part", "")
-    label = ""
+def _item(
+    split: str,
+    key: str,
+    row: Mapping[str, Any],
+    *,
+    path: str = "",
+    size: int = 0,
+    place: RowPlace | None = None,
+    reject: str = "",
+    message: str = "",
+) -> Item:
+    stem = label = ""
     try:
-        if not data["reject"]:
-            data["stem"] = PurePosixPath(_reference(row, key)).stem
+        if not reject:
+            stem = PurePosixPath(_reference(row, key)).stem
             label = yes_or_no(row.get("label"))
-    except Reject as reject:
-        data |= {"reject": reject.code, "message": f"{key}: {reject.message}"}
-    return Item(split, key, path, group=data["stem"], size=size, part=part, label=label, data=data)
+    except Reject as found:
+        reject, message = found.code, f"{key}: {found.message}"
+    return Item(
+        split,
+        key,
+        path,
+        group=stem,
+        size=size,
+        part=place.part if place else "",
+        label=label,
+        data={"stem": stem, "text": text_of(row.get("text")), "place": place},
+        reject=reject,
+        message=message,
+    )
 
 
 def _reference(row: Mapping[str, Any], key: str) -> str:

@@ -31,6 +31,7 @@ from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage
 from phi3v_data.converters.cauldron import HUB_ID, convert_row, is_cauldron, only_config, plan_rows
 from phi3v_data.converters.picture_files import PictureFiles, stored_name
 from phi3v_data.converters.source import Source, SourceFile
+from phi3v_data.converters.tables import RowPlace
 from phi3v_data.errors import NotFoundError, Reject
 from phi3v_data.messages import shown
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
@@ -107,8 +108,6 @@ class Nlvr2(Converter[Nlvr2Options]):
         if "texts" in item.data:
             return convert_row(item)
         data = item.data
-        if data["reject"]:
-            raise Reject(data["reject"], data["message"])
         images, notes = _pictures(item)
         return Draft(
             user=options.prompt.replace("{sentence}", data["sentence"]),
@@ -145,7 +144,7 @@ def _pictures(item: Item) -> tuple[list[DraftImage], tuple[str, ...]]:
     values = row[columns[0]] if len(columns) == 1 else [row[name] for name in columns]
     if len(values or ()) != 2:
         raise Reject("image-missing", f"{item.key} has {len(values or ())} pictures, not 2")
-    return [DraftImage(embedded_picture(value, item.key)) for value in values], ()
+    return [embedded_picture(value, item.key, data["place"]) for value in values], ()
 
 
 @once_a_source
@@ -155,7 +154,9 @@ def _statements(source: Source, subset: str) -> tuple[Item, ...]:
 
 def _from_files(source: Source, subset: str) -> Iterator[Item]:
     pictures = PictureFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
-    for split, file in _annotations(source, subset).items():
+    annotations = _annotations(source, subset)
+    source.use(annotations.values())
+    for split, file in annotations.items():
         name = PurePosixPath(file.path).name
         for line in read_json_lines(file):
             key = f"{name}:{line.number}"
@@ -168,6 +169,7 @@ def _from_files(source: Source, subset: str) -> Iterator[Item]:
                 message = f"{key}: {reject.message}"
                 yield _item(split, key, line.value, size=line.size, reject=reject.code, message=message)
                 continue
+            source.use(files)
             stored = [(str(file.file), f"{split}/{PurePosixPath(file.path).name}") for file in files]
             yield _item(split, key, line.value, size=line.size + sum(file.size for file in files), files=stored)
 
@@ -208,29 +210,47 @@ def _from_tables(source: Source, subset: str) -> Iterator[Item]:
         check_columns(source, full, (_IDENTIFIERS, _SENTENCES, [names[0] for names in _PICTURE_COLUMNS]), "NLVR2 set")
         texts = [name for name in columns if name in (*_IDENTIFIERS, *_SENTENCES, *_LABELS)]
         for index, (place, row) in enumerate(zip(source.places(full), source.rows(full, columns=texts), strict=True)):
-            yield _item(split, f"{split}[{index}]", row, place=place, part=place.part)
+            yield _item(split, f"{split}[{index}]", row, place=place)
 
 
-def _item(split: str, key: str, row: Mapping[str, Any], *, size: int = 0, part: str = "", **more: Any) -> Item:
-    data: dict[str, Any] = {
-        "identifier": text_of(field_of(row, _IDENTIFIERS)),
-        "sentence_id": "",
-        "sentence": text_of(field_of(row, _SENTENCES)),
-        "place": None,
-        "files": (),
-        "reject": "",
-        "message": "",
-        **more,
-    }
-    label = group = ""
+def _item(
+    split: str,
+    key: str,
+    row: Mapping[str, Any],
+    *,
+    size: int = 0,
+    place: RowPlace | None = None,
+    files: Sequence[tuple[str, str]] = (),
+    reject: str = "",
+    message: str = "",
+) -> Item:
+    text = text_of(field_of(row, _IDENTIFIERS))
+    sentence = text_of(field_of(row, _SENTENCES))
+    label = group = sentence_id = ""
     try:
-        if not data["reject"]:
-            identifier = Identifier(data["identifier"])
-            data["sentence_id"], group = identifier.sentence_id, identifier.set_id
+        if not reject:
+            identifier = Identifier(text)
+            sentence_id, group = identifier.sentence_id, identifier.set_id
             label = yes_or_no(field_of(row, _LABELS))
-            if not data["sentence"].strip():
+            if not sentence.strip():
                 raise Reject("row-invalid", "there is no sentence")
-    except Reject as reject:
-        data |= {"reject": reject.code, "message": f"{key}: {reject.message}"}
-    paths: Sequence[tuple[str, str]] = data["files"]
-    return Item(split, key, paths[0][0] if paths else "", group=group, size=size, part=part, label=label, data=data)
+    except Reject as found:
+        reject, message = found.code, f"{key}: {found.message}"
+    return Item(
+        split,
+        key,
+        files[0][0] if files else "",
+        group=group,
+        size=size,
+        part=place.part if place else "",
+        label=label,
+        data={
+            "identifier": text,
+            "sentence_id": sentence_id,
+            "sentence": sentence,
+            "place": place,
+            "files": files,
+        },
+        reject=reject,
+        message=message,
+    )

@@ -31,6 +31,7 @@ GROUP = "phi3v_data.converters"
 
 BUILT_IN: Mapping[str, tuple[str, str]] = {
     "ucf101": ("phi3v_data.converters.ucf101:Ucf101", "Folders of video clips by class; UCF-101 in all its layouts."),
+    "image_folder": ("phi3v_data.converters.image_folder:ImageFolder", "Folders of images by class."),
     "docvqa": ("phi3v_data.converters.docvqa:DocVqa", "DocVQA, single page: official files, Hub sets and mirrors."),
     "hateful_memes": ("phi3v_data.converters.hateful_memes:HatefulMemes", "Hateful Memes: official files and mirrors."),
     "nlvr2": ("phi3v_data.converters.nlvr2:Nlvr2", "NLVR2, two pictures a sentence: official files and mirrors."),

@@ -14,21 +14,29 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from phi3v_data.converters.archive import Limits, extract, is_junk
+from phi3v_data.converters.archive import extract, rejected_members
 from phi3v_data.converters.hub import RemoteFiles, fetch
+from phi3v_data.converters.members import Limits, RejectedMember, is_junk
 from phi3v_data.converters.reads import Roots, not_noting, note_folder
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.suffixes import ARCHIVE_SUFFIXES, is_table
+from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, is_table
 
 if TYPE_CHECKING:
     from phi3v_data.converters.tables import RowPlace, Tables
 
 Kind: TypeAlias = Literal["folder", "archive", "file", "parquet", "save_to_disk"]
+
+_DOCUMENT = re.compile(
+    r"(readme|licen[cs]e|copying|citation|notice|changelog|sha(1|256)sums?|md5sums?)\b.*|.*\.(md|rst|pdf|bib)"
+    r"|dataset_infos\.json|thumbs\.db|desktop\.ini",
+    re.IGNORECASE,
+)
+"""Files that go with a data set and are none of its data."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -50,6 +58,7 @@ class Source:
         root: folder under which its files lie now (for an archive, where it was unpacked).
         spec: what the user wrote.
         hub_id: the Hub data set it was downloaded from, or empty.
+        rejected: members of its archives that have no place in a folder, with the name of the archive.
     """
 
     def __init__(
@@ -71,6 +80,10 @@ class Source:
         self._files: tuple[SourceFile, ...] | None = None
         self._all_files: tuple[SourceFile, ...] | None = None
         self._opened: Tables | None = None
+        self.rejected: list[tuple[str, RejectedMember]] = []
+        self._listed: set[str] | None = set()  # endings that were asked for; None: all files were
+        self._unpacked: set[str] = set()  # archives within the source
+        self._used: set[str] | None = None  # paths of the files that `use` was told of
         if remote is None:
             note_folder(str(root if root.is_dir() else root.parent))
 
@@ -118,6 +131,7 @@ class Source:
             return cls("file", path, text, hub_id=hub_id, work_dir=work)
         source = cls("archive", path, text, hub_id=hub_id, work_dir=work)
         source.root = extract(path, source._work_folder(), limits)
+        source._reject(path.name, source._work_folder())
         if (kind := _folder_kind(source.root)) != "folder":
             source.kind = kind
         return source
@@ -139,10 +153,7 @@ class Source:
         if self._files is None:
             found = list(_walk(self.root)) if self.root.is_dir() else [_single(self.root)]
             self._files = tuple(sorted(found, key=lambda entry: entry.path.encode()))
-        if not suffixes:
-            return self._files
-        endings = tuple(suffix.lower() for suffix in suffixes)
-        return tuple(entry for entry in self._files if entry.path.lower().endswith(endings))
+        return self._select(self._files, suffixes)
 
     def all_files(self, suffixes: Sequence[str] = ()) -> tuple[SourceFile, ...]:
         """Like `files`, with what lies in the archives of the source as if each had been unpacked where it is.
@@ -156,21 +167,70 @@ class Source:
             files = {entry.path: entry for entry in self._inner_files()}
             files |= {entry.path: entry for entry in self.files()}
             self._all_files = tuple(sorted(files.values(), key=lambda entry: entry.path.encode()))
+        return self._select(self._all_files, suffixes)
+
+    def _select(self, files: tuple[SourceFile, ...], suffixes: Sequence[str]) -> tuple[SourceFile, ...]:
         endings = tuple(suffix.lower() for suffix in suffixes)
-        return tuple(entry for entry in self._all_files if not endings or entry.path.lower().endswith(endings))
+        if not endings:
+            self._listed = None
+            return files
+        if self._listed is not None:
+            self._listed.update(endings)
+        return tuple(entry for entry in files if entry.path.lower().endswith(endings))
+
+    def use(self, files: Iterable[SourceFile]) -> None:
+        """Say which files samples, labels or splits come from: in this source, all others then count as left out.
+
+        Where it is never called, a file counts as left out that no call of `files` or `all_files` asked for.
+        """
+        if self._used is None:
+            self._used = set()
+        self._used.update(entry.path for entry in files)
+
+    def left_out(self, is_used: Callable[[Path], bool] = lambda file: False) -> tuple[SourceFile, ...]:
+        """The files that no sample is made of, as far as can be told; documents such as a README do not count.
+
+        Args:
+            is_used: whether a file is known to be used, by where it lies now.
+        """
+        files = self._all_files or self._files or ()
+        of_tables = self.kind == "parquet" and self._opened is not None and not self._remote
+        if of_tables and not files and self.root.is_dir():
+            files = tuple(sorted(_walk(self.root), key=lambda entry: entry.path.encode()))
+        if self._used is None and self._listed is None:
+            return ()
+        read = set(self._opened.files_read()) if self._opened is not None else set()
+        endings = tuple((self._listed or set()) - {".parquet"}) if self._used is None else ()
+        return tuple(
+            entry
+            for entry in files
+            if not _DOCUMENT.fullmatch(entry.path.rpartition("/")[2])
+            and not (endings and entry.path.lower().endswith(endings))
+            and entry.path not in (self._used or ())
+            and entry.path not in self._unpacked
+            and str(entry.file) not in read
+            and not (of_tables and entry.path.lower().endswith(SOURCE_IMAGE_SUFFIXES))  # rows may name them
+            and not is_used(entry.file)
+        )
 
     def _inner_files(self) -> Iterator[SourceFile]:
         folders = {str(parent) for entry in self.files() for parent in PurePosixPath(entry.path).parents}
         for archive in self.files(ARCHIVE_SUFFIXES) if self.root.is_dir() else ():
             path = PurePosixPath(archive.path)
             suffix = max((end for end in ARCHIVE_SUFFIXES if path.name.lower().endswith(end)), key=len)
+            self._unpacked.add(archive.path)
             if str(path.with_name(path.name[: -len(suffix)])) in folders:
                 continue
             digest = hashlib.sha256(archive.path.encode()).hexdigest()[:16]
+            work = self._work_folder() / f"inner-{digest}"
             with not_noting():
-                root = extract(archive.file, self._work_folder() / f"inner-{digest}")
+                root = extract(archive.file, work)
+            self._reject(archive.path, work)
             for entry in _walk(root):
                 yield SourceFile(str(path.parent / entry.path), entry.file, entry.size)
+
+    def _reject(self, archive: str, work: Path) -> None:
+        self.rejected += [(archive, member) for member in rejected_members(work)]
 
     def _work_folder(self) -> Path:
         if self._work_dir is None:

@@ -3,40 +3,42 @@
     phi3v-data convert table --source rows.csv --map map.yaml --out_dir out
 
 `table_map` says what a mapping file holds, `table_rows` which tables are read. Pictures are paths relative to the
-table, or to `--image_dir`, or embedded as `datasets` stores them.
+table, or to `--image_dir`, embedded as `datasets` stores them, or base64 text. Without a mapping file the columns'
+names decide (`table_guess`).
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, field_validator
 
-from phi3v_data.converters.annotations import embedded_picture, once_a_source
+from phi3v_data.converters.annotations import once_a_source
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
-from phi3v_data.converters.picture_files import stored_name
+from phi3v_data.converters.cell_images import cell_image, cell_path, image_values
 from phi3v_data.converters.source import Source
+from phi3v_data.converters.table_guess import HELP, guess_map
 from phi3v_data.converters.table_map import TableMap, TurnMap, fill, line_of, parse_map, placeholders, read_map
-from phi3v_data.converters.table_rows import Table, TableRow, open_table
+from phi3v_data.converters.table_rows import NamedFiles, Table, TableRow, open_table
 from phi3v_data.errors import NotFoundError, Reject, UserError
-from phi3v_data.files import unsafe_reason
-from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.images import read_image_file
 from phi3v_data.messages import shown
 from phi3v_data.schema import Scalar
 from phi3v_data.splits import is_split_name
-from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 
 class TableOptions(Options):
     """What can be chosen."""
 
-    map: str = Field(description="The mapping file (YAML): which columns make up a sample.")
+    map: str = Field(
+        "",
+        description="The mapping file (YAML): which columns make up a sample. Left out: image, question, answer, or "
+        "columns with other usual names.",
+    )
     table: str = Field("", description="Which file of the source is the table, where it holds several.")
     image_dir: str = Field("", exclude=True, description="Where the pictures' paths start, if not at the table.")
 
@@ -49,6 +51,8 @@ class TableOptions(Options):
         if not isinstance(value, str | Path):
             raise ValueError("give the path of a mapping file")
         text = str(value)
+        if not text:
+            return text
         if "\n" in text or text.lstrip().startswith("{"):
             parse_map(text)
             return text
@@ -62,11 +66,20 @@ class TableConverter(Converter[TableOptions]):
     version = "1"
 
     def plan(self, source: Source, options: TableOptions) -> Iterable[Item]:
-        mapping = _mapping(options.map)
+        text = _map_text(source, options)
+        mapping = _mapping(text)
         table = _open(source, options)
-        _check_columns(mapping, table, options.map)
+        _check_columns(mapping, table, text)
         root = _image_root(table, options)
+        files = NamedFiles(source, table.file)
+        columns = [name for turn in mapping.all_turns() for name in turn.images]
         for row in table.rows:
+            named = [
+                path
+                for name in columns
+                for value in image_values(row.cells.get(name), mapping.separator)
+                if (path := cell_path(value))
+            ]
             yield Item(
                 split=_split(row, mapping),
                 key=row.where,
@@ -74,17 +87,22 @@ class TableConverter(Converter[TableOptions]):
                 group=_quiet_text(row.cells, mapping.group),
                 size=row.size,
                 part=row.place.part if row.place else "",
-                data={"row": row if row.place is None else replace(row, cells={})},
+                data={
+                    "row": row if row.place is None else replace(row, cells={}),
+                    "files": files.elsewhere(named),
+                    "map": "" if options.map else text,
+                },
             )
 
     def convert(self, item: Item, options: TableOptions) -> Draft:
         row: TableRow = item.data["row"]
         if row.problem:
             raise Reject("row-invalid", f"{row.where} {row.problem}")
-        return _RowReader(row, _mapping(options.map), item.path).draft()
+        mapping = _mapping(options.map or item.data["map"])
+        return _RowReader(row, mapping, _folders(row, item.path, options), item.data["files"]).draft()
 
     def describe(self, source: Source, options: TableOptions) -> DatasetInfo:
-        mapping = _mapping(options.map)
+        mapping = _mapping(_map_text(source, options))
         name = mapping.name or _open(source, options).name
         return DatasetInfo(
             name=name if is_split_name(name) else self.name,
@@ -94,29 +112,26 @@ class TableConverter(Converter[TableOptions]):
             source=mapping.source,
             license=mapping.license,
             unlabelled=_unlabelled(source, options),
+            notes=() if options.map else (_guess(source, options)[1],),
         )
 
 
 class _RowReader:
     """One row as a draft."""
 
-    def __init__(self, row: TableRow, mapping: TableMap, root: str) -> None:
+    def __init__(
+        self, row: TableRow, mapping: TableMap, folders: Sequence[str | Path], files: Mapping[str, str]
+    ) -> None:
         self.row = row
         self.mapping = mapping
-        self.root = root
+        self.folders = folders
+        self.files = files
         self.cells: Mapping[str, Any] = row.cells if row.place is None else row.place.read()
         self.notes: list[str] = []
 
     def draft(self) -> Draft:
         mapping = self.mapping
-        turns = [
-            DraftTurn(
-                self.text(turn.user),
-                self.answer(turn),
-                [self.picture(value, name) for name in turn.images for value in self.several(name)],
-            )
-            for turn in mapping.all_turns()
-        ]
+        turns = [DraftTurn(self.question(turn), self.answer(turn), self.images(turn)) for turn in mapping.all_turns()]
         meta: dict[str, Scalar] = {name: _scalar(self.cell(name), name, self.row) for name in mapping.meta}
         return Draft(
             turns=turns,
@@ -160,47 +175,40 @@ class _RowReader:
         """A template with the row's cells."""
         return fill(template, {name: self.named(self.cell(name), name) for name in placeholders(template)})
 
-    def answer(self, turn: TurnMap) -> str:
-        """The answer; empty where all cells that it is made of are."""
-        names = list(placeholders(turn.assistant))
+    def question(self, turn: TurnMap) -> str:
+        """The user's text; noted where all cells that it is made of are empty."""
+        names = list(placeholders(turn.user))
         if names and not any(self.named(self.cell(name), name).strip() for name in names):
-            return ""
-        return self.text(turn.assistant)
+            self.notes.append("question-cell-empty")
+        return self.text(turn.user)
 
-    def picture(self, value: Any, name: str) -> DraftImage:
-        """A path's file, or an embedded picture.
+    def answer(self, turn: TurnMap) -> str:
+        """The answer; empty where all cells that it is made of are. Of a cell with several answers it is the first."""
+        cells = {name: self.named(self.first(name), name) for name in placeholders(turn.assistant)}
+        if cells and not any(map(str.strip, cells.values())):
+            return ""
+        return fill(turn.assistant, cells)
+
+    def first(self, name: str) -> Any:
+        """A cell, or the first of the texts in it."""
+        value = self.cell(name)
+        return value[0] if isinstance(value, list) and value and isinstance(value[0], str) else value
+
+    def images(self, turn: TurnMap) -> list[DraftImage]:
+        """The images of a turn.
 
         Raises:
             Reject: `image-missing`, `image-path-unsafe`, `image-unreadable`.
         """
-        if isinstance(value, Mapping) and not value.get("bytes") and isinstance(value.get("path"), str):
-            value = value["path"]
-        if not isinstance(value, str):
-            return DraftImage(embedded_picture(value, f"{self.row.where}: '{name}'"))
-        if "://" in value[:10]:
-            raise Reject("image-missing", f"{self.row.where}: '{name}' holds an address; download the pictures first")
-        path = str(PurePosixPath(value.replace("\\", "/")))
-        if why := unsafe_reason(path):
-            raise Reject(
-                "image-path-unsafe",
-                f"{self.row.where}: '{name}' holds the path {shown(path)}, which {why}; write it "
-                "relative to the table, or to --image_dir",
-            )
-        file = Path(self.root, path)
-        try:
-            data = read_image_file(file)
-        except (FileNotFoundError, NotADirectoryError):
-            raise Reject("image-missing", f"{self.row.where}: there is no picture {shown(path)}") from None
-        except UnreadableImageError as error:
-            raise Reject(error.code, f"{self.row.where}: {shown(path)} {error}") from None
-        except PermissionError as error:
-            raise Reject("image-unreadable", f"{self.row.where}: {shown(path)}: {error.strerror}") from None
-        named = path.lower().endswith(SOURCE_IMAGE_SUFFIXES) and not any(
-            piece.startswith(".") for piece in path.split("/")
-        )
-        stored, notes = stored_name(path, file) if named else ("", ())
-        self.notes += notes
-        return DraftImage(data, name=stored)
+        found = []
+        for name in turn.images:
+            for value in image_values(self.cell(name), self.mapping.separator):
+                image, notes = cell_image(value, f"{self.row.where}: '{name}'", self.folders, self.files)
+                self.notes += notes
+                found.append(image)
+        if turn.images and not found:
+            self.notes.append("image-cell-empty")
+        return found
 
 
 @lru_cache(maxsize=8)
@@ -208,10 +216,27 @@ def _mapping(text: str) -> TableMap:
     return parse_map(text)
 
 
+def _map_text(source: Source, options: TableOptions) -> str:
+    """The mapping file's text; without one, what the columns' names suggest."""
+    return options.map or _guess(source, options)[0]
+
+
+@once_a_source
+def _guess(source: Source, options: TableOptions) -> tuple[str, str]:
+    return guess_map(open_table(source, options.table, "", frozenset()).columns)
+
+
 def _open(source: Source, options: TableOptions) -> Table:
-    mapping = _mapping(options.map)
+    mapping = _mapping(_map_text(source, options))
     pictures = frozenset(name for turn in mapping.all_turns() for name in turn.images)
     return open_table(source, options.table, mapping.delimiter, pictures)
+
+
+def _folders(row: TableRow, root: str, options: TableOptions) -> list[str | Path]:
+    """Where the paths of a row start: --image_dir, else beside the row's own file, else at the source."""
+    if row.place is None or options.image_dir or row.place.folder is None:
+        return [root]
+    return [row.place.folder, root]
 
 
 def _image_root(table: Table, options: TableOptions) -> str:
@@ -233,7 +258,7 @@ def _check_columns(mapping: TableMap, table: Table, text: str) -> None:
         if name in table.columns or name.partition(".")[0] in table.columns:
             continue
         near = get_close_matches(name, table.columns, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(table.columns)}"
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(map(shown, table.columns[:5]))}; {HELP}"
         place = [int(piece) if piece.isdigit() else piece for piece in field.split(".")]
         raise UserError(f"--map, line {line_of(node, place)}, {field}: the table has no column '{name}'; {hint}")
 
@@ -246,7 +271,7 @@ def _split(row: TableRow, mapping: TableMap) -> str:
 @once_a_source
 def _unlabelled(source: Source, options: TableOptions) -> tuple[str, ...]:
     """Splits in which no row has an answer to the last turn."""
-    mapping = _mapping(options.map)
+    mapping = _mapping(_map_text(source, options))
     names = list(placeholders(mapping.all_turns()[-1].assistant))
     answered: dict[str, bool] = {}
     for row in _open(source, options).rows:
@@ -270,7 +295,8 @@ def _lookup(cells: Mapping[str, Any], name: str) -> Any:
 def _quiet_text(cells: Mapping[str, Any], name: str) -> str:
     """A cell as text, empty where it is not there or no text: for the plan, which rejects nothing."""
     try:
-        return (_as_text(_lookup(cells, name)) or "") if name else ""
+        value = _lookup(cells, name) if name else None
+        return _as_text(value[0] if isinstance(value, list) and value else value) or ""
     except KeyError:
         return ""
 

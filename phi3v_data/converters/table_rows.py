@@ -1,18 +1,21 @@
 """Rows of plain tables, each with its place: CSV, TSV, JSON lines, a JSON list, parquet, `save_to_disk`."""
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import Any, TextIO
 
 from phi3v_data.converters.annotations import read_json, read_json_lines
 from phi3v_data.converters.source import Source, SourceFile
 from phi3v_data.converters.tables import RowPlace
+from phi3v_data.encodings import open_utf8
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.suffixes import TABLE_SUFFIXES, is_table
+from phi3v_data.suffixes import TABLE_SUFFIXES, is_table, table_suffix
 
 MAX_CELL = 1 << 26
 LOOKED_AT = 1000
@@ -39,6 +42,30 @@ class Table:
     columns: tuple[str, ...]
     rows: Iterator[TableRow] = field(repr=False)
     root: str = ""
+    file: SourceFile | None = None  # of a plain table
+
+
+class NamedFiles:
+    """The files of a source by the paths that a table in it uses: what is named counts as used."""
+
+    def __init__(self, source: Source, table: SourceFile | None) -> None:
+        self._source = source
+        self._folder = str(PurePosixPath(table.path).parent) if table else ""
+        self._files: dict[str, SourceFile] = {}
+        if table is not None:
+            source.use([table])
+            self._files = {file.path: file for file in source.all_files()}
+
+    def elsewhere(self, paths: Iterable[str]) -> dict[str, str]:
+        """Where the files of some paths lie, if not below the table's folder: in an unpacked archive beside it."""
+        found = {}
+        for path in paths:
+            file = self._files.get(normpath(f"{self._folder}/{path}"))
+            if file is not None:
+                self._source.use([file])
+                if not file.file.is_relative_to(self._source.root):
+                    found[path] = str(file.file)
+        return found
 
 
 def open_table(source: Source, file: str, delimiter: str, pictures: frozenset[str]) -> Table:
@@ -56,11 +83,13 @@ def open_table(source: Source, file: str, delimiter: str, pictures: frozenset[st
     found = _find(source, file)
     path = PurePosixPath(found.path)
     root = str(found.file.parent.absolute())
-    if path.suffix.lower() in (".csv", ".tsv"):
-        columns, rows = _csv(found, delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","))
-        return Table(path.stem, columns, rows, root)
-    columns, rows = _peek(_json(found) if path.suffix.lower() == ".json" else _json_lines(found))
-    return Table(path.stem, columns, rows, root)
+    suffix = table_suffix(path.name)
+    name = path.name[: path.name.lower().rindex(suffix)]
+    if suffix in (".csv", ".tsv"):
+        columns, rows = _csv(found, delimiter or _delimiter(found, "\t" if suffix == ".tsv" else ","))
+    else:
+        columns, rows = _peek(_json(found) if suffix == ".json" else _json_lines(found))
+    return Table(name, columns, rows, root, found)
 
 
 def _find(source: Source, file: str) -> SourceFile:
@@ -101,7 +130,22 @@ def _csv(file: SourceFile, delimiter: str) -> tuple[tuple[str, ...], Iterator[Ta
 
 
 def _opened(file: SourceFile) -> TextIO:
-    return file.file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return io.TextIOWrapper(open_utf8(file.file), encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _delimiter(file: SourceFile, usual: str) -> str:
+    """What parts the columns' names in the first line: the usual character of such a file, or another that does."""
+    with _opened(file) as lines:
+        line = lines.readline(MAX_CELL)
+    counts: dict[str, int] = {}
+    for delimiter in (usual, ",", ";", "\t", "|"):
+        try:
+            counts.setdefault(delimiter, len(next(csv.reader([line], delimiter=delimiter), [])))
+        except csv.Error:
+            continue
+    if counts.get(usual, 0) > 1:
+        return usual
+    return max(counts, key=lambda delimiter: counts[delimiter], default=usual)
 
 
 def _header(reader: Iterator[list[str]], name: str) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from phi3v_data.converters.archive import is_junk
 from phi3v_data.converters.fingerprint import fingerprint
 from phi3v_data.converters.hub import REMOTE, RemoteFiles, open_remote, remote_errors
+from phi3v_data.converters.members import is_junk
 from phi3v_data.converters.reads import folder_state, note_row, state_of
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.splits import canonical_split, split_sort_key
@@ -43,6 +43,13 @@ class RowPlace:
     def part(self) -> str:
         """Equal for rows that are best read together: `Item.part`."""
         return f"{self.file}\0{self.chunk}" if isinstance(self.chunk, int) else ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the row's file lies in, where a path in a cell may lead; None on the Hub."""
+        if self.file.startswith(REMOTE):
+            return None
+        return Path(self.file) if isinstance(self.chunk, str) else Path(self.file).parent
 
     def read(self) -> dict[str, Any]:
         """The whole row. Reading places in order is cheap, in any other order right.
@@ -90,6 +97,9 @@ class Tables(Protocol):
     def places(self, split: str) -> Iterator[RowPlace]:
         """Where each row of a split lies, in order."""
 
+    def files_read(self) -> Sequence[str]:
+        """The files of the splits whose rows were asked for."""
+
 
 def open_tables(kind: str, root: Path, remote: RemoteFiles | None = None) -> Tables:
     """The rows of a source of kind `parquet` or `save_to_disk`; `remote`: parquet files of the Hub, not of `root`.
@@ -110,6 +120,7 @@ class _Parquet:
     def __init__(self, root: str, files: Mapping[str, Sequence[str]]) -> None:
         self._root = root
         self._files = files
+        self._read: set[str] = set()
 
     def names(self) -> Sequence[str]:
         return tuple(self._files)
@@ -124,6 +135,7 @@ class _Parquet:
         self, split: str, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[dict[str, Any]]:
         at = 0
+        self._read.update(self._of(split))
         for path in self._of(split):
             with _told(path):
                 file = _parquet(path)
@@ -144,11 +156,15 @@ class _Parquet:
                         return
 
     def places(self, split: str) -> Iterator[RowPlace]:
+        self._read.update(self._of(split))
         for path in self._of(split):
             metadata = _parquet(path).metadata
             for group in range(metadata.num_row_groups):
                 for row in range(metadata.row_group(group).num_rows):
                     yield RowPlace(path, group, row)
+
+    def files_read(self) -> Sequence[str]:
+        return tuple(self._read)
 
     def _of(self, split: str) -> Sequence[str]:
         if split not in self._files:
@@ -185,6 +201,9 @@ class _SavedTables:
     def places(self, split: str) -> Iterator[RowPlace]:
         for row in range(self._of(split).num_rows):
             yield RowPlace(str(self._root), split, row)
+
+    def files_read(self) -> Sequence[str]:
+        return ()
 
     def _of(self, split: str) -> Any:
         if split not in self._splits:

@@ -7,15 +7,15 @@
 The full set: https://www.crcv.ucf.edu/data/UCF101.php
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
+from phi3v_data.converters.class_folders import ClassFile, chosen_classes, read_class_filter
 from phi3v_data.converters.source import Source
-from phi3v_data.converters.ucf101_layout import Layout, PlannedClip, find_layout, read_class_filter
-from phi3v_data.errors import Reject
+from phi3v_data.converters.ucf101_layout import UCF_WORDS, Layout, find_layout
 
 PROMPT = "Classify the video into one of the following classes: {classes}."
 
@@ -61,8 +61,6 @@ class Ucf101(Converter[Ucf101Options]):
         from phi3v_data.media.encoding import SUFFIXES, fit
         from phi3v_data.media.video import read_clip
 
-        if item.data["reject"]:
-            raise Reject(item.data["reject"], item.data["message"])
         clip = read_clip(
             item.path,
             options.frames,
@@ -94,21 +92,20 @@ class Ucf101(Converter[Ucf101Options]):
     def describe(self, source: Source, options: Ucf101Options) -> DatasetInfo:
         layout = _layout(source, options)
         return DatasetInfo(
-            name=self.name,
+            name=self.name if layout.is_ucf101 else "clips",
             task="classification",
             metrics=("accuracy",),
             classes=layout.classes,
             num_crops=4,
-            source=layout.words,
+            source=UCF_WORDS if layout.is_ucf101 else "clips sorted into class folders",
         )
 
 
 def _layout(source: Source, options: Ucf101Options) -> Layout:
-    wanted: Sequence[str] = [name for name in options.classes.split("\n" if "\n" in options.classes else ",") if name]
-    return find_layout(source, fold=options.fold, lists=options.lists, wanted=[name.strip() for name in wanted])
+    return find_layout(source, fold=options.fold, lists=options.lists, wanted=chosen_classes(options.classes))
 
 
-def _item(clip: PlannedClip, prompt: str) -> Item:
+def _item(clip: ClassFile, prompt: str) -> Item:
     return Item(
         split=clip.split,
         key=clip.key,
@@ -120,7 +117,7 @@ def _item(clip: PlannedClip, prompt: str) -> Item:
             "stem": clip.stem,
             "prompt": prompt,
             "notes": clip.notes,
-            "reject": clip.reject,
-            "message": clip.message,
         },
+        reject=clip.reject,
+        message=clip.message,
     )

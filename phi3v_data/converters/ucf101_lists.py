@@ -88,12 +88,23 @@ def _text(file: SourceFile) -> list[str]:
         raise UserError(f"cannot read the list '{file.path}' as text: {error}") from error
 
 
+def is_class_index(file: SourceFile) -> bool:
+    """Whether a file is `classInd.txt`."""
+    return PurePosixPath(file.path).name.lower() == "classind.txt"
+
+
+def class_names(files: Iterable[SourceFile]) -> dict[str, str]:
+    """Class names as `classInd.txt` spells them, by their lower case; empty where there is none."""
+    indices = [file for file in files if is_class_index(file)]
+    return {name.lower(): name for name in _class_numbers(indices, indices).values()}
+
+
 def _class_numbers(lists: list[SourceFile], files: Iterable[SourceFile]) -> dict[int, str]:
     """`classInd.txt` beside the lists: 1-based number to class name; empty where there is none."""
     folders = {Path(file.file).parent for file in lists}
     numbers: dict[int, str] = {}
     for file in files:
-        if PurePosixPath(file.path).name.lower() != "classind.txt" or file.file.parent not in folders:
+        if not is_class_index(file) or file.file.parent not in folders:
             continue
         for line, text in enumerate(_text(file), start=1):
             number, _, name = text.strip().partition(" ")

@@ -95,6 +95,9 @@ def item_roots(roots: Roots, item: Item) -> Roots:
 
 def convert_item(writer: PartWriter, slot: Slot, converter: Converter[Any], options: Options, item: Item) -> None:
     """Convert one item; what goes wrong in the converter is recorded as a reject, or ends the run if it must."""
+    if item.reject:
+        writer.reject(slot, item.reject, item.message)
+        return
     try:
         draft = converter.convert(item, options)
     except Reject as reject:

@@ -5,6 +5,7 @@ from the start. Where the packets do not tell the number of frames, or the colou
 refuses. It conceals damage and cannot be made to tell.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def read_frames(
     if not table.count_is_total or table.intra_only or not is_plain:
         raise Reject("decoder-unsure", f"decord may not give the exact frames of '{name}'; use --decoder pyav for it")
     try:
-        reader = decord.VideoReader(str(file), ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(os.path.abspath(file), ctx=decord.cpu(0), num_threads=1)
         keys = reader.get_key_indices()
     except (decord.DECORDError, RuntimeError) as error:
         raise Reject("decoder-unsure", f"decord cannot open '{name}'; use --decoder pyav for it") from error

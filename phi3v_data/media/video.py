@@ -9,8 +9,9 @@ One thread: work is spread over clips, and FFmpeg's frame threads only cost more
 damaged where frames are needed is a `Reject`; nothing is smoothed over unless `salvage` asks for it.
 """
 
+import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -29,6 +30,16 @@ _SKIPS_NON_REFERENCE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
 _TAGS_IN_ANY_ENCODING = {"18": {"metadata_errors": "replace"}}
 # Decoders that object to what is no damage when told to be strict (TIFF: to tags they do not know).
 _NOT_STRICT = frozenset({"tiff"})
+
+
+_CONTAINERS = (
+    "apng", "asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mov", "mpeg", "mpegts",
+    "mpegvideo", "mxf", "nut", "ogg", "rm",
+)  # fmt: skip
+"""FFmpeg's demuxers that read one file and nothing else: no playlists (ffconcat, HLS, SDP), no name patterns, no
+devices. A text file called `.avi` must not make FFmpeg open other files."""
+
+_OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,18 +133,24 @@ def _opened(file: Path, name: str) -> Iterator[tuple[Any, Any]]:
         import av
     except ImportError as error:
         raise UserError("Reading videos needs PyAV: pip install 'phi3v[video]'") from error
-    try:
-        container = av.open(str(file), **_TAGS_IN_ANY_ENCODING.get(av.__version__.partition(".")[0], {}))
-    except av.error.FFmpegError as error:
-        raise Reject("video-unreadable", f"'{name}' cannot be opened as a video: {_words(error)}") from error
-    with container:
-        stream = video_stream(container)
-        if stream is None:
-            raise Reject("video-unreadable", f"'{name}' has no video stream")
-        if stream.codec_context is None:
-            raise Reject("video-unreadable", f"'{name}': no decoder for its video stream")
-        stream.codec_context.thread_count = 1
-        yield container, stream
+    more = _TAGS_IN_ANY_ENCODING.get(av.__version__.partition(".")[0], {})
+    # An absolute path names a file whatever colons are in it; one with a % might be taken for a pattern of names.
+    with open(file, "rb") if "%" in file.name else nullcontext(os.path.abspath(file)) as where:
+        try:
+            container = av.open(where, options=_OPTIONS, **more)
+        except av.error.FFmpegError as error:
+            why = _words(error)
+            if isinstance(error, av.error.ArgumentError):  # the answer to what is not in the list
+                why = "it is in none of the containers that are read; a playlist or another text file is no clip"
+            raise Reject("video-unreadable", f"'{name}' cannot be opened as a video: {why}") from error
+        with container:
+            stream = video_stream(container)
+            if stream is None:
+                raise Reject("video-unreadable", f"'{name}' has no video stream")
+            if stream.codec_context is None:
+                raise Reject("video-unreadable", f"'{name}': no decoder for its video stream")
+            stream.codec_context.thread_count = 1
+            yield container, stream
 
 
 def _words(error: Any) -> str:

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from phi3v_data.converters.base import Converter, Options
 from phi3v_data.converters.registry import ConverterLike, find
 from phi3v_data.errors import UserError
+from phi3v_data.messages import shown
+from phi3v_data.splits import is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
@@ -34,6 +36,7 @@ class Request:
     engine: EngineName
     overwrite: bool
     progress: Progress
+    name: str
 
 
 def make_request(
@@ -51,6 +54,7 @@ def make_request(
     engine: EngineName,
     overwrite: bool,
     progress: Progress | None,
+    name: str,
 ) -> Request:
     """Check what can be checked before anything is opened.
 
@@ -72,7 +76,10 @@ def make_request(
         engine=engine,
         overwrite=overwrite,
         progress=progress or (lambda stage, done, total: None),
+        name=name,
     )
+    if name and not is_split_name(name):
+        raise UserError(f"--name {shown(name)} cannot start a file name; use letters, digits, _ and -")
     _check_places(request)
     if engine not in ("local", "ray"):
         raise UserError(f"engine is {engine!r}; it can be local or ray")
@@ -98,7 +105,7 @@ def parse_options(cls: type[Converter[Any]], options: Options | Mapping[str, Any
         if first["type"] == "missing":
             about = cls.Options.model_fields[name].description if name in cls.Options.model_fields else ""
             raise UserError(f"{cls.name} needs the option --{name}: {about}".removesuffix(": ")) from None
-        raise UserError(f"option {name} of {cls.name}: {first['msg']}, not {first['input']!r:.80}") from None
+        raise UserError(f"option {name} of {cls.name}: {first['msg']}, not {shown(first['input'])}") from None
 
 
 def _out_dir(out_dir: str | Path) -> Path:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from converter_sources import cauldron, docvqa_official, memes_official, nlvr2_official, put
+from converter_sources import cauldron, class_folders, docvqa_official, memes_official, nlvr2_official, put
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "converters.md").read_text(encoding="utf-8")
@@ -45,6 +45,7 @@ def test_the_commands_print_what_the_page_says(tmp_path: Path, block: str) -> No
     memes_official(tmp_path / "hateful_memes")
     nlvr2_official(tmp_path / "nlvr2")
     cauldron(tmp_path / "the_cauldron")
+    class_folders(tmp_path / "animals")
     put(tmp_path / "wrong.yaml", "images: picture\nuser: '{qestion}'\nassistant: '{answer}'\n")
     said = ""
     for line in re.findall(r"^\$ (.*)$", block, re.MULTILINE):

@@ -1,9 +1,12 @@
 """Plain tables and mapping files, as somebody without code would use them."""
 
+import base64
 import contextlib
 import csv
+import gzip
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +180,10 @@ def test_rows_that_are_broken_or_lack_a_field(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("images: picture\nuser: '{qestion}'\n", "line 2, user: .* no column 'qestion'; did you mean 'question'"),
-        ("user: x\nimages:\n  - picture\n  - zzz\n", "line 2, images: .* no column 'zzz'; it has picture, question"),
+        (
+            "user: x\nimages:\n  - picture\n  - zzz\n",
+            "line 2, images: .* no column 'zzz'; it has 'picture', 'question'",
+        ),
         ("user: x\nturns:\n  - user: '{a}'\n", "the map:1 the whole: give either 'user'"),
         ("turns:\n  - user: x\n  - user: '{nope}'\n", r"line 3, turns\.1\.user: .* no column 'nope'"),
         ("user: x\nimage: picture\n", "the map:2 image: there is no such key; there are name,"),
@@ -204,7 +210,9 @@ def test_a_map_that_is_not_there_or_not_given(tmp_path: Path) -> None:
     source = write_source(tmp_path / "s", "rows.csv", as_csv(CELLS))
     with pytest.raises(phi3v_data.UserError, match=r"cannot read 'gone\.yaml'"):
         run("table", source, tmp_path / "o", options={"map": "gone.yaml"})
-    with pytest.raises(phi3v_data.UserError, match="table needs the option --map"):
+    source = write_source(tmp_path / "t", "rows.csv", "photo,frage,answer\np/a.png,Wer,Ich\n")
+    words = r"without --map .* column question, .* has 'photo', 'frage', 'answer'; docs/converters\.md .* table-map"
+    with pytest.raises(phi3v_data.UserError, match=words):
         run("table", source, tmp_path / "o")
 
 
@@ -265,3 +273,134 @@ def test_check_converter(tmp_path: Path) -> None:
     write_source(tmp_path / "s", "rows.csv", as_csv([*CELLS, {**CELLS[0], "picture": "gone.png"}]))
     result = check_converter("table", tmp_path / "s", {"map": MAP})
     assert (result.samples, result.rejects) == (3, 1)
+
+
+def plain(out: Path, name: str = "rows") -> list[tuple[str, str, list[str]]]:
+    return [(*turn(row), images(row)) for row in rows(out, f"{name}_train.jsonl")]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("image", "question", "answer"),
+        ("Image_Path", "query", "label"),
+        ("file_name", "prompt", "response"),
+        ("picture", "instruction", "output"),
+    ],
+)
+def test_usual_columns_need_no_map(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    cells = [dict(zip(columns, cell.values(), strict=True)) | {"extra": "x"} for cell in CELLS]
+    result = run("table", write_source(tmp_path / "s", "rows.csv", as_csv(cells)), tmp_path / "o")
+    assert plain(tmp_path / "o") == [(cell["question"], cell["answer"], [cell["picture"]]) for cell in CELLS]
+    image, question, answer = columns
+    assert result.notes == (
+        f"columns: images from '{image}', question from '{question}', answer from '{answer}'; not used: 'extra'",
+    )
+    assert rows(tmp_path / "o", "rows_train.jsonl")[0]["answers"] == ["A"]
+
+
+def test_several_answers_and_images_in_a_cell_need_no_map(tmp_path: Path) -> None:
+    cells = [{"images": "['p/a.png', 'p/b.png']", "question": "Which?", "answers": ["one", "eins"], "split": "test"}]
+    result = run("table", write_source(tmp_path / "s", "rows.jsonl", json_lines(cells)), tmp_path / "o")
+    [row] = rows(tmp_path / "o", "rows_test.jsonl")
+    assert (turn(row), images(row)) == (("Which?", "one"), ["p/a.png", "p/b.png"])
+    assert row["answers"] == ["one", "eins"]
+    assert result.rejects == 0
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_the_delimiter_is_found(tmp_path: Path, delimiter: str, name: str) -> None:
+    convert(write_source(tmp_path / "s", name, as_csv(CELLS, delimiter)), tmp_path / "o")
+    assert [question for question, _, _ in plain(tmp_path / "o")] == ["What?", 'Quote " and, comma?', "Ümlaut 日本?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.csv", as_csv(CELLS)),
+        ("rows.tsv", as_csv(CELLS, "\t")),
+        ("rows.jsonl", json_lines(CELLS)),
+        ("rows.json", json.dumps(CELLS)),
+    ],
+)
+def test_gzip_and_utf_16_are_read(tmp_path: Path, name: str, text: str) -> None:
+    convert(write_source(tmp_path / "s", f"{name}.gz", gzip.compress(text.encode())), tmp_path / "o")
+    convert(write_source(tmp_path / "t", name, text.encode("utf-16")), tmp_path / "p")
+    expected = [(f"{cell['question']}?", cell["answer"], [cell["picture"]]) for cell in CELLS]
+    assert plain(tmp_path / "o") == plain(tmp_path / "p") == expected
+
+
+def test_base64_cells_are_images(tmp_path: Path) -> None:
+    whole = {"png": encoded(1), "jpeg": encoded(2, "jpeg"), "webp": encoded(3, "webp")}
+    text = {kind: base64.b64encode(data).decode() for kind, data in whole.items()}
+    cells = [
+        {"image": text["png"], "question": "1", "answer": "a"},
+        {"image": text["jpeg"], "question": "2", "answer": "a"},
+        {"image": f"data:image/webp;base64,{text['webp']}", "question": "3", "answer": "a"},
+        {"image": f"['{text['png']}', '{text['jpeg']}']", "question": "4", "answer": "a"},
+        {"image": text["png"][:-40], "question": "5", "answer": "a"},
+        {"image": text["png"][:101], "question": "6", "answer": "a"},
+        {"image": "A" * 9000, "question": "7", "answer": "a"},
+    ]
+    source = put(tmp_path / "s" / "rows.tsv", as_csv(cells, "\t"))
+    result = run("table", source, tmp_path / "o")
+    made = rows(tmp_path / "o", "rows_train.jsonl")
+    assert [turn(row)[0] for row in made] == ["1", "2", "3", "4"]
+    assert [len(images(row)) for row in made] == [1, 1, 1, 2]
+    kept = {(tmp_path / "o" / "images" / name).read_bytes() for row in made for name in images(row)}
+    assert kept == set(whole.values())
+    assert result.manifest.rejects == {"image-missing": 1, "image-unreadable": 2}
+    for line in (tmp_path / "o" / "rejects.jsonl").read_text().splitlines():
+        assert len(json.loads(line)["message"]) <= 300
+        assert "A" * 50 not in line
+        assert text["png"][:50] not in line
+
+
+def test_a_path_without_bytes_in_parquet_starts_beside_the_file(tmp_path: Path) -> None:
+    table = [
+        {"image": {"bytes": None, "path": "p/a.png"}, "question": "1", "answer": "x"},
+        {"image": {"bytes": None, "path": "p/gone.png"}, "question": "2", "answer": "x"},
+        {"image": {"bytes": None, "path": "../../etc/passwd"}, "question": "3", "answer": "x"},
+    ]
+    write_parquet(tmp_path / "s" / "data" / "train.parquet", table)
+    put(tmp_path / "s" / "data" / "p" / "a.png", encoded(5))
+    result = run("table", tmp_path / "s", tmp_path / "o")
+    assert result.manifest.rejects == {"image-missing": 1, "image-path-unsafe": 1}
+    [row] = rows(tmp_path / "o", "table_train.jsonl")
+    assert (tmp_path / "o" / "images" / images(row)[0]).read_bytes() == encoded(5)
+    pages = [
+        {"id": f"q{n}", "question": f"Q{n}", "answers": ["x"], "image": {"bytes": None, "path": f"p/{name}.png"}}
+        for n, name in enumerate("aab")
+    ]
+    write_parquet(tmp_path / "d" / "train.parquet", pages)
+    for name in "ab":
+        put(tmp_path / "d" / "p" / f"{name}.png", encoded(ord(name)))
+    result = run("docvqa", tmp_path / "d", tmp_path / "e")
+    assert (result.samples, result.images, result.rejects) == (3, 2, 0)
+    groups = [row["group"] for row in rows(tmp_path / "e", "docvqa_train.jsonl")]
+    assert groups[0] == groups[1] != groups[2]
+
+
+def test_images_in_an_archive_beside_the_table(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with zipfile.ZipFile(tmp_path / "s" / "images.zip", "w") as archive:
+        archive.writestr("p/a.png", encoded(1))
+        archive.writestr("p/b.png", encoded(2))
+    put(tmp_path / "s" / "rows.csv", "image,question,answer\np/a.png,Why,So\n")
+    result = run("table", tmp_path / "s", tmp_path / "o")
+    assert plain(tmp_path / "o") == [("Why", "So", ["p/a.png"])]
+    assert result.warnings[0] == "left out 1 file of the source, of which no sample is made: 1 .png ('p/b.png')"
+
+
+def test_empty_cells_are_counted(tmp_path: Path) -> None:
+    cells = [
+        {"picture": "p/a.png", "question": "", "answer": "x"},
+        {"picture": "", "question": "Why", "answer": "x"},
+        {"picture": "", "question": " ", "answer": "x"},
+        {"picture": "p/a.png", "question": "Why", "answer": ""},
+    ]
+    mapping = {**MAP, "user": "{question}"}
+    result = convert(write_source(tmp_path / "s", "rows.csv", as_csv(cells)), tmp_path / "o", mapping)
+    assert result.manifest.notes == {"image-cell-empty": 1, "question-cell-empty": 1}
+    assert result.manifest.rejects == {"empty-text": 2}

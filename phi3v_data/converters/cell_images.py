@@ -1,0 +1,128 @@
+"""What a cell of a table holds where an image is expected: a path, an address, base64 text, encoded bytes, several."""
+
+import ast
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from phi3v_data.converters.base import DraftImage
+from phi3v_data.converters.picture_files import stored_format, stored_name
+from phi3v_data.errors import Reject
+from phi3v_data.files import unsafe_reason
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import read_image_file
+from phi3v_data.messages import shown
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
+
+MAX_PATH = 4096
+"""Characters beyond which a text is taken for no path."""
+
+_DATA_URI = re.compile(r"data:[^,]{0,100};base64,", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{32,}")
+_HEAD = 32  # characters of base64: 24 bytes
+
+
+def image_values(value: Any, separator: str = "") -> list[Any]:
+    """The images of a cell: one, a list, a list written as text (`['a.png', 'b.png']`), or parts of a text."""
+    if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
+        value = _listed(value)
+    if isinstance(value, str) and separator:
+        value = [piece.strip() for piece in value.split(separator)]
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if each is not None and each != ""]
+
+
+def _listed(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return value
+    return text
+
+
+def cell_path(value: Any) -> str:
+    """The relative path that a value holds, with `/`; empty where it is something else."""
+    if isinstance(value, Mapping) and not value.get("bytes"):
+        value = value.get("path")
+    if not isinstance(value, str) or not value or len(value) > MAX_PATH or "://" in value[:10] or is_base64(value):
+        return ""
+    return str(PurePosixPath(value.replace("\\", "/")))
+
+
+def is_base64(text: str) -> bool:
+    """Whether a text is an image in base64: by its `data:` mark, or because its start decodes to an image's."""
+    if _DATA_URI.match(text[:120]):
+        return True
+    head = text[:_HEAD]
+    if _BASE64.fullmatch(head) is None:
+        return False
+    data = base64.b64decode(head)
+    return stored_format(data) != "" or data[4:8] == b"ftyp"
+
+
+def cell_image(
+    value: Any, what: str, folders: Sequence[str | Path], files: Mapping[str, str] | None = None
+) -> tuple[DraftImage, tuple[str, ...]]:
+    """An image out of a cell, and notes on how it is stored.
+
+    Args:
+        value: encoded bytes, `{"bytes": ..., "path": ...}`, a relative path, or base64 text.
+        what: names the cell in messages.
+        folders: where paths start, in this order.
+        files: where the files of some paths lie instead.
+
+    Raises:
+        Reject: `image-missing`, `image-path-unsafe`, `image-unreadable`.
+    """
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    if isinstance(data, bytes) and data:
+        return DraftImage(data), ()
+    text = value.get("path") if isinstance(value, Mapping) else value
+    if not isinstance(text, str) or not text:
+        raise Reject("image-missing", f"{what} holds no image")
+    if is_base64(text):
+        return DraftImage(_decoded(text, what)), ()
+    if "://" in text[:10]:
+        raise Reject("image-missing", f"{what} holds an address; download the images first")
+    if len(text) > MAX_PATH:
+        raise Reject("image-missing", f"{what} holds {len(text):,} characters that are neither a path nor base64")
+    path = str(PurePosixPath(text.replace("\\", "/")))
+    if why := unsafe_reason(path):
+        raise Reject("image-path-unsafe", f"{what} holds the path {shown(path)}, which {why}; write it relative")
+    return _from_file(path, what, folders, files or {})
+
+
+def _decoded(text: str, what: str) -> bytes:
+    packed = "".join(_DATA_URI.sub("", text, count=1).split())
+    try:
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise Reject("image-unreadable", f"{what} holds base64 text that is damaged or cut short") from None
+
+
+def _from_file(
+    path: str, what: str, folders: Sequence[str | Path], files: Mapping[str, str]
+) -> tuple[DraftImage, tuple[str, ...]]:
+    places = [Path(files[path])] if path in files else [Path(folder, path) for folder in folders]
+    for file in places:
+        try:
+            data = read_image_file(file)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except UnreadableImageError as error:
+            raise Reject(error.code, f"{what}: {shown(path)} {error}") from None
+        except PermissionError as error:
+            raise Reject("image-unreadable", f"{what}: {shown(path)}: {error.strerror}") from None
+        hidden = any(piece.startswith(".") for piece in path.split("/"))
+        if hidden or not path.lower().endswith(SOURCE_IMAGE_SUFFIXES):
+            return DraftImage(data), ()
+        name, notes = stored_name(path, file)
+        return DraftImage(data, name=name), notes
+    raise Reject("image-missing", f"{what}: there is no image {shown(path)}")

@@ -1,0 +1,186 @@
+"""Files sorted into class folders: `<split>/<Class>/<file>` or `<Class>/<file>`; nothing is opened.
+
+What clips and images in such folders have in common: which folder is the split and which the class, one spelling for
+a class, a name under `images/` that no other file shares.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from phi3v_data.converters.source import SourceFile
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import safe_component
+from phi3v_data.messages import shown
+from phi3v_data.splits import SPLIT_FOLDERS, split_sort_key
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFile:
+    """A clip or an image, or an entry of a list for which there is none (`reject` says why)."""
+
+    split: str
+    label: str
+    key: str  # {split}/{Class}/{file} or {Class}/{file}: without the folders above, so that archive and folder agree
+    path: str = ""
+    size: int = 0
+    group: str = ""
+    stem: str = ""  # {Class}/{clip}, safe as a path, unique in the source
+    notes: tuple[str, ...] = ()
+    reject: str = ""
+    message: str = ""
+
+
+def order(file: ClassFile) -> tuple[object, ...]:
+    """By split, then by the bytes of the path; files without a split come after all of train and move no number."""
+    return *split_sort_key(file.split), file.reject == "not-in-lists", file.key.encode()
+
+
+def read_class_filter(value: str) -> str:
+    """`A, B` as it is; a file with one class a line (a number before it, as in classInd.txt, is passed over) joined."""
+    if not value or "\n" in value or not Path(value).is_file():
+        return value
+    try:
+        text = Path(value).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the class names in '{value}' as text: {error}") from error
+    names = [re.sub(r"^[0-9]+\s+", "", line.strip()) for line in text.splitlines() if line.strip()]
+    return "\n".join(names) + "\n"
+
+
+def chosen_classes(text: str) -> list[str]:
+    """The names in what `read_class_filter` gives."""
+    return [name.strip() for name in text.split("\n" if "\n" in text else ",") if name.strip()]
+
+
+def _split_place(path: PurePosixPath) -> int | None:
+    """Which folder of a path is a split with a class folder below it."""
+    for place, part in enumerate(path.parts[:-2]):
+        if part.lower() in SPLIT_FOLDERS:
+            return place
+    return None
+
+
+def are_split_folders(files: Iterable[SourceFile]) -> bool:
+    """Whether files lie in split folders; a lone class called `test` does not make one."""
+    return any(_split_place(PurePosixPath(file.path)) is not None for file in files)
+
+
+def from_folders(
+    files: Sequence[SourceFile],
+    *,
+    in_splits: bool,
+    what: str,
+    group_of: Callable[[str, str], str] = lambda label, key: "",
+) -> list[ClassFile]:
+    """The files with the split and the class that their folders say.
+
+    Args:
+        in_splits: whether there are split folders; else all is train.
+        what: what a file is called in messages.
+        group_of: the group of a file by class and key; empty: none.
+
+    Raises:
+        UserError: a file that lies in no class folder, or class folders at different depths.
+    """
+    first = PurePosixPath(files[0].path)
+    depth = len(first.parts)
+    found = []
+    for file in files:
+        path = PurePosixPath(file.path)
+        if in_splits:
+            place = _split_place(path)
+            split = SPLIT_FOLDERS[path.parts[place].lower()] if place is not None else ""
+            inner = path.parts[place + 1 :] if place is not None else ()
+        else:
+            split, inner = "train", path.parts[-2:]
+            if len(path.parts) != depth:
+                raise UserError(
+                    f"the {what}s {shown(str(first))} and {shown(str(path))} lie at different depths, so it is unclear "
+                    f"which folder is the class; expected <Class>/<{what}> for all"
+                )
+        if len(inner) < 2:
+            shape = f"<split>/<Class>/<{what}>" if in_splits else f"<Class>/<{what}>"
+            raise UserError(
+                f"the {what} {shown(file.path)} lies in no class folder, so its class is unknown; expected {shape} "
+                f"under '{source_name(file)}': move it into its class or out of the source"
+            )
+        key = "/".join((split, *inner)) if in_splits else "/".join(inner)
+        found.append(ClassFile(split, inner[0], key, str(file.file), file.size, group_of(inner[0], key)))
+    return found
+
+
+def source_name(video: SourceFile) -> str:
+    """The source's root as this file sees it."""
+    root = video.file
+    for _ in PurePosixPath(video.path).parts:
+        root = root.parent
+    return root.name
+
+
+def one_spelling(files: list[ClassFile], official: Mapping[str, str]) -> list[ClassFile]:
+    """One spelling per class where letter case differs; a file whose class is respelled is noted.
+
+    The spelling of `official` wins (class name in lower case -> as it is spelled); else, where splits differ, as in
+    repackaged sets, that of the first split, train before all. Two spellings within one split are two classes.
+    """
+    spellings: dict[str, dict[str, set[str]]] = {}
+    for file in files:
+        spellings.setdefault(file.label.lower(), {}).setdefault(file.split, set()).add(file.label)
+    chosen: dict[str, str] = {}
+    for lowered, by_split in spellings.items():
+        names = set().union(*by_split.values())
+        if lowered in official:
+            chosen.update(dict.fromkeys(names, official[lowered]))
+        elif len(names) > 1 and all(len(found) == 1 for found in by_split.values()):
+            first = min(by_split, key=split_sort_key)
+            chosen.update(dict.fromkeys(names, next(iter(by_split[first]))))
+    renamed = []
+    for file in files:
+        label = chosen.get(file.label, file.label)
+        if label != file.label:
+            group = file.group.replace(file.label, label, 1)
+            file = replace(file, label=label, group=group, notes=("class-case-merged",))
+        renamed.append(file)
+    return renamed
+
+
+def keep_classes(files: list[ClassFile], wanted: Sequence[str]) -> list[ClassFile]:
+    """The files of these classes, named in any letter case; all where none is named.
+
+    Raises:
+        NotFoundError: there is no such class.
+    """
+    if not wanted:
+        return files
+    known = {file.label.lower(): file.label for file in files}
+    for name in wanted:
+        if name.lower() not in known:
+            near = difflib.get_close_matches(name.lower(), known, n=1)
+            meant = f"; meant '{known[near[0]]}'?" if near else f"; there are {', '.join(sorted(known.values())[:12])}"
+            raise NotFoundError(f"--classes: there is no class '{name}'{meant}")
+    lowered = {name.lower() for name in wanted}
+    return [file for file in files if file.label.lower() in lowered]
+
+
+def with_stems(files: list[ClassFile], renamed: str = "clip-renamed") -> list[ClassFile]:
+    """Give each file its place under `images/<split>/`: `<Class>/<file>`.
+
+    Clips that would share one on some file system (same stem with another suffix or case) get `~2`, `~3` in the order
+    of the plan; noted as `renamed`.
+    """
+    taken: set[str] = set()
+    placed = []
+    for file in files:
+        path = PurePosixPath(file.key)
+        plain = f"{safe_component(file.label)}/{safe_component(path.stem)}"
+        stem, number = plain, 1
+        while stem.lower() in taken:
+            number += 1
+            stem = f"{plain}~{number}"
+        taken.add(stem.lower())
+        notes = (*file.notes, renamed) if number > 1 else file.notes
+        placed.append(replace(file, stem=stem, notes=notes))
+    return placed

@@ -1,0 +1,105 @@
+"""Images sorted into class folders: each image becomes the question which class it is.
+
+DIR/<split>/<Class>/*.jpg      split folders (train, val, validation, dev, test)
+DIR/<Class>/*.jpg              class folders: all `train` unless --split says else
+"""
+
+from collections.abc import Iterable
+
+from pydantic import Field, field_validator
+
+from phi3v_data.converters.annotations import once_a_source
+from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
+from phi3v_data.converters.class_folders import (
+    ClassFile,
+    are_split_folders,
+    chosen_classes,
+    from_folders,
+    keep_classes,
+    one_spelling,
+    order,
+    read_class_filter,
+    with_stems,
+)
+from phi3v_data.converters.picture_files import stored_name
+from phi3v_data.converters.source import Source
+from phi3v_data.errors import NotFoundError
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+PROMPT = "Classify the image into one of the following classes: {classes}."
+
+
+class ImageFolderOptions(Options):
+    """What can be chosen."""
+
+    prompt: str = Field(PROMPT, description="The user's text; {classes} becomes the list of class names.")
+    classes: str = Field("", description="Only these classes: names with commas between, or a file with one a line.")
+
+    @field_validator("classes", mode="after")
+    @classmethod
+    def _read_file(cls, value: str) -> str:
+        """A file of class names becomes its names, so that no path of a machine gets into `dataset.json`."""
+        return read_class_filter(value)
+
+
+class ImageFolder(Converter[ImageFolderOptions]):
+    """Images in class folders → a class name."""
+
+    name = "image_folder"
+    version = "1"
+
+    def plan(self, source: Source, options: ImageFolderOptions) -> Iterable[Item]:
+        images = _images(source, options.classes)
+        prompt = options.prompt.replace("{classes}", ", ".join(_class_names(images)))
+        for image in images:
+            yield Item(
+                split=image.split,
+                key=image.key,
+                path=image.path,
+                size=image.size,
+                label=image.label,
+                data={"stem": image.stem, "prompt": prompt, "notes": image.notes},
+            )
+
+    def convert(self, item: Item, options: ImageFolderOptions) -> Draft:
+        suffix = item.key[item.key.rindex(".") :]
+        name, notes = stored_name(f"{item.split}/{item.data['stem']}{suffix}", item.path)
+        return Draft(
+            user=item.data["prompt"],
+            assistant=item.label,
+            images=[DraftImage(item.path, name=name)],
+            meta={"source_id": item.key},
+            notes=(*item.data["notes"], *notes),
+        )
+
+    def describe(self, source: Source, options: ImageFolderOptions) -> DatasetInfo:
+        return DatasetInfo(
+            name=self.name,
+            task="classification",
+            metrics=("accuracy",),
+            classes=_class_names(_images(source, options.classes)),
+            source="images sorted into class folders",
+        )
+
+
+@once_a_source
+def _images(source: Source, classes: str) -> tuple[ClassFile, ...]:
+    """All images in the order of numbering.
+
+    Raises:
+        UserError: no images, an image that lies in no class folder, an unknown class.
+    """
+    files = source.all_files(SOURCE_IMAGE_SUFFIXES)
+    if not files:
+        clips = source.all_files(VIDEO_SUFFIXES)
+        hint = f", but {len(clips):,} clips: phi3v-data convert ucf101" if clips else ""
+        raise NotFoundError(
+            f"there is no image in '{source.spec}'{hint}; expected train/<Class>/<image>.jpg, or <Class>/<image>.jpg"
+        )
+    source.use(files)
+    found = one_spelling(from_folders(files, in_splits=are_split_folders(files), what="image"), {})
+    return tuple(with_stems(sorted(keep_classes(found, chosen_classes(classes)), key=order), "image-renamed"))
+
+
+def _class_names(images: Iterable[ClassFile]) -> tuple[str, ...]:
+    return tuple(sorted({image.label for image in images}))

@@ -1,0 +1,64 @@
+"""Which files of a source no sample is made of, said once: nothing is passed over silently."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import xxhash
+
+from phi3v_data.converters.base import Draft, DraftImage, Item
+from phi3v_data.converters.source import Source
+from phi3v_data.messages import shown
+
+MAX_NAMED = 3
+
+
+@dataclass(slots=True)
+class UsedPaths:
+    """The paths that a plan or its drafts name, 8 bytes each."""
+
+    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    def of_items(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Pass items on, noting where each lies."""
+        for item in items:
+            if isinstance(item, Item) and item.path:
+                self.hashes.append(_hash(item.path))
+            yield item
+
+    def of_drafts(self, drafts: Iterable[Draft]) -> Iterator[Draft]:
+        """Pass drafts on, noting the files that are their images."""
+        for draft in drafts:
+            if isinstance(draft, Draft):
+                for content in _contents(draft):
+                    if isinstance(content, str | Path):
+                        self.hashes.append(_hash(str(content)))
+            yield draft
+
+    def left_out(self, source: Source) -> tuple[str, ...]:
+        """A sentence on the files of the source that are not used, if there are any."""
+        used = set(self.hashes)
+        files = source.left_out(lambda file: _hash(str(file)) in used)
+        if not files:
+            return ()
+        endings = Counter(PurePosixPath(file.path).suffix.lower() or "without an ending" for file in files)
+        counts = ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
+        named = ", ".join(shown(file.path) for file in files[:MAX_NAMED])
+        more = ", ..." if len(files) > MAX_NAMED else ""
+        number = "1 file" if len(files) == 1 else f"{len(files):,} files"
+        return (f"left out {number} of the source, of which no sample is made: {counts} ({named}{more})",)
+
+
+def _contents(draft: Draft) -> Iterator[object]:
+    try:
+        for turn in draft.all_turns():
+            for image in turn.images:
+                yield image.content if isinstance(image, DraftImage) else image
+    except (AttributeError, TypeError):  # a draft that is none: the writer says what is wrong with it
+        return
+
+
+def _hash(path: str) -> int:
+    return xxhash.xxh3_64_intdigest(path.encode("utf-8", "surrogatepass"))

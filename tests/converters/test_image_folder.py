@@ -1,0 +1,78 @@
+"""Images in class folders."""
+
+from pathlib import Path
+
+import pytest
+from converter_sources import class_folders, encoded, findings, images, put, rows, run, stored, turn
+
+import phi3v_data
+from phi3v_data.testing import check_converter
+
+PROMPT = "Classify the image into one of the following classes: cat, dog."
+
+
+def test_split_folders(tmp_path: Path) -> None:
+    result = run("image_folder", class_folders(tmp_path / "animals"), tmp_path / "o")
+    assert {name: split.rows for name, split in result.manifest.splits.items()} == {"train": 3, "val": 1}
+    manifest = result.manifest
+    assert (manifest.name, manifest.task, manifest.metrics) == ("image_folder", "classification", ("accuracy",))
+    assert manifest.classes == ("cat", "dog")
+    made = rows(tmp_path / "o", "image_folder_train.jsonl")
+    assert [turn(row) for row in made] == [(PROMPT, "cat"), (PROMPT, "cat"), (PROMPT, "dog")]
+    assert [images(row) for row in made] == [["train/cat/1.png"], ["train/cat/2.jpg"], ["train/dog/1.png"]]
+    assert [row["meta"]["source_id"] for row in made] == ["train/cat/1.png", "train/cat/2.jpg", "train/dog/1.png"]
+    assert stored(tmp_path / "o")[-1] == "val/dog/2.png"
+    assert (tmp_path / "o" / "images" / "train" / "cat" / "1.png").read_bytes() == encoded(0)
+    assert result.warnings == ()
+    assert findings(tmp_path / "o") == {}
+
+
+def test_class_folders_are_all_train_and_one_class_keeps_one_name(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "s", ("cat/a.png", "cat/a.jpg", "dog/b.jpeg"))
+    result = run("image_folder", source, tmp_path / "o", options={"classes": "CAT", "prompt": "Which of {classes}?"})
+    made = rows(tmp_path / "o", "image_folder_train.jsonl")
+    assert [turn(row) for row in made] == [("Which of cat?", "cat")] * 2
+    assert [images(row) for row in made] == [["train/cat/a.jpg"], ["train/cat/a~2.png"]]
+    assert result.manifest.notes == {"image-renamed": 1}
+    mixed = class_folders(tmp_path / "mixed", ("train/Cat/1.png", "test/cat/2.png"))
+    result = run("image_folder", mixed, tmp_path / "p")
+    assert (result.manifest.classes, result.manifest.notes) == (("Cat",), {"class-case-merged": 1})
+
+
+def test_what_is_beside_the_images_is_counted_and_a_wrong_ending_is_corrected(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "s", ("cat/a.png",))
+    put(source / "cat" / "b.png", encoded(7, "jpeg"))
+    put(source / "cat" / "c.mp4", b"clip")
+    put(source / "labels.txt", "cat")
+    put(source / "README.md", "cats")
+    result = run("image_folder", source, tmp_path / "o")
+    assert stored(tmp_path / "o") == ["train/cat/a.png", "train/cat/b.jpg"]
+    assert result.warnings == (
+        "left out 2 files of the source, of which no sample is made: 1 .mp4, 1 .txt ('cat/c.mp4', 'labels.txt')",
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (("a.png",), "lies in no class folder"),
+        (("cat/a.png", "x/dog/b.png"), "lie at different depths"),
+        ((), "there is no image in .*; expected train/<Class>"),
+    ],
+)
+def test_a_source_that_is_none(tmp_path: Path, files: tuple[str, ...], words: str) -> None:
+    (tmp_path / "s").mkdir()
+    with pytest.raises(phi3v_data.UserError, match=words):
+        run("image_folder", class_folders(tmp_path / "s", files), tmp_path / "o")
+
+
+def test_each_of_the_two_folder_converters_names_the_other(tmp_path: Path) -> None:
+    put(tmp_path / "clips" / "A" / "a.mp4", b"clip")
+    with pytest.raises(phi3v_data.UserError, match="1 clips: phi3v-data convert ucf101"):
+        run("image_folder", tmp_path / "clips", tmp_path / "o")
+    with pytest.raises(phi3v_data.UserError, match=r"4 images: .* phi3v-data convert image_folder"):
+        run("ucf101", class_folders(tmp_path / "animals"), tmp_path / "o")
+
+
+def test_check_converter(tmp_path: Path) -> None:
+    assert check_converter("image_folder", class_folders(tmp_path / "animals")).samples == 4
