@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,74 @@ def test_bombs_are_refused_before_they_fill_the_disk(tmp_path: Path, kind: str) 
         extract(archive, tmp_path / "work", limits)
 
 
+def peak_of(call: Callable[[], object]) -> int:
+    """The most bytes that Python holds while `call` ends in a UserError about a bomb or a header."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"bomb|a header of|more than"):
+            call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
+    size = 256 << 20
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = kind, size
+    with gzip.open(tmp_path / "bomb.tar.gz", "wb", compresslevel=1) as stream:
+        stream.write(header.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(32):
+            stream.write(bytes(1 << 20))
+    assert peak_of(lambda: extract(tmp_path / "bomb.tar.gz", tmp_path / "work")) < 8 << 20
+
+
+@pytest.mark.parametrize("name", [".hidden/zeros", "__MACOSX/zeros", "caf\udce9"])
+def test_members_that_are_passed_over_count_against_the_limits_before_they_are_read(tmp_path: Path, name: str) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = 2 << 30
+    head = member.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape")
+    with gzip.open(tmp_path / "s.tar.gz", "wb") as stream:
+        stream.write(head)  # and nothing after it: reading on would say "cut short"
+    with pytest.raises(UserError, match="more than 200 times its size"):
+        extract(tmp_path / "s.tar.gz", tmp_path / "work")
+    (tmp_path / "s.tar").write_bytes(head + bytes(1 << 16))
+    with pytest.raises(UserError, match="more than 1073741824 bytes"):
+        extract(tmp_path / "s.tar", tmp_path / "work", Limits(max_bytes=1 << 30, max_ratio=1 << 40))
+
+
+def test_a_member_that_is_passed_over_counts_as_it_comes_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar.gz", "w:gz") as made:
+        for number in range(3):
+            add(made, f".hidden/{number}", bytes(8 << 20))
+    with pytest.raises(UserError, match="more than 200 times its size"):
+        extract(tmp_path / "s.tar.gz", tmp_path / "work")
+
+
+def test_a_zip_whose_name_is_not_the_utf8_that_it_says_is_one_sentence(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as made:
+        made.writestr("caf\u00e9.txt", b"x")
+    data = (tmp_path / "s.zip").read_bytes().replace("\u00e9".encode(), b"\xe9\xe9")
+    (tmp_path / "s.zip").write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        extract(tmp_path / "s.zip", tmp_path / "work")
+
+
+def test_what_is_left_out_of_an_archive_is_remembered_with_what_was_unpacked(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", errors="surrogateescape") as made:
+        add(made, "a.txt", b"a")
+        add(made, "a.txt/b.txt", b"b")
+        add(made, "link", type=tarfile.SYMTYPE, linkname="a.txt/b.txt")
+    for _ in range(2):
+        source = Source.open(tmp_path / "s.tar", work_dir=tmp_path / "work")
+        assert [file.path for file in source.files()] == ["a.txt"]
+        assert [(archive, member.name, member.why) for archive, member in source.rejected] == [
+            ("s.tar", "a.txt/b.txt", "another member is a file where this one needs a folder"),
+            ("s.tar", "link", "it is a link to a member that is left out"),
+        ]
+
+
 def test_too_many_entries_and_a_tail_of_zeros_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more than 2 entries"):
         extract(make_tar(tmp_path / "s.tar.gz"), tmp_path / "work", Limits(max_files=2))
@@ -411,5 +480,5 @@ class TestHub:
 def test_the_marker_is_json_and_holds_no_path(tmp_path: Path) -> None:
     extract(make_tar(tmp_path / "s.tar.gz"), tmp_path / "work")
     marker = json.loads((tmp_path / "work" / MARKER).read_text())
-    assert set(marker["archive"]) == {"name", "size", "mtime_ns"}
+    assert set(marker["archive"]) == {"name", "size", "mtime_ns", "ctime_ns"}
     assert marker["rejected"] == []

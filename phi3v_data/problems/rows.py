@@ -46,6 +46,16 @@ ROWS = (
         "Convert the file: `iconv -f cp1252 -t utf-8 train.jsonl`.",
     ),
     Problem(
+        "file-encoding",
+        "rows",
+        "error",
+        "a JSONL file is not UTF-8 text: UTF-16, gzip or another kind",
+        "Its first bytes say what it is. Spreadsheets and PowerShell write UTF-16; a download may still be packed.",
+        "No row of it can be read; a loader fails at the first byte.",
+        Example({"train.jsonl": Text(row("a")), "val.jsonl": Bytes(row("b").encode("utf-16"))}),
+        "Unpack it (`gunzip val.jsonl.gz`) or convert it: `iconv -f utf-16 -t utf-8 val.jsonl`.",
+    ),
+    Problem(
         "bom",
         "rows",
         "warning",

@@ -104,6 +104,11 @@ class RowFindings(Findings):
         self.drop = drop
         self.decisive: list[Diagnostic] = []
 
+    @property
+    def wants_each(self) -> bool:
+        """Whether each occurrence matters, although one sentence would say them all."""
+        return True
+
     def has_room(self, code: str) -> bool:
         """Whether findings of this code can matter."""
         return PROBLEMS[code].severity == "error" or code in self.drop
@@ -289,7 +294,7 @@ class _Clean:
         layout, counts = self.survey.layout, self.findings.counts
         if counts["manifest-invalid"]:
             stage.notes.append("dataset.json was not valid and was written anew: task, metrics and classes are lost")
-        for code in ("split-name", "shard-missing"):
+        for code in ("split-name", "shard-missing", "file-encoding"):
             if counts[code]:
                 stage.notes.append(f"{counts[code]} {code}: files that are not, or not wholly, in the new set")
         for split in layout.splits.splits:

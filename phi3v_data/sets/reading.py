@@ -28,6 +28,7 @@ Progress: TypeAlias = Callable[[str, int, int | None], None]
 UNREADABLE = (
     "manifest-invalid",
     "shard-missing",
+    "file-encoding",
     "split-name",
     "json-syntax",
     "json-not-object",

@@ -17,6 +17,11 @@ class Findings:
         self.listed: list[Diagnostic] = []
         self._listed: Counter[str] = Counter()
 
+    @property
+    def wants_each(self) -> bool:
+        """Whether each occurrence matters, although one sentence would say them all."""
+        return False
+
     def has_room(self, code: str) -> bool:
         """Whether a further finding of this code would still be listed; else `count` does."""
         return self._listed[code] < self.max_problems

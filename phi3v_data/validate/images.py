@@ -182,6 +182,8 @@ class ImageReport:
 
     def _report_missing(self) -> None:
         missing = np.flatnonzero(self.table.uses < 0)
+        at_once = not self.findings.wants_each and not self.tree.root.is_dir()
+        lost = 0  # of a directory without a folder images/, where one sentence says it all
         rows = np.unique(np.searchsorted(self.table.starts, missing, side="right") - 1)
         for row in rows.tolist():
             value = self.table.load(row)
@@ -190,7 +192,17 @@ class ImageReport:
             for position, (field_name, path) in enumerate(image_fields(value)):
                 if position < self.table.num_uses[row] and self.table.uses[start + position] < 0:
                     code, message, hint = self._explain_missing(path)
+                    if at_once and code == "image-missing":
+                        lost += 1
+                        continue
                     self.findings.add(code, message, **place, field=field_name, hint=hint)
+        if lost:
+            self.findings.add(
+                "image-missing",
+                f"the directory has no folder images/, in which {lost:,} images of its rows should be",
+                hint="copy the images there; paths in the rows start below images/",
+            )
+            self.findings.count("image-missing", lost - 1)
 
     def _explain_missing(self, path: str) -> tuple[str, str, str]:
         """Code, message and hint for a path that is no entry of the tree."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
-from phi3v_data.splits import Splits, find_splits
+from phi3v_data.splits import NOT_SPLITS, Splits, find_splits
 from phi3v_data.unfinished import MANIFEST, refuse_marker, refuse_unfinished
 from phi3v_data.validate.badrow import field_path
 from phi3v_data.validate.findings import Findings
@@ -30,6 +31,7 @@ class Layout:
     splits: Splits
     manifest: Manifest | None
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of each file as read, where the manifest gives one
+    unread: set[str] = field(default_factory=set)  # splits of which a file is no text, so that rows cannot be counted
 
     def is_labelled(self, split: str) -> bool:
         """Whether a split's answers must not be empty."""
@@ -85,9 +87,21 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
         findings.add(
             "split-empty",
             "the directory holds no NAME_SPLIT.jsonl",
-            hint="is this the right directory? it should hold files such as train.jsonl",
+            hint="is this the right directory? it should hold files such as train.jsonl" + _near_names(names),
         )
     return Layout(directory, splits, manifest)
+
+
+_NEAR = re.compile(r".*\.(jsonl|ndjson|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst|zip|txt))?", re.IGNORECASE)
+
+
+def _near_names(names: list[str]) -> str:
+    """The files that were probably meant to be splits, for a hint."""
+    near = [name for name in sorted(names) if _NEAR.fullmatch(name) and name not in {MANIFEST, *NOT_SPLITS}]
+    if not near:
+        return ""
+    more = ", ..." if len(near) > 5 else ""
+    return f", and holds {', '.join(map(shown, near[:5]))}{more}: unpack, rename or convert them"
 
 
 def _read_manifest(directory: Path, findings: Findings) -> Manifest | None:
@@ -131,7 +145,7 @@ def file_digest(path: Path) -> str:
 def report_empty(layout: Layout, num_rows: Mapping[str, int], findings: Findings) -> None:
     """Splits without a row."""
     for split, files in layout.splits.splits.items():
-        if files.files and not num_rows.get(split):
+        if files.files and not num_rows.get(split) and split not in layout.unread:
             findings.add(
                 "split-empty", f"split {shown(split)} has no rows", file=files.files[0], hint="remove the file"
             )
@@ -154,6 +168,8 @@ def report_stale(layout: Layout, num_rows: Mapping[str, int], table: RowTable, f
     images = _images_of_splits(table)
     for split, info in layout.manifest.splits.items():
         where = f"splits.{escaped(split)}"
+        if split in layout.unread:
+            continue
         if not info.files and num_rows.get(split, 0) == 0 and info.rows == 0:
             continue
         if num_rows.get(split, 0) != info.rows:

@@ -135,7 +135,8 @@ class _Run:
         survey.look(known, pixels=pixels, workers=workers)
         self.images = survey.images
         per_image = survey.report_pictures(self.num_crops)
-        report_orphans(tree, survey.used, findings)
+        if not self.layout.unread:
+            report_orphans(tree, survey.used, findings)
         exact = self.counter is not None
         text = table.units.astype(np.int64) if exact else tokens.estimate(table)
         lengths = tokens.row_tokens(table, text, per_image)

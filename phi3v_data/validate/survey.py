@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.encodings import file_encoding
 from phi3v_data.messages import escaped
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.findings import Findings
@@ -80,7 +81,17 @@ class Survey:
 
         for split, file in self.files:
             try:
-                self.scan.scan(file, split, labelled=self.layout.is_labelled(split), workers=workers, observe=observe)
+                if kind := file_encoding(self.directory / file):
+                    self.layout.unread.add(split)
+                    self.findings.add(
+                        "file-encoding",
+                        f"the file is {kind}, not UTF-8 text, so none of its rows is read",
+                        file=file,
+                        hint="unpack it, or save it again as UTF-8",
+                    )
+                else:
+                    labelled = self.layout.is_labelled(split)
+                    self.scan.scan(file, split, labelled=labelled, workers=workers, observe=observe)
                 if self.layout.wants_digest(split, file):
                     self.layout.digests[file] = file_digest(self.directory / file)
             except OSError as error:

@@ -185,7 +185,7 @@ def test_aspect_depends_on_num_crops(tmp_path: Path) -> None:
 def test_fields_are_right_on_rows_with_other_mistakes(tmp_path: Path) -> None:
     value = row("a", turn(images=("none.png",)))
     value["conversations"] = [7, {"images": [3, "none.png"], "user": "q", "assistant": "a"}]
-    report = validate(write(tmp_path, {"train.jsonl": [value]}))
+    report = validate(write(tmp_path, {"train.jsonl": [value], "images/other.txt": "x"}))
     assert places(report, "image-missing") == [("train.jsonl", 1, "conversations[1].images[1]")]
 
 
