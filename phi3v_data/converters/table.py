@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 
 from phi3v_data.converters.annotations import once_a_source
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
+from phi3v_data.converters.borrowed_images import BorrowedImages
 from phi3v_data.converters.cell_images import cell_image, cell_path, image_values
 from phi3v_data.converters.source import Source
 from phi3v_data.converters.table_guess import HELP, guess_map
@@ -73,7 +74,8 @@ class TableConverter(Converter[TableOptions]):
         root = _image_root(table, options)
         files = NamedFiles(source, table.file)
         columns = [name for turn in mapping.all_turns() for name in turn.images]
-        for row in table.rows:
+        borrowed = BorrowedImages.of(table.columns, columns, lambda: _open(source, options).rows)
+        for row in map(borrowed.put_in, table.rows):
             named = [
                 path
                 for name in columns

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from phi3v_data.media.images import exif_orientation
+from phi3v_data.suffixes import STORED_IMAGES
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 ImageFormat: TypeAlias = Literal["jpeg", "png", "webp"]
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
-SUFFIXES: dict[str, str] = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
+SUFFIXES: dict[str, str] = {name: STORED_IMAGES[name.upper()][0] for name in ("jpeg", "png", "webp")}
 DEFAULT_QUALITY: dict[str, int] = {"jpeg": 75, "webp": 80}  # Pillow's own defaults
 
 

@@ -357,6 +357,20 @@ def test_base64_cells_are_images(tmp_path: Path) -> None:
         assert text["png"][:50] not in line
 
 
+def test_an_image_that_is_the_index_of_another_row_is_that_rows_image(tmp_path: Path) -> None:
+    text = base64.b64encode(encoded(1)).decode()
+    cells = [
+        {"index": "1000001", "image": "1", "question": "1", "answer": "a"},
+        {"index": "1", "image": text, "question": "2", "answer": "a"},
+        {"index": "2", "image": "77", "question": "3", "answer": "a"},
+    ]
+    result = run("table", put(tmp_path / "s" / "rows.tsv", as_csv(cells, "\t")), tmp_path / "o")
+    made = rows(tmp_path / "o", "rows_train.jsonl")
+    assert [turn(row)[0] for row in made] == ["1", "2"]
+    assert images(made[0]) == images(made[1])
+    assert result.manifest.rejects == {"image-missing": 1}
+
+
 def test_a_path_without_bytes_in_parquet_starts_beside_the_file(tmp_path: Path) -> None:
     table = [
         {"image": {"bytes": None, "path": "p/a.png"}, "question": "1", "answer": "x"},
