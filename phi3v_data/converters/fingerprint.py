@@ -30,9 +30,8 @@ def fingerprint(value: object, roots: Roots = _NO_ROOTS) -> str:
 def item_fingerprint(item: Item, roots: Roots) -> str:
     """Digest of what a plan says of an item; its `path` counts only below one of `roots`."""
     name = roots.name(item.path) if item.path else None
-    content = (item.split, item.key, name, item.group, item.size, item.label, item.data)
-    if item.reject:
-        content = (*content, item.reject, item.message)
+    rejected = (item.reject, item.message) if item.reject else ()
+    content = (item.split, item.key, name, item.group, item.size, item.label, item.data, *rejected)
     try:  # most items are plain, and there may be millions of them
         text = msgspec.json.encode(content, order="deterministic")
     except (TypeError, ValueError, NotImplementedError, RecursionError):
