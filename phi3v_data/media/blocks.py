@@ -7,7 +7,7 @@ Where a file ends early these readers stop in silence: the decoder says so.
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from phi3v_data.media.formats import LIMITS, TooLargeImageError, UnreadableImageError
 
@@ -18,8 +18,7 @@ _TIFF_EXTENT = frozenset({256, 257, 258, 277})  # width, height, bits of a chann
 _TIFF_STRIPS = frozenset({273, 279, 324, 325})  # offsets and byte counts of strips and tiles
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """Size of an image as stored, its frames, and the bits of a pixel and of a channel."""
 
     width: int

@@ -79,7 +79,7 @@ _KNOWN = (
     (b"%PDF", "a PDF"),
     (b"8BPS", "a Photoshop file"),
     (b"\x00\x00\x01\x00", "an ICO icon"),
-    (b"\x00\x00\x02\x00", "a CUR cursor"),
+    (b"\x00\x00\x02\x00\x01\x00", "a CUR cursor"),
     (b"icns", "an ICNS icon"),
     (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
@@ -136,16 +136,17 @@ class TooLargeImageError(UnreadableImageError):
     code = "image-too-large"
 
 
-def identify(head: bytes) -> str:
-    """Name of the format of a file that begins with `head` (of `HEAD_BYTES`): a key of `STORED_IMAGES`, or `HEIC`.
+def identify(data: bytes) -> str:
+    """Name of the format of a file that begins with `data`: a key of `STORED_IMAGES`, or `HEIC`.
 
     Raises:
         UnreadableImageError: none of these; the message says what the file is, as far as that can be told.
     """
-    if head.startswith(b"\xff\xd8\xff"):
+    if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
+    head = data[:HEAD_BYTES]
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head.startswith((b"GIF87a", b"GIF89a")):

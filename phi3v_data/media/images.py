@@ -16,10 +16,9 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from phi3v_data.media import blocks, jpeg
 from phi3v_data.media.formats import (
@@ -50,8 +49,7 @@ _SPECIAL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
+class ImageInfo(NamedTuple):
     """What an image's header says; `width` and `height` are as stored, before `orientation` (EXIF, 1 to 8)."""
 
     width: int
@@ -108,15 +106,18 @@ def _special(mode: int) -> str:
     return _SPECIAL.get(stat.S_IFMT(mode), "neither a file nor a folder")
 
 
-def identify_readable(head: bytes) -> str:
-    """Format of a file that begins with `head`: a key of `suffixes.STORED_IMAGES`.
+def identify_readable(data: bytes) -> str:
+    """Format of a file that begins with `data`: a key of `suffixes.STORED_IMAGES`.
 
     Raises:
         UnreadableImageError: not an image, or of a format that is not read.
     """
-    kind = identify(head)
+    kind = identify(data)
     if kind == HEIC:
-        raise UnreadableImageError("is not an image that training reads (a HEIC photo): `convert` stores it as JPEG")
+        raise UnreadableImageError(
+            "is not an image of a format that is read (a HEIC photo): `phi3v-data convert` stores it as JPEG, "
+            "with the extra `heic`"
+        )
     return kind
 
 
@@ -149,7 +150,7 @@ def opened(source: ImageSource) -> "Iterator[tuple[PILImage.Image, ImageInfo]]":
     A JPEG followed by others (MPO) is its first image. Raises as `load_image`, also for what is decoded inside.
     """
     data = source if isinstance(source, bytes) else read_image_file(source)
-    kind = identify_readable(data[:HEAD_BYTES])
+    kind = identify_readable(data)
     with decoding():
         found = _check_before(kind, data)
         with _plugin(kind)(io.BytesIO(data)) as image:
@@ -181,7 +182,7 @@ def probe(source: ImageSource) -> ImageInfo:
         As `load_image`.
     """
     head = source if isinstance(source, bytes) else read_image_file(source, head=True)
-    kind = identify_readable(head[:HEAD_BYTES])
+    kind = identify_readable(head)
     if kind == "JPEG":
         header = jpeg.read_header(head)
         if header is None and not isinstance(source, bytes):

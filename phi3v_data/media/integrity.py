@@ -9,7 +9,6 @@ between processes.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
-from phi3v_data.media.formats import HEAD_BYTES, TooLargeImageError, UnreadableImageError
+from phi3v_data.media.formats import TooLargeImageError, UnreadableImageError
 from phi3v_data.media.images import (
     ImageInfo,
     ImageSource,
@@ -57,6 +56,7 @@ Details = list[tuple[int, int, str]]
 _SUFFIXES = {suffix: kind for kind, suffixes in STORED_IMAGES.items() for suffix in suffixes}
 _GOOD_MODES = frozenset({"RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "La", "RGBa"})
 _FLAT_RANGE = 12  # grey levels between the darkest and the lightest cell
+_REDUCED_SIDE = 256  # at least, of the grey copy of a large image
 _STRIP_PIXELS = 1 << 22  # converted at once, so that a large image is in memory only once
 
 
@@ -107,23 +107,29 @@ def rgb_digest(path: str | Path) -> bytes:
 
 
 def _fingerprint(image: Image.Image) -> "tuple[xxhash.xxh3_128, Image.Image]":
-    """A hasher that has seen the pixels as RGB, and the image in grey."""
-    hasher, grey = xxhash.xxh3_128(), Image.new("L", image.size)
-    for top, rgb in _rgb_strips(image):
+    """A hasher that has seen the pixels as RGB, and the image in grey (a large one reduced)."""
+    hasher = xxhash.xxh3_128()
+    if image.width * image.height <= _STRIP_PIXELS:
+        rgb = _to_rgb(image)
         hasher.update(rgb.tobytes())
-        grey.paste(rgb.convert("L"), (0, top))
+        return hasher, rgb.convert("L")
+    factor = max(1, min(image.size) // _REDUCED_SIDE)
+    grey = Image.new("L", (-(-image.width // factor), -(-image.height // factor)))
+    for top, rgb in _rgb_strips(image, factor):
+        hasher.update(rgb.tobytes())
+        grey.paste(rgb.reduce(factor).convert("L"), (0, top // factor))
     return hasher, grey
 
 
-def _rgb_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The image as RGB in strips of whole rows, each with its top."""
-    if image.width * image.height <= _STRIP_PIXELS:
-        yield 0, image if image.mode == "RGB" else image.convert("RGB")
-        return
-    rows = max(1, _STRIP_PIXELS // image.width)
+def _rgb_strips(image: Image.Image, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """The image as RGB in strips of whole rows, a multiple of `multiple` each but the last one, and their tops."""
+    rows = max(1, _STRIP_PIXELS // image.width // multiple) * multiple
     for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        yield top, strip if strip.mode == "RGB" else strip.convert("RGB")
+        yield top, _to_rgb(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class _Look:
@@ -176,7 +182,7 @@ class _Look:
             self.flags |= JPEG
 
     def _decode(self, data: bytes) -> None:
-        if identify_readable(data[:HEAD_BYTES]) == "JPEG":
+        if identify_readable(data) == "JPEG":
             self._take_info(check_jpeg(data))
             grey, passed_over = decode_reduced(data)
             if passed_over:
@@ -187,7 +193,7 @@ class _Look:
         with opened(data) as (image, info):
             image.load()
             turn = exif_orientation(image) if "exif" in image.info or info.format == "TIFF" else 1
-            self._take_info(replace(info, orientation=turn))  # of a PNG the tag may follow the pixels
+            self._take_info(info._replace(orientation=turn))  # of a PNG the tag may follow the pixels
             self._take(*_fingerprint(image))
             for frame in range(1, info.frames):
                 image.seek(frame)

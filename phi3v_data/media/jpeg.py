@@ -8,7 +8,7 @@ once more, strictly too, without these; what was left out is said.
 
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,7 @@ _MAX_EXTRA = 16
 """Bytes of any kind before the end marker that may be passed over: data that lost its step leaves more, as a rule."""
 
 
-@dataclass(frozen=True, slots=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """What stands before the first scan; `exif` is the EXIF block without its name."""
 
     width: int

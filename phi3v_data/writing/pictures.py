@@ -178,12 +178,12 @@ def _check(data: bytes, where: str) -> tuple[bytes, str, str]:
 
     Returns the bytes to store, their digest, and the ending that fits them.
     """
-    from phi3v_data.media.formats import HEAD_BYTES, HEIC, UnreadableImageError, identify
+    from phi3v_data.media.formats import HEIC, UnreadableImageError, identify
     from phi3v_data.media.heic import heic_to_jpeg
     from phi3v_data.media.integrity import check_content
 
     try:
-        if identify(data[:HEAD_BYTES]) == HEIC:
+        if identify(data) == HEIC:
             data = heic_to_jpeg(data)
         digest = hashlib.sha256(data).hexdigest()
         if digest not in _proved:
