@@ -97,6 +97,8 @@ def test_a_path_is_copied(tmp_path: Path) -> None:
         ("draft {'meta': {'a': [1]}}", "draft-invalid"),
         ("draft {'meta': {'a': nan}}", "draft-invalid"),
         ("draft {'user': surrogate}", "invalid-text"),
+        ("draft {'user': 'a\\0b'}", "invalid-text"),
+        ("draft {'meta': {'a\\0': 'b'}}", "invalid-text"),
         ("draft {'assistant': ' '}", "empty-text"),
         ("draft {'user': ''}", "empty-text"),
         ("reject", "toy-reject"),

@@ -143,10 +143,10 @@ def decode_reduced(data: bytes) -> tuple[npt.NDArray[np.uint8], str]:
         grey = _decode(plain)
     except ValueError as error:
         why = str(error)
-        shorter, extra = _without_padding(plain, why)
-        if not extra:
+        shorter = _without_padding(plain, why)
+        if not shorter:
             raise _damaged(why) from None
-        words.append(f"{extra:,} bytes before its end marker")
+        words.append("bytes before its end marker")
         try:
             grey = _decode(shorter)
         except ValueError:
@@ -202,20 +202,22 @@ def _without_extras(data: bytes) -> tuple[bytes, int] | None:
     return None
 
 
-def _without_padding(data: bytes, why: str) -> tuple[bytes, int]:
-    """The JPEG without what its decoder left over before the end marker, and how many bytes that is; 0: refused.
+def _without_padding(data: bytes, why: str) -> bytes:
+    """The JPEG without what its decoder left over before the end marker; empty where that is no padding.
 
-    Left-over bytes also come from a scan that was overwritten: then it holds a stretch of zeros, or more is left.
+    Left-over bytes also come from a scan that was overwritten: then it holds a stretch of zeros, or more is left. The
+    decoder counts up to eight bytes less than there are, those that it had read ahead.
     """
     found = _EXTRA_BEFORE_END.search(why)
     if found is None:
-        return b"", 0
-    end = len(data) - 2
-    extra = int(found[1])
-    scan, left = data[: end - extra], data[end - extra : end]
+        return b""
+    extra, end = int(found[1]), len(data) - 2
+    scan = data[:end].rstrip(data[end - 1 : end])
+    if len(scan) + extra > end:  # not all the same
+        if extra > _MAX_EXTRA:
+            return b""
+        scan = data[: end - extra]
+    elif scan.endswith(b"\xff"):
+        scan += b"\0"  # a stuffed zero
     start = scan.rfind(b"\xff\xda")
-    if b"\0" * 8 in scan[start + 14 :] or (extra > _MAX_EXTRA and left.strip(left[:1])):
-        return b"", 0
-    if not left.strip(b"\0") and scan.endswith(b"\0\0"):
-        return b"", 0
-    return scan + data[end:], extra
+    return b"" if b"\0" * 8 in scan[start + 14 :] else scan + data[end:]

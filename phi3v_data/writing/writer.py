@@ -20,6 +20,9 @@ from phi3v_data.writing.boot import boot_id
 from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord, SourceRecord
 from phi3v_data.writing.pictures import Picture, prepare_picture, store_picture
 
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""A NUL as JSON spells it, not the six characters of its spelling."""
+
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -170,6 +173,8 @@ def to_line(sample: Sample, *, plain: bool) -> str:
         raise Reject("invalid-text", f"the text holds {error.object[error.start]!r}, which is no character") from None
     except ValueError:
         raise Reject("non-finite-number", "meta holds NaN or infinity, which JSON cannot spell") from None
+    if "\\u0000" in line and _NUL.search(line):
+        raise Reject("invalid-text", "the text holds a NUL (\\x00), which the validator refuses")
     return line
 
 

@@ -1,6 +1,7 @@
 """Encoding against the processor, against a second reading of the rules, and at its edges."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -357,6 +358,12 @@ def test_errors_name_file_line_and_id(tmp_path):
     (directory / "images" / "1" / "p1_0.jpg").write_bytes(b"\xff\xd8\xff nothing")
     with pytest.raises(UserError, match=r"set_train\.jsonl:2 \(id 'train-0000000001'\): an image cannot be read"):
         reader.encode(SampleRef(0, 1, 0))
+    path = directory / "images" / "1" / "p1_0.jpg"
+    path.unlink()
+    os.mkfifo(path)
+    for ask in (reader.encode, reader.measure, reader.prompts):
+        with pytest.raises(UserError, match=r"set_train\.jsonl:2 .*cannot be read: .*p1_0\.jpg is a named pipe"):
+            ask(SampleRef(0, 1, 0))
     path = directory / "images" / "2" / "p2_0.png"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"set_train\.jsonl:3 .*an image cannot be read"):
