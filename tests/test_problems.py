@@ -13,7 +13,7 @@ from phi3v_data.validate import validate
 
 ALL_CODES = {
     "rows": "json-syntax json-not-object invalid-utf8 file-encoding bom blank-line duplicate-key non-finite-number "
-    "missing-field unknown-field wrong-type empty-text no-turns duplicate-id line-too-long",
+    "missing-field unknown-field wrong-type empty-text image-only-turn no-turns duplicate-id line-too-long",
     "images": "image-missing image-unreadable image-path-unsafe image-name-mismatch image-format-mismatch "
     "image-animated image-mode image-orientation image-stray-bytes image-aspect image-too-large image-orphan",
     "text": "control-token invalid-text",
@@ -23,8 +23,9 @@ ALL_CODES = {
     "runs": "check-skipped",
 }
 WARNINGS = {
-    "bom", "blank-line", "image-format-mismatch", "image-animated", "image-mode", "image-orientation",
-    "image-stray-bytes", "leak-near-image", "duplicate-sample", "label-missing-in-train", "check-skipped",
+    "bom", "blank-line", "image-only-turn", "image-format-mismatch", "image-animated", "image-mode",
+    "image-orientation", "image-stray-bytes", "leak-near-image", "duplicate-sample", "label-missing-in-train",
+    "check-skipped",
 }  # fmt: skip
 INFOS = {"image-orphan", "rope-switch"}
 

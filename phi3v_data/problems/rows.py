@@ -1,6 +1,6 @@
 """Problems of single lines of a JSONL file."""
 
-from phi3v_data.problems.example import Bytes, Example, Repeat, Text, row
+from phi3v_data.problems.example import Bytes, Example, Picture, Repeat, Text, row
 from phi3v_data.problems.model import Problem
 
 _GOOD = row("a")
@@ -146,6 +146,25 @@ ROWS = (
         _train(_GOOD, row("b", user="Is it red?", assistant=" ")),
         "Fill it in or drop the row. A split that has no answers (a public test set) says `labelled: false` in "
         "dataset.json.",
+    ),
+    Problem(
+        "image-only-turn",
+        "rows",
+        "warning",
+        "a turn has images and no text",
+        "`user` is empty or holds nothing but spaces, and `images` is not empty. A turn with neither is `empty-text`, "
+        "an error.",
+        "It can be meant so (captions without an instruction). More often a question was lost: its column was not "
+        "mapped, or it is in another file. The model then learns to answer a question that it was never asked.",
+        Example(
+            {
+                "train.jsonl": Text(row("a", "a.png") + row("b", "b.png", user=" ")),
+                "images/a.png": Picture(64, 48),
+                "images/b.png": Picture(64, 48, seed=1),
+            }
+        ),
+        "Write the question or an instruction into `user`, such as `Describe the image.`; `user` of a table map and "
+        "the option `--prompt` of some converters do so for a whole set. Where it is meant, leave it.",
     ),
     Problem(
         "no-turns",

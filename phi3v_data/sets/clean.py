@@ -38,6 +38,7 @@ DROPPABLE = (
     "image-animated",
     "image-format-mismatch",
     "image-mode",
+    "image-only-turn",
     "image-orientation",
     "leak-group",
     "leak-image",

@@ -246,7 +246,9 @@ class BadRows:
 def check_blank(
     findings: Findings, turn: int, user: object, assistant: object, has_images: bool, place: dict[str, Any]
 ) -> None:
-    """Report texts of a turn that hold nothing: the answer, and a question without a picture. None is not looked at."""
+    """Report texts of a turn that hold nothing: the answer (an error), the question (an error without images, a warning
+    with them). None is not looked at.
+    """
     if isinstance(assistant, str) and not assistant.strip():
         findings.add(
             "empty-text",
@@ -255,10 +257,17 @@ def check_blank(
             field=f"conversations[{turn}].assistant",
             hint="a split without answers is marked `labelled: false` in dataset.json",
         )
-    if isinstance(user, str) and not has_images and not user.strip():
-        findings.add(
-            "empty-text", "the turn has neither text nor pictures", **place, field=f"conversations[{turn}].user"
-        )
+    if isinstance(user, str) and not user.strip():
+        where = {**place, "field": f"conversations[{turn}].user"}
+        if has_images:
+            findings.add(
+                "image-only-turn",
+                "the turn has images and no text",
+                **where,
+                hint="write the question or instruction that the answer replies to, if there is one",
+            )
+        else:
+            findings.add("empty-text", "the turn has neither text nor images", **where)
 
 
 def check_offsets(

@@ -293,12 +293,10 @@ def _part_words(part: bytes) -> tuple[tuple[int, np.uint64, np.uint64], ...]:
 
 
 def _without_blank(group: Alike, array: Bytes, *, labelled: bool) -> Alike:
-    """Leave out rows whose id is empty, and those with a text that may be blank where it must not."""
+    """Leave out rows whose id is empty, and those with a text that may be blank where that is to be reported."""
     shape = group.shape
     keep = group.closes[shape.id] > group.opens[shape.id]
-    wanted = [user for user, num_images in zip(shape.users, shape.num_images, strict=True) if not num_images]
-    wanted += shape.answers if labelled else ()
-    for value in wanted:
+    for value in (*shape.users, *(shape.answers if labelled else ())):
         # A character over " " that is ASCII is no white space; others are looked at the long way.
         begin = array[group.opens[value]]
         plain = (begin > ord(" ")) & ((begin < 0x80) | _is_letter(begin, array[group.opens[value] + 1]))

@@ -142,7 +142,7 @@ def make_sample(
             if isinstance(answer, str) and not answer.strip() and not unlabelled:
                 raise Reject("empty-text", f"turn {index} has no answer; pass --unlabelled where the source has none")
             if not names and isinstance(turn.user, str) and not turn.user.strip():
-                raise Reject("empty-text", f"turn {index} has neither text nor pictures")
+                raise Reject("empty-text", f"turn {index} has neither text nor images")
             turns.append(Turn(images=tuple(names), user=turn.user, assistant=answer, image_offsets=offsets))
         sample = Sample(
             id=slot.id,

@@ -91,6 +91,9 @@ def test_warnings_go_only_where_asked(tmp_path: Path) -> None:
     write_set(tmp_path / "in", {"train.jsonl": [row("a", user="?"), row("b", user="?"), row("c")]})
     assert clean_set(tmp_path / "in", tmp_path / "all").samples == 3
     assert clean_set(tmp_path / "in", tmp_path / "out", drop=["duplicate-sample"]).samples == 2
+    write_set(tmp_path / "images", {"train.jsonl": [row("a", "a.png", user=" "), row("b", "a.png")]}, {"a.png": png(1)})
+    assert clean_set(tmp_path / "images", tmp_path / "kept").samples == 2
+    assert clean_set(tmp_path / "images", tmp_path / "dropped", drop=["image-only-turn"]).samples == 1
     with pytest.raises(UserError, match="--drop nonsense"):
         clean_set(tmp_path / "in", tmp_path / "no", drop=["nonsense"])
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from validate_builders import found, line, places, row, turn, write
+from validate_pictures import encoded, picture
 
 from phi3v_data.schema import Sample
 from phi3v_data.validate import validate
@@ -269,6 +270,37 @@ def test_empty_answers_are_fine_where_the_split_has_none(tmp_path: Path) -> None
     assert report.problems == ()
     (tmp_path / "dataset.json").unlink()
     assert validate(tmp_path).summary.problems == {"empty-text": 2}
+
+
+def test_a_turn_with_images_and_no_text_is_a_warning_with_neither_an_error(tmp_path: Path) -> None:
+    png = encoded(picture())
+    rows = [
+        row("a", turn("", images=("a.png",))),
+        row("b", turn("What is it?", images=("a.png",)), turn(" \u3000\n", images=("b.png",)), turn("And now?")),
+        row("c", turn("\t")),
+        row("d", turn("Again?", images=("a.png",))),
+        row("e", turn("", "", images=("b.png",))),
+    ]
+    report = validate(write(tmp_path, {"train.jsonl": rows, "images/a.png": png, "images/b.png": png + b"x"}))
+    assert places(report, "image-only-turn") == [
+        ("train.jsonl", 1, "conversations[0].user"),
+        ("train.jsonl", 2, "conversations[1].user"),
+        ("train.jsonl", 5, "conversations[0].user"),
+    ]
+    assert {item.severity for item in found(report, "image-only-turn")} == {"warning"}
+    assert places(report, "empty-text") == [
+        ("train.jsonl", 3, "conversations[0].user"),
+        ("train.jsonl", 5, "conversations[0].assistant"),
+    ]
+
+
+def test_a_set_of_captions_without_an_instruction_trains_but_not_under_strict(tmp_path: Path) -> None:
+    rows = [row(f"r{n}", turn("", f"caption {n}", images=("a.png",))) for n in range(50)]
+    write(tmp_path, {"train.jsonl": rows, "images/a.png": encoded(picture())})
+    report = validate(tmp_path)
+    assert report.ok
+    assert report.summary.problems == {"image-only-turn": 50}
+    assert not validate(tmp_path, strict=True).ok
 
 
 def test_all_are_counted_and_the_first_listed(tmp_path: Path) -> None:
