@@ -1,10 +1,14 @@
 """How text from data is shown in messages: printable, in quotes, short, so that no cell and no escape code gets out."""
 
+import re
+
 MAX_MESSAGE = 300
 """Longest error or reject message, in characters."""
 
 _SHOWN = 80
 _TAIL = 100
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but line feed and tab, marks that turn the direction of writing, lone surrogates."""
 
 
 def shown(value: object, limit: int = _SHOWN) -> str:
@@ -29,6 +33,16 @@ def escaped(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
     )
+
+
+def printable(text: str) -> str:
+    """`text` with what could steer a terminal or cannot be written as escapes, the rest as it is; JSON stays JSON."""
+    return _STEERING.sub(_escape, text)
+
+
+def _escape(match: "re.Match[str]") -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 32 else f"\\u{code:04x}"
 
 
 def short(message: str) -> str:

@@ -40,7 +40,7 @@ DATA_FLOORS = (
     ("schema", "unfinished", "jsonl", "splits", "encodings"),
     ("columns",),
     ("files",),
-    ("mounts",),
+    ("mounts", "markdown"),
     ("errors", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.

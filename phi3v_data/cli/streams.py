@@ -6,26 +6,14 @@ are not data: its consoles write to the stream behind (`phi3v_data.cli.console`)
 """
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but line feed and tab, marks that turn the direction of writing, lone surrogates."""
+from phi3v_data.messages import printable
 
 _STREAMS = ("stdin", "stdout", "stderr")
-
-
-def printable(text: str) -> str:
-    """`text` with whatever could steer a terminal, or cannot be written, as an escape; such JSON stays JSON."""
-    return _STEERING.sub(_escape, text)
-
-
-def _escape(match: "re.Match[str]") -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 32 else f"\\u{code:04x}"
 
 
 class PrintableStream:

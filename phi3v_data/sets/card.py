@@ -11,6 +11,7 @@ from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
 from phi3v_data.files import unsafe_reason, write_bytes
 from phi3v_data.jsonl import BOM, Line, read_line_at
+from phi3v_data.markdown import markdown_code, markdown_text
 from phi3v_data.report.gallery import collect, parse_row, row_label, row_turns, turn_images
 from phi3v_data.report.thumbnails import Thumbnailer
 from phi3v_data.schema import ConverterInfo, Manifest
@@ -76,7 +77,7 @@ def make_card(directory: str | Path, *, num_samples: int = 6, embed: bool = Fals
         "",
         MARK,
         "",
-        f"# {manifest.name}",
+        f"# {_text(manifest.name)}",
         "",
         *_summary(manifest, stats),
         "",
@@ -124,7 +125,7 @@ def _summary(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
         "conversations directory: one JSON object a line, pictures under `images/`."
     )
     yield ""
-    metrics = ", ".join(f"`{metric}`" for metric in manifest.metrics)
+    metrics = ", ".join(map(markdown_code, manifest.metrics))
     yield f"- Task: {manifest.task}{f'; scored by {metrics}' if metrics else ''}"
     if stats["image_sizes"]:
         sizes = list(stats["image_sizes"].items())
@@ -175,7 +176,7 @@ def _provenance(manifest: Manifest, license_id: str) -> Iterator[str]:
     yield f"- Licence: {stated or 'not stated; ask whoever holds the rights before sharing'}"
     steps = [*([manifest.converter] if manifest.converter else []), *manifest.history]
     for step in steps:
-        yield f"- Made by `{step.name}` version {step.version}{_options(step)}"
+        yield f"- Made by {markdown_code(step.name)} version {_text(step.version)}{_options(step)}"
     for what, counts in (("Left out", manifest.rejects), ("Notes", manifest.notes)):
         if counts:
             yield f"- {what}: {', '.join(f'{count:,} {_text(code)}' for code, count in counts.items())}"
@@ -188,7 +189,7 @@ def _options(step: ConverterInfo) -> str:
         for key, value in step.options.items()
         if isinstance(value, str | int | float | bool) and value not in ("", False)
     }
-    return f" ({', '.join(f'{key} {_text(str(value))}' for key, value in plain.items())})" if plain else ""
+    return f" ({', '.join(f'{_text(key)} {_text(str(value))}' for key, value in plain.items())})" if plain else ""
 
 
 def _samples(dataset: Dataset, num_samples: int, embed: bool) -> Iterator[str]:
@@ -240,10 +241,7 @@ def _use(dataset: Dataset) -> Iterator[str]:
 
 
 def _text(value: object) -> str:
-    """A value from the data on one line of Markdown."""
-    text = value if isinstance(value, str) else ""
-    text = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
-    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return markdown_text(value, MAX_TEXT)
 
 
 def _cell(value: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from phi3v_data.files import write_json, write_text
+from phi3v_data.markdown import markdown_code, markdown_text
 from phi3v_train.config import RunConfig
 from phi3v_train.settings import Settings
 from phi3v_train.training.checkpoints import list_checkpoints, remove, sweep
@@ -115,13 +116,13 @@ def card_text(
         "pipeline_tag": "image-text-to-text",
         "tags": ["phi-3-vision", "phi3v"],
     }
-    parts = ", ".join(f"{part} {count:,}" for part, count in trained.items())
+    parts = ", ".join(f"{markdown_text(part)} {count:,}" for part, count in trained.items())
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False).rstrip(),
         "---",
         "",
-        f"# {base} tuned on {task}",
+        f"# {markdown_text(base)} tuned on {markdown_text(task)}",
         "",
         f"{kind} made by `phi3v-train run`: {config.method.name}, {steps:,} steps of {config.optim.batch_size} samples "
         f"({samples:,} samples seen). Trained parameters: {parts}.",
@@ -166,5 +167,11 @@ def score_table(before: Mapping[str, Any] | None, after: Mapping[str, Any] | Non
         value = (result or {}).get("metrics", {}).get(name)
         return "" if value is None else f"{value:.4g}"
 
-    rows = [f"| {name} | {cell(before, name)} | {cell(after, name)} |" for name in names]
-    return [f"On split `{split}` ({count:,} samples):", "", "| metric | before | after |", "| --- | --- | --- |", *rows]
+    rows = [f"| {markdown_text(name)} | {cell(before, name)} | {cell(after, name)} |" for name in names]
+    return [
+        f"On split {markdown_code(split)} ({count:,} samples):",
+        "",
+        "| metric | before | after |",
+        "| --- | --- | --- |",
+        *rows,
+    ]

@@ -1,9 +1,11 @@
 """preview and card: what a person, a browser and the Hub are shown."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from set_builders import encoded, picture, png, row, run, write_set
 
 
@@ -78,3 +80,39 @@ def test_the_card_can_hold_its_pictures_and_never_replaces_a_readme_of_another_h
     assert (folder / "README.md").read_text() == "mine"
     assert run("card", folder, "--overwrite", "--samples", 0).returncode == 0
     assert "## Samples" not in (folder / "README.md").read_text()
+
+
+def test_no_name_or_text_makes_markup_in_the_card(tmp_path: Path) -> None:
+    evil = "x`|# [a](javascript:1)<img src=x>\n\n---\nlicense: mit\n---\n# **big** \x1b[31m"
+    plain = evil.replace("\n", " ").replace("/", "")
+    rows = [row(f"r{n}", "a.png", answer=f"{n % 2} {evil}", user=evil) for n in range(6)]
+    folder = write_set(
+        tmp_path / "in",
+        {f"{plain[:20]}_train.jsonl": rows},
+        {"a.png": png(1)},
+        name="x`|# [a](javascript:1)<img src=x> --- # **big**",
+        source=evil,
+        license=evil,
+        metrics=[evil],
+        rejects={evil: 2},
+        notes={evil: 1},
+        converter={"name": evil, "version": evil, "options": {evil: evil}},
+        history=[{"name": evil, "version": evil, "options": {evil: evil}}],
+        classes=[f"0 {evil}", f"1 {evil}"],
+    )
+    done = run("card", folder)
+    assert done.returncode == 0, done.stderr
+    text = (folder / "README.md").read_text()
+    start, header, body = text.split("---\n", 2)
+    assert start == ""
+    known = yaml.safe_load(header)
+    assert (known["license"], known["pretty_name"]) == ("other", "x`|# [a](javascript:1)<img src=x> --- # **big**")
+    assert "\x1b" not in text
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    inline = [child for token in tokens for child in token.children or ()]
+    kinds = {token.type for token in (*tokens, *inline)}
+    assert not kinds & {"hr", "link_open", "image", "em_open", "code_block"}
+    headings = [tokens[n + 1].content for n, token in enumerate(tokens) if token.type == "heading_open"]
+    assert headings[1:] == ["Labels", "Source and licence", "Samples", "Reading it"]
+    raw = [token.content for token in (*tokens, *inline) if token.type in ("html_inline", "html_block")]
+    assert all(re.match(r'<img src="images/a\.png"|<!-- Written by', piece) for piece in raw), raw
