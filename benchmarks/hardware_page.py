@@ -76,6 +76,33 @@ def cards_table() -> str:
     return rows(["method", *(f"{card} GB" for card in CARDS)], lines)
 
 
+def checkpoint_bytes(method: str) -> int:
+    """Bytes of a checkpoint: trained weights in fp32 with two moments; frozen ones of a whole model in 16 bits."""
+    size = Size.from_config({})
+    config = MethodConfig.model_validate(METHODS[method][0])
+    trained = int(needed(method, "ddp", 1).trained)
+    return trained * 12 + (0 if config.use_lora else (size.total - trained) * 2)
+
+
+def measured_rate() -> float:
+    """GB a second that writing a checkpoint took here, one process, synced to the disk."""
+    row = read("parallel")["checkpoint"]["single"]
+    return float(row["bytes"] / 1e9 / row["write_s"])
+
+
+def saving_table() -> str:
+    """Seconds to save a checkpoint at several rates, the measured one among them."""
+    measured = measured_rate()
+    rates = (0.2, 0.5, measured, 5.0)
+    lines = []
+    for method in METHODS:
+        size = checkpoint_bytes(method) / 1e9
+        cells = [f"{size / rate:,.0f} s" if size / rate >= 1 else "under 1 s" for rate in rates]
+        lines.append([method, f"{size:,.1f} GB", *cells])
+    names = [f"{rate:.3g} GB/s{' (measured)' if rate == measured else ''}" for rate in rates]
+    return rows(["method", "checkpoint", *names], lines)
+
+
 def read(name: str) -> dict[str, Any]:
     """A result of a benchmark."""
     value: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
@@ -135,7 +162,12 @@ def measured_table() -> str:
     return rows(["what", "measured", "command"], lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"memory": memory_table, "cards": cards_table, "measured": measured_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "memory": memory_table,
+    "cards": cards_table,
+    "saving": saving_table,
+    "measured": measured_table,
+}
 
 
 def filled(page: str) -> str:

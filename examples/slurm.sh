@@ -1,12 +1,14 @@
 #!/bin/bash
-# Train on several machines under Slurm: one torchrun a machine, one process a GPU.
+# Train on several machines under Slurm: one launcher a machine, which starts one process a GPU.
 #
 #   phi3v-data validate data/docvqa
 #   sbatch examples/slurm.sh --data_dir data/docvqa --recipe docvqa-full-bf16 --parallel fsdp --output_dir runs/docvqa
 #
 # Everything behind the script's name goes to `phi3v-train run`. Data, model and output must lie where every machine
 # sees them. Validate first: then the first process finds the receipt and the others do not wait for it.
-# A job that is requeued after a lost machine goes on from its newest complete checkpoint.
+# Ten minutes before the time limit Slurm sends SIGTERM to every process of the job: the run saves a checkpoint after
+# the step it is in and ends. A job that is queued again, after a lost machine or by hand, resumes from its newest
+# complete checkpoint. How much time a checkpoint needs: docs/hardware.md.
 #
 #SBATCH --job-name=phi3v
 #SBATCH --nodes=2
@@ -14,6 +16,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
+#SBATCH --signal=TERM@600
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -25,10 +28,10 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
 
 # The machine's number is known only where srun starts the task, so the inner shell reads it. A process that ends badly
-# ends its torchrun, and with --kill-on-bad-exit the machines that would wait for it.
+# ends its launcher, and with --kill-on-bad-exit the machines that would wait for it. A launcher that was told to stop
+# waits for the checkpoint, however long it takes; torchrun would end its processes after 30 seconds.
 srun --kill-on-bad-exit=1 bash -c '
-    exec torchrun \
-        --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --nproc_per_node "$SLURM_GPUS_ON_NODE" \
-        --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
-        -m phi3v_train run "$@"
+    exec python -m phi3v_train run \
+        --nnodes "$SLURM_NNODES" --node_rank "$SLURM_NODEID" --num_processes "$SLURM_GPUS_ON_NODE" \
+        --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
 ' phi3v "$@"

@@ -193,6 +193,7 @@ class OutputConfig(Group):
 
     output_dir: Path = Field(Path("output"), description="The run's folder.")
     save_steps: int | None = Field(None, ge=1, description="Checkpoint every N steps; none: once an epoch.")
+    save_minutes: float | None = Field(None, gt=0, description="Checkpoint too when the last is N minutes old.")
     save_total_limit: int = Field(2, ge=1, description="Complete checkpoints kept.")
     logging_steps: int = Field(1, ge=1, description="A line in metrics.jsonl every N steps.")
     resume: str = Field("auto", description="auto: newest complete checkpoint; never; or a checkpoint's path.")

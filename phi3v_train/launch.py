@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phi3v_data.cli.base import COULD_NOT_RUN, PROBLEMS
 from phi3v_data.errors import UserError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 GRACE = 10.0
-"""Seconds between asking a process to end and ending it."""
+"""Seconds that the others have to end by themselves when one has seen the death of another."""
 
 POLL = 0.1
 
@@ -29,6 +29,9 @@ PORT = 29500
 
 FOLLOWED = 3
 """Exit code of a process that ends because of another one, which said why."""
+
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit codes of a process that was stopped by a signal."""
 
 HOSTED = "TORCHELASTIC_USE_AGENT_STORE"
 """Tells torch that the launcher, not rank 0, opens the port where all meet: torchrun's and ours do."""
@@ -112,13 +115,17 @@ def launch(
 ) -> int:
     """Run `python -m phi3v_train ARGUMENTS` in `number` processes here; 0 where all end well.
 
+    SIGTERM and Ctrl-C are passed on as SIGTERM, once: a run then saves a checkpoint and ends. A second one ends all
+    processes at once.
+
     Args:
         number: processes to start.
         arguments: of the command.
         parallel: this machine's place among others; none: it is the only one.
         meeting: of `open_meeting`, where it is open already.
 
-    Returns 2 where a process could not begin, because of a mistake that it has told, else 1.
+    Returns 143 or 130 where the run was stopped by a signal, 2 where a process could not begin, because of a mistake
+    that it has told, else 1.
     """
     machines = parallel or ParallelConfig()
     meeting = meeting or open_meeting(machines)
@@ -144,10 +151,20 @@ def launch(
         )
         for local in range(number)
     ]
+    stop = Stop(processes)
     try:
-        return wait(processes, first, alone=machines.nnodes == 1)
+        with stop:
+            return stop.code(wait(processes, first, alone=machines.nnodes == 1))
     finally:
         end(processes)
+
+
+def launch_evaluation(number: int) -> int:
+    """Run this command line in `number` processes here; the exit code, see `launch`."""
+    code = launch(number, sys.argv[1:])
+    if code in STOPPED:
+        print("Stopped. The same command goes on where it stopped.", file=sys.stderr)
+    return code
 
 
 def is_explained(*, of_way_on: bool = False) -> bool:
@@ -173,8 +190,40 @@ def obey_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class Stop:
+    """While it runs, the first SIGTERM or SIGINT is passed on to the processes, the second ends them."""
+
+    def __init__(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+        self._processes = processes
+        self._received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._receive)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self._received:
+            for process in self._processes:
+                process.kill()
+            os._exit(128 + number)
+        self._received = number
+        for process in self._processes:
+            process.terminate()
+
+    def code(self, code: int) -> int:
+        """Exit code of the run: which signal it was, the processes do not know."""
+        return 128 + self._received if self._received and code in STOPPED else code
+
+
 def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0, *, alone: bool = True) -> int:
     """Wait until all have ended well, or one badly.
+
+    Where a signal stopped the run, all of them end by themselves, each after its part of the checkpoint.
 
     Args:
         processes: what was started here.
@@ -183,9 +232,10 @@ def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0, *, alon
     """
     deadline = 0.0
     while True:
-        codes = [process.poll() for process in processes]
+        # Ended by SIGTERM: it came before the process was ready to save anything.
+        codes = [STOPPED[0] if code == -signal.SIGTERM else code for code in (each.poll() for each in processes)]
         for rank, code in enumerate(codes, first):
-            if code is not None and code not in (0, PROBLEMS, COULD_NOT_RUN, FOLLOWED):
+            if code is not None and code not in (0, PROBLEMS, COULD_NOT_RUN, FOLLOWED, *STOPPED):
                 print(f"error: rank {rank} {how_it_ended(code)}; the others are stopped", file=sys.stderr)
                 return PROBLEMS
         if COULD_NOT_RUN in codes or PROBLEMS in codes:
@@ -193,12 +243,15 @@ def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0, *, alon
         if FOLLOWED in codes:
             deadline = deadline or time.monotonic() + GRACE
             if None not in codes or time.monotonic() > deadline:
+                stopped = next((code for code in codes if code in STOPPED), None)
+                if stopped is not None:
+                    return stopped
                 if alone:
                     ranks = ", ".join(str(rank) for rank, code in enumerate(codes, first) if code == FOLLOWED)
                     print(f"error: rank {ranks} lost the connection to the others, which go on", file=sys.stderr)
                 return PROBLEMS
-        if all(code == 0 for code in codes):
-            return 0
+        if None not in codes:
+            return next((code for code in codes if code), 0)
         time.sleep(POLL)
 
 
@@ -211,14 +264,8 @@ def how_it_ended(code: int) -> str:
 
 
 def end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Ask those still running to end, then end them."""
+    """End those still running: another one has failed, and they would wait for it."""
     for process in processes:
         if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + GRACE
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -5,7 +5,7 @@
 Every process runs this same path; the main one speaks and writes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from phi3v_train.models.loading import locate
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.settings import Settings
 from phi3v_train.training import folder
-from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, list_checkpoints, prune, sweep
+from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, has_ended, list_checkpoints, prune, sweep
 from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
 from phi3v_train.training.parallel.kind import SINGLE
 from phi3v_train.training.parallel.place import Place
@@ -34,17 +34,20 @@ if TYPE_CHECKING:
     from phi3v_train.training.parallel.agreement import Facts
     from phi3v_train.training.parallel.group import Group
     from phi3v_train.training.progress import ProgressLine
+    from phi3v_train.training.session import Hook
+    from phi3v_train.training.stopping import StopRequest
 
 LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a run begins: anew, from a checkpoint, or not at all because it is complete."""
+    """How a run begins: anew, from a checkpoint, or not at all because it is complete; `ended`: no step is left."""
 
     identity: Mapping[str, Any]
     checkpoint: Checkpoint | None
     complete: bool = False
+    ended: bool = False
 
     def words(self, total_steps: int) -> str:
         """For the plan."""
@@ -52,18 +55,26 @@ class Start:
             return "already complete"
         if self.checkpoint is None:
             return "begins"
+        if self.ended:
+            return f"resumes from {self.checkpoint.path.name}, no step to go"
         return f"goes on from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps to go"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a run."""
+    """What became of a run.
+
+    `stopped` is the signal that ended it before its time, 0 where it is complete; `unsaved`: the last checkpoint or
+    lines of `metrics.jsonl` could not be written.
+    """
 
     output_dir: Path
     step: int
     already_complete: bool
     before: Mapping[str, Any] | None
     after: Mapping[str, Any] | None
+    stopped: int = 0
+    unsaved: bool = False
 
 
 def find_start(plan: Plan) -> Start:
@@ -85,11 +96,13 @@ def find_start(plan: Plan) -> Start:
     checkpoint = find_checkpoint(output.resume, output.output_dir)
     if done is not None and (checkpoint is None or done["step"] >= checkpoint.step):
         refuse_other_run(output.output_dir, done["identity"], identity)
-        if done["step"] >= plan.total_steps and output.resume == "auto":
+        if has_ended(done, plan.total_steps) and output.resume == "auto":
             return Start(identity, checkpoint, complete=True)
-    if checkpoint is not None:
-        refuse_other_run(checkpoint.path, checkpoint.state()["identity"], identity)
-    return Start(identity, checkpoint)
+    if checkpoint is None:
+        return Start(identity, None)
+    state = checkpoint.state()
+    refuse_other_run(checkpoint.path, state["identity"], identity)
+    return Start(identity, checkpoint, ended=has_ended(state, plan.total_steps))
 
 
 def has_finished(output_dir: Path) -> bool:
@@ -112,8 +125,11 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
         require_sound(directory, num_crops=budget, progress=progress)
 
 
-def train(plan: Plan, start: Start, *, quiet: bool = False) -> Outcome:
+def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:
     """Train as planned, on this process.
+
+    SIGTERM or Ctrl-C ends it after the step it is in, with a checkpoint. So may `hooks`, see `training.session.Hook`;
+    the run is then complete.
 
     Raises:
         UserError: the run cannot go on; the message says what to do.
@@ -131,10 +147,10 @@ def train(plan: Plan, start: Start, *, quiet: bool = False) -> Outcome:
                 folder.clear(output_dir)
             sweep(output_dir)
             prune(output_dir, keep=config.output.save_total_limit, spare=start.checkpoint)
-        return _train(plan, start, stack, quiet=quiet or not place.is_main)
+        return _train(plan, start, stack, hooks, quiet=quiet or not place.is_main)
 
 
-def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcome:
+def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", *, quiet: bool) -> Outcome:
     import torch
 
     from phi3v_train.models.loading import load_base
@@ -146,6 +162,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     from phi3v_train.training.progress import ProgressLine
     from phi3v_train.training.ranks import one_of_many
     from phi3v_train.training.session import RunIdentity, Session
+    from phi3v_train.training.stopping import StopRequest
 
     config = plan.config
     place = Place.from_environment()
@@ -155,6 +172,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
     loader.start()
     group = stack.enter_context(make_group(place, device, lambda: facts_of(plan, start)))
     ranks = stack.enter_context(one_of_many(group, lambda: way_on(config.output.output_dir)))
+    request = stack.enter_context(StopRequest(is_main=place.is_main))
     refuse_other_start(group, start)
     precision = Precision(plan.compute.dtype.value, device.type, cache_casts=not config.model.gradient_checkpointing)
     progress = ProgressLine(
@@ -163,7 +181,9 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         quiet=quiet or config.output.no_tqdm,
     )
     stack.callback(progress.close)
-    evaluation = make_evaluation(plan, progress, quiet=quiet or config.output.no_tqdm) if plan.eval_source else None
+    evaluation = None
+    if plan.eval_source is not None:
+        evaluation = make_evaluation(plan, progress, request, quiet=quiet or config.output.no_tqdm)
     model = load_base(plan.place, plan.compute, seed=config.optim.seed)
     kind = plan.sharing.kind.value
     # Some machines may have less memory than others: all divide gradients, or none does.
@@ -190,7 +210,10 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         epoch_steps=plan.order.epoch_steps,
         evaluate=partial(evaluation, engine) if evaluation is not None else None,
         progress=progress,
+        request=request,
+        hooks=hooks,
     )
+    loop.flags = session.flags
     if start.checkpoint is not None:
         session.restore(start.checkpoint)
     output_dir = config.output.output_dir
@@ -199,7 +222,11 @@ def _train(plan: Plan, start: Start, stack: ExitStack, *, quiet: bool) -> Outcom
         folder.write_start(output_dir, plan.settings, start.identity["data"], device.type, plan.deepspeed)
     ranks.begin()
     session.open()
-    loop.run(loader.steps(session.step, plan.total_steps), session.after_step)
+    if not session.stopped and not session.has_ended:
+        loop.run(loader.steps(session.step, plan.total_steps), session.after_step)
+    if session.stopped:
+        session.stop()
+        return Outcome(output_dir, session.step, False, None, None, session.stopped, session.unsaved)
     session.finish(
         lambda before, after: folder.card_text(
             config,
@@ -257,7 +284,7 @@ def refuse_other_start(group: "Group", start: Start) -> None:
 
 
 def way_on(output_dir: Path) -> str:
-    """Where a run that has failed goes on."""
+    """Where a run that was stopped or has failed resumes."""
     checkpoints = list_checkpoints(output_dir)
     where = f"goes on from {checkpoints[-1].path}" if checkpoints else "begins anew: there is no checkpoint yet"
     return f"The same command {where}."
@@ -287,7 +314,7 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> 
     )
 
 
-def make_evaluation(plan: Plan, progress: "ProgressLine", *, quiet: bool) -> "RunEvaluation":
+def make_evaluation(plan: Plan, progress: "ProgressLine", request: "StopRequest", *, quiet: bool) -> "RunEvaluation":
     """What evaluates the model before, between and after the steps; every row of the split is looked at now.
 
     Raises:
@@ -313,10 +340,11 @@ def make_evaluation(plan: Plan, progress: "ProgressLine", *, quiet: bool) -> "Ru
         model_name=plan.place.name,
         bars=lambda: progress_bar(quiet=quiet),
         say=progress.say,
+        stop=lambda: request.is_set,
     )
 
 
-def run(settings: Settings, *, quiet: bool = False) -> Outcome:
+def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:
     """Check the data, plan, and train; for Python. The command line shows the plan in between.
 
     Raises:
@@ -329,4 +357,4 @@ def run(settings: Settings, *, quiet: bool = False) -> Outcome:
         output_dir = plan.config.output.output_dir
         before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
         return Outcome(output_dir, plan.total_steps, True, before, after)
-    return train(plan, start, quiet=quiet)
+    return train(plan, start, quiet=quiet, hooks=hooks)

@@ -1,6 +1,7 @@
 """`phi3v-train eval`: predictions and scores of a model on a split, or of a file of predictions."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,10 +86,12 @@ def from_model(
     """Evaluate a model; None on other processes than the main one."""
     from phi3v_data.cli.console import progress_bar
     from phi3v_train.evaluation.job import prepare, run_job
-    from phi3v_train.launch import launch, processes_to_start
+    from phi3v_train.launch import LAUNCHED, launch_evaluation, obey_launcher, processes_to_start
     from phi3v_train.training.parallel.agreement import refusals_are_shared
     from phi3v_train.training.parallel.place import Place
 
+    if LAUNCHED in os.environ:
+        obey_launcher()
     is_main = Place.from_environment().is_main
     silent = quiet or not is_main
     number = processes_to_start(settings.config)
@@ -97,7 +100,7 @@ def from_model(
             job = prepare(settings, data_dir, output_dir, scored=True, base=base, progress=progress)
         assert job.choice is not None
         if number:
-            raise typer.Exit(launch(number, sys.argv[1:]))
+            raise typer.Exit(launch_evaluation(number))
         say_choice(job.choice, f"{data_dir} {job.source.split.name}", quiet=silent)
         if is_main:
             say_notes(job.notes(), quiet=quiet)

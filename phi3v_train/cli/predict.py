@@ -1,7 +1,7 @@
 """`phi3v-train predict`: the answers of a model on any split, and the files that the datasets' own evaluation takes."""
 
 import json
-import sys
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,17 +94,19 @@ def from_model(
     """Predict with a model; None on other processes than the main one."""
     from phi3v_data.cli.console import progress_bar
     from phi3v_train.evaluation.job import prepare, run_job
-    from phi3v_train.launch import launch, processes_to_start
+    from phi3v_train.launch import LAUNCHED, launch_evaluation, obey_launcher, processes_to_start
     from phi3v_train.training.parallel.agreement import refusals_are_shared
     from phi3v_train.training.parallel.place import Place
 
+    if LAUNCHED in os.environ:
+        obey_launcher()
     is_main = Place.from_environment().is_main
     number = processes_to_start(settings.config)
     with progress_bar(quiet=quiet or not is_main or bool(number)) as progress:
         with refusals_are_shared(settings.config.parallel):
             job = prepare(settings, data_dir, output_dir, scored=False, base=base, progress=progress)
         if number:
-            raise typer.Exit(launch(number, sys.argv[1:]))
+            raise typer.Exit(launch_evaluation(number))
         if is_main:
             say_notes(job.notes(), quiet=quiet)
         outcome = run_job(job, overwrite=overwrite)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from phi3v_data.cli.base import PROBLEMS, Quiet, command_info, make_command
+from phi3v_data.cli.base import COULD_NOT_RUN, GOOD, PROBLEMS, Quiet, command_info, make_command
 from phi3v_train.cli.run_options import with_settings
 from phi3v_train.settings import Settings
 
@@ -71,12 +71,23 @@ def run(
         return
     if number:
         code = launch(number, sys.argv[1:], config.parallel, meeting)
-        if code == PROBLEMS:
+        if code not in (GOOD, COULD_NOT_RUN):
             print(way_on(config.output.output_dir), file=sys.stderr)
         raise typer.Exit(code)
-    outcome = train(plan, start, quiet=quiet)
-    if place.is_main and not json_output:
+    from phi3v_train.training.session import UnsavedError
+
+    try:
+        outcome = train(plan, start, quiet=quiet)
+    except UnsavedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(PROBLEMS) from None
+    if outcome.stopped and place.is_main and LAUNCHED not in os.environ:
+        print(way_on(config.output.output_dir), file=sys.stderr)
+    if place.is_main and not json_output and not outcome.stopped:
         print(summary(outcome))
+    if outcome.unsaved:
+        raise typer.Exit(PROBLEMS)
+    raise typer.Exit(128 + outcome.stopped if outcome.stopped else GOOD)
 
 
 def validate(check: Any, settings: Settings, *, quiet: bool) -> None:

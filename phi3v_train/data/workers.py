@@ -8,12 +8,14 @@ often limit to 64 MB. A worker ends when this process does, even by SIGKILL.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -24,8 +26,13 @@ from phi3v_train.data.encode import IGNORED, EncodedSample
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Measure, Reader
 
-_PRELOAD = ("phi3v_train.data.workers", "phi3v_train.models.phi3v.processing_phi3_v")
-"""What the fork server imports once for all workers; the second is what a pickled processor needs."""
+_PRELOAD = (
+    "__main__",
+    "phi3v_train.data.fork_server",
+    "phi3v_train.data.workers",
+    "phi3v_train.models.phi3v.processing_phi3_v",
+)
+"""What the fork server imports once for all workers; the last is what a pickled processor needs."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -133,6 +140,7 @@ class Workers:
 
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            start_quiet_tracker()
             self._pool = ProcessPoolExecutor(
                 self._num_workers, mp_context=_context(), initializer=_begin, initargs=(self._reader,)
             )
@@ -172,10 +180,20 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["__main__", "phi3v_train.data.workers", "phi3v_train.models.phi3v.processing_phi3_v"]
-    )
+    context.set_forkserver_preload(list(_PRELOAD))
     return context
+
+
+def start_quiet_tracker() -> None:
+    """Start multiprocessing's resource tracker, which outlives a killed run and cleans up after it, without its warning
+    of leaked semaphores: they are those of the workers, whose end a killed run does not wait for.
+    """
+    kept = list(sys.warnoptions)
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions[:] = kept
 
 
 _reader: Reader | None = None
@@ -188,7 +206,18 @@ def _begin(reader: Reader) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
+        # Threads inherit the mask: only the one that waits for SIGTERM gets it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Thread(target=_obey_only, args=(parent.pid,), daemon=True).start()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _obey_only(parent: int) -> None:
+    """End by the SIGTERM of the pool; one that a cluster sends to every process of a job is for the main process."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(1)
 
 
 def _end_with(parent: Any) -> None:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from phi3v_train.evaluation.evaluate import Evaluator, Progress
+from phi3v_train.evaluation.evaluate import Evaluator, Progress, never
 from phi3v_train.evaluation.identity import make_identity, weights_identity
 from phi3v_train.evaluation.predictions import PredictionFolder
 from phi3v_train.evaluation.result import write_scores
@@ -29,6 +29,7 @@ class RunEvaluation:
         model_name: of the model before training.
         bars: opens a progress bar for one evaluation.
         say: prints a line.
+        stop: whether this process is to stop; asked before every batch.
     """
 
     def __init__(
@@ -39,15 +40,21 @@ class RunEvaluation:
         model_name: str,
         bars: ProgressBars = nullcontext,
         say: Callable[[str], None] = print,
+        stop: Callable[[], bool] = never,
     ) -> None:
         self.evaluator = evaluator
         self.folder = output_dir / PREDICTIONS
         self.model_name = model_name
         self._bars = bars
         self._say = say
+        self._stop = stop
 
     def __call__(self, engine: Engine, step: int) -> dict[str, Any]:
-        """Evaluate the model as it is after a step; on every process `split, num_samples, metrics, model, step`."""
+        """Evaluate the model as it is after a step; on every process `split, num_samples, metrics, model, step`.
+
+        Raises:
+            Interrupted: the run is to stop; what was predicted so far is used on resume.
+        """
         with engine.whole() as model:
             return self._evaluate(model, engine.group, engine.precision, step)
 
@@ -72,6 +79,7 @@ class RunEvaluation:
                 group=group,
                 with_loss=True,
                 progress=bar,
+                stop=self._stop,
             )
         if group.place.is_main:
             folder.try_to(lambda: write_scores(records, result, folder.path))

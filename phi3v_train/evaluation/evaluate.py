@@ -24,8 +24,14 @@ from phi3v_train.evaluation.result import make_result
 from phi3v_train.training.loss import mean_loss
 from phi3v_train.training.parallel.group import Group
 from phi3v_train.training.precision import Precision
+from phi3v_train.training.stopping import Interrupted
 
 Progress = Callable[[str, int, int | None], None]
+
+
+def never() -> bool:
+    """Nothing asks this evaluation to stop."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -111,13 +117,15 @@ class Evaluator:
         precision: Precision,
         group: Group,
         progress: Progress | None = None,
+        stop: Callable[[], bool] = never,
     ) -> list[Prediction]:
         """Generate what `folder` does not hold yet; the predictions, on the main process only.
 
-        The model's mode and all random generators are left as they were.
+        The model's mode and all random generators are left as they were. `stop` is asked before every batch.
 
         Raises:
             UserError: out of memory, or an image that cannot be read.
+            Interrupted: a process was asked to stop.
         """
         place = group.place
         if group.share(folder.is_complete):
@@ -134,12 +142,14 @@ class Evaluator:
         try:
             with undisturbed(model):
                 made = self._generate(
-                    model, folder, mine, precision, num_done=len(found), progress=progress or self.progress
+                    model, folder, mine, precision, num_done=len(found), progress=progress or self.progress, stop=stop
                 )
         finally:
             folder.close_part()
         for others in group.gather_to_main(made):
             done.update(others)
+        if not group.share(len(done) == len(self.specs)):
+            raise Interrupted
         if not place.is_main:
             return []
         records = [done[position] for position in range(len(self.specs))]
@@ -155,6 +165,7 @@ class Evaluator:
         *,
         num_done: int,
         progress: Progress | None,
+        stop: Callable[[], bool],
     ) -> dict[int, Prediction]:
         generator = Generator(
             model,
@@ -169,6 +180,8 @@ class Evaluator:
         split = self.source.split.name
         with Workers(self.reader, self.num_workers if len(jobs) > 1 else 0) as workers:
             for batch, prompts in zip(batches, workers.map(encode_batch, jobs), strict=True):
+                if stop():
+                    break
                 answers = generator(prompts)
                 entries = [
                     (position, self.specs[position].record(split, answer.text, answer.scores))
@@ -214,14 +227,20 @@ class Evaluator:
         group: Group,
         with_loss: bool = False,
         progress: Progress | None = None,
+        stop: Callable[[], bool] = never,
     ) -> tuple[list[Prediction], dict[str, Any]]:
         """Predict and score.
 
         Returns:
             The predictions, on the main process only, and on every process `split, num_samples, metrics, model, step`
             (and `notes` where a metric is undefined).
+
+        Raises:
+            Interrupted: a process was asked to stop.
         """
-        records = self.predict(model, folder, precision=precision, group=group, progress=progress)
+        records = self.predict(model, folder, precision=precision, group=group, progress=progress, stop=stop)
+        if group.sum([float(stop())])[0]:
+            raise Interrupted
         loss = {"loss": self.loss(model, precision=precision, group=group)} if with_loss else {}
         result: dict[str, Any] = {}
         if group.place.is_main:

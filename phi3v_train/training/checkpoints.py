@@ -59,6 +59,11 @@ class Checkpoint:
         return state
 
 
+def has_ended(state: Mapping[str, Any], total_steps: int) -> bool:
+    """Whether a run that left this state (of a checkpoint or of `complete.json`) has nothing left of `total_steps`."""
+    return bool(state["step"] >= total_steps or (state.get("ended") and state["total_steps"] >= total_steps))
+
+
 def checkpoint_name(step: int) -> str:
     """Folder name of a step's checkpoint; sorts by name as by step."""
     return f"checkpoint-{step:06d}"

@@ -43,10 +43,17 @@ class StepResult:
     num_truncated: int
     seconds: float
     skipped: bool = False
+    flags: tuple[float, ...] = ()
 
 
 class TrainLoop:
-    """Model, optimizer and schedule of a run; `run` trains through the steps it is given."""
+    """Model, optimizer and schedule of a run; `run` trains through the steps it is given.
+
+    `flags` is asked once a step for numbers that travel with the loss: their sums over the processes are the result's
+    `flags`. So all processes come to the same decision after a step, and no exchange is made for it.
+    """
+
+    flags: Callable[[], tuple[float, ...]] = tuple
 
     def __init__(self, engine: Engine, config: RunConfig, *, total_steps: int) -> None:
         self.engine = engine
@@ -54,8 +61,10 @@ class TrainLoop:
         self.config = config
         self.total_steps = total_steps
 
-    def run(self, batches: Iterable[StepBatch], after_step: Callable[[StepResult], None]) -> None:
-        """Train on each step in turn; `after_step` logs, evaluates and saves.
+    def run(self, batches: Iterable[StepBatch], after_step: Callable[[StepResult], bool | None]) -> None:
+        """Train on each step in turn; `after_step` logs, evaluates and saves, and ends the run by returning True.
+
+        It must return the same in all processes.
 
         Raises:
             NonFiniteLossError: a loss or, outside fp16, a gradient is not finite; the weights are as before the step.
@@ -70,7 +79,8 @@ class TrainLoop:
                 if not is_out_of_memory(error):
                     raise
                 raise UserError(out_of_memory_sentence(batch, self.config)) from error
-            after_step(result)
+            if after_step(result):
+                return
             begin = time.monotonic()
 
     def step(self, batch: StepBatch, begin: float) -> StepResult:
@@ -81,7 +91,7 @@ class TrainLoop:
             self._accumulate(micro, batch.step, count, last=index + 1 == len(batch))
             for index, micro in enumerate(batch)
         ]
-        (loss,) = self.group.sum([torch.stack(losses).double().sum().item()])
+        loss, *flags = self.group.sum([torch.stack(losses).double().sum().item(), *self.flags()])
         if not math.isfinite(loss):
             self._refuse(batch, losses, f"the loss is {loss}")
         factor = rate_factor(batch.step, self.total_steps, self.config.optim)
@@ -100,6 +110,7 @@ class TrainLoop:
             num_truncated=plan.num_truncated,
             seconds=time.monotonic() - begin,
             skipped=update.skipped,
+            flags=tuple(flags),
         )
 
     def _accumulate(self, micro: MicroBatch, step: int, count: float, *, last: bool) -> Tensor:

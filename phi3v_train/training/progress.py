@@ -12,7 +12,10 @@ PLAIN_INTERVAL = 10.0
 
 
 class ProgressLine:
-    """Rewrites one line on a terminal; elsewhere prints one now and then, the first and the last step always."""
+    """Rewrites one line on a terminal; elsewhere prints one now and then, the first and the last step always.
+
+    `quiet` leaves out the progress, not what `say` is given.
+    """
 
     def __init__(self, total_steps: int, *, start: int = 0, quiet: bool = False, file: TextIO | None = None) -> None:
         self._file = file if file is not None else sys.stderr
@@ -41,10 +44,9 @@ class ProgressLine:
             print(text, file=self._file, flush=True)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the progress line."""
-        if not self._quiet:
-            self.close()
-            print(text, file=self._file, flush=True)
+        """A line of its own, above the progress line: warnings and scores, which are printed in any case."""
+        self.close()
+        print(text, file=self._file, flush=True)
 
     def close(self) -> None:
         """End the line that is being rewritten."""

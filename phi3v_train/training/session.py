@@ -5,7 +5,8 @@ After step S, in this order: a checkpoint where one is due, an evaluation where 
 """
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,25 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import read_json, write_json, write_text
 from phi3v_train.config import RunConfig
 from phi3v_train.training import folder
-from phi3v_train.training.checkpoints import Checkpoint, SaveError, write_checkpoint, write_folder
+from phi3v_train.training.checkpoints import Checkpoint, SaveError, has_ended, write_checkpoint, write_folder
 from phi3v_train.training.loop import StepResult, TrainLoop
 from phi3v_train.training.metrics_log import MetricsLog, read_metrics
 from phi3v_train.training.plot import draw_loss
 from phi3v_train.training.progress import ProgressLine
+from phi3v_train.training.stopping import Interrupted, StopRequest
 from phi3v_train.training.trackers import Trackers, open_trackers
 
 Evaluate = Callable[[int], Mapping[str, Any]]
 """Evaluates the model as it is after a step, on every process: `split, num_samples, metrics, model, step`."""
+
+Hook = Callable[[Mapping[str, Any]], bool]
+"""Given the line of a step, with its scores if it was evaluated; True ends the run after this step, as if it had been
+the last. All processes must decide the same.
+"""
+
+
+class UnsavedError(UserError):
+    """All steps are done, and the model could not be written."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,11 @@ class RunIdentity:
 
 
 class Session:
-    """One start of a run, from a checkpoint or from the beginning, on one of its processes."""
+    """One start of a run, from a checkpoint or from the beginning, on one of its processes.
+
+    `stopped` is the signal that ended it before its time, 0 otherwise; `has_ended`: no step is left, because all are
+    done or a hook ended the run.
+    """
 
     def __init__(
         self,
@@ -52,6 +67,8 @@ class Session:
         epoch_steps: int,
         evaluate: Evaluate | None,
         progress: ProgressLine,
+        request: StopRequest,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self.loop = loop
         self.engine = loop.engine
@@ -62,6 +79,11 @@ class Session:
         self.epoch_steps = epoch_steps
         self.evaluate = evaluate
         self.progress = progress
+        self.request = request
+        self.hooks = tuple(hooks)
+        self.stopped = 0
+        self.saved: int | None = None
+        self.unsaved = False
         self.is_main = loop.group.place.is_main
         self.output_dir: Path = self.config.output.output_dir
         self.step = 0
@@ -69,6 +91,8 @@ class Session:
         self._log: MetricsLog | None = None
         self._trackers: Trackers | None = None
         self._warned = ""
+        self._was_ended = False
+        self._clock = time.monotonic()
         self._line: dict[str, Any] | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -77,6 +101,8 @@ class Session:
         self.engine.read(checkpoint.path)
         self.step, self.samples = checkpoint.step, int(state["samples"])
         self._line = state["line"]
+        self._was_ended = has_ended(state, self.loop.total_steps)
+        self.saved = self.step
 
     def open(self) -> None:
         """Open logs at the step the run stands at, and make up for what a kill cut off behind a checkpoint."""
@@ -90,26 +116,54 @@ class Session:
                 self.config.output.report_to, self.output_dir, self.config.flat(), self.step, self.progress.say
             )
         missing = self.loop.group.share(missing)
-        if self.step == 0 and self.config.eval.eval_before and self.evaluate is not None:
-            self._finish_line({"step": 0, "epoch": 0.0}, self._evaluate(folder.EVAL_BEFORE))
-        elif missing and line is not None:
-            self._close_step(line)
+        try:
+            if self.step == 0 and self.config.eval.eval_before and self.evaluate is not None:
+                self._finish_line({"step": 0, "epoch": 0.0}, self._evaluate(folder.EVAL_BEFORE))
+            elif missing and line is not None:
+                self._close_step(line)
+        except Interrupted:
+            pass  # said by the request, which is asked next
+        self.stopped = self.request.agree(self.loop.group)
 
-    def after_step(self, result: StepResult) -> None:
-        """Log, evaluate, save: what is due after a step."""
+    @property
+    def has_ended(self) -> bool:
+        """Whether no step is left."""
+        return self._was_ended or self.step >= self.loop.total_steps
+
+    def flags(self) -> tuple[float, ...]:
+        """What all processes are to know after a step: signals, and by the main one's clock whether to save."""
+        minutes = self.config.output.save_minutes
+        is_time = minutes is not None and time.monotonic() - self._clock >= minutes * 60
+        return (*self.request.flags(), float(self.is_main and is_time))
+
+    def after_step(self, result: StepResult) -> bool:
+        """Log, evaluate, save: what is due after a step; True where the run ends here."""
         self.step = result.step
         self.samples += result.num_samples
+        *flags, is_time = result.flags
+        stop = self.request.signal_of(tuple(flags))
         line = make_line(result, self.step / self.epoch_steps)
         self.progress(result, memory_used(self.loop.group.device))
-        if self._is_due(self.config.output.save_steps or self.epoch_steps):
+        if stop or is_time or self._is_due(self.config.output.save_steps or self.epoch_steps):
             self.save(line)
-        self._close_step(line)
+        if stop and self._evaluates_now:
+            self.stopped = stop  # on resume, this step is closed first
+            return True
+        try:
+            self._close_step(line)
+        except Interrupted:
+            stop = self.request.agree(self.loop.group)
+            if self.saved != self.step:
+                self.save(line)
+        self.stopped = stop
+        return bool(stop) or self.has_ended
 
     def save(self, line: Mapping[str, Any]) -> None:
         """Write a checkpoint; a disk that is full is said, and the run goes on."""
         state = {
             "samples": self.samples,
             "total_steps": self.loop.total_steps,
+            "ended": self.has_ended,
             "line": dict(line),
             "identity": self.identity.to_json(),
             "parallel": {"kind": self.engine.kind, "world_size": self.loop.group.place.world_size},
@@ -127,21 +181,38 @@ class Session:
         except SaveError as error:
             if self.is_main:
                 self.progress.say(f"warning: {error}; the run goes on without this checkpoint")
+            self.unsaved = True
         else:
+            self.saved, self.unsaved = self.step, False
+            self._clock = time.monotonic()
             if self.is_main:
                 self._draw()
         # The main process deletes old checkpoints: the others wait here, not in an exchange of gradients.
         self.loop.group.wait()
 
+    def stop(self) -> None:
+        """End a run that was stopped by a signal."""
+        self._close_logs()
+        self.loop.group.wait()
+
+    def _close_logs(self) -> None:
+        """Write what waits; where it cannot be written, the run has not ended well."""
+        if self._trackers is not None:
+            self._trackers.close()
+        if self._log is not None:
+            self._log.flush()
+            if self._log.failed:
+                self.progress.say(f"error: {self._log.path} lacks its last lines: {self._log.failed}")
+        self.unsaved |= bool(self.loop.group.share(self._log is not None and bool(self._log.failed)))
+        self.progress.close()
+
     def finish(self, card: Callable[[Mapping[str, Any] | None, Mapping[str, Any] | None], str]) -> None:
         """Write the finished model, the plot, the card, and last of all the mark that the run is complete.
 
         Raises:
-            UserError: the disk does not take the model.
+            UnsavedError: the disk does not take the model.
         """
-        if self._trackers is not None:
-            self._trackers.close()
-        self.progress.close()
+        self._close_logs()
         target = self.output_dir / folder.MODEL
         dtype = self.engine.precision.dtype
         try:
@@ -152,7 +223,7 @@ class Session:
                 lambda staging: self.engine.write_model(staging, self.processor, dtype),
             )
         except SaveError as error:
-            raise UserError(f"{error}; make room and run the same command again: it goes on from here") from error
+            raise UnsavedError(f"{error}; make room and run the same command again: it goes on from here") from error
         if not self.is_main:
             self.loop.group.wait()
             return
@@ -162,7 +233,14 @@ class Session:
         write_text(self.output_dir / folder.CARD, card(before, after))
         write_json(
             self.output_dir / folder.DONE,
-            {"format": 1, "step": self.step, "samples": self.samples, "identity": self.identity.to_json()},
+            {
+                "format": 1,
+                "step": self.step,
+                "total_steps": self.loop.total_steps,
+                "ended": True,
+                "samples": self.samples,
+                "identity": self.identity.to_json(),
+            },
         )
         self.loop.group.wait()
 
@@ -172,18 +250,31 @@ class Session:
         return lines[-1] if lines else None
 
     def _is_due(self, every: int | None) -> bool:
-        return self.step == self.loop.total_steps or (every is not None and self.step % every == 0)
+        return self.has_ended or (every is not None and self.step % every == 0)
+
+    @property
+    def _evaluates_now(self) -> bool:
+        """Whether an evaluation is due after this step."""
+        every = self.config.eval.eval_steps
+        due = self.config.eval.eval_after if self.has_ended else every is not None and self.step % every == 0
+        return self.evaluate is not None and due
 
     def _close_step(self, line: Mapping[str, Any]) -> None:
-        """Evaluate where it is due, then write the step's line."""
-        last = self.step == self.loop.total_steps
+        """Evaluate where it is due, ask the hooks whether the run ends here, then write the step's line.
+
+        Raises:
+            Interrupted: the run is to stop, and the evaluation was left undone.
+        """
         result = None
-        if self.evaluate is not None:
-            if last and self.config.eval.eval_after:
+        if self._evaluates_now:
+            result = self._evaluate(folder.EVAL_AFTER if self.has_ended else f"eval_step-{self.step:06d}.json")
+        wishes = [hook(with_scores(line, result)) for hook in self.hooks]
+        if any(wishes) and not self.has_ended:
+            self._was_ended = True
+            if self._evaluates_now:
                 result = self._evaluate(folder.EVAL_AFTER)
-            elif not last and self.config.eval.eval_steps and self.step % self.config.eval.eval_steps == 0:
-                result = self._evaluate(f"eval_step-{self.step:06d}.json")
-        if last or result is not None or self.step % self.config.output.logging_steps == 0:
+            self.save(line)
+        if self.has_ended or result is not None or self.step % self.config.output.logging_steps == 0:
             self._finish_line(line, result)
 
     def _evaluate(self, name: str) -> Mapping[str, Any]:
@@ -198,8 +289,7 @@ class Session:
     def _finish_line(self, line: Mapping[str, Any], result: Mapping[str, Any] | None) -> None:
         if self._log is None or self._trackers is None:
             return
-        scores = {f"eval_{name}": value for name, value in (result or {}).get("metrics", {}).items()}
-        values = {**line, **scores}
+        values = with_scores(line, result)
         self._log.write(values)
         if self._log.failed and self._log.failed != self._warned:
             self.progress.say(f"warning: {self._log.path} cannot be written now: {self._log.failed}; the run goes on")
@@ -214,6 +304,12 @@ class Session:
             self.progress.say("no loss plot: matplotlib is not installed (pip install 'phi3v[train]')")
         except OSError as error:
             self.progress.say(f"warning: {self.output_dir / folder.PLOT} cannot be drawn: {error.strerror}")
+
+
+def with_scores(line: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A step's line with the scores of its evaluation, if there was one."""
+    scores = {f"eval_{name}": value for name, value in (result or {}).get("metrics", {}).items()}
+    return {**line, **scores}
 
 
 def make_line(result: StepResult, epoch: float) -> dict[str, Any]:

@@ -47,7 +47,9 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, **ours, **variables}
 
 
-def start(*arguments: str | Path, stdin: int | None = None, **variables: str) -> "subprocess.Popen[str]":
+def start(
+    *arguments: str | Path, stdin: int | None = None, new_session: bool = False, **variables: str
+) -> "subprocess.Popen[str]":
     """Start python with these arguments."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
@@ -56,6 +58,7 @@ def start(*arguments: str | Path, stdin: int | None = None, **variables: str) ->
         stderr=subprocess.PIPE,
         text=True,
         env=environment(**variables),
+        start_new_session=new_session,
     )
 
 

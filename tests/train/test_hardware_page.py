@@ -40,6 +40,13 @@ def test_the_memory_table_is_what_a_plan_says(generator: ModuleType) -> None:
     assert float(eighth) == pytest.approx(67 / 8 + 2.6, abs=0.5)
 
 
+def test_the_time_of_a_save_is_its_size_by_the_rate(generator: ModuleType) -> None:
+    """By hand: 12 bytes for 4.134 billion parameters are 49.6 GB; 308.3 MB in .244 s were measured, 1.26 GB/s."""
+    lines = generator.saving_table().splitlines()
+    assert "1.26 GB/s (measured)" in lines[0]
+    assert lines[2] == "| full | 49.6 GB | 248 s | 99 s | 39 s | 10 s |"
+
+
 def test_the_commands_of_the_page_are_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command for one machine makes a plan; the recipe, the options and the flags exist."""
     data_dir = colour_directory(tmp_path / "data", rows=4)

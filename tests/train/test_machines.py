@@ -41,7 +41,7 @@ def stand_in(directory: Path, name: str, text: str) -> None:
     path.chmod(0o755)
 
 
-def submit(tmp_path: Path, settings: dict[str, Any], *more: str, torchrun: str) -> "subprocess.CompletedProcess[str]":
+def submit(tmp_path: Path, settings: dict[str, Any], *more: str, python: str) -> "subprocess.CompletedProcess[str]":
     """Run the Slurm script as on two machines with one GPU each."""
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
@@ -49,7 +49,7 @@ def submit(tmp_path: Path, settings: dict[str, Any], *more: str, torchrun: str) 
     stand_in(
         bin_dir, "scontrol", '#!/bin/bash\n[[ "$*" == "show hostnames node[1-2]" ]] && printf "localhost\\nb\\n"\n'
     )
-    stand_in(bin_dir, "torchrun", torchrun)
+    stand_in(bin_dir, "python", python)
     return subprocess.run(
         ["bash", str(SLURM), *arguments(settings), "--skip_validation", *more],
         capture_output=True,
@@ -68,32 +68,39 @@ def submit(tmp_path: Path, settings: dict[str, Any], *more: str, torchrun: str) 
 
 
 def test_slurm_passes_our_options_on(data_dir: Path, tmp_path: Path) -> None:
-    """What torchrun would start is started once, for the plan."""
-    torchrun = (
-        '#!/bin/bash\necho "torchrun $*" >&2\n[[ $SLURM_NODEID == 0 ]] || exit 0\n'
-        f'while [[ $1 != -m ]]; do shift; done\nexec {shlex.quote(sys.executable)} "$@" --dry_run\n'
+    """What each machine would start is shown, and started once, for the plan."""
+    python = (
+        '#!/bin/bash\necho "python $*" >&2\n[[ $SLURM_NODEID == 0 ]] || exit 0\n'
+        f'exec {shlex.quote(sys.executable)} "$@" --dry_run\n'
     )
     result = submit(
         tmp_path,
         settings_for(data_dir, tmp_path / "with space", recipe="docvqa-lora-bf16", dtype="fp32"),
-        torchrun=torchrun,
+        python=python,
     )
     assert result.returncode == 0, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("torchrun ")]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("python ")]
     port = 20000 + os.getpid() % 20000
     for node in (0, 1):
         start = (
-            f"torchrun --nnodes 2 --node_rank {node} --nproc_per_node 1 --master_addr localhost --master_port {port}"
+            f"python -m phi3v_train run --nnodes 2 --node_rank {node} --num_processes 1 --master_addr localhost "
+            f"--master_port {port} --data_dir "
         )
-        assert sum(line.startswith(f"{start} -m phi3v_train run --data_dir ") for line in lines) == 1
+        assert sum(line.startswith(start) for line in lines) == 1
     assert f"run      {tmp_path / 'with space'}: begins" in result.stderr
+
+
+def test_slurm_warns_in_time_for_a_checkpoint() -> None:
+    """SIGTERM goes to the processes of the job steps (no `B:`), well before the limit."""
+    (warning,) = re.findall(r"^#SBATCH --signal=(\S+)$", SLURM.read_text(encoding="utf-8"), re.MULTILINE)
+    assert warning == "TERM@600"
 
 
 @pytest.mark.slow
 def test_slurm_trains_on_two_machines_as_one_process_does(data_dir: Path, tmp_path: Path) -> None:
-    torchrun = f'#!/bin/bash\nexec {shlex.quote(sys.executable)} -m torch.distributed.run "$@"\n'
+    python = f'#!/bin/bash\nexec {shlex.quote(sys.executable)} "$@"\n'
     changes = {"learning_rate": 1e-4, "max_steps": 3}
-    result = submit(tmp_path, settings_for(data_dir, tmp_path / "two", **changes), torchrun=torchrun)
+    result = submit(tmp_path, settings_for(data_dir, tmp_path / "two", **changes), python=python)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("complete after 3 steps") == 1
     alone = command("run", *arguments(settings_for(data_dir, tmp_path / "one", **changes)), "--skip_validation")
