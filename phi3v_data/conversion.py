@@ -30,7 +30,7 @@ from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
-from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck, records_of
+from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.shares import note_few_rows
 from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name
@@ -190,12 +190,12 @@ def _done_before(request: Request, output: Output, identity: Mapping[str, Any], 
         done = finished_parts(journal, plan.parts)
         check = SourceCheck(request.out_dir, planned.roots)
         try:
-            check.check_plan(journal, plan, done, records_of(saved["planned"]))
+            check.check_plan(journal, plan, done, saved.planned)
         except SourceChangedError:
             if not request.overwrite:
                 raise
         else:
-            journal.write_identity(identity, overwrite=saved["overwrite"], planned=records_of(saved["planned"]))
+            journal.write_identity(identity, overwrite=saved.overwrite, planned=saved.planned)
             return done
     journal.start(identity, overwrite=request.overwrite, planned=planned.records())
     return set()

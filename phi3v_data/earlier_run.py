@@ -6,10 +6,9 @@ from typing import Any
 from phi3v_data.converters.reads import Roots
 from phi3v_data.converters.registry import own_file_digest
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_json
-from phi3v_data.same_source import SourceCheck, records_of
+from phi3v_data.same_source import SourceCheck
 from phi3v_data.schema import Manifest
-from phi3v_data.writing.journal import FORMAT, differences, join_words
+from phi3v_data.writing.journal import FORMAT, Begun, differences, join_words
 from phi3v_data.writing.output import Output
 from phi3v_data.writing.plan import Plan
 from phi3v_data.writing.request import Request
@@ -42,10 +41,10 @@ def already_complete(request: Request, output: Output, identity: Mapping[str, An
     Raises:
         UserError: the directory holds the result of another run.
     """
-    saved = read_json(output.journal.complete)
+    saved = output.journal.begun(output.journal.complete)
     if request.overwrite or output.manifest is None or saved is None:
         return None
-    if changed := differences(saved["identity"], _as_old(identity, saved["identity"])):
+    if changed := differences(saved.identity, _as_old(identity, saved.identity)):
         raise UserError(
             f"{request.out_dir} was converted with other settings: {join_words(changed)}; --overwrite replaces it, "
             "or choose another --out_dir"
@@ -58,29 +57,29 @@ def _as_old(identity: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, 
     return {key: value for key, value in identity.items() if key in saved or key not in ("content", "converter_file")}
 
 
-def interrupted(request: Request, output: Output, identity: Mapping[str, Any], roots: Roots) -> dict[str, Any] | None:
+def interrupted(request: Request, output: Output, identity: Mapping[str, Any], roots: Roots) -> Begun | None:
     """What the journal says of the interrupted run that this one resumes; None where a new one is to be begun.
 
     Raises:
         UserError: an interrupted run with other settings, or of an older version, is there.
     """
     journal = output.journal
-    saved = read_json(journal.identity)
+    saved = journal.begun(journal.identity)
     if saved is None or not journal.has_receipts():
         return None
-    old = saved["identity"]
-    is_ours = saved.get("format") == FORMAT
+    old = saved.identity
+    is_ours = saved.format == FORMAT
     new = dict(identity) if is_ours else _as_old(identity, old)
     if is_ours and "content" in old:
         new["content"] = old["content"]  # compared item by item, so that the message can name one
     changed = differences(old, new)
-    if not changed and is_ours and saved["overwrite"] >= request.overwrite:
+    if not changed and is_ours and saved.overwrite >= request.overwrite:
         return saved
     if request.overwrite:
         return None
     if changed:
         if is_ours and old.get("plan") != identity.get("plan"):
-            file = SourceCheck(request.out_dir, roots).changed_file(records_of(saved["planned"]))
+            file = SourceCheck(request.out_dir, roots).changed_file(saved.planned)
             changed += [f"'{file.path}' of the source"] if file else []
         raise UserError(
             f"{request.out_dir} holds an interrupted conversion with other settings: {join_words(changed)}; "

@@ -9,8 +9,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from phi3v_data.converters.base import Draft, Item
 from phi3v_data.converters.fingerprint import drawn_fingerprint, fingerprint, item_fingerprint
 from phi3v_data.converters.reads import ReadRecord, Roots, folder_state, known_digest, state_of
@@ -120,8 +118,3 @@ class SourceCheck:
             f"{what} has changed since {self.out_dir} was begun{more}, so it cannot be resumed; put the old content "
             "back, or start over with --overwrite"
         )
-
-
-def records_of(value: object) -> tuple[ReadRecord, ...]:
-    """The files that a journal says its plan was made from."""
-    return msgspec.convert(value, tuple[ReadRecord, ...])

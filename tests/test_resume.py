@@ -500,3 +500,85 @@ def test_what_an_earlier_boot_wrote_is_compared_with_its_digest(tmp_path: Path) 
     assert result.resumed == 6
     resume(Toy, source, tmp_path / "fresh")
     assert tree(tmp_path / "out", hidden=True) == tree(tmp_path / "fresh", hidden=True)
+
+
+def test_the_state_of_a_file_spares_reading_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not that of a file which changed right before it was read: it may change again and keep its times."""
+    from phi3v_data import same_source
+    from phi3v_data.converters import reads
+
+    source = plain_source(tmp_path / "source", {"train": 6})
+
+    def states(out: Path) -> set[str]:
+        record = json.loads((out / ".phi3v/convert/parts/000000.json").read_text())
+        return {read[2] for _, _, found in record["sources"] for read in found}
+
+    interrupt(Toy, source, tmp_path / "fresh files")
+    assert states(tmp_path / "fresh files") == {""}
+    monkeypatch.setattr(reads, "RACY_NS", 0)
+    interrupt(Toy, source, tmp_path / "out")
+    there = (source / "train/g00/s000.txt").stat()
+    assert f"{there.st_size}:{there.st_mtime_ns}:{there.st_ctime_ns}" in states(tmp_path / "out")
+
+    def unread(path: str, state: str) -> str:
+        raise AssertionError(f"{path} is read again")
+
+    monkeypatch.setattr(same_source, "known_digest", unread)
+    assert resume(Toy, source, tmp_path / "out").resumed == 4
+
+
+def test_a_saved_dataset_is_compared_by_rows(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def save(folder: Path, answers: str) -> Path:
+        table = [{**row, "photo": {"bytes": image(n), "path": None}} for n, row in enumerate(samples(answers))]
+        datasets.Dataset.from_list(table, split="train").save_to_disk(str(folder))
+        return folder
+
+    source = save(tmp_path / "source", "aaaaaa")
+    interrupt("table", source, tmp_path / "out", options={"map": MAP})
+    shutil.copytree(tmp_path / "out", tmp_path / "same")
+    shutil.rmtree(source)
+    save(source, "aaaaab")
+    assert resume("table", source, tmp_path / "same", options={"map": MAP}).resumed == 4
+    shutil.rmtree(source)
+    save(source, "abaaaa")
+    assert "'train[1]'" in refusal("table", source, tmp_path / "out", options={"map": MAP})
+
+
+def test_a_path_that_is_no_text_is_a_reject_and_no_traceback(tmp_path: Path) -> None:
+    source = plain_source(tmp_path / "source", {"train": 2})
+
+    @phi3v_data.converter("bytes")
+    def odd(source: phi3v_data.Source) -> Iterable[phi3v_data.Draft]:
+        yield phi3v_data.Draft(user="?", assistant="!", images=["no\udcff.png"])
+        yield phi3v_data.Draft(user="?", assistant="!")
+
+    assert resume(odd, source, tmp_path / "out").rejects == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"planned": [["source", "a"]]}, {"planned": 3}, {"identity": []}, {"overwrite": "yes"}]
+)
+def test_a_journal_that_says_what_is_never_written_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    source = plain_source(tmp_path / "source", {"train": 6})
+    interrupt(Toy, source, tmp_path / "out")
+    path = tmp_path / "out/.phi3v/convert/identity.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(phi3v_data.UserError, match=r"identity\.json: is not what phi3v writes"):
+        resume(Toy, source, tmp_path / "out")
+
+
+def test_a_journal_leads_to_no_file_outside_the_source(tmp_path: Path) -> None:
+    """A record that climbs out of its root, or names a pipe, is read nowhere: it counts as changed."""
+    source = plain_source(tmp_path / "source", {"train": 6})
+    os.mkfifo(tmp_path / "pipe")
+    for root, name in (("source", "../pipe"), ("", str(tmp_path / "pipe"))):
+        out = tmp_path / f"out {root}"
+        interrupt(Toy, source, out)
+        path = out / ".phi3v/convert/parts/000000.json"
+        record = json.loads(path.read_text())
+        record["sources"][0][2][0][:2] = [root, name]
+        path.write_text(json.dumps(record))
+        with pytest.raises(phi3v_data.UserError, match="pipe' of the source has changed"):
+            resume(Toy, source, out)

@@ -137,6 +137,7 @@ class Reads:
             root, path = self.roots.name(note.path) or ("", note.path)
             if (state_of(note.path) or folder_state(note.path)) != note.state:
                 raise UserError(f"'{path}' of the source changed while it was read; run the same command again")
+            path = path.encode("utf-8", "backslashreplace").decode()  # JSON holds no other bytes; not found on resume
             found.append(ReadRecord(root, path, "" if _is_racy(note.state, now) else note.state, digest, note.place))
         return tuple(found)
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from phi3v_data.converters.fingerprint import fingerprint
 from phi3v_data.converters.hub import REMOTE, RemoteFiles, open_remote, remote_errors
 from phi3v_data.converters.members import is_junk
-from phi3v_data.converters.reads import folder_state, note_row, state_of
+from phi3v_data.converters.reads import folder_state, not_noting, note_row, state_of
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.splits import canonical_split, split_sort_key
 
@@ -293,7 +293,8 @@ def _loaded(root: str, state: str) -> dict[str, Any]:
     except ImportError as error:
         raise UserError("reading a save_to_disk folder needs datasets: pip install 'phi3v[hub]'") from error
     try:
-        found = datasets.load_from_disk(root)
+        with not_noting():  # a fingerprint in it is new with every saving; the rows are compared
+            found = datasets.load_from_disk(root)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"'{root}' cannot be loaded as a save_to_disk folder: {error}") from error
     return dict(found) if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}

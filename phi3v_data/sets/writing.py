@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import inside, read_json, write_text
+from phi3v_data.files import inside, write_text
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
@@ -159,10 +159,10 @@ def make_set(
 
 
 def _finished_before(output: Output, identity: Mapping[str, Any], overwrite: bool) -> Manifest | None:
-    saved = read_json(output.journal.complete)
+    saved = output.journal.begun(output.journal.complete)
     if overwrite or output.manifest is None or saved is None:
         return None
-    if changed := differences(saved["identity"], identity):
+    if changed := differences(saved.identity, identity):
         raise UserError(
             f"{output.journal.out_dir} was written from other input or with other settings: {join_words(changed)}; "
             "--overwrite replaces it, or choose another folder"

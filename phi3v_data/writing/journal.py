@@ -25,7 +25,7 @@ import msgspec
 
 from phi3v_data.converters.reads import ReadRecord
 from phi3v_data.errors import UserError
-from phi3v_data.files import HIDDEN, hidden_path, read_json, write_json
+from phi3v_data.files import HIDDEN, hidden_path, write_json
 
 FORMAT = 2
 """Of the journal: 2 since it keeps what was read; an older one cannot be resumed."""
@@ -94,6 +94,19 @@ class Receipt(msgspec.Struct, frozen=True):
         return len(self.rows) + len(self.rejects)
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """What is being written, or stands there: `identity.json`, or `complete.json` with the identity alone.
+
+    `planned`: the files that the plan was made from; `format` is 1 in journals that do not say.
+    """
+
+    identity: dict[str, Any]
+    overwrite: bool = False
+    format: int = 1
+    planned: tuple[ReadRecord, ...] = ()
+
+
+_decode_begun = msgspec.json.Decoder(Begun).decode
 _decode_receipt = msgspec.json.Decoder(Receipt).decode
 
 
@@ -183,8 +196,29 @@ class Journal:
 
     def write_identity(self, identity: Mapping[str, Any], *, overwrite: bool, planned: Sequence[ReadRecord]) -> None:
         """Say what is being written, and from which files it was planned."""
-        value = {"format": FORMAT, "identity": identity, "overwrite": overwrite}
-        write_json(self.identity, {**value, "planned": msgspec.to_builtins(planned)})
+        begun = Begun(dict(identity), overwrite, FORMAT, tuple(planned))
+        write_json(self.identity, msgspec.to_builtins(begun))
+
+    def begun(self, path: Path) -> Begun | None:
+        """What `self.identity` or `self.complete` says; None if absent, or cut short.
+
+        Raises:
+            UserError: it says what phi3v never writes.
+        """
+        try:
+            return _decode_begun(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise self._foreign(path, error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+
+    def _foreign(self, path: Path, error: Exception) -> UserError:
+        return UserError(
+            f"{path}: is not what phi3v writes ({error}); nothing was changed: remove {self.root} if it came with the "
+            "directory from elsewhere"
+        )
 
     def discard(self) -> None:
         """Remove the journal of an unfinished run: its identity first, so that no half of it is ever resumed."""
@@ -214,18 +248,8 @@ class Journal:
             for entry in _entries(self._refuse_link("convert", name), nested=name == "stage"):
                 if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
                     raise UserError(f"{entry.path}: is not a file that phi3v made; nothing was changed: remove it")
-        for path, kinds in (
-            (self.identity, {"identity": dict, "overwrite": bool}),
-            (self.complete, {"identity": dict}),
-        ):
-            value = read_json(path)
-            if value is None:
-                continue
-            if not (all(isinstance(value.get(key), kind) for key, kind in kinds.items()) and _has_reads(value)):
-                raise UserError(
-                    f"{path}: is not what phi3v writes; nothing was changed: remove {self.root} if it came with the "
-                    "directory from elsewhere"
-                )
+        for path in (self.identity, self.complete):
+            self.begun(path)
 
     def _refuse_link(self, *names: str) -> Path:
         path = hidden_path(self.out_dir, *names)
@@ -249,10 +273,7 @@ class Journal:
         except FileNotFoundError:
             return None
         except (msgspec.ValidationError, RecursionError) as error:
-            raise UserError(
-                f"{path}: is not what this version of phi3v writes ({error}); nothing was changed: remove "
-                f"{self.root} to convert from the start"
-            ) from None
+            raise self._foreign(path, error) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
@@ -273,17 +294,6 @@ class Journal:
                 return any(entry.name.endswith(".json") for entry in entries)
         except FileNotFoundError:
             return False
-
-
-def _has_reads(value: Mapping[str, Any]) -> bool:
-    """Whether an identity of this version's format says which files were planned from."""
-    if value.get("format") != FORMAT:
-        return True
-    try:
-        msgspec.convert(value.get("planned"), tuple[ReadRecord, ...])
-    except msgspec.ValidationError:
-        return False
-    return True
 
 
 def _entries(folder: Path, *, nested: bool) -> Iterator["os.DirEntry[str]"]:

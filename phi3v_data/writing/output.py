@@ -215,7 +215,7 @@ def _leave(journal: Journal) -> None:
         return
     journal.discard()
     remove_tree(journal.source)
-    if read_json(journal.complete) is None:
+    if journal.begun(journal.complete) is None:
         remove_tree(journal.root)
         journal.workers_lock.unlink(missing_ok=True)
         journal.lock.unlink(missing_ok=True)

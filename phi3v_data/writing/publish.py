@@ -244,9 +244,9 @@ def finish_publishing(journal: Journal) -> None:
         sync_folder(out_dir)
         os.replace(journal.stage / MANIFEST, out_dir / MANIFEST)
         sync_folder(out_dir)
-    saved = read_json(journal.identity)
-    if saved is not None:
-        write_json(journal.complete, {"identity": saved["identity"]})
+    begun = journal.begun(journal.identity)
+    if begun is not None:
+        write_json(journal.complete, {"identity": begun.identity})
     journal.discard()
     for folder in (journal.old, journal.source, journal.run):
         remove_tree(folder)

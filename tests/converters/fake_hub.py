@@ -14,8 +14,9 @@ COMMIT = "c" * 40
 class FakeHub:
     """Serves the files below `root` as the data set `hub_id`."""
 
-    def __init__(self, hub_id: str, root: Path) -> None:
+    def __init__(self, hub_id: str, root: Path, commit: str = COMMIT) -> None:
         self.hub_id = hub_id
+        self.commit = commit
         self.files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
         self.sent: dict[str, int] = {}
         self.refused: list[str] = []
@@ -23,7 +24,14 @@ class FakeHub:
 
     def info(self) -> dict[str, Any]:
         siblings = [{"rfilename": name} for name in self.files]
-        return {"id": self.hub_id, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+        return {
+            "id": self.hub_id,
+            "sha": self.commit,
+            "siblings": siblings,
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+        }
 
     def entry(self, name: str) -> dict[str, Any]:
         return {"type": "file", "path": name, "size": self.files[name].stat().st_size, "oid": "0" * 40}
@@ -39,10 +47,10 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
         def do_GET(self) -> None:
             api, files = f"/api/datasets/{hub.hub_id}", f"/datasets/{hub.hub_id}/resolve/"
             path = self.path.partition("?")[0]
-            if path in (api, f"{api}/revision/{COMMIT}", f"{api}/revision/main"):
+            if path in (api, f"{api}/revision/{hub.commit}", f"{api}/revision/main"):
                 self.answer(json.dumps(hub.info()).encode(), "application/json")
-            elif path.startswith(f"{api}/tree/{COMMIT}"):
-                folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
+            elif path.startswith(f"{api}/tree/{hub.commit}"):
+                folder = path.removeprefix(f"{api}/tree/{hub.commit}").strip("/")
                 found = [hub.entry(name) for name in hub.files if name.rpartition("/")[0] == folder]
                 self.answer(json.dumps(found).encode(), "application/json")
             elif path.startswith(files):
@@ -80,7 +88,7 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", '"0000"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", hub.commit)
             if status == 404:
                 self.send_header("X-Error-Code", "RepoNotFound")
             if content_range:

@@ -1,6 +1,7 @@
 """Hub ids: rows are read where they are, by ranges; the output is that of a snapshot on disk."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,17 @@ COMMAND = (sys.executable, "-c", "from phi3v_data.cli.app import main; main()")
 
 def convert(hub_url: str, cache: Path, *args: object) -> "subprocess.CompletedProcess[str]":
     """The command in a process whose Hub is ours."""
-    environment = {
+    return subprocess.run(
+        [*COMMAND, "convert", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=hub_environment(hub_url, cache),
+    )
+
+
+def hub_environment(hub_url: str, cache: Path) -> dict[str, str]:
+    return {
         **os.environ,
         "HF_ENDPOINT": hub_url,
         "HF_HOME": str(cache),
@@ -23,9 +34,6 @@ def convert(hub_url: str, cache: Path, *args: object) -> "subprocess.CompletedPr
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    return subprocess.run(
-        [*COMMAND, "convert", *map(str, args)], capture_output=True, text=True, timeout=120, env=environment
-    )
 
 
 def test_a_streamed_set_equals_its_snapshot(tmp_path: Path) -> None:
@@ -73,3 +81,35 @@ def test_without_a_network_it_is_one_sentence(tmp_path: Path, name: str) -> None
     assert done.stderr.count("\n") == 1
     assert "cannot reach the Hub" in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+HALF = """
+import sys, phi3v_data
+def stop(stage, done, total):
+    if stage == "convert" and done >= 10:
+        raise KeyboardInterrupt
+phi3v_data.convert("cauldron", sys.argv[1], sys.argv[2], workers=0, progress=stop)
+"""
+
+
+def test_an_interrupted_run_is_resumed_from_another_commit_only_if_its_rows_are_the_same(tmp_path: Path) -> None:
+    table = [cauldron_row([n], 1, "png") for n in range(20)]
+    file = write_parquet(tmp_path / "s" / "train-00000-of-00001.parquet", table, row_group=5)
+    with serve(FakeHub("me/set", tmp_path / "s")) as hub:
+        environment = hub_environment(hub.url, tmp_path / "cache")
+        args = [sys.executable, "-c", HALF, "me/set", str(tmp_path / "o")]
+        assert "KeyboardInterrupt" in subprocess.run(args, capture_output=True, text=True, env=environment).stderr
+    shutil.copytree(tmp_path / "o", tmp_path / "same")
+    arguments = ("cauldron", "--source", "me/set", "--workers", 0, "--out_dir")
+    with serve(FakeHub("me/set", tmp_path / "s", commit="d" * 40)) as hub:
+        done = convert(hub.url, tmp_path / "cache", *arguments, tmp_path / "same")
+        assert done.returncode == 0, done.stderr
+        assert "10 samples" in done.stderr
+    table[3]["texts"][0]["assistant"] = "Answer 1."
+    write_parquet(file, table, row_group=5)
+    with serve(FakeHub("me/set", tmp_path / "s", commit="e" * 40)) as hub:
+        done = convert(hub.url, tmp_path / "cache", *arguments, tmp_path / "o")
+    assert done.returncode == 2
+    assert "has changed since" in done.stderr
+    assert "'train-00000-of-00001.parquet', group 0:3 of the source" in done.stderr
+    assert "(item 'train[3]')" in done.stderr
