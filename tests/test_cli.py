@@ -70,6 +70,33 @@ def test_help_of_each_command_has_an_example_and_snake_case(command: str) -> Non
     assert {option for option in options if "-" in option[2:]} <= written_out | {"--no-tqdm"}
 
 
+@pytest.mark.parametrize("columns", ["60", "80", "127", "128", "200"])
+def test_help_cuts_no_name_at_any_width(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from phi3v_train.cli.app import COMMANDS as TRAIN_COMMANDS
+
+    monkeypatch.setenv("COLUMNS", columns)
+    for program, commands in (("phi3v-data", COMMANDS), ("phi3v-train", TRAIN_COMMANDS)):
+        for name in commands:
+            with pytest.raises(SystemExit):
+                cli.make_group(program, "", commands).main(args=[name, "--help"], prog_name=program)
+            shown = capsys.readouterr().out
+            assert "Usage" in shown
+            assert "…" not in shown, name
+
+
+def test_help_shows_a_default_of_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from phi3v_train.cli.app import COMMANDS as TRAIN_COMMANDS
+
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.make_group("phi3v-train", "", TRAIN_COMMANDS).main(args=["run", "--help"], prog_name="phi3v-train")
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--lora_dropout FLOAT Dropout before the adapters. [default: 0.0]" in words
+    assert "--seed INTEGER Of the order, dropout, adapters and random answers. [default: 0]" in words
+
+
 def test_nothing_at_all_shows_help() -> None:
     done = run()
     assert "Usage" in done.stdout + done.stderr

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import cleandoc
+from shutil import get_terminal_size
 from typing import IO, Annotated, Any, ClassVar, NoReturn, TypeAlias, cast
 
 import typer
@@ -55,6 +56,9 @@ OPTIONAL_PACKAGES = {
     "uvicorn": "serve",
 }
 """Importable name of each optional package -> the extra that installs it."""
+
+TABLE_COLUMNS = 128
+"""Narrowest terminal in which the table of the longest option names is whole."""
 
 _OBSTACLES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
@@ -102,6 +106,26 @@ class Command(TyperCommand):
             if isinstance(param, TyperOption) and param.name:
                 _show_snake_case(param, param.name)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Rich's table where it has room; in a narrow terminal, where it would cut the names, plain lists."""
+        if get_terminal_size().columns < TABLE_COLUMNS:
+            self.rich_markup_mode = None
+            self.help, self.epilog = _plain(self.help), _plain(self.epilog)
+        super().format_help(ctx, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Plain lists, one for each panel; a name that is too long for its column has a line of its own."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                usual = "Options" if isinstance(param, TyperOption) else "Arguments"
+                panel = getattr(param, "rich_help_panel", None) or usual
+                panels.setdefault(panel, []).append((record[0], _plain(record[1]) or ""))
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what it prints is printable."""
         with printable_streams():
@@ -134,6 +158,11 @@ def _paragraphs(text: str) -> str:
 def _literal(text: str) -> str:
     """Text whose brackets are no markup."""
     return text.replace("[", r"\[")
+
+
+def _plain(text: str | None) -> str | None:
+    """`_literal` undone, for output that knows no markup."""
+    return text and text.replace(r"\[", "[")
 
 
 class LazyCommand(TyperCommand):

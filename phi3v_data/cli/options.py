@@ -69,7 +69,7 @@ def option_parameter(name: str, field: FieldInfo, panel: str) -> inspect.Paramet
     text = field.description or ""
     if field.is_required():
         text += " [required]"
-    elif default not in (None, "", False, [], {}, "()"):
+    elif default is not None and default is not False and default not in ("", [], {}, "()"):
         text += f" [default: {default}]"
     option = typer.Option(
         help=text.strip().replace("[", r"\["),
