@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from phi3v_data.errors import BusyError, NotFoundError, Reject, UserError
     from phi3v_data.schema import Manifest, Report, Sample, Turn
 
+    __version__: str
+
 _HOMES = {
     "BusyError": "phi3v_data.errors",
     "ConvertResult": "phi3v_data.conversion",
@@ -42,6 +44,7 @@ _HOMES = {
 }
 
 __all__ = [  # noqa: RUF022 - by role
+    "__version__",
     "Converter",
     "converter",
     "Options",
@@ -66,12 +69,17 @@ __all__ = [  # noqa: RUF022 - by role
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("phi3v")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
         raise AttributeError(f"module 'phi3v_data' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

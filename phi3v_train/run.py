@@ -21,7 +21,7 @@ from phi3v_train.data.loader import TrainLoader
 from phi3v_train.data.sources import require_sound, resolve_num_crops
 from phi3v_train.models.loading import locate
 from phi3v_train.plan import Plan, make_plan
-from phi3v_train.settings import Settings
+from phi3v_train.settings import Settings, resolve
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, has_ended, list_checkpoints, prune, sweep
 from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
@@ -358,3 +358,33 @@ def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()
         before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
         return Outcome(output_dir, plan.total_steps, True, before, after)
     return train(plan, start, quiet=quiet, hooks=hooks)
+
+
+def fine_tune(
+    data_dir: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    recipe: str | None = None,
+    config_file: str | Path | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Outcome:
+    """Train as `phi3v-train run` does, in this process; called again after a kill, it resumes.
+
+    Args:
+        data_dir: a conversations directory, or several.
+        output_dir: where checkpoints, logs and the finished model go.
+        recipe: name of published settings.
+        config_file: a YAML file of settings.
+        quiet: no progress lines.
+        settings: any option of `phi3v-train run` under its name: `use_lora=True, learning_rate=2e-4`.
+
+    Returns:
+        The output directory, the last step, and the scores before and after.
+
+    Raises:
+        UserError: a mistake or an obstacle; the message says what to do.
+    """
+    several = [data_dir] if isinstance(data_dir, str | Path) else data_dir
+    options = {"data_dir": list(map(str, several)), "output_dir": str(output_dir), **settings}
+    return run(resolve(options, config_file=Path(config_file) if config_file else None, recipe=recipe), quiet=quiet)
