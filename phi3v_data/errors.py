@@ -34,3 +34,8 @@ class Reject(Exception):  # noqa: N818 - an outcome that converters raise on pur
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs an extra, for messages; phi3v is installed from a clone or a wheel of its own."""
+    return f"pip install -c constraints.txt -e '.[{extra}]' in a clone of phi3v"

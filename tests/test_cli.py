@@ -203,7 +203,8 @@ def test_both_spellings_of_options(args: list[str]) -> None:
         ("full", "error: out/x: No space left on device\n"),
         (
             "extra",
-            "error: this needs the package 'flash_attn', which is not installed: pip install 'phi3v[flash]'\n",
+            "error: this needs the package 'flash_attn', which is not installed: "
+            "pip install -c constraints.txt -e '.[flash]' in a clone of phi3v\n",
         ),
     ],
 )

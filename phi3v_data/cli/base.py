@@ -26,7 +26,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from phi3v_data.cli.streams import PrintableStream, drop_output, open_streams, printable_streams
-from phi3v_data.errors import UserError
+from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.messages import short
 
 GOOD, PROBLEMS, COULD_NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -232,7 +232,7 @@ class Group(TyperGroup):
             if package not in OPTIONAL_PACKAGES:
                 raise
             extra = OPTIONAL_PACKAGES[package]
-            fail(f"this needs the package {package!r}, which is not installed: pip install 'phi3v[{extra}]'")
+            fail(f"this needs the package {package!r}, which is not installed: {how_to_install(extra)}")
         except OSError as error:
             if error.errno not in _OBSTACLES:
                 raise

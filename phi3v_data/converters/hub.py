@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.errors import NotFoundError, UserError, how_to_install
 
 REMOTE = "hf://"
 # Data sets that are one archive among other files.
@@ -31,7 +31,7 @@ def fetch(hub_id: str) -> Path | RemoteFiles:
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     except ImportError as error:
         raise UserError(
-            f"downloading '{hub_id}' needs huggingface_hub (pip install 'phi3v[hub]'); or download it and give its "
+            f"downloading '{hub_id}' needs huggingface_hub ({how_to_install('hub')}); or download it and give its "
             "path as --source"
         ) from error
     where = f"https://huggingface.co/datasets/{hub_id}"

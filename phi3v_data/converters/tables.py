@@ -19,7 +19,7 @@ from phi3v_data.converters.fingerprint import fingerprint
 from phi3v_data.converters.hub import REMOTE, RemoteFiles, open_remote, remote_errors
 from phi3v_data.converters.members import is_junk
 from phi3v_data.converters.reads import folder_state, not_noting, note_row, state_of
-from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.errors import NotFoundError, UserError, how_to_install
 from phi3v_data.splits import canonical_split, split_sort_key
 
 _SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(-[0-9a-f]+)?$")
@@ -274,7 +274,7 @@ def _opened(path: str, state: str | None) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("reading parquet files needs pyarrow: pip install 'phi3v[hub]'") from error
+        raise UserError(f"reading parquet files needs pyarrow: {how_to_install('hub')}") from error
     with _told(path):
         if path.startswith(REMOTE):
             return pyarrow.parquet.ParquetFile(open_remote(path), pre_buffer=True)
@@ -291,7 +291,7 @@ def _loaded(root: str, state: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("reading a save_to_disk folder needs datasets: pip install 'phi3v[hub]'") from error
+        raise UserError(f"reading a save_to_disk folder needs datasets: {how_to_install('hub')}") from error
     try:
         with not_noting():  # a fingerprint in it is new with every saving; the rows are compared
             found = datasets.load_from_disk(root)

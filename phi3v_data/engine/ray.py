@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from phi3v_data.engine.base import Job, PartCounts, load_converter, run_part
-from phi3v_data.errors import UserError
+from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.lock import shared_lock
 from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.plan import Part, read_items
@@ -30,7 +30,7 @@ class RayEngine:
         try:
             import ray
         except ImportError:
-            raise UserError("--engine ray needs the package ray: pip install 'phi3v[ray]'") from None
+            raise UserError(f"--engine ray needs the package ray: {how_to_install('ray')}") from None
         if self.workers == 0:
             raise UserError("--engine ray needs at least one worker")
         started = not ray.is_initialized()

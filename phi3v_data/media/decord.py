@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from phi3v_data.errors import Reject, UserError
+from phi3v_data.errors import Reject, UserError, how_to_install
 from phi3v_data.media.packets import PacketTable
 from phi3v_data.media.sampling import Sampling, frame_indices
 
@@ -67,10 +67,10 @@ def _module() -> Any:
     try:
         import decord
     except ImportError as error:
-        raise UserError("--decoder decord needs decord2: pip install 'phi3v[decord]'") from error
+        raise UserError(f"--decoder decord needs decord2: {how_to_install('decord')}") from error
     if decord.__version__ == _OLD:
         raise UserError(
             "decord 0.6.0 is installed, which gives wrong frames and hides decord2: pip uninstall decord decord2, then "
-            "pip install 'phi3v[decord]'"
+            f"{how_to_install('decord')}"
         )
     return decord

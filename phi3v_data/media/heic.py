@@ -6,13 +6,14 @@ profile, so that viewers show the colours of the photo.
 
 import io
 
+from phi3v_data.errors import how_to_install
 from phi3v_data.media.formats import HEIC, PIXEL_LIMITS, TooLargeImageError, UnreadableImageError
 from phi3v_data.media.images import decoding
 
 QUALITY = 95
 """Of the JPEG, with Pillow's 4:2:0: HEIC photos have the same chroma, and the loss is far below their own."""
 
-INSTALL = "`pip install '.[heic]'` in a clone of phi3v installs what reads it"
+INSTALL = f"what reads it is installed by {how_to_install('heic')}"
 
 
 def heic_to_jpeg(data: bytes) -> bytes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from phi3v_data.errors import Reject, UserError
+from phi3v_data.errors import Reject, UserError, how_to_install
 from phi3v_data.media.packets import PacketTable, missing_bytes, scan, video_stream
 from phi3v_data.media.pixels import Frame, display_matrix, to_rgb
 from phi3v_data.media.sampling import Sampling, ascending, frame_indices
@@ -132,7 +132,7 @@ def _opened(file: Path, name: str) -> Iterator[tuple[Any, Any]]:
     try:
         import av
     except ImportError as error:
-        raise UserError("Reading videos needs PyAV: pip install 'phi3v[video]'") from error
+        raise UserError(f"Reading videos needs PyAV: {how_to_install('video')}") from error
     more = _TAGS_IN_ANY_ENCODING.get(av.__version__.partition(".")[0], {})
     # An absolute path names a file whatever colons are in it; one with a % might be taken for a pattern of names.
     with open(file, "rb") if "%" in file.name else nullcontext(os.path.abspath(file)) as where:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
-from phi3v_data.errors import NotFoundError
+from phi3v_data.errors import NotFoundError, how_to_install
 from phi3v_data.media.geometry import AspectRatioError, crop_geometry
 from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
 from phi3v_data.messages import shown
@@ -110,7 +110,7 @@ def load_tokenizer(directory: str | Path, findings: Findings) -> TokenCounter | 
         findings.add(
             "check-skipped",
             "text tokens are estimated: the package 'tokenizers' is not installed",
-            hint="pip install 'phi3v[hub]'",
+            hint=how_to_install("hub"),
         )
         return None
     try:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from phi3v_data.errors import UserError
+from phi3v_data.errors import UserError, how_to_install
 from phi3v_train.config import ModelConfig
 
 ATTENTION_NAMES = {"flash": "flash_attention_2", "sdpa": "sdpa", "eager": "eager"}
@@ -106,7 +106,7 @@ def flash_obstacle(dtype: str, device: str, capability: tuple[int, int], card: s
     if dtype != "bf16":
         return f"it needs bf16, not {dtype}"
     if find_spec("flash_attn") is None:
-        return "flash-attn is not installed (pip install 'phi3v[flash]')"
+        return f"flash-attn is not installed ({how_to_install('flash')})"
     return ""
 
 

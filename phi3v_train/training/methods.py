@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from phi3v_data.errors import UserError
+from phi3v_data.errors import UserError, how_to_install
 from phi3v_train.config import MethodConfig
 from phi3v_train.training.optimizer import part_of
 from phi3v_train.training.precision import Precision, set_weight_dtypes
@@ -157,7 +157,7 @@ def nf4_maker(precision: Precision) -> Callable[[nn.Linear], nn.Module]:
     try:
         import bitsandbytes as bnb
     except ImportError:
-        raise UserError("--use_qlora needs the package bitsandbytes: pip install 'phi3v[qlora]'") from None
+        raise UserError(f"--use_qlora needs the package bitsandbytes: {how_to_install('qlora')}") from None
 
     def make(layer: nn.Linear) -> nn.Module:
         twin: Any = bnb.nn.Linear4bit(
@@ -191,9 +191,9 @@ def refuse_unfit(method: MethodConfig) -> None:
     from importlib.util import find_spec
 
     if method.use_qlora and find_spec("bitsandbytes") is None:
-        raise UserError("--use_qlora needs the package bitsandbytes: pip install 'phi3v[qlora]'")
+        raise UserError(f"--use_qlora needs the package bitsandbytes: {how_to_install('qlora')}")
     if method.use_lora and find_spec("peft") is None:
-        raise UserError("--use_lora needs the package peft: pip install 'phi3v[train]'")
+        raise UserError(f"--use_lora needs the package peft: {how_to_install('train')}")
 
 
 def is_adapter(path: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from phi3v_data.errors import UserError
+from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.files import read_json, write_json, write_text
 from phi3v_train.config import RunConfig
 from phi3v_train.training import folder
@@ -301,7 +301,7 @@ class Session:
             metrics = list(read_metrics(self.output_dir / folder.METRICS))
             draw_loss(metrics, self.output_dir / folder.PLOT, title=self.title)
         except ImportError:
-            self.progress.say("no loss plot: matplotlib is not installed (pip install 'phi3v[train]')")
+            self.progress.say(f"no loss plot: matplotlib is not installed ({how_to_install('train')})")
         except OSError as error:
             self.progress.say(f"warning: {self.output_dir / folder.PLOT} cannot be drawn: {error.strerror}")
 

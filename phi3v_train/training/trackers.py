@@ -5,7 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-INSTALL = {"tensorboard": "pip install 'phi3v[train]'", "wandb": "pip install wandb", "trackio": "pip install trackio"}
+from phi3v_data.errors import how_to_install
+
+INSTALL = {"tensorboard": how_to_install("train"), "wandb": "pip install wandb", "trackio": "pip install trackio"}
 
 
 class Tracker(Protocol):

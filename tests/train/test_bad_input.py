@@ -126,7 +126,7 @@ def test_qlora_without_bitsandbytes(data_dir: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else original(name, *rest)
     )
-    assert "pip install 'phi3v[qlora]'" in refused(data_dir, use_qlora=True)
+    assert "pip install -c constraints.txt -e '.[qlora]' in a clone of phi3v" in refused(data_dir, use_qlora=True)
 
 
 @pytest.mark.parametrize(

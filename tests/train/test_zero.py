@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install 'phi3v[deepspeed]'"
+        find_spec("deepspeed") is None,
+        reason="deepspeed is not installed: pip install -c constraints.txt -e '.[deepspeed]' in a clone of phi3v",
     ),
 ]
 
@@ -438,7 +439,9 @@ def test_without_the_package(data_dir: Path, tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert result.returncode == 2, result.stderr
-    assert result.stderr.strip().endswith("need the package deepspeed: pip install 'phi3v[deepspeed]'")
+    assert result.stderr.strip().endswith(
+        "need the package deepspeed: pip install -c constraints.txt -e '.[deepspeed]' in a clone of phi3v"
+    )
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 

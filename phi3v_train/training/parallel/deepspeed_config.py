@@ -15,12 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.errors import NotFoundError, UserError, how_to_install
 from phi3v_train.config import OptimConfig, ParallelConfig
 from phi3v_train.training.memory import ZERO_BUCKET
 
 STAGES = {"zero2": 2, "zero3": 3}
-INSTALL = "pip install 'phi3v[deepspeed]'"
+INSTALL = how_to_install("deepspeed")
 OLDEST = (0, 19, 8)
 """In 0.18 gradients that are not finite pass unseen."""
 
@@ -84,7 +84,7 @@ def refuse_missing() -> None:
     if find_spec("deepspeed") is None:
         raise UserError(f"--parallel zero2 and zero3 need the package deepspeed: {INSTALL}")
     if find_spec("accelerate") is None:
-        raise UserError("--parallel zero2 and zero3 need the package accelerate: pip install 'phi3v[train]'")
+        raise UserError(f"--parallel zero2 and zero3 need the package accelerate: {how_to_install('train')}")
     try:
         found = version("deepspeed")
     except PackageNotFoundError:
