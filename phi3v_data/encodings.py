@@ -77,6 +77,16 @@ def open_utf8(path: Path) -> BinaryIO:
     return stream
 
 
+def read_text(path: Path) -> str:
+    """A whole text file of a source, or of the user's, without its byte order mark.
+
+    Raises:
+        OSError, UnicodeDecodeError, UserError: as `open_utf8`.
+    """
+    with open_utf8(path) as stream:
+        return stream.read().decode("utf-8-sig")
+
+
 class _Unzipped(io.RawIOBase):
     """What a gzip file unpacks to, as long as it does not grow out of all proportion."""
 

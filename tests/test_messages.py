@@ -2,13 +2,16 @@
 
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from phi3v_data import convert
+from phi3v_data.converters.base import Converter, Draft, Item, Options
+from phi3v_data.converters.source import Source
 from phi3v_data.encodings import encoding_of, open_utf8
-from phi3v_data.errors import UserError
+from phi3v_data.errors import Reject, UserError
 from phi3v_data.messages import escaped, short, shown
 
 
@@ -39,6 +42,32 @@ def test_a_reject_does_not_repeat_a_cell(tmp_path: Path) -> None:
     assert len(reject["message"]) <= 300
     assert reject["message"].isprintable()
     assert "A" * 100 not in reject["message"]
+
+
+class Talkative(Converter[Options]):
+    """Rejects every other sample, at length and in colour."""
+
+    name = "talkative"
+
+    def plan(self, source: Source, options: Options) -> Iterable[Item]:
+        yield Item("train", "a", reject="too-long", message="\x1b[31m" + "x" * 5000 + " the end")
+        yield from (Item("train", key) for key in "bc")
+
+    def convert(self, item: Item, options: Options) -> Draft:
+        if item.key == "b":
+            raise Reject("too-long", "y" * 5000 + "\x07 the end")
+        return Draft("Why?", "So.")
+
+
+def test_a_converters_own_message_is_cut_and_escaped(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    result = convert(Talkative, tmp_path / "s", tmp_path / "out", workers=0)
+    assert (result.samples, result.rejects) == (1, 2)
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    first, second = (json.loads(line)["message"] for line in lines)
+    assert first.startswith("\\x1b[31mxxx")
+    assert second.endswith("yyy\\x07 the end")
+    assert (len(first), len(second)) == (300, 300)
 
 
 @pytest.mark.parametrize(

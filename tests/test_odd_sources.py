@@ -22,6 +22,7 @@ from phi3v_data.converters.base import Draft
 from phi3v_data.converters.registry import converter
 from phi3v_data.converters.source import Source
 from phi3v_data.media.video import count_frames, read_clip
+from phi3v_data.testing import check_converter
 
 NUM_FRAMES = 9
 
@@ -127,10 +128,11 @@ def test_a_playlist_called_a_clip_is_a_reject(tmp_path: Path, content: str, name
 def test_folders_and_clips_named_like_protocols_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = xvid(tmp_path / "whole.avi", frames=3, size=(32, 24))
     for folder in ("concat:a|b", "file:", "pipe:0", "subfile,,start,1,end,9,,:x"):
-        put(tmp_path / "s" / folder / "c%03d.avi", whole.read_bytes())
+        for name in ("c.avi", "c%03d.avi"):
+            put(tmp_path / "s" / folder / name, whole.read_bytes())
     monkeypatch.chdir(tmp_path / "s")
     result = run("ucf101", ".", tmp_path / "o", options={"frames": 1})
-    assert (result.samples, result.rejects) == (4, 0)
+    assert (result.samples, result.rejects) == (8, 0)
     assert result.manifest.classes == ("concat:a|b", "file:", "pipe:0", "subfile,,start,1,end,9,,:x")
 
 
@@ -140,7 +142,7 @@ def test_the_spelling_of_class_ind_wins_and_one_class_stays_one(tmp_path: Path) 
     for path in ("Archery/v_Archery_g01_c01.avi", "HandstandPushups/v_HandStandPushups_g01_c01.avi",
                  "HandstandPushups/v_HandStandPushups_g08_c01.avi"):  # fmt: skip
         put(root / "UCF-101" / path, whole.read_bytes())
-    put(root / "lists" / "classInd.txt", "1 Archery\n2 HandstandPushups\n")
+    put(root / "lists" / "classInd.txt", "1 Archery\n2 HandstandPushups\n".encode("utf-16"))
     put(
         root / "lists" / "trainlist01.txt",
         "Archery/v_Archery_g01_c01.avi 1\nHandstandPushups/v_HandStandPushups_g08_c01.avi 2\n",
@@ -204,6 +206,7 @@ def test_members_without_a_place_are_rejects_and_the_rest_is_converted(tmp_path:
         "s.tar: s/train/A/b.avi",
         "s.tar: s/train/A/b.avi/c.avi",
     }
+    check_converter("ucf101", source, {"frames": 1})
     messages = {reject["item"].rpartition("/")[2][:9]: reject["message"] for reject in found}
     assert messages["caf\\xe9.a"] == (
         "the member 's/train/A/caf\\xe9.avi' of s.tar is not unpacked: its name is not UTF-8"
@@ -242,5 +245,5 @@ def test_a_generator_counts_members_without_a_place(tmp_path: Path) -> None:
         for file in source.files((".png",)):
             yield Draft("Why?", "So", [file.file])
 
-    result = phi3v_data.convert(mine, source, tmp_path / "o", workers=0)
+    result = check_converter(mine, source)
     assert (result.samples, result.manifest.rejects) == (1, {"archive-member": 1})

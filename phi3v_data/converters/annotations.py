@@ -17,7 +17,7 @@ from phi3v_data.converters.base import DraftImage
 from phi3v_data.converters.cell_images import cell_image
 from phi3v_data.converters.source import Source, SourceFile
 from phi3v_data.converters.tables import RowPlace
-from phi3v_data.encodings import open_utf8
+from phi3v_data.encodings import open_utf8, read_text
 from phi3v_data.errors import NotFoundError, Reject, UserError
 
 T = TypeVar("T")
@@ -87,18 +87,13 @@ def read_json(file: SourceFile) -> Any:
         UserError: the file cannot be read or is not JSON.
     """
     try:
-        return json.loads(_whole(file).decode("utf-8-sig"))
+        return json.loads(read_text(file.file))
     except OSError as error:
         raise UserError(f"cannot read '{file.path}': {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"'{file.path}' is not JSON: {error.msg} in line {error.lineno}; download it again") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{file.path}' is not JSON in UTF-8; download it again") from error
-
-
-def _whole(file: SourceFile) -> bytes:
-    with open_utf8(file.file) as stream:
-        return stream.read()
 
 
 def text_of(value: Any) -> str:

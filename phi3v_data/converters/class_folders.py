@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from phi3v_data.converters.source import SourceFile
+from phi3v_data.encodings import read_text
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import safe_component
 from phi3v_data.messages import shown
@@ -43,7 +44,7 @@ def read_class_filter(value: str) -> str:
     if not value or "\n" in value or not Path(value).is_file():
         return value
     try:
-        text = Path(value).read_text(encoding="utf-8-sig")
+        text = read_text(Path(value))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the class names in '{value}' as text: {error}") from error
     names = [re.sub(r"^[0-9]+\s+", "", line.strip()) for line in text.splitlines() if line.strip()]

@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from phi3v_data.encodings import read_text
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Task
 from phi3v_data.splits import is_split_name
@@ -175,7 +176,7 @@ def read_map(path: str | Path) -> str:
         UserError: not there, not YAML, or a key that is wrong; with the line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(Path(path))
     except OSError as error:
         raise UserError(f"--map: cannot read '{path}': {error.strerror}") from error
     except UnicodeDecodeError as error:

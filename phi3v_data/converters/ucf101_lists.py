@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from phi3v_data.converters.source import SourceFile
+from phi3v_data.encodings import read_text
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.messages import shown
 
@@ -83,7 +84,7 @@ def _detection(file: SourceFile) -> UserError:
 
 def _text(file: SourceFile) -> list[str]:
     try:
-        return file.file.read_text(encoding="utf-8-sig").splitlines()
+        return read_text(file.file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list '{file.path}' as text: {error}") from error
 
