@@ -127,12 +127,14 @@ def test_a_playlist_called_a_clip_is_a_reject(tmp_path: Path, content: str, name
 
 def test_folders_and_clips_named_like_protocols_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = xvid(tmp_path / "whole.avi", frames=3, size=(32, 24))
+    pattern = clip(tmp_path / "c%03d.gif", *CONTAINERS[".gif"])
     for folder in ("concat:a|b", "file:", "pipe:0", "subfile,,start,1,end,9,,:x"):
         for name in ("c.avi", "c%03d.avi"):
             put(tmp_path / "s" / folder / name, whole.read_bytes())
+        shutil.copy(pattern, tmp_path / "s" / folder)
     monkeypatch.chdir(tmp_path / "s")
     result = run("ucf101", ".", tmp_path / "o", options={"frames": 1})
-    assert (result.samples, result.rejects) == (8, 0)
+    assert (result.samples, result.rejects) == (12, 0)
     assert result.manifest.classes == ("concat:a|b", "file:", "pipe:0", "subfile,,start,1,end,9,,:x")
 
 

@@ -11,7 +11,7 @@ damaged where frames are needed is a `Reject`; nothing is smoothed over unless `
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -134,23 +134,21 @@ def _opened(file: Path, name: str) -> Iterator[tuple[Any, Any]]:
     except ImportError as error:
         raise UserError(f"Reading videos needs PyAV: {how_to_install('video')}") from error
     more = _TAGS_IN_ANY_ENCODING.get(av.__version__.partition(".")[0], {})
-    # An absolute path names a file whatever colons are in it; one with a % might be taken for a pattern of names.
-    with open(file, "rb") if "%" in file.name else nullcontext(os.path.abspath(file)) as where:
-        try:
-            container = av.open(where, options=_OPTIONS, **more)
-        except av.error.FFmpegError as error:
-            why = _words(error)
-            if isinstance(error, av.error.ArgumentError):  # the answer to what is not in the list
-                why = "it is in none of the containers that are read; a playlist or another text file is no clip"
-            raise Reject("video-unreadable", f"'{name}' cannot be opened as a video: {why}") from error
-        with container:
-            stream = video_stream(container)
-            if stream is None:
-                raise Reject("video-unreadable", f"'{name}' has no video stream")
-            if stream.codec_context is None:
-                raise Reject("video-unreadable", f"'{name}': no decoder for its video stream")
-            stream.codec_context.thread_count = 1
-            yield container, stream
+    try:  # an absolute path names a file, whatever colons are in it
+        container = av.open(os.path.abspath(file), options=_OPTIONS, **more)
+    except av.error.FFmpegError as error:
+        why = _words(error)
+        if isinstance(error, av.error.ArgumentError):  # the answer to what is not in the list
+            why = "it is in none of the containers that are read; a playlist or another text file is no clip"
+        raise Reject("video-unreadable", f"'{name}' cannot be opened as a video: {why}") from error
+    with container:
+        stream = video_stream(container)
+        if stream is None:
+            raise Reject("video-unreadable", f"'{name}' has no video stream")
+        if stream.codec_context is None:
+            raise Reject("video-unreadable", f"'{name}': no decoder for its video stream")
+        stream.codec_context.thread_count = 1
+        yield container, stream
 
 
 def _words(error: Any) -> str:
