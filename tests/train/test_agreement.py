@@ -1,6 +1,7 @@
 """Processes that were started differently end before the first step; errors of an exchange are said by who has them."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ from run_dirs import arguments, colour_directory, command, settings_for
 from phi3v_data.errors import UserError
 from phi3v_train.config import parse_config
 from phi3v_train.launch import FOLLOWED, processes_to_start, wait
-from phi3v_train.training.parallel.group import refuse_missing_gpu
+from phi3v_train.training.parallel.group import choose_interface, refuse_missing_gpu
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.ranks import last_lines
 
@@ -230,8 +231,8 @@ def test_an_error_of_nccl_is_shown_where_nobody_has_died(done: dict[str, Done]) 
     )
 
 
-def test_a_rank_with_an_error_leaves_an_exchange_that_nobody_joins(done: dict[str, Done]) -> None:
-    """And the one that waits in another exchange ends with it, silently: the error has been said."""
+def test_a_rank_with_an_error_ends_the_one_that_waits_for_it(done: dict[str, Done]) -> None:
+    """Silently: the error has been said."""
     codes, errors = done["in an exchange"]
     assert codes == [FOLLOWED, 1]
     assert [errors_in(text) for text in errors] == [[], ["error: rank 1: rank 1 has had enough"]]
@@ -242,37 +243,93 @@ def test_predictions_are_gathered_to_rank_0_only(done: dict[str, Done]) -> None:
     assert codes == [0, 0], errors
 
 
-GROUP = """
-import datetime, os, time, torch, torch.distributed as dist
+def start_pair(code: str) -> "list[subprocess.Popen[str]]":
+    """Two processes of one machine that run the same code."""
+    port = str(free_ports())
+    return [
+        start("-c", code, stdin=subprocess.PIPE, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+              LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+LEFT = """
+import datetime, sys, torch, torch.distributed as dist
+import phi3v_train.training.parallel.group as module
+from phi3v_train.cli.app import leave
+from phi3v_train.training.parallel.place import Place
+
+dist.destroy_process_group = lambda: print("destroyed, which on GPUs waits for exchanges that nobody joins")
+module.TIMEOUT = datetime.timedelta(seconds=60)
+place = Place.from_environment()
+try:
+    with module.make_group(place, torch.device("cpu")) as group:
+        print(group.gather(place.rank), group.gather_to_main(place.rank), group.share(place.rank), group.sum([1, 0.5]))
+        if place.is_main:
+            dist.recv(torch.ones(8), src=1)
+        raise ValueError("an error of rank 1")
+except (RuntimeError, ValueError) as error:
+    print(str(error).split("] ")[-1].split(" [")[0], flush=True)
+sys.stdin.readline()
+leave(SystemExit(0))
+"""
+
+
+def test_a_group_is_aborted_after_an_error_while_another_rank_waits_in_an_exchange() -> None:
+    """The one with the error lives on here, and the other one still ends at once, not after its time is over."""
+    first, second = start_pair(LEFT)
+    assert first.stdout is not None
+    lines = [first.stdout.readline(), first.stdout.readline()]
+    assert lines == ["[0, 1] [0, 1] 0 [2.0, 1.0]\n", "Connection closed by peer\n"]
+    assert second.poll() is None
+    results = finish([first, second])
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert results[1][1] == "[0, 1] [] 0 [2.0, 1.0]\nan error of rank 1\n"
+
+
+SLOW = """
+import datetime, time, torch, torch.distributed as dist
 import phi3v_train.training.parallel.group as module
 from phi3v_train.training.parallel.place import Place
-from phi3v_train.training.ranks import last_lines
 
-module.TIMEOUT = datetime.timedelta(seconds=10)
+module.TIMEOUT = datetime.timedelta(seconds=8)
 place = Place.from_environment()
 with module.make_group(place, torch.device("cpu")) as group:
     if place.is_main:
-        time.sleep(13)  # saves
+        time.sleep(11)  # saves
     group.wait()
-    print(group.gather(place.rank), group.gather_to_main(place.rank), group.share(place.rank), group.sum([1.0, 0.5]))
     dist.all_reduce(torch.ones(4))
 """
 
 
 @pytest.mark.slow
 def test_a_slow_rank_is_waited_for_longer_than_a_collective_call_may_take() -> None:
-    port = str(free_ports())
-    results = finish(
-        [
-            start("-c", GROUP, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                  MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-            for rank in range(2)
-        ]
-    )  # fmt: skip
-    assert [(code, output) for code, output, _ in results] == [
-        (0, "[0, 1] [0, 1] 0 [2.0, 1.0]\n"),
-        (0, "[0, 1] [] 0 [2.0, 1.0]\n"),
-    ], results
+    results = finish(start_pair(SLOW))
+    assert [code for code, _, _ in results] == [0, 0], results
+
+
+def test_gloo_uses_the_interface_that_leads_to_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {name for _, name in socket.if_nameindex()}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of documentation, by the default route
+        except OSError:
+            pytest.skip("this machine has no network")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    for name, value in {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "192.0.2.1"}.items():
+        monkeypatch.setenv(name, value)
+    choose_interface()
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    choose_interface()
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")
+    choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] in names - {"lo"}
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,37 @@ def machines(data_dir: Path, output_dir: Path, kind: str, *more: str, **changes:
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "messages"),
+    [
+        (
+            ("--learning_rate", "0.5"),
+            ("--learning_rate is 0.5 on rank 1, 0.001 on rank 0", "--learning_rate is 0.5 on rank 1, 0.001 on rank 0"),
+        ),
+        (("--batch_size", "3"), ("machine 1: --batch_size 3 does not divide", "--batch_size 3 does not divide")),
+    ],
+)
+def test_machines_that_were_started_differently_end(
+    data_dir: Path, tmp_path: Path, more: tuple[str, ...], messages: tuple[str, str]
+) -> None:
+    port = str(free_ports())
+    options = arguments(settings_for(data_dir, tmp_path / "out", max_steps=4))
+    results = finish(
+        [
+            start(
+                *(*MODULE, "run", *options, "--skip_validation", "--num_processes", "1", "--nnodes", "2"),
+                *("--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", port, *more * rank),
+            )
+            for rank in range(2)
+        ]
+    )
+    for (code, _, errors), message in zip(results, messages, strict=True):
+        assert code == 2, errors
+        assert errors.count("error: ") == 1, errors
+        assert message in errors
+
+
 def wait_for_checkpoint(output_dir: Path, process: Any) -> None:
     deadline = time.monotonic() + 120
     while process.poll() is None and not list(output_dir.glob("checkpoint-*/COMPLETE.json")):
