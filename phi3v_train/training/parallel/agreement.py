@@ -33,8 +33,8 @@ AGREED = "agreed"
 POLL = 0.05
 SHOWN_DIFFERENCES = 3
 LONGEST_VALUE = 60
-LEAVING = timedelta(seconds=10)
-"""How long the process that holds the store waits for the others to read why they end."""
+LEAVING = 10.0
+"""Seconds in which all processes should have read why they end."""
 
 CONNECTING = timedelta(seconds=5)
 
@@ -133,18 +133,21 @@ def refuse(store: Store, sentence: str) -> None:
 
 
 def leave(store: Store, place: Place, verdict: str) -> NoReturn:
-    """End this process; the first one of a machine prints why, and the others of that machine wait until it has."""
+    """End this process; the first one of a machine prints why.
+
+    The store ends with the first launcher or process that holds it, so each waits until all have read the verdict.
+    """
     machine = os.environ.get("GROUP_RANK", f"rank {place.rank}")
-    if store.add(f"{SAID}/{machine}", 1) == 1:
-        print(f"error: {verdict}", file=sys.stderr, flush=True)
-        store.set(f"{SAID}/{machine}/done", "1")
-    else:
-        store.wait([f"{SAID}/{machine}/done"], LEAVING)
-    count = store.add(READ, 1)
-    deadline = time.monotonic() + LEAVING.total_seconds()
-    while place.is_main and count < place.world_size and time.monotonic() < deadline:
-        time.sleep(POLL)
-        count = store.add(READ, 0)
+    deadline = time.monotonic() + LEAVING
+    try:
+        if store.add(f"{SAID}/{machine}", 1) == 1:
+            print(f"error: {verdict}", file=sys.stderr, flush=True)
+        count = store.add(READ, 1)
+        while count < place.world_size and time.monotonic() < deadline:
+            time.sleep(POLL)
+            count = store.add(READ, 0)
+    except RuntimeError:
+        pass  # the others have left already
     raise SystemExit(COULD_NOT_RUN)
 
 
