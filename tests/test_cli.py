@@ -347,6 +347,21 @@ def test_other_commands_with_closed_streams(directory: Path, args: list[str]) ->
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_training_commands_with_closed_streams() -> None:
+    command = [
+        "sh",
+        "-c",
+        '"$@" <&- >&-',
+        "sh",
+        sys.executable,
+        "-c",
+        APP.replace("phi3v_data", "phi3v_train"),
+        "recipes",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=PLAIN, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_mistake_with_closed_stderr_exits_with_two(tmp_path: Path) -> None:
     assert shell('"$@" >&- 2>&-', "validate", tmp_path / "nowhere").returncode == 2
 

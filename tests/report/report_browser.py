@@ -1,5 +1,6 @@
 """Headless Chromium as a test sees it: the page's DOM after its script has run, and what the console said."""
 
+import html
 import re
 import shutil
 import subprocess
@@ -53,3 +54,16 @@ def open_page(page: Path, profile: Path, fragment: str = "", script: str = "") -
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri() + fragment]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return Opened(done.stdout, tuple(re.findall(r"CONSOLE:\d+\] (.*)", done.stderr)))
+
+
+def open_on_phone(page: Path, profile: Path, script: str, width: int = 390) -> Opened:
+    """Load a page in a frame as wide as a phone; `script` runs outside of it, once it is there, as its `frame`."""
+    inside = html.escape(page.read_text(encoding="utf-8"))
+    outer = page.with_name(f"phone-{page.name}")
+    outer.write_text(
+        f'<meta charset="utf-8"><iframe id="frame" style="width:{width}px;height:800px" srcdoc="{inside}"></iframe>'
+        "<style>iframe { border: 0 }</style><script>document.getElementById('frame').addEventListener('load', () => {"
+        f"const frame = document.getElementById('frame').contentWindow; {script} }});</script>",
+        encoding="utf-8",
+    )
+    return open_page(outer, profile)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_browser import CHROMIUM, Opened, open_page
-from report_samples import EVIL, make_sample
+from report_browser import CHROMIUM, Opened, open_on_phone, open_page
+from report_samples import EVIL, make_picture, make_sample
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.report.gallery import collect
@@ -338,6 +338,103 @@ def test_the_controls_work_as_a_user_works_them(page: Path, tmp_path: Path) -> N
         "theme": True,
         "wide": True,
     }
+
+
+@needs_chromium
+def test_the_number_of_problems_is_that_of_the_findings_listed_below_it(page: Path, tmp_path: Path) -> None:
+    """Two errors, three warnings and a note."""
+    dom = open_page(page, tmp_path / "profile").dom
+    assert re.search(r'id="nav-problems">6<', dom)
+    assert sum(map(int, re.findall(r'class="num">(\d+)<', dom))) == 6
+    assert "6 findings of 4 kinds" in dom
+
+
+CLASSES_PROMPT = "Classify the video into one of the following classes: Archery, Bowling, Diving."
+
+
+@pytest.fixture
+def prompted(tmp_path: Path) -> Path:
+    """The page of 30 clips of 8 frames whose one prompt names all classes, and of 12 questions with one ending."""
+    root = tmp_path / "prompted"
+    for n in range(8):
+        make_picture(root / "images" / f"{n}.png", n)
+    frames = tuple(f"{n}.png" for n in range(8))
+    rows = []
+    for n in range(30):
+        turn = Turn(images=frames, user=CLASSES_PROMPT, assistant=("Archery", "Bowling", "Diving")[n % 3])
+        rows.append(Sample(id=f"clip-{n}", source="clips", conversations=(turn,)))
+    for n in range(12):
+        user = f"What is on shelf {n} of {['the kitchen', 'the cellar'][n % 2]}?\nAnswer with a single word or Diving."
+        turn = Turn(images=frames[:1], user=user, assistant=f"jar{n}")
+        rows.append(Sample(id=f"doc-{n}", source="docs", conversations=(turn,)))
+    (root / "train.jsonl").write_text("".join(row.to_json() + "\n" for row in rows), encoding="utf-8")
+    summary = Summary(samples=42, turns=42, images=8, splits={"train": 42}, problems={"rope-switch": 1})
+    problem = Diagnostic(code="rope-switch", severity="info", file="train.jsonl", line=1, message="long")
+    target = tmp_path / "prompted.html"
+    write_html(Report(dir=str(root), ok=True, level="quick", summary=summary, problems=(problem,)), root, target)
+    return target
+
+
+@needs_chromium
+def test_search_finds_samples_by_their_own_text_and_not_by_the_prompt_they_share(
+    prompted: Path, tmp_path: Path
+) -> None:
+    found, opened = drive(
+        prompted,
+        tmp_path,
+        """
+        const found = {};
+        const words = ["archery", "shelf 7", "CELLAR", "jar11", "clip-3", "single word", "classify", "5.png"];
+        for (const word of words) {
+          $('f-text').value = word;
+          $('f-text').dispatchEvent(new Event('input'));
+          await new Promise(done => setTimeout(done, 200));
+          found[word] = $('found').textContent;
+        }
+        return found;
+        """,
+    )
+    assert opened.console == ()
+    shared = "; the prompt that samples share is not searched"
+    assert found == {
+        "archery": f"10 of 42 samples shown here{shared}",
+        "shelf 7": "1 of 42 samples shown here",
+        "CELLAR": "6 of 42 samples shown here",
+        "jar11": "1 of 42 samples shown here",
+        "clip-3": "1 of 42 samples shown here",
+        "single word": f"0 of 42 samples shown here{shared}",
+        "classify": f"0 of 42 samples shown here{shared}",
+        "what is": f"0 of 42 samples shown here{shared}",
+        "5.png": "30 of 42 samples shown here",
+    }
+
+
+@needs_chromium
+def test_frames_are_in_a_row_on_a_phone(prompted: Path, tmp_path: Path) -> None:
+    opened = open_on_phone(
+        prompted,
+        tmp_path / "profile",
+        """
+        const $ = name => frame.document.querySelector(name);
+        const tops = nodes => new Set([...nodes].map(node => Math.round(node.getBoundingClientRect().top))).size;
+        const card = $(".sample[aria-label^='Sample clip-']");
+        const seen = {width: frame.innerWidth, card: card.querySelectorAll("img").length};
+        seen.card_rows = tops(card.querySelectorAll("img"));
+        card.click();
+        seen.open = $("#d-body").querySelectorAll("img").length;
+        seen.open_rows = tops($("#d-body").querySelectorAll("img"));
+        seen.wide = frame.document.documentElement.scrollWidth <= frame.innerWidth;
+        const out = document.createElement("pre");
+        out.id = "driven";
+        out.textContent = JSON.stringify(seen);
+        document.body.append(out);
+        """,
+    )
+    match = re.search(r'<pre id="driven">(.*?)</pre>', opened.dom)
+    assert match is not None, opened.console
+    assert json.loads(match[1]) == {
+        "width": 390, "card": 8, "card_rows": 1, "open": 8, "open_rows": 1, "wide": True,
+    }  # fmt: skip
 
 
 @needs_chromium

@@ -82,7 +82,7 @@ for (const chart of data.charts) {
 // ---- problems ----------------------------------------------------------------------------------------------------
 const PAGE = 25;
 const total = data.problems.reduce((sum, problem) => sum + problem.count, 0);
-$("nav-problems").textContent = num(errors + warnings);
+$("nav-problems").textContent = num(total);
 $("problems-lead").textContent = total
   ? `${plural(total, "finding")} of ${plural(data.problems.length, "kind")}. Open one to see what it means, how to mend it, and each row it was found in.`
   : "None. Every check that ran is satisfied.";
@@ -131,9 +131,44 @@ for (const problem of data.problems) {
 const samples = data.samples;
 $("nav-gallery").textContent = num(samples.length);
 $("gallery-lead").textContent = data.gallery_note;
-const text = sample => sample.search || (sample.search = [sample.id, sample.at, sample.label, sample.system, sample.raw,
-  ...sample.answers, ...sample.turns.flatMap(turn => [turn.u, turn.a, ...turn.i.map(index => data.images[index][0])])]
-  .join("\n").toLowerCase());
+
+// What samples of one source share of their prompts is not searched: a list of classes in it would match every sample.
+const SHARED = 0.1;
+const common = (texts, at) => {
+  let length = 0;
+  while (texts.every(letters => at(letters, length) !== undefined && at(letters, length) === at(texts[0], length))) length++;
+  return length;
+};
+const prompts = new Map();
+for (const sample of samples) {
+  if (!prompts.has(sample.source)) prompts.set(sample.source, {rows: 0, count: new Map(), shared: new Set(), head: "", tail: ""});
+  const prompt = prompts.get(sample.source);
+  prompt.rows++;
+  for (const said of new Set([sample.system, ...sample.turns.map(turn => turn.u)])) prompt.count.set(said, (prompt.count.get(said) || 0) + 1);
+}
+for (const prompt of prompts.values()) {
+  const different = [];
+  for (const [said, n] of prompt.count) if (n > Math.max(2, SHARED * prompt.rows)) prompt.shared.add(said); else different.push(said);
+  if (different.length < 3) continue;
+  const head = different[0].slice(0, common(different, (said, n) => said[n]));
+  prompt.head = head.slice(0, head.search(/\S*$/));
+  const rest = different.map(said => said.slice(prompt.head.length));
+  const tail = rest[0].slice(rest[0].length - common(rest, (said, n) => said[said.length - 1 - n]));
+  prompt.tail = tail.slice(tail.match(/^\S*/)[0].length);
+}
+const asks = (prompt, said, word) => {
+  if (prompt.shared.has(said)) return false;
+  const letters = said.toLowerCase(), end = letters.length - prompt.tail.length;
+  for (let at = letters.indexOf(word); at >= 0; at = letters.indexOf(word, at + 1))
+    if (at < end && at + word.length > prompt.head.length) return true;
+  return false;
+};
+const text = sample => sample.search || (sample.search = [sample.id, sample.at, sample.label, sample.turns.length ? "" : sample.raw,
+  ...sample.answers, ...sample.turns.flatMap(turn => [turn.a, ...turn.i.map(index => data.images[index][0])])].join("\n").toLowerCase());
+const says = (sample, word) => text(sample).includes(word)
+  || [sample.system, ...sample.turns.map(turn => turn.u)].some(said => asks(prompts.get(sample.source), said, word));
+const inPrompt = word => [...prompts.values()].some(prompt =>
+  [...prompt.shared, prompt.head, prompt.tail].some(said => said.toLowerCase().includes(word.toLowerCase())));
 const select = (node, options) => node.replaceChildren(...options.map(([value, label]) => el("option", {value, text: label})));
 const tally = values => { const seen = new Map(); for (const v of values) seen.set(v, (seen.get(v) || 0) + 1); return seen; };
 const named = seen => [...seen].sort((a, b) => a[0] < b[0] ? -1 : 1);
@@ -180,7 +215,7 @@ const fits = (sample, want) =>
   (!want.problem || (want.problem === "*" ? sample.problems.length > 0 : want.problem === "-" ? !sample.problems.length : sample.problems.includes(want.problem)))
   && (!want.split || sample.split === want.split)
   && (!want.label || `=${sample.label}` === want.label)
-  && (!want.text || text(sample).includes(want.text.toLowerCase()));
+  && (!want.text || says(sample, want.text.toLowerCase()));
 const drawMore = () => {
   const fresh = [];
   for (const end = Math.min(drawn + STEP, matching.length); drawn < end; drawn++) fresh.push(card(samples[matching[drawn]], drawn, matching));
@@ -193,7 +228,8 @@ const refresh = () => {
   matching = samples.map((_, index) => index).filter(index => fits(samples[index], want));
   drawn = 0;
   $("cards").replaceChildren();
-  $("found").textContent = `${num(matching.length)} of ${plural(samples.length, "sample")} shown here`;
+  $("found").textContent = `${num(matching.length)} of ${plural(samples.length, "sample")} shown here`
+    + (want.text && inPrompt(want.text) ? "; the prompt that samples share is not searched" : "");
   if (!matching.length) $("cards").append(el("p", {class: "empty", text: samples.length ? "No sample fits these filters." : "There is no sample to show."}));
   drawMore();
 };
