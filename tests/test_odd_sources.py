@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -104,6 +105,23 @@ def test_every_ending_beside_clips_is_converted_or_named(tmp_path: Path) -> None
     again = run("ucf101", tmp_path / "s", tmp_path / "o")
     assert again.already_complete
     assert again.warnings == result.warnings
+
+
+def test_pipes_among_the_files_are_named_and_never_opened(tmp_path: Path) -> None:
+    source = tmp_path / "s" / "A"
+    xvid(put(source / "a.avi", b""), frames=3, size=(32, 24))
+    os.mkfifo(source / "b.avi")
+    os.mkfifo(source / "rows.csv")
+    (source / "link.csv").symlink_to("rows.csv")
+    result = run("ucf101", tmp_path / "s", tmp_path / "o", options={"frames": 1})
+    assert (result.samples, result.rejects) == (1, 0)
+    assert result.warnings == (
+        "left out 3 files of the source, of which no sample is made: 1 .avi, 2 .csv "
+        "('A/b.avi', 'A/link.csv', 'A/rows.csv')",
+    )
+    for name in ("b.avi", "rows.csv"):
+        with pytest.raises(phi3v_data.UserError, match="is a named pipe, a device or a socket"):
+            run("table", source / name, tmp_path / "p")
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ class Source:
         self.rejected: list[tuple[str, RejectedMember]] = []
         self._listed: set[str] | None = set()  # endings that were asked for; None: all files were
         self._unpacked: set[str] = set()  # archives within the source
+        self._special: list[SourceFile] = []  # named pipes, devices, sockets: never opened
         self._used: set[str] | None = None  # paths of the files that `use` was told of
         if remote is None:
             note_folder(str(root if root.is_dir() else root.parent))
@@ -125,6 +126,8 @@ class Source:
             hub_id, path = text, found
         if path.is_dir():
             return cls(_folder_kind(path), path, text, hub_id=hub_id, work_dir=work)
+        if not path.is_file():
+            raise UserError(f"the source '{text}' is a named pipe, a device or a socket; give a folder or a file")
         if path.suffix.lower() == ".parquet":
             return cls("parquet", path, text, hub_id=hub_id, work_dir=work)
         if is_table(path.name):
@@ -151,7 +154,7 @@ class Source:
             UserError: a folder that cannot be read, or a name that is not UTF-8.
         """
         if self._files is None:
-            found = list(_walk(self.root)) if self.root.is_dir() else [_single(self.root)]
+            found = list(_walk(self.root, self._special)) if self.root.is_dir() else [_single(self.root)]
             self._files = tuple(sorted(found, key=lambda entry: entry.path.encode()))
         return self._select(self._files, suffixes)
 
@@ -198,14 +201,14 @@ class Source:
         if of_tables and not files and self.root.is_dir():
             files = tuple(sorted(_walk(self.root), key=lambda entry: entry.path.encode()))
         if self._used is None and self._listed is None:
-            return ()
+            return tuple(self._special)
         read = set(self._opened.files_read()) if self._opened is not None else set()
         endings = tuple((self._listed or set()) - {".parquet"}) if self._used is None else ()
         return tuple(
             entry
-            for entry in files
+            for entry in sorted((*files, *self._special), key=lambda entry: entry.path.encode())
             if not _DOCUMENT.fullmatch(entry.path.rpartition("/")[2])
-            and not (endings and entry.path.lower().endswith(endings))
+            and not (endings and entry.path.lower().endswith(endings) and entry not in self._special)
             and entry.path not in (self._used or ())
             and entry.path not in self._unpacked
             and str(entry.file) not in read
@@ -312,8 +315,8 @@ def _single(file: Path) -> SourceFile:
     return SourceFile(file.name, file, file.stat().st_size)
 
 
-def _walk(root: Path) -> Iterator[SourceFile]:
-    """Every file below `root`, in no particular order."""
+def _walk(root: Path, special: list[SourceFile] | None = None) -> Iterator[SourceFile]:
+    """Every file below `root`, in no particular order; what is neither file nor folder goes to `special`."""
     pending: list[tuple[str, str, tuple[str, ...]]] = [(str(root), "", (os.path.realpath(root),))]
     while pending:
         folder, prefix, above = pending.pop()
@@ -335,5 +338,7 @@ def _walk(root: Path) -> Iterator[SourceFile]:
                     pending.append((entry.path, f"{path}/", (*above, real)))
             elif entry.is_file():
                 yield SourceFile(path, Path(entry.path), entry.stat().st_size)
-            elif entry.is_symlink():
+            elif entry.is_symlink() and not os.path.exists(entry.path):
                 yield SourceFile(path, Path(entry.path), 0)  # it leads nowhere: listed, so that it can be rejected
+            elif special is not None:
+                special.append(SourceFile(path, Path(entry.path), 0))
