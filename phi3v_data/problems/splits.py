@@ -163,7 +163,8 @@ SPLITS = (
         "splits",
         "error",
         "dataset.json is not what the format says",
-        "It is not JSON, lacks a key, has an unknown one or a wrong type, or was written by a newer version.",
+        "It is not JSON, lacks a key, has an unknown one or a wrong type, names a set, split or file by a path, or was "
+        "written by a newer version.",
         "Task, metrics, class names and number of crops are not used, so the run differs from what was meant.",
         Example({"train.jsonl": Text(row("a")), "dataset.json": Text('{"format": 1, "name": "example"}\n')}),
         "Write the directory again with its converter, or remove the file: without it the directory is a bare one.",
