@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import UnsafeNameError, inside, unsafe_reason
+from phi3v_data.files import UnsafeNameError, inside, read_regular, unsafe_reason
 from phi3v_data.line_index import FileState, LineIndex, open_index, state_content
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
@@ -35,7 +35,7 @@ def read_manifest(directory: str | Path) -> Manifest | None:
     refuse_unfinished(Path(directory))
     path = Path(directory) / MANIFEST
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except FileNotFoundError:
         return None
     except OSError as error:

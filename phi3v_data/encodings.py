@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import open_regular
 
 HEAD_BYTES = 64
 """Bytes of a file that `encoding_of` needs."""
@@ -51,7 +52,7 @@ def encoding_of(head: bytes) -> str:
 
 def file_encoding(path: Path) -> str:
     """`encoding_of` a file. Raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return encoding_of(file.read(HEAD_BYTES))
 
 
@@ -63,7 +64,7 @@ def open_utf8(path: Path) -> BinaryIO:
         UserError: it is of a kind that is not read (zip, parquet, ...); also while reading: more than 200 times its
             size comes out of a gzip file, it is damaged, or not in the encoding that its mark says.
     """
-    stream: BinaryIO = path.open("rb")
+    stream: BinaryIO = open_regular(path)
     kind = encoding_of(stream.read(HEAD_BYTES))
     stream.seek(0)
     if kind == "gzip":

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
@@ -159,10 +159,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
+def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
+    """Open a file to read bytes; never waits for a FIFO's other end, and reads no device.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    return open(descriptor, "rb", buffering=buffering)
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The content of a file; see `open_regular`. Raises OSError."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is no file, or not a whole object in it."""
+    """A JSON object; None if there is no file, or not a whole object in it.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+    """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from phi3v_data.files import open_regular
+
 MAX_LINE_BYTES = 64 << 20
 """Longest line that is read, without its line end."""
 
@@ -67,7 +69,7 @@ def read_blocks(
     bulk readers pass a faster one. `start` and `end` are byte offsets at which lines begin; line numbers count from
     `start`. Raises OSError.
     """
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         file.seek(start)
         chunks = _chunks(file, min(block_bytes, max_line_bytes), None if end is None else end - start)
         yield from _blocks(chunks, max_line_bytes, count_lines, start)
@@ -77,7 +79,7 @@ def cut_file(path: str | Path, part_bytes: int) -> list[tuple[int, int]]:
     """Parts (start, end) of a file of about `part_bytes`, cut where lines begin. Raises OSError."""
     size = os.stat(path).st_size
     starts = [0]
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path, buffering=0) as file:
         for target in range(part_bytes, size, part_bytes):
             if target <= starts[-1]:
                 continue

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
 from phi3v_data.errors import UserError
-from phi3v_data.files import hidden_path
+from phi3v_data.files import hidden_path, open_regular
 from phi3v_data.jsonl import BOM
 
 BLANK = b" \t\r\n\v\f"
@@ -162,7 +162,7 @@ def _scan(path: Path) -> "array[int]":
     after_newline = True
     suspects: list[int] = []
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             while chunk := file.read(_CHUNK):
                 data = np.frombuffer(chunk, np.uint8)
                 starts = np.flatnonzero(data == 10) + 1

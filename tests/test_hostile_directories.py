@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,29 @@ def test_nothing_of_the_journal_is_followed_through_a_link(
         assert str(path.relative_to(interrupted)) in err, (args, err)
         assert "Traceback" not in err
     assert (state(victim), state(interrupted)) == before
+
+
+FIFOS = ("dataset.json", "toy_train.jsonl", ".phi3v/convert/complete.json", ".phi3v/convert/publishing.json")
+
+
+@pytest.mark.parametrize("name", FIFOS)
+def test_a_fifo_in_the_place_of_a_file_is_named_and_never_waited_for(
+    cli: Cli, directory: Path, source: Path, tmp_path: Path, name: str
+) -> None:
+    path = directory / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    signal.alarm(60)  # ends the tests where something waits
+    refused(cli, *toy(source, directory, "--overwrite"), words=f"{path}")
+    if not name.startswith(".phi3v"):
+        code, out, _ = cli("validate", directory, "--json")
+        found = json.loads(out)["problems"]
+        assert code == 1
+        assert [each["file"] for each in found if "not a regular file" in each["message"]] == [name]
+        refused(cli, "split", directory, tmp_path / "new", "--split", "train=0.5,val=0.5", words="not a regular file")
+        with pytest.raises(phi3v_data.UserError, match="not a regular file"):
+            phi3v_data.Dataset(directory)["train"]
+    signal.alarm(0)
 
 
 def test_an_index_behind_a_link_is_neither_read_nor_written(directory: Path, victim: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import open_regular, read_regular
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
 from phi3v_data.splits import NOT_SPLITS, Splits, find_splits
@@ -111,7 +112,7 @@ def _read_manifest(directory: Path, findings: Findings) -> Manifest | None:
         findings.add("manifest-invalid", message, file=MANIFEST, field=name, hint=hint)
 
     try:
-        value = json.loads((directory / MANIFEST).read_bytes())
+        value = json.loads(read_regular(directory / MANIFEST))
     except OSError as error:
         invalid(f"cannot be read: {error.strerror}")
         return None
@@ -138,8 +139,8 @@ def _read_manifest(directory: Path, findings: Findings) -> Manifest | None:
 
 def file_digest(path: Path) -> str:
     """`sha256:...` of a file, as the manifest spells it. Raises OSError."""
-    with open(path, "rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    with open_regular(path) as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]  # typeshed's BinaryIO lacks readinto
 
 
 def report_empty(layout: Layout, num_rows: Mapping[str, int], findings: Findings) -> None:

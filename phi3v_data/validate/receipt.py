@@ -29,7 +29,7 @@ import xxhash
 from pydantic import ValidationError
 
 from phi3v_data.columns import DamagedFileError, read_columns, read_small, write_columns
-from phi3v_data.files import HIDDEN, hidden_path, write_bytes
+from phi3v_data.files import HIDDEN, hidden_path, open_regular, write_bytes
 from phi3v_data.media.formats import LIMITS, PIXEL_LIMITS
 from phi3v_data.media.integrity import FACTS
 from phi3v_data.messages import escaped
@@ -147,7 +147,7 @@ def content_digest(path: Path) -> str:
     """XXH3 digest of a file's bytes; says so where it cannot be read."""
     hasher = xxhash.xxh3_128()
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             while block := file.read(_READ_BYTES):
                 hasher.update(block)
     except OSError as error:

@@ -240,8 +240,12 @@ class Journal:
         Raises:
             UserError: what is wrong, and where.
         """
-        for name in ("identity.json", "complete.json", "publishing.json", "marker.json", "run", "source", "old"):
+        for name in ("run", "source", "old"):
             self._refuse_link("convert", name)
+        for path in (self.identity, self.complete, self.publishing, self.marker):
+            self._refuse_link("convert", path.name)
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path}: is not a file that phi3v made; nothing was changed: remove it")
         self._refuse_link(self.lock.name)
         self._refuse_link(self.workers_lock.name)
         for name in ("parts", "collisions", "stage"):

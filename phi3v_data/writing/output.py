@@ -11,7 +11,7 @@ from pathlib import Path
 
 from phi3v_data.dataset import read_manifest
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import inside, read_json
+from phi3v_data.files import inside, open_regular, read_json
 from phi3v_data.lock import lock_file, wait_for_workers
 from phi3v_data.mounts import UNSUPPORTED, file_system
 from phi3v_data.schema import Manifest
@@ -152,13 +152,13 @@ def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
     used: set[str] = set()
     for name in files:
         try:
-            with inside(out_dir, name, link_ok=True).open("rb") as lines:
+            with open_regular(inside(out_dir, name, link_ok=True)) as lines:
                 for line in lines:
                     for turn in json.loads(line)["conversations"]:
                         used.update(turn["images"])
         except FileNotFoundError:
             continue
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f"{out_dir / name} cannot be read, so it is not known which pictures belong to it; "
                 "nothing was overwritten: remove the directory yourself, or choose another folder"

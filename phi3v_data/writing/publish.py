@@ -19,7 +19,7 @@ import xxhash
 
 from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.errors import UserError
-from phi3v_data.files import inside, read_json, sync_disk, sync_folder, write_json, write_text
+from phi3v_data.files import inside, read_json, read_regular, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import shown
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
@@ -261,7 +261,7 @@ def read_publication(journal: Journal) -> Publication | None:
     """
     path = journal.publishing
     try:
-        todo = msgspec.json.decode(path.read_bytes(), type=Publication)
+        todo = msgspec.json.decode(read_regular(path), type=Publication)
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
