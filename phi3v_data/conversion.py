@@ -167,7 +167,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     done = _done_before(request, output, identity, plan, planned)
     for split in plan.counts:
         check_free(output, file_name(info.name, split))
-    settings = RowSettings(info.name, request.plain, unlabelled, _roots(request, source, output))
+    settings = RowSettings(info.name, info.num_crops, request.plain, unlabelled, _roots(request, source, output))
     ref = reference(request.cls)
     engine = _engine(request, ref)
     resumed = sum(part.count for part in plan.parts if part.index in done)
@@ -213,7 +213,8 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
     if (manifest := already_complete(request, output, identity)) is not None:
         return ConvertResult(request.out_dir, manifest, already_complete=True)
     roots = source.roots(journal.source)
-    settings = RowSettings(info.name, request.plain, frozenset(), _roots(request, source, output), request.unlabelled)
+    hidden = _roots(request, source, output)
+    settings = RowSettings(info.name, info.num_crops, request.plain, frozenset(), hidden, request.unlabelled)
     used = UsedPaths()
 
     def draw() -> Iterator[Drawn]:

@@ -1,6 +1,7 @@
 """The one door for images: which formats and files are read, what each may cost, and who goes through it."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -26,9 +27,10 @@ from phi3v_data.converters.base import DraftImage
 from phi3v_data.converters.registry import converter as short_converter
 from phi3v_data.errors import Reject
 from phi3v_data.media import integrity
-from phi3v_data.media.formats import TooLargeImageError, UnreadableImageError
+from phi3v_data.media.formats import LIMITS, PIXEL_LIMITS, TooLargeImageError, UnreadableImageError
 from phi3v_data.media.images import load_image, probe, read_image_file
 from phi3v_data.media.integrity import check_content, check_image, rgb_digest
+from phi3v_data.suffixes import STORED_IMAGES
 from phi3v_data.validate import validate
 from phi3v_data.writing.pictures import prepare_picture
 from phi3v_train.data.pictures import picture_size, read_picture
@@ -72,7 +74,7 @@ def test_pillow_reads_no_other_format(tmp_path: Path) -> None:
     """Each format that Pillow can write, except the ones that are listed."""
     Image.init()
     refused = []
-    for kind in sorted(set(Image.SAVE) - set(READ) - {"MPO", "DIB", "PDF"}):
+    for kind in sorted(set(Image.SAVE) - set(READ) - {"MPO", "DIB", "PDF", "IM"}):
         for mode in ("RGB", "L", "1"):
             try:
                 data = encoded(image(1, (64, 64), mode), kind)
@@ -203,6 +205,9 @@ def test_as_many_scans_and_frames_as_real_ones_have_are_fine(tmp_path: Path) -> 
     assert progressive.count(b"\xff\xda") == 10
     assert findings(saved(tmp_path, progressive)) == {}
     frames = [image(n, (40, 30)) for n in range(60)]
+    pages = [Image.new("1", (12_000, 12_000)), Image.new("1", (100, 100))]
+    data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="group4")
+    assert findings(saved(tmp_path, data)) == {integrity.ANIMATED: "has 2 frames"}
     assert findings(saved(tmp_path, encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))) == {
         integrity.ANIMATED: "has 60 frames"
     }
@@ -383,6 +388,7 @@ def test_convert_takes_what_validate_has_no_error_for(tmp_path: Path) -> None:
         "16 bit": of_16_bits(),
         "float": encoded(image(1).convert("F"), "TIFF"),
         "animated": encoded(image(1), "GIF", save_all=True, append_images=[image(2)]),
+        "thin": encoded(Image.new("L", (6000, 1))),
         "cut jpeg": JPEG[:-500],
         "cut png": encoded(image(1))[:-100],
         "wrong checksum": png_with(chunk(b"tEXt", b"a\0b")[:-1] + b"x"),
@@ -399,7 +405,7 @@ def test_convert_takes_what_validate_has_no_error_for(tmp_path: Path) -> None:
     assert stored == set(files) - wrong
     assert len(rejects) == len(wrong) >= 30
     assert {"13000", "mpo", "cmyk", "16 bit", "float", "animated", "read_AVIF", "stray_0"} <= stored
-    assert not {name for name in stored if name.startswith(("no_", "large_", "cut", "wrong", "damaged"))}
+    assert not {name for name in stored if name.startswith(("no_", "large_", "thin", "cut", "wrong", "damaged"))}
     finished = validate(tmp_path / "out")
     assert [item for item in finished.problems if item.severity == "error"] == []
 
@@ -500,3 +506,11 @@ def test_a_heic_photo_in_a_directory_is_an_error_with_or_without_the_extra(
     assert words in findings(path)[integrity.UNREADABLE]
     with pytest.raises(UnreadableImageError, match="a HEIC photo"):
         read_picture(path)
+
+
+def test_the_limits_are_those_of_the_documentation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
+    for limit in (*dataclasses.astuple(LIMITS), *PIXEL_LIMITS.values()):
+        assert f"{limit:,}" in page
+    for suffix in (suffix for suffixes in STORED_IMAGES.values() for suffix in suffixes):
+        assert f"`{suffix}`" in page

@@ -26,6 +26,7 @@ class Extent(NamedTuple):
     frames: int = 1
     bits: int = 24
     channel_bits: int = 8
+    all_pixels: int = 0  # of frames of several sizes; 0 where each has the size of the image
 
 
 def extent(kind: str, data: bytes) -> Extent | None:
@@ -184,7 +185,7 @@ def _tiff(data: bytes) -> Extent | None:
     seen: set[int] = set()
     widest: Extent | None = None
     values: dict[int, int] = {}
-    parts = tags = 0
+    parts = tags = pixels = 0
     while offset and offset not in seen and len(seen) <= LIMITS.frames:
         seen.add(offset)
         try:
@@ -212,6 +213,7 @@ def _tiff(data: bytes) -> Extent | None:
         if tags > LIMITS.text_total:
             raise TooLargeImageError(f"has tags of over {LIMITS.text_total:,} bytes")
         page = Extent(values.get(256, 0), values.get(257, 0), 1, values.get(258, 1) * values.get(277, 1))
+        pixels += page.width * page.height
         if widest is None or page.width * page.height * page.bits > widest.width * widest.height * widest.bits:
             widest = page
-    return widest and Extent(widest.width, widest.height, len(seen), widest.bits)
+    return widest and Extent(widest.width, widest.height, len(seen), widest.bits, 8, pixels)

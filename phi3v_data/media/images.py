@@ -225,8 +225,8 @@ def _info(image: "PILImage.Image", kind: str, found: blocks.Extent | None) -> Im
     from PIL import PpmImagePlugin
 
     frames = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
-    bits = found.bits if found else 8 * len(image.getbands())
-    check_extent(kind, blocks.Extent(image.width, image.height, frames, bits))
+    seen = found or blocks.Extent(image.width, image.height, 1, 8 * len(image.getbands()))
+    check_extent(kind, seen._replace(width=image.width, height=image.height, frames=frames))
     if (
         isinstance(image, PpmImagePlugin.PpmImageFile) and image.tile and image.tile[0][0] != "raw"
     ):  # Pillow decodes the others in Python
@@ -242,19 +242,16 @@ def check_extent(kind: str, found: blocks.Extent) -> None:
         TooLargeImageError: see `formats.LIMITS`.
     """
     pixels = found.width * found.height
+    in_all = found.all_pixels or pixels * found.frames
     limit = PIXEL_LIMITS.get(kind, LIMITS.pixels)
-    if (
-        pixels * found.frames <= limit
-        and pixels * found.bits <= LIMITS.pixel_bytes * 8
-        and found.frames <= LIMITS.frames
-    ):
+    if max(pixels, in_all) <= limit and pixels * found.bits <= LIMITS.pixel_bytes * 8 and found.frames <= LIMITS.frames:
         return
     size = f"{found.width} x {found.height} pixels"
     if found.frames > LIMITS.frames:
         raise TooLargeImageError(f"has {found.frames:,} frames, over the limit of {LIMITS.frames:,}")
     if pixels > limit:
         raise TooLargeImageError(f"has {size}, over the limit of {limit:,}")
-    if pixels * found.frames > limit:
+    if in_all > limit:
         raise TooLargeImageError(f"has {found.frames:,} frames of {size}, over the limit of {limit:,} in all")
     raise TooLargeImageError(f"has {size} of {found.bits} bits, over the limit of {LIMITS.pixel_bytes:,} bytes")
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from phi3v_data.converters.base import DraftImage
 from phi3v_data.errors import Reject
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 MAX_NAME_BYTES = 200
 MAX_PROVED = 4096
-_proved: dict[str, str] = {}
-"""Digests of pictures that this process has proved, with their endings: one page of many questions is decoded once."""
+_Kind: TypeAlias = tuple[str, int, int]
+"""The ending that fits an image's format, its width and height."""
+
+_proved: dict[str, _Kind] = {}
+"""Digests of images that this process has checked, with what they are: one page of many questions is decoded once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Picture:
 
     record: ImageRecord
     data: bytes
+    width: int
+    height: int
 
 
 def prepare_picture(image: "ImageContent | DraftImage", split: str) -> Picture:
@@ -41,10 +46,10 @@ def prepare_picture(image: "ImageContent | DraftImage", split: str) -> Picture:
         image = DraftImage(image)
     if not isinstance(image.name, str):
         raise Reject("draft-invalid", f"DraftImage.name is a {type(image.name).__name__}; it must be a string")
-    data, digest, suffix = _content(image)
+    data, digest, (suffix, width, height) = _content(image)
     name = _upgraded(image.name, suffix) or f"{split}/{digest[:32]}{suffix}"
     check_name(name)
-    return Picture(ImageRecord(name, len(data), digest), data)
+    return Picture(ImageRecord(name, len(data), digest), data, width, height)
 
 
 def _upgraded(name: str, suffix: str) -> str:
@@ -150,8 +155,8 @@ def _claim(target: Path, journal: Journal) -> bool:
     return True
 
 
-def _content(image: DraftImage) -> tuple[bytes, str, str]:
-    """A picture's bytes, their digest, and the ending that fits them."""
+def _content(image: DraftImage) -> tuple[bytes, str, _Kind]:
+    """An image's bytes, their digest, and what they are."""
     content = image.content
     if isinstance(content, str | Path):
         from phi3v_data.media.formats import UnreadableImageError
@@ -169,14 +174,17 @@ def _content(image: DraftImage) -> tuple[bytes, str, str]:
         return _check(data, str(content))
     if isinstance(content, bytes | bytearray | memoryview):
         return _check(bytes(content), image.name or "the image given as bytes")
+    from phi3v_data.media.images import probe
+
     data, suffix = _encode(image)
-    return data, hashlib.sha256(data).hexdigest(), suffix
+    info = probe(data)
+    return data, hashlib.sha256(data).hexdigest(), (suffix, info.width, info.height)
 
 
-def _check(data: bytes, where: str) -> tuple[bytes, str, str]:
+def _check(data: bytes, where: str) -> tuple[bytes, str, _Kind]:
     """Judge bytes as the validator does, once for equal bytes; a HEIC photo becomes a JPEG.
 
-    Returns the bytes to store, their digest, and the ending that fits them.
+    Returns the bytes to store, their digest, and what they are.
     """
     from phi3v_data.media.formats import HEIC, UnreadableImageError, identify
     from phi3v_data.media.heic import heic_to_jpeg
@@ -187,10 +195,10 @@ def _check(data: bytes, where: str) -> tuple[bytes, str, str]:
             data = heic_to_jpeg(data)
         digest = hashlib.sha256(data).hexdigest()
         if digest not in _proved:
-            suffix = STORED_IMAGES[check_content(data).format][0]
+            info = check_content(data)
             if len(_proved) >= MAX_PROVED:
                 _proved.clear()
-            _proved[digest] = suffix
+            _proved[digest] = STORED_IMAGES[info.format][0], info.width, info.height
     except UnreadableImageError as error:
         raise Reject(error.code, f"{where} {error}") from None
     return data, digest, _proved[digest]

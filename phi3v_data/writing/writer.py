@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from phi3v_data.converters.base import Draft, DraftImage, DraftTurn
 from phi3v_data.converters.reads import ReadRecord, note_file
 from phi3v_data.errors import Reject
+from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
 from phi3v_data.messages import short, shown
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.writing.boot import boot_id
@@ -32,6 +33,7 @@ class RowSettings:
     """What all rows of a directory share."""
 
     source: str
+    num_crops: int | None = None  # of the set's `dataset.json`; the validator judges by it
     plain: bool = False
     unlabelled: frozenset[str] = frozenset()
     roots: tuple[str, ...] = ()  # absolute folders that must not show in the output
@@ -132,7 +134,7 @@ def make_sample(
     unlabelled = settings.is_unlabelled(slot.split)
     try:
         for index, turn in enumerate(drafts):
-            names = [_take(picture, pictures) for picture in _prepare_all(turn, slot.split)]
+            names = [_take(picture, pictures) for picture in _prepare_all(turn, slot.split, settings.num_crops)]
             offsets = tuple(turn.image_offsets)
             _check_offsets(offsets, turn.user, len(names), index)
             if settings.plain and any(offsets):
@@ -206,12 +208,18 @@ def _check_shape(draft: Draft) -> None:
         raise Reject("draft-invalid", f"notes must be kebab-case codes, not {list(draft.notes)!r:.80}")
 
 
-def _prepare_all(turn: DraftTurn, split: str) -> list[Picture]:
+def _prepare_all(turn: DraftTurn, split: str, num_crops: int | None) -> list[Picture]:
     for image in turn.images:
         content = image.content if isinstance(image, DraftImage) else image
         if isinstance(content, str | Path):
             note_file(content)
-    return [prepare_picture(image, split) for image in turn.images]
+    pictures = [prepare_picture(image, split) for image in turn.images]
+    for picture in pictures:
+        try:
+            crop_geometry(picture.width, picture.height, num_crops or MAX_NUM_CROPS)
+        except AspectRatioError as error:
+            raise Reject("image-aspect", f"{shown(picture.record.name)}: {error}") from None
+    return pictures
 
 
 def _take(picture: Picture, pictures: dict[str, Picture]) -> str:
