@@ -40,3 +40,12 @@ def mount_of(path: Path) -> tuple[str, str] | None:
         if fits and (best is None or len(point) >= len(best[1])):
             best = more[0], point
     return best
+
+
+def is_case_blind(folder: Path) -> bool:
+    """Whether names that differ in letter case only are one file in a folder, which must be writable."""
+    probe = folder / "Case"
+    probe.touch()
+    blind = (folder / "cASE").exists()
+    probe.unlink()
+    return blind

@@ -1,6 +1,6 @@
 """File systems that cannot do all that ext4 does: each works, or is refused with one sentence that names it.
 
-tmpfs, ext4, overlay and FUSE are mounted for real where root may; what NFS, SMB, exFAT and Lustre answer is injected
+tmpfs, ext4, overlay, FUSE and exFAT are mounted for real where root may; what NFS, SMB and Lustre answer is injected
 into every process of a run. `docs/reliability.md` says which is which.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import kills
 import pytest
-from toy_converter import COMMAND, TOY, Toy, make_source, noise, plain_source, run_cli, tree
+from PIL import Image
+from toy_converter import COMMAND, TOY, Toy, make_source, noise, plain_source, rows, run_cli, tree
 
 import phi3v_data
 from phi3v_data.converters.base import DraftImage
@@ -197,6 +198,11 @@ MOUNTS = {
         "mount -t overlay overlay -o lowerdir={work}/lower,upperdir={work}/upper,workdir={work}/work {disk}"
     ),
     "fuse": "bindfs {work} {disk}",
+    "exfat": (
+        "truncate -s 32M {work}/image && mkfs.exfat {work}/image >/dev/null && "
+        "loop=$(losetup -f --show {work}/image) && "
+        "mount.exfat-fuse $loop {disk} >/dev/null 2>&1; mounted=$?; losetup -d $loop; test $mounted = 0"
+    ),
 }
 COMMANDS = """
 set -e
@@ -222,26 +228,55 @@ print("ok", validate(disk / "clean").ok)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", MOUNTS)
-def test_on_a_mounted_file_system_the_bytes_are_the_same(source: Path, tmp_path: Path, kind: str) -> None:
-    tool = {"ext4": "mkfs.ext4", "fuse": "bindfs"}.get(kind, "mount")
+def mounting(kind: str, tmp_path: Path) -> str:
+    """The shell commands that mount a file system at `disk`; skips where that cannot be done."""
+    tool = {"ext4": "mkfs.ext4", "fuse": "bindfs", "exfat": "mount.exfat-fuse"}.get(kind, "mount")
     if os.getuid() != 0 or shutil.which("unshare") is None or shutil.which(tool) is None:
         pytest.skip(f"mounting {kind} needs root, unshare and {tool}")
-    disk, work, copy = tmp_path / "disk", tmp_path / "work", tmp_path / "copy"
+    disk, work = tmp_path / "disk", tmp_path / "work"
     disk.mkdir()
     work.mkdir()
     mount = MOUNTS[kind].format(disk=disk, work=work)
-    if subprocess.run(["unshare", "-m", "sh", "-c", f"{mount} && umount {disk}"], capture_output=True).returncode:
+    if subprocess.run(["unshare", "-m", "sh", "-ec", f"{mount}\numount {disk}"], capture_output=True).returncode:
         pytest.skip(f"{kind} cannot be mounted here")
     shutil.rmtree(work)
     work.mkdir()
+    return mount
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MOUNTS)
+def test_on_a_mounted_file_system_the_bytes_are_the_same(source: Path, tmp_path: Path, kind: str) -> None:
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    mount = mounting(kind, tmp_path)
     places = {"toy": TOY, "source": source, "disk": disk, "copy": copy, "python": sys.executable}
     script = COMMANDS.format(mount=mount, sets=SETS, **places)
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *COMMAND], capture_output=True, text=True)
     words = done.stdout.splitlines()
     assert [line for line in words if line.startswith(("exit ", "ok "))] == ["exit 1", "ok True"], done.stderr
-    assert words[-1].startswith({"ext4": "ext2/ext3", "fuse": "fuse", "overlay": "overlayfs"}.get(kind, kind))
+    assert words[-1].startswith({"ext4": "ext2/ext3", "overlay": "overlayfs", "exfat": "fuse"}.get(kind, kind))
     phi3v_data.convert(Toy, source, tmp_path / "set", workers=0)
     assert tree(copy / "set", hidden=True) == tree(tmp_path / "set", hidden=True)
     assert tree(copy / "clean/images") == tree(tmp_path / "set/images")
+
+
+@pytest.mark.slow
+def test_two_spellings_of_a_name_do_not_overwrite_one_another_where_they_are_one_file(tmp_path: Path) -> None:
+    mount = mounting("exfat", tmp_path)
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    source = make_source(
+        tmp_path / "source",
+        {f"train/g/{n}.txt": f"image {n} {name}.png" for n, name in enumerate(["A", "b", "a", "c"])},
+    )
+    script = (
+        f'set -e; {mount}; "$@" convert --converter {TOY} --source {source} --out_dir {disk}/set --workers 0 '
+        f"--allow-rejects 1; cp -r {disk}/set {copy}; umount {disk}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *COMMAND], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(tree(copy / "images")) == ["A.png", "b.png", "c.png"]
+    for n, name in enumerate(["A", "b"]):
+        with Image.open(copy / f"images/{name}.png") as stored:
+            assert stored.tobytes() == noise(n, 8, "colour").tobytes()
+    [reject] = rows(copy, "rejects.jsonl")
+    assert (reject["item"], reject["reason"]) == ("train/g/2.txt", "image-name-collision")

@@ -384,6 +384,20 @@ def test_the_converters_own_file_belongs_to_the_identity(tmp_path: Path, fresh_m
         resume(name, source, tmp_path / "out")
 
 
+def test_a_module_that_the_converters_file_imports_from_beside_it_belongs_to_it(
+    tmp_path: Path, fresh_modules: Callable[[], None]
+) -> None:
+    source = plain_source(tmp_path / "source", {"train": 6})
+    name = own_converter(tmp_path / "own.py", "yes", "\n\nfrom own_words import WORDS  # noqa: E402, F401\n")
+    (tmp_path / "own_words.py").write_text("import own_other\nWORDS = 'a'\n")
+    (tmp_path / "own_other.py").write_text("")
+    interrupt(name, source, tmp_path / "out")
+    (tmp_path / "own_other.py").write_text("WORDS = 'b'\n")
+    fresh_modules()
+    with pytest.raises(phi3v_data.UserError, match="other settings: the converter's own file"):
+        resume(name, source, tmp_path / "out")
+
+
 def test_how_a_script_calls_its_converter_is_not_part_of_it(tmp_path: Path, fresh_modules: Callable[[], None]) -> None:
     source = plain_source(tmp_path / "source", {"train": 6})
     name = own_converter(tmp_path / "own.py", "yes", "\n\nif __name__ == '__main__':\n    print(1)\n")
@@ -573,12 +587,32 @@ def test_a_journal_leads_to_no_file_outside_the_source(tmp_path: Path) -> None:
     """A record that climbs out of its root, or names a pipe, is read nowhere: it counts as changed."""
     source = plain_source(tmp_path / "source", {"train": 6})
     os.mkfifo(tmp_path / "pipe")
-    for root, name in (("source", "../pipe"), ("", str(tmp_path / "pipe"))):
+    for root, name in (("source", "../source/train/g00/s000.txt"), ("", str(tmp_path / "pipe"))):
         out = tmp_path / f"out {root}"
         interrupt(Toy, source, out)
         path = out / ".phi3v/convert/parts/000000.json"
         record = json.loads(path.read_text())
         record["sources"][0][2][0][:2] = [root, name]
         path.write_text(json.dumps(record))
-        with pytest.raises(phi3v_data.UserError, match="pipe' of the source has changed"):
+        with pytest.raises(phi3v_data.UserError, match=r"^'.*(s000\.txt|pipe)' of the source has changed"):
             resume(Toy, source, out)
+
+
+@pytest.mark.parametrize(("converter", "count", "after"), [(Toy, 6, 4), (drafts, 40, 64)])
+def test_an_interrupted_overwriting_starts_over_where_the_source_has_changed(
+    tmp_path: Path, converter: Any, count: int, after: int
+) -> None:
+    """The same command, with --overwrite, is not refused for ever: it replaces what it had begun."""
+    source = plain_source(tmp_path / "source", {"train": count})
+    resume(converter, source, tmp_path / "out", limit=2)
+    interrupt(converter, source, tmp_path / "out", after=after, overwrite=True)
+    if converter is drafts:
+        make_source(source, {"train/g00/a.txt": "image 1"})
+    make_source(source, {"train/g00/s000.txt": "image 9 train/s000.png"})
+    result = resume(converter, source, tmp_path / "out", overwrite=True)
+    assert result.resumed == 0
+    resume(converter, source, tmp_path / "fresh")
+    assert tree(tmp_path / "out", hidden=True) == tree(tmp_path / "fresh", hidden=True)
+    make_source(source, {"train/g00/s000.txt": "image 0 train/s000.png"})
+    interrupt(converter, source, tmp_path / "out", after=after, overwrite=True)
+    assert resume(converter, source, tmp_path / "out", overwrite=True).resumed == after

@@ -33,7 +33,8 @@ class Options(BaseModel):
 class Item:
     """One planned sample.
 
-    `key` and `size` are part of the journal's identity, `path` and `data` are not (the source may move).
+    Everything in it is compared when a run is resumed, paths below the source by what follows its root, so that the
+    source may move: keep plain values that are the same in every run. `path`, if it is a file, counts by its content.
     """
 
     split: str

@@ -181,22 +181,32 @@ def source_file(cls: type[Converter[Any]]) -> str:
 
 
 def own_file_digest(cls: type[Converter[Any]]) -> str:
-    """sha256 of the file that defines a converter; empty for what is installed, where `version` says it.
+    """sha256 of the file that defines a converter and of the files beside it that it imports.
 
-    Of the script that was started, what stands under `if __name__ == "__main__":` is left out: how a conversion is
-    called says nothing about what it makes.
-
-    Raises:
-        UserError: the file is gone or cannot be read.
+    Empty for what is installed, where `version` says it, and for what has no file. Of the script that was started, what
+    stands under `if __name__ == "__main__":` is left out: how a conversion is called says nothing about what it makes.
     """
     file = source_file(cls)
-    if not file or any(Path(file).resolve().is_relative_to(folder) for folder in _installed()):
+    if not file or _is_installed(Path(file)):
         return ""
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the converter's file '{file}': {error.strerror}") from error
-    return sha256(_without_main(content)).hexdigest()
+    folder = Path(file).resolve().parent
+    digests: dict[str, str] = {}
+    waiting = [Path(file).resolve()]
+    while waiting:
+        path = waiting.pop()
+        name = path.relative_to(folder).as_posix() if digests else ""  # the file itself may be renamed
+        if name in digests or not path.is_file() or _is_installed(path):
+            continue
+        content, imported = _parsed(path.read_bytes())
+        digests[name] = sha256(content).hexdigest()
+        for module in imported:
+            place = folder / module.replace(".", "/")
+            waiting += [place.with_suffix(".py"), place / "__init__.py"]
+    return sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
+
+
+def _is_installed(path: Path) -> bool:
+    return any(path.resolve().is_relative_to(folder) for folder in _installed())
 
 
 @cache
@@ -206,12 +216,25 @@ def _installed() -> tuple[Path, ...]:
     return (Path(__file__).resolve().parents[1], *(Path(folder).resolve() for folder in sorted(folders)))
 
 
-def _without_main(content: bytes) -> bytes:
+def _parsed(content: bytes) -> tuple[bytes, set[str]]:
+    """A Python file without its `if __name__ == "__main__":`, and the modules that the rest imports."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):  # compiled
+        return content, set()
     lines = content.splitlines(keepends=True)
-    for node in reversed(ast.parse(content).body):
+    imported: set[str] = set()
+    for node in reversed(tree.body):
         if isinstance(node, ast.If) and ast.unparse(node.test) in _MAIN_TESTS:
             del lines[node.lineno - 1 : node.end_lineno]
-    return b"".join(lines)
+            tree.body.remove(node)
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Import):
+            imported.update(alias.name for alias in each.names)
+        elif isinstance(each, ast.ImportFrom) and each.module and not each.level:
+            imported.add(each.module)
+            imported.update(f"{each.module}.{alias.name}" for alias in each.names)
+    return b"".join(lines), imported
 
 
 _MAIN_TESTS = ("__name__ == '__main__'", "'__main__' == __name__")

@@ -146,7 +146,7 @@ def _claim(target: Path, journal: Journal) -> bool:
     Claims are gone with the run. The loser may find nothing at the name yet; then it sets its image aside, and which
     of the two stays is decided when the directory is published.
     """
-    name = target.relative_to(journal.images).as_posix()
+    name = target.relative_to(journal.images).as_posix().lower()  # exFAT and SMB tell no letter case apart
     journal.claims.mkdir(parents=True, exist_ok=True)
     try:
         os.close(os.open(journal.claims / hashlib.sha256(name.encode()).hexdigest(), os.O_CREAT | os.O_EXCL))

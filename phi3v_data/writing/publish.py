@@ -9,7 +9,7 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, read_json, read_regular, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import shown
+from phi3v_data.mounts import is_case_blind
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST, MARKER, is_marker
@@ -146,6 +147,8 @@ def _reject_line(record: RejectRecord) -> bytes:
 def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectRecord]:
     """All records in the order of numbering; a name that two contents want goes to the first row that uses it."""
     disputed = {name for receipt in journal.receipts(num_parts) for name in receipt.collided}
+    fold = str.lower if disputed and is_case_blind(journal.run) else str  # two spellings may be one file
+    disputed = set(map(fold, disputed))
     owners: dict[str, ImageRecord] = {}
     orphans: set[str] = set()
     for receipt in journal.receipts(num_parts):
@@ -153,13 +156,13 @@ def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectReco
             if isinstance(record, RejectRecord) or not disputed:
                 yield record
                 continue
-            wanted = [image for image in record.images if image.name in disputed]
-            lost = next((image for image in wanted if owners.get(image.name, image) != image), None)
+            wanted = [image for image in record.images if fold(image.name) in disputed]
+            lost = next((image for image in wanted if owners.get(fold(image.name), image) != image), None)
             if lost is None:
-                owners.update({image.name: image for image in wanted})
+                owners.update({fold(image.name): image for image in wanted})
                 yield record
                 continue
-            orphans.update(image.name for image in record.images)
+            orphans.update(fold(image.name) for image in record.images)
             yield RejectRecord(
                 record.number,
                 record.split,
@@ -169,7 +172,7 @@ def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectReco
             )
     if disputed:
         _install_owners(journal, owners)
-        _remove_orphans(journal, num_parts, owners, orphans)
+        _remove_orphans(journal, num_parts, owners, orphans, fold)
 
 
 def _in_order(receipt: Receipt) -> Iterable[RowRecord | RejectRecord]:
@@ -178,23 +181,26 @@ def _in_order(receipt: Receipt) -> Iterable[RowRecord | RejectRecord]:
 
 def _install_owners(journal: Journal, owners: dict[str, ImageRecord]) -> None:
     """Put the owner's content where another row's was written first."""
-    for name, image in owners.items():
-        target = inside(journal.images, name)
+    for image in owners.values():
+        target = inside(journal.images, image.name)
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != image.digest:
             aside = journal.collisions / image.digest
             scratch = journal.run / "owner"
             scratch.write_bytes(aside.read_bytes())
             target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # it may have another spelling
             os.replace(scratch, target)
 
 
-def _remove_orphans(journal: Journal, num_parts: int, owners: dict[str, ImageRecord], orphans: set[str]) -> None:
+def _remove_orphans(
+    journal: Journal, num_parts: int, owners: dict[str, ImageRecord], orphans: set[str], fold: Callable[[str], str]
+) -> None:
     """Remove pictures that only rejected rows used."""
     left = orphans - owners.keys()
     for receipt in journal.receipts(num_parts):
         for record in receipt.rows:
-            if not any(owners.get(image.name, image) != image for image in record.images):
-                left.difference_update(image.name for image in record.images)
+            if not any(owners.get(fold(image.name), image) != image for image in record.images):
+                left.difference_update(fold(image.name) for image in record.images)
     for name in left:
         path = inside(journal.images, name)
         path.unlink(missing_ok=True)
