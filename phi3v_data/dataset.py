@@ -18,7 +18,7 @@ from phi3v_data.files import UnsafeNameError, inside, read_regular, unsafe_reaso
 from phi3v_data.line_index import FileState, LineIndex, open_index, state_content
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
-from phi3v_data.splits import Splits, find_splits
+from phi3v_data.splits import Splits, canonical_split, find_splits
 from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_marker, refuse_unfinished
 
 _MAX_OPEN_FILES = 64
@@ -78,6 +78,27 @@ def first_error(error: Any) -> str:
     return f"{field}: {detail['msg']}" if field else str(detail["msg"])
 
 
+def list_directory(directory: Path) -> list[str]:
+    """Sorted names of what is in a conversations directory.
+
+    Raises:
+        NotFoundError: there is no such directory, or it is a file.
+        UserError: it cannot be read.
+    """
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        raise NotFoundError(f"{directory}: no such directory") from None
+    except NotADirectoryError:
+        if directory.is_file():
+            raise NotFoundError(
+                f"{directory}: is a file; give the directory that holds it: {directory.parent}"
+            ) from None
+        raise NotFoundError(f"{directory}: no such directory") from None
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read ({error.strerror})") from None
+
+
 class Dataset(Mapping[str, "Split"]):
     """A conversations directory, complete or bare: a mapping of split names to `Split`.
 
@@ -95,12 +116,7 @@ class Dataset(Mapping[str, "Split"]):
     def __init__(self, directory: str | Path, *, strict: bool = True) -> None:
         self.directory = Path(directory)
         self.strict = strict
-        try:
-            names = sorted(os.listdir(self.directory))
-        except FileNotFoundError:
-            raise NotFoundError(f"{self.directory}: no such directory") from None
-        except OSError as error:
-            raise UserError(f"{self.directory}: cannot be read ({error.strerror})") from None
+        names = list_directory(self.directory)
         self.manifest = read_manifest(self.directory) if strict else _read_manifest_if_valid(self.directory)
         listed = {split: tuple(info.files) for split, info in self.manifest.splits.items()} if self.manifest else None
         self._found: Splits = find_splits(names, listed)
@@ -116,7 +132,9 @@ class Dataset(Mapping[str, "Split"]):
 
     def __getitem__(self, split: str) -> "Split":
         if split not in self._found.splits:
-            near = get_close_matches(split, list(self._found.splits), n=1)
+            usual = canonical_split(split)  # val for validation
+            names = list(self._found.splits)
+            near = [usual] if usual in names else get_close_matches(split, names, n=1)
             raise NotFoundError(
                 f"{self.directory}: no split {split!r}; it has {', '.join(self._found.splits)}"
                 + (f"; did you mean {near[0]!r}?" if near else "")

@@ -231,6 +231,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", 
         lambda before, after: folder.card_text(
             config,
             task=plan.task,
+            data=[source.manifest for source in plan.sources if source.manifest is not None],
             base=plan.place.name,
             trained=trained.counts(),
             steps=session.step,

@@ -148,3 +148,13 @@ def test_help_of_a_converter_that_is_not_there_is_an_error() -> None:
     done = run_cli("convert", "ucf-101", "--help")
     assert done.returncode == 2
     assert "did you mean ucf101?" in done.stderr
+
+
+def test_the_public_names_are_what_dir_lists() -> None:
+    import phi3v_train
+
+    assert phi3v_data.__version__ == phi3v_train.__version__ == "0.1.0"
+    assert dir(phi3v_train) == ["Outcome", "__version__", "fine_tune"]
+    assert {"Dataset", "convert", "__version__"} < set(dir(phi3v_data)) == set(phi3v_data.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'tune'"):
+        _ = phi3v_train.tune

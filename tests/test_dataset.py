@@ -247,7 +247,7 @@ def test_what_is_not_there_is_named(directory: Path, tmp_path_factory: pytest.Te
     (empty / "data.jsonl").touch()
     with pytest.raises(NotFoundError, match=r"data\.jsonl end in no split's name"):
         Dataset(empty)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(NotFoundError, match=r"d_train\.jsonl: is a file; give the directory that holds it"):
         Dataset(directory / "d_train.jsonl")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.dataset import list_directory
 from phi3v_data.files import open_regular, read_regular
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
@@ -52,12 +51,7 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
         NotFoundError: no such directory.
         UserError: it cannot be listed, or its files are still being moved into place.
     """
-    try:
-        names = os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"{directory}: no such directory") from None
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be read ({error.strerror})") from None
+    names = list_directory(directory)
     refuse_unfinished(directory)
     manifest = _read_manifest(directory, findings) if MANIFEST in names else None
     listed = {split: tuple(info.files) for split, info in manifest.splits.items()} if manifest else None

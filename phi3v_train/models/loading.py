@@ -14,6 +14,7 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside
 from phi3v_data.media.geometry import check_num_crops
 from phi3v_train.models.machine import Compute
+from phi3v_train.models.meant import hint, is_model
 
 TINY = "tiny"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -116,11 +117,14 @@ def locate(name: str, *, base: str | None = None, weights: bool = True) -> Model
             return ModelPlace(name, place.directory, path)
         check_directory(path, weights=weights)
         return ModelPlace(name, path)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise NotFoundError(
-            f"--model_name_or_path {name}: no such directory; give a model directory, a Hub id such as "
-            "microsoft/Phi-3.5-vision-instruct, or tiny"
-        )
+    if path.is_file():
+        meant = f"; did you mean {path.parent}?" if is_model(path.parent) else ""
+        raise NotFoundError(f"--model_name_or_path {name}: is a file; give a model directory{meant}")
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    meant = hint(name) if not is_hub_id or path.parent.is_dir() else ""
+    if meant or not is_hub_id:
+        usual = "; give a model directory, a Hub id such as microsoft/Phi-3.5-vision-instruct, or tiny"
+        raise NotFoundError(f"--model_name_or_path {name}: no such directory{meant or usual}")
     directory = fetch(name, weights=weights)
     check_directory(directory, weights=weights)
     return ModelPlace(name, directory)
@@ -137,6 +141,8 @@ def check_directory(path: Path, *, weights: bool = True) -> None:
         "tokenizer.json": "the tokenizer",
         PREPROCESSOR_CONFIG: "the image processor",
     }
+    if not (path / "config.json").is_file() and (meant := hint(str(path))):
+        raise NotFoundError(f"{path}: is not a model directory (it has no config.json){meant}")
     for file, purpose in needed.items():
         if not (path / file).is_file():
             raise NotFoundError(f"{path}: {file} is missing ({purpose}); copy it from the model's original files")

@@ -1,7 +1,7 @@
 """A run's folder explains itself: settings with their origins, versions, data receipt, results, model card."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import yaml
 
 from phi3v_data.files import write_json, write_text
 from phi3v_data.markdown import markdown_code, markdown_text
+from phi3v_data.schema import Manifest
 from phi3v_train.config import RunConfig
 from phi3v_train.settings import Settings
 from phi3v_train.training.checkpoints import list_checkpoints, remove, sweep
@@ -99,6 +100,7 @@ def card_text(
     config: RunConfig,
     *,
     task: str,
+    data: Sequence[Manifest],
     base: str,
     trained: Mapping[str, int],
     steps: int,
@@ -110,12 +112,14 @@ def card_text(
     """`README.md`: what the model is, how it was made, what it scores, how to use it."""
     adapter = config.method.use_lora
     kind = "Adapter (PEFT)" if adapter else "Model"
-    header = {
+    header: dict[str, Any] = {
         "base_model": base,
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["phi-3-vision", "phi3v"],
     }
+    if licences := sorted({each.license for each in data if each.license}):
+        header["license"] = licences[0] if len(licences) == 1 else licences
     parts = ", ".join(f"{markdown_text(part)} {count:,}" for part, count in trained.items())
     lines = [
         "---",
@@ -143,7 +147,14 @@ def card_text(
         "",
         "![loss](loss.png)",
         "",
+        *data_lines(data),
         "## Use",
+        "",
+        "The model needs the package phi3v: `import phi3v_train` registers its class with transformers.",
+        "",
+        "```python",
+        *usage(config, adapter=adapter),
+        "```",
         "",
         "```bash",
         f"phi3v-train eval --model_name_or_path model --data_dir DIR --num_crops {config.model.num_crops}",
@@ -155,6 +166,37 @@ def card_text(
         "",
     ]
     return "\n".join(lines)
+
+
+def data_lines(data: Sequence[Manifest]) -> list[str]:
+    """The sets that were trained on, as far as their `dataset.json` tells."""
+    if not data:
+        return []
+    rows = [
+        f"| {markdown_text(each.name)} | {markdown_text(each.source or 'not stated')} | "
+        f"{markdown_text(each.license or 'not stated')} |"
+        for each in data
+    ]
+    note = "The weights are under the licence of the base model; check what the licences of the data add to it."
+    return ["## Data", "", "| set | source | licence |", "| --- | --- | --- |", *rows, "", note, ""]
+
+
+def usage(config: RunConfig, *, adapter: bool) -> list[str]:
+    """Python lines that ask the model a question about an image."""
+    load = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
+    return [
+        "import phi3v_train  # registers the model",
+        "from PIL import Image",
+        *(["from peft import AutoPeftModelForCausalLM"] if adapter else []),
+        f"from transformers import {'' if adapter else 'AutoModelForCausalLM, '}AutoProcessor",
+        "",
+        f'processor = AutoProcessor.from_pretrained("{MODEL}", num_crops={config.model.num_crops})',
+        f'model = {load}.from_pretrained("{MODEL}", dtype="auto")',
+        r'prompt = "<|user|>\n<|image_1|>\nWhat is this?<|end|>\n<|assistant|>\n"',
+        'inputs = processor(prompt, Image.open("image.jpg"))',
+        "ids = model.generate(**inputs, max_new_tokens=64)",
+        'print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])',
+    ]
 
 
 def score_table(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[str]:

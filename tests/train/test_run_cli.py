@@ -1,13 +1,22 @@
 """`phi3v-train run` and `plan` as a user types them: the plan, the folder, the numbers."""
 
+import hashlib
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for
+from run_dirs import arguments, colour_directory, command, read_lines, settings_for, without_times
 
+import phi3v_data
+import phi3v_train
+from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_train.models.phi3v.tiny import tiny_tokenizer
 from phi3v_train.plan import make_plan, plan_lines
 from phi3v_train.recipes import recipe_names
@@ -73,6 +82,45 @@ def test_the_folder_explains_itself(finished: tuple[Path, str, str], data_dir: P
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "peft"
     assert list((out / "tensorboard").glob("events*"))
+
+
+def test_the_card_names_its_data_and_its_lines_run(data_dir: Path, tmp_path: Path) -> None:
+    """A complete set with a licence, full weights; the card's Python is run beside the model."""
+    data = tmp_path / "data"
+    shutil.copytree(data_dir, data)
+    shutil.rmtree(data / ".phi3v", ignore_errors=True)
+    content = (data / "colours_train.jsonl").read_bytes()
+    info = SplitInfo(rows=8, images=6, files={"colours_train.jsonl": f"sha256:{hashlib.sha256(content).hexdigest()}"})
+    (data / "colours_val.jsonl").unlink()
+    manifest = Manifest(name="colours", task="vqa", splits={"train": info}, source="painted", license="cc-by-4.0")
+    (data / "dataset.json").write_text(manifest.to_json())
+    out = tmp_path / "out"
+    run(resolve(settings_for(data, out, max_steps=1)), quiet=True)
+    card = (out / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
+    assert "| colours | painted | cc-by-4.0 |" in card
+    assert "`import phi3v_train` registers its class" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(out / "image.jpg")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=out, capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
+
+
+def test_training_from_python_is_the_command_s(data_dir: Path, tmp_path: Path) -> None:
+    settings = settings_for(data_dir, tmp_path / "a", max_steps=2)
+    one = run(resolve(settings), quiet=True)
+    del settings["data_dir"], settings["output_dir"]
+    two = phi3v_train.fine_tune(data_dir, tmp_path / "b", quiet=True, **settings)
+    assert (one.step, two.step, two.output_dir) == (2, 2, tmp_path / "b")
+    lines = [without_times(read_lines(tmp_path / name / "metrics.jsonl")) for name in "ab"]
+    assert lines[0] == lines[1]
+    assert phi3v_train.fine_tune([data_dir], tmp_path / "b", quiet=True, **settings).already_complete
+    with pytest.raises(phi3v_data.UserError, match="did you mean 'learning_rate'"):
+        phi3v_train.fine_tune(data_dir, tmp_path / "c", lerning_rate=1)
 
 
 def supervised_tokens(data_dir: Path) -> int:
