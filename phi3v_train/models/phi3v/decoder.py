@@ -40,8 +40,12 @@ class Phi3VAttention(nn.Module):
         attention_mask: Tensor | None,
         segments: Segments | None,
         cache: Cache | None,
-    ) -> Tensor:
-        """(b, s, hidden) -> (b, s, hidden); with `segments`, b is 1 and the row holds samples end to end."""
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | list[Tensor] | None]:
+        """(b, s, hidden) -> (b, s, hidden); with `segments`, b is 1 and the row holds samples end to end.
+
+        The second value is the attention weights (b, heads, s, cached + s), if asked for, or those of each segment.
+        """
         heads = self.qkv_proj(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         query, key, value = heads.split([self.num_heads, self.num_key_value_heads, self.num_key_value_heads], dim=1)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
@@ -50,14 +54,18 @@ class Phi3VAttention(nn.Module):
         implementation = self.config._attn_implementation or "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
+        weights: Tensor | list[Tensor] | None
         if segments is not None:
+            seen: list[Tensor] | None = [] if output_attentions else None
             mixed = segment_attention(
-                attend, implementation, self, query, key, value, segments, dropout=dropout, scaling=self.scaling
-            )
+                attend, implementation, self, query, key, value, segments,
+                dropout=dropout, scaling=self.scaling, weights=seen,
+            )  # fmt: skip
+            weights = seen
         else:
-            mixed, _ = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
+            mixed, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling)
         projected: Tensor = self.o_proj(mixed.flatten(2))
-        return projected
+        return projected, weights if output_attentions else None
 
 
 class Phi3VDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers is untyped for mypy
@@ -79,9 +87,15 @@ class Phi3VDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # tr
         attention_mask: Tensor | None = None,
         segments: Segments | None = None,
         cache: Cache | None = None,
-    ) -> Tensor:
-        """(b, s, hidden) -> (b, s, hidden); the first argument is the one that gradients pass through."""
-        mixed = self.self_attn(self.input_layernorm(hidden), position_embeddings, attention_mask, segments, cache)
+        output_attentions: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor | list[Tensor] | None]:
+        """(b, s, hidden) -> (b, s, hidden); the first argument is the one that gradients pass through.
+
+        With `output_attentions` the attention weights come second, see `Phi3VAttention.forward`.
+        """
+        mixed, weights = self.self_attn(
+            self.input_layernorm(hidden), position_embeddings, attention_mask, segments, cache, output_attentions
+        )
         hidden = hidden + self.resid_attn_dropout(mixed)
         output: Tensor = hidden + self.resid_mlp_dropout(self.mlp(self.post_attention_layernorm(hidden)))
-        return output
+        return (output, weights) if output_attentions else output

@@ -52,10 +52,17 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
         """Inputs of the next step; pictures only where their tokens are among them."""
         pictures = {name: kwargs.pop(name) for name in PICTURE_INPUTS if name in kwargs}
         cache: Cache | None = kwargs.get(CACHE_NAME)
+        embeds: Tensor | None = kwargs.get("inputs_embeds")
         from_start = bool(is_first_iteration) or not kwargs.get("use_cache", True) or cache is None
-        if cache is not None and self._passes_rope_switch(input_ids, attention_mask, cache):
+        if cache is not None and self._passes_rope_switch(input_ids, attention_mask, cache, embeds):
             kwargs[CACHE_NAME] = self._emptied(cache)
             next_sequence_length, from_start = None, True
+        if embeds is not None and from_start and attention_mask is not None:
+            # A prompt in embeddings is read with what has been generated behind it, also when all is read again.
+            added = attention_mask.shape[-1] - embeds.shape[1]
+            if added > 0:
+                kwargs["inputs_embeds"] = torch.cat((embeds, self.get_input_embeddings()(input_ids[:, -added:])), dim=1)
+            is_first_iteration = True
         kwargs.pop("position_ids", None)  # the mask says them, at every step
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
@@ -64,10 +71,13 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        if from_start:
-            device = inputs["input_ids"].device if inputs.get("input_ids") is not None else None
-            for name, value in pictures.items():
-                inputs[name] = value.to(device) if isinstance(value, Tensor) and device is not None else value
+        given = {name: value for name, value in pictures.items() if isinstance(value, Tensor)}
+        ids: Tensor | None = inputs.get("input_ids")
+        # Beyond the first reading, several tokens at once come from a prompt on a cache or from an assistant model.
+        if given and (from_start or (ids is not None and ids.shape[1] > 1)):
+            if ids is not None and "image_sizes" in given:
+                given = pictures_within(given, input_ids, ids)
+            inputs |= {name: value if ids is None else value.to(ids.device) for name, value in given.items()}
         return inputs
 
     @staticmethod
@@ -75,7 +85,9 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
         """Keep the mask per token, also for static caches: the model reads lengths and positions from it."""
         return attention_mask
 
-    def _passes_rope_switch(self, input_ids: Tensor, attention_mask: Tensor | None, cache: Cache) -> bool:
+    def _passes_rope_switch(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Cache, embeds: Tensor | None
+    ) -> bool:
         """Whether a sample with keys in the cache is about to become longer than the pretrained context."""
         original = int(self.config.original_max_position_embeddings)
         total = attention_mask.shape[-1] if attention_mask is not None else input_ids.shape[-1]
@@ -89,7 +101,7 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
         else:
             before, now = attention_mask[:, :num_cached].sum(-1), attention_mask.sum(-1)
             passes = bool(((before <= original) & (now > original)).any())
-        if passes and input_ids.shape[-1] < total:
+        if passes and embeds is None and input_ids.shape[-1] < total:
             raise ValueError(
                 f"this step passes {original} tokens, where the long-context rope factors begin and the cache must be "
                 "read anew: pass the whole conversation as input_ids, not only its new part"
@@ -123,21 +135,38 @@ def pictures_per_row(input_ids: Tensor) -> list[int]:
     return [int((-row[row < 0]).unique().numel()) for row in input_ids]
 
 
+def pictures_within(pictures: dict[str, Tensor], whole: Tensor, part: Tensor) -> dict[str, Tensor]:
+    """Picture inputs of the rows `whole` whose tokens are in their ends `part`: the others are in the cache already."""
+    if part.shape[1] == whole.shape[1]:
+        return pictures
+    order: list[int] = []
+    begin = 0
+    for count, kept in zip(pictures_per_row(whole), pictures_per_row(part), strict=True):
+        begin += count
+        order += range(begin - kept, begin)
+    return chosen_pictures(pictures, order) if order else {}
+
+
 def repeat_pictures(pictures: dict[str, Tensor], per_row: list[int], times: int) -> dict[str, Tensor]:
     """Picture inputs of rows repeated `times` each: rows a, b with pictures 1 | 2, 3 -> 1 1 | 2 3 2 3."""
-    sizes = pictures["image_sizes"]
     order: list[int] = []
     begin = 0
     for count in per_row:
         order += list(range(begin, begin + count)) * times
         begin += count
-    repeated = {"image_sizes": sizes[order]}
+    return chosen_pictures(pictures, order)
+
+
+def chosen_pictures(pictures: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """Picture inputs of the pictures with these numbers, in this order."""
+    sizes = pictures["image_sizes"]
+    chosen = {"image_sizes": sizes[order]}
     if "pixel_values" in pictures:
-        repeated["pixel_values"] = pictures["pixel_values"][order]
+        chosen["pixel_values"] = pictures["pixel_values"][order]
     if "canvases" in pictures:
         pieces = torch.split(pictures["canvases"], (sizes[:, 0] * sizes[:, 1] * 3).tolist())
-        repeated["canvases"] = torch.cat([pieces[index] for index in order])
-    return repeated
+        chosen["canvases"] = torch.cat([pieces[index] for index in order])
+    return chosen
 
 
 def stop_ids_of(tokenizer: Any) -> list[int]:

@@ -61,6 +61,16 @@ class Segments:
             flat = padded.index_copy(0, self.kept, flat)
         return flat.view(rows, columns, *flat.shape[1:])
 
+    def restore_weights(self, weights: Sequence[Tensor], rows: int, columns: int) -> Tensor:
+        """Attention weights (1, heads, length, length) per sample -> (rows, heads, columns, columns), zeros between."""
+        begins = self.bounds[:-1].long() if self.kept is None else self.kept[self.bounds[:-1].long()]
+        whole = weights[0].new_zeros((rows, weights[0].shape[1], columns, columns))
+        for piece, begin in zip(weights, begins.tolist(), strict=True):
+            row, column = divmod(begin, columns)
+            inside = slice(column, column + piece.shape[-1])
+            whole[row, :, inside, inside] = piece[0]
+        return whole
+
 
 def plan_layout(
     rows: int,
@@ -76,16 +86,17 @@ def plan_layout(
 
     `attention_mask` (rows, cached + columns): 0 at padding, left or right. `position_ids` (1 or rows, columns): a
     position that does not rise begins a new sample. `bounds` (n + 1,): running sum of the samples' lengths in one
-    row. `num_cached` is None where no cache is in use; with a cache, packing is not possible.
+    row, which decides where both are given. `num_cached` is None where no cache is in use; with a cache, packing is
+    not possible.
     """
     if attention_mask is not None and attention_mask.dim() != 2:
         attention_mask = None  # a mask per query: positions are taken as given
     real = attention_mask[:, -columns:].bool() if attention_mask is not None else None
     given = position_ids
-    if position_ids is not None:
-        position_ids = position_ids.to(device).expand(rows, columns)
-    elif bounds is not None:
+    if bounds is not None:
         position_ids = positions_from_bounds(bounds.to(device), rows, columns)
+    elif position_ids is not None:
+        position_ids = position_ids.to(device).expand(rows, columns)
     elif attention_mask is not None:
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -columns:]
     else:
@@ -154,12 +165,14 @@ def segment_attention(
     *,
     dropout: float,
     scaling: float,
+    weights: list[Tensor] | None = None,
 ) -> Tensor:
     """Causal attention within each sample of a flattened row.
 
     `query` (1, heads, t, d), `key` and `value` (1, kv heads, t, d) -> (1, t, heads, d). `attend` is transformers'
-    function for `implementation`. Flash attention gets all samples at once by their bounds; with sdpa, torch's own
-    kernel for samples of varied lengths does where it can (CUDA, half precision); else one call a sample.
+    function for `implementation`. With eager attention, `weights` takes those of each sample. Flash attention gets all
+    samples at once by their bounds; with sdpa, torch's own kernel for samples of varied lengths does where it can
+    (CUDA, half precision); else one call per sample.
     """
     if implementation.startswith("flash_attention"):
         bounds, longest = segments.bounds, segments.longest
@@ -173,7 +186,8 @@ def segment_attention(
         groups = query.shape[1] // key.shape[1]
         flat = [tensor[0].transpose(0, 1) for tensor in (query, repeat_heads(key, groups), repeat_heads(value, groups))]
         return varlen(*flat, segments.bounds, segments.bounds, segments.longest, segments.longest)[None]
-    return _one_by_one(attend, implementation, module, query, key, value, segments.lengths, dropout, scaling)
+    lengths = segments.lengths
+    return _one_by_one(attend, implementation, module, query, key, value, lengths, dropout, scaling, weights)
 
 
 def _one_by_one(
@@ -186,12 +200,13 @@ def _one_by_one(
     lengths: Sequence[int],
     dropout: float,
     scaling: float,
+    weights: list[Tensor] | None,
 ) -> Tensor:
-    """One call of `attend` a sample; a token alone in its sample takes its own value."""
+    """One call of `attend` per sample; a token alone in its sample takes its own value."""
     pieces, begin, pending = [], 0, 0
     groups = query.shape[1] // key.shape[1]
     for length in (*lengths, 0):
-        if length == 1:
+        if length == 1 and weights is None:
             pending += 1
             continue
         if pending:
@@ -201,7 +216,10 @@ def _one_by_one(
         if length:
             parts = (tensor[:, :, begin : begin + length] for tensor in (query, key, value))
             mask = causal_mask(length, query) if implementation == "eager" else None
-            pieces.append(attend(module, *parts, mask, dropout=dropout, scaling=scaling)[0])
+            mixed, seen = attend(module, *parts, mask, dropout=dropout, scaling=scaling)
+            pieces.append(mixed)
+            if weights is not None:
+                weights.append(seen)
             begin += length
     return torch.cat(pieces, dim=1)
 

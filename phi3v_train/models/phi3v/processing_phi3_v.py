@@ -15,11 +15,22 @@ from typing import Any
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.generic import to_py_obj
 
 from phi3v_data.files import write_text
 from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor, Phi3VImagesKwargs
-from phi3v_train.models.phi3v.prompts import IMAGE_TAG, ImageTagError, check_image_tags, encode_prompt
+from phi3v_train.models.phi3v.prompts import (
+    IMAGE_TAG,
+    ImageTagError,
+    check_image_tags,
+    encode_prompt,
+    prompt_offsets,
+)
 from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer, without_negatives
+
+OF_TOKENIZING = ("tokenize", "return_dict", "return_tensors", "sanitize_control_tokens", "load_audio_from_video")
+"""Arguments of `apply_chat_template` that no template sees."""
 
 
 class Phi3VProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc, call-arg]  # transformers is untyped
@@ -34,7 +45,8 @@ def default_chat_template() -> str:
     """The Jinja template of a conversation.
 
     Every message is `<|ROLE|>` newline content `<|end|>` newline. Content may be a text as it stands, or blocks: image
-    tags are numbered through the conversation; where images lead, all tags come first and one newline follows.
+    tags are numbered through the conversation; where images lead, all tags come first and one newline follows. What an
+    answer's mask covers is marked by `{% generation %}`, which transformers reads since 4.43.
     """
     return resources.files("phi3v_train.models.phi3v").joinpath("chat_template.jinja").read_text(encoding="utf-8")
 
@@ -79,22 +91,36 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         features = self.image_processor(flat, **options["images_kwargs"]) if flat else BatchFeature({})
         counts = iter(features.pop("num_img_tokens", []))
         bos = options["text_kwargs"].get("add_special_tokens") is not False
-        rows = [
-            encode_prompt(self.tokenizer, one, [next(counts) for _ in group], bos=bos)
-            for one, group in zip(texts, groups, strict=True)
-        ]
-        inputs = self._batch_rows(rows, options["text_kwargs"], single=isinstance(text, str))
+        tokens = [[next(counts) for _ in group] for group in groups]
+        rows = [encode_prompt(self.tokenizer, one, each, bos=bos) for one, each in zip(texts, tokens, strict=True)]
+        offsets = None
+        if options["text_kwargs"].get("return_offsets_mapping"):
+            offsets = [prompt_offsets(self.tokenizer, *each, bos=bos) for each in zip(texts, tokens, strict=True)]
+        inputs = self._batch_rows(rows, options["text_kwargs"], offsets, single=isinstance(text, str))
         return BatchFeature({**inputs, **features})
 
-    def _batch_rows(self, rows: list[list[int]], options: dict[str, Any], *, single: bool) -> dict[str, Any]:
-        """Cut (never into an image), pad and convert rows of ids; gives `input_ids` and `attention_mask`."""
-        for name in ("return_offsets_mapping", "return_overflowing_tokens", "is_split_into_words", "text_pair"):
+    def _batch_rows(
+        self,
+        rows: list[list[int]],
+        options: dict[str, Any],
+        offsets: list[list[tuple[int, int]]] | None,
+        *,
+        single: bool,
+    ) -> dict[str, Any]:
+        """Cut (never into an image), pad and convert rows of ids; gives `input_ids` and `attention_mask`.
+
+        With `offsets`, the characters of each id, `offset_mapping` too; padding stands for none.
+        """
+        for name in ("return_overflowing_tokens", "is_split_into_words", "text_pair"):
             if options.get(name):
                 raise ValueError(f"{name} is not supported: the text is tokenized in pieces between its image tags")
         tensors = options.get("return_tensors")
         if options.get("truncation"):
             limit = options.get("max_length") or self.tokenizer.model_max_length
-            rows = [cut_row(row, limit, self.tokenizer.truncation_side) for row in rows]
+            side = self.tokenizer.truncation_side
+            rows = [cut_row(row, limit, side) for row in rows]
+            if offsets is not None:
+                offsets = [row[:limit] if side == "right" else row[-limit:] for row in offsets]
         padding = options.get("padding")
         if padding is None:
             padding = tensors is not None and not single
@@ -110,9 +136,55 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         lengths = {len(row) for row in batch["input_ids"]}
         if tensors is not None and len(lengths) > 1:
             raise ValueError(f"texts of {sorted(lengths)} tokens do not make one tensor: leave padding=False out")
+        names = ["input_ids", "attention_mask"]
+        if offsets is not None:
+            left = (options.get("padding_side") or self.tokenizer.padding_side) == "left"
+            pads = [[(0, 0)] * (len(ids) - len(row)) for ids, row in zip(batch["input_ids"], offsets, strict=True)]
+            batch["offset_mapping"] = [pad + row if left else row + pad for pad, row in zip(pads, offsets, strict=True)]
+            names.append("offset_mapping")
         if single and tensors is None:
             batch = {name: batch[name][0] for name in batch}
-        return dict(BatchFeature({name: batch[name] for name in ("input_ids", "attention_mask")}, tensor_type=tensors))
+        return dict(BatchFeature({name: batch[name] for name in names}, tensor_type=tensors))
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """As every processor of transformers, with two differences where it tokenizes.
+
+        BOS stands first whatever `add_special_tokens` says: callers that leave it out (TRL) take it to be in the
+        template. `return_assistant_tokens_mask` also works around images, and marks what `data.encode` supervises:
+        answers and their `<|end|>`, of a last answer the newline too. Text is then returned as lists, not as tensors,
+        unless `return_tensors` is given.
+        """
+        if not kwargs.get("tokenize"):
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
+        options = dict(kwargs.pop("processor_kwargs", None) or {})
+        for given in (options, kwargs):
+            given.pop("add_special_tokens", None)
+        wants_mask = kwargs.pop("return_assistant_tokens_mask", False) and kwargs.get("return_dict")
+        if not wants_mask:
+            return super().apply_chat_template(conversation, chat_template, processor_kwargs=options, **kwargs)
+        if kwargs.get("continue_final_message"):
+            raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask")
+        batched = isinstance(conversation[0], list | tuple)
+        names = {**self.tokenizer.special_tokens_map, **{k: v for k, v in kwargs.items() if k not in OF_TOKENIZING}}
+        _, spans = render_jinja_template(
+            conversations=conversation if batched else [conversation],
+            chat_template=chat_template or self.chat_template,
+            return_assistant_tokens_mask=True,
+            **names,
+        )
+        options["return_offsets_mapping"] = True
+        inputs = super().apply_chat_template(conversation, chat_template, processor_kwargs=options, **kwargs)
+        if "offset_mapping" not in inputs:
+            raise ValueError("pass the processor's own options in processor_kwargs")
+        offsets = to_py_obj(inputs.pop("offset_mapping"))
+        nested = isinstance(offsets[0][0], list | tuple)
+        masks = [spanned(*row) for row in zip(offsets if nested else [offsets], spans, strict=True)]
+        inputs["assistant_masks"] = masks if nested else masks[0]
+        if kwargs.get("return_tensors") in (None, "auto"):
+            return BatchFeature(
+                {**inputs, **{name: to_py_obj(inputs[name]) for name in ("input_ids", "attention_mask")}}
+            )
+        return inputs.convert_to_tensors(kwargs["return_tensors"])
 
     def decode(self, token_ids: Any, **kwargs: Any) -> Any:
         """Text of one sequence, or texts of several; negative ids (images, masked labels) are left out."""
@@ -156,6 +228,14 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
             Phi3VImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
             Phi3VTokenizer.from_pretrained(pretrained_model_name_or_path, **for_text),
         ]
+
+
+def spanned(offsets: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> list[int]:
+    """1 for each token that begins within one of the `spans` of characters, else 0.
+
+    A token that ends in a span does not count: `<|assistant|>` takes the white space behind it along.
+    """
+    return [int(any(start <= begin < end and begin < stop for start, end in spans)) for begin, stop in offsets]
 
 
 def is_text(value: Any) -> bool:

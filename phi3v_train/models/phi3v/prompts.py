@@ -42,6 +42,27 @@ def encode_prompt(
     return ids
 
 
+def prompt_offsets(
+    tokenizer: Any, text: str, num_image_tokens: Sequence[int] = (), *, bos: bool = True
+) -> list[tuple[int, int]]:
+    """The characters of `text` (begin, end) that each id of `encode_prompt` stands for; a BOS stands for none."""
+    offsets = [(0, 0)] if bos else []
+    begin = 0
+    for count, tag in zip(num_image_tokens, IMAGE_TAG.finditer(text), strict=True):
+        offsets += piece_offsets(tokenizer, text[begin : tag.start()], begin)
+        offsets += [tag.span()] * count + [(tag.end(), tag.end())]
+        begin = tag.end()
+    return offsets + piece_offsets(tokenizer, text[begin:], begin)
+
+
+def piece_offsets(tokenizer: Any, text: str, begin: int) -> list[tuple[int, int]]:
+    """The characters that each id of `encode_piece` stands for, counted from `begin`."""
+    if not text:
+        return []
+    offsets = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
+    return [(begin + start, begin + end) for start, end in offsets]
+
+
 def encode_piece(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text without images, nothing added: an answer, or a stretch between two tags."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []

@@ -28,12 +28,13 @@ class Phi3VRotary(nn.Module):
         head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.rotary_dim = int(head_dim * rope.get("partial_rotary_factor", 1.0))
         self.theta = float(rope["rope_theta"])
+        scaled = has_factors(rope)
         ones = [1.0] * (self.rotary_dim // 2)
-        self.short_factor = [float(factor) for factor in rope.get("short_factor") or ones]
-        self.long_factor = [float(factor) for factor in rope.get("long_factor") or ones]
+        self.short_factor = [float(factor) for factor in (rope["short_factor"] if scaled else ones)]
+        self.long_factor = [float(factor) for factor in (rope["long_factor"] if scaled else ones)]
         self.original_length = int(config.original_max_position_embeddings)
         self.scale = 1.0
-        if rope.get("long_factor") is not None:
+        if scaled:
             self.scale = attention_scale(
                 int(config.max_position_embeddings) / self.original_length, self.original_length, rope_kind(rope)
             )
@@ -57,6 +58,23 @@ class Phi3VRotary(nn.Module):
             angles = position_ids[..., None].float() * torch.where(beyond, long, short)
             angles = torch.cat((angles, angles), dim=-1)
             return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+
+
+def has_factors(rope: dict[str, Any]) -> bool:
+    """Whether positions are rotated by the two sets of factors, or plainly.
+
+    Raises:
+        ValueError: another kind of rotary positions, which this model has not.
+    """
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return False
+    if kind not in ("longrope", "su", "yarn") or rope.get("long_factor") is None or rope.get("short_factor") is None:
+        raise ValueError(
+            f"rope_scaling of type {kind!r} is not part of this model: give 'su' or 'yarn' with short_factor and "
+            "long_factor, or none"
+        )
+    return True
 
 
 def attention_scale(stretch: float, original_length: int, kind: str) -> float:

@@ -41,7 +41,8 @@ class TowerEmbeddings(nn.Module):
     def forward(self, tiles: Tensor) -> Tensor:
         patches = self.patch_embedding(tiles).flatten(2).transpose(1, 2)
         first = self.class_embedding.to(patches.dtype).expand(len(tiles), 1, -1)
-        embedded: Tensor = torch.cat((first, patches), dim=1) + self.position_embedding.weight.to(patches.dtype)
+        positions = self.position_embedding(torch.arange(patches.shape[1] + 1, device=patches.device))
+        embedded: Tensor = torch.cat((first, patches), dim=1) + positions.to(patches.dtype)
         return embedded
 
 

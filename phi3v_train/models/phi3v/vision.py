@@ -45,12 +45,16 @@ class ImageEmbedding(nn.Module):
             nn.Linear(merged, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)
         )
 
-    def forward(self, tiles: Tensor) -> Tensor:
-        """Tiles without padding (t, 3, 336, 336) -> rows (2 + t * 144, hidden): both separators, then all tiles."""
-        merged = merge_patches(self.img_processor(tiles))
+    def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Tiles without padding (t, 3, 336, 336) -> rows (2 + t * 144, hidden): both separators, then all tiles.
+
+        The second value is the tower's own features (t, 576, c).
+        """
+        features = self.img_processor(tiles)
+        merged = merge_patches(features)
         separators = torch.cat((self.sub_GN.flatten(0, 2), self.glb_GN.flatten(0, 1))).to(merged.dtype)
         projected: Tensor = self.img_projection(torch.cat((separators, merged.flatten(0, 1))))
-        return projected
+        return projected, features
 
 
 def merge_patches(features: Tensor) -> Tensor:
