@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +17,7 @@ from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources
 from phi3v_train.evaluation.choose import choose_metrics
 from phi3v_train.evaluation.metrics import Metric
-from phi3v_train.models.loading import ModelPlace, load_processor, locate
+from phi3v_train.models.loading import ModelPlace, is_adapter, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.settings import Settings
 from phi3v_train.training.memory import GB, Memory, ModelSize, estimate, fits
@@ -176,13 +177,12 @@ def locate_base(name: str, *, weights: bool) -> ModelPlace:
     Raises:
         UserError: it is not there, or it is an adapter.
     """
-    place = locate(name, weights=weights)
-    if place.adapter is not None:
+    if is_adapter(Path(name)):
         raise UserError(
-            f"--model_name_or_path {place.name}: is an adapter; merge it first (phi3v-train merge {place.name} OUT) "
-            "and train on from the merged model"
+            f"--model_name_or_path {name}: is an adapter; merge it first (phi3v-train merge {name} OUT) and train on "
+            "from the merged model"
         )
-    return place
+    return locate(name, weights=weights)
 
 
 def share_of_device(config: RunConfig, compute: Compute, world_size: int) -> int:

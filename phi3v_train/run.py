@@ -19,8 +19,7 @@ from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
 from phi3v_train.data.loader import TrainLoader
 from phi3v_train.data.sources import require_sound, resolve_num_crops
-from phi3v_train.models.loading import locate
-from phi3v_train.plan import Plan, make_plan
+from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, has_ended, list_checkpoints, prune, sweep
@@ -117,7 +116,7 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
         UserError: the first error.
     """
     num_crops = config.model.num_crops
-    tuned = locate(config.model.model_name_or_path, weights=False).tuned_num_crops if num_crops is None else None
+    tuned = locate_base(config.model.model_name_or_path, weights=False).tuned_num_crops if num_crops is None else None
     for directory in config.data.data_dir:
         budget = num_crops
         if tuned is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phi3v_data.cli.base import GOOD, PROBLEMS, command_info
-from phi3v_train.cli.eval_options import say_notes, with_eval_settings
+from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import DataConfig, Group, ModelConfig, OptimConfig
 from phi3v_train.settings import Settings
 
@@ -43,6 +43,7 @@ def inspect(
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to look into.")] = "train",
     epoch: Annotated[int, typer.Option(min=0, metavar="N", help="Epoch, from 0, of the random answer.")] = 0,
+    base: Base = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document, ids and labels in it.")] = False,
     *,
     settings: Settings,
@@ -69,7 +70,7 @@ def inspect(
     if number >= len(source):
         raise UserError(f"--row {number}: split {split!r} has the rows 0 to {len(source) - 1}")
     options = EncodeOptions(data.answer_choice, settings.config.optim.seed, data.max_length, data.truncate)
-    place = locate(model.model_name_or_path, weights=False)
+    place = locate(model.model_name_or_path, base=base, weights=False)
     source = source.with_model(place.tuned_num_crops, tuned_first=True)
     processor = load_processor(place)
     view = view_sample(Reader([source], Encoder(processor, options)), SampleRef(0, number, epoch))

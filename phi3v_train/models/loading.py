@@ -21,6 +21,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 SHARDS = "shards"
+TINY_REVISION = "seed-"
+"""Begins the `revision` of an adapter on `tiny`, which tells the seed that its weights were made from."""
 GENERATION_CONFIG = "generation_config.json"
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
 TUNED_NUM_CROPS = "tuned_num_crops"
@@ -34,13 +36,14 @@ TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 class ModelPlace:
     """Where a model's files lie.
 
-    `directory` is None for `tiny`. `adapter` is a PEFT adapter's directory on top of it. `processor_directory` holds
-    tokenizer and image processor; an adapter's own where it has them.
+    `directory` is None for `tiny`. `adapter` is a PEFT adapter's directory on top of it, and `seed` that of the `tiny`
+    that it was made on. `processor_directory` holds tokenizer and image processor; an adapter's own where it has them.
     """
 
     name: str
     directory: Path | None
     adapter: Path | None = None
+    seed: int | None = None
 
     @property
     def processor_directory(self) -> Path | None:
@@ -107,14 +110,8 @@ def locate(name: str, *, base: str | None = None, weights: bool = True) -> Model
         return ModelPlace(TINY, None)
     path = Path(name)
     if path.is_dir():
-        if (path / ADAPTER_CONFIG).is_file():
-            under = base or read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
-            if not under:
-                raise UserError(f"{path / ADAPTER_CONFIG}: names no base model; give it with --base")
-            if not list(path.glob("adapter_model.*")):
-                raise NotFoundError(f"{path}: adapter_model.safetensors is missing")
-            place = locate(under, weights=weights)
-            return ModelPlace(name, place.directory, path)
+        if is_adapter(path):
+            return locate_adapter(name, base=base, weights=weights)
         check_directory(path, weights=weights)
         return ModelPlace(name, path)
     if path.is_file():
@@ -128,6 +125,42 @@ def locate(name: str, *, base: str | None = None, weights: bool = True) -> Model
     directory = fetch(name, weights=weights)
     check_directory(directory, weights=weights)
     return ModelPlace(name, directory)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds a PEFT adapter."""
+    return (path / ADAPTER_CONFIG).is_file()
+
+
+def locate_adapter(name: str, *, base: str | None, weights: bool) -> ModelPlace:
+    """An adapter's directory and its base: the one given, or else the one that it names.
+
+    Raises:
+        UserError: a file is missing, or the base is not where the adapter says.
+    """
+    path = Path(name)
+    config = read_json(path / ADAPTER_CONFIG)
+    named_base = config.get("base_model_name_or_path")
+    under = base or named_base
+    if not isinstance(under, str) or not under:
+        raise UserError(f"{path / ADAPTER_CONFIG}: names no base model; give it with --base")
+    if not list(path.glob("adapter_model.*")):
+        raise NotFoundError(f"{path}: adapter_model.safetensors is missing")
+    if under == TINY:
+        seed = str(config.get("revision") or "").removeprefix(TINY_REVISION)
+        return ModelPlace(name, None, path, int(seed) if named_base == TINY and seed.isdecimal() else None)
+    try:
+        place = locate(under, weights=weights)
+    except UserError:
+        if base is not None or Path(under).is_dir():
+            raise
+        where = "is not there" if Path(under).is_absolute() else "is neither here nor available from the Hub"
+        raise NotFoundError(
+            f"{path / ADAPTER_CONFIG}: its base model {under} {where}; give the directory where it is now with --base"
+        ) from None
+    if place.adapter is not None:
+        raise UserError(f"{under}: is itself an adapter; give the model under it, or merge it first, with --base")
+    return ModelPlace(name, place.directory, path)
 
 
 def check_directory(path: Path, *, weights: bool = True) -> None:
@@ -268,7 +301,7 @@ def load_base(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
     if place.directory is None:
         from phi3v_train.models.phi3v.tiny import tiny_model
 
-        model: Any = tiny_model(seed=seed).to(dtype)
+        model: Any = tiny_model(seed=seed if place.seed is None else place.seed).to(dtype)
         model.set_attn_implementation(compute.attn_implementation)
         return named(model, TINY)
     from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
@@ -280,7 +313,9 @@ def load_base(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
 
 
 def named(model: Any, name: str) -> Any:
-    """The model under the name that the user gave, which adapters made on it will name as their base."""
+    """The model under the name that adapters made on it will give for their base; a directory's is its absolute path."""
+    if name != TINY and Path(name).is_dir():
+        name = str(Path(name).absolute())
     model.config._name_or_path = model.name_or_path = name
     return model
 

@@ -7,7 +7,6 @@ buffers of the model, so nothing here can train them by mistake.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 
 from phi3v_data.errors import UserError, how_to_install
 from phi3v_train.config import MethodConfig
+from phi3v_train.models.loading import TINY, TINY_REVISION
 from phi3v_train.training.optimizer import part_of
 from phi3v_train.training.precision import Precision, set_weight_dtypes
 from phi3v_train.training.seeds import seed_everything
@@ -94,10 +94,11 @@ def lora_targets(method: MethodConfig, num_vision_layers: int) -> str:
     return "|".join(targets)
 
 
-def lora_config(method: MethodConfig, model: Any) -> Any:
-    """PEFT's configuration of the adapters."""
+def lora_config(method: MethodConfig, model: Any, *, seed: int) -> Any:
+    """PEFT's configuration of the adapters; `seed` is that of the run, which `tiny` was made from."""
     from peft import LoraConfig
 
+    base = getattr(model.config, "_name_or_path", None) or None
     return LoraConfig(
         r=method.lora_rank,
         lora_alpha=whole(method.lora_rank * method.lora_alpha_ratio),
@@ -106,7 +107,9 @@ def lora_config(method: MethodConfig, model: Any) -> Any:
         init_lora_weights=True if method.lora_init == "default" else method.lora_init,
         use_dora=method.use_dora,
         use_rslora=method.use_rslora,
-        base_model_name_or_path=getattr(model.config, "_name_or_path", None) or None,
+        base_model_name_or_path=base,
+        revision=f"{TINY_REVISION}{seed}" if base == TINY else None,
+        task_type="CAUSAL_LM",
     )
 
 
@@ -120,7 +123,7 @@ def add_adapters(model: Any, method: MethodConfig, *, seed: int) -> Any:
     from peft import get_peft_model
 
     seed_everything(seed, "adapters")
-    return get_peft_model(model, lora_config(method, model), autocast_adapter_dtype=True)
+    return get_peft_model(model, lora_config(method, model, seed=seed), autocast_adapter_dtype=True)
 
 
 def quantize(model: Any, precision: Precision) -> None:
@@ -194,8 +197,3 @@ def refuse_unfit(method: MethodConfig) -> None:
         raise UserError(f"--use_qlora needs the package bitsandbytes: {how_to_install('qlora')}")
     if method.use_lora and find_spec("peft") is None:
         raise UserError(f"--use_lora needs the package peft: {how_to_install('train')}")
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a directory holds a PEFT adapter."""
-    return (path / "adapter_config.json").is_file()

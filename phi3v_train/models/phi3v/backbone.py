@@ -128,7 +128,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
         canvases: Tensor | None = None,
     ) -> Tensor:
         """Text and images as one `inputs_embeds` (rows, columns, hidden), for `forward` or `generate`."""
-        layout = plan_layout(*input_ids.shape, input_ids.device, attention_mask=attention_mask)
+        rows, columns = input_ids.shape
+        layout = plan_layout(rows, columns, input_ids.device, attention_mask=attention_mask)
         return self._embed(input_ids, layout, False, named_pictures(pixel_values, image_sizes, canvases))
 
     def _embed(self, input_ids: Tensor, layout: Layout, resumed: bool, pictures: dict[str, Tensor]) -> Tensor:

@@ -46,28 +46,30 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
         input_ids: Tensor,
         next_sequence_length: int | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of the next step; pictures only where their tokens are among them."""
         pictures = {name: kwargs.pop(name) for name in PICTURE_INPUTS if name in kwargs}
         cache: Cache | None = kwargs.get(CACHE_NAME)
-        embeds: Tensor | None = kwargs.get("inputs_embeds")
         from_start = bool(is_first_iteration) or not kwargs.get("use_cache", True) or cache is None
-        if cache is not None and self._passes_rope_switch(input_ids, attention_mask, cache, embeds):
+        if cache is not None and self._passes_rope_switch(input_ids, attention_mask, cache, inputs_embeds):
             kwargs[CACHE_NAME] = self._emptied(cache)
             next_sequence_length, from_start = None, True
-        if embeds is not None and from_start and attention_mask is not None:
+        if inputs_embeds is not None and from_start and attention_mask is not None:
             # A prompt in embeddings is read with what has been generated behind it, also when all is read again.
-            added = attention_mask.shape[-1] - embeds.shape[1]
+            added = attention_mask.shape[-1] - inputs_embeds.shape[1]
             if added > 0:
-                kwargs["inputs_embeds"] = torch.cat((embeds, self.get_input_embeddings()(input_ids[:, -added:])), dim=1)
+                behind = self.get_input_embeddings()(input_ids[:, -added:])
+                inputs_embeds = torch.cat((inputs_embeds, behind), dim=1)
             is_first_iteration = True
         kwargs.pop("position_ids", None)  # the mask says them, at every step
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
             attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
@@ -119,7 +121,13 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Copies for beams and several answers: a sample's pictures are repeated together, not one by one."""
+        """Copies for beams and several answers: a sample's pictures are repeated together, not one by one.
+
+        A prompt in embeddings gets a mask, which tells how much of a sequence it is.
+        """
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is not None and kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         pictures = {name: kwargs.pop(name) for name in PICTURE_INPUTS if kwargs.get(name) is not None}
         if pictures and expand_size > 1 and input_ids is not None:
             kwargs.update(repeat_pictures(pictures, pictures_per_row(input_ids), expand_size))

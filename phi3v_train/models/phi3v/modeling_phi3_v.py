@@ -118,7 +118,7 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         `output_attentions` (eager attention only) are the configuration's where they are not given.
         """
         given = input_ids if input_ids is not None else inputs_embeds
-        layout = None
+        layout, targets = None, shift_labels
         wants_loss = labels is not None or shift_labels is not None
         if wants_loss and given is not None:
             if past_key_values is not None or cache is not None:
@@ -132,6 +132,8 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
                 position_ids=position_ids,
                 bounds=cu_seq_lens_q,
             )
+            if targets is None and labels is not None:
+                targets = shifted_labels(labels, layout)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -151,8 +153,7 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         )
         hidden = outputs.last_hidden_state
         loss = None
-        if layout is not None:
-            targets = shifted_labels(labels.to(hidden.device), layout) if shift_labels is None else shift_labels
+        if targets is not None:
             loss = self._loss(hidden, targets.to(hidden.device), num_items_in_batch)
         logits = None
         if return_logits if return_logits is not None else not wants_loss or not self.training:
