@@ -313,7 +313,7 @@ def load_base(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
 
 
 def named(model: Any, name: str) -> Any:
-    """The model under the name that adapters made on it will give for their base; a directory's is its absolute path."""
+    """The model under the name that its adapters will give for their base: of a directory, the absolute path."""
     if name != TINY and Path(name).is_dir():
         name = str(Path(name).absolute())
     model.config._name_or_path = model.name_or_path = name

@@ -110,20 +110,7 @@ def test_a_moved_base_is_named_in_one_sentence_and_given_with_base(
     base, adapter = tuned
     moved = base.rename(base.with_name("elsewhere"))
     model = ["--model_name_or_path", adapter]
-    small = [
-        "--data_dir",
-        data_dir,
-        "--max_new_tokens",
-        2,
-        "--eval_split",
-        "val",
-        "--eval_limit",
-        1,
-        "--num_workers",
-        0,
-        "--device",
-        "cpu",
-    ]
+    small = ["--data_dir", data_dir, "--eval_split", "val", "--eval_limit", 1, "--max_new_tokens", 2, "--device", "cpu"]
     commands: dict[str, list[object]] = {
         "eval": [*model, *small, "--metric", "accuracy", "--output_dir", tmp_path / "eval"],
         "predict": [*model, *small, "--output_dir", tmp_path / "predict"],
@@ -159,7 +146,9 @@ def test_training_on_an_adapter_says_to_merge_it_wherever_its_base_is(
     assert f"is an adapter; merge it first (phi3v-train merge {adapter} OUT)" in said
 
 
-def test_an_adapter_on_tiny_knows_the_seed_of_its_base(data_dir: Path, tmp_path: Path) -> None:
+def test_an_adapter_on_tiny_knows_the_seed_of_its_base(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`tiny` is nowhere on disk: it is made from the run's seed again, whatever seed an evaluation has."""
     from peft import AutoPeftModelForCausalLM, PeftModel
 
@@ -169,5 +158,6 @@ def test_an_adapter_on_tiny_knows_the_seed_of_its_base(data_dir: Path, tmp_path:
     expected = total(PeftModel.from_pretrained(tiny_model(seed=7), adapter).eval())
     assert total(load_model(locate(str(adapter)), FP32, seed=0)) == pytest.approx(expected, abs=1e-6)
     # PEFT itself knows no model of that name; docs/model.md says so, and what to do instead.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="couldn't find them in the cached files"):
         AutoPeftModelForCausalLM.from_pretrained(adapter, local_files_only=True)
