@@ -100,7 +100,6 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         cu_seq_lens_q: Tensor | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
-        shift_labels: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
@@ -118,8 +117,10 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         `output_attentions` (eager attention only) are the configuration's where they are not given.
         """
         given = input_ids if input_ids is not None else inputs_embeds
-        layout, targets = None, shift_labels
-        wants_loss = labels is not None or shift_labels is not None
+        # Not an argument by name: transformers' Trainer would take every `label` in the signature for one to be given.
+        targets: Tensor | None = kwargs.get("shift_labels")
+        layout = None
+        wants_loss = labels is not None or targets is not None
         if wants_loss and given is not None:
             if past_key_values is not None or cache is not None:
                 raise ValueError("a loss on top of a cache is not defined: pass labels without past_key_values")
