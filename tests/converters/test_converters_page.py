@@ -27,7 +27,8 @@ def run(line: str, folder: Path) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
     code = f"[exit code {done.returncode}]\n" if done.returncode else ""
-    return done.stderr + done.stdout + code
+    said = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("step ")]  # scores on the way
+    return "".join(said) + done.stdout + code
 
 
 def without_scores(text: str) -> str:
