@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from phi3v_data.errors import UserError
+from phi3v_train.foreign_names import own_names
 
 DEFAULT_MODEL = "microsoft/Phi-3.5-vision-instruct"
 DEFAULT_NUM_CROPS = 16
@@ -254,7 +255,8 @@ class RunConfig(Group):
             return value
         grouped: dict[str, Any] = {}
         home = home_groups()
-        for key, item in value.items():
+        for key, given in own_names(value).items():
+            item = own_names(given) if key in cls.GROUPS and isinstance(given, dict) else given
             if key in home and not (key in cls.GROUPS and isinstance(item, dict | Group)):
                 grouped[home[key]] = {**_as_dict(grouped.get(home[key])), key: item}
             elif key in cls.GROUPS and isinstance(item, dict):

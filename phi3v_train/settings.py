@@ -12,6 +12,7 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_train.config import RunConfig, home_groups, parse_config, spell_out
+from phi3v_train.foreign_names import ALIASES, own_names
 from phi3v_train.recipes import load_recipe
 
 
@@ -59,9 +60,9 @@ def resolve(options: Mapping[str, Any], *, config_file: Path | None = None, reci
 
 
 def spell_out_layer(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Short forms out of one layer, with the layer named in the error."""
+    """One layer in our own names, without short forms; the layer is named in an error."""
     try:
-        return spell_out(dict(values))
+        return spell_out(own_names(values))
     except ValueError as error:
         raise UserError(f"{where}{error}") from None
 
@@ -89,11 +90,11 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected `name: value` lines, found a {type(values).__name__}")
-    flat: dict[str, Any] = {}
+    pairs: list[tuple[str, Any]] = []
     for key, value in values.items():
         grouped = key in RunConfig.GROUPS and isinstance(value, dict)
         for name, item in value.items() if grouped else [(key, value)]:
-            if name != "recipe" and name not in home_groups():
+            if name != "recipe" and name not in home_groups() and name not in ALIASES:
                 parse_config({str(name): item}, where=f"--config {path}")
-            flat[str(name)] = item
-    return flat
+            pairs.append((str(name), item))
+    return dict(pairs)

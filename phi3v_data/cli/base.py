@@ -195,6 +195,7 @@ class Group(TyperGroup):
     """The commands of one program; turns what stops a command into one line on stderr and an exit code."""
 
     table: ClassVar[Mapping[str, CommandSpec]] = {}
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -204,6 +205,9 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command; an unknown one is answered with the names that look like it."""
         name = snake_case(args[0])
+        if name in self.aliases:
+            name = self.aliases[name]
+            args = [name, *args[1:]]
         if not name.startswith("_") and name not in self.commands and not ctx.resilient_parsing:
             near = get_close_matches(name, list(self.commands))
             fail(
@@ -264,9 +268,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-def make_group(name: str, help: str, commands: Mapping[str, CommandSpec]) -> Any:  # noqa: A002 - Typer's own word
-    """Build a program out of its table of commands."""
-    group_class = type("Group", (Group,), {"table": commands})
+def make_group(name: str, help: str, commands: Mapping[str, CommandSpec], aliases: Mapping[str, str] = {}) -> Any:  # noqa: A002 - Typer's own word
+    """Build a program out of its table of commands; `aliases` are other names of some, which help leaves out."""
+    group_class = type("Group", (Group,), {"table": commands, "aliases": aliases})
     app = typer.Typer(
         name=name,
         help=help,

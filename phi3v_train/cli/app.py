@@ -18,6 +18,8 @@ COMMANDS = {
     "merge": CommandSpec("phi3v_train.cli.merge:merge", "Merge an adapter into its base model."),
 }
 
+ALIASES = {"train": "run"}
+
 HELP = "Fine-tune Phi-3-vision and Phi-3.5-vision on conversations directories."
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     # transformers imports DeepSpeed wherever it is installed, and its logger writes to stdout, among our results.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
-        run(make_group("phi3v-train", HELP, COMMANDS))
+        run(make_group("phi3v-train", HELP, COMMANDS, ALIASES))
     except SystemExit as end:
         leave(end)
 

@@ -8,7 +8,7 @@ import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_train.cli.run import show
-from phi3v_train.cli.run_options import with_settings
+from phi3v_train.cli.run_options import SettingsCommand, with_settings
 from phi3v_train.settings import Settings
 
 
@@ -67,4 +67,4 @@ def show_fits(rows: list[Any], available: int) -> None:
     make_console().print(table)
 
 
-command = make_command(plan, name="plan")
+command = make_command(plan, name="plan", cls=SettingsCommand)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from phi3v_data.cli.base import COULD_NOT_RUN, GOOD, PROBLEMS, Quiet, command_info, make_command
-from phi3v_train.cli.run_options import with_settings
+from phi3v_train.cli.run_options import SettingsCommand, with_settings
 from phi3v_train.settings import Settings
 
 WARNING = "warning"
@@ -124,4 +124,4 @@ def summary(outcome: Any) -> str:
     return "\n".join(lines)
 
 
-command = make_command(run, name="run")
+command = make_command(run, name="run", cls=SettingsCommand)

@@ -8,8 +8,11 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
+from phi3v_data.cli.base import Command, snake_case
 from phi3v_data.cli.options import option_parameter
+from phi3v_data.errors import UserError
 from phi3v_train.config import RunConfig
+from phi3v_train.foreign_names import own_name
 from phi3v_train.settings import resolve
 
 PANELS = {
@@ -28,6 +31,26 @@ Recipe = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="YAML file of settings; a run's config.yaml, for instance.")
 ]
+
+
+class SettingsCommand(Command):
+    """A command whose settings may be typed under the names of other trainers as well."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = {**(kwargs.pop("context_settings", None) or {}), "token_normalize_func": typed_name}
+        super().__init__(*args, context_settings=settings, **kwargs)
+
+
+def typed_name(token: str) -> str:
+    """Our name of an option as it was typed.
+
+    Raises:
+        UserError: another trainer's name for something that is said differently here.
+    """
+    try:
+        return own_name(snake_case(token))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:

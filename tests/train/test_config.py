@@ -1,12 +1,17 @@
 """Settings: groups and flat names, short forms, layers and their origins, one sentence a mistake."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from run_dirs import colour_directory
 
+from phi3v_data.cli.base import run
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_train.cli.app import ALIASES as COMMAND_ALIASES
+from phi3v_train.cli.app import COMMANDS, HELP, make_group
 from phi3v_train.config import RunConfig, home_groups, parse_config
 from phi3v_train.settings import resolve
 from phi3v_train.training.folder import config_text
@@ -93,6 +98,80 @@ def test_each_mistake_is_one_sentence(values: dict[str, Any], sentence: str) -> 
         parse_config(values)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ALIASES = {
+    "lr": ("learning_rate", 3e-4),
+    "weight_decay": ("wd", 0.5),
+    "per_device_train_batch_size": ("batch_size_per_gpu", 4),
+    "lora_r": ("lora_rank", 8),
+    "epochs": ("num_train_epochs", 2.0),
+    "output": ("output_dir", "elsewhere"),
+}
+ADVICE = {
+    "gradient_accumulation_steps": "give --batch_size, which is --batch_size_per_gpu x accumulation steps x processes",
+    "lora_alpha": "give --lora_alpha_ratio, which is alpha / --lora_rank (alpha 128 with rank 64: 2)",
+    "warmup_ratio": "give --warmup_steps, which is the ratio x the number of steps that `phi3v-train plan` shows",
+}
+
+
+def typed(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[Any, str, str]:
+    """Exit code, stdout and stderr of `phi3v-train WORDS`."""
+    with pytest.raises(SystemExit) as end:
+        run(make_group("phi3v-train", HELP, COMMANDS, COMMAND_ALIASES), list(words))
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+def test_names_of_other_trainers_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train` is `run`; an option with exactly our meaning is taken, also in kebab-case."""
+    data_dir = str(colour_directory(tmp_path / "data", rows=4))
+    plan = [
+        *("train", "--data_dir", data_dir, "--model_name_or_path", "tiny", "--device", "cpu", "--num_crops", "1"),
+        *("--use_lora", "--dry_run", "--json", "--skip_validation"),
+    ]
+    options = [word for name, (_, value) in ALIASES.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    code, out, err = typed(*plan, *options, capsys=capsys)
+    assert code == 0, err
+    settings = json.loads(out)["settings"]
+    assert {own: settings[own] for own, _ in ALIASES.values()} == {
+        own: {"value": value, "from": "option"} for own, value in ALIASES.values()
+    }
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_names_without_a_setting_of_the_same_value_are_answered(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = typed("run", "--data_dir", "x", f"--{name}", "2", capsys=capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert ADVICE[name] in err
+    for text in (f"{name}: 2", f"optim:\n  {name}: 2"):
+        (tmp_path / "run.yaml").write_text(text)
+        with pytest.raises(UserError) as caught:
+            resolve({}, config_file=tmp_path / "run.yaml")
+        assert f"run.yaml: '{name}' is not a setting of a run: " in str(caught.value)
+        assert ADVICE[name] in str(caught.value)
+    with pytest.raises(UserError, match=f"'{name}' is not a setting"):
+        parse_config({name: 2})
+
+
+def test_names_of_other_trainers_as_keys(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    flat = "\n".join(f"{name}: {value}" for name, (_, value) in ALIASES.items())
+    file.write_text(flat)
+    settings = resolve({"learning_rate": 1e-3}, config_file=file)
+    found = settings.config.flat()
+    expected = dict(ALIASES.values()) | {"learning_rate": 1e-3}
+    assert {own: found[own] for own in expected} == expected
+    assert settings.origin("wd") == "config mine.yaml"
+    file.write_text("optim: {lr: 0.01}\nmethod: {lora_r: 3}\n")
+    assert resolve({"lr": 0.02}, config_file=file).config.optim.learning_rate == 0.02
+    assert resolve({}, config_file=file).config.method.lora_rank == 3
+    assert parse_config({"optim": {"lr": 0.03}, "epochs": 4}).optim.learning_rate == 0.03
+    file.write_text("lr: 0.01\nlearning_rate: 0.02\n")
+    with pytest.raises(UserError, match="learning_rate is given twice, as 'learning_rate' too, with different values"):
+        resolve({}, config_file=file)
 
 
 def test_option_beats_config_beats_recipe_beats_default(tmp_path: Path) -> None:

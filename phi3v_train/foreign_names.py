@@ -1,0 +1,49 @@
+"""Other trainers' names of the settings of a run: an alias where the meaning is the same, else what to give instead."""
+
+from collections.abc import Mapping
+from typing import Any
+
+ALIASES = {
+    "lr": "learning_rate",
+    "weight_decay": "wd",
+    "per_device_train_batch_size": "batch_size_per_gpu",
+    "lora_r": "lora_rank",
+    "epochs": "num_train_epochs",
+    "output": "output_dir",
+}
+
+ADVICE = {
+    "gradient_accumulation_steps": (
+        "accumulation follows from the batch sizes: give --batch_size, which is --batch_size_per_gpu x accumulation "
+        "steps x processes"
+    ),
+    "lora_alpha": "give --lora_alpha_ratio, which is alpha / --lora_rank (alpha 128 with rank 64: 2)",
+    "warmup_ratio": "give --warmup_steps, which is the ratio x the number of steps that `phi3v-train plan` shows",
+}
+"""Names for which no setting of ours has the same value."""
+
+
+def own_name(name: str) -> str:
+    """Our name of a setting, whoever's it is.
+
+    Raises:
+        ValueError: there is no setting with that value; the message says what to give instead.
+    """
+    if name in ADVICE:
+        raise ValueError(f"{name!r} is not a setting of a run: {ADVICE[name]}")
+    return ALIASES.get(name, name)
+
+
+def own_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values under our names.
+
+    Raises:
+        ValueError: a setting has two values under two names, or see `own_name`.
+    """
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        own = own_name(name)
+        if own in result and result[own] != value:
+            raise ValueError(f"{own} is given twice, as {name!r} too, with different values: give it once")
+        result[own] = value
+    return result
