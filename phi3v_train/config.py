@@ -3,6 +3,7 @@
 Field names are the options' names. Names are unique over the groups, so a YAML file may give them grouped or flat.
 """
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,7 @@ from phi3v_train.foreign_names import own_names
 
 DEFAULT_MODEL = "microsoft/Phi-3.5-vision-instruct"
 DEFAULT_NUM_CROPS = 16
+ALL_LINEAR = "all-linear"
 LORA_INITS = ("gaussian", "default", "pissa", "olora")
 
 
@@ -117,6 +119,11 @@ class MethodConfig(Group):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
     use_dora: bool = Field(False, description="Weight-decomposed LoRA.")
     use_rslora: bool = Field(False, description="Rank-stabilised LoRA: alpha / sqrt(rank).")
+    lora_targets: str | None = Field(
+        None,
+        description="Layers with adapters: NAME,... (qkv_proj,o_proj), a regular expression over full names, or "
+        "all-linear, which leaves out the head; none: all with the head.",
+    )
     lora_init: str = Field("gaussian", description="gaussian, default (A uniform, B 0), pissa, olora.")
 
     @model_validator(mode="before")
@@ -139,6 +146,13 @@ class MethodConfig(Group):
             raise ValueError(
                 f"--lora_init {self.lora_init} changes the base weights, which --use_qlora keeps in 4 bits"
             )
+        if self.lora_targets is not None:
+            if not self.use_lora:
+                raise ValueError(f"--lora_targets {self.lora_targets} is for LoRA: add --use_lora or --use_qlora")
+            try:
+                re.compile(self.lora_targets)
+            except re.error as error:
+                raise ValueError(f"--lora_targets {self.lora_targets}: not a regular expression ({error})") from None
         if (self.use_dora or self.use_rslora) and not self.use_lora:
             raise ValueError("--use_dora and --use_rslora are kinds of LoRA: add --use_lora")
         return self

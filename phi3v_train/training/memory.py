@@ -18,6 +18,7 @@ from math import ceil
 from typing import Any, Literal, TypeAlias
 
 from phi3v_train.config import MethodConfig
+from phi3v_train.training.targets import linear_names, targeted
 
 GB = 1e9
 USABLE = 0.9
@@ -146,12 +147,20 @@ class ModelSize:
         return self.vision() - self.vision_trained
 
     def adapters(self, method: MethodConfig) -> int:
-        """Parameters of the LoRA adapters."""
-        shapes: list[tuple[int, int]] = []
-        if not method.freeze_language_model:
-            shapes += [*self.decoder_linears] * self.layers + [(self.hidden, self.vocab)]
-        if not method.freeze_vision_model:
-            shapes += [*self.vision_linears] * self.vision_layers_used + [*self.projector_linears]
+        """Parameters of the LoRA adapters.
+
+        Raises:
+            UserError: `--lora_targets` matches no layer.
+        """
+        linears = {
+            "decoder": self.decoder_linears,
+            "head": ((self.hidden, self.vocab),),
+            "tower": self.vision_linears,
+            "projector": self.projector_linears,
+        }
+        names = dict(linear_names(self.layers, self.vision_layers_used))
+        found = [names[name] for name in targeted(method, self.vision_layers_used, names)]
+        shapes = [linears[part][number] for part, number in found]
         magnitudes = sum(o for _, o in shapes) if method.use_dora else 0
         return sum(method.lora_rank * (i + o) for i, o in shapes) + magnitudes
 

@@ -18,12 +18,7 @@ from phi3v_train.models.loading import TINY, TINY_REVISION
 from phi3v_train.training.optimizer import part_of
 from phi3v_train.training.precision import Precision, set_weight_dtypes
 from phi3v_train.training.seeds import seed_everything
-
-LANGUAGE_TARGETS = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)|lm_head"
-"""Full names of the decoder's linear layers and the head, which the reference trains too."""
-
-QUANTIZED = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
-"""What QLoRA keeps in 4 bits: the decoder's linear layers; head, tower and projector stay as they are."""
+from phi3v_train.training.targets import DECODER_TARGETS, lora_targets
 
 SMALLEST_4BIT_WIDTH = 64
 """bitsandbytes crashes on a CPU where a layer takes fewer features than one block of nf4 has weights."""
@@ -77,23 +72,6 @@ def apply_method(
     return TrainedModel(model, method, peft_model)
 
 
-def vision_targets(num_layers: int) -> str:
-    """Full names of the linear layers of the projector and of the tower's first `num_layers` layers, those that run."""
-    layers = "|".join(map(str, range(num_layers)))
-    return (
-        rf"model\.vision_embed_tokens\.(img_processor\.vision_model\.encoder\.layers\.({layers})\."
-        r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])|img_projection\.[02])"
-    )
-
-
-def lora_targets(method: MethodConfig, num_vision_layers: int) -> str:
-    """PEFT's `target_modules`, a regular expression over full names."""
-    targets = [] if method.freeze_language_model else [LANGUAGE_TARGETS]
-    if not method.freeze_vision_model:
-        targets.append(vision_targets(num_vision_layers))
-    return "|".join(targets)
-
-
 def lora_config(method: MethodConfig, model: Any, *, seed: int) -> Any:
     """PEFT's configuration of the adapters; `seed` is that of the run, which `tiny` was made from."""
     from peft import LoraConfig
@@ -133,7 +111,7 @@ def quantize(model: Any, precision: Precision) -> None:
         UserError: bitsandbytes is missing, or a layer is too narrow.
     """
     make = nf4_maker(precision)
-    for name, layer in named_linears(model, QUANTIZED):
+    for name, layer in named_linears(model, DECODER_TARGETS):
         if layer.in_features < SMALLEST_4BIT_WIDTH:
             raise UserError(
                 f"--use_qlora: {name} takes {layer.in_features} features, fewer than the {SMALLEST_4BIT_WIDTH} that 4 "

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from run_dirs import colour_directory, settings_for
 from safetensors.torch import load_file, save_file
@@ -16,15 +18,17 @@ from phi3v_train.data.loader import TrainLoader
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.settings import resolve
+from phi3v_train.training.folder import config_text
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.memory import ModelSize, estimate
-from phi3v_train.training.methods import apply_method, lora_targets
+from phi3v_train.training.methods import apply_method
 from phi3v_train.training.optimizer import part_of
 from phi3v_train.training.parallel.group import Alone
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.single import SingleEngine
 from phi3v_train.training.precision import Precision
 from phi3v_train.training.saving import read_model
+from phi3v_train.training.targets import lora_targets
 
 CPU = torch.device("cpu")
 
@@ -185,6 +189,69 @@ def test_pissa_niter_is_refused() -> None:
 def test_targets_leave_out_the_frozen_part() -> None:
     assert "vision" not in lora_targets(MethodConfig(use_lora=True, freeze_vision_model=True), 2)
     assert "lm_head" not in lora_targets(MethodConfig(use_lora=True, freeze_language_model=True), 2)
+
+
+ATTENTION = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in ("o", "qkv")]
+TOWER = "model.vision_embed_tokens.img_processor.vision_model.encoder.layers"
+
+
+@pytest.mark.parametrize(
+    ("targets", "more", "layers", "parameters"),
+    [
+        ("qkv_proj,o_proj", {}, ATTENTION, 2 * 4 * ((128 + 384) + (128 + 128))),
+        ("self_attn.qkv_proj", {}, ATTENTION[1::2], 2 * 4 * (128 + 384)),
+        (r"model\.layers\.1\.mlp\..*", {}, [f"model.layers.1.mlp.{n}_proj" for n in ("down", "gate_up")], 4 * 1024),
+        ("fc1", {}, [f"{TOWER}.{layer}.mlp.fc1" for layer in (0, 1)], 2 * 4 * (64 + 128)),
+        ("lm_head", {"use_dora": True}, ["lm_head"], None),
+    ],
+)
+def test_adapters_on_chosen_layers(
+    tmp_path: Path, data_dir: Path, targets: str, more: dict[str, Any], layers: list[str], parameters: int | None
+) -> None:
+    """By name, by a part of the full name, by a regular expression; the plan counts them, PEFT reads them."""
+    plan = planned(data_dir, use_lora=True, lora_rank=4, lora_targets=targets, **more)
+    trained = apply_method(tiny_model(), plan.config.method, Precision("fp32", "cpu"), seed=0, device=CPU)
+    found = sorted(name for name, module in trained.model.named_modules() if isinstance(module, LoraLayer))
+    assert found == layers
+    assert plan.memory.trained == sum(trained.counts().values())
+    if parameters is not None:
+        assert plan.memory.trained == parameters
+    trained.peft_model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
+    again = sorted(name for name, module in loaded.base_model.model.named_modules() if isinstance(module, LoraLayer))
+    assert again == layers
+    assert f"  lora_targets: {yaml.safe_dump(targets).splitlines()[0]}  # option\n" in config_text(plan.settings)
+
+
+def test_all_linear_leaves_out_the_head(data_dir: Path) -> None:
+    method = MethodConfig(use_lora=True, lora_rank=4, lora_targets="all-linear")
+    trained = apply_method(tiny_model(), method, Precision("fp32", "cpu"), seed=0, device=CPU)
+    found = {name for name, module in trained.model.named_modules() if isinstance(module, LoraLayer)}
+    everything = apply_method(
+        tiny_model(), MethodConfig(use_lora=True, lora_rank=4), Precision("fp32", "cpu"), seed=0, device=CPU
+    )
+    assert {name for name, m in everything.model.named_modules() if isinstance(m, LoraLayer)} - found == {"lm_head"}
+    assert len(found) == 2 * 4 + 2 * 6 + 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"use_lora": True, "lora_targets": "q_porj"},
+            "--lora_targets q_porj: matches no linear layer; examples: qkv_",
+        ),
+        ({"use_lora": True, "lora_targets": "fc1", "freeze_vision_model": True}, "no linear layer that is not frozen"),
+        ({"lora_targets": "fc1"}, "--lora_targets fc1 is for LoRA: add --use_lora"),
+        ({"use_lora": True, "lora_targets": "("}, "--lora_targets (: not a regular expression"),
+    ],
+)
+def test_targets_that_are_no_layers_are_refused_by_the_plan(
+    data_dir: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        planned(data_dir, **settings)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("use_rslora", "scaling"), [(True, 4.0), (False, 2.0)])
