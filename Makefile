@@ -9,7 +9,7 @@ DEMO := demo_out
 .PHONY: help demo test test-slow lint format docs schemas floors dist mutants clean
 
 help:
-	@echo "make demo       install, convert the mini set in examples/data, validate it, train a tiny model on it"
+	@echo "make demo       install (1.6 GB), convert the mini set in examples/data, validate it, train a tiny model on it"
 	@echo "make test       install, run all tests but the slow and the gpu ones"
 	@echo "make test-slow  run the slow ones (many kills, million rows, Ray, DeepSpeed)"
 	@echo "make lint       ruff check, ruff format --check, mypy"
@@ -24,6 +24,8 @@ $(BIN)/python:
 
 # One marker per set of extras: pip runs again only when the project file or the pins change.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installs phi3v with the extras video and train into $(VENV): 1.6 GB with a CPU build of torch, several GB more"
+	@echo "where pip takes a CUDA build; one to five minutes, once"
 	$(PIP_INSTALL) -e '.[video,train]'
 	@touch $@
 
@@ -37,6 +39,7 @@ $(VENV)/.slow: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.demo
+	@echo "converts, validates, trains, is killed, resumes, scores and merges: about two minutes on two idle cores"
 	$(BIN)/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir $(DEMO)/ucf101
 	$(BIN)/phi3v-data validate $(DEMO)/ucf101 --html $(DEMO)/report.html
 	$(BIN)/python examples/train_demo.py $(DEMO)
