@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from validate_builders import found, row, settled, turn, write
 from validate_pictures import encoded, picture
@@ -16,6 +17,7 @@ from phi3v_data.cli.app import COMMANDS
 from phi3v_data.cli.base import make_group, run
 from phi3v_data.media import integrity
 from phi3v_data.validate import fresh_report, receipt, validate
+from phi3v_data.validate.tree import ImageTree
 
 RECEIPT = ".phi3v/validate/receipt.json"
 IMAGES = ".phi3v/validate/images.bin"
@@ -327,6 +329,61 @@ def test_two_images_exchanged_under_equal_times_are_noticed(directory: Path, loo
     images = directory / "images"
     subprocess.run("mv 0.png x && mv 1.png 0.png && mv x 1.png", shell=True, cwd=images, check=True)
     assert (images / "0.png").stat().st_mtime == (images / "1.png").stat().st_mtime == 1_600_000_000
+    assert fresh_report(directory) is None
+    validate(directory)
+    assert looked_at == ["0.png", "1.png"]
+
+
+def test_an_images_folder_that_became_another_is_noticed(directory: Path, tmp_path: Path, looked_at: list[str]) -> None:
+    """Nothing in it is newer than the receipt: the other folder was there before, with the same sizes and times."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    (directory / "images").rename(first)
+    subprocess.run(["cp", "-a", str(first), str(second)], check=True)
+    in_secret(second / "3.png", bytes((second / "3.png").stat().st_size))
+    (directory / "images").symlink_to(first)
+    settled(tmp_path)
+    report = validate(directory)
+    assert fresh_report(directory) == report
+    looked_at.clear()
+    (directory / "images").unlink()
+    (directory / "images").symlink_to(second)
+    assert fresh_report(directory) is None
+    assert [problem.line for problem in found(validate(directory), "image-unreadable")] == [4, 7]
+    assert len(looked_at) == 8
+
+
+def test_a_jsonl_file_that_became_another_is_checked_again(directory: Path, tmp_path: Path) -> None:
+    (directory / "train.jsonl").rename(tmp_path / "first")
+    shutil.copy2(tmp_path / "first", tmp_path / "second")
+    (directory / "train.jsonl").symlink_to(tmp_path / "first")
+    settled(tmp_path)
+    report = validate(directory)
+    assert fresh_report(directory) == report
+    (directory / "train.jsonl").unlink()
+    (directory / "train.jsonl").symlink_to(tmp_path / "second")
+    assert fresh_report(directory) is None
+
+
+class WithoutChangeTimes(ImageTree):
+    """A file system that keeps none, as sshfs does."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.ctimes = np.zeros(len(self), np.int64)
+
+
+def test_exchanged_images_are_noticed_by_their_inodes_alone(
+    directory: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3v_data.validate.survey.ImageTree", WithoutChangeTimes)
+    write(directory, {f"images/{n}.png": encoded(picture(n)).ljust(20_000, b"\0") for n in (0, 1)})
+    with_times(directory, 1_600_000_000)
+    settled(directory)
+    report = validate(directory)
+    assert fresh_report(directory) == report
+    looked_at.clear()
+    for name, new in (("0.png", "x"), ("1.png", "0.png"), ("x", "1.png")):
+        (directory / "images" / name).rename(directory / "images" / new)
     assert fresh_report(directory) is None
     validate(directory)
     assert looked_at == ["0.png", "1.png"]
