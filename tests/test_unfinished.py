@@ -198,3 +198,14 @@ def test_what_is_lost_meanwhile_is_named(half: Path) -> None:
     with pytest.raises(phi3v_data.UserError, match="cannot be completed, images is gone"):
         finish(half)
     assert (half / ".phi3v/convert/stage/toy_val.jsonl").exists()
+
+
+def test_what_an_earlier_version_left_without_a_marker_is_refused_and_completed(
+    cli: Cli, half: Path, wanted: "dict[str, str]"
+) -> None:
+    (half / "dataset.json").unlink()
+    code, out, err = cli("validate", half)
+    assert (code, out) == (2, "")
+    assert f"`phi3v-data convert --finish {half}`" in err
+    assert cli("convert", "--finish", half)[0] == 0
+    assert tree(half, hidden=True).items() >= wanted.items()
