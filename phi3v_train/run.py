@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.dataset import read_manifest
-from phi3v_data.errors import UserError
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
@@ -21,9 +20,10 @@ from phi3v_train.data.loader import TrainLoader
 from phi3v_train.data.sources import require_sound, resolve_num_crops
 from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
+from phi3v_train.start import Start, find_start, refuse_other_start, verified_start, way_on
 from phi3v_train.training import folder
-from phi3v_train.training.checkpoints import Checkpoint, find_checkpoint, has_ended, list_checkpoints, prune, sweep
-from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
+from phi3v_train.training.checkpoints import prune, sweep
+from phi3v_train.training.identity import data_identity
 from phi3v_train.training.parallel.kind import SINGLE
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.work import work_rates
@@ -31,32 +31,11 @@ from phi3v_train.training.work import work_rates
 if TYPE_CHECKING:
     from phi3v_train.evaluation.during import RunEvaluation
     from phi3v_train.training.parallel.agreement import Facts
-    from phi3v_train.training.parallel.group import Group
     from phi3v_train.training.progress import ProgressLine
     from phi3v_train.training.session import Hook
     from phi3v_train.training.stopping import StopRequest
 
 LOCK = ".lock"
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """How a run begins: anew, from a checkpoint, or not at all because it is complete; `ended`: no step is left."""
-
-    identity: Mapping[str, Any]
-    checkpoint: Checkpoint | None
-    complete: bool = False
-    ended: bool = False
-
-    def words(self, total_steps: int) -> str:
-        """For the plan."""
-        if self.complete:
-            return "already complete"
-        if self.checkpoint is None:
-            return "begins"
-        if self.ended:
-            return f"resumes from {self.checkpoint.path.name}, no step to go"
-        return f"goes on from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps to go"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +53,6 @@ class Outcome:
     after: Mapping[str, Any] | None
     stopped: int = 0
     unsaved: bool = False
-
-
-def find_start(plan: Plan) -> Start:
-    """Look into the output directory; nothing is changed there.
-
-    Raises:
-        UserError: it holds a run that this one cannot go on from.
-    """
-    output = plan.config.output
-    settings = settings_identity(plan.config, plan.compute.dtype.value)
-    identity = {"settings": settings, "data": data_identity(plan.sources)}
-    if output.overwrite:
-        return Start(identity, None)
-    if output.resume == "never" and (list_checkpoints(output.output_dir) or has_finished(output.output_dir)):
-        raise UserError(
-            f"--resume never: {output.output_dir} holds a run; --overwrite starts over, another --output_dir keeps it"
-        )
-    done = read_json(output.output_dir / folder.DONE)
-    checkpoint = find_checkpoint(output.resume, output.output_dir)
-    if done is not None and (checkpoint is None or done["step"] >= checkpoint.step):
-        refuse_other_run(output.output_dir, done["identity"], identity)
-        if has_ended(done, plan.total_steps) and output.resume == "auto":
-            return Start(identity, checkpoint, complete=True)
-    if checkpoint is None:
-        return Start(identity, None)
-    state = checkpoint.state()
-    refuse_other_run(checkpoint.path, state["identity"], identity)
-    return Start(identity, checkpoint, ended=has_ended(state, plan.total_steps))
-
-
-def has_finished(output_dir: Path) -> bool:
-    """Whether a complete run lies there."""
-    return (output_dir / folder.DONE).exists()
 
 
 def check_data(config: RunConfig, progress: Callable[[str, int, int | None], None] | None = None) -> None:
@@ -145,7 +91,6 @@ def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hoo
             if config.output.overwrite:
                 folder.clear(output_dir)
             sweep(output_dir)
-            prune(output_dir, keep=config.output.save_total_limit, spare=start.checkpoint)
         return _train(plan, start, stack, hooks, quiet=quiet or not place.is_main)
 
 
@@ -173,6 +118,9 @@ def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", 
     ranks = stack.enter_context(one_of_many(group, lambda: way_on(config.output.output_dir)))
     request = stack.enter_context(StopRequest(is_main=place.is_main))
     refuse_other_start(group, start)
+    start = verified_start(group, start, config)
+    if place.is_main:
+        prune(config.output.output_dir, keep=config.output.save_total_limit, spare=start.checkpoint)
     precision = Precision(plan.compute.dtype.value, device.type, cache_casts=not config.model.gradient_checkpointing)
     progress = ProgressLine(
         plan.total_steps,
@@ -246,6 +194,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", 
         False,
         read_json(output_dir / folder.EVAL_BEFORE),
         read_json(output_dir / folder.EVAL_AFTER),
+        unsaved=session.unsaved,
     )
 
 
@@ -266,28 +215,6 @@ def facts_of(plan: Plan, start: Start) -> "Facts":
         parallel=Fact(kind.value, kind.reason),
         deepspeed=plan.deepspeed,
     )
-
-
-def refuse_other_start(group: "Group", start: Start) -> None:
-    """See that every process found the same checkpoint.
-
-    Raises:
-        UserError: the output directory is not the same one on every machine.
-    """
-    found = group.gather(start.checkpoint.path.name if start.checkpoint is not None else "nothing")
-    other = next((rank for rank, name in enumerate(found) if name != found[0]), None)
-    if other is not None:
-        raise UserError(
-            f"--output_dir must be one directory that all machines share: rank 0 found {found[0]} in it, rank {other} "
-            f"found {found[other]}"
-        )
-
-
-def way_on(output_dir: Path) -> str:
-    """Where a run that was stopped or has failed resumes."""
-    checkpoints = list_checkpoints(output_dir)
-    where = f"goes on from {checkpoints[-1].path}" if checkpoints else "begins anew: there is no checkpoint yet"
-    return f"The same command {where}."
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -51,6 +51,8 @@ A module may import from its own floor and from those below it.
 TRAIN_FLOORS = (
     ("cli",),
     ("run",),
+    ("start",),
+    ("plan",),
     ("evaluation", "training"),
     ("data",),
     ("models",),

@@ -36,7 +36,7 @@ def plan(
     from phi3v_train.fits import fit_table
     from phi3v_train.launch import processes_to_start
     from phi3v_train.plan import make_plan, plan_json
-    from phi3v_train.run import find_start
+    from phi3v_train.start import find_start
 
     processes = processes_to_start(settings.config) * settings.config.parallel.nnodes
     made = make_plan(settings, world_size=max(1, processes), weights=False)

@@ -48,7 +48,8 @@ def run(
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from phi3v_train.launch import LAUNCHED, launch, obey_launcher, open_meeting, processes_to_start
     from phi3v_train.plan import make_plan
-    from phi3v_train.run import check_data, find_start, train, way_on
+    from phi3v_train.run import check_data, train
+    from phi3v_train.start import find_start, way_on
     from phi3v_train.training.parallel.agreement import refusals_are_shared
     from phi3v_train.training.parallel.place import Place
 

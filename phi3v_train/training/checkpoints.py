@@ -1,11 +1,12 @@
 """Checkpoints that are whole or do not exist.
 
     OUTPUT/checkpoint-000120/   model files (a model directory or a PEFT adapter), optimizer.pt, state.json, and last of
-                                all COMPLETE.json, the size of every file
+                                all COMPLETE.json, size and digest of every file
     OUTPUT/.checkpoint-000120   the same while it is being written: files are synced, then the folder is renamed
     OUTPUT/.trash-...           one that is being deleted
 
-Only folders whose COMPLETE.json agrees with their files are ever looked at, counted or kept.
+Only folders whose COMPLETE.json agrees with their files are ever used, counted or kept. Sizes are compared wherever a
+checkpoint is looked for, digests before a run resumes from it: that reads it once, each process its share.
 """
 
 import errno
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import inside, sync_file, sync_folder
+from phi3v_data.files import inside, read_json, sync_file, sync_folder
+from phi3v_train.training.identity import digest
 
 if TYPE_CHECKING:
     from phi3v_train.training.parallel.group import Group
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
 COMPLETE = "COMPLETE.json"
 STATE = "state.json"
 STATE_FORMAT = 1
+STATE_KEYS = {"samples": int, "line": dict, "identity": dict}
+DIGESTS = "xxh3_128"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+_OF_RANK = re.compile(r"(?:.*/)?(?:rank|optimizer)-(\d+)-of-\d+.*")
 _LEFTOVER = re.compile(r"\.(checkpoint|trash)-.*")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -48,13 +53,17 @@ class Checkpoint:
         """The contents of `state.json`.
 
         Raises:
-            UserError: it was written by a newer version.
+            UserError: it was written by a newer version, or is not that of a run.
         """
-        state: dict[str, Any] = json.loads((self.path / STATE).read_text(encoding="utf-8"))
-        if state.get("format") != STATE_FORMAT:
+        state = readable_state(self.path)
+        if state is not None and state["format"] != STATE_FORMAT:
             raise UserError(
-                f"{self.path / STATE}: format {state.get('format')} is not known to this version, which reads "
+                f"{self.path / STATE}: format {state['format']} is not known to this version, which reads "
                 f"format {STATE_FORMAT}; upgrade phi3v"
+            )
+        if state is None or any(not isinstance(state.get(key), kind) for key, kind in STATE_KEYS.items()):
+            raise UserError(
+                f"{self.path / STATE}: is damaged; delete {self.path.name}, and an older checkpoint is used"
             )
         return state
 
@@ -69,25 +78,50 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint-{step:06d}"
 
 
+def why_damaged(path: Path) -> str:
+    """Why the checkpoint at `path` cannot be used, as far as sizes and small files tell; empty if it can."""
+    name = COMPLETE
+    try:
+        sizes = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
+        for name, size in sizes.items():
+            found = inside(path, name).stat().st_size
+            if found != size:
+                return f"{name} has {found:,} bytes instead of {size:,}"
+        name = STATE
+        if STATE in sizes and readable_state(path) is None:
+            return f"{STATE} is damaged"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{COMPLETE} is damaged"
+    return ""
+
+
+def readable_state(path: Path) -> dict[str, Any] | None:
+    """What `state.json` of a checkpoint says, complete or not; None if it cannot be read."""
+    state = read_json(path / STATE)
+    return state if state is not None and {type(state.get(key)) for key in ("format", "step")} == {int} else None
+
+
 def open_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint at `path`, or None where there is none or it is not complete."""
     match = _NAME.fullmatch(path.name)
-    try:
-        sizes = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
-        whole = all(inside(path, name).stat().st_size == size for name, size in sizes.items())
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return Checkpoint(path, int(match[1])) if match and whole else None
+    return Checkpoint(path, int(match[1])) if match and not why_damaged(path) else None
 
 
-def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
-    """The complete checkpoints of a run, oldest first."""
+def checkpoint_folders(output_dir: Path) -> list[Checkpoint]:
+    """Everything named like a checkpoint, complete or not, oldest first."""
     try:
         names = os.listdir(output_dir)
     except FileNotFoundError:
         return []
-    found = (open_checkpoint(output_dir / name) for name in names if _NAME.fullmatch(name))
-    return sorted((each for each in found if each is not None), key=lambda each: each.step)
+    found = [Checkpoint(output_dir / name, int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
+    return sorted(found, key=lambda each: each.step)
+
+
+def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first."""
+    return [each for each in checkpoint_folders(output_dir) if not why_damaged(each.path)]
 
 
 def find_checkpoint(resume: str, output_dir: Path) -> Checkpoint | None:
@@ -104,8 +138,26 @@ def find_checkpoint(resume: str, output_dir: Path) -> Checkpoint | None:
     if found is None:
         there = [each.path.name for each in list_checkpoints(output_dir)]
         hint = f"complete ones: {', '.join(there)}" if there else f"{output_dir} holds none either"
-        raise NotFoundError(f"--resume {resume}: no complete checkpoint there; {hint}")
+        reason = f" ({why_damaged(Path(resume))})" if Path(resume).is_dir() else ""
+        raise NotFoundError(f"--resume {resume}: no complete checkpoint there{reason}; {hint}")
     return found
+
+
+def verify(group: "Group", checkpoint: Checkpoint) -> str:
+    """Why a checkpoint whose sizes are right cannot be used, empty if it can; called by all processes.
+
+    Each reads some of the files and compares their content with the digests of COMPLETE.json.
+    """
+    listed = (read_json(checkpoint.path / COMPLETE) or {}).get(DIGESTS)
+    digests = listed if isinstance(listed, dict) else {}  # none: an earlier version wrote it
+    place, reason = group.place, ""
+    for name in sorted(digests)[place.rank :: place.world_size]:
+        try:
+            if digest([inside(checkpoint.path, name)]) != digests[name]:
+                reason = reason or f"{name} is not what was written"
+        except (UserError, OSError) as error:
+            reason = reason or f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
+    return next((each for each in group.gather(reason) if each), "")
 
 
 def sweep(output_dir: Path) -> None:
@@ -138,19 +190,38 @@ def write_checkpoint(
     """
     target = output_dir / checkpoint_name(step)
 
-    def complete(folder: Path) -> None:
+    def write_own(folder: Path) -> dict[str, str]:
+        """Digests of what this process wrote, while the system still holds it in memory."""
+        write(folder)
+        return {name: digest([folder / name]) for name in file_names(folder) if owner(name) == group.place.rank}
+
+    def complete(folder: Path, digests: list[dict[str, str]]) -> None:
         content = {"format": STATE_FORMAT, "step": step, **state}
         (folder / STATE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        sizes = {name: (folder / name).stat().st_size for name in names}
-        (folder / COMPLETE).write_text(json.dumps({"files": sizes}, indent=1) + "\n", encoding="utf-8")
+        listed = {
+            "files": {name: (folder / name).stat().st_size for name in file_names(folder)},
+            DIGESTS: {name: each for part in digests for name, each in part.items()}
+            | {STATE: digest([folder / STATE])},
+        }
+        (folder / COMPLETE).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
 
-    write_folder(group, output_dir / f".{target.name}", target, write, complete)
+    write_folder(group, output_dir / f".{target.name}", target, write_own, complete)
     if group.place.is_main:
-        for late in [each for each in list_checkpoints(output_dir) if each.step > step]:
+        for late in [each for each in checkpoint_folders(output_dir) if each.step > step]:
             remove(late.path)
         prune(output_dir, keep=keep)
     return Checkpoint(target, step)
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of all files in a folder, in order."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def owner(name: str) -> int:
+    """Rank of the process that writes a file of a checkpoint: its name says it, else it is the main one's."""
+    match = _OF_RANK.fullmatch(name)
+    return int(match[1]) if match else 0
 
 
 def prune(output_dir: Path, *, keep: int, spare: Checkpoint | None = None) -> None:
@@ -164,13 +235,13 @@ def write_folder(
     group: "Group",
     staging: Path,
     target: Path,
-    write: Callable[[Path], None],
-    complete: Callable[[Path], None] = lambda folder: None,
+    write: Callable[[Path], Any],
+    complete: Callable[[Path, list[Any]], None] = lambda folder, results: None,
 ) -> None:
     """Fill a folder that appears at `target` synced and whole, or not at all; called by all processes.
 
-    `write(staging)` is called by each of them, then `complete(staging)` by the main one, when all have written. Nobody
-    goes on before the folder is in place.
+    `write(staging)` is called by each of them, then `complete(staging, results)` by the main one with what `write`
+    returned in each, when all have written. Nobody goes on before the folder is in place.
 
     Raises:
         SaveError: the disk of any process is full or fails; raised by all of them.
@@ -181,7 +252,7 @@ def write_folder(
         staging.mkdir(parents=True)
 
     def put_in_place() -> None:
-        complete(staging)
+        complete(staging, results)
         sync_tree(staging)
         if target.exists():
             remove(target)
@@ -192,9 +263,11 @@ def write_folder(
         pass
 
     main = group.place.is_main
+    results: list[Any] = []
     for work in (prepare if main else nothing, lambda: write(staging), put_in_place if main else nothing):
-        reasons = group.gather(attempt(work))
-        failed = [(rank, reason) for rank, reason in enumerate(reasons) if reason is not None]
+        outcomes = group.gather(attempt(work))
+        results = [result for _, result in outcomes]
+        failed = [(rank, reason) for rank, (reason, _) in enumerate(outcomes) if reason is not None]
         if failed:
             if main:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -203,16 +276,15 @@ def write_folder(
             raise SaveError(f"{target} could not be written: {reason}{where}")
 
 
-def attempt(work: Callable[[], None]) -> str | None:
-    """Do something with the disk; in words why the disk did not let it, None where it did."""
+def attempt(work: Callable[[], Any]) -> tuple[str | None, Any]:
+    """Do something with the disk: in words why the disk did not let it, None where it did, and what it returned."""
     try:
-        work()
+        return None, work()
     except Exception as error:
         reason = why_not_written(error)
         if reason is None:
             raise
-        return reason
-    return None
+        return reason, None
 
 
 def why_not_written(error: Exception) -> str | None:

@@ -13,7 +13,7 @@ from phi3v_data.markdown import markdown_code, markdown_text
 from phi3v_data.schema import Manifest
 from phi3v_train.config import RunConfig
 from phi3v_train.settings import Settings
-from phi3v_train.training.checkpoints import list_checkpoints, remove, sweep
+from phi3v_train.training.checkpoints import checkpoint_folders, remove, sweep
 
 CONFIG, ENVIRONMENT, DATA, METRICS, PLOT = "config.yaml", "environment.json", "data.json", "metrics.jsonl", "loss.png"
 CARD, DONE, MODEL, TENSORBOARD, PREDICTIONS = "README.md", "complete.json", "model", "tensorboard", "predictions"
@@ -40,7 +40,7 @@ def clear(output_dir: Path) -> None:
         (output_dir / name).unlink(missing_ok=True)
     for path in output_dir.glob("eval_step-*.json"):
         path.unlink()
-    for checkpoint in list_checkpoints(output_dir):
+    for checkpoint in checkpoint_folders(output_dir):
         remove(checkpoint.path)
     for name in (MODEL, TENSORBOARD, PREDICTIONS):
         if (output_dir / name).is_dir():

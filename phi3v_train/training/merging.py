@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from phi3v_data.errors import UserError
 from phi3v_train.models.loading import ModelPlace, load_base, load_processor, quieten_libraries
 from phi3v_train.models.machine import Chosen, Compute
-from phi3v_train.training.checkpoints import SaveError, open_checkpoint, write_folder
+from phi3v_train.training.checkpoints import SaveError, open_checkpoint, verify, why_damaged, write_folder
 from phi3v_train.training.parallel.group import Alone
 from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.shards import Shards
@@ -51,8 +51,10 @@ def join_shards(checkpoint: Path, out: Path, *, dtype: str = "auto", overwrite: 
     from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 
     refuse_taken(out, overwrite)
-    if open_checkpoint(checkpoint) is None:
-        raise UserError(f"{checkpoint}: is not a complete checkpoint")
+    opened = open_checkpoint(checkpoint)
+    reason = why_damaged(checkpoint) if opened is None else verify(Alone(Place(), torch.device("cpu")), opened)
+    if opened is None or reason:
+        raise UserError(f"{checkpoint}: is not a complete checkpoint ({reason or 'its name is not checkpoint-N'})")
     quieten_libraries()
     place = ModelPlace(str(checkpoint), checkpoint)
     name = stored_dtype(place.config()) if dtype == "auto" else dtype

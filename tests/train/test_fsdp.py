@@ -1,5 +1,6 @@
 """FSDP2 between real processes over gloo: the same numbers as one process, from checkpoints in shards too."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,25 @@ def test_two_processes_train_and_evaluate_as_one_does(data_dir: Path, tmp_path: 
     assert merged.stdout == f"{tmp_path / 'merged'}: a model directory in fp32\n", merged.stderr
     for path in (tmp_path / "two" / "model").iterdir():
         assert (tmp_path / "merged" / path.name).read_bytes() == path.read_bytes()
+    assert_damage_of_a_shard_is_named(data_dir, tmp_path / "two", changes)
+
+
+def assert_damage_of_a_shard_is_named(data_dir: Path, output_dir: Path, changes: dict[str, Any]) -> None:
+    """One bit of what rank 1 wrote: its digest is in the list of rank 0, and any number of processes sees it."""
+    checkpoint = list_checkpoints(output_dir)[-1].path
+    listed = json.loads((checkpoint / "COMPLETE.json").read_text())
+    assert listed["files"].keys() == listed["xxh3_128"].keys()
+    shard = checkpoint / "shards" / "rank-00001-of-00002-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    (output_dir / "complete.json").unlink()
+    words = r"shards/rank-00001-of-00002-00000\.safetensors is not what was written"
+    with pytest.raises(UserError, match=words):
+        train(resolve(settings(data_dir, output_dir, max_new_tokens=3, **changes)), quiet=True)
+    refused = command("merge", str(checkpoint), str(output_dir / "merged"))
+    assert refused.returncode == 2
+    assert "rank-00001-of-00002-00000.safetensors is not what was written" in refused.stderr
 
 
 @pytest.fixture(scope="module")

@@ -260,6 +260,8 @@ def test_a_checkpoint_that_lacks_a_part_does_not_count(
     copy = tmp_path / "checkpoint-000004"
     shutil.copytree(two / "checkpoint-000004", copy)
     assert open_checkpoint(copy) is not None
+    listed = json.loads((copy / "COMPLETE.json").read_text())
+    assert listed["files"].keys() == listed["xxh3_128"].keys()
     next(copy.glob("optimizer-00001-*")).unlink()
     assert open_checkpoint(copy) is None
 
