@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 
@@ -126,6 +127,10 @@ def chat_rows() -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18),
+    reason="TRL refuses assistant_only_loss on images before transformers 5.18",
+)
 def test_trl_trains_on_answers_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`assistant_only_loss`: TRL's labels are our encoder's but for `<|endoftext|>`, and its loss is the port's own."""
     from datasets import Dataset
