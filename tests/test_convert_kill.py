@@ -1,5 +1,6 @@
 """Killed at any moment, the same command goes on and ends with the bytes of an undisturbed run."""
 
+import itertools
 import os
 import random
 import signal
@@ -9,9 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toy_converter import TOY, make_source, plain_source, run_cli, start_cli, tree
+
+import phi3v_data
+from phi3v_data.lock import share_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = ROOT / "examples/data/UCF101_subset"
@@ -180,3 +185,20 @@ def test_a_second_converter_on_the_same_directory_is_refused(
         assert done.stderr == (f"error: another run is writing {folder}/out; wait for it, or choose another folder\n")
     assert tree(folder / "out", hidden=True) == before
     assert process.poll() is None
+
+
+def test_workers_that_a_killed_run_left_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not end is named; once it has ended, the same command converts."""
+    plain_source(tmp_path / "source", {"train": 2})
+    (tmp_path / "out/.phi3v").mkdir(parents=True)
+    worker = share_lock(tmp_path / "out/.phi3v/workers.lock")
+    seconds = itertools.count(0, 10)
+    waits: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=waits.append)
+    monkeypatch.setattr("phi3v_data.lock.time", clock)
+    arguments = (TOY, tmp_path / "source", tmp_path / "out")
+    with pytest.raises(phi3v_data.BusyError, match="workers of an earlier run still write to"):
+        phi3v_data.convert(*arguments, workers=0)
+    assert len(waits) == 3  # looked at after 0, 10, 20 and 30 seconds, given up after that
+    os.close(worker)
+    assert phi3v_data.convert(*arguments, workers=0).samples == 2
