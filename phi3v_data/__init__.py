@@ -6,8 +6,9 @@ class MyDocs(phi3v_data.Converter[MyOptions]): ...
 phi3v_data.convert(MyDocs, source="docs/", out_dir="out/")
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from phi3v_data.lazy import lazy_names
 
 if TYPE_CHECKING:
     from phi3v_data.conversion import ConvertResult, convert
@@ -68,18 +69,4 @@ __all__ = [  # noqa: RUF022 - by role
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        value: Any = version("phi3v")
-    elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    else:
-        raise AttributeError(f"module 'phi3v_data' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

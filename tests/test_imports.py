@@ -41,7 +41,7 @@ DATA_FLOORS = (
     ("columns",),
     ("files",),
     ("mounts", "markdown"),
-    ("errors", "messages", "suffixes"),
+    ("errors", "lazy", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.
 
