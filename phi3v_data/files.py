@@ -120,11 +120,17 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that appears at `path` whole and on the disk, or not at all.
 
     It is written aside as `.NAME.tmp`, synced and renamed; a link at `path` is replaced, never followed. Writers of the
-    same file wait for one another, and take over what a killed one left.
+    same file wait for one another, and take over what a killed one left. What is under /dev (`/dev/stdout`) is written
+    to as it is: renaming a file over it would take a device from the whole machine.
 
     Raises:
         OSError: it cannot be written; what was at `path` is still there.
     """
+    where = Path(os.path.abspath(path))
+    if where.is_relative_to("/dev") and not where.is_relative_to("/dev/shm") and path.exists():
+        with open(path, "wb") as device:
+            yield device
+        return
     descriptor, aside = _open_aside(path)
     with open(descriptor, "wb") as file:
         try:

@@ -157,6 +157,28 @@ def test_links_and_odd_things_at_the_places_of_a_write_are_replaced_not_followed
     assert victim.read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout", "/dev/fd/1"])
+def test_a_device_is_written_to_and_never_replaced(device: str, tmp_path: Path) -> None:
+    before = os.lstat(device)
+    program = """
+        import sys
+        from pathlib import Path
+        from phi3v_data.files import write_text
+        write_text(Path(sys.argv[1]), "new")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), device]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("" if device == "/dev/null" else "new")
+    with (tmp_path / "out").open("w") as out:  # a regular file, by the name of a device
+        assert subprocess.run(command, stdout=out, check=False).returncode == 0
+    assert (tmp_path / "out").read_text() == ("" if device == "/dev/null" else "new")
+    if device != "/dev/fd/1":
+        assert os.lstat(device).st_ino == before.st_ino
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(Path("/dev/full"), b"x")
+
+
 def test_many_writers_of_one_file_leave_the_content_of_one_of_them(tmp_path: Path) -> None:
     program = """
         import sys

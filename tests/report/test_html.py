@@ -385,6 +385,7 @@ def test_search_finds_samples_by_their_own_text_and_not_by_the_prompt_they_share
         """
         const found = {};
         const words = ["archery", "shelf 7", "CELLAR", "jar11", "clip-3", "single word", "classify", "5.png"];
+        words.push("what is");
         for (const word of words) {
           $('f-text').value = word;
           $('f-text').dispatchEvent(new Event('input'));
