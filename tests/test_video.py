@@ -428,5 +428,5 @@ class TestDecord:
 
 def test_missing_decord_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(UserError, match=r"phi3v\[decord\]"):
+    with pytest.raises(UserError, match=r"-e .\.\[decord\]. in a clone of phi3v"):
         read_clip(xvid(tmp_path / "clip.avi"), decoder="decord")
