@@ -5,10 +5,10 @@
     python benchmarks/mutants.py run --number 20 FILE...     # changes to some modules: `make mutants FILE=...`
 
 A change is noticed when a test fails that passes without it. For each one the tests that run its line go first, then
-all tests of the files that run its function. Results are appended to `--out` as they come; the same command resumes.
-Works on a copy of the checkout, never on the checkout itself. A change to a comment, a docstring, an annotation, a
-message or a type check is none; changes that cannot alter behaviour are listed as survivors all the same and have to
-be told apart by reading.
+all tests of the files that run its function; without `map`, the tests that name its module, then those of its folder.
+Results are appended to `--out` as they come; the same command resumes. Works on a copy of the checkout, never on the
+checkout itself. A change to a comment, a docstring, an annotation, a message or a type check is none; changes that
+cannot alter behaviour are listed as survivors all the same and have to be told apart by reading.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import ast
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -353,7 +354,7 @@ class Tests:
     @classmethod
     def read(cls, cache: Path) -> "Tests":
         """What `map` has left."""
-        rows = [row.split("\t") for row in (cache / "times").read_text().splitlines()]
+        rows = [row.split("\t") for row in (cache / "times").read_text().splitlines() if row.count("\t") == 2]
         seconds: dict[str, float] = {}
         for name, duration, _ in rows:
             seconds[name] = float(duration)
@@ -366,6 +367,9 @@ class Tests:
     def stages(self, mutant: Mutant) -> Iterator[list[str]]:
         """Tests of the line, quickest first and few; then all tests of the files that run the function."""
         by_line = self.lines.get(mutant.file, {})
+        if not by_line:
+            yield self.named(mutant.file)
+            return
         near = self.known(by_line.get(str(mutant.line), ()))
         near.sort(key=lambda name: self.seconds.get(name, 0.0))
         first = near[:25]
@@ -380,6 +384,32 @@ class Tests:
         if rest := self.known(rest):
             order = {name: place for place, name in enumerate(near)}
             yield sorted(rest, key=lambda name: (order.get(name, len(near)), self.seconds[name]))
+
+    def named(self, module: str) -> list[str]:
+        """Without a map of lines: tests that name the module first, then those of its folder, the quickest files first.
+
+        Whole files, as long as they take no more than `STAGE_SECONDS` / 2 together.
+        """
+        dotted = module.removesuffix(".py").replace("/", ".")
+        folder = dotted.split(".")[1]
+        seconds: Counter[str] = Counter()
+        for name, duration in self.seconds.items():
+            seconds[name.partition("::")[0]] += duration
+        texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in seconds if (ROOT / file).exists()}
+
+        def distance(file: str) -> int:
+            if re.search(rf"\b{re.escape(dotted)}\b", texts[file]) or Path(module).stem in Path(file).stem:
+                return 0
+            if f"tests/{folder}/" in file or re.search(rf"\b{re.escape(dotted.rpartition('.')[0])}\b", texts[file]):
+                return 1
+            return 2 if ("tests/train/" in file) == (dotted.startswith("phi3v_train")) else 3
+
+        chosen, left = [], STAGE_SECONDS / 2
+        for file in sorted(texts, key=lambda file: (distance(file), seconds[file])):
+            if distance(file) < 3 and seconds[file] <= left:
+                left -= seconds[file]
+                chosen.append(file)
+        return chosen
 
     def known(self, names: Any) -> list[str]:
         return [name for name in names if name in self.seconds and name not in self.bad]
@@ -396,7 +426,7 @@ def copy_checkout(folder: Path) -> None:
             shutil.copy(ROOT / name, folder / name)
 
 
-def run_tests(folder: Path, names: list[str]) -> str:
+def run_tests(folder: Path, names: list[str], bad: Iterable[str] = ()) -> str:
     """Run tests of the copy in a forked process: empty where all pass, else the first failure or why they ended."""
     listing = folder.parent / "failed"
     listing.unlink(missing_ok=True)
@@ -418,9 +448,10 @@ def run_tests(folder: Path, names: list[str]) -> str:
                     if report.failed:
                         listing.write_text(report.nodeid)
 
-            status = int(
-                pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", *names], plugins=[Recorder()])
-            )
+            aside = f"--basetemp={folder.parent / 'tmp'}"
+            options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", aside, "-m", "not slow and not gpu"]
+            options += [f"--deselect={name}" for name in bad]
+            status = int(pytest.main([*options, *names], plugins=[Recorder()]))
         finally:
             os._exit(status)
     deadline = time.monotonic() + STAGE_SECONDS
@@ -473,7 +504,7 @@ def run(mutants: list[Mutant], tests: Tests, out: Path) -> None:
             ran = 0
             for stage in tests.stages(mutant):
                 ran += len(stage)
-                if by := run_tests(folder, stage):
+                if by := run_tests(folder, stage, tests.bad):
                     break
             (folder / mutant.file).write_text(source, encoding="utf-8")
             seconds = round(time.monotonic() - began, 1)
