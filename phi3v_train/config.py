@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from phi3v_train.foreign_names import own_names
 DEFAULT_MODEL = "microsoft/Phi-3.5-vision-instruct"
 DEFAULT_NUM_CROPS = 16
 ALL_LINEAR = "all-linear"
+OptimName: TypeAlias = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 LORA_INITS = ("gaussian", "default", "pissa", "olora")
 
 
@@ -176,6 +177,10 @@ class OptimConfig(Group):
     batch_size_per_gpu: int = Field(1, ge=1, description="Samples a forward pass on one device.")
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps; wins over --num_train_epochs.")
+    optim: OptimName = Field(
+        "adamw",
+        description="AdamW with moments in 32 bits, in 8 bits (bitsandbytes), or in 8 bits and paged to the CPU.",
+    )
     learning_rate: float = Field(4e-5, gt=0, description="Highest learning rate.")
     vision_learning_rate: float | None = Field(None, gt=0, description="Of the vision tower; none: --learning_rate.")
     projector_learning_rate: float | None = Field(None, gt=0, description="Of the projector; none: --learning_rate.")
@@ -187,6 +192,11 @@ class OptimConfig(Group):
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
     warmup_steps: int = Field(50, ge=0, description="Steps over which the learning rate rises.")
     seed: int = Field(0, ge=0, description="Of the order, dropout, adapters and random answers.")
+
+    @property
+    def is_8bit(self) -> bool:
+        """Whether bitsandbytes keeps the moments in 8 bits."""
+        return self.optim != "adamw"
 
 
 class EvalConfig(Group):
@@ -278,6 +288,15 @@ class RunConfig(Group):
             else:
                 grouped[key] = item
         return grouped
+
+    @model_validator(mode="after")
+    def _moments_can_be_divided(self) -> Self:
+        if self.optim.is_8bit and self.parallel.parallel in ("fsdp", "zero2", "zero3"):
+            raise ValueError(
+                f"--optim {self.optim.optim} cannot be used with --parallel {self.parallel.parallel}, which divides "
+                "the moments among processes: use --parallel ddp, or --optim adamw"
+            )
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its option's name, as JSON values."""

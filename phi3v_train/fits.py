@@ -46,6 +46,7 @@ def fit_table(plan: Plan, available: int, *, dtype: str | None = None) -> list[F
             labels=plan.probe.max_labels,
             batch_size=plan.config.optim.batch_size_per_gpu,
             checkpointing=plan.config.model.gradient_checkpointing,
+            optim=plan.config.optim.optim,
         )
         rows.append(Fit(name, memory.total, fits(memory, available), tuple(names[name])))
     return sorted(rows, key=lambda row: -row.bytes)

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_train.config import RunConfig
+from phi3v_train.config import OptimName, RunConfig
 from phi3v_train.data.encode import EncodeOptions, Encoder
 from phi3v_train.data.lengths import Lengths, check_lengths
 from phi3v_train.data.model_settings import ModelNote, model_notes
@@ -136,6 +136,8 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
         # The budget of the run, which is written into the model, so that a later evaluation takes the same.
         eval_source = eval_source.with_option(config.model.num_crops)
     compute = choose_compute(config.model)
+    if weights:
+        refuse_unavailable_optimizer(config, compute)
     processor = load_processor(place, num_crops=config.model.num_crops)
     read = [*sources, *([eval_source] if eval_source is not None else [])]
     size = ModelSize.from_config(place.config())
@@ -160,6 +162,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
             checkpointing=config.model.gradient_checkpointing,
             parallel=kind,
             world_size=world_size,
+            optim=config.optim.optim,
         ),
     )
     shape = RunShape(
@@ -203,7 +206,14 @@ def refuse_unavailable(config: RunConfig) -> None:
     """Kinds of sharing that do not exist here, packages that are missing."""
     from phi3v_train.training.methods import refuse_unfit
 
-    refuse_unfit(config.method)
+    refuse_unfit(config.method, config.optim)
+
+
+def refuse_unavailable_optimizer(config: RunConfig, compute: Compute) -> None:
+    """An `--optim` that cannot run on the chosen device; a plan that is only looked at may be for another machine."""
+    from phi3v_train.training.eight_bit import refuse_device
+
+    refuse_device(config.optim.optim, compute.device.value)
 
 
 def open_eval_source(config: RunConfig, sources: Sequence[Source]) -> Source | None:
@@ -290,7 +300,7 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield "zero", summary(plan.deepspeed)
     if plan.world_size > 1:
         yield "parallel", f"{plan.sharing.kind}; {plan.world_size} processes"
-    yield "memory", memory_text(memory, plan.sharing.available)
+    yield "memory", memory_text(memory, plan.sharing.available, config.optim.optim)
     for note in plan.notes:
         yield "warning" if note.is_warning else "note", note.text
     if config.optim.warmup_steps >= plan.total_steps:
@@ -304,14 +314,22 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
             yield "setting", f"{name} {format_value(value)} ({plan.settings.origin(name)})"
 
 
-def memory_text(memory: Memory, available: int) -> str:
+MOMENTS_NOTE: dict[OptimName, str] = {
+    "adamw": "",
+    "adamw_8bit": " in 8 bits",
+    "paged_adamw_8bit": " in 8 bits, paged to CPU memory where the GPU is full",
+}
+
+
+def memory_text(memory: Memory, available: int, optim: OptimName) -> str:
     """The estimate against what there is."""
     verdict = "" if not available else f" of {available / GB:,.1f} GB"
     if available and not fits(memory, available):
         verdict += ": does not fit"
+    moments = f"{memory.moments / GB:,.2f}{MOMENTS_NOTE[optim]}"
     return (
         f"about {memory.total / GB:,.2f} GB{verdict} (weights {memory.weights / GB:,.2f}, gradients "
-        f"{memory.gradients / GB:,.2f}, moments {memory.moments / GB:,.2f}, activations {memory.activations / GB:,.2f})"
+        f"{memory.gradients / GB:,.2f}, moments {moments}, activations {memory.activations / GB:,.2f})"
     )
 
 

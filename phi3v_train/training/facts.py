@@ -68,7 +68,7 @@ def package_facts(config: RunConfig) -> Iterator[tuple[str, Fact]]:
     method = config.method
     used = {
         "peft": method.use_lora,
-        "bitsandbytes": method.use_qlora,
+        "bitsandbytes": method.use_qlora or config.optim.is_8bit,
         "deepspeed": config.parallel.parallel in ("zero2", "zero3"),
     }
     for name in (*PACKAGES, *(name for name, is_used in used.items() if is_used)):

@@ -10,6 +10,8 @@ Over N devices, of the bytes of each trained parameter and of each frozen one (e
     fsdp   16/N and e/N, and the layers at work whole
     zero2  e for the computing copy, (4 master + 4 gradient + 8 moments)/N; e frozen; two buffers for the exchange
     zero3  (e + 4 + 4 + 8)/N and e/N; a buffer, and up to `ZERO3_LIVE` parameters whole
+
+With `--optim adamw_8bit` the moments take 2 bytes and 1/32 instead of 8, see `MOMENT_BYTES`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal, TypeAlias
 
-from phi3v_train.config import MethodConfig
+from phi3v_train.config import MethodConfig, OptimName
 from phi3v_train.training.targets import linear_names, targeted
 
 GB = 1e9
@@ -33,6 +35,16 @@ takes more memory than LoRA saves; 100 MB in 16 bits keep a link busy."""
 
 ZERO3_LIVE = 1_000_000_000
 """Parameters that ZeRO-3 holds whole at most; DeepSpeed's default."""
+
+MOMENT_BYTES: dict[OptimName, float] = {
+    "adamw": 8,
+    "adamw_8bit": 2 * (1 + 4 / 256),
+    "paged_adamw_8bit": 2 * (1 + 4 / 256),
+}
+"""Bytes of both moments per trained parameter. In 8 bits: a byte each, and an fp32 scale per block of 256 elements
+(`Optimizer2State.init_state` of bitsandbytes 0.44 and later). That tensors of fewer than 4,096 elements keep fp32
+moments is left out. Paged moments are counted as on the GPU, where each step needs them; between steps they may be on
+the CPU."""
 
 OFFICIAL_SIZES: dict[str, int] = {
     "hidden_size": 3072,
@@ -203,20 +215,22 @@ def estimate(
     checkpointing: bool = True,
     parallel: Parallel = "ddp",
     world_size: int = 1,
+    optim: OptimName = "adamw",
 ) -> Memory:
     """Memory of one of `world_size` devices that share the work as `parallel` says.
 
     `tokens`, `tiles` and `labels` are those of a large sample; `batch_size` samples are computed at once on a device.
-    Under fsdp, gradients are divided after every micro-batch.
+    Under fsdp, gradients are divided after every micro-batch. `optim` decides the bytes of the moments.
     """
     element = 4 if dtype == "fp32" else 2
     activations = batch_size * _sample_activations(
         size, method, element, tokens=tokens, tiles=tiles, labels=labels, checkpointing=checkpointing
     )
     trained, frozen = _parameters(size, method, element)
+    moments = ceil(trained * MOMENT_BYTES[optim])
     if parallel == "ddp" or world_size == 1:
-        return Memory(trained * 4 + frozen, trained * 4, trained * 8, activations, trained)
-    moments = ceil(trained * 8 / world_size)
+        return Memory(trained * 4 + frozen, trained * 4, moments, activations, trained)
+    moments = ceil(moments / world_size)
     unused = size.vision_unused * element  # buffers, which nothing divides
     if parallel == "fsdp":
         return Memory(

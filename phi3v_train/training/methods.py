@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from phi3v_data.errors import UserError, how_to_install
-from phi3v_train.config import MethodConfig
+from phi3v_train.config import MethodConfig, OptimConfig
 from phi3v_train.models.loading import TINY, TINY_REVISION
 from phi3v_train.training.optimizer import part_of
 from phi3v_train.training.precision import Precision, set_weight_dtypes
@@ -163,15 +163,16 @@ def nf4_maker(precision: Precision) -> Callable[[nn.Linear], nn.Module]:
     return make
 
 
-def refuse_unfit(method: MethodConfig) -> None:
+def refuse_unfit(method: MethodConfig, optim: OptimConfig) -> None:
     """What can be refused before a model is loaded.
 
     Raises:
-        UserError: QLoRA without bitsandbytes, adapters without peft.
+        UserError: QLoRA or 8-bit moments without bitsandbytes, adapters without peft.
     """
     from importlib.util import find_spec
 
-    if method.use_qlora and find_spec("bitsandbytes") is None:
-        raise UserError(f"--use_qlora needs the package bitsandbytes: {how_to_install('qlora')}")
+    option = "--use_qlora" if method.use_qlora else f"--optim {optim.optim}" if optim.is_8bit else None
+    if option and find_spec("bitsandbytes") is None:
+        raise UserError(f"{option} needs the package bitsandbytes: {how_to_install('qlora')}")
     if method.use_lora and find_spec("peft") is None:
         raise UserError(f"--use_lora needs the package peft: {how_to_install('train')}")

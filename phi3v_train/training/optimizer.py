@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from phi3v_train.config import OptimConfig
+from phi3v_train.training.eight_bit import make_adamw_8bit
 
 PARTS = ("language", "vision", "projector")
 
@@ -24,8 +25,8 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() > 1 and not name.endswith(("bias", "glb_GN", "sub_GN"))
 
 
-def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; each group carries `part` and its highest rate, `peak`."""
+def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
+    """The AdamW of `--optim` over the trainable parameters; each group carries `part` and its highest rate, `peak`."""
     peaks = {
         "language": config.learning_rate,
         "vision": config.vision_learning_rate or config.learning_rate,
@@ -36,20 +37,20 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfi
     for name, parameter in named:
         groups.setdefault((part_of(name), decays(name, parameter)), []).append(parameter)
         fused = fused or parameter.is_cuda
+    param_groups = [
+        {
+            "params": parameters,
+            "part": part,
+            "peak": peaks[part],
+            "lr": peaks[part],
+            "weight_decay": config.wd if decayed else 0.0,
+        }
+        for (part, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    if config.is_8bit:
+        return make_adamw_8bit(param_groups, config)
     return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "part": part,
-                "peak": peaks[part],
-                "lr": peaks[part],
-                "weight_decay": config.wd if decayed else 0.0,
-            }
-            for (part, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
-        ],
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=fused or None,
+        param_groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon, fused=fused or None
     )
 
 

@@ -119,14 +119,46 @@ def test_another_kind_of_model(data_dir: Path, model_dir: Path, tmp_path: Path) 
     assert "model_type is 'llava'" in refused(data_dir, model_name_or_path=str(tmp_path / "model"))
 
 
-def test_qlora_without_bitsandbytes(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"use_qlora": True}, "--use_qlora"),
+        ({"optim": "adamw_8bit"}, "--optim adamw_8bit"),
+        ({"optim": "paged_adamw_8bit"}, "--optim paged_adamw_8bit"),
+    ],
+)
+def test_without_bitsandbytes(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], option: str
+) -> None:
     import importlib.util
 
     original = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else original(name, *rest)
     )
-    assert "pip install -c constraints.txt -e '.[qlora]' in a clone of phi3v" in refused(data_dir, use_qlora=True)
+    assert refused(data_dir, **changes) == (
+        f"{option} needs the package bitsandbytes: pip install -c constraints.txt -e '.[qlora]' in a clone of phi3v"
+    )
+
+
+def test_paged_moments_without_a_gpu(data_dir: Path) -> None:
+    assert refused(data_dir, optim="paged_adamw_8bit") == (
+        "--optim paged_adamw_8bit pages from a GPU, and this run is on a CPU: use --optim adamw_8bit"
+    )
+
+
+def test_8_bit_moments_with_a_bitsandbytes_that_needs_a_gpu(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 0.49.2 raises at the first step."""
+    bnb = pytest.importorskip("bitsandbytes")
+
+    def needs_gpu(*_: Any) -> None:
+        raise RuntimeError("All input tensors need to be on the same GPU, but found some tensors to not be on a GPU")
+
+    monkeypatch.setattr(bnb.optim.AdamW8bit, "step", needs_gpu)
+    assert refused(data_dir, optim="adamw_8bit") == (
+        f"--optim adamw_8bit: bitsandbytes {bnb.__version__} cannot run it on a CPU: use bitsandbytes 0.50 or later, "
+        "or --optim adamw"
+    )
 
 
 @pytest.mark.parametrize(

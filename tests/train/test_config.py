@@ -36,6 +36,7 @@ REFERENCE: dict[str, Any] = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.95,
     "adam_epsilon": 1e-7,
+    "optim": "adamw",
     "warmup_steps": 50,
     "lr_scheduler": "linear",
     "max_grad_norm": 1.0,
@@ -90,6 +91,16 @@ def test_short_forms() -> None:
         ({"truncate": "turns"}, "needs --max_length"),
         ({"learning_rate": "fast"}, "--learning_rate: should be a valid number"),
         ({"learning_rate": "nan"}, "--learning_rate: "),
+        ({"optim": "adam"}, "--optim: should be 'adamw', 'adamw_8bit' or 'paged_adamw_8bit', got 'adam'"),
+        *(
+            (
+                {"optim": optim, "parallel": parallel},
+                f"--optim {optim} cannot be used with --parallel {parallel}, which divides the moments among "
+                "processes: use --parallel ddp, or --optim adamw",
+            )
+            for optim in ("adamw_8bit", "paged_adamw_8bit")
+            for parallel in ("fsdp", "zero2", "zero3")
+        ),
         ({"batch_size": 0}, "--batch_size: should be greater than or equal to 1, got 0"),
     ],
 )

@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "2 x 1 x 2": {"batch_size_per_gpu": 1},
     "packed": {"batch_size_per_gpu": 2, "pack": True},
     "frozen vision": {"batch_size_per_gpu": 1, "freeze_vision_model": True},
+    "8-bit moments": {"batch_size_per_gpu": 2, "optim": "adamw_8bit"},
     "qlora": {"batch_size_per_gpu": 1, "use_qlora": True, "lora_rank": 4},
 }
 

@@ -17,7 +17,10 @@ def chosen(world_size: int, gigabytes: float, **settings: Any) -> Sharing:
     config = parse_config(settings)
 
     def needs(kind: Parallel) -> Memory:
-        return estimate(SIZE, config.method, dtype="bf16", tokens=2443, tiles=17, parallel=kind, world_size=world_size)
+        return estimate(
+            SIZE, config.method, dtype="bf16", tokens=2443, tiles=17, parallel=kind, world_size=world_size,
+            optim=config.optim.optim,
+        )  # fmt: skip
 
     return choose_sharing(config, world_size, round(gigabytes * 1e9), needs)
 
@@ -34,6 +37,7 @@ def chosen(world_size: int, gigabytes: float, **settings: Any) -> Sharing:
         (8, 80, {"parallel": "fsdp"}, "fsdp", True),
         (2, 8, {"use_qlora": True}, "ddp", True),
         (8, 24, {"parallel": "ddp"}, "ddp", True),
+        (8, 24, {"optim": "adamw_8bit"}, "ddp", True),
         (8, 24, {"parallel": "zero2"}, "zero2", True),
     ],
 )
@@ -46,6 +50,9 @@ def test_the_kind_follows_from_the_memory(
 
 
 def test_the_reason_names_the_memory() -> None:
+    assert chosen(8, 40, optim="paged_adamw_8bit").kind.reason == (
+        "42.6 GB for a whole copy in each process do not fit, but 8-bit moments cannot be divided"
+    )
     assert chosen(8, 40).kind.reason == "67.3 GB for a whole copy in each process do not fit in 40.0 GB"
     assert chosen(8, 40, parallel="fsdp").kind.reason == "asked for"
 

@@ -150,6 +150,7 @@ def test_settings_that_may_change(data_dir: Path, finished: Path, tmp_path: Path
         ({"use_lora": True}, "--use_lora was False, is True"),
         ({"pack": True}, "--pack was False, is True"),
         ({"dtype": "bf16"}, "--dtype was fp32, is bf16"),
+        ({"optim": "adamw_8bit"}, "--optim was adamw, is adamw_8bit"),
     ],
 )
 def test_other_settings_are_refused_with_the_difference(
@@ -165,7 +166,7 @@ FIXED = {
     "adam_beta1", "adam_beta2", "adam_epsilon", "answer_choice", "attn", "batch_size", "bf16", "dtype",
     "freeze_language_model", "freeze_vision_model", "learning_rate", "lora_alpha_ratio", "lora_dropout", "lora_init",
     "lora_rank", "lora_targets", "lr_scheduler", "max_grad_norm", "max_length", "mix", "model_name_or_path",
-    "num_crops", "pack", "projector_learning_rate", "seed", "train_split", "truncate", "use_dora",
+    "num_crops", "optim", "pack", "projector_learning_rate", "seed", "train_split", "truncate", "use_dora",
     "use_flash_attention", "use_lora", "use_qlora", "use_rslora", "vision_learning_rate", "warmup_steps", "wd",
 }  # fmt: skip
 """Settings that decide the weights; a new setting belongs here or into `identity.MAY_CHANGE`."""

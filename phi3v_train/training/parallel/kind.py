@@ -56,8 +56,9 @@ def choose_sharing(
         needs = f"{whole.total / GB:,.1f} GB for a whole copy in each process"
         if not available or fits(whole, available):
             return Sharing(Chosen("ddp", f"{needs} fit"), whole, available)
-        if config.method.use_qlora:
-            return Sharing(Chosen("ddp", f"{needs} do not fit, but 4-bit weights cannot be divided"), whole, available)
+        undivided = "4-bit weights" if config.method.use_qlora else "8-bit moments" if config.optim.is_8bit else None
+        if undivided:
+            return Sharing(Chosen("ddp", f"{needs} do not fit, but {undivided} cannot be divided"), whole, available)
         return share_weights(f"{needs} do not fit in {available / GB:,.1f} GB", estimate("fsdp"), available, world_size)
     if asked == "fsdp":
         return share_weights("asked for", estimate("fsdp"), available, world_size)

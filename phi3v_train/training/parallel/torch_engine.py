@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
+from phi3v_train.training.eight_bit import restore_8bit
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.engine import Engine, Update
@@ -32,6 +33,7 @@ class TorchEngine(Engine):
         self.names = [name for name, _ in trained.trainable()]
         self.parameters = [parameter for _, parameter in trained.trainable()]
         self.optimizer = make_optimizer(trained.trainable(), optim)
+        self.is_8bit = optim.is_8bit
         self.scaler = precision.make_scaler()
         self.check()
 
@@ -132,23 +134,29 @@ class TorchEngine(Engine):
             write_model(self.trained, processor, folder, dtype=dtype)
 
     def optimizer_state(self) -> dict[str, Any]:
-        """AdamW's moments by parameter name, on the CPU, and the loss scale."""
+        """The optimizer's state by parameter name, on the CPU, and the loss scale."""
         held = self.optimizer.state
         moments = {
-            name: {key: value.detach().cpu() for key, value in held[parameter].items()}
+            name: {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in state.items()}
             for name, parameter in zip(self.names, self.parameters, strict=True)
-            if parameter in held
+            if (state := held.get(parameter))
         }
         return {"moments": moments, "scaler": self.scaler.state_dict()}
 
     @torch.no_grad()
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `optimizer_state` gave."""
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            start, stop = rows_here(parameter)
-            for key, value in state["moments"].get(name, {}).items():
-                rows = value if key == "step" else value[start:stop]
-                self.optimizer.state[parameter][key] = self._placed(key, rows, parameter)
+        moments = state["moments"]
+        named = zip(self.names, self.parameters, strict=True)
+        saved = {parameter: moments[name] for name, parameter in named if name in moments}
+        if self.is_8bit:
+            restore_8bit(self.optimizer, saved)
+        else:
+            for parameter, values in saved.items():
+                start, stop = rows_here(parameter)
+                for key, value in values.items():
+                    rows = value if key == "step" else value[start:stop]
+                    self.optimizer.state[parameter][key] = self._placed(key, rows, parameter)
         if state["scaler"]:
             self.scaler.load_state_dict(dict(state["scaler"]))
 
