@@ -259,6 +259,32 @@ def test_a_pipe_closed_before_the_last_flush_is_quiet() -> None:
     assert done.returncode in (0, 141)  # 0 where it all fitted into the pipe before `true` ended
 
 
+@pytest.mark.parametrize(
+    ("command", "columns"),
+    [
+        ("validate {}", "80"),
+        ("validate {} --json", "80"),
+        ("stats {}", "80"),
+        ("converters", "80"),
+        ("explain", "80"),
+        ("--version", "80"),
+        ("--help", "80"),
+        ("validate --help", "80"),  # click
+        ("validate --help", "200"),  # rich
+    ],
+)
+def test_a_pipe_without_a_reader_is_141_whatever_prints(directory: Path, command: str, columns: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    args = command.format(directory).split()
+    env = PLAIN | {"COLUMNS": columns, "TERMINAL_WIDTH": columns}
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-c", APP, *args], stdout=pipe, stderr=subprocess.PIPE, text=True, env=env, check=False
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 # ---- the commands --------------------------------------------------------------------------------------------------
 
 

@@ -301,6 +301,8 @@ def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
         try:
             group.main(args=args, prog_name=group.name)
         except SystemExit as stop:
+            if isinstance(stop.__context__, BrokenPipeError):  # rich and click make a 1 of it: "problems found"
+                raise stop.__context__ from None
             code = stop.code if isinstance(stop.code, int) else GOOD if stop.code is None else COULD_NOT_RUN
         else:
             code = GOOD
