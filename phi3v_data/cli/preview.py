@@ -50,7 +50,7 @@ def preview(
     from phi3v_data.report.html import check_target, write_html
     from phi3v_data.validate import fresh_report, validate
 
-    check_target(html)
+    check_target(html, directory)
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         report = fresh_report(directory, num_crops=num_crops) or validate(
             directory, level="quick", num_crops=num_crops, workers=num_workers(workers), progress=progress

@@ -71,7 +71,7 @@ def validate(
     if html is not None:
         from phi3v_data.report.html import check_target, write_html
 
-        check_target(html)
+        check_target(html, directory)
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         report = run_checks(
             directory,

@@ -12,22 +12,23 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
-from phi3v_data.dataset import Dataset
+from phi3v_data.dataset import Dataset, list_directory
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import write_bytes
+from phi3v_data.files import HIDDEN, write_bytes
 from phi3v_data.report.gallery import Collected, collect
 from phi3v_data.report.payload import PagePayload, Progress, to_script_json
 from phi3v_data.schema import Report
+from phi3v_data.unfinished import MANIFEST
 
 
 def write_html(report: Report, directory: str | Path, target: str | Path, *, progress: Progress | None = None) -> None:
     """Write the page to `target`, aside first; `directory` is read for rows and pictures.
 
     Raises:
-        UserError: `target` cannot be written.
+        UserError: `target` cannot be written, or is a file of the set.
     """
     path = Path(target)
-    check_target(path)
+    check_target(path, Path(directory))
     page = make_html(report, directory, progress=progress)
     try:
         write_bytes(path, page)
@@ -35,12 +36,18 @@ def write_html(report: Report, directory: str | Path, target: str | Path, *, pro
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def check_target(path: Path) -> None:
+def check_target(path: Path, directory: Path) -> None:
     """Make the folder of a page, so that a wrong path shows before the work and not after it.
 
     Raises:
-        UserError: nothing can be written there.
+        NotFoundError: the directory that the page is about is not there.
+        UserError: nothing can be written there, or the page would replace a file of the set.
     """
+    if _belongs_to_set(path, directory):
+        raise UserError(
+            f"{path}: belongs to the set in {directory}, and a page would replace it or lie among its files; name "
+            f"another file, such as {directory / 'report.html'}"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,6 +56,22 @@ def check_target(path: Path) -> None:
         raise UserError(f"{path}: is a folder; name a file for the page")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path}: cannot be written (no permission in {path.parent})")
+
+
+def _belongs_to_set(path: Path, directory: Path) -> bool:
+    """Whether a path is `dataset.json`, a JSONL file or anything under `images/` or `.phi3v/`, by whatever links."""
+    own = {(directory / name).resolve() for name in list_directory(directory) if _is_own(name)}
+    folders = [(directory / name).resolve() for name in ("images", HIDDEN)]
+    for real in (path.parent.resolve() / path.name, path.resolve()):
+        if real in own or any(real.is_relative_to(folder) for folder in folders):
+            return True
+        if real.parent == directory.resolve() and _is_own(real.name):
+            return True
+    return False
+
+
+def _is_own(name: str) -> bool:
+    return name.lower() == MANIFEST or name.lower().endswith(".jsonl")
 
 
 def make_html(report: Report, directory: str | Path, *, progress: Progress | None = None) -> bytes:

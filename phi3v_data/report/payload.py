@@ -76,13 +76,14 @@ class PagePayload:
     def make(self) -> dict[str, Any]:
         """Everything, in the page's own short names."""
         report, manifest = self.report, self.dataset.manifest if self.dataset else None
+        folder = Path(os.path.abspath(report.dir)).name or report.dir  # a page that is passed on tells no path
         name = manifest.name if manifest else ""
         totals = count_severities(report, self.severities)
         samples = self.samples()
         return {
-            "name": name or Path(os.path.abspath(report.dir)).name or report.dir,
+            "name": name or folder,
             "ok": report.ok,
-            "verdict": str(verdict(report, self.severities)).partition(": ")[2],
+            "verdict": str(verdict(report.model_copy(update={"dir": folder}), self.severities)).partition(": ")[2],
             "counts": {
                 "samples": report.summary.samples,
                 "turns": report.summary.turns,

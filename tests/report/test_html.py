@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import make_cli
 from PIL import Image
 from report_browser import CHROMIUM, Opened, open_on_phone, open_page
 from report_samples import EVIL, make_picture, make_sample
@@ -465,3 +466,61 @@ def test_images_stand_where_their_offsets_say(page: Path, tmp_path: Path) -> Non
         """,
     )
     assert seen == "Between image 1and image 2again."
+
+
+OWN = [
+    "dataset.json",
+    "tiny_train.jsonl",
+    "new_val.jsonl",
+    "images/train/0.png",
+    "images/page.html",
+    ".phi3v/page.html",
+]
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("command", ["validate", "preview"])
+def test_a_page_in_place_of_the_sets_own_file_is_refused_before_anything_is_done(
+    command: str, name: str, directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "dataset.json").write_text("{}")
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    code, out, err = make_cli(capsys, monkeypatch)(command, directory, "--html", directory / name)
+    assert (code, out) == (2, "")
+    assert "belongs to the set in" in err
+    assert err.endswith(f"{directory.name}/report.html\n")
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+    assert not (directory / ".phi3v").exists()
+
+
+def test_a_file_of_the_set_is_known_behind_links(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = make_cli(capsys, monkeypatch)
+    (directory / "tiny_val.jsonl").rename(tmp_path / "rows")
+    (directory / "tiny_val.jsonl").symlink_to(tmp_path / "rows")
+    (tmp_path / "way").symlink_to(directory)
+    (tmp_path / "page.html").symlink_to(directory / "tiny_train.jsonl")
+    for name in ("rows", "way/tiny_train.jsonl", "way/images/page.html", "page.html"):
+        code, _, err = cli("validate", directory, "--level", "quick", "--html", tmp_path / name)
+        assert code == 2, name
+        assert "belongs to the set in" in err
+    assert (tmp_path / "rows").read_bytes().startswith(b'{"id": "val-0000000000"')
+
+
+def test_a_page_may_lie_in_the_set_under_another_name_and_tells_no_path(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = make_cli(capsys, monkeypatch)
+    assert cli("validate", directory, "--level", "quick", "--html", directory / "report.html")[0] == 1
+    page = (directory / "report.html").read_bytes()
+    assert payload_of(page)["verdict"].startswith("tiny, 27 samples, level quick; ")
+    assert str(directory.parent).encode() not in page
+
+
+def test_a_page_makes_no_folder_for_a_set_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = make_cli(capsys, monkeypatch)("validate", tmp_path / "no", "--html", tmp_path / "no/report.html")
+    assert (code, err) == (2, f"error: {tmp_path}/no: no such directory\n")
+    assert not (tmp_path / "no").exists()
