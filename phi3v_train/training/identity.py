@@ -65,11 +65,15 @@ def digest(paths: Sequence[Path]) -> str:
 def refuse_other_run(where: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Compare what a run was begun with and what it is now started with.
 
+    A setting that the version of the beginning did not have yet had its default then.
+
     Raises:
         UserError: every difference, old and new value.
     """
     differences = []
-    old, new = saved["settings"], current["settings"]
+    new = current["settings"]
+    defaults = RunConfig.model_validate({}).flat()
+    old = {**{name: defaults[name] for name in new if name in defaults}, **saved["settings"]}
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             differences.append(f"--{name} was {old.get(name)}, is {new.get(name)}")

@@ -24,7 +24,7 @@ from phi3v_train.plan import make_plan
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import SaveError, find_checkpoint, list_checkpoints, sweep, write_checkpoint
-from phi3v_train.training.identity import settings_identity
+from phi3v_train.training.identity import refuse_other_run, settings_identity
 from phi3v_train.training.loop import StepResult
 from phi3v_train.training.metrics_log import MetricsLog
 from phi3v_train.training.parallel.group import Alone
@@ -174,6 +174,15 @@ FIXED = {
 
 def test_no_other_setting_may_change_on_resume() -> None:
     assert set(settings_identity(parse_config({}), "fp32")) == FIXED
+
+
+def test_a_setting_that_an_older_version_did_not_have_was_its_default() -> None:
+    new = {"settings": settings_identity(parse_config({}), "fp32"), "data": []}
+    old = {"settings": {name: value for name, value in new["settings"].items() if name != "lora_targets"}, "data": []}
+    refuse_other_run(Path("out"), old, new)
+    changed = {"settings": {**new["settings"], "lora_targets": "all-linear"}, "data": []}
+    with pytest.raises(UserError, match="--lora_targets was None, is all-linear"):
+        refuse_other_run(Path("out"), old, changed)
 
 
 def test_a_checkpoint_after_the_last_step(data_dir: Path, tmp_path: Path) -> None:
