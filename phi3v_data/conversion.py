@@ -368,10 +368,18 @@ def _unlabelled(request: Request, info: DatasetInfo, counts: Mapping[str, int]) 
 
 
 def _roots(request: Request, source: Source, output: Output) -> tuple[str, ...]:
-    """Folders of this machine that must not show in the output, longest first."""
-    folders = {Path(request.source).expanduser().absolute(), source.root.absolute(), request.out_dir}
-    folders |= {folder.resolve() for folder in folders} | {output.journal.source, output.journal.run}
-    return tuple(sorted((str(folder) for folder in folders if len(folder.parts) > 1), key=len, reverse=True))
+    """Folders of this machine that must not show in the output, so that what lies in the source is named from there."""
+    folders = {request.out_dir, output.journal.source, output.journal.run}
+    spelled = Path(request.source).expanduser()
+    if spelled.exists():
+        here = spelled if spelled.is_dir() else spelled.parent
+        folders |= {here.absolute(), Path(os.path.abspath(here))}
+        if not here.is_absolute() and not os.path.lexists(source.root / here):  # else it may be a folder in the source
+            folders.add(here)
+    if source.root.is_absolute():
+        folders.add(source.root if source.root.is_dir() else source.root.parent)
+    folders |= {folder.resolve() for folder in folders}
+    return tuple(str(folder) for folder in folders if folder.name)
 
 
 def _engine(request: Request, ref: ConverterRef | None) -> Engine:

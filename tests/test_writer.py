@@ -11,6 +11,7 @@ from toy_converter import Toy, encoded, make_source, noise, rows, tree
 
 import phi3v_data
 from phi3v_data.writing.pictures import check_name
+from phi3v_data.writing.writer import hide_roots
 
 
 def convert(tmp_path: Path, files: dict[str, str], workers: int = 0, **kwargs: Any) -> phi3v_data.ConvertResult:
@@ -197,3 +198,21 @@ def test_an_accepted_name_stays_inside(name: str) -> None:
     path = Path("/images") / name
     assert path.as_posix() == f"/images/{name}"
     assert ".." not in path.parts
+
+
+@pytest.mark.parametrize(
+    ("message", "hidden"),
+    [
+        ("/tmp/x/cat/z.jpg is not an image", "cat/z.jpg is not an image"),
+        ("cannot read '/tmp/x/cat/z.jpg'", "cannot read 'cat/z.jpg'"),
+        ("cannot list '/tmp/x': it is empty", "cannot list '.': it is empty"),
+        (
+            "/tmp/x.tar.gz and /tmp/xy/z.jpg and /data/tmp/x/z.jpg",
+            "/tmp/x.tar.gz and /tmp/xy/z.jpg and /data/tmp/x/z.jpg",
+        ),
+        ("../x/cat/z.jpg, not train/../x/z.jpg or ../x", "cat/z.jpg, not train/../x/z.jpg or ../x"),
+        ("file:///tmp/x/z.jpg", "file://z.jpg"),
+    ],
+)
+def test_folders_of_this_machine_are_taken_out_at_the_bounds_of_a_path(message: str, hidden: str) -> None:
+    assert hide_roots(message, ("/tmp/x", "../x")) == hidden

@@ -1,5 +1,6 @@
 """Which files of a source no sample is made of, said once: nothing is passed over silently."""
 
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -61,4 +62,4 @@ def _contents(draft: Draft) -> Iterator[object]:
 
 
 def _hash(path: str) -> int:
-    return xxhash.xxh3_64_intdigest(path.encode("utf-8", "surrogatepass"))
+    return xxhash.xxh3_64_intdigest(os.path.abspath(path).encode("utf-8", "surrogatepass"))

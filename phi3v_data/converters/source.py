@@ -55,7 +55,7 @@ class Source:
 
     Attributes:
         kind: what it turned out to be.
-        root: folder under which its files lie now (for an archive, where it was unpacked).
+        root: absolute folder under which its files lie now (for an archive, where it was unpacked); a table's file.
         spec: what the user wrote.
         hub_id: the Hub data set it was downloaded from, or empty.
         rejected: members of its archives that have no place in a folder, with the name of the archive.
@@ -124,6 +124,7 @@ class Source:
             if isinstance(found, RemoteFiles):
                 return cls("parquet", Path(found.root), text, hub_id=text, remote=found, work_dir=work)
             hub_id, path = text, found
+        path = _absolute(path)
         if path.is_dir():
             return cls(_folder_kind(path), path, text, hub_id=hub_id, work_dir=work)
         if not path.is_file():
@@ -309,6 +310,12 @@ def _folder_kind(path: Path) -> Kind:
     if any(not is_junk(PurePosixPath(found.relative_to(path).as_posix())) for found in path.rglob("*.parquet")):
         return "parquet"
     return "folder"
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the top, without `..`, so that nothing depends on how the source was spelled."""
+    plain, real = os.path.abspath(path), os.path.realpath(path)
+    return Path(plain if os.path.realpath(plain) == real else real)  # `link/..` is not where `link` lies
 
 
 def _single(file: Path) -> SourceFile:

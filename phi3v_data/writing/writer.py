@@ -7,6 +7,7 @@ the part's receipt, which is written last and makes the part count as done.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -36,7 +37,7 @@ class RowSettings:
     num_crops: int | None = None  # of the set's `dataset.json`; the validator judges by it
     plain: bool = False
     unlabelled: frozenset[str] = frozenset()
-    roots: tuple[str, ...] = ()  # absolute folders that must not show in the output
+    roots: tuple[str, ...] = ()  # folders that must not show in the output; relative ones as the source was spelled
     all_unlabelled: bool = False
 
     def is_unlabelled(self, split: str) -> bool:
@@ -181,10 +182,23 @@ def to_line(sample: Sample, *, plain: bool) -> str:
 
 
 def hide_roots(message: str, roots: Sequence[str]) -> str:
-    """Take this machine's folders and memory addresses out of a message that goes into the output."""
-    for root in roots:
-        message = message.replace(f"{root}/", "").replace(root, ".")
+    """Take this machine's folders and memory addresses out of a message that goes into the output.
+
+    What lies below one of `roots` is named from there, the root itself `.`; a folder whose name only begins or ends
+    alike stays. A relative root counts only where a path goes on after it: by itself it may be any word.
+    """
+    if roots:
+        message = _roots_pattern(tuple(roots)).sub(lambda found: "." if found["itself"] else "", message)
     return _ADDRESS.sub("", message)
+
+
+@lru_cache(maxsize=8)
+def _roots_pattern(roots: tuple[str, ...]) -> "re.Pattern[str]":
+    ordered = sorted(roots, key=len, reverse=True)
+    every = "|".join(map(re.escape, ordered))
+    absolute = "|".join(re.escape(root) for root in ordered if root.startswith("/")) or r"(?!)"
+    end = r"(?=$|[\s'\"`:,;)\]}>]|\.(?:\s|$))"
+    return re.compile(rf"(?:(?<![\w.~+/-])|(?<=://))(?:(?:{every})/(?=[^\s'\"])|(?P<itself>(?:{absolute})/?){end})")
 
 
 _LISTS = {"images": "pictures", "turns": "DraftTurn objects", "answers": "strings", "notes": "strings"}

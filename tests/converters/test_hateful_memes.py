@@ -140,5 +140,17 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         run("hateful_memes", tmp_path / "s", tmp_path / "o")
 
 
+@pytest.mark.parametrize("spelled", ["memes", "../{}/memes"])
+def test_a_damaged_image_is_named_from_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    source = memes_official(tmp_path / "memes")
+    put(source / "img" / "01235.png", "no image at all")
+    monkeypatch.chdir(tmp_path)
+    run("hateful_memes", spelled.format(tmp_path.name), tmp_path / "o")
+    messages = [reject["message"] for reject in rows(tmp_path / "o", "rejects.jsonl")]
+    assert "img/01235.png is not an image (a text file)" in messages
+
+
 def test_check_converter(tmp_path: Path) -> None:
     check_converter("hateful_memes", memes_official(tmp_path / "s"))

@@ -74,5 +74,20 @@ def test_each_of_the_two_folder_converters_names_the_other(tmp_path: Path) -> No
         run("ucf101", class_folders(tmp_path / "animals"), tmp_path / "o")
 
 
+@pytest.mark.parametrize("spelled", ["{abs}", "animals", "./animals/", "../{name}/animals", "{abs}/../link", "link"])
+def test_rejects_name_files_from_the_source_however_it_was_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    source = class_folders(tmp_path / "animals", ("train/cat/a.png",))
+    put(source / "train" / "cat" / "z.jpg", "no image at all")
+    (tmp_path / "link").symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    run("image_folder", spelled.format(abs=source, name=tmp_path.name), tmp_path / "o")
+    [reject] = rows(tmp_path / "o", "rejects.jsonl")
+    assert reject["message"] == "train/cat/z.jpg is not an image (a text file)"
+    again = run("image_folder", source, tmp_path / "o")
+    assert again.already_complete, "the spelling is no setting"
+
+
 def test_check_converter(tmp_path: Path) -> None:
     assert check_converter("image_folder", class_folders(tmp_path / "animals")).samples == 4
