@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import UnsafeNameError, inside, read_regular, unsafe_reason
+from phi3v_data.files import UnsafeNameError, inside, read_regular, unreadable, unsafe_reason
 from phi3v_data.line_index import FileState, LineIndex, open_index, state_content
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
@@ -39,7 +39,7 @@ def read_manifest(directory: str | Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
     return parse_manifest(text, path)
 
 
@@ -96,7 +96,7 @@ def list_directory(directory: Path) -> list[str]:
             ) from None
         raise NotFoundError(f"{directory}: no such directory") from None
     except OSError as error:
-        raise UserError(f"{directory}: cannot be read ({error.strerror})") from None
+        raise unreadable(directory, error) from None
 
 
 class Dataset(Mapping[str, "Split"]):
@@ -358,7 +358,7 @@ class _Descriptors:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+            raise unreadable(path, error) from None
 
 
 def _pread(descriptor: int, start: int, size: int) -> bytes:

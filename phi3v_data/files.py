@@ -181,6 +181,24 @@ def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
     return open(descriptor, "rb", buffering=buffering)
 
 
+def is_closed(error: OSError) -> bool:
+    """Whether something is there whose content could not be read: no permission, a failing disk."""
+    return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
+
+
+def reading_hint(reason: str) -> str:
+    """What to do about a file or folder that cannot be read; `reason` is the error's `strerror`."""
+    if reason == os.strerror(errno.EACCES):
+        return "fix its permissions (chmod -R u+rX)"
+    return "make it readable, or copy it again from its source"
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The sentence about a file or folder that cannot be read."""
+    reason = error.strerror or type(error).__name__
+    return UserError(f"{path}: cannot be read ({reason}); {reading_hint(reason)}")
+
+
 def read_regular(path: str | Path) -> bytes:
     """The content of a file; see `open_regular`. Raises OSError."""
     with open_regular(path) as file:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
 from phi3v_data.errors import UserError
-from phi3v_data.files import hidden_path, open_regular
+from phi3v_data.files import hidden_path, open_regular, unreadable
 from phi3v_data.jsonl import BOM
 
 BLANK = b" \t\r\n\v\f"
@@ -49,7 +49,7 @@ class FileState:
         try:
             status = os.stat(directory / name)
         except OSError as error:
-            raise UserError(f"{directory / name}: cannot be read ({error.strerror})") from None
+            raise unreadable(directory / name, error) from None
         return cls(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
     @property
@@ -179,7 +179,7 @@ def _scan(path: Path) -> "array[int]":
                 suspects.insert(0, 3)
             blank = [start for start in suspects if _is_blank(file.fileno(), start)]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
     if blank:
         offsets = offsets[~np.isin(offsets, np.array(blank, np.uint64))]
     result = array("Q")

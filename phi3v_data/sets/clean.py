@@ -21,7 +21,16 @@ from phi3v_data.problems import PROBLEMS
 from phi3v_data.schema import ConverterInfo, Diagnostic, Manifest, Severity
 from phi3v_data.sets.mend import Mends, mended_picture
 from phi3v_data.sets.pictures import place_pictures
-from phi3v_data.sets.reading import Progress, SourceSet, decode_row, row_images, set_name, table_lines
+from phi3v_data.sets.reading import (
+    Progress,
+    SourceSet,
+    decode_row,
+    refuse_closed,
+    refuse_closed_images,
+    row_images,
+    set_name,
+    table_lines,
+)
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
 from phi3v_data.validate.badrow import load_row
 from phi3v_data.validate.findings import Findings
@@ -141,6 +150,7 @@ class _Clean:
         self.progress = progress
         self.findings = RowFindings(drop)
         self.survey = Survey(directory, self.findings, progress)
+        refuse_closed(self.survey)
         self.name = set_name(self.survey)
         manifest = self.survey.layout.manifest
         self.num_crops = num_crops or (manifest.num_crops if manifest else None) or MAX_NUM_CROPS
@@ -156,9 +166,11 @@ class _Clean:
         survey = self.survey
         survey.read_rows()
         try:
+            refuse_closed(survey)
             if self.fix:
                 self.mends.correct_paths()
             survey.look(load_images(survey.directory, survey.tree), pixels=True, workers=self.workers)
+            refuse_closed_images(survey)
             survey.report_pictures(self.num_crops)
             keep = self.keep_sound(self.findings.decisive, np.ones(len(survey.table), np.bool_))
             keep = self.keep_unrelated(keep)

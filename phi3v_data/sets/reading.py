@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
+import numpy as np
 from msgspec import UNSET
 
-from phi3v_data.errors import UserError
-from phi3v_data.files import safe_component
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import reading_hint, safe_component
 from phi3v_data.jsonl import BOM, read_lines
+from phi3v_data.media.integrity import UNREADABLE as UNREADABLE_IMAGE
 from phi3v_data.schema import Manifest
 from phi3v_data.splits import is_split_name, parse_file_name
 from phi3v_data.validate.badrow import keep_sound_parts, load_row
 from phi3v_data.validate.findings import Findings
+from phi3v_data.validate.images import closed_images
 from phi3v_data.validate.pixels import PixelIdentity
 from phi3v_data.validate.receipt import load_images, tree_digest
 from phi3v_data.validate.rowtypes import DECODER, Row
@@ -88,6 +91,7 @@ class SourceSet:
     def pixel_identity(self, *, pixels: bool, workers: int) -> PixelIdentity:
         """Which pictures are the same: by path, or with `pixels` by what they show."""
         self.survey.look(load_images(self.directory, self.survey.tree), pixels=pixels, workers=workers)
+        refuse_closed_images(self.survey)
         return PixelIdentity(self.survey.tree, self.survey.images, pixels=pixels)
 
     def picture_path(self, entry: int) -> str:
@@ -109,12 +113,13 @@ def read_set(directory: Path, progress: Progress, *, mixed_names: bool = False) 
     """
     findings = Findings(1)
     survey = Survey(directory, findings, progress)
-    if not survey.files:
-        raise UserError(f"{directory}: no split found; it holds no NAME_SPLIT.jsonl file, such as train.jsonl")
+    refuse_no_files(survey)
+    refuse_closed(survey)
     refused = [code for code in UNREADABLE if not (mixed_names and code == "split-name")]
     _refuse(survey, refused)
     survey.read_rows()
     try:
+        refuse_closed(survey)
         _refuse(survey, refused)
         if not len(survey.table):
             raise UserError(f"{directory}: it holds no rows")
@@ -122,6 +127,43 @@ def read_set(directory: Path, progress: Progress, *, mixed_names: bool = False) 
         survey.table.close()
         raise
     return SourceSet(survey, set_name(survey))
+
+
+def refuse_no_files(survey: Survey) -> None:
+    """Refuse a directory without a split.
+
+    Raises:
+        NotFoundError: it has none.
+    """
+    if not survey.files:
+        raise NotFoundError(
+            f"{survey.directory}: no split found; it holds no NAME_SPLIT.jsonl file, such as train.jsonl"
+        )
+
+
+def refuse_closed(survey: Survey) -> None:
+    """Refuse a directory of which something may not be read: the rest would pass for the whole.
+
+    Raises:
+        UserError: it names the first such file or folder.
+    """
+    for name, reason in survey.closed:
+        raise _closed(survey.directory / name, reason)
+
+
+def refuse_closed_images(survey: Survey) -> None:
+    """Refuse a directory with an image in use that may not be read, once images have been looked at.
+
+    Raises:
+        UserError: it names the first such image.
+    """
+    for entry in np.flatnonzero(closed_images(survey.images) & survey.used).tolist():
+        words = survey.images.details.get((entry, UNREADABLE_IMAGE), "")
+        raise _closed(survey.tree.root / survey.tree.path(entry), words.rpartition(": ")[2])
+
+
+def _closed(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: cannot be read ({reason}); {reading_hint(reason)}")
 
 
 def _refuse(survey: Survey, codes: list[str]) -> None:

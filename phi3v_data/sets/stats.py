@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from phi3v_data.errors import UserError
 from phi3v_data.media.geometry import MAX_NUM_CROPS, check_num_crops
 from phi3v_data.schema import Level
 from phi3v_data.sets.duplicates import DuplicateSearch
-from phi3v_data.sets.reading import Progress, SourceSet, decode_row, set_name
+from phi3v_data.sets.reading import Progress, SourceSet, decode_row, refuse_closed, refuse_no_files, set_name
 from phi3v_data.validate import tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.repeats import report_repeated_samples
@@ -33,16 +34,22 @@ def set_stats(
     Level `quick` reads only the headers of pictures, so it knows no duplicates (`duplicates` is null).
 
     Raises:
-        NotFoundError: no such directory.
+        NotFoundError: no such directory, or no JSONL file in it.
+        UserError: nothing to count, or something in it may not be read.
     """
     if num_crops is not None:
         check_num_crops(num_crops)
     progress = progress or (lambda stage, done, total: None)
     findings = Findings(0)
     survey = Survey(Path(directory), findings, progress)
+    refuse_no_files(survey)
+    refuse_closed(survey)
     with paused_collector():
         survey.read_rows()
         try:
+            refuse_closed(survey)
+            if not any(survey.scan.num_lines.values()):
+                raise UserError(f"{directory}: it holds no rows")
             return _count(survey, level, num_crops, workers, progress)
         finally:
             survey.table.close()

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.files import leads_outside, unsafe_reason
+from phi3v_data.files import leads_outside, reading_hint, unsafe_reason
 from phi3v_data.media import integrity
 from phi3v_data.messages import escaped, shown
 from phi3v_data.validate.badrow import image_fields
@@ -54,6 +54,12 @@ class ImageTable:
 
     facts: integrity.Facts
     details: dict[tuple[int, int], str] = field(default_factory=dict)
+
+
+def closed_images(images: ImageTable) -> Flags:
+    """Which files could not be opened (no permission, a failing disk), so that nothing is known of their content."""
+    flags = images.facts["flags"]
+    return np.asarray((flags & integrity.UNREADABLE != 0) & (flags & integrity.CHECKED == 0), np.bool_)
 
 
 def used_images(table: RowTable, tree: ImageTree) -> Flags:
@@ -145,6 +151,7 @@ class ImageReport:
         self.findings = findings
         self._missing: dict[str, tuple[str, str, str]] = {}
         self._names: dict[str, list[str]] | None = None
+        self._closed = dict(tree.unreadable)
 
     def report(self) -> None:
         """Missing files, then files of a wrong kind, then what the look at each showed."""
@@ -152,8 +159,12 @@ class ImageReport:
         kinds = np.frombuffer(bytes(self.tree.kinds), np.uint8)
         for kind, (code, words, hint) in _KINDS.items():
             self._report_uses(kinds == kind, code, partial(self._kind_words, words), hint)
+        closed = closed_images(self.images)
         for flag, (code, hint) in _CODES.items():
-            self._report_uses(self.images.facts["flags"] & flag != 0, code, partial(self._flag_words, flag), hint)
+            flagged = (self.images.facts["flags"] & flag != 0) & ~closed
+            self._report_uses(flagged, code, partial(self._flag_words, flag), hint)
+        hint = "fix its permissions (chmod u+r), or copy it again"
+        self._report_uses(closed, "image-unreadable", partial(self._flag_words, integrity.UNREADABLE), hint)
 
     def _kind_words(self, words: str, index: int) -> str:
         return words or unsafe_reason(self.tree.path(index))
@@ -228,6 +239,12 @@ class ImageReport:
                 f"{name} is not under images/: a file differs in {kind}",
                 f"meant {shown(meant, 160)}?",
             )
+        if self._closed:
+            parts = path.split("/")
+            for folder in ("/".join(parts[:depth]) for depth in range(len(parts) + 1)):
+                if (why := self._closed.get(folder)) is not None:
+                    message = f"{name} cannot be read: {shown(f'images/{folder}')} cannot ({why})"
+                    return "image-unreadable", message, reading_hint(why)
         full = os.path.join(self.tree.root, path)
         try:
             there = os.path.lexists(full)

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from phi3v_data.dataset import list_directory
-from phi3v_data.files import open_regular, read_regular
+from phi3v_data.files import is_closed, open_regular, read_regular, reading_hint
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
 from phi3v_data.splits import NOT_SPLITS, Splits, find_splits
@@ -31,7 +31,8 @@ class Layout:
     splits: Splits
     manifest: Manifest | None
     digests: dict[str, str] = field(default_factory=dict)  # sha256 of each file as read, where the manifest gives one
-    unread: set[str] = field(default_factory=set)  # splits of which a file is no text, so that rows cannot be counted
+    unread: set[str] = field(default_factory=set)  # splits of which a file cannot be read, so that rows are not counted
+    closed: list[tuple[str, str]] = field(default_factory=list)  # (path in DIR, reason) of what may not be read
 
     def is_labelled(self, split: str) -> bool:
         """Whether a split's answers must not be empty."""
@@ -53,7 +54,8 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
     """
     names = list_directory(directory)
     refuse_unfinished(directory)
-    manifest = _read_manifest(directory, findings) if MANIFEST in names else None
+    closed: list[tuple[str, str]] = []
+    manifest = _read_manifest(directory, findings, closed) if MANIFEST in names else None
     listed = {split: tuple(info.files) for split, info in manifest.splits.items()} if manifest else None
     splits = find_splits(names, listed)
     for file in splits.unnamed:
@@ -84,7 +86,7 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
             "the directory holds no NAME_SPLIT.jsonl",
             hint="is this the right directory? it should hold files such as train.jsonl" + _near_names(names),
         )
-    return Layout(directory, splits, manifest)
+    return Layout(directory, splits, manifest, closed=closed)
 
 
 _NEAR = re.compile(r".*\.(jsonl|ndjson|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst|zip|txt))?", re.IGNORECASE)
@@ -99,8 +101,8 @@ def _near_names(names: list[str]) -> str:
     return f", and holds {', '.join(map(shown, near[:5]))}{more}: unpack, rename or convert them"
 
 
-def _read_manifest(directory: Path, findings: Findings) -> Manifest | None:
-    """A sound manifest; None, reported, where it is not."""
+def _read_manifest(directory: Path, findings: Findings, closed: list[tuple[str, str]]) -> Manifest | None:
+    """A sound manifest; None, reported, where it is not. Entered in `closed` where it may not be read."""
 
     def invalid(message: str, hint: str = "", name: str | None = None) -> None:
         findings.add("manifest-invalid", message, file=MANIFEST, field=name, hint=hint)
@@ -108,7 +110,10 @@ def _read_manifest(directory: Path, findings: Findings) -> Manifest | None:
     try:
         value = json.loads(read_regular(directory / MANIFEST))
     except OSError as error:
-        invalid(f"cannot be read: {error.strerror}")
+        reason = error.strerror or type(error).__name__
+        invalid(f"cannot be read: {reason}", reading_hint(reason))
+        if is_closed(error):
+            closed.append((MANIFEST, reason))
         return None
     except (ValueError, RecursionError) as error:
         invalid(f"not JSON: {escaped(str(error))[:200]}", "write it again by converting, or remove it")
@@ -146,8 +151,13 @@ def report_empty(layout: Layout, num_rows: Mapping[str, int], findings: Findings
             )
 
 
-def report_stale(layout: Layout, num_rows: Mapping[str, int], table: RowTable, findings: Findings) -> None:
-    """Where the manifest disagrees with the files: digests, counts of rows and of pictures, splits."""
+def report_stale(
+    layout: Layout, num_rows: Mapping[str, int], table: RowTable, findings: Findings, *, count_images: bool = True
+) -> None:
+    """Where the manifest disagrees with the files: digests, counts of rows and of pictures, splits.
+
+    `count_images` is False where a folder of images cannot be read, so that their number is not known.
+    """
     if layout.manifest is None:
         return
 
@@ -172,7 +182,7 @@ def report_stale(layout: Layout, num_rows: Mapping[str, int], table: RowTable, f
                 f"it says {info.rows} rows in split {shown(split)}, the files have {num_rows.get(split, 0)}",
                 f"{where}.rows",
             )
-        if images.get(split, 0) != info.images:
+        if count_images and images.get(split, 0) != info.images:
             stale(
                 f"it says {info.images} images in split {shown(split)}, the rows use {images.get(split, 0)}",
                 f"{where}.images",
@@ -204,7 +214,7 @@ def _images_of_splits(table: RowTable) -> dict[str, int]:
 def report_labels(layout: Layout, labels: Mapping[str, Counter[str] | None], findings: Findings) -> None:
     """Classes that a held-out split asks for and that training never shows."""
     train = labels.get("train")
-    if layout.manifest is None or not layout.manifest.classes or not train:
+    if layout.manifest is None or not layout.manifest.classes or not train or "train" in layout.unread:
         return
     classes = set(layout.manifest.classes)
     for split, counts in labels.items():

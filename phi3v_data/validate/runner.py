@@ -122,7 +122,7 @@ class _Run:
         self.table, scan = survey.table, survey.scan
         try:
             report_empty(layout, scan.num_lines, findings)
-            report_stale(layout, scan.num_lines, self.table, findings)
+            report_stale(layout, scan.num_lines, self.table, findings, count_images=not self.tree.unreadable)
             report_labels(layout, scan.labels, findings)
             return self._check_images(scan, max_tokens, workers, use_receipt)
         finally:

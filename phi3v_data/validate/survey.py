@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.encodings import file_encoding
+from phi3v_data.files import is_closed, reading_hint
 from phi3v_data.messages import escaped
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.findings import Findings
@@ -52,9 +53,16 @@ class Survey:
         for folder, reason in self.tree.unreadable:
             findings.add(
                 "check-skipped",
-                f"the folder cannot be read ({reason}): the files in it count as missing",
+                f"the folder cannot be read ({reason}), so the images in it are not checked",
                 file=f"images/{escaped(folder)}".rstrip("/"),
+                hint=reading_hint(reason),
             )
+            self.closed.append((f"images/{folder}".rstrip("/"), reason))
+
+    @property
+    def closed(self) -> list[tuple[str, str]]:
+        """(path in DIR, reason) of what may not be read, as far as the directory has been read."""
+        return self.layout.closed
 
     @property
     def files(self) -> list[tuple[str, str]]:
@@ -95,11 +103,12 @@ class Survey:
                 if self.layout.wants_digest(split, file):
                     self.layout.digests[file] = file_digest(self.directory / file)
             except OSError as error:
+                self.layout.unread.add(split)
+                reason = error.strerror or str(error)
+                if is_closed(error):
+                    self.closed.append((file, reason))
                 self.findings.add(
-                    "shard-missing",
-                    f"the file cannot be read: {error.strerror or error}",
-                    file=file,
-                    hint="make it a readable file",
+                    "shard-missing", f"the file cannot be read: {reason}", file=file, hint=reading_hint(reason)
                 )
             done += sizes[file]
         self.table.finish()

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from phi3v_data.files import unsafe_reason
+from phi3v_data.files import is_closed, unsafe_reason
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 
 Ints = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ class ImageTree:
         self._ends = array("q")
         self._columns = {name: array(code) for name, (code, _) in _COLUMNS.items()}
         self.kinds = bytearray()
-        self.unreadable: list[tuple[str, str]] = []  # (folder, reason)
+        self.unreadable: list[tuple[str, str]] = []  # (folder, reason), of a link itself
         self.devices: set[int] = set()
         self._scan()
         self.ends: Ints = np.frombuffer(self._ends, np.int64)
@@ -119,6 +119,11 @@ class ImageTree:
         self.devices.add(found.st_dev)
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
+    def _note_unreadable(self, path: str, error: OSError) -> None:
+        found = (path, error.strerror or type(error).__name__)
+        if found not in self.unreadable[-1:]:
+            self.unreadable.append(found)
+
     def _scan(self) -> None:
         real_root = os.path.realpath(self.root)
         stack: list[tuple[str, tuple[str, ...], bool]] = [("", (real_root,), False)]
@@ -131,7 +136,7 @@ class ImageTree:
                     entries = list(listing)
             except OSError as error:
                 if folder or not isinstance(error, FileNotFoundError):
-                    self.unreadable.append((folder, error.strerror or type(error).__name__))
+                    self._note_unreadable(folder, error)
                 continue
             names = list(map(_get_name, entries))
             plain = _PLAIN_NAMES.fullmatch("/".join(names)) is not None
@@ -149,7 +154,7 @@ class ImageTree:
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append((path, (*above, os.path.join(above[-1], entry.name)), bad))
                 else:
-                    self._enter_entry(path, entry, bad)
+                    self._enter_entry(folder, path, entry, bad)
             stack.extend(reversed(folders))
 
     def _enter_files(self, prefix: str, entries: "list[os.DirEntry[str]]") -> bool:
@@ -174,10 +179,12 @@ class ImageTree:
         self.kinds += bytes([FILE]) * len(names)
         return True
 
-    def _enter_entry(self, path: str, entry: "os.DirEntry[str]", bad: bool) -> None:
+    def _enter_entry(self, folder: str, path: str, entry: "os.DirEntry[str]", bad: bool) -> None:
         try:
             found = entry.stat(follow_symlinks=False)
-        except OSError:  # gone since it was listed
+        except OSError as error:
+            if is_closed(error):  # else gone since it was listed
+                self._note_unreadable(folder, error)  # its names can be read, its files cannot
             return
         kind = UNSAFE if bad else FILE if stat.S_ISREG(found.st_mode) else OTHER
         self._enter(path, kind, *self._state(found))
@@ -196,8 +203,11 @@ class ImageTree:
         except FileNotFoundError:
             self._enter(path, BROKEN)
             return
-        except OSError:  # too many levels of symbolic links
-            self._enter(path, LOOP)
+        except OSError as error:
+            if is_closed(error):
+                self._note_unreadable(path, error)
+            else:  # too many levels of symbolic links
+                self._enter(path, LOOP)
             return
         target = os.path.realpath(entry.path)
         if target != real_root and not target.startswith(real_root + os.sep):
