@@ -160,7 +160,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     warnings = used.left_out(source)
     unlabelled = _unlabelled(request, info, plan.counts)
     identity = run_identity(request, unlabelled, plan)
-    if (manifest := already_complete(request, output, identity)) is not None:
+    if (manifest := already_complete(request, output, identity, planned)) is not None:
         return ConvertResult(
             request.out_dir, manifest, already_complete=True, warnings=warnings, notes=tuple(info.notes)
         )
@@ -185,7 +185,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
 def _done_before(request: Request, output: Output, identity: Mapping[str, Any], plan: Plan, planned: Reads) -> set[int]:
     """The parts of an interrupted run that count, after the source was compared; else a new journal is begun."""
     journal = output.journal
-    saved = interrupted(request, output, identity, planned.roots)
+    saved = interrupted(request, output, identity, planned)
     if saved is not None:
         done = finished_parts(journal, plan.parts)
         check = SourceCheck(request.out_dir, planned.roots)
@@ -223,7 +223,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
 
     drafts = draw()
     part = resumed = 0
-    if interrupted(request, output, identity, roots) is None:
+    if interrupted(request, output, identity) is None:
         journal.start(identity, overwrite=request.overwrite)
     else:
         part, resumed = finished_in_order(journal)

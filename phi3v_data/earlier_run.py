@@ -1,9 +1,9 @@
 """What an earlier run left in a directory, and whether this run is the same: identity, complete, interrupted."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from phi3v_data.converters.reads import Roots
+from phi3v_data.converters.reads import ReadRecord, Reads, by_file
 from phi3v_data.converters.registry import own_file_digest
 from phi3v_data.errors import UserError
 from phi3v_data.same_source import SourceCheck
@@ -35,21 +35,61 @@ def run_identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan
     return identity
 
 
-def already_complete(request: Request, output: Output, identity: Mapping[str, Any]) -> Manifest | None:
+def already_complete(
+    request: Request, output: Output, identity: Mapping[str, Any], planned: Reads | None = None
+) -> Manifest | None:
     """The manifest of an earlier run that did just this; None where there is none.
 
+    `planned`: what the plan of today was made from; None for a generator, which plans nothing.
+
     Raises:
-        UserError: the directory holds the result of another run.
+        UserError: the directory holds the result of another run, or of another state of the source.
     """
     saved = output.journal.begun(output.journal.complete)
     if request.overwrite or output.manifest is None or saved is None:
         return None
-    if changed := differences(saved.identity, _as_old(identity, saved.identity)):
+    new = _as_old(identity, saved.identity)
+    if changed := differences(_settings(saved.identity), _settings(new)):
         raise UserError(
             f"{request.out_dir} was converted with other settings: {join_words(changed)}; --overwrite replaces it, "
             "or choose another --out_dir"
         )
+    if new != saved.identity:
+        said = _source_changes(saved.planned, saved.identity, new, planned)
+        raise UserError(
+            f"{request.out_dir} is complete, but the source has changed since: {said}; --overwrite starts over, or "
+            "choose another --out_dir"
+        )
     return output.manifest
+
+
+_FROM_SOURCE = ("items", "plan", "content")
+
+
+def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without what the source decides."""
+    return {key: value for key, value in identity.items() if key not in _FROM_SOURCE}
+
+
+def _source_changes(
+    before: Iterable[ReadRecord], old: Mapping[str, Any], new: Mapping[str, Any], planned: Reads | None
+) -> str:
+    """Which files differ from those that the plan was made from (`before`, one record a file), or which counts do."""
+    then = {(read.root, read.path): read.digest for read in before}
+    now = {(read.root, read.path): read.digest for read in by_file(planned.records())} if planned else {}
+    files = [
+        f"'{path}' {'has other content' if (root, path) in now else 'is not read any more'}"
+        for (root, path), digest in then.items()
+        if now.get((root, path)) != digest
+    ]
+    files += [f"'{path}' is new" for root, path in now if then and (root, path) not in then]
+    old_items, items = old.get("items", {}), new.get("items", {})
+    counts = [
+        f"{split} has {items.get(split, 0):,} items, not {old_items.get(split, 0):,}"
+        for split in dict.fromkeys((*old_items, *items))
+        if items.get(split) != old_items.get(split)
+    ]
+    return join_words(files or counts or ["its items have other keys, sizes or contents"], limit=3)
 
 
 def _as_old(identity: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,11 +97,16 @@ def _as_old(identity: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, 
     return {key: value for key, value in identity.items() if key in saved or key not in ("content", "converter_file")}
 
 
-def interrupted(request: Request, output: Output, identity: Mapping[str, Any], roots: Roots) -> Begun | None:
+def interrupted(
+    request: Request, output: Output, identity: Mapping[str, Any], planned: Reads | None = None
+) -> Begun | None:
     """What the journal says of the interrupted run that this one resumes; None where a new one is to be begun.
 
+    `planned`: as for `already_complete`.
+
     Raises:
-        UserError: an interrupted run with other settings, or of an older version, is there.
+        UserError: an interrupted run with other settings, of another state of the source, or of an older version, is
+            there.
     """
     journal = output.journal
     saved = journal.begun(journal.identity)
@@ -72,18 +117,23 @@ def interrupted(request: Request, output: Output, identity: Mapping[str, Any], r
     new = dict(identity) if is_ours else _as_old(identity, old)
     if is_ours and "content" in old:
         new["content"] = old["content"]  # compared item by item, so that the message can name one
-    changed = differences(old, new)
-    if not changed and is_ours and saved.overwrite >= request.overwrite:
+    if new == old and is_ours and saved.overwrite >= request.overwrite:
         return saved
     if request.overwrite:
         return None
-    if changed:
-        if is_ours and old.get("plan") != identity.get("plan"):
-            file = SourceCheck(request.out_dir, roots).changed_file(saved.planned)
-            changed += [f"'{file.path}' of the source"] if file else []
+    if changed := differences(_settings(old), _settings(new)):
         raise UserError(
             f"{request.out_dir} holds an interrupted conversion with other settings: {join_words(changed)}; "
             "--overwrite starts over, or choose another --out_dir"
+        )
+    if new != old:
+        file = SourceCheck(request.out_dir, planned.roots).changed_read(journal) if planned and is_ours else None
+        said = (
+            f"'{file.path}' has other content" if file else _source_changes(by_file(saved.planned), old, new, planned)
+        )
+        raise UserError(
+            f"{request.out_dir} holds an interrupted conversion, but the source has changed since: {said}; put the old "
+            "content back, or start over with --overwrite"
         )
     raise UserError(
         f"{request.out_dir} holds a conversion that another version of phi3v was interrupted in; that version kept no "

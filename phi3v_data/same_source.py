@@ -52,7 +52,12 @@ class SourceCheck:
 
     def changed_file(self, planned: Sequence[ReadRecord]) -> ReadRecord | None:
         """The first of the files that a plan was made from that has other content now."""
-        return next((read for read in planned if self.differs(read, self.roots)), None)
+        return next((read for read in planned if self.differs(read)), None)
+
+    def changed_read(self, journal: Journal) -> ReadRecord | None:
+        """The first of the source's files that finished samples were made from that has other content now."""
+        reads = (read for receipt in journal.receipts_there() for record in receipt.sources for read in record.reads)
+        return next((read for read in reads if self.roots.locate(read) and read.root and self.differs(read)), None)
 
     def _finished(
         self, journal: Journal, plan: Plan, done: AbstractSet[int]
@@ -95,9 +100,9 @@ class SourceCheck:
                 row = f", {read.place}" if read.place else ""
                 raise self._refusal(f"'{read.path}'{row} of the source", f" (item {key!r})")
 
-    def differs(self, read: ReadRecord, roots: Roots) -> bool:
-        """Whether a file, or a row of one, has other content than it had."""
-        path = roots.locate(read)
+    def differs(self, read: ReadRecord, roots: Roots | None = None) -> bool:
+        """Whether a file, or a row of one, has other content than it had; `roots` of one item where it has its own."""
+        path = (roots or self.roots).locate(read)
         state = self._state(path)
         if read.state and read.state == state:
             return False

@@ -262,7 +262,7 @@ def test_clips_and_their_lists_are_compared(tmp_path: Path) -> None:
     changed.write_bytes(bytes(content))
     lists(folder, "0")
     with pytest.raises(
-        phi3v_data.UserError, match=r"the planned items \(their keys or sizes\), 'trainlist01\.txt' of the source;"
+        phi3v_data.UserError, match=r"the source has changed since: 'trainlist01\.txt' has other content"
     ):
         resume("ucf101", source, tmp_path / "out", options={"frames": 1})
     lists(folder, "5")
@@ -411,8 +411,32 @@ def test_a_finished_directory_of_a_corrected_table_is_not_called_complete(tmp_pa
     source = table(tmp_path / "source", "rows.csv", "aaaaaa")
     resume("table", source, tmp_path / "out", options={"map": MAP})
     table(source, "rows.csv", "abaaaa")
-    with pytest.raises(phi3v_data.UserError, match="the planned items"):
+    with pytest.raises(phi3v_data.UserError) as error:
         resume("table", source, tmp_path / "out", options={"map": MAP})
+    assert str(error.value) == (
+        f"{tmp_path / 'out'} is complete, but the source has changed since: 'rows.csv' has other content; --overwrite "
+        "starts over, or choose another --out_dir"
+    )
+
+
+def test_a_table_that_grew_during_an_interrupted_run_is_named(tmp_path: Path) -> None:
+    source = table(tmp_path / "source", "rows.csv", "aaaaaa")
+    interrupt("table", source, tmp_path / "out", options={"map": MAP})
+    table(source, "rows.csv", "aaaaaaaa")
+    with pytest.raises(phi3v_data.UserError) as error:
+        resume("table", source, tmp_path / "out", options={"map": MAP})
+    assert str(error.value) == (
+        f"{tmp_path / 'out'} holds an interrupted conversion, but the source has changed since: 'rows.csv' has other "
+        "content; put the old content back, or start over with --overwrite"
+    )
+
+
+def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
+    source = plain_source(tmp_path / "source", {"train": 8})
+    interrupt(Toy, source, tmp_path / "out")
+    (source / "train/g00/s000.txt").write_text("image 1 and more")
+    with pytest.raises(phi3v_data.UserError, match=r"changed since: 'train/g00/s000\.txt' has other content; put"):
+        resume(Toy, source, tmp_path / "out")
 
 
 def test_a_generator_that_draws_something_else_is_refused(tmp_path: Path) -> None:

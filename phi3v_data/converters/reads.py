@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,6 +140,18 @@ class Reads:
             path = path.encode("utf-8", "backslashreplace").decode()  # JSON holds no other bytes; not found on resume
             found.append(ReadRecord(root, path, "" if _is_racy(note.state, now) else note.state, digest, note.place))
         return tuple(found)
+
+
+def by_file(records: Iterable[ReadRecord]) -> tuple[ReadRecord, ...]:
+    """One record a file of the source, with neither state nor place: the same wherever and whenever it was read."""
+    digests: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if record.root:
+            digests.setdefault((record.root, record.path), []).append(f"{record.place}:{record.digest}")
+    return tuple(
+        ReadRecord(root, path, "", xxhash.xxh3_128_hexdigest("\n".join(rows).encode()))
+        for (root, path), rows in digests.items()
+    )
 
 
 _active: Reads | None = None

@@ -6,7 +6,7 @@
     collisions/       pictures whose name another row had taken with different content
     publishing.json   all parts are done, the files are being moved into DIR
     marker.json       on its way to DIR/dataset.json, which it is until all files are moved
-    complete.json     identity of what stands in DIR
+    complete.json     identity of what stands in DIR, and digests of the files it was planned from
     source/           what the source unpacked        run/  scratch of the running process
 
 Everything is written aside and renamed, so a file that is there is whole. What a power cut may leave is caught when a
@@ -95,9 +95,10 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """What is being written, or stands there: `identity.json`, or `complete.json` with the identity alone.
+    """What is being written, or stands there: `identity.json`, or `complete.json` with the identity and `planned`.
 
-    `planned`: the files that the plan was made from; `format` is 1 in journals that do not say.
+    `planned`: the files that the plan was made from, in `complete.json` one record a file; `format` is 1 in journals
+    that do not say.
     """
 
     identity: dict[str, Any]
@@ -291,6 +292,13 @@ class Journal:
                 )
             yield receipt
 
+    def receipts_there(self) -> Iterator[Receipt]:
+        """The receipts of whatever parts are done, in order."""
+        for path in sorted(self.parts.glob("*.json")):
+            receipt = self.read_receipt(int(path.stem)) if path.stem.isdecimal() else None
+            if receipt is not None:
+                yield receipt
+
     def has_receipts(self) -> bool:
         """Whether at least one part is done."""
         try:
@@ -323,11 +331,7 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-_IN_WORDS = {
-    "plan": "the planned items (their keys or sizes)",
-    "content": "the planned items (what the source says of them)",
-    "converter_file": "the converter's own file",
-}
+_IN_WORDS = {"converter_file": "the converter's own file"}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -18,6 +18,7 @@ import msgspec
 import xxhash
 
 from phi3v_data.converters.base import DatasetInfo
+from phi3v_data.converters.reads import by_file
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, read_json, read_regular, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import shown
@@ -252,7 +253,8 @@ def finish_publishing(journal: Journal) -> None:
         sync_folder(out_dir)
     begun = journal.begun(journal.identity)
     if begun is not None:
-        write_json(journal.complete, {"identity": begun.identity})
+        planned = msgspec.to_builtins(by_file(begun.planned))
+        write_json(journal.complete, {"identity": begun.identity} | ({"planned": planned} if planned else {}))
     journal.discard()
     for folder in (journal.old, journal.source, journal.run):
         remove_tree(folder)
