@@ -19,7 +19,7 @@ from phi3v_data.line_index import FileState, LineIndex, open_index, state_conten
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, canonical_split, find_splits
-from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_marker, refuse_unfinished
+from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_interrupted, refuse_marker, refuse_unfinished
 
 _MAX_OPEN_FILES = 64
 """Shards of a split that stay open; of a split with more, each read opens its file again."""
@@ -91,9 +91,13 @@ def list_directory(directory: Path) -> list[str]:
         raise NotFoundError(f"{directory}: no such directory") from None
     except NotADirectoryError:
         if directory.is_file():
-            raise NotFoundError(
-                f"{directory}: is a file; give the directory that holds it: {directory.parent}"
-            ) from None
+            own = directory.name.endswith(".jsonl") or directory.name == MANIFEST
+            hint = (
+                f"give the directory that holds it: {directory.parent}"
+                if own
+                else "not a conversations directory; `phi3v-data convert` makes one, see `phi3v-data convert --help`"
+            )
+            raise NotFoundError(f"{directory}: is a file{';' if own else ','} {hint}") from None
         raise NotFoundError(f"{directory}: no such directory") from None
     except OSError as error:
         raise unreadable(directory, error) from None
@@ -109,7 +113,7 @@ class Dataset(Mapping[str, "Split"]):
 
     Raises:
         NotFoundError: no such directory, or no JSONL file in it.
-        UnfinishedError: the set's files are still being moved into place.
+        UnfinishedError: the set's files are still being moved into place, or its conversion was interrupted.
         UserError: the directory cannot be read or, when strict, its `dataset.json`.
     """
 
@@ -121,6 +125,7 @@ class Dataset(Mapping[str, "Split"]):
         listed = {split: tuple(info.files) for split, info in self.manifest.splits.items()} if self.manifest else None
         self._found: Splits = find_splits(names, listed)
         if not self._found.splits:
+            refuse_interrupted(self.directory)
             reason = (
                 f"{', '.join(self._found.unnamed)} end in no split's name"
                 if self._found.unnamed

@@ -14,6 +14,8 @@ from phi3v_data.files import hidden_path
 
 MANIFEST = "dataset.json"
 PUBLISHING = ("convert", "publishing.json")
+JOURNAL = ("convert",)
+COMPLETE = ("convert", "complete.json")
 STAGED_MANIFEST = ("convert", "stage", MANIFEST)
 
 _KEY = "unfinished"
@@ -26,7 +28,7 @@ MARKER = {
 
 
 class UnfinishedError(UserError):
-    """The files of a set are being moved into place, or that was cut short."""
+    """A set is being made or its files are being moved into place, or that was cut short."""
 
 
 def is_marker(value: Any) -> bool:
@@ -52,6 +54,19 @@ def refuse_unfinished(directory: Path) -> None:
     """
     if _has(directory, PUBLISHING) and _has(directory, STAGED_MANIFEST):
         raise _error(directory)
+
+
+def refuse_interrupted(directory: Path) -> None:
+    """Refuse a directory that holds no split because the run that makes them has not come to its end.
+
+    Raises:
+        UnfinishedError: its journal says so.
+    """
+    if _has(directory, JOURNAL) and not _has(directory, COMPLETE):
+        raise UnfinishedError(
+            f"{directory}: an interrupted conversion is there (or one that is still running), and no set yet; run the "
+            "same command again to finish it"
+        )
 
 
 def _has(directory: Path, names: Sequence[str]) -> bool:

@@ -249,6 +249,13 @@ def test_what_is_not_there_is_named(directory: Path, tmp_path_factory: pytest.Te
         Dataset(empty)
     with pytest.raises(NotFoundError, match=r"d_train\.jsonl: is a file; give the directory that holds it"):
         Dataset(directory / "d_train.jsonl")
+    (empty / "UCF101_subset.tar.gz").touch()
+    with pytest.raises(NotFoundError) as caught:
+        Dataset(empty / "UCF101_subset.tar.gz")
+    assert str(caught.value) == (
+        f"{empty}/UCF101_subset.tar.gz: is a file, not a conversations directory; `phi3v-data convert` makes one, see "
+        "`phi3v-data convert --help`"
+    )
 
 
 def test_files_that_do_not_go_together_are_refused_unless_asked(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from half_published import SOURCE, convert
 from in_process import Cli, make_cli
 from kills import killed_before
+from sets.set_builders import row, write_set
 from toy_converter import make_source, rows, tree
 
 import phi3v_data
@@ -182,13 +183,20 @@ def test_finish_says_what_it_cannot_do(cli: Cli, half: Path, source: Path, tmp_p
 
     (tmp_path / "empty").mkdir()
     assert "no such directory" in refused("--finish", tmp_path / "gone")
-    assert "nothing to complete, no set of phi3v is there" in refused("--finish", tmp_path / "empty")
+    assert "nothing to finish, no interrupted run of phi3v is there" in refused("--finish", tmp_path / "empty")
+    bare = write_set(tmp_path / "bare", {"x_train.jsonl": [row("a")]})
+    assert refused("--finish", bare) == (
+        f"error: {bare}: there is nothing to finish, no interrupted run of phi3v is there\n"
+    )
+    assert "is a file; give the directory" in refused("--finish", bare / "x_train.jsonl")
     assert "stands alone, without 'ucf101'" in refused("ucf101", "--finish", half)
     interrupted = tmp_path / "interrupted"
     make_source(source, {f"train/g{n}/s.txt": f"image {n}" for n in range(5, 9)})
 
     killed_before("replace", 6, lambda: convert(source, interrupted))
-    assert "nothing to complete, an interrupted run is there" in refused("--finish", interrupted)
+    assert "nothing to finish, no files are being moved there yet; run the interrupted" in refused(
+        "--finish", interrupted
+    )
     (half / ".phi3v/convert/stage/dataset.json").unlink()
     assert "stage/dataset.json is gone" in refused("--finish", half)
 
@@ -209,3 +217,31 @@ def test_what_an_earlier_version_left_without_a_marker_is_refused_and_completed(
     assert f"`phi3v-data convert --finish {half}`" in err
     assert cli("convert", "--finish", half)[0] == 0
     assert tree(half, hidden=True).items() >= wanted.items()
+
+
+def test_an_interrupted_conversion_is_no_set_and_no_wrong_directory(
+    cli: Cli, source: Path, wanted: "dict[str, str]", tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    killed_before("replace", 3, lambda: convert(source, out))
+    assert [path.name for path in out.iterdir()] == [".phi3v"]
+    sentence = (
+        f"{out}: an interrupted conversion is there (or one that is still running), and no set yet; run the same "
+        "command again to finish it"
+    )
+    new = tmp_path / "new"
+    for args in (
+        ["validate", out],
+        ["stats", out],
+        ["preview", out],
+        ["card", out],
+        ["clean", out, new],
+        ["split", out, new, "--split", "train=0.5,val=0.5"],
+        ["merge", out, new],
+    ):
+        assert cli(*args) == (2, "", f"error: {sentence}\n"), args
+    with pytest.raises(phi3v_data.UserError) as caught:
+        phi3v_data.Dataset(out)
+    assert str(caught.value) == sentence
+    convert(source, out)
+    assert tree(out) == {name: digest for name, digest in wanted.items() if not name.startswith(".phi3v")}

@@ -119,7 +119,7 @@ def finish_only(directory: str, allow_rejects: int, also: str | None) -> NoRetur
     """Complete a directory and exit; `also` is what was given beside it, which has no meaning here.
 
     Raises:
-        UserError: something was given beside it, or there is nothing to complete.
+        UserError: something was given beside it, or there is nothing to finish.
     """
     from phi3v_data.conversion import finish
 

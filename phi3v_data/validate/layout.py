@@ -17,7 +17,7 @@ from phi3v_data.files import is_closed, open_regular, read_regular, reading_hint
 from phi3v_data.messages import escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
 from phi3v_data.splits import NOT_SPLITS, Splits, find_splits
-from phi3v_data.unfinished import MANIFEST, refuse_marker, refuse_unfinished
+from phi3v_data.unfinished import MANIFEST, refuse_interrupted, refuse_marker, refuse_unfinished
 from phi3v_data.validate.badrow import field_path
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
@@ -50,7 +50,7 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
 
     Raises:
         NotFoundError: no such directory.
-        UserError: it cannot be listed, or its files are still being moved into place.
+        UserError: it cannot be listed, or no set is complete in it: its conversion was interrupted.
     """
     names = list_directory(directory)
     refuse_unfinished(directory)
@@ -81,6 +81,7 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
                 hint="copy it again from its source, or write the split anew",
             )
     if not splits.splits:
+        refuse_interrupted(directory)
         findings.add(
             "split-empty",
             "the directory holds no NAME_SPLIT.jsonl",

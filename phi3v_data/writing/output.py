@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi3v_data.dataset import read_manifest
-from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.dataset import list_directory, read_manifest
+from phi3v_data.errors import UserError
 from phi3v_data.files import inside, open_regular, read_json
 from phi3v_data.lock import lock_file, wait_for_workers
 from phi3v_data.mounts import UNSUPPORTED, file_system
@@ -78,14 +78,17 @@ def finish(out_dir: Path) -> tuple[Manifest, bool]:
         UserError: there is no such set, or it is being written by another process.
     """
     journal = Journal(out_dir)
-    if not out_dir.is_dir():
-        raise NotFoundError(f"{out_dir}: no such directory")
-    _inspect(journal, overwrite=True)
+    list_directory(out_dir)
+    journal.check()
     if not journal.publishing.exists():
         manifest = read_manifest(out_dir)
         if manifest is None:
-            reason = "an interrupted run is there" if journal.identity.exists() else "no set of phi3v is there"
-            raise UserError(f"{out_dir}: there is nothing to complete, {reason}; run the command that makes the set")
+            reason = (
+                "no files are being moved there yet; run the interrupted command again"
+                if journal.root.exists() and not journal.complete.exists()
+                else "no interrupted run of phi3v is there"
+            )
+            raise UserError(f"{out_dir}: there is nothing to finish, {reason}")
         return manifest, False
     with open_output(out_dir, overwrite=False) as output:
         if output.manifest is None:
