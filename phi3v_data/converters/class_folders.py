@@ -6,10 +6,13 @@ a class, a name under `images/` that no other file shares.
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from phi3v_data.converters.base import Item
 from phi3v_data.converters.source import SourceFile
 from phi3v_data.encodings import read_text
 from phi3v_data.errors import NotFoundError, UserError
@@ -28,7 +31,10 @@ class ClassFile:
     path: str = ""
     size: int = 0
     group: str = ""
-    stem: str = ""  # {Class}/{clip}, safe as a path, unique in the source
+    stem: str = ""  # {Class}/{file}, safe as a path; with its suffix, where that is kept, unique in the split
+    renamed: bool = False  # the stem is not the file's own
+    spare: str = ""  # a stem that is unique in the source; empty where the other is
+    is_shared: bool = False  # a file of the split differs in nothing but its suffix
     notes: tuple[str, ...] = ()
     reject: str = ""
     message: str = ""
@@ -166,22 +172,66 @@ def keep_classes(files: list[ClassFile], wanted: Sequence[str]) -> list[ClassFil
     return [file for file in files if file.label.lower() in lowered]
 
 
-def with_stems(files: list[ClassFile], renamed: str = "clip-renamed") -> list[ClassFile]:
+def with_stems(files: list[ClassFile], *, whole_names: bool = False) -> list[ClassFile]:
     """Give each file its place under `images/<split>/`: `<Class>/<file>`.
 
-    Clips that would share one on some file system (same stem with another suffix or case) get `~2`, `~3` in the order
-    of the plan; noted as `renamed`.
+    Files of one split that would share one on some file system (another case, or another suffix unless `whole_names`
+    are kept) get `~2`, `~3` in the order of the plan. No place with a number is one that a file has without.
+
+    Args:
+        whole_names: images keep their suffix, so that `1.jpg` and `1.png` are two names; frames of clips do not.
     """
-    taken: set[str] = set()
+    plains = [f"{safe_component(file.label)}/{safe_component(PurePosixPath(file.key).stem)}" for file in files]
+    used = {plain.lower() for plain in plains}
+    numbers: Counter[str] = Counter()
+
+    def numbered(plain: str) -> str:
+        while True:
+            numbers[plain] += 1
+            stem = f"{plain}~{numbers[plain] + 1}"
+            if stem.lower() not in used:
+                used.add(stem.lower())
+                return stem
+
+    taken: set[tuple[str, str, str]] = set()
+    stems = []
+    for file, plain in zip(files, plains, strict=True):
+        suffix = PurePosixPath(file.key).suffix.lower() if whole_names else ""
+        is_taken = not file.reject and (file.split, plain.lower(), suffix) in taken
+        if not file.reject:
+            taken.add((file.split, plain.lower(), suffix))
+        stems.append(numbered(plain) if is_taken else plain)
+    in_source = Counter(plain.lower() for file, plain in zip(files, plains, strict=True) if not file.reject)
+    in_split = Counter(
+        (file.split, plain.lower()) for file, plain in zip(files, plains, strict=True) if not file.reject
+    )
     placed = []
-    for file in files:
-        path = PurePosixPath(file.key)
-        plain = f"{safe_component(file.label)}/{safe_component(path.stem)}"
-        stem, number = plain, 1
-        while stem.lower() in taken:
-            number += 1
-            stem = f"{plain}~{number}"
-        taken.add(stem.lower())
-        notes = (*file.notes, renamed) if number > 1 else file.notes
-        placed.append(replace(file, stem=stem, notes=notes))
+    for file, plain, stem in zip(files, plains, stems, strict=True):
+        spare = numbered(plain) if stem == plain and in_source[plain.lower()] > 1 else ""
+        is_shared = whole_names and in_split[file.split, plain.lower()] > 1
+        placed.append(replace(file, stem=stem, renamed=stem != plain, spare=spare, is_shared=is_shared))
     return placed
+
+
+def place_data(file: ClassFile) -> dict[str, Any]:
+    """What an item's `data` holds for `place`."""
+    data: dict[str, Any] = {"stem": file.stem, "notes": file.notes}
+    if file.renamed:
+        data["renamed"] = True
+    if file.spare:
+        data |= {"spare": file.spare, "split": file.split, "is_shared": file.is_shared}
+    return data
+
+
+def place(item: Item, note: str, *, other_suffix: bool = False) -> tuple[str, tuple[str, ...]]:
+    """`<Class>/<file>` of an item, without its suffix, and its notes with `note` where that is not its own name.
+
+    Args:
+        note: counted for an item that is renamed.
+        other_suffix: it is stored with another suffix than it has in the source.
+    """
+    data = item.data
+    moved = item.split != data.get("split", item.split)  # by --split, to where the other file of its name may be
+    if data.get("spare") and (moved or (other_suffix and data["is_shared"])):
+        return data["spare"], (*data["notes"], note)
+    return data["stem"], (*data["notes"], note) if data.get("renamed") else tuple(data["notes"])

@@ -18,6 +18,8 @@ from phi3v_data.converters.class_folders import (
     keep_classes,
     one_spelling,
     order,
+    place,
+    place_data,
     read_class_filter,
     with_stems,
 )
@@ -25,6 +27,9 @@ from phi3v_data.converters.picture_files import stored_name
 from phi3v_data.converters.source import Source
 from phi3v_data.errors import NotFoundError
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+RENAMED = "image-renamed"
+"""Note: an image is stored under another name than it has in the source, where another one has that."""
 
 PROMPT = "Classify the image into one of the following classes: {classes}."
 
@@ -58,18 +63,22 @@ class ImageFolder(Converter[ImageFolderOptions]):
                 path=image.path,
                 size=image.size,
                 label=image.label,
-                data={"stem": image.stem, "prompt": prompt, "notes": image.notes},
+                data={"prompt": prompt, **place_data(image)},
             )
 
     def convert(self, item: Item, options: ImageFolderOptions) -> Draft:
         suffix = item.key[item.key.rindex(".") :]
-        name, notes = stored_name(f"{item.split}/{item.data['stem']}{suffix}", item.path)
+        stem, notes = place(item, RENAMED)
+        name, corrected = stored_name(f"{item.split}/{stem}{suffix}", item.path)
+        if corrected:
+            stem, notes = place(item, RENAMED, other_suffix=True)
+            name, corrected = stored_name(f"{item.split}/{stem}{suffix}", item.path)
         return Draft(
             user=item.data["prompt"],
             assistant=item.label,
             images=[DraftImage(item.path, name=name)],
             meta={"source_id": item.key},
-            notes=(*item.data["notes"], *notes),
+            notes=(*notes, *corrected),
         )
 
     def describe(self, source: Source, options: ImageFolderOptions) -> DatasetInfo:
@@ -98,7 +107,7 @@ def _images(source: Source, classes: str) -> tuple[ClassFile, ...]:
         )
     source.use(files)
     found = one_spelling(from_folders(files, in_splits=are_split_folders(files), what="image"), {})
-    return tuple(with_stems(sorted(keep_classes(found, chosen_classes(classes)), key=order), "image-renamed"))
+    return tuple(with_stems(sorted(keep_classes(found, chosen_classes(classes)), key=order), whole_names=True))
 
 
 def _class_names(images: Iterable[ClassFile]) -> tuple[str, ...]:

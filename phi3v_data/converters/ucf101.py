@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
-from phi3v_data.converters.class_folders import ClassFile, chosen_classes, read_class_filter
+from phi3v_data.converters.class_folders import ClassFile, chosen_classes, place, place_data, read_class_filter
 from phi3v_data.converters.source import Source
 from phi3v_data.converters.ucf101_layout import UCF_WORDS, Layout, find_layout
 
@@ -71,10 +71,11 @@ class Ucf101(Converter[Ucf101Options]):
             name=item.key,
         )
         suffix = SUFFIXES[options.image_format]
+        stem, notes = place(item, "clip-renamed")
         images = [
             DraftImage(
                 fit(frame, options.max_side),
-                name=f"{item.split}/{item.data['stem']}.{k}{suffix}",
+                name=f"{item.split}/{stem}.{k}{suffix}",
                 format=options.image_format,
                 quality=options.quality,
             )
@@ -86,7 +87,7 @@ class Ucf101(Converter[Ucf101Options]):
             images=images,
             group=item.group,
             meta={"source_id": item.key},
-            notes=(*item.data["notes"], *clip.notes),
+            notes=(*notes, *clip.notes),
         )
 
     def describe(self, source: Source, options: Ucf101Options) -> DatasetInfo:
@@ -113,11 +114,7 @@ def _item(clip: ClassFile, prompt: str) -> Item:
         group=clip.group,
         size=clip.size,
         label=clip.label,
-        data={
-            "stem": clip.stem,
-            "prompt": prompt,
-            "notes": clip.notes,
-        },
+        data={"prompt": prompt, **place_data(clip)},
         reject=clip.reject,
         message=clip.message,
     )

@@ -32,8 +32,8 @@ def test_class_folders_are_all_train_and_one_class_keeps_one_name(tmp_path: Path
     result = run("image_folder", source, tmp_path / "o", options={"classes": "CAT", "prompt": "Which of {classes}?"})
     made = rows(tmp_path / "o", "image_folder_train.jsonl")
     assert [turn(row) for row in made] == [("Which of cat?", "cat")] * 2
-    assert [images(row) for row in made] == [["train/cat/a.jpg"], ["train/cat/a~2.png"]]
-    assert result.manifest.notes == {"image-renamed": 1}
+    assert [images(row) for row in made] == [["train/cat/a.jpg"], ["train/cat/a.png"]]
+    assert result.manifest.notes == {}
     mixed = class_folders(tmp_path / "mixed", ("train/Cat/1.png", "test/cat/2.png"))
     result = run("image_folder", mixed, tmp_path / "p")
     assert (result.manifest.classes, result.manifest.notes) == (("Cat",), {"class-case-merged": 1})
@@ -72,6 +72,29 @@ def test_each_of_the_two_folder_converters_names_the_other(tmp_path: Path) -> No
         run("image_folder", tmp_path / "clips", tmp_path / "o")
     with pytest.raises(phi3v_data.UserError, match=r"4 images: .* phi3v-data convert image_folder"):
         run("ucf101", class_folders(tmp_path / "animals"), tmp_path / "o")
+
+
+def test_only_images_that_would_share_a_path_are_renamed(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "s", ("train/cat/x.png", "val/cat/x.png", "train/cat/X.png", "train/cat/x.jpg"))
+    result = run("image_folder", source, tmp_path / "o")
+    assert stored(tmp_path / "o") == ["train/cat/X.png", "train/cat/x.jpg", "train/cat/x~2.png", "val/cat/x.png"]
+    assert result.manifest.notes == {"image-renamed": 1}
+
+
+def test_an_image_that_gets_the_ending_of_another_is_renamed(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "s", ("train/cat/x.jpg", "val/cat/x.png"))
+    put(source / "train" / "cat" / "x.png", encoded(7, "jpeg"))
+    put(source / "val" / "cat" / "y.png", encoded(8, "jpeg"))
+    result = run("image_folder", source, tmp_path / "o")
+    assert stored(tmp_path / "o") == ["train/cat/x.jpg", "train/cat/x~3.jpg", "val/cat/x.png", "val/cat/y.jpg"]
+    assert result.manifest.notes == {"image-renamed": 1, "image-suffix-mended": 2}
+
+
+@pytest.mark.parametrize("split", ["all=1", "train=0.5,val=0.5"])
+def test_images_of_one_name_that_come_into_one_split_are_all_kept(tmp_path: Path, split: str) -> None:
+    names = [f"{folder}/cat/{number}.png" for folder in ("train", "val", "test") for number in range(6)]
+    result = run("image_folder", class_folders(tmp_path / "s", names), tmp_path / "o", split=split)
+    assert (result.samples, result.rejects, len(stored(tmp_path / "o"))) == (18, 0, 18)
 
 
 @pytest.mark.parametrize("spelled", ["{abs}", "animals", "./animals/", "../{name}/animals", "{abs}/../link", "link"])
