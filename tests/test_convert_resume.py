@@ -105,6 +105,7 @@ def write_jsonl(file: Path, answers: Iterable[str]) -> None:
 
 
 def write_parquet(file: Path, answers: Iterable[str]) -> None:
+    pytest.importorskip("pyarrow")
     import pyarrow
     import pyarrow.parquet
 

@@ -147,6 +147,7 @@ def test_clean_repairs_a_set_with_such_a_manifest_without_believing_it(
 
 
 def test_training_refuses_such_a_manifest(cli: Cli, directory: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     from phi3v_train.cli.app import main
 
     edit(directory / "dataset.json", {"name": "../victim/x"})

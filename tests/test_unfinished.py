@@ -78,6 +78,7 @@ def test_every_command_on_data_refuses_and_names_the_way_out(
 
 
 def test_every_command_on_models_refuses_too(cli: Cli, half: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     from phi3v_train.cli.app import main
 
     model = ["--model_name_or_path", "tiny", "--device", "cpu"]

@@ -429,7 +429,12 @@ def test_any_bytes_give_findings_and_never_a_traceback(tmp_path_factory: pytest.
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
-    assert report.summary.samples == sum(not is_blank(part) for part in lines)
+    if "file-encoding" in report.summary.problems:  # one finding in place of the lines
+        heads = (b"\x1f\x8b", b"PK", b"BZh", b"\xfd7z", b"\x28\xb5", b"PAR1", b"\xff\xfe", b"\xfe\xff")
+        assert b"\0" in data or data.startswith(heads)
+        assert report.summary.samples == 0
+    else:
+        assert report.summary.samples == sum(not is_blank(part) for part in lines)
 
 
 def is_blank(part: bytes) -> bool:
