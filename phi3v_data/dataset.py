@@ -16,7 +16,7 @@ from typing import Any, overload
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import UnsafeNameError, inside, read_regular, unreadable, unsafe_reason
 from phi3v_data.line_index import FileState, LineIndex, open_index, state_content
-from phi3v_data.messages import escaped, shown
+from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, canonical_split, find_splits
 from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_interrupted, refuse_marker, refuse_unfinished
@@ -270,7 +270,7 @@ class Split(Sequence[Sample]):
         return _make_split, (self.directory, self.name, self.files, self._rows, self.states)
 
     def __repr__(self) -> str:
-        return f"Split({self.name!r}, {len(self)} rows, {str(self.directory)!r})"
+        return f"Split({self.name!r}, {counted(len(self), 'row')}, {str(self.directory)!r})"
 
     def raw(self, index: int) -> bytes:
         """The bytes of a row as they stand in the file, without line end and byte order mark.
@@ -314,7 +314,7 @@ class Split(Sequence[Sample]):
         try:
             row = self._rows[index]
         except IndexError:
-            raise IndexError(f"row {index} of split {self.name!r}, which has {len(self)} rows") from None
+            raise IndexError(f"row {index} of split {self.name!r}, which has {counted(len(self), 'row')}") from None
         return self._index.locate(row)
 
 

@@ -26,6 +26,11 @@ def shown(value: object, limit: int = _SHOWN) -> str:
     return escaped(str(value))[:limit]
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 image`, `2,000 images`; `plural` is given where it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def escaped(text: str) -> str:
     """`text` with everything that is not printable written as an escape, lone surrogates included."""
     if text.isprintable():

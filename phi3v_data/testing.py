@@ -28,6 +28,7 @@ from phi3v_data.converters.registry import ConverterLike, GeneratorConverter, fi
 from phi3v_data.converters.source import Source
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import Reject, UserError
+from phi3v_data.messages import counted
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from phi3v_data.writing.request import parse_options
 
@@ -257,8 +258,8 @@ class _Check:
             )
         elif lost.total() > rejected:
             self.findings.append(
-                f"not honest: with '{path}' damaged, {lost.total()} samples are gone and {rejected} rejected; plan "
-                "them all the same, and raise Reject in convert()"
+                f"not honest: with '{path}' damaged, {counted(lost.total(), 'sample')} gone and {rejected} rejected; "
+                "plan them all the same, and raise Reject in convert()"
             )
 
 

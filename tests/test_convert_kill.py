@@ -167,7 +167,7 @@ def test_control_c_says_how_to_go_on_and_leaves_no_one_behind(
     args = ["convert", "--converter", TOY, "--source", folder / "source"]
     again = run_cli(*args, "--out_dir", folder / "out")
     assert again.returncode == 0
-    assert "went on after 6 samples" in again.stderr
+    assert "resumed after 6 samples" in again.stderr
     assert run_cli(*args, "--out_dir", folder / "whole").returncode == 0
     assert tree(folder / "out", hidden=True) == tree(folder / "whole", hidden=True)
 

@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(source: Path, tmp
     errors = done.stderr.splitlines()
     assert errors[0].endswith("the disk is full: make room and run the same command again")
     assert errors[0].startswith(f"error: {disk}/out")
-    assert "went on after" in errors[1]
+    assert "resumed after" in errors[1]
     phi3v_data.convert(Toy, source, tmp_path / "fresh", workers=1, options={"size": 64})
     assert tree(tmp_path / "copy", hidden=True) == tree(tmp_path / "fresh", hidden=True)
 

@@ -12,7 +12,7 @@ from phi3v_data.converters.base import Converter, Draft, Item, Options
 from phi3v_data.converters.source import Source
 from phi3v_data.encodings import encoding_of, open_utf8
 from phi3v_data.errors import Reject, UserError
-from phi3v_data.messages import escaped, short, shown
+from phi3v_data.messages import counted, escaped, short, shown
 
 
 def test_a_long_message_keeps_its_start_and_its_end() -> None:
@@ -113,3 +113,8 @@ def _read_all(path: Path) -> None:
     with open_utf8(path) as stream:
         while stream.read(1 << 20):
             pass
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2, 12345)] == ["0 images", "1 image", "2 images", "12,345 images"]
+    assert [counted(n, "entry", "entries") for n in (1, 2)] == ["1 entry", "2 entries"]

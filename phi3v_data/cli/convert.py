@@ -7,6 +7,7 @@ import typer
 
 from phi3v_data.cli.base import GOOD, PROBLEMS, Quiet, command_info, make_command, snake_case
 from phi3v_data.errors import UserError
+from phi3v_data.messages import counted
 
 INTERRUPTED = "What is finished is kept: the same command goes on from there."
 
@@ -110,7 +111,7 @@ def convert(
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
     if result.resumed:
-        typer.echo(f"went on after {result.resumed} samples that were done before", err=True)
+        typer.echo(f"resumed after {counted(result.resumed, 'sample')} done before", err=True)
     print(summary(out_dir, result))
     raise typer.Exit(PROBLEMS if result.rejects > allow_rejects else GOOD)
 
@@ -135,7 +136,7 @@ def summary(out_dir: str, result: Any) -> str:
     """The last line: what stands in the directory and what is missing from it."""
     splits = ", ".join(f"{name} {split.rows:,}" for name, split in result.manifest.splits.items())
     text = f"{out_dir}: {'already complete: ' if result.already_complete else ''}"
-    text += f"{result.samples:,} samples ({splits}), {result.images:,} images"
+    text += f"{counted(result.samples, 'sample')} ({splits}), {counted(result.images, 'image')}"
     for code, count in result.manifest.notes.items():
         text += f", {count:,} {code}"
     if result.rejects:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from phi3v_data.messages import counted
+
 if TYPE_CHECKING:
     from phi3v_data.sets.writing import SetResult
 
@@ -61,4 +63,4 @@ def summary(out_dir: Path, result: "SetResult") -> str:
     splits = ", ".join(f"{name} {split.rows:,}" for name, split in result.manifest.splits.items())
     images = sum(split.images for split in result.manifest.splits.values())
     head = "already complete: " if result.already_complete else ""
-    return f"{out_dir}: {head}{result.samples:,} samples ({splits}), {images:,} images"
+    return f"{out_dir}: {head}{counted(result.samples, 'sample')} ({splits}), {counted(images, 'image')}"

@@ -11,7 +11,7 @@ import xxhash
 
 from phi3v_data.converters.base import Draft, DraftImage, Item
 from phi3v_data.converters.source import Source
-from phi3v_data.messages import shown
+from phi3v_data.messages import counted, shown
 
 MAX_NAMED = 3
 
@@ -48,7 +48,7 @@ class UsedPaths:
         counts = ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
         named = ", ".join(shown(file.path) for file in files[:MAX_NAMED])
         more = ", ..." if len(files) > MAX_NAMED else ""
-        number = "1 file" if len(files) == 1 else f"{len(files):,} files"
+        number = counted(len(files), "file")
         return (f"left out {number} of the source, of which no sample is made: {counts} ({named}{more})",)
 
 

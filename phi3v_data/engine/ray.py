@@ -12,6 +12,7 @@ from typing import Any
 from phi3v_data.engine.base import Job, PartCounts, load_converter, run_part
 from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.lock import shared_lock
+from phi3v_data.messages import counted
 from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.plan import Part, read_items
 
@@ -75,7 +76,7 @@ def _take(ray: Any, job: Job, part: Part, result: Any) -> None:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         first = next(iter(read_items(job.plan_folder, part)))
         raise UserError(
-            f"a Ray worker died while it converted {part.count} items from {first.key} on "
+            f"a Ray worker died while it converted {counted(part.count, 'item')} from {first.key} on "
             f"({type(error).__name__}); what was finished is kept: run the same command to go on"
         ) from error
 

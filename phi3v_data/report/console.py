@@ -7,6 +7,7 @@ train.jsonl:41 conversations[1].images[0] image-missing: 'train/a.jpg' is not un
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
+from phi3v_data.messages import counted
 from phi3v_data.schema import Diagnostic, Report, Severity
 
 if TYPE_CHECKING:
@@ -66,12 +67,8 @@ def verdict(report: Report, severities: dict[str, Severity]) -> "Text":
     from rich.text import Text
 
     totals = count_severities(report, severities)
-    counts = ", ".join(
-        f"{totals[severity]:,} {noun}{'' if totals[severity] == 1 else 's'}"
-        for severity, noun in NOUNS.items()
-        if totals[severity]
-    )
-    rows = f"{report.summary.samples:,} sample{'' if report.summary.samples == 1 else 's'}"
+    counts = ", ".join(counted(totals[severity], noun) for severity, noun in NOUNS.items() if totals[severity])
+    rows = counted(report.summary.samples, "sample")
     head = ("ok", "bold green") if report.ok else ("problems", "bold red")
     return Text.assemble(head, f": {report.dir}, {rows}, level {report.level}; {counts or 'no findings'}")
 
@@ -94,7 +91,7 @@ def _print_splits(report: Report, console: "Console") -> None:
     for split, rows in report.summary.splits.items():
         table.add_row(split, f"{rows:,}")
     console.print(table)
-    console.print(f"{report.summary.turns:,} turns, {report.summary.images:,} images", style="dim")
+    console.print(f"{counted(report.summary.turns, 'turn')}, {counted(report.summary.images, 'image')}", style="dim")
 
 
 def _print_counts(report: Report, severities: dict[str, Severity], console: "Console") -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from phi3v_data.messages import counted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -16,8 +18,8 @@ def print_stats(stats: Mapping[str, Any], console: "Console") -> None:
     from rich.table import Table
 
     console.print(
-        f"{stats['dir']}: {stats['num_samples']:,} samples, {stats['num_turns']:,} turns, "
-        f"{stats['num_images']:,} images",
+        f"{stats['dir']}: {counted(stats['num_samples'], 'sample')}, {counted(stats['num_turns'], 'turn')}, "
+        f"{counted(stats['num_images'], 'image')}",
         style="bold",
         markup=False,
     )
@@ -44,7 +46,7 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     sizes = list(stats["image_sizes"].items())
     if sizes:
         words = ", ".join(f"{size} ({count:,})" for size, count in sizes[:MAX_SIZES])
-        more = f" and {len(sizes) - MAX_SIZES:,} more sizes" if len(sizes) > MAX_SIZES else ""
+        more = f" and {counted(len(sizes) - MAX_SIZES, 'more size')}" if len(sizes) > MAX_SIZES else ""
         yield f"{'image sizes':<13}{words}{more}"
     if stats["groups"]:
         yield f"{'groups':<13}{stats['groups']:,}"
@@ -55,9 +57,9 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
             yield f"{'labels':<13}{split}: {shown}{more}"
     yield from _duplicates(stats["duplicates"])
     if stats["unread_lines"]:
-        yield f"{stats['unread_lines']:,} lines are no rows and were not counted; phi3v-data validate says why"
+        yield f"{counted(stats['unread_lines'], 'line')} not read as rows and not counted; phi3v-data validate says why"
     if stats["missing_images"]:
-        yield f"{stats['missing_images']:,} pictures that rows name are not there"
+        yield f"{counted(stats['missing_images'], 'image')} named by rows but not there"
 
 
 def _duplicates(found: Mapping[str, Any] | None) -> Iterator[str]:
@@ -68,12 +70,12 @@ def _duplicates(found: Mapping[str, Any] | None) -> Iterator[str]:
     yield (f"{'duplicates':<13}samples: {samples['within']:,} within a split, {samples['across']:,} across splits")
     for kind, words in (("exact", "same pixels"), ("near", "look alike")):
         each = found[kind]
-        parts = [f"{each['pictures']:,} files in {each['groups']:,} groups"] if each["groups"] else []
+        parts = [f"{counted(each['pictures'], 'file')} in {counted(each['groups'], 'group')}"] if each["groups"] else []
         parts += [f"{count:,} of them within {split}" for split, count in each["within"].items()]
-        parts += [f"{count:,} pictures in both of {pair}" for pair, count in each["across"].items()]
+        parts += [f"{counted(count, 'image')} in both of {pair}" for pair, count in each["across"].items()]
         yield f"{'':<13}{words}: {', '.join(parts) or 'none'}"
         if each["unchecked_pairs"]:
-            yield f"{'':<15}{each['unchecked_pairs']:,} further pairs were not compared"
+            yield f"{'':<15}{counted(each['unchecked_pairs'], 'further pair')} not compared"
         for left, right in each["examples"][:MAX_EXAMPLES]:
             yield f"{'':<15}{left!r} and {right!r}"
 

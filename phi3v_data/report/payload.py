@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.jsonl import BOM, Line, read_line_at
+from phi3v_data.messages import counted
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.report.charts import make_charts
 from phi3v_data.report.console import count_severities, verdict
@@ -107,8 +108,8 @@ class PagePayload:
             return "Every sample of the directory."
         ill = sum(bool(sample["problems"]) for sample in samples)
         return (
-            f"{len(samples):,} of {self.report.summary.samples:,} samples: {ill:,} with problems, then a choice spread "
-            "over splits and labels, the same on every run."
+            f"{len(samples):,} of {counted(self.report.summary.samples, 'sample')}: {ill:,} with problems, then a "
+            "choice spread over splits and labels, the same on every run."
         )
 
     def problems(self) -> list[dict[str, Any]]:

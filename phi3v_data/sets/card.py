@@ -12,6 +12,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import unsafe_reason, write_bytes
 from phi3v_data.jsonl import BOM, Line, read_line_at
 from phi3v_data.markdown import markdown_code, markdown_text
+from phi3v_data.messages import counted
 from phi3v_data.report.gallery import collect, parse_row, row_label, row_turns, turn_images
 from phi3v_data.report.thumbnails import Thumbnailer
 from phi3v_data.schema import ConverterInfo, Manifest
@@ -121,7 +122,8 @@ def _header(dataset: Dataset, manifest: Manifest, stats: Mapping[str, Any], lice
 
 def _summary(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"{stats['num_samples']:,} samples with {stats['num_turns']:,} turns and {stats['num_images']:,} images, as a "
+        f"{counted(stats['num_samples'], 'sample')} with {counted(stats['num_turns'], 'turn')} and "
+        f"{counted(stats['num_images'], 'image')}, as a "
         "conversations directory: one JSON object a line, pictures under `images/`."
     )
     yield ""
@@ -164,7 +166,7 @@ def _labels(stats: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {_cell(label)} | {' | '.join(f'{counts.get(label, 0):,}' for counts in labelled.values())} |"
     if len(names) > MAX_LABELS:
         yield ""
-        yield f"and {len(names) - MAX_LABELS:,} more labels."
+        yield f"and {counted(len(names) - MAX_LABELS, 'more label')}."
     yield ""
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.messages import counted
 from phi3v_data.sets.components import Ints
 from phi3v_data.sets.reading import Progress, SourceSet
 from phi3v_data.validate.hashes import hash_texts
@@ -133,7 +134,7 @@ class GroupNames:
     def notes(self) -> Iterator[str]:
         """How many groups changed, for people."""
         if self.num_colliding:
-            yield (f"{self.num_colliding:,} groups stand in sets of different names and now start with the set's name")
+            yield f"{counted(self.num_colliding, 'group')} in sets of different names, now with the set's name in front"
 
 
 class PictureNames:
@@ -265,11 +266,11 @@ class PictureNames:
         for moved, known, label, prefix in zip(self.moved, self.known, self.labels, self.prefixes, strict=True):
             if moved.any():
                 yield (
-                    f"{int(moved.sum()):,} pictures of {label} have names that others had before them; they are "
-                    f"under images/{prefix}/"
+                    f"{counted(int(moved.sum()), 'image')} of {label} whose name another had before, now under "
+                    f"images/{prefix}/"
                 )
             if same := int((known & ~moved).sum()):
-                yield f"{same:,} pictures of {label} are those of a set before it and were taken once"
+                yield f"{counted(same, 'image')} of {label} already in a set before it, taken once"
 
 
 def _brought(source: SourceSet) -> Flags:

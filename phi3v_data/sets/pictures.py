@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from phi3v_data.messages import counted
 from phi3v_data.sets.reading import Progress, SourceSet
 from phi3v_data.sets.writing import Stage
 from phi3v_data.validate.tree import FILE, UNSAFE
@@ -30,7 +31,7 @@ def place_pictures(
     progress("pictures", len(wanted), len(wanted))
     if others := int((survey.used & ~is_file).sum()):
         stage.notes.append(
-            f"{source.directory}: {others:,} pictures are links that lead nowhere or outside, and were left out"
+            f"{source.directory}: left out {counted(others, 'link')} under images/ that lead nowhere or outside"
         )
     if orphans := int((~survey.used).sum()):
-        stage.notes.append(f"{source.directory}: {orphans:,} files under images/ that no row uses were left out")
+        stage.notes.append(f"{source.directory}: left out {counted(orphans, 'file')} under images/ that no row uses")

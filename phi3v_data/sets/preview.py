@@ -9,7 +9,7 @@ from phi3v_data.files import UnsafeNameError, inside, unsafe_reason
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
 from phi3v_data.media.images import probe
-from phi3v_data.messages import escaped
+from phi3v_data.messages import counted, escaped
 from phi3v_data.schema import Sample, Turn
 
 
@@ -22,7 +22,9 @@ def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -
     dataset = Dataset(directory)
     found = dataset[split or next(iter(dataset))]
     if not -len(found) <= row < len(found):
-        raise NotFoundError(f"{directory}: no row {row} in split {found.name!r}, which has {len(found):,} rows")
+        raise NotFoundError(
+            f"{directory}: no row {row} in split {found.name!r}, which has {counted(len(found), 'row')}"
+        )
     return found, row % len(found)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import counted
 from phi3v_data.sets.components import Ints
 
 MAX_LABELS = 10_000
@@ -95,7 +96,7 @@ def refuse_misfits(sizes: Ints, splits: Splits, shares: Mapping[str, float], *, 
     if len(too_big):
         worst = too_big[np.argsort(-sizes[too_big], kind="stable")][:3].tolist()
         words = "; ".join(
-            f"{name(row)}: {sizes[row]:,} of {total:,} rows, but split {names[splits[row]]} should have "
+            f"{name(row)}: {sizes[row]:,} of {counted(total, 'row')}, but split {names[splits[row]]} should have "
             f"{wanted[splits[row]]:,.0f}"
             for row in worst
         )
@@ -107,20 +108,21 @@ def refuse_misfits(sizes: Ints, splits: Splits, shares: Mapping[str, float], *, 
     if empty and len(first) < len(names):
         biggest = int(first[np.argmax(sizes[first])])
         raise UserError(
-            f"{len(names)} splits cannot be made of {len(first)} {'group' if len(first) == 1 else 'groups'} of rows "
-            f"that belong together without a leak; the largest is {name(biggest)}: {sizes[biggest]:,} of {total:,} rows"
+            f"{len(names)} splits cannot be made of {counted(len(first), 'group')} of rows "
+            f"that belong together without a leak; the largest is {name(biggest)}: {sizes[biggest]:,} of "
+            f"{counted(total, 'row')}"
         )
     if empty:
         raise UserError(
-            f"split {', '.join(empty)} would be empty: its share of {total:,} rows in {len(first):,} groups is less "
-            "than a group; choose larger shares"
+            f"split {', '.join(empty)} would be empty: its share of {counted(total, 'row')} in "
+            f"{counted(len(first), 'group')} is less than a group; choose larger shares"
         )
 
 
 def note_few_rows(rows: Mapping[str, int]) -> list[str]:
     """A sentence for each split with fewer than 5 rows."""
     return [
-        f"split {name} has only {count} {'row' if count == 1 else 'rows'}: a score over so few means little"
+        f"split {name} has only {counted(count, 'row')}: a score over so few means little"
         for name, count in rows.items()
         if count < FEW_ROWS
     ]

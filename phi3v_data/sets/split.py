@@ -15,6 +15,7 @@ import numpy.typing as npt
 from msgspec import UNSET
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import counted
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.components import Ints, Links, group_links, join_rows, picture_links, text_links, value_links
 from phi3v_data.sets.pictures import place_pictures
@@ -145,7 +146,8 @@ class _Split:
         if not len(missing):
             return []
         self.notes.append(
-            f"{len(missing):,} rows name pictures that are not under images/ (first: {table.name(int(missing[0]))})"
+            f"{counted(len(missing), 'row')} with images that are not under images/ (first: "
+            f"{table.name(int(missing[0]))})"
         )
         wanted = np.zeros(len(table), np.bool_)
         wanted[missing] = True
@@ -210,7 +212,7 @@ class _Split:
         name = row.get("group") if self.by == By.group else None
         words = f"group {name!r}" if name else f"the rows with {row.get('id')!r}"
         if self.by == By.group and groups > 1:
-            words += f" and {groups - 1} more groups" if name else ""
+            words += f" and {counted(groups - 1, 'more group')}" if name else ""
         if shared := self.shared_picture(members):
             words += f" (they share pictures, such as {shared!r})"
         return words
@@ -234,7 +236,7 @@ class _Split:
         num_straddling = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
         if num_straddling:
             self.notes.append(
-                f"{num_straddling:,} groups stand in several splits, which validate reports as leak-group; "
+                f"{counted(num_straddling, 'group')} in several splits, which validate reports as leak-group; "
                 "--by group keeps them whole"
             )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, write_text
+from phi3v_data.messages import counted
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
@@ -110,8 +111,8 @@ class Stage:
         """Say where pictures had to be copied although links were asked for."""
         if self.images == ImageMode.link and self.num_copied:
             self.notes.append(
-                f"{self.num_copied:,} of {self.num_linked + self.num_copied:,} pictures were copied: they cannot be "
-                "linked from where they lie (another disk, or files of another owner)"
+                f"{self.num_copied:,} of {counted(self.num_linked + self.num_copied, 'image')} copied, because no link "
+                "to the original can be made (another disk, or files of another owner)"
             )
 
     def _target(self, name: str) -> str:

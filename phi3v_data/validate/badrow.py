@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from phi3v_data.jsonl import BOM, MAX_LINE_BYTES, Line
-from phi3v_data.messages import escaped, shown
+from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.rowtypes import Row, TurnRow
@@ -283,7 +283,7 @@ def check_offsets(
         return
     message = ""
     if len(offsets) != len(images):
-        message = f"{len(offsets)} image_offsets for {len(images)} images: there must be one an image"
+        message = f"{len(offsets)} image_offsets for {counted(len(images), 'image')}: there must be one an image"
     elif list(offsets) != sorted(offsets):
         message = "image_offsets must not decrease: images stand in the order of their tags"
     elif offsets[-1] > len(user):

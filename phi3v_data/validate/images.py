@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from phi3v_data.files import leads_outside, reading_hint, unsafe_reason
 from phi3v_data.media import integrity
-from phi3v_data.messages import escaped, shown
+from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
@@ -210,7 +210,7 @@ class ImageReport:
         if lost:
             self.findings.add(
                 "image-missing",
-                f"the directory has no folder images/, in which {lost:,} images of its rows should be",
+                f"the directory has no folder images/, in which {counted(lost, 'image')} of its rows should be",
                 hint="copy the images there; paths in the rows start below images/",
             )
             self.findings.count("image-missing", lost - 1)

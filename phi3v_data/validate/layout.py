@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from phi3v_data.dataset import list_directory
 from phi3v_data.files import is_closed, open_regular, read_regular, reading_hint
-from phi3v_data.messages import escaped, shown
+from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
 from phi3v_data.splits import NOT_SPLITS, Splits, find_splits
 from phi3v_data.unfinished import MANIFEST, refuse_interrupted, refuse_marker, refuse_unfinished
@@ -180,12 +180,12 @@ def report_stale(
             continue
         if num_rows.get(split, 0) != info.rows:
             stale(
-                f"it says {info.rows} rows in split {shown(split)}, the files have {num_rows.get(split, 0)}",
+                f"it says {counted(info.rows, 'row')} in split {shown(split)}, the files have {num_rows.get(split, 0)}",
                 f"{where}.rows",
             )
         if count_images and images.get(split, 0) != info.images:
             stale(
-                f"it says {info.images} images in split {shown(split)}, the rows use {images.get(split, 0)}",
+                f"it says {counted(info.images, 'image')} in split {shown(split)}, the rows use {images.get(split, 0)}",
                 f"{where}.images",
             )
         for file, digest in info.files.items():
@@ -224,7 +224,8 @@ def report_labels(layout: Layout, labels: Mapping[str, Counter[str] | None], fin
         for label in sorted(set(counts) & classes - set(train)):
             findings.add(
                 "label-missing-in-train",
-                f"{counts[label]} rows of split {shown(split)} have the answer {shown(label)}, which train lacks",
+                f"{counted(counts[label], 'row')} of split {shown(split)} with the answer {shown(label)}, which train "
+                "lacks",
                 file=layout.splits.splits[split].files[0],
                 hint="split again by --split, or leave the class out",
             )

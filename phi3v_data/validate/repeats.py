@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.messages import shown
+from phi3v_data.messages import counted, shown
 from phi3v_data.schema import Severity
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.findings import Findings
@@ -147,8 +147,8 @@ def _report_group(table: RowTable, findings: Findings, parts: Sequence[tuple[int
         severity: Severity = "error" if first_split == TRAIN else "warning"
         findings.add(
             "leak-group",
-            f"group {shown(group)} has {size} rows in split {shown(split)} and {first_size} in {shown(first_split)} "
-            f"({table.name(first_row)})",
+            f"group {shown(group)} has {counted(size, 'row')} in split {shown(split)} and {first_size} in "
+            f"{shown(first_split)} ({table.name(first_row)})",
             **table.place(row, value),
             field="group",
             severity=severity,

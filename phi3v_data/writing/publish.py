@@ -21,7 +21,7 @@ from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.converters.reads import by_file
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, read_json, read_regular, sync_disk, sync_folder, write_json, write_text
-from phi3v_data.messages import shown
+from phi3v_data.messages import counted, shown
 from phi3v_data.mounts import is_case_blind
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
@@ -109,7 +109,7 @@ def merge(
     if not splits:
         assert first_reject is not None
         raise NothingMadeError(
-            f"not one of {sum(reasons.values())} planned samples could be made "
+            f"not one of {counted(sum(reasons.values()), 'planned sample')} could be made "
             f"({', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))}); "
             f"the first, {first_reject.item}: {first_reject.message}"
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phi3v_data.cli.base import GOOD, PROBLEMS, command_info
+from phi3v_data.messages import counted
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import DataConfig, Group, ModelConfig, OptimConfig
 from phi3v_train.settings import Settings
@@ -93,12 +94,12 @@ def show(console: "Console", view: "SampleView") -> None:
     text_tokens = view.num_tokens - view.num_image_tokens
     console.print(
         f"{view.num_tokens:,} tokens: {view.num_image_tokens:,} of images, {text_tokens:,} of text, "
-        f"{view.num_supervised:,} of them learnt; {_plural(view.num_turns, 'turn')}, "
-        f"{_plural(len(view.images), 'image')}, {_plural(sum(image.num_tiles for image in view.images), 'tile')}; "
+        f"{view.num_supervised:,} of them learnt; {counted(view.num_turns, 'turn')}, "
+        f"{counted(len(view.images), 'image')}, {counted(sum(image.num_tiles for image in view.images), 'tile')}; "
         f"num_crops {view.num_crops} ({view.num_crops_from})"
     )
     if view.dropped_turns:
-        console.print(Text(f"cut: {_plural(view.dropped_turns, 'turn')} at the end left out", style="yellow"))
+        console.print(Text(f"cut: {counted(view.dropped_turns, 'turn')} at the end left out", style="yellow"))
     if not view.labelled:
         console.print(Text("no answer in this row: it can be predicted, not trained on", style="yellow"))
     for number, image in enumerate(view.images, 1):
@@ -123,7 +124,3 @@ def _line(span: "Span") -> object:
     kind = f"image {span.image}" if span.image else span.kind
     body = f"<|image_{span.image}|> x {span.length:,}" if span.image else " ".join(span.tokens)
     return Text.assemble((f"{span.start:>7} {kind:<8} ", "dim"), (body, STYLES[span.kind]))
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count:,} {word}" + ("" if count == 1 else "s")

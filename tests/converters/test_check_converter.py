@@ -43,8 +43,8 @@ def test_good_ones_pass(source: Path, name: str) -> None:
         ("Crashing", r"not honest: convert\(\) crashes on d\.png \(KeyError: .*bad_converters\.py:[0-9]+\)"),
         ("Blank", r"not honest: with '[a-g]\.png' damaged, a sample is made of something else"),
         ("Half", r"not honest: with '[a-g]\.png' damaged, a sample is made of something else"),
-        ("Dropping", r"not honest: with '[a-g]\.png' damaged, 1 samples are gone and 0 rejected"),
-        ("skipping", r"not honest: with '[a-g]\.png' damaged, 1 samples are gone and 0 rejected"),
+        ("Dropping", r"not honest: with '[a-g]\.png' damaged, 1 sample gone and 0 rejected"),
+        ("skipping", r"not honest: with '[a-g]\.png' damaged, 1 sample gone and 0 rejected"),
         ("shuffled", "not deterministic: .* differs after another process"),
     ],
 )

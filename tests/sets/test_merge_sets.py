@@ -57,8 +57,8 @@ def test_other_content_under_one_name_moves_and_equal_content_is_one_file(tmp_pa
     assert found["e"] == ["gone.png"]
     assert (images / "y_2/q.png").read_bytes() == png(3)
     assert not (images / "y_2/gone.png").exists()
-    assert "1 pictures of y have names that others had before them; they are under images/y_2/" in result.notes
-    assert "1 pictures of y are those of a set before it and were taken once" in result.notes
+    assert "1 image of y whose name another had before, now under images/y_2/" in result.notes
+    assert "1 image of y already in a set before it, taken once" in result.notes
     problems = validate(tmp_path / "out", num_crops=1).summary.problems
     assert problems == {"image-missing": 1}
 

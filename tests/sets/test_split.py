@@ -210,7 +210,7 @@ def test_a_group_far_beyond_every_share_is_named(tmp_path: Path) -> None:
 def test_by_image_and_by_id(grouped: Path, tmp_path: Path) -> None:
     result = split_set(grouped, tmp_path / "image", "train=0.5,val=0.5", by=By.image)
     assert sizes_of(tmp_path / "image") == {"train": 30, "val": 30}
-    assert any("groups stand in several splits" in note for note in result.notes)
+    assert any("in several splits, which validate reports as leak-group" in note for note in result.notes)
     split_set(grouped, tmp_path / "id", "train=0.5,val=0.5", by=By.id)
     assert sizes_of(tmp_path / "id") == {"train": 30, "val": 30}
     assert split_of(tmp_path / "id") != split_of(tmp_path / "image")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import make_cli
 from PIL import Image
 from set_builders import encoded, picture, png, row, run, write_set
 
@@ -61,14 +62,32 @@ def test_the_command_prints_text_and_json(counted: Path) -> None:
     assert done.returncode == 0, done.stderr
     for words in (
         "11 samples, 11 turns, 10 images",
-        "look alike: 2 files in 1 groups",
-        "1 lines are no rows",
+        "look alike: 2 files in 1 group",
+        "1 line not read as rows and not counted",
         "'yes' 6",
     ):
         assert words in done.stdout
     stats = json.loads(run("stats", counted, "--json", "--level", "quick").stdout)
     assert (stats["level"], stats["duplicates"]) == ("quick", None)
     assert run("stats", counted / "nowhere").returncode == 2
+
+
+def test_one_of_a_thing_is_no_plural_and_nothing_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = make_cli(capsys, monkeypatch)
+    one = write_set(tmp_path / "one", {"x_val.jsonl": [row("a", "a.png")]}, {"a.png": png(1)})
+    assert cli("stats", one, "--level", "quick")[1].startswith(f"{one}: 1 sample, 1 turn, 1 image\n")
+    assert "\n1 turn, 1 image\n" in cli("validate", one, "--level", "quick")[1]
+    assert cli("merge", one, tmp_path / "out")[1] == f"{tmp_path}/out: 1 sample (val 1), 1 image\n"
+    code, _, err = cli("preview", one, "--row", 5)
+    assert (code, err) == (2, f"error: {one}: no row 5 in split 'val', which has 1 row\n")
+    (tmp_path / "empty").mkdir()
+    sentence = "no split found; it holds no NAME_SPLIT.jsonl file, such as train.jsonl"
+    for command in ("stats", "card"):
+        assert cli(command, tmp_path / "empty") == (2, "", f"error: {tmp_path}/empty: {sentence}\n")
+    (tmp_path / "empty/train.jsonl").touch()
+    assert cli("stats", tmp_path / "empty") == (2, "", f"error: {tmp_path}/empty: it holds no rows\n")
 
 
 @settings(max_examples=30, deadline=None)

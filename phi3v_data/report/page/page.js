@@ -41,7 +41,7 @@ for (const [value, label, kind] of [
   [counts.samples, "samples", ""], [counts.turns, "turns", ""], [counts.images, "images", ""],
   [errors, "errors", errors ? "error" : ""], [warnings, "warnings", warnings ? "warning" : ""],
   [counts.info, "notes", ""],
-]) $("tiles").append(el("div", {class: `tile ${kind}`}, el("b", {text: num(value)}), el("span", {text: label})));
+]) $("tiles").append(el("div", {class: `tile ${kind}`}, el("b", {text: num(value)}), el("span", {text: value === 1 ? label.slice(0, -1) : label})));
 
 const drawBars = chart => {
   const top = Math.max(...chart.bars.map(bar => bar[1]), 1);
