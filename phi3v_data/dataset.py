@@ -73,9 +73,12 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
 def first_error(error: Any) -> str:
     """The first finding of a pydantic ValidationError: `conversations[0].user: Field required`."""
     detail = error.errors(include_url=False, include_input=False)[0]
-    parts = (f"[{part}]" if isinstance(part, int) else f".{escaped(part)[:60]}" for part in detail["loc"])
+    loc, message = detail["loc"], str(detail["msg"])
+    if loc[-1:] == ("[key]",):  # pydantic's mark of a name that is wrong, not what stands under it
+        loc, message = loc[:-2], f"the name {shown(loc[-2])}: {message}"
+    parts = (f"[{part}]" if isinstance(part, int) else f".{escaped(part)[:60]}" for part in loc)
     field = "".join(parts).removeprefix(".")
-    return f"{field}: {detail['msg']}" if field else str(detail["msg"])
+    return f"{field}: {message}" if field else message
 
 
 def list_directory(directory: Path) -> list[str]:

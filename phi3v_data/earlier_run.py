@@ -6,6 +6,7 @@ from typing import Any
 from phi3v_data.converters.reads import ReadRecord, Reads, by_file
 from phi3v_data.converters.registry import own_file_digest
 from phi3v_data.errors import UserError
+from phi3v_data.messages import counted
 from phi3v_data.same_source import SourceCheck
 from phi3v_data.schema import Manifest
 from phi3v_data.writing.journal import FORMAT, Begun, differences, join_words
@@ -85,7 +86,7 @@ def _source_changes(
     files += [f"'{path}' is new" for root, path in now if then and (root, path) not in then]
     old_items, items = old.get("items", {}), new.get("items", {})
     counts = [
-        f"{split} has {items.get(split, 0):,} items, not {old_items.get(split, 0):,}"
+        f"{split} has {counted(items.get(split, 0), 'item')}, not {old_items.get(split, 0):,}"
         for split in dict.fromkeys((*old_items, *items))
         if items.get(split) != old_items.get(split)
     ]

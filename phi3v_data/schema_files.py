@@ -59,7 +59,7 @@ def json_schema(name: str) -> dict[str, Any]:
         near = get_close_matches(name, SCHEMAS, n=1)
         raise NotFoundError(
             f"no schema {name!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
+            + (f"; did you mean {near[0]!r}?" if near else ".")
             + f" There are {', '.join(SCHEMAS)}."
         )
     model, mode, comment = SCHEMAS[name]

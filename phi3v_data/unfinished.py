@@ -6,11 +6,14 @@ or the new set.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from phi3v_data.errors import UserError
-from phi3v_data.files import hidden_path
+from phi3v_data.files import hidden_path, read_regular
 
 MANIFEST = "dataset.json"
 PUBLISHING = ("convert", "publishing.json")
@@ -29,6 +32,30 @@ MARKER = {
 
 class UnfinishedError(UserError):
     """A set is being made or its files are being moved into place, or that was cut short."""
+
+
+class Publication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`publishing.json`: names in DIR that are to be filled from the stage, and those to be removed before."""
+
+    install: tuple[str, ...]
+    remove: tuple[str, ...]
+
+
+def read_publishing(path: Path) -> Publication | None:
+    """What a `publishing.json` says; None if absent. Its names are not checked here. Raises OSError.
+
+    Raises:
+        UnfinishedError: it is damaged, so nobody can tell whether the set is whole: no reader and no writer takes it.
+    """
+    try:
+        return msgspec.json.decode(read_regular(path), type=Publication)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnfinishedError(
+            f"{path}: is damaged ({error}), so it is not known whether all files are in place; nothing was moved or "
+            "removed: make the set again in a new folder, or remove this file if you know that the set is whole"
+        ) from None
 
 
 def is_marker(value: Any) -> bool:
@@ -50,8 +77,11 @@ def refuse_unfinished(directory: Path) -> None:
     """Refuse a directory whose journal says that files are still to be moved.
 
     Raises:
-        UnfinishedError: it does.
+        UnfinishedError: it does, or is damaged.
     """
+    if (path := hidden_path(directory, *PUBLISHING)) is not None:
+        with suppress(OSError):
+            read_publishing(path)
     if _has(directory, PUBLISHING) and _has(directory, STAGED_MANIFEST):
         raise _error(directory)
 

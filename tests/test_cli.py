@@ -528,3 +528,32 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
     assert "100/100" in text
     assert "images" in text
     assert "\x1b[" in shown.decode()
+
+
+def test_an_unknown_schema_is_answered_in_sentences() -> None:
+    done = run("schema", "zzz")
+    assert done.stderr == "error: no schema 'zzz'. There are sample, manifest, reject, report, table-map.\n"
+    assert "table-map" in run("schema", "--help").stdout
+
+
+def test_the_list_of_converters_fits_the_terminal() -> None:
+    lines = run("converters", COLUMNS="80").stdout.splitlines()
+    assert lines[0] == "ucf101  Folders of video clips by class; UCF-101 in all its layouts. (built in)"
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_wrong_name_in_the_manifest_is_named_as_a_name(directory: Path) -> None:
+    manifest = {
+        "format": 1,
+        "name": "s",
+        "task": "vqa",
+        "splits": {"train": {"rows": 1, "images": 0, "files": {"../x.jsonl": ""}}},
+    }
+    (directory / "dataset.json").write_text(json.dumps(manifest))
+    done = run("validate", directory)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0] == (
+        "dataset.json splits.train.files manifest-invalid: the name '../x.jsonl': "
+        "a split's file is a .jsonl file in DIR itself, named without a path"
+    )
+    assert "[key]" not in done.stdout

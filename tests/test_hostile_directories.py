@@ -325,3 +325,25 @@ def test_overwriting_never_believes_rows_about_files_outside(
     before = state(victim)
     refused(cli, *toy(source, directory, "--overwrite"), words="belongs to no row")
     assert state(victim) == before
+
+
+@pytest.mark.parametrize("text", ["xx{", "", "[1]"])
+def test_a_damaged_publication_is_refused_by_readers_and_writers_alike(
+    cli: Cli, directory: Path, source: Path, text: str
+) -> None:
+    path = directory / ".phi3v/convert/publishing.json"
+    path.write_text(text)
+    before = {name: each for name, each in state(directory).items() if not name.endswith(("lock", "/validate"))}
+    for args in (
+        ["validate", directory],
+        ["stats", directory],
+        ["convert", "--finish", directory],
+        toy(source, directory),
+    ):
+        code, out, err = cli(*args)
+        assert (code, out) == (2, "")
+        assert "publishing.json: is damaged" in err
+        assert "make the set again in a new folder, or remove this file if you know that the set is whole" in err
+    assert {name: each for name, each in state(directory).items() if not name.endswith(("lock", "/validate"))} == before
+    path.unlink()
+    assert cli("validate", directory)[0] == 0

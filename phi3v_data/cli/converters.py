@@ -1,6 +1,8 @@
 """`phi3v-data converters`: what can be converted, and with which options."""
 
 import json
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +20,8 @@ def converters(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """List the converters: built in, installed by other packages, and those of files named here."""
+    from rich.markup import escape
+
     from phi3v_data.cli.console import make_console
     from phi3v_data.cli.options import describe_fields
     from phi3v_data.converters.registry import all_converters
@@ -40,9 +44,23 @@ def converters(
         return
     console = make_console()
     for each in found:
-        console.print(f"[bold]{each.name}[/bold]  {each.summary} ({each.origin})")
+        text = _wrapped(f"{each.name}  {each.summary} ({each.origin})", indent="")
+        console.print(f"[bold]{text[: len(each.name)]}[/bold]{escape(text[len(each.name) :])}")
         if each.problem:
-            console.print(f"  cannot be used: {each.problem}", markup=False)
+            console.print(_wrapped(f"cannot be used: {each.problem}"), markup=False)
         for name, field in describe_fields(each.cls.Options).items() if each.cls else ():
             default = "required" if field["required"] else f"default {field['default']!r}"
-            console.print(f"  --{name} {field['type']}  {field['help']} ({default})", markup=False)
+            console.print(_wrapped(f"--{name} {field['type']}  {field['help']} ({default})"), markup=False)
+
+
+def _wrapped(text: str, indent: str = "  ") -> str:
+    """A paragraph in the terminal's width, its second and later lines indented further."""
+    width = max(get_terminal_size().columns, 40)
+    return fill(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=f"{indent}    ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

@@ -16,7 +16,8 @@ from phi3v_data.cli.base import command_info
 )
 def schema(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="sample, manifest, reject or report; all when left out.")
+        str | None,
+        typer.Argument(metavar="NAME", help="sample, manifest, reject, report or table-map; all when left out."),
     ] = None,
     out_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write DIR/NAME.schema.json instead of printing.")

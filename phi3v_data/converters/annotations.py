@@ -51,6 +51,10 @@ def read_json_lines(file: SourceFile) -> Iterator[JsonLine]:
         raise UserError(f"cannot read '{file.path}': {error.strerror}") from error
 
 
+NOT_UTF8 = "is not UTF-8; save the file again as UTF-8"
+"""What is wrong with a line of a table or of annotations in another encoding."""
+
+
 class _Counted:
     """Lines, and the number and size of the last one: `jsonlines` tells neither of a sound line."""
 
@@ -72,7 +76,7 @@ def _read_line(reader: jsonlines.Reader, lines: _Counted) -> JsonLine:
         value = reader.read(type=dict, skip_empty=True)
     except jsonlines.InvalidLineError as error:
         why = error.__cause__
-        problem = "is not UTF-8" if isinstance(why, UnicodeDecodeError) else "is not JSON"
+        problem = NOT_UTF8 if isinstance(why, UnicodeDecodeError) else "is not JSON"
         if why is None:
             problem = "is not a JSON object"
     except RecursionError:

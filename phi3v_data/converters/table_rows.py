@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Any, TextIO
 
-from phi3v_data.converters.annotations import read_json, read_json_lines
+from phi3v_data.converters.annotations import NOT_UTF8, read_json, read_json_lines
 from phi3v_data.converters.source import Source, SourceFile
 from phi3v_data.converters.tables import RowPlace
 from phi3v_data.encodings import open_utf8
@@ -165,7 +165,7 @@ def _csv_row(where: str, cells: list[str], header: tuple[str, ...]) -> TableRow:
     if len(cells) != len(header):
         return TableRow(where, {}, size, problem=f"has {len(cells)} cells, the header {len(header)}")
     if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
-        return TableRow(where, {}, size, problem="is not UTF-8")
+        return TableRow(where, {}, size, problem=NOT_UTF8)
     return TableRow(where, dict(zip(header, cells, strict=True)), size)
 
 

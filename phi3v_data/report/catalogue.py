@@ -39,7 +39,8 @@ def find_problem(code: str) -> Problem:
     raise NotFoundError(
         f"no problem code {code!r}"
         + (f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else ";")
-        + " `phi3v-data explain` lists all codes."
+        + " `phi3v-data explain` lists all codes; the notes and reject reasons of a conversion are explained in "
+        "docs/converters.md."
     )
 
 

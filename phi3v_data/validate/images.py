@@ -273,8 +273,11 @@ class ImageReport:
         near = difflib.get_close_matches(basename(path)[:255], siblings[:_MAX_NAMES], 1, 0.8)
         if near:
             return f"meant {shown(os.path.join(dirname(path), near[0]), 160)}?"
+        top = dirname(path).partition("/")[0]  # the split's folder, or that of one of several merged sets
         elsewhere = [
-            folder for folder, names in self._names.items() if len(names) <= _MAX_NAMES and basename(path) in names
+            folder
+            for folder, names in self._names.items()
+            if len(names) <= _MAX_NAMES and basename(path) in names and top in ("", folder.partition("/")[0])
         ]
         if len(elsewhere) == 1:
             return f"meant {shown(os.path.join(elsewhere[0], basename(path)), 160)}?"

@@ -132,8 +132,11 @@ def _read_manifest(directory: Path, findings: Findings, closed: list[tuple[str, 
         return Manifest.model_validate(value)
     except ValidationError as error:
         for found in error.errors(include_url=False, include_input=False, include_context=False):
-            name = field_path(found["loc"]) or None
-            invalid(found["msg"][:1].lower() + found["msg"][1:], "see the format in docs/format.md", name)
+            parts = found["loc"]
+            message = found["msg"][:1].lower() + found["msg"][1:]
+            if parts[-1:] == ("[key]",):  # pydantic's mark of a name that is wrong, not what stands under it
+                message, parts = f"the name {shown(parts[-2])}: {message}", parts[:-2]
+            invalid(message, "see the format in docs/format.md", field_path(parts) or None)
         return None
 
 

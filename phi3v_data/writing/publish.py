@@ -20,12 +20,12 @@ import xxhash
 from phi3v_data.converters.base import DatasetInfo
 from phi3v_data.converters.reads import by_file
 from phi3v_data.errors import UserError
-from phi3v_data.files import inside, read_json, read_regular, sync_disk, sync_folder, write_json, write_text
+from phi3v_data.files import inside, read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import counted, shown
 from phi3v_data.mounts import is_case_blind
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
-from phi3v_data.unfinished import MANIFEST, MARKER, is_marker
+from phi3v_data.unfinished import MANIFEST, MARKER, Publication, is_marker, read_publishing
 from phi3v_data.writing.journal import (
     ImageRecord,
     Journal,
@@ -108,10 +108,12 @@ def merge(
             split.file.close()
     if not splits:
         assert first_reject is not None
+        item = first_reject.item
+        where = "" if first_reject.message.startswith(item) else f"{item}: "
         raise NothingMadeError(
             f"not one of {counted(sum(reasons.values()), 'planned sample')} could be made "
             f"({', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))}); "
-            f"the first, {first_reject.item}: {first_reject.message}"
+            f"the first, {where}{first_reject.message}"
         )
     if not reasons:
         (journal.stage / REJECTS).unlink()
@@ -211,13 +213,6 @@ def _remove_orphans(
             folder.rmdir()
 
 
-class Publication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`publishing.json`: names in DIR that are to be filled from the stage, and those to be removed before."""
-
-    install: tuple[str, ...]
-    remove: tuple[str, ...]
-
-
 def publish(journal: Journal, replaced: Iterable[str]) -> None:
     """Move the stage into DIR; `replaced` are top-level files of the finished set that is being overwritten."""
     sync_disk(journal.stage)
@@ -268,12 +263,9 @@ def read_publication(journal: Journal) -> Publication | None:
         UserError: an entry of it is not what phi3v writes, or a file that it names is gone.
     """
     path = journal.publishing
-    try:
-        todo = msgspec.json.decode(read_regular(path), type=Publication)
-    except FileNotFoundError:
+    todo = read_publishing(path)
+    if todo is None:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: is not what phi3v writes ({error}); nothing was moved or removed") from None
     for name in (*todo.install, *todo.remove):
         if name not in (IMAGES, REJECTS, REMOVED) and not (is_plain_name(name) and is_data_file(name)):
             raise UserError(

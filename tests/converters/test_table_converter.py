@@ -418,3 +418,13 @@ def test_empty_cells_are_counted(tmp_path: Path) -> None:
     result = convert(write_source(tmp_path / "s", "rows.csv", as_csv(cells)), tmp_path / "o", mapping)
     assert result.manifest.notes == {"image-cell-empty": 1, "question-cell-empty": 1}
     assert result.manifest.rejects == {"empty-text": 2}
+
+
+def test_a_table_in_latin_1_is_told_to_be_saved_again(tmp_path: Path) -> None:
+    put(tmp_path / "s" / "l1.csv", "image,question,answer\na.png,caf\u00e9,x\n".encode("latin-1"))
+    with pytest.raises(phi3v_data.UserError) as error:
+        run("table", tmp_path / "s", tmp_path / "o")
+    assert str(error.value) == (
+        "not one of 1 planned sample could be made (1 row-invalid); the first, l1.csv:2 is not UTF-8; save the file "
+        "again as UTF-8"
+    )

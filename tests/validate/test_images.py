@@ -234,3 +234,9 @@ def test_a_folder_whose_name_begins_with_images_is_outside(tmp_path: Path, folde
     assert [(each.code, each.line) for each in report.problems if each.severity == "error"] == [
         ("image-path-unsafe", 1)
     ]
+
+
+def test_an_image_in_the_folder_of_another_set_is_not_what_was_meant(tmp_path: Path) -> None:
+    write(tmp_path, {"train.jsonl": uses("a/p.png", "b/q.png"), "images/p.png": A, "images/b/more/q.png": A})
+    hints = [item.hint for item in found(validate(tmp_path), "image-missing")]
+    assert hints == ["", "meant 'b/more/q.png'?"]
