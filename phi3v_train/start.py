@@ -1,5 +1,6 @@
 """How a run begins: anew, from a checkpoint, or not at all; nothing in its folder is changed to find that out."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import read_json
 from phi3v_train.config import RunConfig
 from phi3v_train.plan import Plan
+from phi3v_train.settings import resolve
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import (
     Checkpoint,
@@ -21,7 +23,8 @@ from phi3v_train.training.checkpoints import (
     verify,
     why_damaged,
 )
-from phi3v_train.training.identity import data_identity, refuse_other_run, settings_identity
+from phi3v_train.training.identity import data_identity, find_differences, refuse_other_run, settings_identity
+from phi3v_train.training.metrics_log import read_metrics
 
 if TYPE_CHECKING:
     from phi3v_train.training.parallel.group import Group
@@ -31,22 +34,24 @@ if TYPE_CHECKING:
 class Start:
     """How a run begins: anew, from a checkpoint, or not at all because it is complete.
 
-    `ended`: no step is left. `damaged`: newer checkpoints that cannot be used, each with the reason.
+    `ended`: no step is left. `damaged`: newer checkpoints that cannot be used, each with the reason, oldest first.
+    `starts_over`: the same run has logged steps, but no checkpoint is left of it.
     """
 
     identity: Mapping[str, Any]
     checkpoint: Checkpoint | None
     complete: bool = False
     ended: bool = False
-    damaged: tuple[str, ...] = ()
+    damaged: tuple[tuple[Path, str], ...] = ()
+    starts_over: bool = False
 
     def words(self, total_steps: int) -> str:
         """For the plan."""
         if self.complete:
             return "already complete"
         if self.checkpoint is None:
-            return "begins"
-        skipped = "".join(f"; {each}" for each in self.damaged)
+            return "starts over, with no checkpoint to resume from" if self.starts_over else "begins"
+        skipped = "".join(f"; {name_damaged([each])}" for each in self.damaged)
         if self.ended:
             return f"resumes from {self.checkpoint.path.name}, no step to go{skipped}"
         return f"goes on from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps to go{skipped}"
@@ -63,7 +68,7 @@ def find_start(plan: Plan) -> Start:
     identity = {"settings": settings, "data": data_identity(plan.sources)}
     if output.overwrite:
         return Start(identity, None)
-    if output.resume == "never" and (list_checkpoints(output.output_dir) or read_finished(output.output_dir)):
+    if output.resume == "never" and (checkpoint_folders(output.output_dir) or read_finished(output.output_dir)):
         raise UserError(
             f"--resume never: {output.output_dir} holds a run; --overwrite starts over, another --output_dir keeps it"
         )
@@ -73,11 +78,11 @@ def find_start(plan: Plan) -> Start:
         refuse_other_run(output.output_dir, done["identity"], identity)
         if has_ended(done, plan.total_steps) and output.resume == "auto":
             return Start(identity, checkpoint, complete=True)
-    newer = [
+    newer = tuple(
         (each.path, why_damaged(each.path))
         for each in checkpoint_folders(output.output_dir)
         if output.resume == "auto" and each.step > (checkpoint.step if checkpoint is not None else -1)
-    ]
+    )
     if checkpoint is None:
         refuse_damaged(output.output_dir, newer, identity)
         if done is not None and output.resume == "auto":
@@ -85,18 +90,50 @@ def find_start(plan: Plan) -> Start:
                 f"{output.output_dir} holds a finished run of {done['step']} steps and no checkpoint to resume from; "
                 "--overwrite starts over, another --output_dir keeps it"
             )
-        return Start(identity, None)
+        return Start(identity, None, starts_over=has_logs_of_this_run(output.output_dir, identity))
     state = checkpoint.state()
     refuse_other_run(checkpoint.path, state["identity"], identity)
-    damaged = tuple(f"{path.name} cannot be used: {reason}" for path, reason in newer)
-    return Start(identity, checkpoint, ended=has_ended(state, plan.total_steps), damaged=damaged)
+    return Start(identity, checkpoint, ended=has_ended(state, plan.total_steps), damaged=newer)
+
+
+def has_logs_of_this_run(output_dir: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a folder without checkpoints holds logged steps of the run that is started; False if it holds none.
+
+    Such a run starts over, as one does that was killed before its first checkpoint.
+
+    Raises:
+        UserError: the steps are those of a run with other settings or data, or it cannot be told whose they are.
+    """
+    if not any(line["step"] > 0 for line in read_metrics(output_dir / folder.METRICS)):
+        return False
+    try:
+        earlier = resolve({}, config_file=output_dir / folder.CONFIG).config
+        dtype = earlier.model.dtype if earlier.model.dtype != "auto" else identity["settings"]["dtype"]
+        data = json.loads((output_dir / folder.DATA).read_text(encoding="utf-8"))
+        differences = find_differences({"settings": settings_identity(earlier, dtype), "data": data}, identity)
+    except (UserError, OSError, ValueError, TypeError, KeyError):
+        differences = ["its config.yaml or data.json cannot be read"]
+    if differences:
+        raise UserError(
+            f"{output_dir} holds an earlier run's logs but no checkpoint to resume from ({'; '.join(differences)}); "
+            "--overwrite starts over, or choose another --output_dir"
+        )
+    return True
+
+
+def name_damaged(damaged: Sequence[tuple[Path, str]]) -> str:
+    """`checkpoint-000002, checkpoint-000003 cannot be used: REASON; ...`: those with the same reason together."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in damaged:
+        by_reason.setdefault(reason, []).append(path.name)
+    return "; ".join(f"{', '.join(names)} cannot be used: {reason}" for reason, names in by_reason.items())
 
 
 def refuse_damaged(output_dir: Path, damaged: Sequence[tuple[Path, str]], identity: Mapping[str, Any]) -> None:
     """Never start over where something of a run is left; other settings are named first, as far as it says them.
 
     Raises:
-        UserError: there are damaged checkpoints.
+        UserError: there are damaged checkpoints; each is named with its reason.
     """
     if not damaged:
         return
@@ -105,10 +142,9 @@ def refuse_damaged(output_dir: Path, damaged: Sequence[tuple[Path, str]], identi
         if state is not None and isinstance(state.get("identity"), dict):
             refuse_other_run(path, state["identity"], identity)
             break
-    path, reason = damaged[-1]
     raise UserError(
-        f"{path} cannot be used: {reason}; {output_dir} holds no other complete checkpoint; --overwrite starts over, "
-        "another --output_dir keeps it"
+        f"{output_dir}: {name_damaged(damaged)}; there is no other checkpoint; --overwrite starts over, another "
+        "--output_dir keeps it"
     )
 
 
@@ -119,25 +155,33 @@ def verified_start(group: "Group", start: Start, config: RunConfig) -> Start:
         UserError: no checkpoint is whole.
     """
     checkpoint, main = start.checkpoint, group.place.is_main
-    if main:
-        for sentence in start.damaged:
-            print(f"warning: {sentence}", file=sys.stderr)
-    if checkpoint is None:
-        return start
     output = config.output
-    damaged = []
+    if checkpoint is None:
+        if start.starts_over and main:
+            print(
+                f"warning: {output.output_dir} holds logs of this run but no checkpoint to resume from: it starts "
+                "over, and its logs are replaced",
+                file=sys.stderr,
+            )
+        return start
+    damaged = list(start.damaged)
     older = [each for each in list_checkpoints(output.output_dir) if each.step < checkpoint.step] if main else []
     older = group.share(older) if output.resume == "auto" else []
     while reason := verify(group, checkpoint):
-        damaged.append((checkpoint.path, reason))
+        damaged.insert(0, (checkpoint.path, reason))
+        if output.resume != "auto":
+            raise UserError(
+                f"--resume {output.resume}: {name_damaged(damaged)}; give another checkpoint, or leave out --resume"
+            )
         if not older:
-            refuse_damaged(output.output_dir, damaged[::-1], start.identity)
-        if main:
-            print(f"warning: {checkpoint.path.name} cannot be used: {reason}", file=sys.stderr)
+            refuse_damaged(output.output_dir, damaged, start.identity)
         checkpoint = older.pop()
         refuse_other_run(checkpoint.path, checkpoint.state()["identity"], start.identity)
-    if damaged and main:
-        print(f"resuming from {checkpoint.path.name}", file=sys.stderr)
+    if main:
+        for each in damaged:
+            print(f"warning: {name_damaged([each])}", file=sys.stderr)
+        if checkpoint != start.checkpoint:
+            print(f"resuming from {checkpoint.path.name}", file=sys.stderr)
     return replace(start, checkpoint=checkpoint)
 
 

@@ -62,13 +62,10 @@ def digest(paths: Sequence[Path]) -> str:
     return state.hexdigest()
 
 
-def refuse_other_run(where: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Compare what a run was begun with and what it is now started with.
+def find_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """How a run was begun and how it is started now: each difference with the old and the new value, in words.
 
     A setting that the version of the beginning did not have yet had its default then.
-
-    Raises:
-        UserError: every difference, old and new value.
     """
     differences = []
     new = current["settings"]
@@ -79,7 +76,16 @@ def refuse_other_run(where: Path, saved: Mapping[str, Any], current: Mapping[str
             differences.append(f"--{name} was {old.get(name)}, is {new.get(name)}")
     if saved["data"] != current["data"]:
         differences.append(f"the data were {describe(saved['data'])}, are {describe(current['data'])}")
-    if differences:
+    return differences
+
+
+def refuse_other_run(where: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compare what a run was begun with and what it is now started with; see `find_differences`.
+
+    Raises:
+        UserError: every difference, old and new value.
+    """
+    if differences := find_differences(saved, current):
         raise UserError(
             f"{where} holds a run with other settings or data: {'; '.join(differences)}; give the same ones to go on, "
             "--overwrite to start over, or another --output_dir"

@@ -86,17 +86,76 @@ def test_a_damaged_checkpoint_is_named_and_the_older_whole_one_is_used(
 
 
 @pytest.mark.parametrize("kind", ["cut", "same size", "state"])
-def test_where_nothing_is_whole_a_run_is_refused_and_nothing_is_changed(data_dir: Path, out: Path, kind: str) -> None:
+def test_where_nothing_is_whole_a_run_is_refused_and_nothing_is_changed(
+    data_dir: Path, out: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     damage, words = DAMAGE[kind]
     for name in ("checkpoint-000002", "checkpoint-000003"):
         damage(out / name)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
     with pytest.raises(UserError, match=rf"checkpoint-000003 cannot be used: {words}.*--overwrite starts over"):
         short(data_dir, out)
+    assert "warning" not in capfd.readouterr().err, "the reasons are told once"
     assert {path: path.read_bytes() for path in before} == before
     assert short(data_dir, out, overwrite=True, max_steps=1).step == 1
     assert [path.name for path in sorted(out.glob("checkpoint-*"))] == ["checkpoint-000001"]
     assert [line["step"] for line in read_lines(out / "metrics.jsonl")] == [1]
+
+
+def test_each_damaged_checkpoint_is_named_once_with_its_reason(
+    data_dir: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Damage that sizes show and damage that only digests show, in one sentence."""
+    flip(out / "checkpoint-000002" / "optimizer.pt")
+    (out / "checkpoint-000003" / "model.safetensors").unlink()
+    with pytest.raises(UserError) as caught:
+        short(data_dir, out)
+    assert str(caught.value) == (
+        f"{out}: checkpoint-000002 cannot be used: optimizer.pt is not what was written; checkpoint-000003 cannot be "
+        "used: model.safetensors is missing; there is no other checkpoint; --overwrite starts over, another "
+        "--output_dir keeps it"
+    )
+    assert "cannot be used" not in capfd.readouterr().err
+    with pytest.raises(UserError, match=f"--resume never: {out} holds a run"):
+        short(data_dir, out, resume="never")
+
+
+def test_a_stopped_run_without_checkpoints_starts_over_with_the_same_settings_only(
+    data_dir: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("checkpoint-000002", "checkpoint-000003"):
+        shutil.rmtree(out / name)
+    logs = (out / "metrics.jsonl").read_bytes()
+    refusal = f"{out} holds an earlier run's logs but no checkpoint to resume from ("
+    advice = "); --overwrite starts over, or choose another --output_dir"
+    for changes in ({}, {"resume": "never"}):
+        with pytest.raises(UserError) as caught:
+            short(data_dir, out, learning_rate=0.5, **changes)
+        assert str(caught.value) == f"{refusal}--learning_rate was 0.001, is 0.5{advice}"
+    data = (out / "data.json").read_text()
+    (out / "data.json").unlink()
+    with pytest.raises(UserError) as caught:
+        short(data_dir, out)
+    assert str(caught.value) == f"{refusal}its config.yaml or data.json cannot be read{advice}"
+    assert (out / "metrics.jsonl").read_bytes() == logs
+    (out / "data.json").write_text(data)
+    assert short(data_dir, out, max_steps=2).step == 2
+    assert capfd.readouterr().err.splitlines()[0] == (
+        f"warning: {out} holds logs of this run but no checkpoint to resume from: it starts over, and its logs are "
+        "replaced"
+    )
+    assert [line["step"] for line in read_lines(out / "metrics.jsonl")] == [1, 2]
+    for name in ("checkpoint-000001", "checkpoint-000002"):
+        shutil.rmtree(out / name)
+    (out / "complete.json").unlink()
+    assert short(data_dir, out, max_steps=1, seed=5, overwrite=True).step == 1
+
+
+def test_a_run_killed_before_its_first_step_may_start_with_other_settings(data_dir: Path, out: Path) -> None:
+    for name in ("checkpoint-000002", "checkpoint-000003"):
+        shutil.rmtree(out / name)
+    (out / "metrics.jsonl").write_text('{"step": 0, "eval_loss": 7.6}\n')
+    assert short(data_dir, out, learning_rate=0.5, max_steps=1).step == 1
 
 
 def test_settings_are_compared_with_whatever_state_can_be_read(data_dir: Path, out: Path) -> None:
@@ -113,10 +172,12 @@ def test_settings_are_compared_with_whatever_state_can_be_read(data_dir: Path, o
 
 def test_a_checkpoint_that_is_asked_for_must_be_whole(data_dir: Path, out: Path) -> None:
     flip(out / "checkpoint-000002" / "model.safetensors")
-    with pytest.raises(
-        UserError, match=r"checkpoint-000002 cannot be used: model\.safetensors is not what was written"
-    ):
+    with pytest.raises(UserError) as caught:
         short(data_dir, out, resume=str(out / "checkpoint-000002"))
+    assert str(caught.value) == (
+        f"--resume {out}/checkpoint-000002: checkpoint-000002 cannot be used: model.safetensors is not what was "
+        "written; give another checkpoint, or leave out --resume"
+    )
     cut(out / "checkpoint-000002" / "model.safetensors")
     with pytest.raises(NotFoundError, match=r"no complete checkpoint there \(model\.safetensors has .* bytes instead"):
         short(data_dir, out, resume=str(out / "checkpoint-000002"))
@@ -183,7 +244,8 @@ def test_a_run_whose_disk_was_full_says_so_and_exits_with_1(
     hog.unlink()
     assert call("run", *options, silent) == 0
     errors = capfd.readouterr().err
-    assert "warning: " not in errors
+    assert errors.count("warning: ") == 1
+    assert f"warning: {out} holds logs of this run but no checkpoint to resume from: it starts over" in errors
     assert "error: " not in errors
 
 
