@@ -4,7 +4,7 @@ Field names are the options' names. Names are unique over the groups, so a YAML 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
@@ -212,6 +212,11 @@ class EvalConfig(Group):
     max_new_tokens: int = Field(64, ge=1, description="Longest generated answer in tokens.")
     metric: tuple[str, ...] = Field((), description="Metric name or file.py:function; none: dataset.json's.")
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a run evaluates at all."""
+        return self.eval_before or self.eval_after or self.eval_steps is not None
+
 
 class OutputConfig(Group):
     """What is kept, and where."""
@@ -309,30 +314,37 @@ def home_groups() -> dict[str, str]:
     return {name: group for group, model in RunConfig.GROUPS.items() for name in model.model_fields}
 
 
-def parse_config(values: dict[str, Any], *, where: str = "") -> RunConfig:
+def parse_config(values: dict[str, Any], files: Mapping[str, str] = {}) -> RunConfig:
     """Make a `RunConfig` of grouped or flat values.
 
+    Args:
+        values: of the settings.
+        files: name of a setting -> the file that gave it, of those that are not options.
+
     Raises:
-        UserError: the first mistake in one sentence; `where` says which file the values came from.
+        UserError: all mistakes in one sentence, each with its option, or with its file and key.
     """
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError((f"{where}: " if where else "") + next(_sentences(error))) from None
+        raise UserError("; ".join(_sentences(error, files))) from None
 
 
-def _sentences(error: ValidationError) -> Iterator[str]:
-    """Each finding of Pydantic in the words of the command line."""
+def _sentences(error: ValidationError, files: Mapping[str, str]) -> Iterator[str]:
+    """Each finding of Pydantic in the words of the command line, or of the file that the value came from."""
     for item in error.errors():
         names = [str(part) for part in item["loc"]]
         if names and names[0] in RunConfig.GROUPS:
             del names[0]
-        message = item["msg"].removeprefix("Value error, ")
+        message = item["msg"].removeprefix("Value error, ").partition(", unable to parse string")[0]
+        file = files.get(names[0], "") if names else ""
         if item["type"] == "extra_forbidden":
-            yield f"{'.'.join(names)!r} is not a setting of a run{_nearest(names[-1])}"
+            where = f"{file}: " if file else ""
+            yield f"{where}{'.'.join(names)!r} is not a setting of a run{_nearest(names[-1])}"
         elif names:
             lowered = message[:1].lower() + message[1:]
-            yield f"--{names[0]}: {lowered.replace('input should', 'should')}, got {item['input']!r}"
+            where = f"{file}: {names[0]}" if file else f"--{names[0]}"
+            yield f"{where}: {lowered.replace('input should', 'should')}, got {item['input']!r}"
         else:
             yield message
 

@@ -23,6 +23,11 @@ ADVICE = {
 """Names for which no setting of ours has the same value."""
 
 
+def refusal(name: str) -> str:
+    """Why a name is not a setting, and what to give instead; of a name in `ADVICE`."""
+    return f"{name!r} is not a setting of a run: {ADVICE[name]}"
+
+
 def own_name(name: str) -> str:
     """Our name of a setting, whoever's it is.
 
@@ -30,7 +35,7 @@ def own_name(name: str) -> str:
         ValueError: there is no setting with that value; the message says what to give instead.
     """
     if name in ADVICE:
-        raise ValueError(f"{name!r} is not a setting of a run: {ADVICE[name]}")
+        raise ValueError(refusal(name))
     return ALIASES.get(name, name)
 
 

@@ -222,7 +222,7 @@ def open_eval_source(config: RunConfig, sources: Sequence[Source]) -> Source | N
     Raises:
         UserError: `--eval_split` names one that no directory has.
     """
-    if not (config.eval.eval_before or config.eval.eval_after or config.eval.eval_steps):
+    if not config.eval.is_wanted:
         return None
     wanted = config.eval.eval_split
     for index, source in enumerate(sources):
@@ -272,15 +272,20 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         rows = min(len(plan.eval_source), limit or len(plan.eval_source))
         metrics = ", ".join(metric.name for metric in plan.metrics)
         yield "eval", f"{plan.eval_source.directory} {plan.eval_source.split.name}: {rows:,} rows, {metrics}"
-    else:
+    elif config.eval.is_wanted:
         yield "eval", "none: no split val, dev, dev_seen or test with answers, and no --eval_split"
+    else:
+        yield "eval", "none: switched off by --no_eval_before and --no_eval_after"
     processes = f" x {plan.world_size} processes" if plan.world_size > 1 else ""
     epochs = plan.total_steps / plan.order.epoch_steps
-    yield (
-        "steps",
-        f"{plan.total_steps:,} = {plan.order.epoch_samples:,} samples x {epochs:.3g} epochs / "
-        f"{config.optim.batch_size} ({config.optim.batch_size_per_gpu} x {plan.accumulation} accumulated{processes})",
+    samples = f"{plan.order.epoch_samples:,} samples"
+    batch = (
+        f"{config.optim.batch_size} ({config.optim.batch_size_per_gpu} x {plan.accumulation} accumulated{processes})"
     )
+    if config.optim.max_steps is None:
+        yield "steps", f"{plan.total_steps:,} = {samples} x {epochs:.3g} epochs / {batch}"
+    else:
+        yield "steps", f"{plan.total_steps:,} (--max_steps) of {batch} samples: {epochs:.3g} epochs of {samples}"
     yield (
         "tokens",
         f"{probe.mean_tokens:,.0f} a sample, longest {probe.max_tokens:,} (of {len(probe.measures)} rows measured); "
@@ -309,8 +314,9 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
             f"--warmup_steps {config.optim.warmup_steps} is not over when the run ends after {plan.total_steps} steps: "
             "the learning rate never reaches its highest value",
         )
+    unused = "num_train_epochs" if config.optim.max_steps is not None else ""
     for name, value in config.flat().items():
-        if name in plan.settings.origins or name in SHOWN_DEFAULTS:
+        if name in plan.settings.origins or (name in SHOWN_DEFAULTS and name != unused):
             yield "setting", f"{name} {format_value(value)} ({plan.settings.origin(name)})"
 
 

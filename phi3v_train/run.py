@@ -17,10 +17,10 @@ from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
 from phi3v_train.data.loader import TrainLoader
-from phi3v_train.data.sources import require_sound, resolve_num_crops
+from phi3v_train.data.sources import require_data_dir, require_sound, resolve_num_crops
 from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
-from phi3v_train.start import Start, find_start, refuse_other_start, verified_start, way_on
+from phi3v_train.start import Start, find_start, read_finished, refuse_other_start, verified_start, way_on
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import prune, sweep
 from phi3v_train.training.identity import data_identity
@@ -59,8 +59,9 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
     """Refuse directories with errors; a validated one that has not changed costs a look at its receipt.
 
     Raises:
-        UserError: the first error.
+        UserError: the first error, or no directory is given.
     """
+    require_data_dir(config.data.data_dir)
     num_crops = config.model.num_crops
     tuned = locate_base(config.model.model_name_or_path, weights=False).tuned_num_crops if num_crops is None else None
     for directory in config.data.data_dir:
@@ -271,6 +272,15 @@ def make_evaluation(plan: Plan, progress: "ProgressLine", request: "StopRequest"
     )
 
 
+def earlier_outcome(plan: Plan) -> Outcome:
+    """Outcome of a run that is already complete, as its folder tells it."""
+    output_dir = plan.config.output.output_dir
+    done = read_finished(output_dir)
+    step = plan.total_steps if done is None else done["step"]
+    before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
+    return Outcome(output_dir, step, True, before, after)
+
+
 def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:
     """Check the data, plan, and train; for Python. The command line shows the plan in between.
 
@@ -281,9 +291,7 @@ def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()
     plan = make_plan(settings, world_size=Place.from_environment().world_size)
     start = find_start(plan)
     if start.complete:
-        output_dir = plan.config.output.output_dir
-        before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
-        return Outcome(output_dir, plan.total_steps, True, before, after)
+        return earlier_outcome(plan)
     return train(plan, start, quiet=quiet, hooks=hooks)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_train.config import RunConfig, home_groups, parse_config, spell_out
-from phi3v_train.foreign_names import ALIASES, own_names
+from phi3v_train.foreign_names import ADVICE, ALIASES, own_names, refusal
 from phi3v_train.recipes import load_recipe
 
 
@@ -41,22 +41,34 @@ def resolve(options: Mapping[str, Any], *, config_file: Path | None = None, reci
     """Lay the options over the config file over the recipe.
 
     Raises:
-        UserError: a file that cannot be read, an unknown name, a value that does not fit.
+        UserError: a file that cannot be read; unknown names and values that do not fit, all in one sentence.
     """
-    layers: list[tuple[str, dict[str, Any]]] = [("option", spell_out_layer("", options))]
+    layers: list[tuple[str, str, Mapping[str, Any]]] = [("option", "", options)]
     if config_file is not None:
         values = read_config_file(config_file)
-        recipe = recipe or values.pop("recipe", None)
-        layers.append((f"config {config_file.name}", spell_out_layer(f"{config_file}: ", values)))
+        named = values.pop("recipe", None)
+        recipe = recipe or named
+        layers.append((f"config {config_file.name}", str(config_file), values))
     if recipe is not None:
-        layers.append((f"recipe {recipe}", spell_out_layer(f"recipe {recipe}: ", load_recipe(recipe).settings)))
+        layers.append((f"recipe {recipe}", f"recipe {recipe}", load_recipe(recipe).settings))
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for origin, values in layers:
-        for name, value in values.items():
+    files: dict[str, str] = {}
+    mistakes = []
+    for origin, file, given in layers:
+        where = f"{file}: " if file else ""
+        mistakes += [f"{where}{refusal(name)}" for name in given if name in ADVICE]
+        ours = {name: value for name, value in given.items() if name not in ADVICE}
+        for name, value in spell_out_layer(where, ours).items():
             if name not in origins:
-                merged[name], origins[name] = value, origin
-    return Settings(parse_config(merged), origins, recipe)
+                merged[name], origins[name], files[name] = value, origin, file
+    try:
+        config = parse_config(merged, files)
+    except UserError as error:
+        mistakes.append(str(error))
+    if mistakes:
+        raise UserError("; ".join(mistakes))
+    return Settings(config, origins, recipe)
 
 
 def spell_out_layer(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +83,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings, grouped or flat, into flat names.
 
     Raises:
-        UserError: no YAML, not a mapping, or a name that is no setting.
+        UserError: not YAML, not a mapping, or a group that is not one.
     """
     import yaml
 
@@ -93,8 +105,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     pairs: list[tuple[str, Any]] = []
     for key, value in values.items():
         grouped = key in RunConfig.GROUPS and isinstance(value, dict)
-        for name, item in value.items() if grouped else [(key, value)]:
-            if name != "recipe" and name not in home_groups() and name not in ALIASES:
-                parse_config({str(name): item}, where=f"--config {path}")
-            pairs.append((str(name), item))
+        if key in RunConfig.GROUPS and not grouped and key not in {*home_groups(), *ALIASES}:
+            raise UserError(f"{path}: {key}: should be a group of `name: value` lines, got {value!r}")
+        pairs += [(str(name), item) for name, item in (value.items() if grouped else [(key, value)])]
     return dict(pairs)

@@ -69,8 +69,8 @@ def option_parameter(name: str, field: FieldInfo, panel: str) -> inspect.Paramet
     text = field.description or ""
     if field.is_required():
         text += " [required]"
-    elif default is not None and default is not False and default not in ("", [], {}, "()"):
-        text += f" [default: {default}]"
+    elif default is not None and default is not False and default not in ("", [], {}):
+        text += f" [default: {', '.join(map(str, default)) if isinstance(default, list) else default}]"
     option = typer.Option(
         help=text.strip().replace("[", r"\["),
         metavar=None if is_flag else _words(inner),
@@ -102,6 +102,8 @@ def _default(field: FieldInfo) -> Any:
         return None
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
     return value if isinstance(value, str | int | float | bool | list | dict | NoneType) else str(value)
 
 

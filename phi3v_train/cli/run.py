@@ -42,13 +42,17 @@ def run(
 
     Prints the plan, then one progress line. Stopped or killed at any moment, the same command goes on from the newest
     checkpoint, with the same losses as if it had never stopped.
+
+    Other trainers' names are taken too: --lr, --weight_decay, --per_device_train_batch_size, --lora_r, --epochs,
+    --output.
     """
     if "RANK" in os.environ:
         # torch's own log of lost connections, a page each; we say it in one line.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from phi3v_train.data.sources import require_data_dir
     from phi3v_train.launch import LAUNCHED, launch, obey_launcher, open_meeting, processes_to_start
     from phi3v_train.plan import make_plan
-    from phi3v_train.run import check_data, train
+    from phi3v_train.run import check_data, earlier_outcome, train
     from phi3v_train.start import find_start, way_on
     from phi3v_train.training.parallel.agreement import refusals_are_shared
     from phi3v_train.training.parallel.place import Place
@@ -56,6 +60,7 @@ def run(
     if LAUNCHED in os.environ:
         obey_launcher()
     config = settings.config
+    require_data_dir(config.data.data_dir)
     place = Place.from_environment()
     number = processes_to_start(config)
     world_size = number * config.parallel.nnodes or place.world_size
@@ -68,7 +73,11 @@ def run(
         start = find_start(plan)
     if not shown:
         show(plan, start.words(plan.total_steps), as_json=json_output, quiet=quiet)
-    if dry_run or start.complete:
+    if dry_run:
+        return
+    if start.complete:
+        if not shown and not json_output:
+            print(summary(earlier_outcome(plan)))
         return
     if number:
         code = launch(number, sys.argv[1:], config.parallel, meeting)

@@ -99,14 +99,23 @@ def open_source(
     return Source(rows, dataset.manifest, budget, origin)
 
 
+def require_data_dir(directories: Sequence[str | Path]) -> None:
+    """Refuse a run without data.
+
+    Raises:
+        UserError: no directory is given.
+    """
+    if not directories:
+        raise UserError("no data: give --data_dir, a conversations directory; it may be given several times")
+
+
 def open_sources(directories: Sequence[str | Path], split: str, *, num_crops: int | None = None) -> tuple[Source, ...]:
     """Open one labelled split of several directories, for training; see `open_source`.
 
     Raises:
         UserError: see `open_source`; or no directory at all, or one twice.
     """
-    if not directories:
-        raise UserError("no data: give --data_dir, a conversations directory; it may be given several times")
+    require_data_dir(directories)
     resolved = [Path(directory).resolve() for directory in directories]
     for index, directory in enumerate(resolved):
         if directory in resolved[:index]:

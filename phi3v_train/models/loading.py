@@ -14,9 +14,8 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside
 from phi3v_data.media.geometry import check_num_crops
 from phi3v_train.models.machine import Compute
-from phi3v_train.models.meant import hint, is_model
+from phi3v_train.models.meant import TINY, hint, is_model
 
-TINY = "tiny"
 ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"

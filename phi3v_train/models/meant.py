@@ -3,6 +3,9 @@
 from difflib import get_close_matches
 from pathlib import Path
 
+TINY = "tiny"
+"""Name of the small model with random weights, for tests and demos."""
+
 MODEL = "model"
 """Folder of the finished model within a run's folder."""
 
@@ -40,9 +43,10 @@ def similar_path(name: str) -> Path | None:
 
 
 def hint(name: str) -> str:
-    """`; did you mean runs/a/model?` for a path that is not a model directory; empty if nothing is near."""
-    found = Path(name) if Path(name).is_dir() else similar_path(name)
-    if found is None:
-        return ""
-    meant = found if is_model(found) else model_inside(found)
-    return f"; did you mean {meant}?" if meant is not None and meant != Path(name) else ""
+    """`; did you mean runs/a/model?` for what is not a model directory, or `tiny`; empty if nothing is near."""
+    path = Path(name)
+    found = path if path.is_dir() else similar_path(name)
+    meant = None if found is None else found if is_model(found) else model_inside(found)
+    if meant is not None and meant != path:
+        return f"; did you mean {meant}?"
+    return f"; did you mean {TINY}?" if not path.exists() and get_close_matches(name.lower(), [TINY]) else ""

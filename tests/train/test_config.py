@@ -213,7 +213,8 @@ def test_num_crops_is_filled_in_only_where_nothing_set_it(option: int | None, ex
         ("learning_rate: [1", ":1: not YAML"),
         ("- a\n", "expected `name: value` lines, found a list"),
         ("lerning_rate: 1", "did you mean 'learning_rate'?"),
-        ("optim:\n  batch: 1", "'batch' is not a setting of a run"),
+        ("optim:\n  batch: 1", "run.yaml: 'batch' is not a setting of a run"),
+        ("model: tiny", "run.yaml: model: should be a group of `name: value` lines, got 'tiny'"),
         ("recipe: docvqa-lora", "there is no recipe of that name"),
     ],
 )
@@ -222,6 +223,49 @@ def test_a_bad_config_file_is_named(tmp_path: Path, text: str, sentence: str) ->
     with pytest.raises(UserError) as caught:
         resolve({}, config_file=tmp_path / "run.yaml")
     assert sentence in str(caught.value)
+
+
+def test_all_mistakes_are_named_with_their_file_and_key_or_option(tmp_path: Path) -> None:
+    file = tmp_path / "c2.yaml"
+    file.write_text("learning_rate: fast\n")
+    with pytest.raises(UserError) as caught:
+        resolve({}, config_file=file)
+    assert str(caught.value) == (f"{file}: learning_rate: should be a valid number, got 'fast'")
+    file.write_text("optim:\n  learning_rate: fast\n  batch: 4\n  lora_alpha: 8\nnum_crops: 99\nseed: -1\n")
+    with pytest.raises(UserError) as caught:
+        resolve({"num_crops": "17", "seed": "1", "batch_size": "0"}, config_file=file)
+    assert sorted(str(caught.value).replace(f"{file}", "c2.yaml").split("; ")) == [
+        "--batch_size: should be greater than or equal to 1, got '0'",
+        "--num_crops: should be less than or equal to 16, got '17'",
+        "c2.yaml: 'batch' is not a setting of a run",
+        "c2.yaml: 'lora_alpha' is not a setting of a run: give --lora_alpha_ratio, which is alpha / --lora_rank "
+        "(alpha 128 with rank 64: 2)",
+        "c2.yaml: learning_rate: should be a valid number, got 'fast'",
+        "did you mean 'batch_size'?",
+    ]
+
+
+def test_an_option_s_recipe_wins_over_the_file_s(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("recipe: docvqa-lora-fp16\n")
+    assert resolve({}, config_file=tmp_path / "run.yaml").config.model.dtype == "fp16"
+    settings = resolve({}, config_file=tmp_path / "run.yaml", recipe="docvqa-lora-bf16")
+    assert (settings.config.model.dtype, settings.recipe) == ("bf16", "docvqa-lora-bf16")
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_missing_data_are_said_before_anything_else(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--model_name_or_path", "nobody/nothing"], ["--nnodes", "2"]):
+        code, out, err = typed(command, *words, capsys=capsys)
+        assert (code, out) == (2, "")
+        assert err == "error: no data: give --data_dir, a conversations directory; it may be given several times\n"
+
+
+def test_help_shows_a_list_as_it_is_typed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = typed("run", "--help", capsys=capsys)
+    text = " ".join(out.split())
+    assert (code, "[default: tensorboard]" in text, "('" in text) == (0, True, False)
+    assert "Other trainers' names are taken too: --lr, --weight_decay" in text
 
 
 def test_a_missing_config_file(tmp_path: Path) -> None:

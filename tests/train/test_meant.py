@@ -41,6 +41,8 @@ def folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("stoped/checkpoint-000002", "the Hub cannot be reached"),
         ("r/model/config.json", "r/model/config.json: is a file; give a model directory; did you mean r/model?"),
         ("nothing_like_it", "nothing_like_it: no such directory; give a model directory, a Hub id such as"),
+        ("tinny", "--model_name_or_path tinny: no such directory; did you mean tiny?"),
+        ("Tiny", "--model_name_or_path Tiny: no such directory; did you mean tiny?"),
         ("microsoft/Phi-3.5-vision-instruct", "the Hub cannot be reached"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +17,10 @@ from run_dirs import arguments, colour_directory, command, read_lines, settings_
 
 import phi3v_data
 import phi3v_train
+from phi3v_data.cli.base import make_group
+from phi3v_data.cli.base import run as run_program
 from phi3v_data.schema import Manifest, SplitInfo
+from phi3v_train.cli.app import COMMANDS, HELP
 from phi3v_train.models.phi3v.tiny import tiny_tokenizer
 from phi3v_train.plan import make_plan, plan_lines
 from phi3v_train.recipes import recipe_names
@@ -166,6 +170,39 @@ def test_the_plan_comes_first_and_says_where_settings_come_from(finished: tuple[
     assert "tokens/s" in stderr
     assert "left" in stderr
     assert "Warning" not in stderr
+
+
+def test_the_plan_says_why_nothing_is_evaluated_and_what_decides_the_steps(data_dir: Path, tmp_path: Path) -> None:
+    def lines(directory: Path, **changes: Any) -> dict[str, str]:
+        return dict(plan_lines(make_plan(resolve(settings_for(directory, tmp_path, **changes))), run_state=""))
+
+    assert lines(data_dir)["eval"] == "none: switched off by --no_eval_before and --no_eval_after"
+    assert lines(data_dir)["steps"] == "2 = 8 samples x 1 epochs / 4 (2 x 2 accumulated)"
+    only = colour_directory(tmp_path / "only", rows=4, held_out=0)
+    (only / "colours_val.jsonl").unlink()
+    found = lines(only, max_steps=3, eval_after=True)
+    assert found["eval"] == "none: no split val, dev, dev_seen or test with answers, and no --eval_split"
+    assert found["steps"] == "3 (--max_steps) of 4 (2 x 2 accumulated) samples: 3 epochs of 4 samples"
+    settings = [
+        text
+        for name, text in plan_lines(make_plan(resolve(settings_for(only, tmp_path, max_steps=3))), run_state="")
+        if name == "setting"
+    ]
+    assert not [text for text in settings if text.startswith("num_train_epochs")]
+
+
+def test_a_complete_run_prints_its_results_again(
+    finished: tuple[Path, str, str], data_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, stdout, _ = finished
+    settings = settings_for(data_dir, out, num_train_epochs=2, use_lora=True, lora_rank=4, max_new_tokens=2)
+    for name in ("eval_before", "eval_after", "report_to"):
+        del settings[name]
+    with pytest.raises(SystemExit) as stop:
+        run_program(make_group("phi3v-train", HELP, COMMANDS), ["run", *arguments(settings), "--quiet"])
+    assert stop.value.code == 0
+    assert capfd.readouterr().out == stdout
+    assert [line.split()[0] for line in stdout.splitlines()[1:]] == ["before", "after", "answers", "model", "plot"]
 
 
 def test_dry_run_stops_after_the_plan(data_dir: Path, tmp_path: Path) -> None:
