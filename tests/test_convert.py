@@ -248,7 +248,7 @@ def test_a_plan_that_fails_says_where(tmp_path: Path) -> None:
 def test_not_one_sample_is_an_error_that_tells_the_reasons(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", {"train/g/a.txt": "reject", "train/g/b.txt": "bytes cut"})
     with pytest.raises(
-        phi3v_data.UserError, match=r"not one of 2 .*1 image-unreadable, 1 toy-reject.*train/g/a\.txt: "
+        phi3v_data.UserError, match=r"not one of 2 .*1 image-unreadable, 1 toy-reject.*train/g/a\.txt asked"
     ):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
