@@ -388,7 +388,7 @@ class Tests:
     def named(self, module: str) -> list[str]:
         """Without a map of lines: tests that name the module first, then those of its folder, the quickest files first.
 
-        Whole files, as long as they take no more than `STAGE_SECONDS` / 2 together.
+        Whole files, as long as they take no more than a third of `STAGE_SECONDS` together.
         """
         dotted = module.removesuffix(".py").replace("/", ".")
         folder = dotted.split(".")[1]
@@ -404,7 +404,7 @@ class Tests:
                 return 1
             return 2 if ("tests/train/" in file) == (dotted.startswith("phi3v_train")) else 3
 
-        chosen, left = [], STAGE_SECONDS / 2
+        chosen, left = [], STAGE_SECONDS / 3
         for file in sorted(texts, key=lambda file: (distance(file), seconds[file])):
             if distance(file) < 3 and seconds[file] <= left:
                 left -= seconds[file]
