@@ -32,7 +32,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck
 from phi3v_data.schema import ConverterInfo, Manifest
-from phi3v_data.sets.shares import note_few_rows
+from phi3v_data.sets.shares import hash_notes
 from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output
@@ -313,22 +313,8 @@ def _finish(
         raise
     publish(journal, output.owned)
     request.progress("finish", 1, 1)
-    notes = (*info.notes, *(_share_notes(request.shares, manifest) if request.shares else ()))
+    notes = (*info.notes, *(hash_notes(request.shares, manifest) if request.shares else ()))
     return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings, notes=notes)
-
-
-def _share_notes(shares: Mapping[str, float], manifest: Manifest) -> list[str]:
-    """What the hash of groups made of the shares that were asked for, and splits that are small or missing."""
-    rows = {name: manifest.splits[name].rows for name in shares if name in manifest.splits}
-    total = sum(rows.values())
-    got = ", ".join(f"{name} {100 * rows.get(name, 0) / total:.1f} %" for name in shares)
-    asked = ", ".join(f"{name} {100 * share:g} %" for name, share in shares.items())
-    empty = [name for name in sorted(shares) if name not in rows]
-    return [
-        f"the groups' hashes gave {got}, where {asked} was asked for; `phi3v-data split` meets shares exactly",
-        *(f"split {name} got no sample: there are too few groups for its share" for name in empty),
-        *note_few_rows(rows),
-    ]
 
 
 def _describe(converter: Converter[Any], source: Source, request: Request) -> DatasetInfo:

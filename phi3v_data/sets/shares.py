@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from phi3v_data.errors import UserError
 from phi3v_data.messages import counted
+from phi3v_data.schema import Manifest
 from phi3v_data.sets.components import Ints
 
 MAX_LABELS = 10_000
@@ -125,4 +126,18 @@ def note_few_rows(rows: Mapping[str, int]) -> list[str]:
         f"split {name} has only {counted(count, 'row')}: a score over so few means little"
         for name, count in rows.items()
         if count < FEW_ROWS
+    ]
+
+
+def hash_notes(shares: Mapping[str, float], manifest: Manifest) -> list[str]:
+    """What the hash of groups made of the shares that were asked for, and which splits are small or missing."""
+    rows = {name: manifest.splits[name].rows for name in shares if name in manifest.splits}
+    total = sum(rows.values())
+    got = ", ".join(f"{name} {100 * rows.get(name, 0) / total:.1f} %" for name in shares)
+    asked = ", ".join(f"{name} {100 * share:g} %" for name, share in shares.items())
+    empty = [name for name in sorted(shares) if name not in rows]
+    return [
+        f"the groups' hashes gave {got}, where {asked} was asked for; `phi3v-data split` meets shares exactly",
+        *(f"split {name} got no sample: there are too few groups for its share" for name in empty),
+        *note_few_rows(rows),
     ]
