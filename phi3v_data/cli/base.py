@@ -119,7 +119,7 @@ class Command(TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
-                usual = "Options" if isinstance(param, TyperOption) else "Arguments"
+                usual = "Arguments" if param.param_type_name == "argument" else "Options"
                 panel = getattr(param, "rich_help_panel", None) or usual
                 panels.setdefault(panel, []).append((record[0], _plain(record[1]) or ""))
         for panel, records in panels.items():

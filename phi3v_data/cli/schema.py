@@ -25,7 +25,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema (draft 2020-12) of a file of the format, or of all of them.
 
-    Without NAME, prints one object that holds all schemas by name.
+    NAME is sample, manifest, reject, report or table-map; without it, prints one object that holds all schemas by name.
     """
     from phi3v_data.files import write_text
     from phi3v_data.schema_files import SCHEMAS, json_schema, to_text
