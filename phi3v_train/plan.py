@@ -182,8 +182,8 @@ def locate_base(name: str, *, weights: bool) -> ModelPlace:
     """
     if is_adapter(Path(name)):
         raise UserError(
-            f"--model_name_or_path {name}: is an adapter; merge it first (phi3v-train merge {name} OUT) and train on "
-            "from the merged model"
+            f"--model_name_or_path {name}: is an adapter; merge it first (phi3v-train merge DIR OUT) and train "
+            "the merged model"
         )
     return locate(name, weights=weights)
 

@@ -317,7 +317,7 @@ def _find_in_file(path: Path, name: str) -> type[Converter[Any]]:
         if len(classes) == 1:
             return _as_converter(classes[0], str(path))
         raise UserError(
-            f"{path} holds {len(classes)} converters; say which: --converter {path}:NAME"
+            f"{path} holds {len(classes)} converters; say which: --converter FILE.py:NAME"
             + (f" with NAME out of {', '.join(cls.__qualname__ for cls in classes)}" if classes else "")
         )
     target = getattr(module, name, None) or named.get(name)

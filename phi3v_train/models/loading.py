@@ -187,7 +187,7 @@ def check_directory(path: Path, *, weights: bool = True) -> None:
     if weights and (path / SHARDS).is_dir() and not list(path.glob("*.safetensors")):
         raise UserError(
             f"{path}: is a checkpoint in shards, one for each process that saved it; make a model directory of it "
-            f"first: phi3v-train merge {path} OUT"
+            "first: phi3v-train merge DIR OUT"
         )
     if weights:
         for file in weight_files(path):
