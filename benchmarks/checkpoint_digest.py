@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from phi3v_train.training.identity import digest
+from phi3v_train.data.identity import digest
 
 ROUNDS = 5
 GIGABYTE = 10**9

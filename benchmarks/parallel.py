@@ -56,18 +56,18 @@ from phi3v_train.data.order import SampleOrder
 from phi3v_train.data.partition import Cost, MicroBatches
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_sources
+from phi3v_train.distributed.group import make_group
+from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 from phi3v_train.models.phi3v.tiny import tiny_processor
+from phi3v_train.precision import Precision
 from phi3v_train.training.checkpoints import write_checkpoint
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.memory import ModelSize
 from phi3v_train.training.methods import apply_method
-from phi3v_train.training.parallel.choose import make_engine
 from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed
-from phi3v_train.training.parallel.group import make_group
-from phi3v_train.training.parallel.place import Place
-from phi3v_train.training.precision import Precision
+from phi3v_train.training.parallel.make_engine import make_engine
 from phi3v_train.training.work import work_rates
 
 NUM_CROPS = 16
@@ -166,7 +166,7 @@ def make_loop(
     size = ModelSize.from_config(model.config.to_dict())
     precision = Precision("fp32", "cpu")
     trained = apply_method(model, config.method, precision, seed=0, device=CPU)
-    optim, world_size = config.optim, group.place.world_size
+    optim, world_size = config.optim, group.world_size
     shape = RunShape(optim, "fp32", "cpu", size.hidden, world_size, optim.batch_size // world_size, total)
     deepspeed = plan_deepspeed(config.parallel, shape) if world_size > 1 else None
     engine = make_engine(kind, group, trained, precision, config, deepspeed=deepspeed)
@@ -215,8 +215,8 @@ def train(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
         SampleOrder((len(sources[0]),), spec["batch"]),
         micro_batch_size=1,
         pad_token_id=0,
-        rank=group.place.rank,
-        world_size=group.place.world_size,
+        rank=group.rank,
+        world_size=group.world_size,
         lockstep=kind not in ("single", "ddp"),
         rates=work_rates(size, config.method, checkpointing=False),
     )
@@ -226,7 +226,7 @@ def train(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
     for batch in loader.steps(0, steps):
         decoded = list(batch)
         watch.micro_batches.clear()
-        group.wait()
+        group.barrier()
         sent, busy, begin = bytes_sent(), time.thread_time(), time.monotonic()
         result = loop.step(StepBatch(batch.plan, iter(decoded)), begin)
         rows.append(
@@ -256,16 +256,16 @@ def checkpoint(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
     processor = tiny_processor(NUM_CROPS)
     written, read = [], []
     for number in range(1, spec["rounds"] + 1):
-        group.wait()
+        group.barrier()
         begin = time.monotonic()
         saved = write_checkpoint(
             group, Path(spec["scratch"]), number, {}, write=lambda folder: engine.write(folder, processor), keep=1
         )
-        group.wait()
+        group.barrier()
         written.append(time.monotonic() - begin)
         begin = time.monotonic()
         engine.read(saved.path)
-        group.wait()
+        group.barrier()
         read.append(time.monotonic() - begin)
     files = [path for path in saved.path.rglob("*") if path.is_file()]
     return {
@@ -286,11 +286,11 @@ def work(spec: Mapping[str, Any]) -> None:
     """Be one process; the result goes to a file."""
     torch.set_num_threads(1)
     disable_progress_bar()
-    place = Place.from_environment()
+    place = RankInfo.from_environment()
     group = make_group(place, CPU)
     result = {"train": train, "checkpoint": checkpoint}[spec["what"]](spec, group)
     Path(spec["result"], f"{place.rank}.json").write_text(json.dumps(result))
-    group.wait()
+    group.barrier()
     group.close()
     leave(SystemExit(0))
 

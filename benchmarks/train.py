@@ -40,15 +40,14 @@ from phi3v_train.data.loader import TrainLoader
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_sources
+from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.phi3v.tiles import pad_tiles, tiles_from_canvases
 from phi3v_train.models.phi3v.tiny import tiny_processor
+from phi3v_train.precision import Precision
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.optimizer import make_optimizer, rate_factor, set_rates
-from phi3v_train.training.parallel.group import Alone
-from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.single import SingleEngine
-from phi3v_train.training.precision import Precision
 
 NUM_CROPS = 16
 BATCH = 4
@@ -155,7 +154,7 @@ class OurLoop:
     def __init__(self, reader: Reader, order: SampleOrder, config: RunConfig, total: int, *, pack: bool, micro: int):
         precision = Precision("fp32", "cpu")
         trained = apply_method(fresh_model(), config.method, precision, seed=0, device=CPU)
-        self.engine = SingleEngine(Alone(Place(), CPU), trained, precision, config.optim)
+        self.engine = SingleEngine(SingleProcess(CPU), trained, precision, config.optim)
         self.loop = TrainLoop(self.engine, config, total_steps=total)
         self.engine.module.train()
         loader = TrainLoader(reader, order, micro_batch_size=micro, pad_token_id=0, pack=pack)

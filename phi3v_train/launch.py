@@ -167,14 +167,14 @@ def launch_evaluation(number: int) -> int:
     return code
 
 
-def is_explained(*, of_way_on: bool = False) -> bool:
-    """Whether a launcher of ours says which process was killed; `of_way_on`: how the run goes on.
+def is_explained(*, of_resume_hint: bool = False) -> bool:
+    """Whether a launcher of ours says which process was killed; `of_resume_hint`: how the run goes on.
 
     It sees the processes of its own machine, so one of several can be silent on why those of another one ended.
     """
     if LAUNCHED not in os.environ:
         return False
-    return of_way_on or os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
+    return of_resume_hint or os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
 
 
 def obey_launcher() -> None:

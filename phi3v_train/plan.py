@@ -15,14 +15,14 @@ from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import accumulation_steps
 from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources
-from phi3v_train.evaluation.choose import choose_metrics
+from phi3v_train.evaluation.choose_metrics import choose_metrics
 from phi3v_train.evaluation.metrics import Metric
 from phi3v_train.models.loading import ModelPlace, is_adapter, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.settings import Settings
 from phi3v_train.training.memory import GB, Memory, ModelSize, estimate, fits
 from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed, summary
-from phi3v_train.training.parallel.kind import Sharing, choose_sharing
+from phi3v_train.training.parallel.strategy import ParallelStrategy, choose_strategy
 
 PROBED_ROWS = 64
 """Rows measured for the plan's token counts."""
@@ -76,7 +76,7 @@ class Plan:
     world_size: int
     accumulation: int
     total_steps: int
-    sharing: Sharing
+    strategy: ParallelStrategy
     deepspeed: Mapping[str, Any] | None = None
     notes: tuple[ModelNote, ...] = ()
 
@@ -88,7 +88,7 @@ class Plan:
     @property
     def memory(self) -> Memory:
         """Memory of the device that needs most."""
-        return self.sharing.memory
+        return self.strategy.memory
 
     @property
     def rows(self) -> int:
@@ -147,7 +147,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     origins = [(source, crops_origin(settings, source)) for source in read]
     notes = model_notes(place, processor, origins, compute=compute, longest=probe.max_tokens)
     processor.image_processor.tuned_num_crops = config.model.num_crops
-    sharing = choose_sharing(
+    strategy = choose_strategy(
         config,
         world_size,
         compute.memory // share_of_device(config, compute, world_size),
@@ -170,7 +170,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     )
     return Plan(
         settings, sources, order, eval_source, choice.metrics, place, processor, compute, size, probe, lengths,
-        world_size, accumulation, total, sharing, plan_deepspeed(config.parallel, shape), tuple(notes),
+        world_size, accumulation, total, strategy, plan_deepspeed(config.parallel, shape), tuple(notes),
     )  # fmt: skip
 
 
@@ -304,8 +304,8 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     if plan.deepspeed is not None:
         yield "zero", summary(plan.deepspeed)
     if plan.world_size > 1:
-        yield "parallel", f"{plan.sharing.kind}; {plan.world_size} processes"
-    yield "memory", memory_text(memory, plan.sharing.available, config.optim.optim)
+        yield "parallel", f"{plan.strategy.name}; {plan.world_size} processes"
+    yield "memory", memory_text(memory, plan.strategy.available, config.optim.optim)
     for note in plan.notes:
         yield "warning" if note.is_warning else "note", note.text
     if config.optim.warmup_steps >= plan.total_steps:
@@ -379,14 +379,14 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
                 ("device", plan.compute.device), ("dtype", plan.compute.dtype), ("attn", plan.compute.attn)
             )
         },
-        "parallel": {"value": plan.sharing.kind.value, "reason": plan.sharing.kind.reason},
+        "parallel": {"value": plan.strategy.name.value, "reason": plan.strategy.name.reason},
         "memory": {
             "weights": memory.weights,
             "gradients": memory.gradients,
             "moments": memory.moments,
             "activations": memory.activations,
             "total": memory.total,
-            "available": plan.sharing.available,
+            "available": plan.strategy.available,
         },
         "deepspeed": plan.deepspeed,
         "notes": [note.text for note in plan.notes],

@@ -16,24 +16,24 @@ from phi3v_data.dataset import read_manifest
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
+from phi3v_train.data.identity import data_identity
 from phi3v_train.data.loader import TrainLoader
 from phi3v_train.data.sources import require_data_dir, require_sound, resolve_num_crops
+from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
-from phi3v_train.start import Start, find_start, read_finished, refuse_other_start, verified_start, way_on
+from phi3v_train.start import Start, find_start, read_finished, refuse_other_start, resume_hint, verified_start
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import prune, sweep
-from phi3v_train.training.identity import data_identity
-from phi3v_train.training.parallel.kind import SINGLE
-from phi3v_train.training.parallel.place import Place
+from phi3v_train.training.parallel.strategy import SINGLE
 from phi3v_train.training.work import work_rates
 
 if TYPE_CHECKING:
+    from phi3v_train.distributed.agreement import Facts
+    from phi3v_train.distributed.stopping import StopRequest
     from phi3v_train.evaluation.during import RunEvaluation
-    from phi3v_train.training.parallel.agreement import Facts
     from phi3v_train.training.progress import ProgressLine
     from phi3v_train.training.session import Hook
-    from phi3v_train.training.stopping import StopRequest
 
 LOCK = ".lock"
 
@@ -83,7 +83,7 @@ def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hoo
 
     config = plan.config
     output_dir = config.output.output_dir
-    place = Place.from_environment()
+    place = RankInfo.from_environment()
     with ExitStack() as stack:
         if place.is_main:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -98,25 +98,25 @@ def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hoo
 def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", *, quiet: bool) -> Outcome:
     import torch
 
+    from phi3v_train.distributed.group import make_group
+    from phi3v_train.distributed.rank_errors import report_rank_errors
+    from phi3v_train.distributed.stopping import StopRequest
     from phi3v_train.models.loading import load_base
+    from phi3v_train.precision import Precision
     from phi3v_train.training.loop import TrainLoop
     from phi3v_train.training.methods import apply_method
-    from phi3v_train.training.parallel.choose import first_device, make_engine
-    from phi3v_train.training.parallel.group import make_group
-    from phi3v_train.training.precision import Precision
+    from phi3v_train.training.parallel.make_engine import first_device, make_engine
     from phi3v_train.training.progress import ProgressLine
-    from phi3v_train.training.ranks import one_of_many
     from phi3v_train.training.session import RunIdentity, Session
-    from phi3v_train.training.stopping import StopRequest
 
     config = plan.config
-    place = Place.from_environment()
+    place = RankInfo.from_environment()
     on_gpu = plan.compute.device.value == "cuda"
     device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
     loader = stack.enter_context(make_loader(plan, place.rank, place.world_size, pin_memory=on_gpu))
     loader.start()
     group = stack.enter_context(make_group(place, device, lambda: facts_of(plan, start)))
-    ranks = stack.enter_context(one_of_many(group, lambda: way_on(config.output.output_dir)))
+    ranks = stack.enter_context(report_rank_errors(group, lambda: resume_hint(config.output.output_dir)))
     request = stack.enter_context(StopRequest(is_main=place.is_main))
     refuse_other_start(group, start)
     start = verified_start(group, start, config)
@@ -133,9 +133,9 @@ def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", 
     if plan.eval_source is not None:
         evaluation = make_evaluation(plan, progress, request, quiet=quiet or config.output.no_tqdm)
     model = load_base(plan.place, plan.compute, seed=config.optim.seed)
-    kind = plan.sharing.kind.value
+    kind = plan.strategy.name.value
     # Some machines may have less memory than others: all divide gradients, or none does.
-    whole_gradients = all(group.gather(plan.sharing.whole_gradients))
+    keep_unsharded_grads = all(group.all_gather(plan.strategy.keep_unsharded_grads))
     first = torch.device(first_device(kind, str(device)))
     trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=first)
     if config.model.gradient_checkpointing:
@@ -147,7 +147,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", 
         precision,
         config,
         deepspeed=plan.deepspeed,
-        whole_gradients=whole_gradients,
+        keep_unsharded_grads=keep_unsharded_grads,
     )
     loop = TrainLoop(engine, config, total_steps=plan.total_steps)
     session = Session(
@@ -201,11 +201,11 @@ def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", 
 
 def facts_of(plan: Plan, start: Start) -> "Facts":
     """What all processes must have the same."""
+    from phi3v_train.distributed.agreement import Fact
+    from phi3v_train.distributed.facts import run_facts
     from phi3v_train.evaluation.identity import model_identity
-    from phi3v_train.training.facts import run_facts
-    from phi3v_train.training.parallel.agreement import Fact
 
-    kind = plan.sharing.kind
+    kind = plan.strategy.name
     return run_facts(
         plan.config,
         plan.compute,
@@ -235,7 +235,7 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> 
         rank=rank,
         world_size=world_size,
         pack=config.data.pack,
-        lockstep=plan.sharing.kind.value not in (SINGLE, "ddp"),
+        lockstep=plan.strategy.name.value not in (SINGLE, "ddp"),
         rates=work_rates(plan.size, config.method, checkpointing=config.model.gradient_checkpointing),
         num_workers=config.data.num_workers,
         pin_memory=pin_memory,
@@ -288,7 +288,7 @@ def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()
         UserError: a mistake or an obstacle; the message says what to do.
     """
     check_data(settings.config)
-    plan = make_plan(settings, world_size=Place.from_environment().world_size)
+    plan = make_plan(settings, world_size=RankInfo.from_environment().world_size)
     start = find_start(plan)
     if start.complete:
         return earlier_outcome(plan)

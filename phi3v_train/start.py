@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phi3v_data.errors import UserError
 from phi3v_data.files import read_json
 from phi3v_train.config import RunConfig
+from phi3v_train.data.identity import data_identity
 from phi3v_train.plan import Plan
 from phi3v_train.settings import resolve
 from phi3v_train.training import folder
@@ -23,11 +24,11 @@ from phi3v_train.training.checkpoints import (
     verify,
     why_damaged,
 )
-from phi3v_train.training.identity import data_identity, find_differences, refuse_other_run, settings_identity
+from phi3v_train.training.identity import find_differences, refuse_other_run, settings_identity
 from phi3v_train.training.metrics_log import read_metrics
 
 if TYPE_CHECKING:
-    from phi3v_train.training.parallel.group import Group
+    from phi3v_train.distributed.group import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def verified_start(group: "Group", start: Start, config: RunConfig) -> Start:
     Raises:
         UserError: no checkpoint is whole.
     """
-    checkpoint, main = start.checkpoint, group.place.is_main
+    checkpoint, main = start.checkpoint, group.is_main
     output = config.output
     if checkpoint is None:
         if start.starts_over and main:
@@ -166,7 +167,7 @@ def verified_start(group: "Group", start: Start, config: RunConfig) -> Start:
         return start
     damaged = list(start.damaged)
     older = [each for each in list_checkpoints(output.output_dir) if each.step < checkpoint.step] if main else []
-    older = group.share(older) if output.resume == "auto" else []
+    older = group.broadcast(older) if output.resume == "auto" else []
     while reason := verify(group, checkpoint):
         damaged.insert(0, (checkpoint.path, reason))
         if output.resume != "auto":
@@ -198,7 +199,7 @@ def refuse_other_start(group: "Group", start: Start) -> None:
     Raises:
         UserError: the output directory is not the same one on every machine.
     """
-    found = group.gather(start.checkpoint.path.name if start.checkpoint is not None else "nothing")
+    found = group.all_gather(start.checkpoint.path.name if start.checkpoint is not None else "nothing")
     other = next((rank for rank, name in enumerate(found) if name != found[0]), None)
     if other is not None:
         raise UserError(
@@ -207,7 +208,7 @@ def refuse_other_start(group: "Group", start: Start) -> None:
         )
 
 
-def way_on(output_dir: Path) -> str:
+def resume_hint(output_dir: Path) -> str:
     """Where a run that was stopped or has failed resumes."""
     checkpoints = list_checkpoints(output_dir)
     where = f"goes on from {checkpoints[-1].path}" if checkpoints else "begins anew: there is no checkpoint yet"

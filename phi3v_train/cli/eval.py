@@ -15,7 +15,7 @@ from phi3v_train.config import RunConfig
 from phi3v_train.settings import Settings
 
 if TYPE_CHECKING:
-    from phi3v_train.evaluation.choose import Choice
+    from phi3v_train.evaluation.choose_metrics import Choice
     from phi3v_train.evaluation.records import Prediction
 
 DEFAULT_OUTPUT = Path("evaluation")
@@ -85,14 +85,14 @@ def from_model(
 ) -> tuple[dict[str, Any], dict[str, Path]] | None:
     """Evaluate a model; None on other processes than the main one."""
     from phi3v_data.cli.console import progress_bar
+    from phi3v_train.distributed.agreement import refusals_are_shared
+    from phi3v_train.distributed.rank_info import RankInfo
     from phi3v_train.evaluation.job import prepare, run_job
     from phi3v_train.launch import LAUNCHED, launch_evaluation, obey_launcher, processes_to_start
-    from phi3v_train.training.parallel.agreement import refusals_are_shared
-    from phi3v_train.training.parallel.place import Place
 
     if LAUNCHED in os.environ:
         obey_launcher()
-    is_main = Place.from_environment().is_main
+    is_main = RankInfo.from_environment().is_main
     silent = quiet or not is_main
     number = processes_to_start(settings.config)
     with progress_bar(quiet=silent or bool(number)) as progress:
@@ -113,7 +113,7 @@ def rescore(
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Score a file of predictions; answers and meta come from the dataset where one is given."""
     from phi3v_data.dataset import read_manifest
-    from phi3v_train.evaluation.choose import choose_metrics
+    from phi3v_train.evaluation.choose_metrics import choose_metrics
     from phi3v_train.evaluation.records import ids_of, read_predictions
     from phi3v_train.evaluation.result import make_result, write_scores
 

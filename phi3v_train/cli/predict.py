@@ -93,14 +93,14 @@ def from_model(
 ) -> "list[Prediction] | None":
     """Predict with a model; None on other processes than the main one."""
     from phi3v_data.cli.console import progress_bar
+    from phi3v_train.distributed.agreement import refusals_are_shared
+    from phi3v_train.distributed.rank_info import RankInfo
     from phi3v_train.evaluation.job import prepare, run_job
     from phi3v_train.launch import LAUNCHED, launch_evaluation, obey_launcher, processes_to_start
-    from phi3v_train.training.parallel.agreement import refusals_are_shared
-    from phi3v_train.training.parallel.place import Place
 
     if LAUNCHED in os.environ:
         obey_launcher()
-    is_main = Place.from_environment().is_main
+    is_main = RankInfo.from_environment().is_main
     number = processes_to_start(settings.config)
     with progress_bar(quiet=quiet or not is_main or bool(number)) as progress:
         with refusals_are_shared(settings.config.parallel):

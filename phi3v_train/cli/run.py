@@ -50,18 +50,18 @@ def run(
         # torch's own log of lost connections, a page each; we say it in one line.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from phi3v_train.data.sources import require_data_dir
+    from phi3v_train.distributed.agreement import refusals_are_shared
+    from phi3v_train.distributed.rank_info import RankInfo
     from phi3v_train.launch import LAUNCHED, launch, obey_launcher, open_meeting, processes_to_start
     from phi3v_train.plan import make_plan
     from phi3v_train.run import check_data, earlier_outcome, train
-    from phi3v_train.start import find_start, way_on
-    from phi3v_train.training.parallel.agreement import refusals_are_shared
-    from phi3v_train.training.parallel.place import Place
+    from phi3v_train.start import find_start, resume_hint
 
     if LAUNCHED in os.environ:
         obey_launcher()
     config = settings.config
     require_data_dir(config.data.data_dir)
-    place = Place.from_environment()
+    place = RankInfo.from_environment()
     number = processes_to_start(config)
     world_size = number * config.parallel.nnodes or place.world_size
     meeting = open_meeting(config.parallel) if number and not dry_run else None
@@ -82,7 +82,7 @@ def run(
     if number:
         code = launch(number, sys.argv[1:], config.parallel, meeting)
         if code not in (GOOD, COULD_NOT_RUN):
-            print(way_on(config.output.output_dir), file=sys.stderr)
+            print(resume_hint(config.output.output_dir), file=sys.stderr)
         raise typer.Exit(code)
     from phi3v_train.training.session import UnsavedError
 
@@ -92,7 +92,7 @@ def run(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(PROBLEMS) from None
     if outcome.stopped and place.is_main and LAUNCHED not in os.environ:
-        print(way_on(config.output.output_dir), file=sys.stderr)
+        print(resume_hint(config.output.output_dir), file=sys.stderr)
     if place.is_main and not json_output and not outcome.stopped:
         print(summary(outcome))
     if outcome.unsaved:

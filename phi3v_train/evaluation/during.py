@@ -5,14 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from phi3v_train.distributed.group import Group
 from phi3v_train.evaluation.evaluate import Evaluator, Progress, never
 from phi3v_train.evaluation.identity import make_identity, weights_identity
 from phi3v_train.evaluation.predictions import PredictionFolder
 from phi3v_train.evaluation.result import write_scores
+from phi3v_train.precision import Precision
 from phi3v_train.training.folder import PREDICTIONS
 from phi3v_train.training.parallel.engine import Engine
-from phi3v_train.training.parallel.group import Group
-from phi3v_train.training.precision import Precision
 
 ProgressBars = Callable[[], AbstractContextManager[Progress | None]]
 
@@ -55,7 +55,7 @@ class RunEvaluation:
         Raises:
             Interrupted: the run is to stop; what was predicted so far is used on resume.
         """
-        with engine.whole() as model:
+        with engine.unsharded() as model:
             return self._evaluate(model, engine.group, engine.precision, step)
 
     def _evaluate(self, model: Any, group: Group, precision: Precision, step: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class RunEvaluation:
             rows=self.evaluator.num_rows,
         )
         folder = PredictionFolder(self.folder / f"step-{step:06d}", identity, keep_going=True)
-        if group.place.is_main:
+        if group.is_main:
             folder.begin(restart=True)
         with self._bars() as bar:
             records, result = self.evaluator.evaluate(
@@ -81,9 +81,9 @@ class RunEvaluation:
                 progress=bar,
                 stop=self._stop,
             )
-        if group.place.is_main:
+        if group.is_main:
             folder.try_to(lambda: write_scores(records, result, folder.path))
             if folder.failed:
                 self._say(f"warning: {folder.path} cannot be written: {folder.failed}; the run goes on")
-        group.wait()  # for the main process, which writes: not in an exchange of gradients
+        group.barrier()  # for the main process, which writes: not in an exchange of gradients
         return result

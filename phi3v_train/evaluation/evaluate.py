@@ -15,16 +15,16 @@ from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import Source
 from phi3v_train.data.workers import Workers
+from phi3v_train.distributed.group import Group
+from phi3v_train.distributed.stopping import Interrupted
 from phi3v_train.evaluation.generate import Generator, undisturbed
 from phi3v_train.evaluation.metrics import METRICS, Metric, Undefined
 from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
 from phi3v_train.evaluation.prompts import MEASURE_CHUNK, PromptSpec, Rows, encode_batch, make_batches, measure_rows
 from phi3v_train.evaluation.records import Prediction, read_predictions
 from phi3v_train.evaluation.result import make_result
-from phi3v_train.training.loss import mean_loss
-from phi3v_train.training.parallel.group import Group
-from phi3v_train.training.precision import Precision
-from phi3v_train.training.stopping import Interrupted
+from phi3v_train.loss import mean_loss
+from phi3v_train.precision import Precision
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -127,14 +127,14 @@ class Evaluator:
             UserError: out of memory, or an image that cannot be read.
             Interrupted: a process was asked to stop.
         """
-        place = group.place
-        if group.share(folder.is_complete):
+        place = group.rank_info
+        if group.broadcast(folder.is_complete):
             return read_predictions(folder.path / PREDICTIONS) if place.is_main else []
         here = folder.read_parts()
         done: dict[int, Prediction] = {}
         for parts in group.gather_to_main(here):
             done = {**parts, **done}
-        found = {position for positions in group.gather(sorted(here)) for position in positions}
+        found = {position for positions in group.all_gather(sorted(here)) for position in positions}
         batches = make_batches(self.specs, self.config.eval_batch_size)
         left = [tuple(position for position in batch if position not in found) for batch in batches]
         mine = [batch for batch in left if batch][place.rank :: place.world_size]
@@ -148,7 +148,7 @@ class Evaluator:
             folder.close_part()
         for others in group.gather_to_main(made):
             done.update(others)
-        if not group.share(len(done) == len(self.specs)):
+        if not group.broadcast(len(done) == len(self.specs)):
             raise Interrupted
         if not place.is_main:
             return []
@@ -199,7 +199,7 @@ class Evaluator:
         Raises:
             UserError: a row cannot be encoded.
         """
-        place = group.place
+        place = group.rank_info
         order = SampleOrder((self.num_rows,), self.config.eval_batch_size * place.world_size)
         with (
             undisturbed(model),
@@ -243,7 +243,7 @@ class Evaluator:
             raise Interrupted
         loss = {"loss": self.loss(model, precision=precision, group=group)} if with_loss else {}
         result: dict[str, Any] = {}
-        if group.place.is_main:
+        if group.is_main:
             result = make_result(
                 records,
                 self.metrics,
@@ -253,4 +253,4 @@ class Evaluator:
                 step=step,
                 extra=loss,
             )
-        return records, group.share(result)
+        return records, group.broadcast(result)

@@ -15,8 +15,7 @@ from phi3v_data.errors import UserError
 from phi3v_train.data.collate import collate_prompts
 from phi3v_train.data.encode import EncodedPrompt
 from phi3v_train.data.model_settings import GREEDY
-from phi3v_train.training.loop import is_out_of_memory
-from phi3v_train.training.loss import to_device
+from phi3v_train.device import is_out_of_memory, to_device
 
 SPELLINGS = {"yes": ("yes", "Yes", "YES"), "no": ("no", "No", "NO")}
 WORD_MARKS = "▁Ġ"

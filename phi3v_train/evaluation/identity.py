@@ -8,9 +8,9 @@ import xxhash
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import EvalConfig
+from phi3v_train.data.identity import data_identity
 from phi3v_train.data.sources import Source
 from phi3v_train.models.loading import ModelPlace
-from phi3v_train.training.identity import data_identity
 
 WHOLE_BYTES = 64 << 20
 PIECES, PIECE_BYTES = 256, 64 << 10

@@ -7,7 +7,12 @@ from typing import Any
 
 from phi3v_train.data.model_settings import ModelNote, model_notes
 from phi3v_train.data.sources import Source
-from phi3v_train.evaluation.choose import Choice, choose_metrics
+from phi3v_train.distributed.agreement import Fact, Facts
+from phi3v_train.distributed.facts import compute_facts, data_facts, package_facts, setting_facts
+from phi3v_train.distributed.group import make_group
+from phi3v_train.distributed.rank_errors import report_rank_errors
+from phi3v_train.distributed.rank_info import RankInfo
+from phi3v_train.evaluation.choose_metrics import Choice, choose_metrics
 from phi3v_train.evaluation.evaluate import Evaluator, Progress
 from phi3v_train.evaluation.identity import make_identity, model_identity
 from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
@@ -16,13 +21,8 @@ from phi3v_train.evaluation.records import Prediction
 from phi3v_train.evaluation.result import write_scores
 from phi3v_train.models.loading import ModelPlace, load_model, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
+from phi3v_train.precision import Precision
 from phi3v_train.settings import Settings
-from phi3v_train.training.facts import compute_facts, data_facts, package_facts, setting_facts
-from phi3v_train.training.parallel.agreement import Fact, Facts
-from phi3v_train.training.parallel.group import make_group
-from phi3v_train.training.parallel.place import Place
-from phi3v_train.training.precision import Precision
-from phi3v_train.training.ranks import one_of_many
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
     """
     import torch
 
-    place = Place.from_environment()
+    place = RankInfo.from_environment()
     kind = job.compute.device.value
     device = torch.device(kind, place.local_rank) if kind == "cuda" else torch.device(kind)
     with ExitStack() as stack:
@@ -144,9 +144,9 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
             stack.enter_context(job.folder.lock())
             job.folder.begin(overwrite=overwrite)
         group = stack.enter_context(make_group(place, device, lambda: facts_of(job)))
-        stack.enter_context(one_of_many(group))
+        stack.enter_context(report_rank_errors(group))
         model = None
-        if with_loss or not group.share(job.folder.is_complete):
+        if with_loss or not group.broadcast(job.folder.is_complete):
             model = load_model(job.place, job.compute, seed=job.settings.config.optim.seed)
         precision = Precision(job.compute.dtype.value, kind)
         evaluator = job.evaluator

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside, read_json, sync_file, sync_folder
-from phi3v_train.training.identity import digest
+from phi3v_train.data.identity import digest
 
 if TYPE_CHECKING:
-    from phi3v_train.training.parallel.group import Group
+    from phi3v_train.distributed.group import Group
 
 COMPLETE = "COMPLETE.json"
 STATE = "state.json"
@@ -150,14 +150,14 @@ def verify(group: "Group", checkpoint: Checkpoint) -> str:
     """
     listed = (read_json(checkpoint.path / COMPLETE) or {}).get(DIGESTS)
     digests = listed if isinstance(listed, dict) else {}  # none: an earlier version wrote it
-    place, reason = group.place, ""
+    place, reason = group.rank_info, ""
     for name in sorted(digests)[place.rank :: place.world_size]:
         try:
             if digest([inside(checkpoint.path, name)]) != digests[name]:
                 reason = reason or f"{name} is not what was written"
         except (UserError, OSError) as error:
             reason = reason or f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
-    return next((each for each in group.gather(reason) if each), "")
+    return next((each for each in group.all_gather(reason) if each), "")
 
 
 def sweep(output_dir: Path) -> None:
@@ -193,7 +193,7 @@ def write_checkpoint(
     def write_own(folder: Path) -> dict[str, str]:
         """Digests of what this process wrote, while the system still holds it in memory."""
         write(folder)
-        return {name: digest([folder / name]) for name in file_names(folder) if owner(name) == group.place.rank}
+        return {name: digest([folder / name]) for name in file_names(folder) if owner(name) == group.rank}
 
     def complete(folder: Path, digests: list[dict[str, str]]) -> None:
         content = {"format": STATE_FORMAT, "step": step, **state}
@@ -206,7 +206,7 @@ def write_checkpoint(
         (folder / COMPLETE).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
 
     write_folder(group, output_dir / f".{target.name}", target, write_own, complete)
-    if group.place.is_main:
+    if group.is_main:
         for late in [each for each in checkpoint_folders(output_dir) if each.step > step]:
             remove(late.path)
         prune(output_dir, keep=keep)
@@ -262,17 +262,17 @@ def write_folder(
     def nothing() -> None:
         pass
 
-    main = group.place.is_main
+    main = group.is_main
     results: list[Any] = []
     for work in (prepare if main else nothing, lambda: write(staging), put_in_place if main else nothing):
-        outcomes = group.gather(attempt(work))
+        outcomes = group.all_gather(attempt(work))
         results = [result for _, result in outcomes]
         failed = [(rank, reason) for rank, (reason, _) in enumerate(outcomes) if reason is not None]
         if failed:
             if main:
                 shutil.rmtree(staging, ignore_errors=True)
             rank, reason = failed[0]
-            where = f" (rank {rank})" if group.place.world_size > 1 else ""
+            where = f" (rank {rank})" if group.world_size > 1 else ""
             raise SaveError(f"{target} could not be written: {reason}{where}")
 
 

@@ -4,15 +4,13 @@ A run is taken up again only where these agree. Where data lie, how they are rea
 how the work is spread and how long the run goes on may change; none of them changes what a step computes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from phi3v_data.errors import UserError
 from phi3v_train.config import EvalConfig, OutputConfig, ParallelConfig, RunConfig
-from phi3v_train.data.sources import Source
+from phi3v_train.data.identity import describe_data
 
 MAY_CHANGE = frozenset(
     {
@@ -30,36 +28,11 @@ MAY_CHANGE = frozenset(
 )
 """Settings that another start of the same run may give differently."""
 
-_PIECE = 1 << 22
-
 
 def settings_identity(config: RunConfig, dtype: str) -> dict[str, Any]:
     """The settings that must not change, with the compute dtype that was chosen."""
     fixed = {name: value for name, value in config.flat().items() if name not in MAY_CHANGE}
     return {**fixed, "dtype": dtype}
-
-
-def data_identity(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Split, rows, tile budget and content of each source; the content of all its files is read once."""
-    return [
-        {
-            "split": source.split.name,
-            "rows": len(source),
-            "num_crops": source.num_crops,
-            "xxh3_128": digest([source.directory / name for name in source.split.files]),
-        }
-        for source in sources
-    ]
-
-
-def digest(paths: Sequence[Path]) -> str:
-    """xxh3_128 over the bytes of files, one after another."""
-    state = xxhash.xxh3_128()
-    for path in paths:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                state.update(piece)
-    return state.hexdigest()
 
 
 def find_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -75,7 +48,7 @@ def find_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
         if old.get(name) != new.get(name):
             differences.append(f"--{name} was {old.get(name)}, is {new.get(name)}")
     if saved["data"] != current["data"]:
-        differences.append(f"the data were {describe(saved['data'])}, are {describe(current['data'])}")
+        differences.append(f"the data were {describe_data(saved['data'])}, are {describe_data(current['data'])}")
     return differences
 
 
@@ -90,8 +63,3 @@ def refuse_other_run(where: Path, saved: Mapping[str, Any], current: Mapping[str
             f"{where} holds a run with other settings or data: {'; '.join(differences)}; give the same ones to go on, "
             "--overwrite to start over, or another --output_dir"
         )
-
-
-def describe(data: Sequence[Mapping[str, Any]]) -> str:
-    """`train 30 rows (content 1a2b3c4d)`."""
-    return " + ".join(f"{each['split']} {each['rows']} rows (content {each['xxh3_128'][:8]})" for each in data)

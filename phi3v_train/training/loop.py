@@ -16,7 +16,7 @@ from torch import Tensor
 from phi3v_data.errors import UserError
 from phi3v_train.config import RunConfig
 from phi3v_train.data.loader import MicroBatch, StepBatch
-from phi3v_train.training.loss import to_device
+from phi3v_train.device import is_out_of_memory, to_device
 from phi3v_train.training.optimizer import rate_factor
 from phi3v_train.training.parallel.engine import Engine
 from phi3v_train.training.seeds import seed_everything
@@ -132,7 +132,7 @@ class TrainLoop:
             if not math.isfinite(loss.item())
             for measure in group
         ]
-        named = [name for names in self.group.gather(bad) for name in names]
+        named = [name for names in self.group.all_gather(bad) for name in names]
         named = named or [str(measure.provenance) for measure in batch.plan.measures]
         more = f" and {len(named) - MAX_NAMED_SAMPLES} more" if len(named) > MAX_NAMED_SAMPLES else ""
         advice = (
@@ -144,11 +144,6 @@ class TrainLoop:
             f"step {batch.step + 1}: {reason}, so training stopped before the update; look at the samples or try "
             f"{advice}; samples: {', '.join(named[:MAX_NAMED_SAMPLES])}{more}"
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on a CPU, where torch says it in words only."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def out_of_memory_sentence(batch: StepBatch, config: RunConfig) -> str:

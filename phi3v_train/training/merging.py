@@ -9,13 +9,12 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from phi3v_data.errors import UserError
+from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.loading import ModelPlace, load_base, load_processor, quieten_libraries
 from phi3v_train.models.machine import Chosen, Compute
+from phi3v_train.precision import DTYPES
 from phi3v_train.training.checkpoints import SaveError, open_checkpoint, verify, why_damaged, write_folder
-from phi3v_train.training.parallel.group import Alone
-from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.shards import Shards
-from phi3v_train.training.precision import DTYPES
 from phi3v_train.training.saving import cast, write_model_directory
 
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -52,7 +51,7 @@ def join_shards(checkpoint: Path, out: Path, *, dtype: str = "auto", overwrite: 
 
     refuse_taken(out, overwrite)
     opened = open_checkpoint(checkpoint)
-    reason = why_damaged(checkpoint) if opened is None else verify(Alone(Place(), torch.device("cpu")), opened)
+    reason = why_damaged(checkpoint) if opened is None else verify(SingleProcess(torch.device("cpu")), opened)
     if opened is None or reason:
         raise UserError(f"{checkpoint}: is not a complete checkpoint ({reason or 'its name is not checkpoint-N'})")
     quieten_libraries()
@@ -88,7 +87,7 @@ def write_out(model: Any, processor: Any, out: Path, dtype: str, state: Mapping[
         write_model_directory(model, folder, DTYPES[dtype], state)
         processor.save_pretrained(folder)
 
-    alone = Alone(Place(), torch.device("cpu"))
+    alone = SingleProcess(torch.device("cpu"))
     try:
         write_folder(alone, out.with_name(f".{out.name}.partial"), out, write)
     except SaveError as error:

@@ -16,8 +16,8 @@ from phi3v_data.errors import UserError, how_to_install
 from phi3v_train.config import MethodConfig, OptimConfig
 from phi3v_train.models.loading import TINY_REVISION
 from phi3v_train.models.meant import TINY
+from phi3v_train.precision import Precision, set_weight_dtypes
 from phi3v_train.training.optimizer import part_of
-from phi3v_train.training.precision import Precision, set_weight_dtypes
 from phi3v_train.training.seeds import seed_everything
 from phi3v_train.training.targets import DECODER_TARGETS, lora_targets
 

@@ -16,13 +16,13 @@ import torch
 from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.files import read_json, write_json, write_text
 from phi3v_train.config import RunConfig
+from phi3v_train.distributed.stopping import Interrupted, StopRequest
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, SaveError, has_ended, write_checkpoint, write_folder
 from phi3v_train.training.loop import StepResult, TrainLoop
 from phi3v_train.training.metrics_log import MetricsLog, read_metrics
 from phi3v_train.training.plot import draw_loss
 from phi3v_train.training.progress import ProgressLine
-from phi3v_train.training.stopping import Interrupted, StopRequest
 from phi3v_train.training.trackers import Trackers, open_trackers
 
 Evaluate = Callable[[int], Mapping[str, Any]]
@@ -84,7 +84,7 @@ class Session:
         self.stopped = 0
         self.saved: int | None = None
         self.unsaved = False
-        self.is_main = loop.group.place.is_main
+        self.is_main = loop.group.is_main
         self.output_dir: Path = self.config.output.output_dir
         self.step = 0
         self.samples = 0
@@ -115,7 +115,7 @@ class Session:
             self._trackers = open_trackers(
                 self.config.output.report_to, self.output_dir, self.config.flat(), self.step, self.progress.say
             )
-        missing = self.loop.group.share(missing)
+        missing = self.loop.group.broadcast(missing)
         try:
             if self.step == 0 and self.config.eval.eval_before and self.evaluate is not None:
                 self._finish_line({"step": 0, "epoch": 0.0}, self._evaluate(folder.EVAL_BEFORE))
@@ -166,7 +166,7 @@ class Session:
             "ended": self.has_ended,
             "line": dict(line),
             "identity": self.identity.to_json(),
-            "parallel": {"kind": self.engine.kind, "world_size": self.loop.group.place.world_size},
+            "parallel": {"kind": self.engine.strategy, "world_size": self.loop.group.world_size},
             "config": self.config.model_dump(mode="json"),
         }
         try:
@@ -188,12 +188,12 @@ class Session:
             if self.is_main:
                 self._draw()
         # The main process deletes old checkpoints: the others wait here, not in an exchange of gradients.
-        self.loop.group.wait()
+        self.loop.group.barrier()
 
     def stop(self) -> None:
         """End a run that was stopped by a signal."""
         self._close_logs()
-        self.loop.group.wait()
+        self.loop.group.barrier()
 
     def _close_logs(self) -> None:
         """Write what waits; where it cannot be written, the run has not ended well."""
@@ -203,7 +203,7 @@ class Session:
             self._log.flush()
             if self._log.failed:
                 self.progress.say(f"error: {self._log.path} lacks its last lines: {self._log.failed}")
-        self.unsaved |= bool(self.loop.group.share(self._log is not None and bool(self._log.failed)))
+        self.unsaved |= bool(self.loop.group.broadcast(self._log is not None and bool(self._log.failed)))
         self.progress.close()
 
     def finish(self, card: Callable[[Mapping[str, Any] | None, Mapping[str, Any] | None], str]) -> None:
@@ -225,7 +225,7 @@ class Session:
         except SaveError as error:
             raise UnsavedError(f"{error}; make room and run the same command again: it goes on from here") from error
         if not self.is_main:
-            self.loop.group.wait()
+            self.loop.group.barrier()
             return
         self._draw()
         before = read_json(self.output_dir / folder.EVAL_BEFORE)
@@ -242,7 +242,7 @@ class Session:
                 "identity": self.identity.to_json(),
             },
         )
-        self.loop.group.wait()
+        self.loop.group.barrier()
 
     def last_line(self) -> dict[str, Any] | None:
         """The last training line of the log."""

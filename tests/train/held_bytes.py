@@ -9,13 +9,13 @@ from torch.distributed.tensor import DTensor
 
 from phi3v_train.cli.app import leave
 from phi3v_train.config import parse_config
+from phi3v_train.distributed.group import make_group
+from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.models.phi3v.tiny import tiny_model
+from phi3v_train.precision import Precision
 from phi3v_train.training.memory import ModelSize, estimate
 from phi3v_train.training.methods import apply_method
-from phi3v_train.training.parallel.choose import make_engine
-from phi3v_train.training.parallel.group import make_group
-from phi3v_train.training.parallel.place import Place
-from phi3v_train.training.precision import Precision
+from phi3v_train.training.parallel.make_engine import make_engine
 
 
 def held(tensors: Any) -> int:
@@ -26,7 +26,7 @@ def held(tensors: Any) -> int:
 
 def main(kind: Any) -> None:
     """One step of text, then a look at every tensor."""
-    group = make_group(Place.from_environment(), torch.device("cpu"))
+    group = make_group(RankInfo.from_environment(), torch.device("cpu"))
     config = parse_config({"device": "cpu", "dtype": "fp32"})
     model = tiny_model()
     size = ModelSize.from_config(model.config.to_dict())
@@ -39,7 +39,7 @@ def main(kind: Any) -> None:
     gradients = held(p.grad for p in engine.parameters if p.grad is not None)
     engine.update(1.0, 0.0)
     expected = estimate(
-        size, config.method, dtype="fp32", tokens=8, tiles=0, parallel=kind, world_size=group.place.world_size
+        size, config.method, dtype="fp32", tokens=8, tiles=0, parallel=kind, world_size=group.world_size
     )
     moments = [value for state in engine.optimizer.state.values() for key, value in state.items() if key != "step"]
     found = {
@@ -48,7 +48,7 @@ def main(kind: Any) -> None:
         "moments": (held(moments), expected.moments),
     }
     print(json.dumps(found))
-    group.wait()
+    group.barrier()
     group.close()
     leave(SystemExit(0))
 

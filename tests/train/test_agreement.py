@@ -16,10 +16,10 @@ from run_dirs import arguments, colour_directory, command, settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import parse_config
+from phi3v_train.distributed.group import choose_interface, refuse_missing_gpu
+from phi3v_train.distributed.rank_errors import last_lines
+from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.launch import FOLLOWED, processes_to_start, wait
-from phi3v_train.training.parallel.group import choose_interface, refuse_missing_gpu
-from phi3v_train.training.parallel.place import Place
-from phi3v_train.training.ranks import last_lines
 
 
 class Job(NamedTuple):
@@ -46,7 +46,7 @@ if os.environ["RANK"] == "1":
 
 OTHER_PILLOW = """
 import os
-import phi3v_train.training.facts as facts
+import phi3v_train.distributed.facts as facts
 real = facts.version
 if os.environ["RANK"] == "1":
     facts.version = lambda name: "11.0.1" if name == "Pillow" else real(name)
@@ -104,13 +104,13 @@ TrainLoop.step = fail if os.environ["RANK"] == "1" else wait
 """
 
 ONLY_TO_RANK_0 = """
-from phi3v_train.training.parallel.group import Together
-real = Together.gather
+from phi3v_train.distributed.group import DistributedGroup
+real = DistributedGroup.gather
 def gather(self, value):
     result = real(self, value)
     assert "'prediction'" not in repr(result), "predictions reach every process"
     return result
-Together.gather = gather
+DistributedGroup.gather = gather
 """
 
 ERRORS = {
@@ -255,16 +255,17 @@ def start_pair(code: str) -> "list[subprocess.Popen[str]]":
 
 LEFT = """
 import datetime, sys, torch, torch.distributed as dist
-import phi3v_train.training.parallel.group as module
+import phi3v_train.distributed.group as module
 from phi3v_train.cli.app import leave
-from phi3v_train.training.parallel.place import Place
+from phi3v_train.distributed.rank_info import RankInfo
 
 dist.destroy_process_group = lambda: print("destroyed, which on GPUs waits for exchanges that nobody joins")
 module.TIMEOUT = datetime.timedelta(seconds=60)
-place = Place.from_environment()
+place = RankInfo.from_environment()
 try:
     with module.make_group(place, torch.device("cpu")) as group:
-        print(group.gather(place.rank), group.gather_to_main(place.rank), group.share(place.rank), group.sum([1, 0.5]))
+        rank = place.rank
+        print(group.all_gather(rank), group.gather_to_main(rank), group.broadcast(rank), group.sum([1, 0.5]))
         if place.is_main:
             dist.recv(torch.ones(8), src=1)
         raise ValueError("an error of rank 1")
@@ -289,15 +290,15 @@ def test_a_group_is_aborted_after_an_error_while_another_rank_waits_in_an_exchan
 
 SLOW = """
 import datetime, time, torch, torch.distributed as dist
-import phi3v_train.training.parallel.group as module
-from phi3v_train.training.parallel.place import Place
+import phi3v_train.distributed.group as module
+from phi3v_train.distributed.rank_info import RankInfo
 
 module.TIMEOUT = datetime.timedelta(seconds=8)
-place = Place.from_environment()
+place = RankInfo.from_environment()
 with module.make_group(place, torch.device("cpu")) as group:
     if place.is_main:
         time.sleep(11)  # saves
-    group.wait()
+    group.barrier()
     dist.all_reduce(torch.ones(4))
 """
 
@@ -340,9 +341,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert processes_to_start(parse_config({"num_processes": 2})) == 2
     assert processes_to_start(parse_config({})) == 2
     assert processes_to_start(parse_config({"num_processes": 3, "device": "cpu"})) == 3
-    refuse_missing_gpu(Place(5, 1, 8), 2)
+    refuse_missing_gpu(RankInfo(5, 1, 8), 2)
     with pytest.raises(UserError, match="rank 6: process 3 of this machine, which has 2 GPUs"):
-        refuse_missing_gpu(Place(6, 2, 8), 2)
+        refuse_missing_gpu(RankInfo(6, 2, 8), 2)
 
 
 def test_a_taken_port_is_named_on_one_machine_too(data_dir: Path, tmp_path: Path) -> None:

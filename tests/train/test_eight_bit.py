@@ -16,12 +16,12 @@ from torch import nn
 from phi3v_data.errors import UserError
 from phi3v_train.cli.app import main
 from phi3v_train.config import MethodConfig, OptimConfig, OptimName, parse_config
+from phi3v_train.distributed.facts import package_facts
 from phi3v_train.fits import fit_table
 from phi3v_train.plan import make_plan
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
 from phi3v_train.training.eight_bit import restore_8bit
-from phi3v_train.training.facts import package_facts
 from phi3v_train.training.memory import ModelSize, estimate
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.saving import read_optimizer

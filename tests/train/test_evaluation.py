@@ -17,6 +17,7 @@ from phi3v_train.data.encode import IGNORED, Encoder
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_source
+from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.evaluation.during import RunEvaluation
 from phi3v_train.evaluation.evaluate import Evaluator
 from phi3v_train.evaluation.generate import Generator, undisturbed, word_ids
@@ -24,14 +25,12 @@ from phi3v_train.evaluation.metrics import METRICS
 from phi3v_train.evaluation.predictions import PredictionFolder
 from phi3v_train.evaluation.prompts import make_batches
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor, tiny_tokenizer
+from phi3v_train.precision import Precision
 from phi3v_train.training.methods import apply_method
-from phi3v_train.training.parallel.group import Alone
-from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.single import SingleEngine
-from phi3v_train.training.precision import Precision
 
 CPU = torch.device("cpu")
-SINGLE = Alone(Place(), CPU)
+SINGLE = SingleProcess(CPU)
 FP32 = Precision("fp32", "cpu")
 ROWS = 7
 

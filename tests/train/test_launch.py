@@ -166,7 +166,7 @@ main()
 
 IMPATIENT = """
 import datetime, sys
-import phi3v_train.training.parallel.group as group
+import phi3v_train.distributed.group as group
 group.MEETING, group.NOTICE = datetime.timedelta(seconds=2), datetime.timedelta(seconds=3)
 from phi3v_train.cli.app import main
 sys.argv = ["phi3v-train", *sys.argv[1:]]
@@ -212,7 +212,7 @@ def test_a_port_that_is_taken_is_named(data_dir: Path, tmp_path: Path) -> None:
 
 UNREACHABLE = """
 import datetime, sys
-import phi3v_train.training.parallel.group as group
+import phi3v_train.distributed.group as group
 group.MEETING = datetime.timedelta(seconds=2)
 from phi3v_train.cli.app import main
 sys.argv = ["phi3v-train", *sys.argv[1:]]
@@ -238,7 +238,7 @@ def test_a_master_that_cannot_be_reached_is_named(data_dir: Path, tmp_path: Path
     [
         (("--parallel", "fsdp"), "--parallel fsdp: there is one process to share the work; give --num_processes N"),
         (("--parallel", "ddp"), "--parallel ddp: there is one process"),
-        (("--parallel", "fsdp", "--num_processes", "2", "--use_qlora"), "4-bit weights cannot be divided"),
+        (("--parallel", "fsdp", "--num_processes", "2", "--use_qlora"), "4-bit weights cannot be sharded"),
         (("--nnodes", "2"), "--nnodes 2: give --master_addr"),
         (("--node_rank", "1"), "--node_rank 1 of --nnodes 1: give --nnodes"),
         (("--nnodes", "2", "--node_rank", "2", "--master_addr", "x"), "the machines are numbered 0 to 1"),

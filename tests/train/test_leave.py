@@ -8,10 +8,10 @@ from processes import finish, start_ranks
 SCRIPT = """
 import torch, torch.distributed as dist
 from phi3v_train.cli.app import leave
-from phi3v_train.training.parallel.group import make_group
-from phi3v_train.training.parallel.place import Place
+from phi3v_train.distributed.group import make_group
+from phi3v_train.distributed.rank_info import RankInfo
 
-group = make_group(Place.from_environment(), torch.device("cpu"))
+group = make_group(RankInfo.from_environment(), torch.device("cpu"))
 world = dist.group.WORLD  # as a wrapped model does, it outlives the group
 works = [dist.all_reduce(torch.ones(500_000), async_op=True) for _ in range(40)]
 works[20].wait()
@@ -23,13 +23,13 @@ leave(SystemExit(0))
 CLOSED = """
 from pathlib import Path
 import torch, torch.distributed as dist
-from phi3v_train.training.parallel.group import make_group
-from phi3v_train.training.parallel.place import Place
+from phi3v_train.distributed.group import make_group
+from phi3v_train.distributed.rank_info import RankInfo
 
 def count():
     return sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
 
-group = make_group(Place.from_environment(), torch.device("cpu"))
+group = make_group(RankInfo.from_environment(), torch.device("cpu"))
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
 model(torch.ones(2, 4)).sum().backward()
 before = count()

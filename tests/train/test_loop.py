@@ -11,22 +11,21 @@ from run_dirs import colour_directory, settings_for
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.config import OptimConfig
 from phi3v_train.data.loader import MicroBatch, StepBatch, TrainLoader
+from phi3v_train.distributed.group import SingleProcess
+from phi3v_train.loss import mean_loss
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.plan import Plan, make_plan
+from phi3v_train.precision import Precision
 from phi3v_train.settings import resolve
 from phi3v_train.training.loop import NonFiniteLossError, StepResult, TrainLoop
-from phi3v_train.training.loss import mean_loss
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.optimizer import make_optimizer, part_of, rate_factor, set_rates
-from phi3v_train.training.parallel.group import Alone
-from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.single import SingleEngine
-from phi3v_train.training.precision import Precision
 from phi3v_train.training.seeds import derive_seed
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", "cpu")
-ALONE = Alone(Place(), CPU)
+ALONE = SingleProcess(CPU)
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,17 @@ from safetensors.torch import load_file, save_file
 from phi3v_data.errors import UserError
 from phi3v_train.config import MethodConfig, parse_config
 from phi3v_train.data.loader import TrainLoader
+from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.plan import Plan, make_plan
+from phi3v_train.precision import Precision
 from phi3v_train.settings import resolve
 from phi3v_train.training.folder import config_text
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.memory import ModelSize, estimate
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.optimizer import part_of
-from phi3v_train.training.parallel.group import Alone
-from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.parallel.single import SingleEngine
-from phi3v_train.training.precision import Precision
 from phi3v_train.training.saving import read_model
 from phi3v_train.training.targets import lora_targets
 
@@ -47,7 +46,7 @@ def one_step(plan: Plan, *, dtype: str = "fp32", steps: int = 1) -> tuple[TrainL
     precision = Precision(dtype, "cpu")
     trained = apply_method(tiny_model(), plan.config.method, precision, seed=0, device=CPU)
     before = {name: tensor.detach().clone() for name, tensor in tensors(trained.model).items()}
-    engine = SingleEngine(Alone(Place(), CPU), trained, precision, plan.config.optim)
+    engine = SingleEngine(SingleProcess(CPU), trained, precision, plan.config.optim)
     loop = TrainLoop(engine, plan.config, total_steps=100)
     with TrainLoader(plan.reader(), plan.order, micro_batch_size=2, pad_token_id=0) as loader:
         loop.run(loader.steps(0, steps), lambda result: None)

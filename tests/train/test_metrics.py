@@ -16,7 +16,7 @@ from PIL import Image
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
-from phi3v_train.evaluation.choose import choose_metrics, find_metric
+from phi3v_train.evaluation.choose_metrics import choose_metrics, find_metric
 from phi3v_train.evaluation.confusion import confusion_of, draw_confusion
 from phi3v_train.evaluation.distance import levenshtein
 from phi3v_train.evaluation.metrics import (

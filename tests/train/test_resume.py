@@ -20,6 +20,7 @@ from phi3v_train.config import parse_config
 from phi3v_train.data.encode import EncodedSample
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
+from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.plan import make_plan
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
@@ -27,12 +28,10 @@ from phi3v_train.training.checkpoints import SaveError, find_checkpoint, list_ch
 from phi3v_train.training.identity import refuse_other_run, settings_identity
 from phi3v_train.training.loop import StepResult
 from phi3v_train.training.metrics_log import MetricsLog
-from phi3v_train.training.parallel.group import Alone
-from phi3v_train.training.parallel.place import Place
 from phi3v_train.training.session import Session
 
 HERE = Path(__file__).parent
-ALONE = Alone(Place(), torch.device("cpu"))
+ALONE = SingleProcess(torch.device("cpu"))
 
 EVERYTHING = {
     "use_lora": True,

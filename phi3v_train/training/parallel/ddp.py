@@ -14,7 +14,7 @@ from phi3v_train.training.parallel.torch_engine import TorchEngine
 class DDPEngine(TorchEngine):
     """DistributedDataParallel; it averages over processes, so the loss is multiplied by their number."""
 
-    kind: ClassVar[str] = "ddp"
+    strategy: ClassVar[str] = "ddp"
 
     def wrap(self) -> nn.Module:
         device = self.group.device
@@ -24,15 +24,15 @@ class DDPEngine(TorchEngine):
             gradient_as_bucket_view=True,
         )
 
-    def staying(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.module.no_sync()  # type: ignore[operator]  # DDP's
         return context
 
     def backward_scale(self) -> float:
-        return float(self.group.place.world_size)
+        return float(self.group.world_size)
 
     def check(self) -> None:
         if not isinstance(self.module, DistributedDataParallel):
             raise WrongEngineError(f"--parallel ddp: the model is held by {type(self.module).__name__} instead")
-        if dist.get_world_size(self.module.process_group) != self.group.place.world_size:
+        if dist.get_world_size(self.module.process_group) != self.group.world_size:
             raise WrongEngineError("--parallel ddp: not all processes exchange gradients")

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from phi3v_data.errors import UserError
-from phi3v_train.training.loss import LossModule
+from phi3v_train.distributed.group import Group
+from phi3v_train.loss import LossModule
+from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
-from phi3v_train.training.parallel.group import Group
-from phi3v_train.training.precision import Precision
 
 
 class WrongEngineError(UserError):
@@ -43,7 +43,7 @@ class Engine(ABC):
     device already, part of the run, creates the optimizer, and calls `check`.
     """
 
-    kind: ClassVar[str]
+    strategy: ClassVar[str]
 
     def __init__(self, group: Group, trained: TrainedModel, precision: Precision) -> None:
         self.group = group
@@ -107,6 +107,6 @@ class Engine(ABC):
         """
 
     @contextmanager
-    def whole(self) -> Iterator[Any]:
+    def unsharded(self) -> Iterator[Any]:
         """The model such that each process may run it as often as it likes, without the others; for evaluation."""
         yield self.trained.model

@@ -19,15 +19,15 @@ from torch.distributed.tensor import DTensor, Shard
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
+from phi3v_train.distributed.group import Group
 from phi3v_train.models.loading import SHARDS
 from phi3v_train.models.phi3v.decoder import Phi3VDecoderLayer
 from phi3v_train.models.phi3v.tower import TowerLayer
+from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import WrongEngineError
-from phi3v_train.training.parallel.group import Group
 from phi3v_train.training.parallel.shards import SCALER, Part, local_part, rows_here, write_shards
 from phi3v_train.training.parallel.torch_engine import OPTIMIZER, TorchEngine
-from phi3v_train.training.precision import Precision
 from phi3v_train.training.saving import ADAPTER_WEIGHTS, stored_name, stored_slices, write_model, write_optimizer
 from phi3v_train.training.saving import cast as to_dtype
 
@@ -39,11 +39,11 @@ class FSDPEngine(TorchEngine):
     """`fully_shard` over layers and the whole model; it averages over processes, so the loss is multiplied by their
     number.
 
-    `whole_gradients`: the gradients of a step's first micro-batches stay undivided until the last one, which saves
+    `keep_unsharded_grads`: the gradients of a step's first micro-batches stay undivided until the last one, which saves
     exchanges and costs the memory of all trained weights in fp32.
     """
 
-    kind: ClassVar[str] = "fsdp"
+    strategy: ClassVar[str] = "fsdp"
 
     def __init__(
         self,
@@ -52,16 +52,16 @@ class FSDPEngine(TorchEngine):
         precision: Precision,
         optim: OptimConfig,
         *,
-        whole_gradients: bool = True,
+        keep_unsharded_grads: bool = True,
     ) -> None:
         if trained.method.use_qlora:
-            raise UserError("--parallel fsdp: 4-bit weights cannot be divided; use --parallel ddp with --use_qlora")
-        self.whole_gradients = whole_gradients
+            raise UserError("--parallel fsdp: 4-bit weights cannot be sharded; use --parallel ddp with --use_qlora")
+        self.keep_unsharded_grads = keep_unsharded_grads
         super().__init__(group, trained, precision, optim)
 
     def wrap(self) -> nn.Module:
         device = self.group.device
-        mesh = init_device_mesh(device.type, (self.group.place.world_size,))
+        mesh = init_device_mesh(device.type, (self.group.world_size,))
         low = self.precision.name != "fp32"
         policy = MixedPrecisionPolicy(
             param_dtype=self.precision.dtype if low else None,
@@ -75,7 +75,7 @@ class FSDPEngine(TorchEngine):
         return self.loss_module
 
     def backward_scale(self) -> float:
-        return float(self.group.place.world_size)
+        return float(self.group.world_size)
 
     @property
     def root(self) -> FSDPModule:
@@ -88,7 +88,7 @@ class FSDPEngine(TorchEngine):
         return [module for module in self.trained.model.modules() if isinstance(module, FSDPModule)]
 
     def check(self) -> None:
-        world_size = self.group.place.world_size
+        world_size = self.group.world_size
         model = self.trained.model
         units = [model, *(module for module in model.modules() if isinstance(module, LAYERS))]
         bare = [type(unit).__name__ for unit in units if not isinstance(unit, FSDPModule)]
@@ -99,12 +99,12 @@ class FSDPEngine(TorchEngine):
             if not isinstance(held, DTensor) or held.placements != (Shard(0),) or held.device_mesh.size() != world_size:
                 raise WrongEngineError(f"--parallel fsdp: {name} is not divided among {world_size} processes")
 
-    def staying(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         return self._without_exchange()
 
     @contextmanager
     def _without_exchange(self) -> Iterator[None]:
-        if not self.whole_gradients:
+        if not self.keep_unsharded_grads:
             yield
             return
         self.root.set_requires_gradient_sync(False)
@@ -119,7 +119,7 @@ class FSDPEngine(TorchEngine):
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     @contextmanager
-    def whole(self) -> Iterator[Any]:
+    def unsharded(self) -> Iterator[Any]:
         """The weights are brought together, in the compute dtype, and stay so."""
         units = self.units
         for unit in units:
@@ -134,7 +134,7 @@ class FSDPEngine(TorchEngine):
 
     def write(self, folder: Path, processor: Any) -> None:
         """An adapter is brought together and lies there as from one process; a whole model is written in parts."""
-        place = self.group.place
+        place = self.group.rank_info
         if self.trained.peft_model is not None:
             state = self.gathered_state(None, trained_only=True)
             optimizer = self.optimizer_state()
@@ -170,7 +170,7 @@ class FSDPEngine(TorchEngine):
     def write_model(self, folder: Path, processor: Any, dtype: torch.dtype) -> None:
         adapter = self.trained.peft_model is not None
         state = self.gathered_state(None if adapter else dtype, trained_only=adapter)
-        if self.group.place.is_main:
+        if self.group.is_main:
             write_model(self.trained, processor, folder, dtype=dtype, state=state)
 
     def gathered_state(self, dtype: torch.dtype | None, *, trained_only: bool) -> dict[str, Tensor]:
@@ -180,7 +180,7 @@ class FSDPEngine(TorchEngine):
         for name, tensor in self.trained.model.state_dict().items():
             if wanted is None or name in wanted:
                 whole = gathered(tensor)
-                if self.group.place.is_main:
+                if self.group.is_main:
                     state[name] = whole.cpu() if dtype is None else to_dtype(whole, dtype)
         return state
 
@@ -189,7 +189,7 @@ class FSDPEngine(TorchEngine):
         for name, parameter in zip(self.names, self.parameters, strict=True):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 whole = gathered(value)
-                if self.group.place.is_main:
+                if self.group.is_main:
                     moments.setdefault(name, {})[key] = whole.cpu()
         return {"moments": moments, "scaler": self.scaler.state_dict()}
 
@@ -207,7 +207,7 @@ class FSDPEngine(TorchEngine):
             start, stop = rows_here(tensor)
             if stop > start:
                 yield Part(key, local_part(tensor), start, len(tensor))
-        elif self.group.place.is_main:
+        elif self.group.is_main:
             yield Part(key, tensor, 0, len(tensor) if tensor.dim() else 0)
 
 

@@ -9,8 +9,8 @@ from phi3v_train.training.parallel.torch_engine import TorchEngine
 class SingleEngine(TorchEngine):
     """Nothing is shared."""
 
-    kind: ClassVar[str] = "single"
+    strategy: ClassVar[str] = "single"
 
     def check(self) -> None:
-        if self.group.place.world_size != 1:
-            raise WrongEngineError(f"{self.group.place.world_size} processes run, and nothing connects them")
+        if self.group.world_size != 1:
+            raise WrongEngineError(f"{self.group.world_size} processes run, and nothing connects them")

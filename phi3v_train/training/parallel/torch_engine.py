@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
+from phi3v_train.distributed.group import Group
+from phi3v_train.precision import Precision
 from phi3v_train.training.eight_bit import restore_8bit
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.engine import Engine, Update
-from phi3v_train.training.parallel.group import Group
 from phi3v_train.training.parallel.shards import Shards, is_sharded, local_part, rows_here
 from phi3v_train.training.parallel.zero_parts import has_parts, whole_moments
-from phi3v_train.training.precision import Precision
 from phi3v_train.training.saving import read_model, read_optimizer, write_model, write_optimizer
 
 OPTIMIZER = "optimizer.pt"
@@ -45,7 +45,7 @@ class TorchEngine(Engine):
     def module(self) -> nn.Module:
         return self._module
 
-    def staying(self) -> AbstractContextManager[Any]:
+    def no_sync(self) -> AbstractContextManager[Any]:
         """Around every micro-batch of a step but the last: gradients stay here."""
         return nullcontext()
 
@@ -54,7 +54,7 @@ class TorchEngine(Engine):
         return 1.0
 
     def accumulate(self, inputs: Mapping[str, Tensor], count: float, *, last: bool) -> Tensor:
-        with nullcontext() if last else self.staying():
+        with nullcontext() if last else self.no_sync():
             loss: Tensor = self.module(inputs, count)
             scaled: Tensor = self.scaler.scale(loss * self.backward_scale())
             torch.autograd.backward(scaled)
@@ -76,7 +76,7 @@ class TorchEngine(Engine):
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, max_norm if max_norm > 0 else math.inf))
 
     def write(self, folder: Path, processor: Any) -> None:
-        if self.group.place.is_main:
+        if self.group.is_main:
             write_model(self.trained, processor, folder)
             write_optimizer(self.optimizer_state(), folder / OPTIMIZER)
 
@@ -91,7 +91,7 @@ class TorchEngine(Engine):
         if not (folder / OPTIMIZER).is_file():
             raise UserError(
                 f"{folder}: was written by another kind of --parallel (state.json names it), which --parallel "
-                f"{self.kind} cannot go on from; give the same one"
+                f"{self.strategy} cannot go on from; give the same one"
             )
         self.read_weights(folder)
         self.load_optimizer_state(read_optimizer(folder / OPTIMIZER))
@@ -130,7 +130,7 @@ class TorchEngine(Engine):
         return placed
 
     def write_model(self, folder: Path, processor: Any, dtype: torch.dtype) -> None:
-        if self.group.place.is_main:
+        if self.group.is_main:
             write_model(self.trained, processor, folder, dtype=dtype)
 
     def optimizer_state(self) -> dict[str, Any]:

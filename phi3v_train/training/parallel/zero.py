@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
+from phi3v_train.distributed.group import Group
+from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.deepspeed_config import import_deepspeed
 from phi3v_train.training.parallel.engine import Engine, Update, WrongEngineError
-from phi3v_train.training.parallel.group import Group
 from phi3v_train.training.parallel.shards import Shards, is_sharded
 from phi3v_train.training.parallel.zero_parts import (
     Part,
@@ -35,7 +36,6 @@ from phi3v_train.training.parallel.zero_parts import (
     take_moments,
     write_parts,
 )
-from phi3v_train.training.precision import Precision
 from phi3v_train.training.saving import (
     ADAPTER_WEIGHTS,
     read_model,
@@ -97,16 +97,17 @@ class ZeroEngine(Engine):
         return self.precision.name != "fp32"
 
     def check(self) -> None:
-        world_size = self.group.place.world_size
+        world_size = self.group.world_size
         right: bool = isinstance(self.zero, self.optimizer_class())
         if not right or self.ds.zero_optimization_stage() != self.stage:
-            raise WrongEngineError(f"--parallel {self.kind}: weights are held by {type(self.zero).__name__} instead")
+            holder = type(self.zero).__name__
+            raise WrongEngineError(f"--parallel {self.strategy}: weights are held by {holder} instead")
         if dist.get_world_size(self.zero.dp_process_group) != world_size:
-            raise WrongEngineError(f"--parallel {self.kind}: not all processes share the weights")
+            raise WrongEngineError(f"--parallel {self.strategy}: not all processes share the weights")
         (held,) = self.group.sum([sum(part.numel for part in self.parts())])
         total = sum(parameter_size(parameter) for parameter in self.names)
         if held != total:
-            raise WrongEngineError(f"--parallel {self.kind}: {held:.0f} of {total} weights are held in parts")
+            raise WrongEngineError(f"--parallel {self.strategy}: {held:.0f} of {total} weights are held in parts")
 
     @abstractmethod
     def optimizer_class(self) -> type:
@@ -124,7 +125,7 @@ class ZeroEngine(Engine):
     def accumulate(self, inputs: Mapping[str, Tensor], count: float, *, last: bool) -> Tensor:
         self.ds.set_gradient_accumulation_boundary(last)
         loss: Tensor = self.ds(inputs, count)
-        self.ds.backward(loss * self.group.place.world_size, scale_wrt_gas=False)
+        self.ds.backward(loss * self.group.world_size, scale_wrt_gas=False)
         return loss.detach()
 
     def update(self, factor: float, max_norm: float) -> Update:
@@ -148,7 +149,7 @@ class ZeroEngine(Engine):
                 continue
             with nullcontext() if trained else self.gathered([tensor]):
                 whole = self.full_fp32(tensor) if trained else tensor
-                if self.group.place.is_main:
+                if self.group.is_main:
                     result[name] = whole.detach().to("cpu", copy=True)
         return result
 
@@ -161,7 +162,7 @@ class ZeroEngine(Engine):
 
     def write(self, folder: Path, processor: Any) -> None:
         weights = self.full_weights()
-        place = self.group.place
+        place = self.group.rank_info
         if place.is_main:
             write_model(self.trained, processor, folder, state=weights)
             if self.scales_loss:
@@ -220,14 +221,14 @@ class ZeroEngine(Engine):
 
     def write_model(self, folder: Path, processor: Any, dtype: torch.dtype) -> None:
         weights = self.full_weights()
-        if self.group.place.is_main:
+        if self.group.is_main:
             write_model(self.trained, processor, folder, dtype=dtype, state=weights)
 
 
 class Zero2Engine(ZeroEngine):
     """Whole weights in every process; gradients, moments and fp32 weights in parts."""
 
-    kind: ClassVar[str] = "zero2"
+    strategy: ClassVar[str] = "zero2"
     stage: ClassVar[int] = 2
 
     def optimizer_class(self) -> type:
@@ -251,7 +252,7 @@ class Zero2Engine(ZeroEngine):
 class Zero3Engine(ZeroEngine):
     """Everything in parts; weights come together for the layer that is computed."""
 
-    kind: ClassVar[str] = "zero3"
+    strategy: ClassVar[str] = "zero3"
     stage: ClassVar[int] = 3
 
     def optimizer_class(self) -> type:
@@ -264,11 +265,11 @@ class Zero3Engine(ZeroEngine):
         super().check()
         for name, parameter in self.trained.model.named_parameters():
             held = getattr(parameter, "ds_tensor", None)
-            if held is None or held.numel() > math.ceil(parameter_size(parameter) / self.group.place.world_size):
+            if held is None or held.numel() > math.ceil(parameter_size(parameter) / self.group.world_size):
                 raise WrongEngineError(f"--parallel zero3: {name} is whole in every process")
 
     def parts(self) -> Iterator[Part]:
-        return parts_of_stage3(self.zero, self.names, self.group.place.rank)
+        return parts_of_stage3(self.zero, self.names, self.group.rank)
 
     @contextmanager
     def gathered(self, parameters: Iterable[nn.Parameter], *, write: bool = False) -> Iterator[None]:
@@ -276,7 +277,7 @@ class Zero3Engine(ZeroEngine):
             yield
 
     @contextmanager
-    def whole(self) -> Iterator[Any]:
+    def unsharded(self) -> Iterator[Any]:
         """All weights at once, without the hooks that would bring them together layer by layer."""
         offload = self.zero.parameter_offload
         with self.gathered(self.trained.model.parameters()):

@@ -1,4 +1,4 @@
-"""What all processes of a run, or of an evaluation, must have the same; see `parallel.agreement`."""
+"""What all processes of a run, or of an evaluation, must have the same; see `agreement`."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,9 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from phi3v_train.config import RunConfig
+from phi3v_train.data.identity import describe_data
+from phi3v_train.distributed.agreement import Fact, Facts
 from phi3v_train.models.machine import Compute
-from phi3v_train.training.identity import describe
-from phi3v_train.training.parallel.agreement import Fact, Facts
 
 OF_EACH_MACHINE = frozenset(
     {
@@ -60,7 +60,7 @@ def data_facts(name: str, data: Sequence[Mapping[str, Any]]) -> Iterator[tuple[s
     """Split, rows, tile budget and content of each source."""
     for number, each in enumerate(data, 1):
         which = f" {number}" if len(data) > 1 else ""
-        yield f"{name}{which}", Fact(f"{describe([each])} at num_crops {each['num_crops']}")
+        yield f"{name}{which}", Fact(f"{describe_data([each])} at num_crops {each['num_crops']}")
 
 
 def package_facts(config: RunConfig) -> Iterator[tuple[str, Fact]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankInfo:
     """Which process this is: `rank` of all, `local_rank` on its machine."""
 
     rank: int = 0
@@ -13,7 +13,7 @@ class Place:
     world_size: int = 1
 
     @classmethod
-    def from_environment(cls) -> "Place":
+    def from_environment(cls) -> "RankInfo":
         """As torchrun and our own launcher say it."""
         read = os.environ.get
         return cls(int(read("RANK", "0")), int(read("LOCAL_RANK", "0")), int(read("WORLD_SIZE", "1")))

@@ -11,8 +11,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from phi3v_train.distributed.group import Group
 from phi3v_train.launch import LAUNCHED
-from phi3v_train.training.parallel.group import Group
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

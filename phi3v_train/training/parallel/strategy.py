@@ -12,22 +12,22 @@ SINGLE = "single"
 
 
 @dataclass(frozen=True, slots=True)
-class Sharing:
+class ParallelStrategy:
     """How processes share the work.
 
-    `memory` is that of the device that needs most, `available` what one has; `whole_gradients`: there is room for
+    `memory` is that of the device that needs most, `available` what one has; `keep_unsharded_grads`: there is room for
     undivided gradients between the micro-batches of a step, which saves exchanges.
     """
 
-    kind: Chosen
+    name: Chosen
     memory: Memory
     available: int
-    whole_gradients: bool = True
+    keep_unsharded_grads: bool = True
 
 
-def choose_sharing(
+def choose_strategy(
     config: RunConfig, world_size: int, available: int, estimate: Callable[[Parallel], Memory]
-) -> Sharing:
+) -> ParallelStrategy:
     """The kind that `--parallel` means here.
 
     Args:
@@ -42,33 +42,34 @@ def choose_sharing(
     asked = config.parallel.parallel
     if world_size == 1:
         if asked == "auto":
-            return Sharing(Chosen(SINGLE, "one process"), estimate("ddp"), available)
+            return ParallelStrategy(Chosen(SINGLE, "one process"), estimate("ddp"), available)
         raise UserError(
             f"--parallel {asked}: there is one process to share the work; give --num_processes N (or start N with "
             "torchrun), or leave out --parallel"
         )
     if config.method.use_qlora and asked == "fsdp":
-        raise UserError("--parallel fsdp: 4-bit weights cannot be divided; use --parallel ddp with --use_qlora")
+        raise UserError("--parallel fsdp: 4-bit weights cannot be sharded; use --parallel ddp with --use_qlora")
     if asked == "ddp":
-        return Sharing(Chosen("ddp", "asked for"), estimate("ddp"), available)
+        return ParallelStrategy(Chosen("ddp", "asked for"), estimate("ddp"), available)
     if asked == "auto":
         whole = estimate("ddp")
         needs = f"{whole.total / GB:,.1f} GB for a whole copy in each process"
         if not available or fits(whole, available):
-            return Sharing(Chosen("ddp", f"{needs} fit"), whole, available)
-        undivided = "4-bit weights" if config.method.use_qlora else "8-bit moments" if config.optim.is_8bit else None
-        if undivided:
-            return Sharing(Chosen("ddp", f"{needs} do not fit, but {undivided} cannot be divided"), whole, available)
-        return share_weights(f"{needs} do not fit in {available / GB:,.1f} GB", estimate("fsdp"), available, world_size)
+            return ParallelStrategy(Chosen("ddp", f"{needs} fit"), whole, available)
+        unsharded = "4-bit weights" if config.method.use_qlora else "8-bit moments" if config.optim.is_8bit else None
+        if unsharded:
+            reason = f"{needs} do not fit, but {unsharded} cannot be sharded"
+            return ParallelStrategy(Chosen("ddp", reason), whole, available)
+        return shard_weights(f"{needs} do not fit in {available / GB:,.1f} GB", estimate("fsdp"), available, world_size)
     if asked == "fsdp":
-        return share_weights("asked for", estimate("fsdp"), available, world_size)
-    return Sharing(Chosen(asked, "asked for"), estimate(asked), available)
+        return shard_weights("asked for", estimate("fsdp"), available, world_size)
+    return ParallelStrategy(Chosen(asked, "asked for"), estimate(asked), available)
 
 
-def share_weights(reason: str, memory: Memory, available: int, world_size: int) -> Sharing:
+def shard_weights(reason: str, memory: Memory, available: int, world_size: int) -> ParallelStrategy:
     """FSDP, with whole gradients between micro-batches where these fit too."""
     more = memory.trained * 4 - memory.gradients if world_size > 1 else 0
     roomy = replace(memory, gradients=memory.gradients + more)
     if not available or fits(roomy, available):
-        return Sharing(Chosen("fsdp", reason), roomy, available)
-    return Sharing(Chosen("fsdp", reason), memory, available, whole_gradients=False)
+        return ParallelStrategy(Chosen("fsdp", reason), roomy, available)
+    return ParallelStrategy(Chosen("fsdp", reason), memory, available, keep_unsharded_grads=False)

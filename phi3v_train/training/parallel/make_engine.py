@@ -5,11 +5,11 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import RunConfig
+from phi3v_train.distributed.group import Group
+from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import Engine
-from phi3v_train.training.parallel.group import Group
-from phi3v_train.training.parallel.kind import SINGLE
-from phi3v_train.training.precision import Precision
+from phi3v_train.training.parallel.strategy import SINGLE
 
 
 def make_engine(
@@ -20,7 +20,7 @@ def make_engine(
     config: RunConfig,
     *,
     deepspeed: Mapping[str, Any] | None = None,
-    whole_gradients: bool = True,
+    keep_unsharded_grads: bool = True,
 ) -> Engine:
     """The engine of a kind.
 
@@ -31,7 +31,7 @@ def make_engine(
         precision: the number format.
         config: the run's settings.
         deepspeed: the resolved DeepSpeed configuration of `zero2` and `zero3`.
-        whole_gradients: there is memory for undivided gradients between the micro-batches of a step.
+        keep_unsharded_grads: there is memory for undivided gradients between the micro-batches of a step.
 
     Raises:
         UserError: it cannot hold this model, or something else than was asked for is running.
@@ -47,7 +47,7 @@ def make_engine(
     if kind == "fsdp":
         from phi3v_train.training.parallel.fsdp import FSDPEngine
 
-        return FSDPEngine(group, trained, precision, config.optim, whole_gradients=whole_gradients)
+        return FSDPEngine(group, trained, precision, config.optim, keep_unsharded_grads=keep_unsharded_grads)
     if kind in ("zero2", "zero3") and deepspeed is not None:
         from phi3v_train.training.parallel.zero import Zero2Engine, Zero3Engine
 

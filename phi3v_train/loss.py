@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from phi3v_train.data.loader import MicroBatch
-from phi3v_train.training.parallel.group import Group
-from phi3v_train.training.precision import Precision
+from phi3v_train.device import to_device
+from phi3v_train.distributed.group import Group
+from phi3v_train.precision import Precision
 
 
 class LossModule(nn.Module):
@@ -25,14 +26,6 @@ class LossModule(nn.Module):
         with self.precision.autocast():
             loss: Tensor = self.model(**inputs, num_items_in_batch=count, return_logits=False).loss
         return loss
-
-
-def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move a micro-batch; picture sizes stay on the CPU, where the model reads them."""
-    return {
-        name: tensor if name == "image_sizes" else tensor.to(device, non_blocking=True)
-        for name, tensor in inputs.items()
-    }
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from torch.distributed.distributed_c10d import Store
 from phi3v_data.cli.base import COULD_NOT_RUN
 from phi3v_data.errors import UserError
 from phi3v_train.config import ParallelConfig
+from phi3v_train.distributed.rank_info import RankInfo, master
 from phi3v_train.launch import PORT
-from phi3v_train.training.parallel.place import Place, master
 
 PREFIX = "phi3v/agreement"
 WORLD, VERDICT, SAID, READ = f"{PREFIX}/world", f"{PREFIX}/verdict", f"{PREFIX}/said", f"{PREFIX}/read"
@@ -53,14 +53,14 @@ class Fact(NamedTuple):
 Facts = Mapping[str, Fact]
 
 
-def agree(store: Store, place: Place, facts: Facts, patience: timedelta) -> None:
+def agree(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) -> None:
     """Return when every process has the same facts; otherwise end this process with exit code 2, as all others.
 
     The sentence names the rank, the fact and both values; it is printed once per machine.
 
     Args:
         store: where the processes meet.
-        place: which process this is.
+        rank_info: which process this is.
         facts: what it was started with, by name.
         patience: how long to wait for the others.
 
@@ -68,28 +68,28 @@ def agree(store: Store, place: Place, facts: Facts, patience: timedelta) -> None
         UserError: some have not come in time.
         RuntimeError: the store is gone.
     """
-    if place.is_main:
-        store.set(WORLD, str(place.world_size))
-        verdict = judge(store, place, facts, patience)
+    if rank_info.is_main:
+        store.set(WORLD, str(rank_info.world_size))
+        verdict = judge(store, rank_info, facts, patience)
     else:
         store.wait([WORLD], patience)
         expected = int(store.get(WORLD))
-        if expected != place.world_size:
+        if expected != rank_info.world_size:
             refuse(
                 store,
-                f"rank {place.rank} belongs to a run of {place.world_size} processes, rank 0 to one of {expected}: "
-                "give all machines the same --nnodes and --num_processes",
+                f"rank {rank_info.rank} belongs to a run of {rank_info.world_size} processes, rank 0 to one of "
+                f"{expected}: give all machines the same --nnodes and --num_processes",
             )
-        store.set(f"{PREFIX}/facts/{place.rank}", json.dumps(facts))
+        store.set(f"{PREFIX}/facts/{rank_info.rank}", json.dumps(facts))
         store.wait([VERDICT], patience)
         verdict = store.get(VERDICT).decode()
     if verdict != AGREED:
-        leave(store, place, verdict)
+        leave(store, rank_info, verdict)
 
 
-def judge(store: Store, place: Place, facts: Facts, patience: timedelta) -> str:
+def judge(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) -> str:
     """Rank 0: wait for the others' facts and publish the verdict, unless one of them has refused already."""
-    keys = {rank: f"{PREFIX}/facts/{rank}" for rank in range(1, place.world_size)}
+    keys = {rank: f"{PREFIX}/facts/{rank}" for rank in range(1, rank_info.world_size)}
     deadline = time.monotonic() + patience.total_seconds()
     while not store.check([VERDICT]) and not store.check(list(keys.values())):
         if time.monotonic() > deadline:
@@ -132,18 +132,18 @@ def refuse(store: Store, sentence: str) -> None:
     store.compare_set(VERDICT, "", sentence)
 
 
-def leave(store: Store, place: Place, verdict: str) -> NoReturn:
+def leave(store: Store, rank_info: RankInfo, verdict: str) -> NoReturn:
     """End this process; the first one of a machine prints why.
 
     The store ends with the first launcher or process that holds it, so each waits until all have read the verdict.
     """
-    machine = os.environ.get("GROUP_RANK", f"rank {place.rank}")
+    machine = os.environ.get("GROUP_RANK", f"rank {rank_info.rank}")
     deadline = time.monotonic() + LEAVING
     try:
         if store.add(f"{SAID}/{machine}", 1) == 1:
             print(f"error: {verdict}", file=sys.stderr, flush=True)
         count = store.add(READ, 1)
-        while count < place.world_size and time.monotonic() < deadline:
+        while count < rank_info.world_size and time.monotonic() < deadline:
             time.sleep(POLL)
             count = store.add(READ, 0)
     except RuntimeError:
@@ -160,9 +160,9 @@ def refusals_are_shared(parallel: ParallelConfig) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        place = Place.from_environment()
-        if place.world_size > 1 and not place.is_main:
-            tell(*master(), f"rank {place.rank}: {error}")
+        rank_info = RankInfo.from_environment()
+        if rank_info.world_size > 1 and not rank_info.is_main:
+            tell(*master(), f"rank {rank_info.rank}: {error}")
         elif "RANK" not in os.environ and parallel.node_rank > 0 and parallel.master_addr is not None:
             tell(parallel.master_addr, parallel.master_port or PORT, f"machine {parallel.node_rank}: {error}")
         raise

@@ -7,13 +7,13 @@ import pytest
 from phi3v_data.errors import UserError
 from phi3v_train.config import parse_config
 from phi3v_train.training.memory import Memory, ModelSize, Parallel, estimate
-from phi3v_train.training.parallel.kind import Sharing, choose_sharing
+from phi3v_train.training.parallel.strategy import ParallelStrategy, choose_strategy
 
 SIZE = ModelSize.from_config({})
 """The released models."""
 
 
-def chosen(world_size: int, gigabytes: float, **settings: Any) -> Sharing:
+def chosen(world_size: int, gigabytes: float, **settings: Any) -> ParallelStrategy:
     config = parse_config(settings)
 
     def needs(kind: Parallel) -> Memory:
@@ -22,11 +22,11 @@ def chosen(world_size: int, gigabytes: float, **settings: Any) -> Sharing:
             optim=config.optim.optim,
         )  # fmt: skip
 
-    return choose_sharing(config, world_size, round(gigabytes * 1e9), needs)
+    return choose_strategy(config, world_size, round(gigabytes * 1e9), needs)
 
 
 @pytest.mark.parametrize(
-    ("world_size", "gigabytes", "settings", "kind", "whole_gradients"),
+    ("world_size", "gigabytes", "settings", "name", "keep_unsharded_grads"),
     [
         (1, 24, {}, "single", True),
         (8, 80, {"use_lora": True}, "ddp", True),
@@ -42,19 +42,19 @@ def chosen(world_size: int, gigabytes: float, **settings: Any) -> Sharing:
     ],
 )
 def test_the_kind_follows_from_the_memory(
-    world_size: int, gigabytes: float, settings: dict[str, Any], kind: str, whole_gradients: bool
+    world_size: int, gigabytes: float, settings: dict[str, Any], name: str, keep_unsharded_grads: bool
 ) -> None:
-    sharing = chosen(world_size, gigabytes, **settings)
-    assert (sharing.kind.value, sharing.whole_gradients) == (kind, whole_gradients), sharing
-    assert sharing.kind.reason
+    strategy = chosen(world_size, gigabytes, **settings)
+    assert (strategy.name.value, strategy.keep_unsharded_grads) == (name, keep_unsharded_grads), strategy
+    assert strategy.name.reason
 
 
 def test_the_reason_names_the_memory() -> None:
-    assert chosen(8, 40, optim="paged_adamw_8bit").kind.reason == (
-        "42.6 GB for a whole copy in each process do not fit, but 8-bit moments cannot be divided"
+    assert chosen(8, 40, optim="paged_adamw_8bit").name.reason == (
+        "42.6 GB for a whole copy in each process do not fit, but 8-bit moments cannot be sharded"
     )
-    assert chosen(8, 40).kind.reason == "67.3 GB for a whole copy in each process do not fit in 40.0 GB"
-    assert chosen(8, 40, parallel="fsdp").kind.reason == "asked for"
+    assert chosen(8, 40).name.reason == "67.3 GB for a whole copy in each process do not fit in 40.0 GB"
+    assert chosen(8, 40, parallel="fsdp").name.reason == "asked for"
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero2", "zero3"])
@@ -64,5 +64,5 @@ def test_one_process_shares_nothing(kind: str) -> None:
 
 
 def test_four_bits_are_not_divided() -> None:
-    with pytest.raises(UserError, match="4-bit weights cannot be divided"):
+    with pytest.raises(UserError, match="4-bit weights cannot be sharded"):
         chosen(8, 24, parallel="fsdp", use_qlora=True)

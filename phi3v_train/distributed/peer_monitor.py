@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from torch.distributed.distributed_c10d import Store
 
-from phi3v_train.training.parallel.place import Place, master
+from phi3v_train.distributed.rank_info import RankInfo, master
 
 PORT = "phi3v/watch"
 BYE, SAID, LOST = b"bye", b"said", b"lost "
@@ -26,18 +26,18 @@ KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 Lost = Callable[[], NoReturn]
 
 
-class Watch:
+class PeerMonitor:
     """Listens for deaths from now until `close`.
 
     Args:
-        place: which process this is.
+        rank_info: which process this is.
         store: where the main process says on which port it listens.
         lost: called on the listening thread when a process is gone; it ends this one.
 
     `heard` is set when one is gone, `dead` is its rank; `is_told`: it, or the main process, has said why.
     """
 
-    def __init__(self, place: Place, store: Store, lost: Lost) -> None:
+    def __init__(self, rank_info: RankInfo, store: Store, lost: Lost) -> None:
         self._lost = lost
         self._selector = selectors.DefaultSelector()
         self._wake, woken = socket.socketpair()
@@ -48,12 +48,12 @@ class Watch:
         self.heard = threading.Event()
         self.is_told = False
         self.dead = -1
-        if place.is_main:
+        if rank_info.is_main:
             server = listen()
             store.set(PORT, str(server.getsockname()[1]))
             self._selector.register(server, selectors.EVENT_READ, "server")
         else:
-            self._connect(place, int(store.get(PORT)))
+            self._connect(rank_info, int(store.get(PORT)))
         self._thread = threading.Thread(target=self._listen, daemon=True, name="watch")
         self._thread.start()
 
@@ -65,20 +65,20 @@ class Watch:
         if not self.heard.is_set():
             self._thread.join()
 
-    def _connect(self, place: Place, port: int) -> None:
+    def _connect(self, rank_info: RankInfo, port: int) -> None:
         address = master()[0]
         try:
             connection = socket.create_connection((address, port), timeout=CONNECT_SECONDS)
         except OSError as error:
             print(
-                f"warning: rank {place.rank} cannot watch over the others ({address}:{port}: {error.strerror}): should "
-                "one of them die, it may wait for half an hour",
+                f"warning: rank {rank_info.rank} cannot monitor the other ranks ({address}:{port}: {error.strerror}): "
+                "if one of them dies, it may wait for half an hour",
                 file=sys.stderr,
             )
             return
         connection.settimeout(None)
         keep_alive(connection)
-        connection.send(f"{place.rank:8d}".encode())
+        connection.send(f"{rank_info.rank:8d}".encode())
         self._peers[0] = connection
         self._selector.register(connection, selectors.EVENT_READ, 0)
 

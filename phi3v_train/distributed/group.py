@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # see Together.close
+import torch.distributed.nn.functional  # see DistributedGroup.close
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from phi3v_data.errors import UserError
+from phi3v_train.distributed.agreement import Facts, agree
+from phi3v_train.distributed.rank_info import RankInfo, master
 from phi3v_train.launch import HOSTED
-from phi3v_train.training.parallel.agreement import Facts, agree
-from phi3v_train.training.parallel.place import Place, master
 
 MEETING = timedelta(minutes=5)
 """How long a process tries each address of the main one; and, where rank 0 is what they meet at, it waits for them."""
@@ -45,20 +45,35 @@ class Group(ABC):
 
     store: Store | None = None
 
-    def __init__(self, place: Place, device: torch.device) -> None:
-        self.place = place
+    def __init__(self, rank_info: RankInfo, device: torch.device) -> None:
+        self.rank_info = rank_info
         self.device = device
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among all."""
+        return self.rank_info.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.rank_info.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank_info.is_main
 
     @abstractmethod
     def sum(self, values: Iterable[float]) -> list[float]:
         """Sum each value over the processes, in double precision."""
 
     @abstractmethod
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The main process's `value`, on all of them."""
 
     @abstractmethod
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every process's `value` in the order of ranks, on all of them."""
 
     @abstractmethod
@@ -82,21 +97,24 @@ class Group(ABC):
         else:
             self.abort()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when all processes are here."""
-        self.gather(None)
+        self.all_gather(None)
 
 
-class Alone(Group):
+class SingleProcess(Group):
     """One process, one device."""
+
+    def __init__(self, device: torch.device = torch.device("cpu")) -> None:  # noqa: B008  # immutable
+        super().__init__(RankInfo(), device)
 
     def sum(self, values: Iterable[float]) -> list[float]:
         return [float(value) for value in values]
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return value
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value]
 
     def gather_to_main(self, value: Any) -> list[Any]:
@@ -109,16 +127,16 @@ class Alone(Group):
         pass
 
 
-class Together(Group):
+class DistributedGroup(Group):
     """Processes that meet where MASTER_ADDR and MASTER_PORT say: NCCL between GPUs, gloo otherwise.
 
     Gradients and weights are exchanged in the default process group. What the processes say to each other goes over a
     gloo group of its own, which waits for one that saves 50 GB or evaluates for hours.
     """
 
-    def __init__(self, place: Place, device: torch.device, facts: Facts) -> None:
-        super().__init__(place, device)
-        self.store = join_group(place, device, facts)
+    def __init__(self, rank_info: RankInfo, device: torch.device, facts: Facts) -> None:
+        super().__init__(rank_info, device)
+        self.store = join_group(rank_info, device, facts)
         self.control: dist.ProcessGroup | None = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def sum(self, values: Iterable[float]) -> list[float]:
@@ -126,18 +144,18 @@ class Together(Group):
         dist.all_reduce(totals, group=self.control)
         return [float(value) for value in totals.tolist()]
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
-    def gather(self, value: Any) -> list[Any]:
-        boxes: list[Any] = [None] * self.place.world_size
+    def all_gather(self, value: Any) -> list[Any]:
+        boxes: list[Any] = [None] * self.world_size
         dist.all_gather_object(boxes, value, group=self.control)
         return boxes
 
     def gather_to_main(self, value: Any) -> list[Any]:
-        boxes: list[Any] | None = [None] * self.place.world_size if self.place.is_main else None
+        boxes: list[Any] | None = [None] * self.world_size if self.is_main else None
         dist.gather_object(value, boxes, dst=0, group=self.control)
         return boxes or []
 
@@ -158,12 +176,12 @@ class Together(Group):
             dist.distributed_c10d._abort_process_group()
 
 
-def make_group(place: Place, device: torch.device, facts: Callable[[], Facts] = dict) -> Group:
+def make_group(rank_info: RankInfo, device: torch.device, facts: Callable[[], Facts] = dict) -> Group:
     """The processes that a launcher started, or this one alone; a context that is left by `close` or, after an error,
     by `abort`.
 
     Args:
-        place: which process this is.
+        rank_info: which process this is.
         device: where it computes.
         facts: what all processes must have the same; asked for where there are several.
 
@@ -172,25 +190,27 @@ def make_group(place: Place, device: torch.device, facts: Callable[[], Facts] = 
         SystemExit: the processes were started with different facts, which has been said.
     """
     if device.type == "cuda":
-        refuse_missing_gpu(place, torch.cuda.device_count())
+        refuse_missing_gpu(rank_info, torch.cuda.device_count())
         torch.cuda.set_device(device)
-    return Alone(place, device) if place.world_size == 1 else Together(place, device, facts())
+    if rank_info.world_size == 1:
+        return SingleProcess(device)
+    return DistributedGroup(rank_info, device, facts())
 
 
-def refuse_missing_gpu(place: Place, number: int) -> None:
+def refuse_missing_gpu(rank_info: RankInfo, number: int) -> None:
     """Each process computes on a GPU of its own.
 
     Raises:
         UserError: this machine has only `number` of them.
     """
-    if place.local_rank >= number:
+    if rank_info.local_rank >= number:
         raise UserError(
-            f"rank {place.rank}: process {place.local_rank + 1} of this machine, which has {number} "
+            f"rank {rank_info.rank}: process {rank_info.local_rank + 1} of this machine, which has {number} "
             f"GPU{'s' * (number != 1)}: start one process per GPU"
         )
 
 
-def join_group(place: Place, device: torch.device, facts: Facts) -> Store:
+def join_group(rank_info: RankInfo, device: torch.device, facts: Facts) -> Store:
     """Meet the other processes and see that all agree; returns the store that they share.
 
     Raises:
@@ -206,7 +226,7 @@ def join_group(place: Place, device: torch.device, facts: Facts) -> Store:
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=MEETING))
         store.set_timeout(TIMEOUT)
-        agree(store, place, facts, TIMEOUT)
+        agree(store, rank_info, facts, TIMEOUT)
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=store,

@@ -15,9 +15,9 @@ import xxhash
 
 from phi3v_data.cli.base import COULD_NOT_RUN, PROBLEMS
 from phi3v_data.errors import UserError
+from phi3v_train.distributed.group import Group
+from phi3v_train.distributed.peer_monitor import BYE, SAID, PeerMonitor
 from phi3v_train.launch import FOLLOWED, LAUNCHED, is_explained
-from phi3v_train.training.parallel.group import Group
-from phi3v_train.training.watch import BYE, SAID, Watch
 
 FAILURES = "failures"
 GRACE = 10.0
@@ -40,22 +40,22 @@ ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
 """Words of an error of gloo or NCCL, and what to do about it."""
 
 
-class Ranks:
+class RankErrors:
     """What one process says when something goes wrong, here or elsewhere.
 
     Args:
         group: the processes.
-        way_on: what to do next, in a sentence; asked for when it is said.
+        resume_hint: what to do next, in a sentence; asked for when it is said.
     """
 
-    def __init__(self, group: Group, way_on: Callable[[], str] | None = None) -> None:
-        self.rank, self.local_rank = group.place.rank, group.place.local_rank
+    def __init__(self, group: Group, resume_hint: Callable[[], str] | None = None) -> None:
+        self.rank, self.local_rank = group.rank, group.rank_info.local_rank
         self.store = group.store
-        self.way_on = way_on
+        self.resume_hint = resume_hint
         self.begun = False
-        self.watch: Watch | None = None
+        self.monitor: PeerMonitor | None = None
         self.lock = threading.Lock()
-        self.has_followed = False
+        self.has_reported_loss = False
 
     def begin(self) -> None:
         """From here on an error is one of the run, not one that kept it from starting."""
@@ -79,40 +79,41 @@ class Ranks:
 
         A connection that was closed is a consequence: whoever closed it is given time to say why.
         """
-        if self.hears_of_a_death(GRACE if any(words in str(error) for words in CLOSED) else HEARING):
-            self.follow()
+        if self.hears_of_peer_loss(GRACE if any(words in str(error) for words in CLOSED) else HEARING):
+            self.report_peer_loss()
             raise SystemExit(FOLLOWED)
         self.fail(last_lines(error), PROBLEMS)
 
-    def follow(self, reason: str = "") -> None:
+    def report_peer_loss(self, reason: str = "") -> None:
         """Say that another process has ended; only the first to see it does, and only where that one said nothing.
 
         Called by the main thread, the watch's, or both.
         """
         with self.lock:
-            if self.has_followed:
+            if self.has_reported_loss:
                 return
-            self.has_followed = True
+            self.has_reported_loss = True
         failures = self.count(FAILURES)
         first = failures == 1 or (failures == 0 and self.local_rank == 0)
         if first and not is_explained() and not self.is_told():
-            dead = self.watch.dead if self.watch is not None else -1
+            dead = self.monitor.dead if self.monitor is not None else -1
             which = f"rank {dead}" if dead >= 0 else "another process"
             self.say(f"rank {self.rank}: {reason or f'{which} of this run has ended; its own last lines may say why'}")
 
     def is_told(self) -> bool:
         """Whether the process that is gone has said why."""
-        return self.hears_of_a_death() and self.watch is not None and self.watch.is_told
+        return self.hears_of_peer_loss() and self.monitor is not None and self.monitor.is_told
 
-    def hears_of_a_death(self, seconds: float = HEARING) -> bool:
+    def hears_of_peer_loss(self, seconds: float = HEARING) -> bool:
         """Whether another process is gone; the watch may hear of it a moment later than a collective call."""
-        return self.watch is not None and self.watch.heard.wait(seconds)
+        return self.monitor is not None and self.monitor.heard.wait(seconds)
 
     def say(self, message: str) -> None:
         """Print an error; and how to go on, where no launcher of ours will say so, once."""
         lines = [f"error: {message}"]
-        if self.begun and self.way_on is not None and not is_explained(of_way_on=True) and self.count("way on") <= 1:
-            lines.append(self.way_on())
+        explained = is_explained(of_resume_hint=True)
+        if self.begun and self.resume_hint is not None and not explained and self.count("resume hint") <= 1:
+            lines.append(self.resume_hint())
         print("\n".join(lines), file=sys.stderr, flush=True)
 
     def count(self, key: str) -> int:
@@ -124,29 +125,29 @@ class Ranks:
 
     def stop(self, *signal_and_frame: object) -> NoReturn:
         """torchrun, or a scheduler, ends this process: it may be the last one that can say how to go on."""
-        self.follow("stopped by SIGTERM")
+        self.report_peer_loss("stopped by SIGTERM")
         raise SystemExit(FOLLOWED)
 
     def lost(self) -> NoReturn:
         """From the watch, on a thread of its own: the main thread may wait for ever for the one that is gone."""
         time.sleep(GRACE)
-        self.follow()
+        self.report_peer_loss()
         sys.stderr.flush()
         os._exit(FOLLOWED)
 
 
 @contextmanager
-def one_of_many(group: Group, way_on: Callable[[], str] | None = None) -> Iterator[Ranks]:
+def report_rank_errors(group: Group, resume_hint: Callable[[], str] | None = None) -> Iterator[RankErrors]:
     """Around everything that one process does after it has met the others.
 
     A mistake is said with its rank, by whoever makes it. When a process dies, the others find the connection closed:
     that is said by the first one to see it, and only where no other has said why.
     """
-    ranks = Ranks(group, way_on)
+    ranks = RankErrors(group, resume_hint)
     if group.store is None:
         yield ranks
         return
-    watch = ranks.watch = Watch(group.place, group.store, ranks.lost)
+    monitor = ranks.monitor = PeerMonitor(group.rank_info, group.store, ranks.lost)
     if LAUNCHED not in os.environ:
         signal.signal(signal.SIGTERM, ranks.stop)
     word = SAID
@@ -164,7 +165,7 @@ def one_of_many(group: Group, way_on: Callable[[], str] | None = None) -> Iterat
         print_exc()
         ranks.fail(f"{type(error).__name__}: {error}", PROBLEMS)
     finally:
-        watch.close(word)
+        monitor.close(word)
 
 
 def is_of_exchange(error: Exception) -> bool:

@@ -1,0 +1,19 @@
+"""Moves of a micro-batch to the device, and whether the device's memory ran out."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a micro-batch on `device`; `image_sizes` stay on the CPU, where the model reads them."""
+    return {
+        name: tensor if name == "image_sizes" else tensor.to(device, non_blocking=True)
+        for name, tensor in inputs.items()
+    }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on a CPU, where torch says it in words only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
