@@ -105,12 +105,12 @@ TrainLoop.step = fail if os.environ["RANK"] == "1" else wait
 
 ONLY_TO_RANK_0 = """
 from phi3v_train.distributed.group import DistributedGroup
-real = DistributedGroup.gather
-def gather(self, value):
+real = DistributedGroup.all_gather
+def all_gather(self, value):
     result = real(self, value)
     assert "'prediction'" not in repr(result), "predictions reach every process"
     return result
-DistributedGroup.gather = gather
+DistributedGroup.all_gather = all_gather
 """
 
 ERRORS = {
