@@ -23,8 +23,8 @@ from common import machine, save
 from PIL import Image, ImageDraw
 from torch.nn import functional
 
-from phi3v_data.media.geometry import crop_geometry
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.tokens.phi3v_geometry import crop_geometry
 from phi3v_train.data.collate import collate_arrays
 from phi3v_train.data.encode import Encoder
 from phi3v_train.data.order import SampleRef

@@ -33,6 +33,7 @@ DATA_FLOORS = (
     ("writing.plan", "writing.publish", "writing.writer"),
     ("writing", "lock", "dataset", "line_index"),
     ("converters.base", "converters.fingerprint", "converters.reads"),  # the interface, which the writer knows as well
+    ("tokens",),  # what the validator needs of a model family
     ("media",),
     ("problems",),
     ("schema_files",),

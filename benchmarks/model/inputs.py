@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phi3v_data.media.geometry import crop_geometry
+from phi3v_data.tokens.phi3v_geometry import crop_geometry
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import encode_line
 from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.geometry import MAX_NUM_CROPS
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.schema import ConverterInfo, Diagnostic, Manifest, Severity
 from phi3v_data.sets.mend import Mends, mended_picture
@@ -32,6 +31,7 @@ from phi3v_data.sets.reading import (
     table_lines,
 )
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
+from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS
 from phi3v_data.validate.badrow import load_row
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import used_images

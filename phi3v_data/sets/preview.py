@@ -7,10 +7,11 @@ from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import UnsafeNameError, inside, unsafe_reason
 from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
 from phi3v_data.media.images import probe
 from phi3v_data.messages import counted, escaped
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.tokens.family import ImageShapeError
+from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, crop_geometry
 
 
 def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -> tuple[Split, int]:
@@ -83,7 +84,7 @@ def describe_picture(directory: Path, name: str, num_crops: int) -> str:
         text += f", EXIF turn {info.orientation}"
     try:
         return f"{text}, {crop_geometry(info.width, info.height, num_crops).num_tokens:,} tokens"
-    except AspectRatioError as error:
+    except ImageShapeError as error:
         return f"{text} ({error})"
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from phi3v_data.errors import UserError
-from phi3v_data.media.geometry import MAX_NUM_CROPS, check_num_crops
 from phi3v_data.schema import Level
 from phi3v_data.sets.duplicates import DuplicateSearch
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, refuse_closed, refuse_no_files, set_name
+from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, check_num_crops
 from phi3v_data.validate import tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.repeats import report_repeated_samples

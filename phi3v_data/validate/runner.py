@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from phi3v_data.media.geometry import MAX_NUM_CROPS, check_num_crops
 from phi3v_data.messages import shown
 from phi3v_data.schema import Level, Report, Summary
+from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, check_num_crops
+from phi3v_data.tokens.registry import default_family
 from phi3v_data.validate import receipt, tokens
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.findings import Findings
@@ -114,7 +115,7 @@ class _Run:
         self.layout, self.tree = self.survey.layout, self.survey.tree
         manifest = self.layout.manifest
         self.num_crops = num_crops or (manifest.num_crops if manifest else None) or MAX_NUM_CROPS
-        self.counter = None if tokenizer is None else tokens.load_tokenizer(tokenizer, self.findings)
+        self.counter = None if tokenizer is None else tokens.load_tokenizer(tokenizer, default_family(), self.findings)
 
     def check(self, max_tokens: int | None, workers: int, use_receipt: bool) -> Report:
         findings, layout, survey = self.findings, self.layout, self.survey

@@ -14,13 +14,15 @@ import numpy.typing as npt
 from msgspec import UNSET
 
 from phi3v_data.errors import NotFoundError, how_to_install
-from phi3v_data.media.geometry import AspectRatioError, crop_geometry
 from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
 from phi3v_data.messages import shown
+from phi3v_data.tokens.chat import TurnText
+from phi3v_data.tokens.family import ImageShapeError, TokenFamily
+from phi3v_data.tokens.phi3v_geometry import crop_geometry
 from phi3v_data.validate.batch import Batch
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable
-from phi3v_data.validate.rowtypes import Row, TurnRow
+from phi3v_data.validate.rowtypes import Row
 from phi3v_data.validate.table import RowTable
 from phi3v_data.validate.tree import ImageTree
 
@@ -31,7 +33,6 @@ ROPE_SWITCH = 4096
 
 _BYTES_PER_TOKEN = 3.6  # of English text under the Llama vocabulary, roughly
 _TOKENS_PER_TURN = 12  # markers and newlines around a question and its answer
-_TOKENS_PER_SYSTEM = 6
 
 
 def estimate(table: RowTable) -> Ints:
@@ -42,20 +43,21 @@ def estimate(table: RowTable) -> Ints:
 
 
 class TokenCounter:
-    """Exact text tokens with `tokenizer.json` of a directory; `Units` of a row scan."""
+    """Exact text tokens of a family's rows with `tokenizer.json` of a directory; `Units` of a row scan."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, family: TokenFamily) -> None:
         self._tokenizer = tokenizer
+        self._family = family
 
     def __call__(self, batch: Batch, users: list[str], answers: list[str]) -> Ints:
         pieces: list[str] = []
         owners: list[int] = []
         extra = np.zeros(len(batch.rows), np.int64)
         for index, row in enumerate(batch.rows):
-            texts, num_starts = sequence_pieces(row)
+            system = "" if row.system is UNSET else row.system
+            texts, extra[index] = self._family.sequence_pieces(turn_texts(row), system=system)
             pieces += texts
             owners += [index] * len(texts)
-            extra[index] = num_starts
         encoded = self._tokenizer.encode_batch_fast(
             [piece.encode(errors="replace").decode() for piece in pieces], add_special_tokens=False
         )
@@ -64,39 +66,20 @@ class TokenCounter:
         return extra
 
 
-def sequence_pieces(row: Row) -> tuple[list[str], int]:
-    """The texts of a row's sequence that are tokenized apart, and how many times `<s>` stands in it."""
-    pieces: list[str] = []
-    num_starts = 1
-    system = f"<|system|>\n{row.system}<|end|>\n" if row.system is not UNSET and row.system else ""
-    last = len(row.conversations) - 1
-    for index, turn in enumerate(row.conversations):
-        stretches = user_stretches(turn)
-        stretches[0] = f"{system}<|user|>\n{stretches[0]}"
-        stretches[-1] += "<|end|>\n<|assistant|>\n"
-        system = ""
-        num_starts += len(stretches) - 1
-        pieces += [*stretches, f"{turn.assistant}<|end|>\n" + ("<|endoftext|>" if index == last else "")]
-    return [piece for piece in pieces if piece], num_starts
+def turn_texts(row: Row) -> list[TurnText]:
+    """The turns of a row as a chat format takes them."""
+    return [
+        TurnText(
+            turn.user,
+            turn.assistant,
+            0 if turn.images is UNSET else len(turn.images),
+            () if turn.image_offsets is UNSET else turn.image_offsets,
+        )
+        for turn in row.conversations
+    ]
 
 
-def user_stretches(turn: TurnRow) -> list[str]:
-    """The user's text cut at its image tags: one stretch more than images.
-
-    Tags at offset 0 come first, and a newline follows the last of them; elsewhere a tag stands alone.
-    """
-    images = [] if turn.images is UNSET else turn.images
-    offsets = [0] * len(images) if turn.image_offsets is UNSET else turn.image_offsets
-    leading = sum(offset == 0 for offset in offsets)
-    stretches = [""] * leading
-    before, position = "\n" if leading else "", 0
-    for offset in offsets[leading:]:
-        stretches.append(before + turn.user[position:offset])
-        before, position = "", offset
-    return [*stretches, before + turn.user[position:]]
-
-
-def load_tokenizer(directory: str | Path, findings: Findings) -> TokenCounter | None:
+def load_tokenizer(directory: str | Path, family: TokenFamily, findings: Findings) -> TokenCounter | None:
     """The tokenizer of a model directory; None, with a `check-skipped`, where it cannot be used here.
 
     Raises NotFoundError where the directory holds none.
@@ -114,7 +97,7 @@ def load_tokenizer(directory: str | Path, findings: Findings) -> TokenCounter | 
         )
         return None
     try:
-        return TokenCounter(Tokenizer.from_file(str(file)))
+        return TokenCounter(Tokenizer.from_file(str(file)), family)
     except Exception as error:  # the library raises plain Exception on a file that it cannot read
         findings.add(
             "check-skipped",
@@ -134,7 +117,7 @@ def image_tokens(images: ImageTable, num_crops: int) -> Ints:
         if width and height:
             try:
                 counts[index] = crop_geometry(width, height, num_crops).num_tokens
-            except AspectRatioError:
+            except ImageShapeError:
                 counts[index] = -1
     tokens = counts[inverse.reshape(-1)] if len(distinct) else np.zeros(len(facts), np.int64)
     tokens[facts["flags"] & (TOO_LARGE | UNREADABLE) != 0] = 0

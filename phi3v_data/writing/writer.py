@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from phi3v_data.converters.base import Draft, DraftImage, DraftTurn
 from phi3v_data.converters.reads import ReadRecord, note_file
 from phi3v_data.errors import Reject
-from phi3v_data.media.geometry import MAX_NUM_CROPS, AspectRatioError, crop_geometry
 from phi3v_data.messages import short, shown
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.tokens.family import ImageShapeError
+from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, crop_geometry
 from phi3v_data.writing.boot import boot_id
 from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord, SourceRecord
 from phi3v_data.writing.pictures import Picture, prepare_picture, store_picture
@@ -231,7 +232,7 @@ def _prepare_all(turn: DraftTurn, split: str, num_crops: int | None) -> list[Pic
     for picture in pictures:
         try:
             crop_geometry(picture.width, picture.height, num_crops or MAX_NUM_CROPS)
-        except AspectRatioError as error:
+        except ImageShapeError as error:
             raise Reject("image-aspect", f"{shown(picture.record.name)}: {error}") from None
     return pictures
 

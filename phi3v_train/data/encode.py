@@ -1,14 +1,15 @@
 """A conversation to token ids, labels and canvases: the one code path of training and evaluation.
 
-    <|system|>\\n{system}<|end|>\\n                                   where there is a system message
-    <|user|>\\n{image tags}\\n{user}<|end|>\\n<|assistant|>\\n          every turn; tags are numbered through all turns
-    {assistant}<|end|>\\n                                             its answer
-    <|endoftext|>                                                    once, at the end
+    {system}{system text}{end of turn}                       where there is a system message
+    {user}{image tags}{user text}{end of turn}{assistant}    every turn; tags are numbered through all turns
+    {answer}{end of turn}                                    its answer
+    {end of text}                                            once, at the end
 
-What stands before an answer is encoded by `prompts.encode_prompt`, the processor's own function, so ids of a beginning
-stand where the processor puts them. Each answer is tokenized alone, without special tokens: together with
-`<|assistant|>` its leading space would vanish. Labels are the answers and their `<|end|>`; of the last turn also the
-newline and `<|endoftext|>`; all else is -100. Labels stand at their own tokens: the model shifts them.
+The markers are those of a `phi3v_data.tokens.chat.ChatFormat`. All that precedes an answer is encoded by
+`prompts.encode_prompt`, the processor's own function, so each `<s>` is where the processor puts it. Each answer is
+tokenized alone, without special tokens: together with `<|assistant|>` its leading space would vanish. Labels are the
+answers and their end of turn; of the last turn also the newline and the end of the text; all else is -100. Each label
+is at its own token: the model shifts them.
 
 All that is asked of a processor is its `tokenizer`, called with a text, and `image_processor.make_canvas`.
 """
@@ -24,10 +25,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from phi3v_data.errors import UserError
-from phi3v_data.media.geometry import AspectRatioError, crop_geometry
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.tokens.chat import ChatFormat, TurnText
+from phi3v_data.tokens.family import ImageShapeError
+from phi3v_data.tokens.phi3v import CHAT
+from phi3v_data.tokens.phi3v_geometry import crop_geometry
 from phi3v_train.data.pictures import read_picture
-from phi3v_train.models.phi3v.prompts import ImageTagError, encode_piece, encode_prompt, image_tag
+from phi3v_train.models.phi3v.prompts import ImageTagError, encode_piece, encode_prompt
 
 IGNORED = -100
 """Label of a token that is not learnt."""
@@ -121,10 +125,11 @@ class EncodedPrompt:
     provenance: Provenance
 
 
-def user_text(turn: Turn, first_image: int = 1) -> str:
-    """A user message with its image tags, of which the first has the number `first_image`.
+def turn_text(turn: Turn) -> TurnText:
+    """The texts of a turn and where its images stand, as a chat format takes them.
 
-    Tags at offset 0 come first and one newline follows them; elsewhere the tag alone stands at its offset.
+    Raises:
+        SampleError: the offsets of the images do not fit the text.
     """
     offsets = turn.image_offsets or (0,) * len(turn.images)
     if (
@@ -136,20 +141,7 @@ def user_text(turn: Turn, first_image: int = 1) -> str:
             f"image_offsets {list(offsets)} must be {len(turn.images)} rising positions in a text of "
             f"{len(turn.user)} characters"
         )
-    leading = sum(offset == 0 for offset in offsets)
-    text = "".join(image_tag(first_image + index) for index in range(leading)) + ("\n" if leading else "")
-    position = 0
-    for index, offset in enumerate(offsets[leading:], leading):
-        text += turn.user[position:offset] + image_tag(first_image + index)
-        position = offset
-    return text + turn.user[position:]
-
-
-def turn_prompt(sample: Sample, index: int, first_image: int) -> str:
-    """What turn `index` adds up to its generation point; before the first turn the system message."""
-    system = f"<|system|>\n{sample.system}<|end|>\n" if sample.system and index == 0 else ""
-    user = user_text(sample.conversations[index], first_image)
-    return f"{system}<|user|>\n{user}<|end|>\n<|assistant|>\n"
+    return TurnText(turn.user, turn.assistant, len(turn.images), offsets)
 
 
 def choose_answer(sample: Sample, options: EncodeOptions, epoch: int) -> str:
@@ -184,10 +176,11 @@ class Encoder:
     Images may be given as paths or as Pillow images.
     """
 
-    def __init__(self, processor: Any, options: EncodeOptions = EncodeOptions()) -> None:
+    def __init__(self, processor: Any, options: EncodeOptions = EncodeOptions(), chat: ChatFormat = CHAT) -> None:
         self.tokenizer = processor.tokenizer
         self.image_processor = processor.image_processor
         self.options = options
+        self.chat = chat
 
     def with_options(self, options: EncodeOptions) -> "Encoder":
         """The same processor with other options."""
@@ -197,10 +190,10 @@ class Encoder:
 
     @cached_property
     def _endings(self) -> tuple[int, int]:
-        """Number of ids of the newline behind `<|end|>`, and of `<|endoftext|>`."""
-        end, newline, final = (
-            len(encode_piece(self.tokenizer, text)) for text in ("<|end|>", "<|end|>\n", "<|end|>\n<|endoftext|>")
-        )
+        """Number of ids of what follows the end of a turn, and of the end of the text."""
+        chat = self.chat
+        texts = (chat.supervised_ending(last=False), chat.answer_ending(last=False), chat.answer_ending(last=True))
+        end, newline, final = (len(encode_piece(self.tokenizer, text)) for text in texts)
         return newline - end, final - newline
 
     def tokenize(
@@ -220,7 +213,7 @@ class Encoder:
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             if not answer:
                 raise SampleError(f"conversations[{index}].assistant is empty: there is nothing to train on")
-            ids = encode_piece(self.tokenizer, f"{answer}<|end|>\n<|endoftext|>")
+            ids = encode_piece(self.tokenizer, self.chat.answer_text(answer, last=True))
             length += len(prompt) + len(ids)
             if limit is not None and length > limit:
                 if parts and self.options.truncate == "turns":
@@ -279,7 +272,8 @@ class Encoder:
         for index, prompt in enumerate(prompts):
             ids += prompt
             if index < turn:
-                ids += encode_piece(self.tokenizer, f"{sample.conversations[index].assistant}<|end|>\n")
+                answer = sample.conversations[index].assistant
+                ids += encode_piece(self.tokenizer, self.chat.answer_text(answer, last=False))
         return _ids(ids), geometry
 
     def encode_prompts(
@@ -320,10 +314,11 @@ class Encoder:
             first = len(grid)
             try:
                 geometry = [crop_geometry(*size, num_crops) for size in sizes[first : first + len(turn.images)]]
-                text = turn_prompt(sample, index, first + 1)
+                system = "" if index else sample.system
+                text = self.chat.turn_prompt(turn_text(turn), system=system, first_image=first + 1)
                 counts = [image.num_tokens for image in geometry]
                 result.append(encode_prompt(self.tokenizer, text, counts, first_image=first + 1, bos=index == 0))
-            except AspectRatioError as error:
+            except ImageShapeError as error:
                 raise SampleError(f"conversations[{index}].images: {error}") from None
             except ImageTagError as error:
                 raise SampleError(f"conversations[{index}].user: {error}") from None
@@ -345,7 +340,7 @@ class Encoder:
                 "raise --max_length, lower --num_crops, or take the sample out"
             )
         length += sum(map(len, prompts)) + sum(
-            len(encode_piece(self.tokenizer, f"{answer}<|end|>\n")) for answer in answers
+            len(encode_piece(self.tokenizer, self.chat.answer_text(answer, last=False))) for answer in answers
         )
         return (
             f"it has {length} tokens, over --max_length {limit}: raise --max_length, lower --num_crops, or cut at a "

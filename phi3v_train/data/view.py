@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from phi3v_data.media.geometry import CropGeometry, crop_geometry
 from phi3v_data.schema import Sample
+from phi3v_data.tokens.phi3v_geometry import CropGeometry, crop_geometry
 from phi3v_train.data.encode import IGNORED, Encoder, Ids, SampleError
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.pictures import picture_size

@@ -12,7 +12,7 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside
-from phi3v_data.media.geometry import check_num_crops
+from phi3v_data.tokens.phi3v_geometry import check_num_crops
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.meant import TINY, hint, is_model
 

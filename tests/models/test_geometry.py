@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi3v_data.media.geometry import AspectRatioError, crop_geometry, num_image_tokens
+from phi3v_data.tokens.family import ImageShapeError
+from phi3v_data.tokens.phi3v_geometry import crop_geometry, num_image_tokens
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TABLE = json.loads((GOLDEN / "token_count_table.json").read_text())
@@ -20,7 +21,7 @@ def test_every_row_of_the_reference_table(
     num_crops: int, width: int, height: int, tokens: int, padded: list[int]
 ) -> None:
     if 0 in padded:
-        with pytest.raises(AspectRatioError, match=f"{width} x {height} pixels is too narrow"):
+        with pytest.raises(ImageShapeError, match=f"{width} x {height} pixels is too narrow"):
             crop_geometry(width, height, num_crops)
         return
     geometry = crop_geometry(width, height, num_crops)
@@ -36,7 +37,7 @@ def test_against_exact_fractions(width: int, height: int, num_crops: int) -> Non
     scale = max(s for s in range(1, num_crops + 1) if s * math.ceil(s / ratio) <= num_crops)
     exact_short = 336 * scale / ratio
     if exact_short < 1:
-        with pytest.raises(AspectRatioError):
+        with pytest.raises(ImageShapeError):
             crop_geometry(width, height, num_crops)
         return
     geometry = crop_geometry(width, height, num_crops)
@@ -58,7 +59,7 @@ def test_against_exact_fractions(width: int, height: int, num_crops: int) -> Non
 def test_a_turned_picture_has_the_turned_geometry(width: int, height: int, num_crops: int) -> None:
     try:
         one = crop_geometry(width, height, num_crops)
-    except AspectRatioError:
+    except ImageShapeError:
         return
     other = crop_geometry(height, width, num_crops)
     assert (one.rows, one.cols, one.width, one.height, one.left, one.top) == (

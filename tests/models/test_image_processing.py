@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from phi3v_data.media.geometry import AspectRatioError, crop_geometry
+from phi3v_data.tokens.family import ImageShapeError
+from phi3v_data.tokens.phi3v_geometry import crop_geometry
 from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor
 from phi3v_train.models.phi3v.tiles import (
     CLIP_MEAN,
@@ -95,8 +96,8 @@ def test_sizes_and_counts_are_those_of_geometry(width: int, height: int, num_cro
     processor = Phi3VImageProcessor(num_crops=num_crops)
     try:
         geometry = crop_geometry(width, height, num_crops)
-    except AspectRatioError:
-        with pytest.raises(AspectRatioError):
+    except ImageShapeError:
+        with pytest.raises(ImageShapeError):
             processor(noise(width, height))
         return
     features = processor(noise(width, height), return_canvas=True)
@@ -180,7 +181,7 @@ def test_what_is_refused() -> None:
         Phi3VImageProcessor(num_crops=17)
     with pytest.raises(ValueError, match="num_crops must be"):
         Phi3VImageProcessor()(noise(9, 9), num_crops=0)
-    with pytest.raises(AspectRatioError, match="6000 x 1 pixels is too narrow"):
+    with pytest.raises(ImageShapeError, match="6000 x 1 pixels is too narrow"):
         Phi3VImageProcessor(num_crops=1)(noise(6000, 1))
     with pytest.raises(ValueError, match="num_img_tokens must be 144"):
         Phi3VImageProcessor(num_img_tokens=64)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from phi3v_data.media.geometry import num_image_tokens
+from phi3v_data.tokens.phi3v_geometry import num_image_tokens
 from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor
 from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
 from phi3v_train.models.phi3v.prompts import ImageTagError, encode_piece, encode_prompt

@@ -14,6 +14,7 @@ from sample_dirs import GOLDEN, PAD, mixed_directory, picture, processor, save_p
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.tokens.phi3v import CHAT
 from phi3v_train.data.encode import (
     IGNORED,
     EncodedSample,
@@ -22,7 +23,7 @@ from phi3v_train.data.encode import (
     Provenance,
     SampleError,
     choose_answer,
-    user_text,
+    turn_text,
 )
 from phi3v_train.data.lengths import Lengths, check_lengths, spread
 from phi3v_train.data.order import SampleRef
@@ -143,14 +144,15 @@ def test_tags_are_numbered_through_the_conversation():
     ],
 )
 def test_image_offsets(offsets, text):
-    assert user_text(Turn(images=("a", "b"), user="left or right", assistant="x", image_offsets=offsets), 3) == text
+    turn = Turn(images=("a", "b"), user="left or right", assistant="x", image_offsets=offsets)
+    assert CHAT.user_text(turn_text(turn), 3) == text
 
 
 @pytest.mark.parametrize("offsets", [(1,), (3, 1), (0, 99)])
 def test_impossible_offsets_are_refused(offsets):
     turn = Turn(images=("a", "b"), user="left or right", assistant="x", image_offsets=offsets)
     with pytest.raises(SampleError, match="image_offsets"):
-        user_text(turn)
+        turn_text(turn)
 
 
 def test_a_tag_in_the_text_is_refused():

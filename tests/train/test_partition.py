@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from run_dirs import colour_directory, settings_for
 
 from phi3v_data.errors import UserError
-from phi3v_data.media.geometry import crop_geometry
+from phi3v_data.tokens.phi3v_geometry import crop_geometry
 from phi3v_train.config import MethodConfig
 from phi3v_train.data.order import permutation
 from phi3v_train.data.partition import Cost, Rates, accumulation_steps, partition

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 
-from phi3v_data.media.geometry import TILE_SIZE, grid_num_tokens
+from phi3v_data.tokens.phi3v_geometry import TILE_SIZE, grid_num_tokens
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.decoder import Phi3VDecoderLayer
 from phi3v_train.models.phi3v.generation import CACHE_NAME

@@ -17,11 +17,10 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from phi3v_data.tokens.phi3v import CHAT
+
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What this version of transformers calls the cache in model inputs and outputs."""
-
-STOP_TOKENS = ("<|endoftext|>", "<|assistant|>", "<|end|>")
-"""An answer ends with `<|end|>`; the other two would begin what no answer contains."""
 
 OFFICIAL_STOP_IDS = [32000, 32001, 32007]
 OFFICIAL_VOCAB_SIZE = 32064
@@ -180,7 +179,7 @@ def chosen_pictures(pictures: dict[str, Tensor], order: list[int]) -> dict[str, 
 def stop_ids_of(tokenizer: Any) -> list[int]:
     """Ids at which generation stops, by the names of the tokens, for any vocabulary of this kind."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    return [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+    return [vocabulary[token] for token in CHAT.stop_strings if token in vocabulary]
 
 
 def stop_ids_in(directory: str | Path) -> list[int]:
@@ -190,4 +189,4 @@ def stop_ids_in(directory: str | Path) -> list[int]:
         return []
     added: Iterable[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
     vocabulary = {token["content"]: int(token["id"]) for token in added}
-    return [vocabulary[token] for token in STOP_TOKENS if token in vocabulary]
+    return [vocabulary[token] for token in CHAT.stop_strings if token in vocabulary]

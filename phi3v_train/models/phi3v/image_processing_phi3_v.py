@@ -1,7 +1,7 @@
 """Phi-3-vision's image processor, with Pillow and torch alone.
 
 Every picture is enlarged or reduced to fill a budget of `num_crops` squares of 336 pixels and padded with white
-(`phi3v_data.media.geometry` says where), normalised, and cut into tiles behind a global view
+(`phi3v_data.tokens.phi3v_geometry` says where), normalised, and cut into tiles behind a global view
 (`phi3v_train.models.phi3v.tiles`). As in the original, alpha is dropped, not composited, and an EXIF turn is ignored.
 """
 
@@ -17,7 +17,7 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
-from phi3v_data.media.geometry import TILE_SIZE, TOKENS_PER_TILE, check_num_crops, crop_geometry, grid_num_tokens
+from phi3v_data.tokens.phi3v_geometry import TILE_SIZE, TOKENS_PER_TILE, check_num_crops, crop_geometry, grid_num_tokens
 from phi3v_train.models.phi3v.tiles import CLIP_MEAN, CLIP_STD, pad_tiles, tiles_from_canvases
 
 
@@ -70,7 +70,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         return config
 
     def num_image_tokens(self, width: int, height: int, num_crops: int | None = None) -> int:
-        """Image tokens of a picture of `width` x `height` pixels; see `phi3v_data.media.geometry`."""
+        """Image tokens of a picture of `width` x `height` pixels; see `phi3v_data.tokens.phi3v_geometry`."""
         return crop_geometry(width, height, num_crops or self.num_crops).num_tokens
 
     def preprocess(

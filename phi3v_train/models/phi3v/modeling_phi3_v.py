@@ -58,7 +58,7 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         return loaded  # type: ignore[no-any-return]  # the pair that output_loading_info asks for, or the model
 
     def set_stop_ids(self, stop: Any) -> None:
-        """Let generation stop at these ids, or at a tokenizer's `<|end|>`, `<|assistant|>` and `<|endoftext|>`."""
+        """Let generation stop at these ids, or at a tokenizer's ids of the chat format's stop strings."""
         stop_ids = stop if isinstance(stop, list) else stop_ids_of(stop)
         if stop_ids:
             settings: dict[str, Any] = self.generation_config.to_dict()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from transformers.feature_extraction_utils import BatchFeature
@@ -19,6 +20,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.utils.generic import to_py_obj
 
 from phi3v_data.files import write_text
+from phi3v_data.tokens.chat import NUMBER, ChatFormat
+from phi3v_data.tokens.phi3v import CHAT
 from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor, Phi3VImagesKwargs
 from phi3v_train.models.phi3v.prompts import (
     IMAGE_TAG,
@@ -41,14 +44,21 @@ class Phi3VProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc,
 
 
 @cache
-def default_chat_template() -> str:
-    """The Jinja template of a conversation.
+def default_chat_template(chat: ChatFormat = CHAT) -> str:
+    """The Jinja template of a conversation: `chat_template.jinja` with the markers of `chat` filled in.
 
-    Every message is `<|ROLE|>` newline content `<|end|>` newline. Content may be a text as it stands, or blocks: image
-    tags are numbered through the conversation; where images lead, all tags come first and one newline follows. What an
-    answer's mask covers is marked by `{% generation %}`, which transformers reads since 4.43.
+    Every message is `<|ROLE|>`, newline, content, end of turn, newline. Content may be a text as it is, or blocks:
+    image tags are numbered through the conversation; where images lead, all tags come first and one newline follows.
+    What an answer's mask covers is marked by `{% generation %}`, which transformers reads since 4.43.
     """
-    return resources.files("phi3v_train.models.phi3v").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    source = resources.files("phi3v_train.models.phi3v").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    before_number, after_number = chat.image_tag.split(NUMBER)
+    return Template(source).substitute(
+        end_of_turn=chat.end_of_turn,
+        assistant=chat.assistant,
+        before_number=before_number,
+        after_number=after_number,
+    )
 
 
 class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is untyped for mypy

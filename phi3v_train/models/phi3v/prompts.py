@@ -7,11 +7,12 @@ Image n becomes a run of the id -n, as long as its geometry says.
     "<|user|>\\n<|image_1|>\\nWhat?<|end|>\\n" with [757]  ->  1 <|user|> 29871 13, 757 times -1, 1 29871 13 ...
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+from phi3v_data.tokens.phi3v import CHAT
+
+IMAGE_TAG = CHAT.image_pattern
 
 
 class ImageTagError(ValueError):
@@ -20,7 +21,7 @@ class ImageTagError(ValueError):
 
 def image_tag(number: int) -> str:
     """The tag that stands for image `number`, counted from 1."""
-    return f"<|image_{number}|>"
+    return CHAT.numbered_tag(number)
 
 
 def encode_prompt(

@@ -1,9 +1,9 @@
 """From a padded picture to what the vision tower eats: normalised global views and tiles, on any device.
 
-A *canvas* is a picture after resizing and padding (`phi3v_data.media.geometry`), still in bytes: (H, W, 3) uint8 with H
-and W multiples of 336. Canvases of several pictures travel as one flat byte tensor, one after another, beside
-`image_sizes` (n, 2), their (H, W): a quarter of the bytes of fp32 tiles, no padding between unequal pictures, and two
-samples are batched by `torch.cat`.
+A *canvas* is a picture after resizing and padding (`phi3v_data.tokens.phi3v_geometry`), still in bytes: (H, W, 3)
+uint8 with H and W multiples of 336. Canvases of several pictures travel as one flat byte tensor, one after another,
+beside `image_sizes` (n, 2), their (H, W): a quarter of the bytes of fp32 tiles, no padding between unequal pictures,
+and two samples are batched by `torch.cat`.
 
     canvases (sum of H * W * 3) uint8, image_sizes (n, 2)
         -> tiles_from_canvases -> (total tiles, 3, 336, 336): [global, row-major tiles] of picture 1, then of 2, ...
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from phi3v_data.media.geometry import TILE_SIZE
+from phi3v_data.tokens.phi3v_geometry import TILE_SIZE
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of each colour channel, as CLIP was trained."""

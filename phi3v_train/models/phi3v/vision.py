@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from phi3v_data.media.geometry import TILE_SIZE, TOKENS_PER_TILE, grid_num_tokens
+from phi3v_data.tokens.phi3v_geometry import TILE_SIZE, TOKENS_PER_TILE, grid_num_tokens
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.tower import VisionTower
 

@@ -1,7 +1,7 @@
-"""How Phi-3-vision cuts a picture, and what that costs in tokens: the one place for both, pure arithmetic on sizes.
+"""Tiles and tokens of an image in Phi-3-vision: pure arithmetic on its size.
 
-The picture is enlarged or reduced until it fills as many squares of 336 pixels as `num_crops` allows, white is
-added on the short side up to whole squares, and every square becomes one tile beside a global view of the whole.
+The image is enlarged or reduced until it fills as many squares of 336 pixels as `num_crops` allows, white is added on
+the short side up to whole squares, and every square becomes one tile beside a global view of the whole.
 
     (width, height) -> turned to landscape -> resized (336 * s, int(336 * s / ratio)) -> padded to whole squares
                     -> rows x cols tiles, and (rows * cols + 1) * 144 + 1 + (rows + 1) * 12 tokens
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
+from phi3v_data.tokens.family import ImageShapeError, check_budget
+
 TILE_SIZE = 336
 """Side of a tile and of the global view, in pixels."""
 
@@ -21,19 +23,15 @@ TOKENS_PER_TILE = 144
 """Tokens of a tile or of the global view, 12 x 12, without the separator that ends each of its rows."""
 
 MAX_NUM_CROPS = 16
-"""Largest tile budget; the released models use 4 (several pictures) and 16 (one picture)."""
-
-
-class AspectRatioError(ValueError):
-    """The picture is so narrow that its short side would vanish when it is resized."""
+"""Largest tile budget; the released models use 4 (several images) and 16 (one image)."""
 
 
 @dataclass(frozen=True, slots=True)
 class CropGeometry:
-    """Where a picture ends up on its canvas; everything in pixels and in the picture's own orientation.
+    """Position of an image on its canvas, in pixels and in the image's own orientation.
 
-    `rows` and `cols` count tiles; the picture is resized to `width` x `height` and stands at (`left`, `top`) on a
-    white canvas of `padded_width` x `padded_height`. `turned` says that the picture is taller than wide: it is
+    `rows` and `cols` count tiles; the image is resized to `width` x `height` and placed at (`left`, `top`) on a
+    white canvas of `padded_width` x `padded_height`. `turned`: the image is taller than wide, so it is
     mirrored on its diagonal before resizing and mirrored back after padding.
     """
 
@@ -62,17 +60,17 @@ class CropGeometry:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles that carry the picture, the global view among them; the rest of the budget stays empty."""
+        """Tiles that carry the image, the global view among them; the rest of the budget stays empty."""
         return self.rows * self.cols + 1
 
     @property
     def num_tokens(self) -> int:
-        """Image tokens that stand in the sequence for this picture."""
+        """Image tokens that stand in the sequence for this image."""
         return grid_num_tokens(self.rows, self.cols)
 
 
 def grid_num_tokens(rows: int, cols: int) -> int:
-    """Image tokens of a picture cut into `rows` x `cols` tiles.
+    """Image tokens of an image cut into `rows` x `cols` tiles.
 
     Each of the 12 token rows of a tile row, and of the global view, ends in a separator; one more stands between both.
     """
@@ -81,9 +79,9 @@ def grid_num_tokens(rows: int, cols: int) -> int:
 
 @lru_cache(maxsize=1 << 16)
 def crop_geometry(width: int, height: int, num_crops: int) -> CropGeometry:
-    """Geometry of a picture of `width` x `height` pixels under a budget of `num_crops` tiles (1 to 16).
+    """Geometry of an image of `width` x `height` pixels under a budget of `num_crops` tiles (1 to 16).
 
-    Raises AspectRatioError when one side is over about 336 * num_crops times the other, ValueError for a size or a
+    Raises ImageShapeError when one side is over about 336 * num_crops times the other, ValueError for a size or a
     budget out of range.
     """
     check_num_crops(num_crops)
@@ -97,7 +95,7 @@ def crop_geometry(width: int, height: int, num_crops: int) -> CropGeometry:
     long_side = scale * TILE_SIZE
     short_side = int(long_side / ratio)
     if short_side == 0:
-        raise AspectRatioError(
+        raise ImageShapeError(
             f"an image of {width} x {height} pixels is too narrow: at num_crops {num_crops} its short side would be "
             f"resized to 0 pixels; the longer side may be at most {long_side} times the shorter"
         )
@@ -109,11 +107,10 @@ def crop_geometry(width: int, height: int, num_crops: int) -> CropGeometry:
 
 
 def num_image_tokens(width: int, height: int, num_crops: int) -> int:
-    """Image tokens of a picture of `width` x `height` pixels; errors as in `crop_geometry`."""
+    """Image tokens of an image of `width` x `height` pixels; errors as in `crop_geometry`."""
     return crop_geometry(width, height, num_crops).num_tokens
 
 
-def check_num_crops(num_crops: int) -> None:
+def check_num_crops(num_crops: int | None) -> None:
     """Raise ValueError unless `num_crops` is a whole number from 1 to 16."""
-    if isinstance(num_crops, bool) or not isinstance(num_crops, int) or not 1 <= num_crops <= MAX_NUM_CROPS:
-        raise ValueError(f"num_crops must be a whole number from 1 to {MAX_NUM_CROPS}, not {num_crops!r}")
+    check_budget(num_crops, MAX_NUM_CROPS)
