@@ -108,7 +108,7 @@ def _error(directory: Path) -> UnfinishedError:
     if _has(directory, PUBLISHING):
         return UnfinishedError(
             f"{directory}: its files are still being moved into place, or that was interrupted; "
-            f"`phi3v-data convert --finish {directory}` ends it, without the source"
+            "`phi3v-data convert --finish DIR` completes it, without the source"
         )
     return UnfinishedError(
         f"{directory}: is a copy without .phi3v of a set whose files were still being moved into place; run "
