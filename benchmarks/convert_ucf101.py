@@ -34,9 +34,9 @@ from av.video.reformatter import VideoReformatter
 from common import machine, save
 from PIL import Image
 
-from phi3v_data.converters.source import Source
 from phi3v_data.converters.ucf101 import Ucf101, Ucf101Options
 from phi3v_data.media.encoding import encode
+from phi3v_data.sources.source import Source
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Pictures: TypeAlias = dict[str, bytes]

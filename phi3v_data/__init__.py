@@ -12,36 +12,35 @@ from phi3v_data.lazy import lazy_names
 
 if TYPE_CHECKING:
     from phi3v_data.conversion import ConvertResult, convert
-    from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
-    from phi3v_data.converters.registry import converter
-    from phi3v_data.converters.source import Source
     from phi3v_data.dataset import Dataset
+    from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options, converter
     from phi3v_data.errors import BusyError, NotFoundError, Reject, UserError
     from phi3v_data.schema import Manifest, Report, Sample, Turn
+    from phi3v_data.sources.source import Source
 
     __version__: str
 
 _HOMES = {
     "BusyError": "phi3v_data.errors",
     "ConvertResult": "phi3v_data.conversion",
-    "Converter": "phi3v_data.converters.base",
+    "Converter": "phi3v_data.draft",
     "Dataset": "phi3v_data.dataset",
-    "DatasetInfo": "phi3v_data.converters.base",
-    "Draft": "phi3v_data.converters.base",
-    "DraftImage": "phi3v_data.converters.base",
-    "DraftTurn": "phi3v_data.converters.base",
-    "Item": "phi3v_data.converters.base",
+    "DatasetInfo": "phi3v_data.draft",
+    "Draft": "phi3v_data.draft",
+    "DraftImage": "phi3v_data.draft",
+    "DraftTurn": "phi3v_data.draft",
+    "Item": "phi3v_data.draft",
     "Manifest": "phi3v_data.schema",
     "NotFoundError": "phi3v_data.errors",
-    "Options": "phi3v_data.converters.base",
+    "Options": "phi3v_data.draft",
     "Reject": "phi3v_data.errors",
     "Report": "phi3v_data.schema",
     "Sample": "phi3v_data.schema",
-    "Source": "phi3v_data.converters.source",
+    "Source": "phi3v_data.sources.source",
     "Turn": "phi3v_data.schema",
     "UserError": "phi3v_data.errors",
     "convert": "phi3v_data.conversion",
-    "converter": "phi3v_data.converters.registry",
+    "converter": "phi3v_data.draft",
 }
 
 __all__ = [  # noqa: RUF022 - by role

@@ -12,27 +12,26 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, Item, Options
-from phi3v_data.converters.fingerprint import drawn_fingerprint
-from phi3v_data.converters.left_out import UsedPaths
-from phi3v_data.converters.reads import Reads, noting
-from phi3v_data.converters.registry import (
-    ConverterLike,
-    ConverterRef,
-    GeneratorConverter,
-    describe_error,
-    reference,
-    source_file,
-)
-from phi3v_data.converters.source import Source
+from phi3v_data.draft import Converter, DatasetInfo, Draft, GeneratorConverter, Item, Options
 from phi3v_data.earlier_run import already_complete, interrupted, run_identity
 from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
+from phi3v_data.registry import (
+    ConverterLike,
+    ConverterRef,
+    describe_error,
+    reference,
+    source_file,
+)
 from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.shares import hash_notes
+from phi3v_data.sources.fingerprint import drawn_fingerprint
+from phi3v_data.sources.left_out import UsedPaths
+from phi3v_data.sources.reads import Reads, noting
+from phi3v_data.sources.source import Source
 from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output

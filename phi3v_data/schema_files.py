@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from phi3v_data.converters.table_map import TableMap
+from phi3v_data.converters.helpers.table_map import TableMap
 from phi3v_data.errors import NotFoundError
 from phi3v_data.schema import FORMAT_VERSION, Manifest, RejectRow, Report, Sample
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.conversion import ConvertResult, convert
-from phi3v_data.converters.base import Converter, Draft, DraftImage, Item, Options
-from phi3v_data.converters.registry import ConverterLike, GeneratorConverter, find, reference
-from phi3v_data.converters.source import Source
 from phi3v_data.dataset import Dataset
+from phi3v_data.draft import Converter, Draft, DraftImage, GeneratorConverter, Item, Options
 from phi3v_data.errors import Reject, UserError
 from phi3v_data.messages import counted
+from phi3v_data.registry import ConverterLike, find, reference
+from phi3v_data.sources.source import Source
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from phi3v_data.writing.request import parse_options
 

@@ -538,7 +538,8 @@ def test_an_unknown_schema_is_answered_in_sentences() -> None:
 
 def test_the_list_of_converters_fits_the_terminal() -> None:
     lines = run("converters", COLUMNS="80").stdout.splitlines()
-    assert lines[0] == "ucf101  Folders of video clips by class; UCF-101 in all its layouts. (built in)"
+    assert lines[0] == "cauldron  Any configuration of the_cauldron → conversations of one or several"
+    assert lines[1] == "    turns. (built in)"
     assert max(map(len, lines)) <= 80
 
 

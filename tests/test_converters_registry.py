@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from toy_converter import FILE, Toy, run_cli
 
 import phi3v_data
-from phi3v_data.converters.registry import BUILT_IN, find, reference
+from phi3v_data.registry import find, names, reference
 
 PLUGIN = """
 import phi3v_data
@@ -48,10 +49,13 @@ def run_with(site: Path, *args: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
 
 
-def test_every_built_in_converter_is_what_the_table_says() -> None:
-    for name in BUILT_IN:
+def test_the_modules_in_the_folder_are_the_converters() -> None:
+    assert names() == ["cauldron", "docvqa", "hateful_memes", "image_folder", "nlvr2", "table", "ucf101"]
+    for name in names():
         cls = find(name)
         assert cls.name == name
+        assert cls.__module__ == f"phi3v_data.converters.{name}"
+        assert cls.__doc__
         assert reference(cls) is not None
         assert cls.Options.model_fields or cls.Options is phi3v_data.Options
         for field in cls.Options.model_fields.values():
@@ -98,7 +102,7 @@ def test_a_file_that_will_not_do_is_one_sentence(tmp_path: Path, text: str | Non
 def test_an_unknown_name_is_answered_with_one_like_it() -> None:
     with pytest.raises(phi3v_data.NotFoundError, match=r"no converter 'ucf-101'; did you mean ucf101\?"):
         find("ucf-101")
-    with pytest.raises(phi3v_data.NotFoundError, match="there are ucf101"):
+    with pytest.raises(phi3v_data.NotFoundError, match="there are cauldron, docvqa"):
         find("zzz")
 
 
@@ -109,6 +113,24 @@ def test_installed_converters_are_found_and_run(site: Path, tmp_path: Path) -> N
     done = run_with(site, "convert", "bad", "--source", tmp_path / "source", "--out_dir", tmp_path / "out2")
     assert done.returncode == 2
     assert done.stderr.startswith("error: the installed converter 'bad' cannot be loaded: ModuleNotFoundError")
+
+
+def test_a_file_dropped_into_the_folder_is_a_converter(tmp_path: Path) -> None:
+    shutil.copytree(Path(phi3v_data.__file__).parent, tmp_path / "site/phi3v_data")
+    folder = tmp_path / "site/phi3v_data/converters"
+    (folder / "my_docs.py").write_text(PLUGIN.replace('"plugin"', '"my-docs"').replace("with another package", "alone"))
+    (folder / "broken.py").write_text("import nowhere_to_be_found")
+    (folder / "misnamed.py").write_text(PLUGIN)
+    (tmp_path / "source").mkdir()
+    found = {row["name"]: row for row in json.loads(run_with(tmp_path / "site", "converters", "--json").stdout)}
+    assert (found["my-docs"]["origin"], found["my-docs"]["summary"]) == ("built in", "Comes alone.")
+    assert "nowhere_to_be_found" in found["broken"]["problem"]
+    assert found["misnamed"]["problem"].endswith("define one converter, whose name is that of the module: misnamed")
+    assert found["ucf101"]["problem"] == ""
+    for name in ("my-docs", "my_docs"):
+        out = tmp_path / name
+        done = run_with(tmp_path / "site", "convert", name, "--source", tmp_path / "source", "--out_dir", out)
+        assert done.stdout == f"{out}: 3 samples (train 3), 0 images\n", done.stderr
 
 
 def test_the_list_shows_built_in_installed_and_local_ones(site: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from toy_converter import COMMAND, TOY, Toy, make_source, noise, plain_source, rows, run_cli, tree
 
 import phi3v_data
-from phi3v_data.converters.base import DraftImage
+from phi3v_data.draft import DraftImage
 from phi3v_data.mounts import mount_of
 from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.merge import merge_sets

@@ -24,8 +24,8 @@ from PIL import Image, ImageFile, PngImagePlugin
 
 import phi3v_data
 from phi3v_data import conversion
-from phi3v_data.converters.base import DraftImage
-from phi3v_data.converters.registry import converter as short_converter
+from phi3v_data.draft import DraftImage
+from phi3v_data.draft import converter as short_converter
 from phi3v_data.errors import Reject
 from phi3v_data.media import integrity
 from phi3v_data.media.formats import LIMITS, PIXEL_LIMITS, TooLargeImageError, UnreadableImageError

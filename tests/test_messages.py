@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from phi3v_data import convert
-from phi3v_data.converters.base import Converter, Draft, Item, Options
-from phi3v_data.converters.source import Source
+from phi3v_data.draft import Converter, Draft, Item, Options
 from phi3v_data.encodings import encoding_of, open_utf8
 from phi3v_data.errors import Reject, UserError
 from phi3v_data.messages import counted, escaped, short, shown
+from phi3v_data.sources.source import Source
 
 
 def test_a_long_message_keeps_its_start_and_its_end() -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from phi3v_data.converters.archive import MARKER, extract
-from phi3v_data.converters.members import Limits
-from phi3v_data.converters.source import Source
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.sources.archive import MARKER, extract
+from phi3v_data.sources.members import Limits
+from phi3v_data.sources.source import Source
 
 FILES = {"set/b/2.txt": b"two", "set/B/1.txt": b"one", "set/a.txt": b"a", "set/\u00e9.txt": b"accent"}
 

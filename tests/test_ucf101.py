@@ -18,11 +18,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 import phi3v_data
-from phi3v_data.converters.base import Draft, DraftImage, Item
-from phi3v_data.converters.source import Source
 from phi3v_data.converters.ucf101 import Ucf101, Ucf101Options
+from phi3v_data.draft import Draft, DraftImage, Item
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.media.encoding import encode
+from phi3v_data.sources.source import Source
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "data"
 SPLITS = {

@@ -82,7 +82,7 @@ def convert(
     """
     from phi3v_data.cli.console import progress_bar
     from phi3v_data.conversion import convert as run_conversion
-    from phi3v_data.converters.registry import find
+    from phi3v_data.registry import find
 
     if finish is not None:
         finish_only(finish, allow_rejects, name or converter or source or out_dir)
@@ -154,7 +154,7 @@ def which(name: str | None, converter: str | None) -> str:
     if converter:
         return f"{converter}:{name}" if name and converter.endswith(".py") else converter
     if not name:
-        from phi3v_data.converters.registry import names
+        from phi3v_data.registry import names
 
         raise UserError(f"which converter? There are {', '.join(names())}; for your own: --converter FILE.py:NAME")
     return name
@@ -174,8 +174,8 @@ class ConvertCommand:
 def build_command(name: str | None) -> Any:
     """The command with the options of one converter; None: only those that all have."""
     from phi3v_data.cli.options import with_options
-    from phi3v_data.converters.base import Options
-    from phi3v_data.converters.registry import find, summary_of
+    from phi3v_data.draft import Options
+    from phi3v_data.registry import find, summary_of
 
     if name is None:
         function = with_options(convert, Options, "", "")
@@ -197,7 +197,7 @@ FLAGS = {"plain", "unlabelled", "overwrite", "quiet", "help", "q", "h"}
 
 def wanted(args: Sequence[str]) -> str | None:
     """Find the converter in unparsed arguments: `--converter`, else the first word that no option takes."""
-    from phi3v_data.converters.registry import names
+    from phi3v_data.registry import names
 
     name = converter = None
     words = list(args)

@@ -24,7 +24,7 @@ def converters(
 
     from phi3v_data.cli.console import make_console
     from phi3v_data.cli.options import describe_fields
-    from phi3v_data.converters.registry import all_converters
+    from phi3v_data.registry import all_converters
 
     found = all_converters(converter or ())
     if json_output:

@@ -16,8 +16,8 @@ def explain(
 ) -> None:
     """Explain a problem code: what it means, why it hurts a training run, an example, how to mend it."""
     from phi3v_data.cli.console import make_console
-    from phi3v_data.converters.outcomes import describe_outcome
     from phi3v_data.problems import PROBLEMS
+    from phi3v_data.problems.outcomes import describe_outcome
     from phi3v_data.report.catalogue import find_problem, print_list, print_problem, to_markdown
 
     if markdown:

@@ -13,11 +13,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from phi3v_data.converters.annotations import check_columns, embedded_picture, pictures_digest, table_splits, text_of
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftTurn, Item, Options
-from phi3v_data.converters.source import Source
-from phi3v_data.converters.tables import RowPlace
+from phi3v_data.converters.helpers.annotations import (
+    check_columns,
+    embedded_picture,
+    pictures_digest,
+    table_splits,
+    text_of,
+)
+from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftTurn, Item, Options
 from phi3v_data.errors import Reject, UserError
+from phi3v_data.sources.source import Source
+from phi3v_data.sources.tables import RowPlace
 
 HUB_ID = "HuggingFaceM4/the_cauldron"
 METRICS: Mapping[str, tuple[str, ...]] = {

@@ -9,11 +9,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from phi3v_data.converters.annotations import embedded_picture, once_a_source
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
-from phi3v_data.converters.docvqa_layout import Question, find_questions
-from phi3v_data.converters.picture_files import stored_name
-from phi3v_data.converters.source import Source
+from phi3v_data.converters.helpers.annotations import embedded_picture, once_a_source
+from phi3v_data.converters.helpers.docvqa_layout import Question, find_questions
+from phi3v_data.converters.helpers.image_names import stored_name
+from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
+from phi3v_data.sources.source import Source
 
 PROMPT = "{question}\nAnswer briefly."
 
@@ -38,7 +38,7 @@ class DocVqaOptions(Options):
 
 
 class DocVqa(Converter[DocVqaOptions]):
-    """A page and a question → the answer, with all accepted answers kept for ANLS."""
+    """DocVQA (official files, Hub sets, mirrors) → a page, a question and all accepted answers; scored by ANLS."""
 
     name = "docvqa"
     version = "1"

@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import Field
 
-from phi3v_data.converters.annotations import (
+from phi3v_data.converters.cauldron import convert_row, is_cauldron, only_config, plan_rows
+from phi3v_data.converters.helpers.annotations import (
     check_columns,
     embedded_picture,
     once_a_source,
@@ -24,12 +25,11 @@ from phi3v_data.converters.annotations import (
     text_of,
     yes_or_no,
 )
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
-from phi3v_data.converters.cauldron import convert_row, is_cauldron, only_config, plan_rows
-from phi3v_data.converters.picture_files import PictureFiles, stored_name
-from phi3v_data.converters.source import Source
-from phi3v_data.converters.tables import RowPlace
+from phi3v_data.converters.helpers.image_names import PictureFiles, stored_name
+from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.errors import NotFoundError, Reject
+from phi3v_data.sources.source import Source
+from phi3v_data.sources.tables import RowPlace
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 PROMPT = "Is this an offensive meme?\nAnswer yes or no."
@@ -43,7 +43,7 @@ class HatefulMemesOptions(Options):
 
 
 class HatefulMemes(Converter[HatefulMemesOptions]):
-    """A meme → Yes or No; scored by AUROC."""
+    """Hateful Memes (official files and mirrors) → a meme, Yes or No; scored by AUROC."""
 
     name = "hateful_memes"
     version = "1"

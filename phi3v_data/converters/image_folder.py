@@ -8,9 +8,8 @@ from collections.abc import Iterable
 
 from pydantic import Field, field_validator
 
-from phi3v_data.converters.annotations import once_a_source
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
-from phi3v_data.converters.class_folders import (
+from phi3v_data.converters.helpers.annotations import once_a_source
+from phi3v_data.converters.helpers.class_folders import (
     ClassFile,
     are_split_folders,
     chosen_classes,
@@ -23,9 +22,10 @@ from phi3v_data.converters.class_folders import (
     read_class_filter,
     with_stems,
 )
-from phi3v_data.converters.picture_files import stored_name
-from phi3v_data.converters.source import Source
+from phi3v_data.converters.helpers.image_names import stored_name
+from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.errors import NotFoundError
+from phi3v_data.sources.source import Source
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 RENAMED = "image-renamed"

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from phi3v_data.converters.annotations import (
+from phi3v_data.converters.cauldron import HUB_ID, convert_row, is_cauldron, only_config, plan_rows
+from phi3v_data.converters.helpers.annotations import (
     check_columns,
     embedded_picture,
     field_of,
@@ -27,13 +28,12 @@ from phi3v_data.converters.annotations import (
     text_of,
     yes_or_no,
 )
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
-from phi3v_data.converters.cauldron import HUB_ID, convert_row, is_cauldron, only_config, plan_rows
-from phi3v_data.converters.picture_files import PictureFiles, stored_name
-from phi3v_data.converters.source import Source, SourceFile
-from phi3v_data.converters.tables import RowPlace
+from phi3v_data.converters.helpers.image_names import PictureFiles, stored_name
+from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.errors import NotFoundError, Reject
 from phi3v_data.messages import shown
+from phi3v_data.sources.source import Source, SourceFile
+from phi3v_data.sources.tables import RowPlace
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 PROMPT = 'For the images displayed, is the sentence "{sentence}" factually correct?\nAnswer yes or no.'
@@ -93,7 +93,7 @@ class Identifier:
 
 
 class Nlvr2(Converter[Nlvr2Options]):
-    """Two pictures and a sentence → Yes or No; scored by accuracy and consistency."""
+    """NLVR2 (official files and mirrors) → two images, a sentence, Yes or No; scored by accuracy and consistency."""
 
     name = "nlvr2"
     version = "1"

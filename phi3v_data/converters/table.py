@@ -18,17 +18,17 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator
 
-from phi3v_data.converters.annotations import once_a_source
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
-from phi3v_data.converters.borrowed_images import BorrowedImages
-from phi3v_data.converters.cell_images import cell_image, cell_path, image_values
-from phi3v_data.converters.source import Source
-from phi3v_data.converters.table_guess import HELP, guess_map
-from phi3v_data.converters.table_map import TableMap, TurnMap, fill, line_of, parse_map, placeholders, read_map
-from phi3v_data.converters.table_rows import NamedFiles, Table, TableRow, open_table
+from phi3v_data.converters.helpers.annotations import once_a_source
+from phi3v_data.converters.helpers.borrowed_images import BorrowedImages
+from phi3v_data.converters.helpers.cell_images import cell_image, cell_path, image_values
+from phi3v_data.converters.helpers.table_guess import HELP, guess_map
+from phi3v_data.converters.helpers.table_map import TableMap, TurnMap, fill, line_of, parse_map, placeholders, read_map
+from phi3v_data.converters.helpers.table_rows import NamedFiles, Table, TableRow, open_table
+from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.messages import shown
 from phi3v_data.schema import Scalar
+from phi3v_data.sources.source import Source
 from phi3v_data.splits import is_split_name
 
 

@@ -12,10 +12,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from phi3v_data.converters.base import Converter, DatasetInfo, Draft, DraftImage, Item, Options
-from phi3v_data.converters.class_folders import ClassFile, chosen_classes, place, place_data, read_class_filter
-from phi3v_data.converters.source import Source
-from phi3v_data.converters.ucf101_layout import UCF_WORDS, Layout, find_layout
+from phi3v_data.converters.helpers.class_folders import ClassFile, chosen_classes, place, place_data, read_class_filter
+from phi3v_data.converters.helpers.ucf101_layout import UCF_WORDS, Layout, find_layout
+from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
+from phi3v_data.sources.source import Source
 
 PROMPT = "Classify the video into one of the following classes: {classes}."
 
@@ -46,7 +46,7 @@ class Ucf101Options(Options):
 
 
 class Ucf101(Converter[Ucf101Options]):
-    """Clips in class folders → frames and a class name."""
+    """Video clips in class folders (UCF-101 in all its layouts) → frames and a class name."""
 
     name = "ucf101"
     version = "1"

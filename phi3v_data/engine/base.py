@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from phi3v_data.converters.base import Converter, Item, Options
-from phi3v_data.converters.fingerprint import item_fingerprint
-from phi3v_data.converters.reads import Roots, noting
-from phi3v_data.converters.registry import ConverterRef, describe_error, source_file
+from phi3v_data.draft import Converter, Item, Options
 from phi3v_data.errors import Reject, UserError
+from phi3v_data.registry import ConverterRef, describe_error, source_file
+from phi3v_data.sources.fingerprint import item_fingerprint
+from phi3v_data.sources.reads import Roots, noting
 from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.plan import Part, read_items
 from phi3v_data.writing.writer import PartWriter, RowSettings, Slot

@@ -18,7 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from phi3v_data.converters.base import Converter, Options
+from phi3v_data.draft import Converter, Options
 from phi3v_data.engine.base import Job, PartCounts, run_part
 from phi3v_data.engine.worker import CELL, WORKER_VARIABLE, Failure
 from phi3v_data.errors import UserError

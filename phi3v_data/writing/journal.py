@@ -23,9 +23,9 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from phi3v_data.converters.reads import ReadRecord
 from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN, hidden_path, write_json
+from phi3v_data.sources.reads import ReadRecord
 
 FORMAT = 2
 """Of the journal: 2 since it keeps what was read; an older one cannot be resumed."""

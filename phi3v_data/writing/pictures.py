@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from phi3v_data.converters.base import DraftImage
+from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.suffixes import HEIC_SUFFIXES, IMAGE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 from phi3v_data.writing.journal import ImageRecord, Journal
 
 if TYPE_CHECKING:
-    from phi3v_data.converters.base import ImageContent
+    from phi3v_data.draft import ImageContent
     from phi3v_data.media.encoding import ImageFormat
 
 MAX_NAME_BYTES = 200

@@ -14,10 +14,10 @@ from typing import IO, Any
 
 import xxhash
 
-from phi3v_data.converters.base import Item
-from phi3v_data.converters.fingerprint import item_fingerprint
-from phi3v_data.converters.reads import Roots
+from phi3v_data.draft import Item
 from phi3v_data.errors import UserError
+from phi3v_data.sources.fingerprint import item_fingerprint
+from phi3v_data.sources.reads import Roots
 from phi3v_data.splits import canonical_split, is_split_name, split_sort_key
 
 MIN_PART, MAX_PART, WANTED_PARTS = 2, 256, 1024

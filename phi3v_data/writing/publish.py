@@ -17,13 +17,13 @@ from typing import IO, Any
 import msgspec
 import xxhash
 
-from phi3v_data.converters.base import DatasetInfo
-from phi3v_data.converters.reads import by_file
+from phi3v_data.draft import DatasetInfo
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import counted, shown
 from phi3v_data.mounts import is_case_blind
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
+from phi3v_data.sources.reads import by_file
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST, MARKER, Publication, is_marker, read_publishing
 from phi3v_data.writing.journal import (

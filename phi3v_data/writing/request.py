@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
-from phi3v_data.converters.base import Converter, Options
-from phi3v_data.converters.registry import ConverterLike, find
+from phi3v_data.draft import Converter, Options
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
+from phi3v_data.registry import ConverterLike, find
 from phi3v_data.splits import is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 

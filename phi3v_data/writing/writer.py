@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from phi3v_data.converters.base import Draft, DraftImage, DraftTurn
-from phi3v_data.converters.reads import ReadRecord, note_file
+from phi3v_data.draft import Draft, DraftImage, DraftTurn
 from phi3v_data.errors import Reject
 from phi3v_data.messages import short, shown
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.sources.reads import ReadRecord, note_file
 from phi3v_data.tokens.family import ImageShapeError
 from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, crop_geometry
 from phi3v_data.writing.boot import boot_id

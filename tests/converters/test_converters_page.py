@@ -59,7 +59,7 @@ def test_the_page_shows_the_example_map() -> None:
 
 
 def test_the_page_names_every_converter() -> None:
-    from phi3v_data.converters.registry import BUILT_IN
+    from phi3v_data.registry import names
 
-    for name in BUILT_IN:
+    for name in names():
         assert f"| `{name}` |" in PAGE

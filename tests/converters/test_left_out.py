@@ -10,9 +10,8 @@ import phi3v_data
 from phi3v_data.cli.app import COMMANDS
 from phi3v_data.cli.base import make_group
 from phi3v_data.cli.base import run as run_program
-from phi3v_data.converters.base import Draft
-from phi3v_data.converters.registry import converter
-from phi3v_data.converters.source import Source
+from phi3v_data.draft import Draft, converter
+from phi3v_data.sources.source import Source
 
 
 def test_every_converter_says_which_files_it_left_out(tmp_path: Path) -> None:

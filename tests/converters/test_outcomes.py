@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from in_process import Cli, make_cli
 
-from phi3v_data.converters.outcomes import NOTES, REJECTS
+from phi3v_data.problems.outcomes import NOTES, REJECTS
 
 ROOT = Path(__file__).parents[2]
 

@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phi3v_data
-from phi3v_data.converters.table_map import fill, parse_map, placeholders
+from phi3v_data.converters.helpers.table_map import fill, parse_map, placeholders
 from phi3v_data.testing import check_converter
 
 MAP = {"images": "picture", "user": "{question}?", "assistant": "{answer}"}

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from phi3v_data.converters.archive import extract, rejected_members
-from phi3v_data.converters.hub import RemoteFiles, fetch
-from phi3v_data.converters.members import Limits, RejectedMember, is_junk
-from phi3v_data.converters.reads import Roots, not_noting, note_folder
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.sources.archive import extract, rejected_members
+from phi3v_data.sources.hub import RemoteFiles, fetch
+from phi3v_data.sources.members import Limits, RejectedMember, is_junk
+from phi3v_data.sources.reads import Roots, not_noting, note_folder
 from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, is_table
 
 if TYPE_CHECKING:
-    from phi3v_data.converters.tables import RowPlace, Tables
+    from phi3v_data.sources.tables import RowPlace, Tables
 
 Kind: TypeAlias = Literal["folder", "archive", "file", "parquet", "save_to_disk"]
 
@@ -298,7 +298,7 @@ class Source:
 
     def _tables(self) -> "Tables":
         if self._opened is None:
-            from phi3v_data.converters.tables import open_tables
+            from phi3v_data.sources.tables import open_tables
 
             self._opened = open_tables(self.kind, self.root, self._remote)
         return self._opened

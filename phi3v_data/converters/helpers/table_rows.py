@@ -10,11 +10,11 @@ from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Any, TextIO
 
-from phi3v_data.converters.annotations import NOT_UTF8, read_json, read_json_lines
-from phi3v_data.converters.source import Source, SourceFile
-from phi3v_data.converters.tables import RowPlace
+from phi3v_data.converters.helpers.annotations import NOT_UTF8, read_json, read_json_lines
 from phi3v_data.encodings import open_utf8
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.sources.source import Source, SourceFile
+from phi3v_data.sources.tables import RowPlace
 from phi3v_data.suffixes import TABLE_SUFFIXES, is_table, table_suffix
 
 MAX_CELL = 1 << 26

@@ -13,12 +13,12 @@ from weakref import WeakKeyDictionary
 import jsonlines
 import xxhash
 
-from phi3v_data.converters.base import DraftImage
-from phi3v_data.converters.cell_images import cell_image
-from phi3v_data.converters.source import Source, SourceFile
-from phi3v_data.converters.tables import RowPlace
+from phi3v_data.converters.helpers.cell_images import cell_image
+from phi3v_data.draft import DraftImage
 from phi3v_data.encodings import open_utf8, read_text
 from phi3v_data.errors import NotFoundError, Reject, UserError
+from phi3v_data.sources.source import Source, SourceFile
+from phi3v_data.sources.tables import RowPlace
 
 T = TypeVar("T")
 

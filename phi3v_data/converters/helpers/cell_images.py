@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from phi3v_data.converters.base import DraftImage
-from phi3v_data.converters.picture_files import stored_format, stored_name
+from phi3v_data.converters.helpers.image_names import stored_format, stored_name
+from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.files import unsafe_reason
 from phi3v_data.media.formats import UnreadableImageError

@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from phi3v_data.converters.members import BLOCK, Limits, MemberWriter, Readable, RejectedMember
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import read_json, sync_disk, sync_folder, write_json
+from phi3v_data.sources.members import BLOCK, Limits, MemberWriter, Readable, RejectedMember
 
 MARKER = "extracted.json"
 FOLDER = "files"

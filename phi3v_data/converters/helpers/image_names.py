@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from phi3v_data.converters.source import SourceFile
 from phi3v_data.errors import Reject
 from phi3v_data.media.formats import HEIC, UnreadableImageError, identify
 from phi3v_data.media.images import read_image_file
 from phi3v_data.messages import shown
+from phi3v_data.sources.source import SourceFile
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 
 SUFFIX_MENDED = "image-suffix-mended"

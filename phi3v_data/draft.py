@@ -1,4 +1,4 @@
-"""The converter interface: what a new dataset needs, and all that the built-in ones use.
+"""The interface that a converter's author imports; the built-in converters use nothing else to describe their work.
 
     source --plan--> items (cheap, ordered, picklable) --convert--> drafts (pure, on any worker) --> DatasetWriter
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image as PILImage
 
-    from phi3v_data.converters.source import Source
+    from phi3v_data.sources.source import Source
 
 ImageContent: TypeAlias = "str | Path | bytes | PILImage.Image | np.ndarray[Any, Any]"
 
@@ -159,3 +159,39 @@ class Converter(Generic[O]):
 
 
 GeneratorFunction: TypeAlias = Callable[["Source"], Iterable[Draft]]
+
+
+class GeneratorConverter(Converter[Options]):
+    """A converter made of one generator function; runs in one process, samples are numbered as they come."""
+
+    function: ClassVar[GeneratorFunction]
+
+    def plan(self, source: "Source", options: Options) -> Iterable[Item]:
+        raise NotImplementedError("a generator converter has no plan; its drafts come in order")
+
+    def drafts(self, source: "Source") -> Iterable[Draft]:
+        """Run the function."""
+        return type(self).function(source)
+
+
+def converter(
+    name: str, *, version: str = "1", hub_id: str = ""
+) -> Callable[[GeneratorFunction], type[Converter[Any]]]:
+    """Make a generator function a converter: `@converter("my-docs")` over `def my_docs(source): yield Draft(...)`."""
+
+    def wrap(function: GeneratorFunction) -> type[Converter[Any]]:
+        return type(
+            function.__name__,
+            (GeneratorConverter,),
+            {
+                "name": name,
+                "version": version,
+                "hub_id": hub_id,
+                "function": staticmethod(function),
+                "__doc__": function.__doc__,
+                "__module__": function.__module__,
+                "__qualname__": function.__qualname__,
+            },
+        )
+
+    return wrap

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from phi3v_data.converters.base import Item
-from phi3v_data.converters.source import SourceFile
+from phi3v_data.draft import Item
 from phi3v_data.encodings import read_text
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import safe_component
 from phi3v_data.messages import shown
+from phi3v_data.sources.source import SourceFile
 from phi3v_data.splits import SPLIT_FOLDERS, split_sort_key
 
 

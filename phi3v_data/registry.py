@@ -1,6 +1,6 @@
-"""Where converters are found: built in, installed by other packages, in a file of the user's, or passed as a class.
+"""Where converters are found: in `converters/`, installed by other packages, in a file of the user's, or passed.
 
-    find("ucf101")                     the table below, then the entry points `phi3v_data.converters`
+    find("ucf101")                     the module of that name in `converters/`, then an entry point
     find("my_docs.py:MyDocs")          a class, or a function marked by `@converter`, in a file
     find(MyDocs)                       from Python
 
@@ -12,71 +12,26 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
-from phi3v_data.converters.base import Converter, Draft, GeneratorFunction, Item, Options
-from phi3v_data.converters.source import Source
+from phi3v_data import converters
+from phi3v_data.draft import Converter
 from phi3v_data.errors import NotFoundError, UserError
 
 GROUP = "phi3v_data.converters"
-
-BUILT_IN: Mapping[str, tuple[str, str]] = {
-    "ucf101": ("phi3v_data.converters.ucf101:Ucf101", "Folders of video clips by class; UCF-101 in all its layouts."),
-    "image_folder": ("phi3v_data.converters.image_folder:ImageFolder", "Folders of images by class."),
-    "docvqa": ("phi3v_data.converters.docvqa:DocVqa", "DocVQA, single page: official files, Hub sets and mirrors."),
-    "hateful_memes": ("phi3v_data.converters.hateful_memes:HatefulMemes", "Hateful Memes: official files and mirrors."),
-    "nlvr2": ("phi3v_data.converters.nlvr2:Nlvr2", "NLVR2, two pictures a sentence: official files and mirrors."),
-    "cauldron": ("phi3v_data.converters.cauldron:Cauldron", "Any configuration of the_cauldron."),
-    "table": ("phi3v_data.converters.table:TableConverter", "CSV, JSON lines or parquet of your own, by a map."),
-}
-"""Name -> where the class lies, and one line for the list."""
+"""Entry point group of converters that other packages install."""
 
 ConverterLike: TypeAlias = "str | type[Converter[Any]]"
-
-
-class GeneratorConverter(Converter[Options]):
-    """A converter made of one generator function; runs in one process, samples are numbered as they come."""
-
-    function: ClassVar[GeneratorFunction]
-
-    def plan(self, source: Source, options: Options) -> Iterable[Item]:
-        raise NotImplementedError("a generator converter has no plan; its drafts come in order")
-
-    def drafts(self, source: Source) -> Iterable[Draft]:
-        """Run the function."""
-        return type(self).function(source)
-
-
-def converter(
-    name: str, *, version: str = "1", hub_id: str = ""
-) -> Callable[[GeneratorFunction], type[Converter[Any]]]:
-    """The short way to a converter: `@converter("my-docs")` over `def my_docs(source): yield Draft(...)`."""
-
-    def wrap(function: GeneratorFunction) -> type[Converter[Any]]:
-        return type(
-            function.__name__,
-            (GeneratorConverter,),
-            {
-                "name": name,
-                "version": version,
-                "hub_id": hub_id,
-                "function": staticmethod(function),
-                "__doc__": function.__doc__,
-                "__module__": function.__module__,
-                "__qualname__": function.__qualname__,
-            },
-        )
-
-    return wrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +84,8 @@ def find(wanted: "ConverterLike | Converter[Any]") -> type[Converter[Any]]:
         return _find_in_file(Path(file), name)
     if wanted.endswith(".py"):
         return _find_in_file(Path(wanted), "")
-    if wanted in BUILT_IN:
-        return _load_target(BUILT_IN[wanted][0])
+    if (module := wanted.replace("-", "_")) in _built_in():
+        return _load_built_in(module)
     for point in _entry_points():
         if point.name == wanted:
             return _load_entry_point(point)
@@ -141,7 +96,7 @@ def find(wanted: "ConverterLike | Converter[Any]") -> type[Converter[Any]]:
 
 def names() -> list[str]:
     """Names that need no file: built in and installed."""
-    return [*BUILT_IN, *(point.name for point in _entry_points())]
+    return [*_built_in(), *(point.name for point in _entry_points())]
 
 
 def reference(cls: type[Converter[Any]]) -> ConverterRef | None:
@@ -159,20 +114,23 @@ def reference(cls: type[Converter[Any]]) -> ConverterRef | None:
 
 def all_converters(files: Iterable[str] = ()) -> list[Found]:
     """Built-in, installed and, out of `files`, local converters."""
-    found = [Found(name, "built in", summary, _load_target(target)) for name, (target, summary) in BUILT_IN.items()]
+    found = [_listed(name, "built in", partial(_load_built_in, name)) for name in _built_in()]
     for point in _entry_points():
         origin = f"installed: {point.dist.name}" if point.dist else "installed"
-        try:
-            cls = _load_entry_point(point)
-        except UserError as error:
-            found.append(Found(point.name, origin, "", None, str(error)))
-        else:
-            found.append(Found(point.name, origin, summary_of(cls), cls))
+        found.append(_listed(point.name, origin, partial(_load_entry_point, point)))
     for file in files:
         path, _, name = file.rpartition(":") if not file.endswith(".py") else (file, "", "")
         classes = [_find_in_file(Path(path), name)] if name else _classes_of(load_file(Path(path)))
         found += [Found(cls.name, f"{Path(path).name}:{cls.__qualname__}", summary_of(cls), cls) for cls in classes]
     return found
+
+
+def _listed(name: str, origin: str, load: Callable[[], type[Converter[Any]]]) -> Found:
+    try:
+        cls = load()
+    except UserError as error:
+        return Found(name, origin, "", None, str(error))
+    return Found(cls.name, origin, summary_of(cls), cls)
 
 
 def source_file(cls: type[Converter[Any]]) -> str:
@@ -213,7 +171,7 @@ def _is_installed(path: Path) -> bool:
 def _installed() -> tuple[Path, ...]:
     """Folders of installed packages, and of this one."""
     folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
-    return (Path(__file__).resolve().parents[1], *(Path(folder).resolve() for folder in sorted(folders)))
+    return (Path(__file__).resolve().parent, *(Path(folder).resolve() for folder in sorted(folders)))
 
 
 def _parsed(content: bytes) -> tuple[bytes, set[str]]:
@@ -335,14 +293,27 @@ def _classes_of(module: ModuleType) -> list[type[Converter[Any]]]:
     ]
 
 
-def _load_target(target: str) -> type[Converter[Any]]:
-    module, _, name = target.partition(":")
-    return _as_converter(getattr(import_module(module), name), target)
+@cache
+def _built_in() -> tuple[str, ...]:
+    """The modules in `converters/`, in alphabetical order; what helps them lies in a folder there."""
+    return tuple(sorted(found.name for found in iter_modules(converters.__path__) if not found.ispkg))
+
+
+def _load_built_in(name: str) -> type[Converter[Any]]:
+    where = f"{converters.__name__}.{name}"
+    try:
+        module = import_module(where)
+    except Exception as error:
+        raise UserError(f"the converter {name!r} cannot be loaded: {describe_error(error)}") from error
+    found = _classes_of(module)
+    if len(found) != 1 or getattr(found[0], "name", "").replace("-", "_") != name:
+        raise UserError(f"{where} must define one converter, whose name is that of the module: {name}")
+    return found[0]
 
 
 @cache
 def _entry_points() -> tuple[EntryPoint, ...]:
-    return tuple(point for point in entry_points(group=GROUP) if point.name not in BUILT_IN)
+    return tuple(point for point in entry_points(group=GROUP) if point.name.replace("-", "_") not in _built_in())
 
 
 def _load_entry_point(point: EntryPoint) -> type[Converter[Any]]:

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import xxhash
 
-from phi3v_data.converters.base import Draft, DraftImage, Item
-from phi3v_data.converters.source import Source
+from phi3v_data.draft import Draft, DraftImage, Item
 from phi3v_data.messages import counted, shown
+from phi3v_data.sources.source import Source
 
 MAX_NAMED = 3
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from phi3v_data.converters.class_folders import (
+from phi3v_data.converters.helpers.class_folders import (
     ClassFile,
     are_split_folders,
     from_folders,
@@ -14,10 +14,10 @@ from phi3v_data.converters.class_folders import (
     order,
     with_stems,
 )
-from phi3v_data.converters.source import Source, SourceFile
-from phi3v_data.converters.ucf101_lists import ListEntry, class_names, is_class_index, is_list, read_lists
+from phi3v_data.converters.helpers.ucf101_lists import ListEntry, class_names, is_class_index, is_list, read_lists
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.messages import shown
+from phi3v_data.sources.source import Source, SourceFile
 from phi3v_data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 _GROUP = re.compile(r"_(g[0-9]+)_c[0-9]+$", re.IGNORECASE)

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from phi3v_data.converters.source import SourceFile
 from phi3v_data.encodings import read_text
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.messages import shown
+from phi3v_data.sources.source import SourceFile
 
 _LIST = re.compile(r"(?P<split>train|test)list0?(?P<fold>[1-3])\.txt", re.IGNORECASE)
 _LINE = re.compile(r"(?P<path>\S.*?)(?:[ \t]+(?P<number>[0-9]+))?")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from phi3v_data.converters.annotations import (
+from phi3v_data.converters.helpers.annotations import (
     check_columns,
     field_of,
     pictures_digest,
@@ -23,10 +23,10 @@ from phi3v_data.converters.annotations import (
     text_of,
     texts_of,
 )
-from phi3v_data.converters.picture_files import PictureFiles
-from phi3v_data.converters.source import Source, SourceFile
-from phi3v_data.converters.tables import RowPlace
+from phi3v_data.converters.helpers.image_names import PictureFiles
 from phi3v_data.errors import NotFoundError, Reject, UserError
+from phi3v_data.sources.source import Source, SourceFile
+from phi3v_data.sources.tables import RowPlace
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 _FILE = re.compile(r"(?P<split>train|val|validation|test)_v[0-9.]*[0-9](?P<types>_withQT)?\.json", re.IGNORECASE)

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import xxhash
 
-from phi3v_data.converters.base import Draft, Item
-from phi3v_data.converters.reads import Roots
+from phi3v_data.draft import Draft, Item
+from phi3v_data.sources.reads import Roots
 
 MAX_DEPTH = 100
 _NO_ROOTS = Roots()

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from phi3v_data.converters.cell_images import is_base64
-from phi3v_data.converters.table_rows import TableRow
+from phi3v_data.converters.helpers.cell_images import is_base64
+from phi3v_data.converters.helpers.table_rows import TableRow
 
 INDEX = "index"
 MAX_REFERENCE = 64

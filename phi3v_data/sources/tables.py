@@ -15,11 +15,11 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from phi3v_data.converters.fingerprint import fingerprint
-from phi3v_data.converters.hub import REMOTE, RemoteFiles, open_remote, remote_errors
-from phi3v_data.converters.members import is_junk
-from phi3v_data.converters.reads import folder_state, not_noting, note_row, state_of
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
+from phi3v_data.sources.fingerprint import fingerprint
+from phi3v_data.sources.hub import REMOTE, RemoteFiles, open_remote, remote_errors
+from phi3v_data.sources.members import is_junk
+from phi3v_data.sources.reads import folder_state, not_noting, note_row, state_of
 from phi3v_data.splits import canonical_split, split_sort_key
 
 _SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(-[0-9a-f]+)?$")
