@@ -16,7 +16,7 @@ from phi3v_train.data.partition import accumulation_steps
 from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources
 from phi3v_train.evaluation.choose_metrics import choose_metrics
-from phi3v_train.evaluation.metrics import Metric
+from phi3v_train.evaluation.metric import Metric
 from phi3v_train.models.loading import ModelPlace, is_adapter, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.settings import Settings

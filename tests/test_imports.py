@@ -33,7 +33,7 @@ DATA_FLOORS = (
     ("media",),
     ("problems",),
     ("schema", "unfinished", "jsonl", "splits", "encodings", "lock"),
-    ("files",),
+    ("files", "user_code"),
     ("mounts", "markdown"),
     ("errors", "lazy", "messages", "suffixes"),
 )

@@ -1,19 +1,29 @@
-"""Which metrics an evaluation computes: those asked for, else dataset.json's, else accuracy; the user's own by file."""
+"""Which metrics an evaluation computes, and where they are found.
 
-import importlib.util
+Asked for by `--metric`, else named by `dataset.json`, else accuracy. A name means the module of `evaluation/metrics/`
+with that name, or an entry point of another package in the group `phi3v_train.metrics` (`name = "module:function"`);
+`FILE.py:FUNCTION` means a function in a file of the user's.
+"""
+
 import math
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
-from phi3v_train.evaluation.metrics import METRICS, Metric, MetricFunction, Records, Undefined
+from phi3v_data.user_code import describe_error, load_file
+from phi3v_train.evaluation import metrics
+from phi3v_train.evaluation.metric import Metric, MetricFunction, Records, Undefined
 
 DEFAULT_METRIC = "accuracy"
+GROUP = "phi3v_train.metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +42,19 @@ def choose_metrics(wanted: Sequence[str], manifest: Manifest | None = None) -> C
     """The metrics named, in order; the first is the headline.
 
     Raises:
-        UserError: no such metric (the nearest is named), or a file of the user's that does not hold one.
+        UserError: no such metric (the nearest is named), or a file of the user's that does not contain one.
     """
     if wanted:
         return Choice(tuple(find_metric(name) for name in dict.fromkeys(wanted)), "option")
     if manifest is not None and manifest.metrics:
-        unknown = [name for name in manifest.metrics if name not in METRICS]
+        unknown = [name for name in manifest.metrics if name not in metric_names()]
         if unknown:
             raise UserError(
                 f"dataset.json asks for the metric {unknown[0]!r}, which this version does not know; choose with "
-                f"--metric: {', '.join(METRICS)}, or file.py:function"
+                f"--metric: {', '.join(metric_names())}, or file.py:function"
             )
-        return Choice(tuple(METRICS[name] for name in manifest.metrics), "dataset.json")
-    return Choice((METRICS[DEFAULT_METRIC],), "default")
+        return Choice(tuple(find_metric(name) for name in manifest.metrics), "dataset.json")
+    return Choice((find_metric(DEFAULT_METRIC),), "default")
 
 
 def find_metric(name: str) -> Metric:
@@ -53,76 +63,86 @@ def find_metric(name: str) -> Metric:
     Raises:
         UserError: see `choose_metrics`.
     """
-    if name in METRICS:
-        return METRICS[name]
+    if name in built_in_names():
+        module = import_module(f"{metrics.__name__}.{name}")
+        return Metric(name, getattr(module, name), is_built_in=True)
+    for point in installed_metrics():
+        if point.name == name:
+            return load_installed(point)
     path, colon, function = name.rpartition(":")
     if colon and path.endswith(".py"):
         return load_metric(Path(path), function)
     if name.endswith(".py"):
         raise UserError(f"--metric {name}: name the function in it as well, {name}:FUNCTION")
-    near = get_close_matches(name, METRICS, n=1)
+    near = get_close_matches(name, metric_names(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     raise UserError(
-        f"--metric {name}: no such metric{hint} there are {', '.join(METRICS)}, or FILE.py:FUNCTION of yours"
+        f"--metric {name}: no such metric{hint} there are {', '.join(metric_names())}, or FILE.py:FUNCTION of yours"
     )
+
+
+def metric_names() -> list[str]:
+    """Names that need no file: built in and installed."""
+    return [*built_in_names(), *(point.name for point in installed_metrics())]
+
+
+@cache
+def built_in_names() -> tuple[str, ...]:
+    """Names of the modules in `evaluation/metrics/`, in alphabetical order."""
+    return tuple(sorted(each.name for each in pkgutil.iter_modules(metrics.__path__)))
+
+
+@cache
+def installed_metrics() -> tuple[EntryPoint, ...]:
+    """Metrics of other packages; a built-in name cannot be taken."""
+    return tuple(point for point in entry_points(group=GROUP) if point.name not in built_in_names())
+
+
+def load_installed(point: EntryPoint) -> Metric:
+    """The metric of an entry point.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    where = f"the installed metric {point.name!r}"
+    try:
+        function = point.load()
+    except Exception as error:  # code of another package: whatever it raises is reported with its line
+        raise UserError(f"{where} cannot be loaded: {describe_error(error)}") from error
+    if not callable(function):
+        raise UserError(f"{where} cannot be used: {point.value} is not a function")
+    return Metric(point.name, checked(function, where))
 
 
 def load_metric(path: Path, name: str) -> Metric:
     """A function of a file as a metric under the function's name.
 
     Raises:
-        UserError: no such file, it cannot be imported, or it has no such function.
+        UserError: no such file, it cannot be loaded, or it has no such function.
     """
-    module = _import_file(path)
+    module = load_file(path, option="--metric")
     function = getattr(module, name, None)
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(
             f"--metric {path}:{name}: the file has no function {name!r}; it has {', '.join(names) or 'none at all'}"
         )
-    text = (function.__doc__ or "").strip().partition("\n")[0]
-    return Metric(name, _checked(function, f"--metric {path}:{name}"), text)
+    return Metric(name, checked(function, f"--metric {path}:{name}"))
 
 
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise NotFoundError(f"--metric {path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(f"phi3v_metric_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code: whatever it raises is said with its place
-        raise UserError(f"--metric {path}: cannot be imported: {_said(error, path)}") from error
-    return module
-
-
-def _checked(function: Any, where: str) -> MetricFunction:
-    """The user's function, with what goes wrong in it said in one sentence."""
+def checked(function: Callable[..., Any], where: str) -> MetricFunction:
+    """A function that is not ours, whose errors become one sentence that begins with `where`."""
 
     def metric(records: Records) -> float:
         try:
             value = function(records)
         except (Undefined, UserError):
             raise
-        except Exception as error:  # the user's own code: whatever it raises is said with its place
-            raise UserError(f"{where}: {_said(error, Path(function.__code__.co_filename))}") from error
+        except Exception as error:  # the user's own code: whatever it raises is reported with its line
+            file = getattr(getattr(function, "__code__", None), "co_filename", "")
+            raise UserError(f"{where}: {describe_error(error, file)}") from error
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"{where}: must return a finite number, got {value!r}")
         return float(value)
 
     return metric
-
-
-def _said(error: Exception, path: Path) -> str:
-    """`KeyError: 'x' (line 3)`: the last line of the user's file that the error passed through."""
-    line = None
-    trace = error.__traceback__
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename) == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    if line is None and isinstance(error, SyntaxError):
-        line = error.lineno
-    return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")

@@ -18,7 +18,7 @@ from phi3v_train.data.workers import Workers
 from phi3v_train.distributed.group import Group
 from phi3v_train.distributed.stopping import Interrupted
 from phi3v_train.evaluation.generate import Generator, undisturbed
-from phi3v_train.evaluation.metrics import METRICS, Metric, Undefined
+from phi3v_train.evaluation.metric import Metric, Undefined
 from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
 from phi3v_train.evaluation.prompts import MEASURE_CHUNK, PromptSpec, Rows, encode_batch, make_batches, measure_rows
 from phi3v_train.evaluation.records import Prediction, read_predictions
@@ -103,7 +103,7 @@ class Evaluator:
             )
         truth = self.truth()
         for metric in self.metrics:
-            if METRICS.get(metric.name) is metric:
+            if metric.is_built_in:
                 try:
                     metric.function(truth)
                 except Undefined:

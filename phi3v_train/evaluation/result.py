@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.files import write_json
-from phi3v_train.evaluation.confusion import confusion_of, draw_confusion
-from phi3v_train.evaluation.metrics import Metric, Records, score
+from phi3v_train.evaluation.confusion import confusion_of
+from phi3v_train.evaluation.confusion_plot import draw_confusion
+from phi3v_train.evaluation.metric import Metric, Records, score
 from phi3v_train.evaluation.predictions import CONFUSION, RESULT
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import write_text
-from phi3v_train.evaluation.metrics import Records, normalise, place_of, yes_share
+from phi3v_train.evaluation.answers import name_of, normalise, yes_share
+from phi3v_train.evaluation.metric import Records
 from phi3v_train.evaluation.records import Prediction
 
 
@@ -65,7 +66,7 @@ def write_submission(records: Records, name: str, folder: Path) -> Path:
         key = str(source_id(record))
         if key in seen:
             raise UserError(
-                f"{place_of(record)}: the source id {key!r} is predicted twice, and --format {name} takes one answer "
+                f"{name_of(record)}: the source id {key!r} is predicted twice, and --format {name} takes one answer "
                 "each; use --eval_turns last or first"
             )
         seen.add(key)
@@ -83,7 +84,7 @@ def source_id(record: Prediction) -> Any:
     value = record["meta"].get("source_id")
     if value is None:
         raise UserError(
-            f"{place_of(record)} has no meta.source_id, the id that the submission names it by; convert the dataset "
+            f"{name_of(record)} has no meta.source_id, the id that the submission names it by; convert the dataset "
             "again with its converter, without --plain"
         )
     return value

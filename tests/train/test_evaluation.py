@@ -18,10 +18,10 @@ from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_source
 from phi3v_train.distributed.group import SingleProcess
+from phi3v_train.evaluation.choose_metrics import find_metric
 from phi3v_train.evaluation.during import RunEvaluation
 from phi3v_train.evaluation.evaluate import Evaluator
 from phi3v_train.evaluation.generate import Generator, undisturbed, word_ids
-from phi3v_train.evaluation.metrics import METRICS
 from phi3v_train.evaluation.predictions import PredictionFolder
 from phi3v_train.evaluation.prompts import make_batches
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor, tiny_tokenizer
@@ -48,7 +48,7 @@ def model() -> Any:
 def make_evaluator(data_dir: Path, split: str = "val", num_workers: int = 0, **changes: Any) -> Evaluator:
     config = EvalConfig.model_validate({"max_new_tokens": 6, **changes})
     source = open_source(data_dir, split, num_crops=1)
-    return Evaluator(source, tiny_processor(1), config, (METRICS["accuracy"],), num_workers)
+    return Evaluator(source, tiny_processor(1), config, (find_metric("accuracy"),), num_workers)
 
 
 def predict(evaluator: Evaluator, model: Any, path: Path) -> list[Any]:
@@ -252,7 +252,7 @@ def test_rows_without_answers_are_predicted_and_not_scored(model, tmp_path):
 def test_what_a_metric_needs_is_looked_for_before_a_model_is_loaded(tmp_path):
     evaluator = make_evaluator(unlabelled(tmp_path / "d", ("yes", "yes")), "test")
     for name, words in (("consistency", r"no meta\.sentence_id"), ("auroc", "")):
-        asked = Evaluator(evaluator.source, evaluator.processor, evaluator.config, (METRICS[name],))
+        asked = Evaluator(evaluator.source, evaluator.processor, evaluator.config, (find_metric(name),))
         if words:
             with pytest.raises(UserError, match=words):
                 asked.check()

@@ -16,24 +16,20 @@ from PIL import Image
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
-from phi3v_train.evaluation.choose_metrics import choose_metrics, find_metric
-from phi3v_train.evaluation.confusion import confusion_of, draw_confusion
+from phi3v_train.evaluation import metrics
+from phi3v_train.evaluation.choose_metrics import built_in_names, choose_metrics, find_metric, installed_metrics
+from phi3v_train.evaluation.confusion import Confusion, confusion, confusion_of
+from phi3v_train.evaluation.confusion_plot import draw_confusion
 from phi3v_train.evaluation.distance import levenshtein
-from phi3v_train.evaluation.metrics import (
-    METRICS,
-    Confusion,
-    Undefined,
-    accuracy,
-    anls,
-    anls_paper,
-    anls_sample,
-    auroc,
-    confusion,
-    consistency,
-    exact_match,
-    macro_f1,
-    score,
-)
+from phi3v_train.evaluation.metric import Undefined, score
+from phi3v_train.evaluation.metrics.accuracy import accuracy
+from phi3v_train.evaluation.metrics.anls import anls
+from phi3v_train.evaluation.metrics.anls_paper import anls_paper
+from phi3v_train.evaluation.metrics.anls_sample import anls_sample
+from phi3v_train.evaluation.metrics.auroc import auroc
+from phi3v_train.evaluation.metrics.consistency import consistency
+from phi3v_train.evaluation.metrics.exact_match import exact_match
+from phi3v_train.evaluation.metrics.macro_f1 import macro_f1
 from phi3v_train.evaluation.records import Prediction, complete_from, read_predictions
 
 
@@ -143,7 +139,7 @@ def test_auroc_by_hand():
 
 
 def test_auroc_of_one_class_is_said_and_is_not_nan():
-    scores = score([meme("Yes", 1), meme("Yes", 2)], [METRICS["accuracy"], METRICS["auroc"]])
+    scores = score([meme("Yes", 1), meme("Yes", 2)], [find_metric("accuracy"), find_metric("auroc")])
     assert scores.values == {"accuracy": 1.0, "auroc": None}
     assert scores.notes == {"auroc": "it needs samples of both classes, and all 2 answers are 'yes'"}
 
@@ -268,20 +264,20 @@ def test_a_metric_of_ones_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(OWN)
     metric = find_metric(f"{file}:mean_length")
-    assert (metric.name, metric.help) == ("mean_length", "Mean length.")
+    assert metric.name == "mean_length"
     assert score([record("ab"), record("abcd")], [metric]).values == {"mean_length": 3.0}
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("broken", r"KeyError: 'nothing' \(line 7\)"),
+        ("broken", r"KeyError: 'nothing' \(mine\.py:7\)"),
         ("text", "must return a finite number, got 'good'"),
         ("nan", "must return a finite number, got nan"),
         ("mean_lenght", "has no function 'mean_lenght'; it has mean_length, broken, text, nan"),
     ],
 )
-def test_what_goes_wrong_in_it_is_said(tmp_path, name, words):
+def test_an_error_in_it_is_reported(tmp_path, name, words):
     file = tmp_path / "mine.py"
     file.write_text(OWN)
     with pytest.raises(UserError, match=words) as caught:
@@ -289,14 +285,66 @@ def test_what_goes_wrong_in_it_is_said(tmp_path, name, words):
     assert str(caught.value).startswith(f"--metric {file}:{name}: ")
 
 
-def test_a_file_that_is_none(tmp_path):
+def test_a_file_without_a_metric(tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         find_metric(f"{tmp_path}/none.py:f")
     (tmp_path / "bad.py").write_text("x = 1\ny = = 2\n")
-    with pytest.raises(UserError, match=r"cannot be imported: SyntaxError.*\(line 2\)"):
+    with pytest.raises(UserError, match=r"cannot be loaded: SyntaxError.*\(bad\.py:2\)"):
         find_metric(f"{tmp_path}/bad.py:f")
     with pytest.raises(UserError, match="name the function in it as well"):
         find_metric(f"{tmp_path}/bad.py")
+
+
+SHORTEST = """
+def shortest(records):
+    return min(len(record["prediction"]) for record in records)
+"""
+
+
+@pytest.fixture
+def fresh_lists():
+    """The lists of metrics are made anew in the test, and after it."""
+    for names in (built_in_names, installed_metrics):
+        names.cache_clear()
+    yield
+    for names in (built_in_names, installed_metrics):
+        names.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_lists")
+def test_a_file_in_the_folder_is_a_metric(tmp_path, monkeypatch):
+    """No list is edited: the module is found by its name."""
+    (tmp_path / "shortest.py").write_text(SHORTEST)
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "phi3v_train.evaluation.metrics.shortest", raising=False)
+    assert find_metric("shortest").function([record("ab"), record("abc")]) == 2
+    manifest = Manifest(name="x", task="vqa", metrics=("shortest",), splits={})
+    assert choose_metrics([], manifest).words() == "shortest (dataset.json)"
+    with pytest.raises(UserError, match=r"did you mean 'shortest'\?"):
+        find_metric("shortes")
+
+
+@pytest.mark.usefixtures("fresh_lists")
+def test_a_metric_of_an_installed_package_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    info = tmp_path / "more_metrics-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-metrics\nVersion: 1.0\n")
+    points = {"least": "more_metrics:shortest", "gone": "more_metrics:nothing", "accuracy": "more_metrics:shortest"}
+    lines = "".join(f"{name} = {target}\n" for name, target in points.items())
+    (info / "entry_points.txt").write_text(f"[phi3v_train.metrics]\n{lines}")
+    (tmp_path / "more_metrics.py").write_text(SHORTEST)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_metric("least").function([record("ab"), record("abc")]) == 2
+    assert find_metric("accuracy").is_built_in
+    with pytest.raises(UserError, match="the installed metric 'gone' cannot be loaded: AttributeError"):
+        find_metric("gone")
+    with pytest.raises(UserError, match="the installed metric 'least': ValueError"):
+        find_metric("least").function([])
+
+
+def test_every_module_of_the_folder_has_the_function_of_its_name():
+    for name in built_in_names():
+        assert find_metric(name).function.__module__ == f"phi3v_train.evaluation.metrics.{name}"
 
 
 def write(path: Path, *values: Any) -> Path:
@@ -324,7 +372,7 @@ def test_records_are_read_and_completed_with_defaults(tmp_path):
         ({"id": "a", "prediction": "x", "answers": [], "meta": {}}, "was predicted in line 1 already"),
     ],
 )
-def test_a_line_that_is_no_record(tmp_path, value, words):
+def test_a_line_that_is_not_a_record(tmp_path, value, words):
     path = write(tmp_path / "p.jsonl", {"id": "a", "prediction": "x", "answers": ["x"], "meta": {}}, value)
     with pytest.raises(UserError, match=words) as caught:
         read_predictions(path)
@@ -349,8 +397,8 @@ def test_metrics_need_no_torch(tmp_path):
     path = write(tmp_path / "p.jsonl", record("a", "a"))
     program = (
         "import sys\n"
-        "from phi3v_train.evaluation import choose, confusion, metrics, records, result, submission\n"
-        f"print(metrics.anls(records.read_predictions(__import__('pathlib').Path({str(path)!r}))))\n"
+        "from phi3v_train.evaluation import choose_metrics, confusion, records, result, submission\n"
+        f"print(choose_metrics.find_metric('anls').function(records.read_predictions(__import__('pathlib').Path({str(path)!r}))))\n"
         "assert not {'torch', 'transformers', 'matplotlib', 'PIL'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -362,7 +410,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding
 
 def test_the_page_lists_every_metric():
     table = PAGE.partition("## Metrics")[2].partition("**ANLS.**")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(METRICS)
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(built_in_names())
 
 
 def test_the_figures_of_the_page_are_right():
