@@ -21,7 +21,6 @@ from phi3v_data.messages import shown
 from phi3v_data.registry import (
     ConverterLike,
     ConverterRef,
-    describe_error,
     reference,
     source_file,
 )
@@ -33,6 +32,7 @@ from phi3v_data.sources.left_out import UsedPaths
 from phi3v_data.sources.reads import Reads, noting
 from phi3v_data.sources.source import Source
 from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name
+from phi3v_data.user_code import describe_error
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output
 from phi3v_data.writing.plan import Plan, choose_split, spool_plan

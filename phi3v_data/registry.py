@@ -8,7 +8,6 @@ A `ConverterRef` says the same in a form that can be sent to a worker.
 """
 
 import ast
-import importlib.util
 import inspect
 import sys
 import sysconfig
@@ -27,6 +26,7 @@ from typing import Any, TypeAlias
 from phi3v_data import converters
 from phi3v_data.draft import Converter
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.user_code import MODULE_PREFIX, describe_error, load_file
 
 GROUP = "phi3v_data.converters"
 """Entry point group of converters that other packages install."""
@@ -49,7 +49,7 @@ class ConverterRef:
         Raises:
             UserError: it cannot be imported.
         """
-        module = load_file(Path(self.file)) if self.file else import_module(self.module)
+        module = load_file(Path(self.file), option="--converter") if self.file else import_module(self.module)
         if self.is_main:
             sys.modules["__main__"] = module
         target: Any = module
@@ -105,7 +105,7 @@ def reference(cls: type[Converter[Any]]) -> ConverterRef | None:
     file = getattr(module, "__file__", None)
     if "<" in cls.__qualname__:
         return None
-    if cls.__module__ == "__main__" or cls.__module__.startswith(_FILE_PREFIX):
+    if cls.__module__ == "__main__" or cls.__module__.startswith(MODULE_PREFIX):
         if not file or not Path(file).is_file():
             return None
         return ConverterRef("", cls.__qualname__, str(Path(file).resolve()), cls.__module__ == "__main__")
@@ -120,7 +120,10 @@ def all_converters(files: Iterable[str] = ()) -> list[Found]:
         found.append(_listed(point.name, origin, partial(_load_entry_point, point)))
     for file in files:
         path, _, name = file.rpartition(":") if not file.endswith(".py") else (file, "", "")
-        classes = [_find_in_file(Path(path), name)] if name else _classes_of(load_file(Path(path)))
+        if name:
+            classes = [_find_in_file(Path(path), name)]
+        else:
+            classes = _classes_of(load_file(Path(path), option="--converter"))
         found += [Found(cls.name, f"{Path(path).name}:{cls.__qualname__}", summary_of(cls), cls) for cls in classes]
     return found
 
@@ -203,58 +206,6 @@ def summary_of(cls: type[Converter[Any]]) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0] if cls.__doc__ else ""
 
 
-_FILE_PREFIX = "phi3v_data_user_"
-
-
-def load_file(path: Path) -> ModuleType:
-    """Run a user's file as a module, once a process; its folder can be imported from, as in a script.
-
-    Raises:
-        UserError: there is no such file, or running it fails.
-    """
-    resolved = path.expanduser().resolve()
-    if not resolved.is_file():
-        raise NotFoundError(f"--converter: there is no file {path}")
-    name = f"{_FILE_PREFIX}{sha256(str(resolved).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, resolved)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--converter: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    if str(resolved.parent) not in sys.path:
-        sys.path.append(str(resolved.parent))
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        del sys.modules[name]
-        raise
-    except Exception as error:
-        del sys.modules[name]
-        raise UserError(f"{path} cannot be loaded: {describe_error(error, str(resolved))}") from error
-    return module
-
-
-def describe_error(error: BaseException, file: str = "") -> str:
-    """`ValueError: message (my_docs.py:41)`: the innermost line of `file`, else of anything, with the file's name."""
-    where = ""
-    if isinstance(error, SyntaxError) and error.filename:
-        where = f"{Path(error.filename).name}:{error.lineno}"
-    else:
-        frames = []
-        trace = error.__traceback__
-        while trace is not None:
-            frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-            trace = trace.tb_next
-        own = [frame for frame in frames if frame[0] == file] or frames
-        if own:
-            where = f"{Path(own[-1][0]).name}:{own[-1][1]}"
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return f"{message} ({where})" if where else message
-
-
 def _as_converter(target: Any, where: str) -> type[Converter[Any]]:
     if not isinstance(target, type) or not issubclass(target, Converter):
         raise UserError(
@@ -268,7 +219,7 @@ def _as_converter(target: Any, where: str) -> type[Converter[Any]]:
 
 
 def _find_in_file(path: Path, name: str) -> type[Converter[Any]]:
-    module = load_file(path)
+    module = load_file(path, option="--converter")
     classes = _classes_of(module)
     named = {cls.__qualname__: cls for cls in classes} | {cls.name: cls for cls in classes if getattr(cls, "name", "")}
     if not name:

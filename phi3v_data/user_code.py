@@ -8,7 +8,7 @@ from types import ModuleType
 
 from phi3v_data.errors import NotFoundError, UserError
 
-MODULE_PREFIX = "phi3v_user_"
+MODULE_PREFIX = "phi3v_data_user_"
 """What the names of modules that were loaded from a file begin with."""
 
 

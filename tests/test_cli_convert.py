@@ -81,7 +81,7 @@ def test_a_wrong_value_is_one_sentence(source: Path, tmp_path: Path, args: list[
         ([], "which converter? There are ucf101"),
         (["ucf101"], "Say --out_dir"),
         (["nothing", "--out_dir", "x"], "no converter 'nothing'"),
-        (["--converter", "nowhere.py:A", "--out_dir", "x"], "there is no file nowhere.py"),
+        (["--converter", "nowhere.py:A", "--out_dir", "x"], "--converter nowhere.py: there is no such file"),
         (["ucf101", "--source", "nowhere", "--out_dir", "x"], "there is no 'nowhere'"),
     ],
 )

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from phi3v_data.draft import Converter, Item, Options
 from phi3v_data.errors import Reject, UserError
-from phi3v_data.registry import ConverterRef, describe_error, source_file
+from phi3v_data.registry import ConverterRef, source_file
 from phi3v_data.sources.fingerprint import item_fingerprint
 from phi3v_data.sources.reads import Roots, noting
+from phi3v_data.user_code import describe_error
 from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.plan import Part, read_items
 from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
