@@ -1,7 +1,7 @@
-"""Text files that are not plain UTF-8: what they are instead, and reading them all the same where they are a source.
+"""Detects text files that are not plain UTF-8, and reads them if they are part of a source.
 
-A directory's own JSONL files are UTF-8 and nothing else; tables and annotations of a source may be UTF-16 or UTF-32
-with a byte order mark, as spreadsheets write them, and gzipped.
+The JSONL files of a directory must be UTF-8; tables and annotations of a source may be UTF-16 or UTF-32 with a byte
+order mark, as spreadsheets write them, and gzipped.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import open_regular
 
 HEAD_BYTES = 64
-"""Bytes of a file that `encoding_of` needs."""
+"""Number of bytes that `encoding_of` needs."""
 
 MAX_RATIO = 200
 MAX_RATIO_FROM = 1 << 26
@@ -38,7 +38,7 @@ _PYTHON_NAMES = {"UTF-16": "utf-16", "UTF-32": "utf-32"}
 
 
 def encoding_of(head: bytes) -> str:
-    """What the first 64 bytes of a file say it is instead of UTF-8 text (`UTF-16`, `gzip`, ...); empty if nothing."""
+    """The encoding or file type by the first 64 bytes of a file (`UTF-16`, `gzip`, ...); empty for UTF-8 text."""
     for magic, name in (*_PACKED, *_MARKS):
         if head.startswith(magic):
             return name
@@ -57,12 +57,12 @@ def file_encoding(path: Path) -> str:
 
 
 def open_utf8(path: Path) -> BinaryIO:
-    """A text file of a source as a stream of UTF-8 bytes; the caller closes it.
+    """Open a text file of a source as a stream of UTF-8 bytes; the caller closes it.
 
     Raises:
         OSError: it cannot be opened.
-        UserError: it is of a kind that is not read (zip, parquet, ...); also while reading: more than 200 times its
-            size comes out of a gzip file, it is damaged, or not in the encoding that its mark says.
+        UserError: its type is not supported (zip, parquet, ...); also while reading: a gzip file decompresses to more
+            than 200 times its size, is damaged, or is not in the encoding of its byte order mark.
     """
     stream: BinaryIO = open_regular(path)
     kind = encoding_of(stream.read(HEAD_BYTES))
@@ -74,12 +74,12 @@ def open_utf8(path: Path) -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(_Recoded(stream, _PYTHON_NAMES[kind], path)))
     if kind:
         stream.close()
-        raise UserError(f"'{path.name}' is {kind}, not text; unpack it, or save it again as UTF-8")
+        raise UserError(f"'{path.name}' is {kind}, not text; decompress it, or save it again as UTF-8")
     return stream
 
 
 def read_text(path: Path) -> str:
-    """A whole text file of a source, or of the user's, without its byte order mark.
+    """Read a whole text file of a source or of the user, without its byte order mark.
 
     Raises:
         OSError, UnicodeDecodeError, UserError: as `open_utf8`.
@@ -89,7 +89,7 @@ def read_text(path: Path) -> str:
 
 
 class _Unzipped(io.RawIOBase):
-    """What a gzip file unpacks to, as long as it does not grow out of all proportion."""
+    """The decompressed content of a gzip file, up to a limit on its size."""
 
     def __init__(self, packed: BinaryIO, path: Path) -> None:
         self._packed = packed
@@ -108,7 +108,9 @@ class _Unzipped(io.RawIOBase):
             raise UserError(f"'{self._path.name}' is a damaged or cut gzip file; download it again") from error
         self._read += len(data)
         if self._read > self._limit:
-            raise UserError(f"'{self._path.name}' unpacks to more than {MAX_RATIO} times its size, as a bomb does")
+            raise UserError(
+                f"'{self._path.name}' decompresses to more than {MAX_RATIO} times its size, so it may be a zip bomb"
+            )
         buffer[: len(data)] = data
         return len(data)
 
@@ -119,7 +121,7 @@ class _Unzipped(io.RawIOBase):
 
 
 class _Recoded(io.RawIOBase):
-    """UTF-16 or UTF-32 as UTF-8."""
+    """A UTF-16 or UTF-32 stream, read as UTF-8."""
 
     def __init__(self, stream: BinaryIO, encoding: str, path: Path) -> None:
         self._stream = stream
@@ -137,7 +139,7 @@ class _Recoded(io.RawIOBase):
             try:
                 self._left = self._decoder.decode(data, final=not data).encode()
             except UnicodeError as error:
-                raise UserError(f"'{self._path.name}' is damaged: not {self._encoding.upper()} throughout") from error
+                raise UserError(f"'{self._path.name}' is damaged: not valid {self._encoding.upper()}") from error
             if not data:
                 break
         size = min(len(buffer), len(self._left))

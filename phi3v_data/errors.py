@@ -1,14 +1,14 @@
-"""What goes wrong, as the user is told it.
+"""Exceptions that are reported to the user.
 
 UserError           could not run: exit code 2, one sentence, no traceback
-├── NotFoundError   a file, folder, split or name that is not there
-└── BusyError       another process holds the directory
-Reject              one planned sample cannot be converted: recorded and counted, the run goes on
+├── NotFoundError   a file, folder, split or name that does not exist
+└── BusyError       another process is writing to the directory
+Reject              one planned sample cannot be converted: recorded and counted; the run continues
 """
 
 
 class UserError(Exception):
-    """A mistake or an obstacle outside the program; the message is one sentence that says what to do."""
+    """An error in the input or the environment; the message is one sentence that says what to do."""
 
 
 class NotFoundError(UserError):
@@ -16,15 +16,15 @@ class NotFoundError(UserError):
 
 
 class BusyError(UserError):
-    """Another writer holds the directory."""
+    """Another process is writing to the directory."""
 
 
 class Reject(Exception):  # noqa: N818 - an outcome that converters raise on purpose, not a failure of the program
-    """Raised by `Converter.convert` when one sample cannot be made.
+    """Raised by `Converter.convert` if one sample cannot be converted.
 
     Args:
         code: kebab-case reason, counted in `dataset.json` (`video-truncated`, `image-missing`).
-        message: one sentence for the person who looks the reject up.
+        message: one sentence for the person who reads `rejects.jsonl`.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -37,5 +37,5 @@ class Reject(Exception):  # noqa: N818 - an outcome that converters raise on pur
 
 
 def how_to_install(extra: str) -> str:
-    """The command that installs an extra, for messages; phi3v is installed from a clone or a wheel of its own."""
+    """The command that installs an extra, for messages; phi3v is installed from a clone or its wheel."""
     return f"pip install -c constraints.txt -e '.[{extra}]' in a clone of phi3v"

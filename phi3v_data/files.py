@@ -1,7 +1,7 @@
-"""Files that other programs, people and power cuts touch too: names that stay in a folder, files that are whole.
+"""Safe file access: untrusted names stay inside a folder, and files are written atomically.
 
-`inside` is the only way by which a name that was read from a file (a manifest, a journal, a row) becomes a path.
-`write_whole` is the only way by which a file of ours gets its name: written aside, synced, renamed, folder synced.
+Every name read from a file (a manifest, a journal, a row) becomes a path through `inside`. Every file of ours is
+written through `write_whole`: to a temporary name, synced, renamed, and the folder synced.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from phi3v_data.mounts import UNSUPPORTED
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 HIDDEN = ".phi3v"
-"""Folder in DIR for what is kept about it: journal, validator's receipt, index."""
+"""Folder in DIR for its journal, the validator's receipt and the index."""
 
 MAX_COMPONENT_BYTES = 200
 
@@ -33,18 +33,18 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 
 
 class UnsafeNameError(UserError):
-    """A name read from a file would lead out of the folder that it belongs to."""
+    """A name read from a file leads out of the folder that it belongs to."""
 
 
 def inside(folder: Path, name: str, *, link_ok: bool = False) -> Path:
-    """`folder/name`, for a relative POSIX name that came out of a file and is not trusted.
+    """Return `folder/name` for an untrusted relative POSIX name that was read from a file.
 
-    The path need not exist. Links are looked at to see where they lead. With `link_ok` the last component may be a link
-    to anywhere: for callers that remove or replace the link itself, and for files that a user may have linked in.
+    The path need not exist. Links are resolved for the check. With `link_ok` the last component may be a link to
+    anywhere: for callers that remove or replace the link itself, and for files that a user may have linked.
 
     Raises:
-        UnsafeNameError: the name is empty, absolute, has `..`, a backslash, a drive letter or a control character, or
-            a link makes it end outside `folder`.
+        UnsafeNameError: the name is empty, absolute, contains `..`, a backslash, a drive letter or a control character,
+            or a link in it leads outside `folder`.
     """
     reason = unsafe_reason(name)
     if reason:
@@ -56,7 +56,7 @@ def inside(folder: Path, name: str, *, link_ok: bool = False) -> Path:
 
 
 def hidden_path(directory: Path, *names: str) -> Path | None:
-    """`DIR/.phi3v/NAMES`, for names of our own; None if that or a folder on the way is a link: it is not ours then."""
+    """Return `DIR/.phi3v/NAMES`; None if it or a folder on the way is a link, as it is then not ours."""
     path = directory / HIDDEN
     for name in ("", *names):
         path /= name
@@ -68,7 +68,7 @@ def hidden_path(directory: Path, *names: str) -> Path | None:
 def unsafe_reason(path: str) -> str:
     """Why a path is not a plain relative POSIX path (of an image under `images/`, of a file in DIR); empty if it is.
 
-    The path is taken as it stands: never URL-decoded, never case-folded.
+    The path is never URL-decoded or case-folded.
     """
     if not path:
         return "is empty"
@@ -91,20 +91,20 @@ def unsafe_reason(path: str) -> str:
 
 
 def leads_outside(root: Path, path: str) -> bool:
-    """Whether links make `root/path` end up outside `root`."""
+    """Whether `root/path` is outside `root` once links are resolved."""
     real_root = root.resolve()
     try:
         return not (real_root / path).resolve().is_relative_to(real_root)
-    except (OSError, RuntimeError):  # a loop of links leads nowhere, so not outside
+    except (OSError, RuntimeError):  # a loop of links does not lead outside
         return False
 
 
 def safe_component(name: str) -> str:
-    """A file or folder name that is safe on every common file system; most names come back as they are.
+    """A file or folder name that is safe on every common file system; most names are returned unchanged.
 
-    Characters that some system forbids become `_`, as do leading dots and trailing dots and spaces; device names of
-    Windows and folder names that look like a picture's get a `_` at the end; long names are cut. Different names can
-    come back equal: the caller sees to that.
+    Characters that some systems forbid become `_`, as do leading dots and trailing dots and spaces; device names of
+    Windows and names with the extension of an image get a trailing `_`; long names are cut. Different names can give
+    the same result; the caller handles that.
     """
     safe = _AWKWARD.sub("_", name)
     while len(safe.encode()) > MAX_COMPONENT_BYTES - 20:
@@ -117,14 +117,14 @@ def safe_component(name: str) -> str:
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears at `path` whole and on the disk, or not at all.
+    """Open a file for atomic writing: it appears at `path` complete and synced, or not at all.
 
-    It is written aside as `.NAME.tmp`, synced and renamed; a link at `path` is replaced, never followed. Writers of the
-    same file wait for one another, and take over what a killed one left. What is under /dev (`/dev/stdout`) is written
-    to as it is: renaming a file over it would take a device from the whole machine.
+    It is written as `.NAME.tmp`, synced and renamed; a link at `path` is replaced, never followed. Writers of the same
+    file wait for each other, and reuse the temporary file of a killed one. Paths under /dev (`/dev/stdout`) are written
+    directly, since a rename would replace the device for the whole machine.
 
     Raises:
-        OSError: it cannot be written; what was at `path` is still there.
+        OSError: it cannot be written; the file at `path` is unchanged.
     """
     where = Path(os.path.abspath(path))
     if where.is_relative_to("/dev") and not where.is_relative_to("/dev/shm") and path.exists():
@@ -145,18 +145,18 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, content: "bytes | memoryview") -> None:
-    """Write a file whole; see `write_whole`."""
+    """Write a file atomically; see `write_whole`."""
     with write_whole(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) whole; see `write_whole`."""
+    """Write a text file (UTF-8) atomically; see `write_whole`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document whole; see `write_whole`.
+    """Write a JSON document atomically; see `write_whole`.
 
     Raises:
         OSError: it cannot be written.
@@ -166,7 +166,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
-    """Open a file to read bytes; never waits for a FIFO's other end, and reads no device.
+    """Open a regular file to read bytes; never blocks on a FIFO or reads a device.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
@@ -182,7 +182,7 @@ def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
 
 
 def is_closed(error: OSError) -> bool:
-    """Whether something is there whose content could not be read: no permission, a failing disk."""
+    """Whether the error means that a file exists but could not be read: no permission, a failing disk."""
     return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
 
 
@@ -194,19 +194,19 @@ def reading_hint(reason: str) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """The sentence about a file or folder that cannot be read."""
+    """The error for a file or folder that cannot be read."""
     reason = error.strerror or type(error).__name__
     return UserError(f"{path}: cannot be read ({reason}); {reading_hint(reason)}")
 
 
 def read_regular(path: str | Path) -> bytes:
-    """The content of a file; see `open_regular`. Raises OSError."""
+    """Read a file; see `open_regular`. Raises OSError."""
     with open_regular(path) as file:
         return file.read()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None if there is no file, or not a whole object in it.
+    """Read a JSON object; None if the file does not exist or is not a complete JSON object.
 
     Raises:
         OSError: it cannot be read, or is not a regular file.
@@ -221,12 +221,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def sync_file(path: Path) -> None:
-    """Let a file or folder that was written by other means reach the disk."""
+    """Sync a file or folder that was written in another way."""
     _sync(path, os.O_RDONLY)
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames in a folder durable; where a file system cannot sync folders (SMB, some FUSE), it does so itself."""
+    """Make renames in a folder durable; file systems that cannot sync folders (SMB, some FUSE) are passed over."""
     try:
         _sync(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -235,7 +235,7 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_disk(path: Path) -> None:
-    """Flush the file system that holds the folder `path`: one call for all images instead of one each.
+    """Sync the file system of the folder `path`: one call for all images instead of one for each.
 
     Raises:
         OSError: something that was written since the last call did not reach the disk (EIO, ENOSPC, EDQUOT).
@@ -263,13 +263,13 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _open_aside(path: Path) -> tuple[int, Path]:
-    """An empty file beside `path` that this writer alone has open; where files cannot be locked, its own."""
+    """Open an empty temporary file next to `path`, locked by this writer; without locks it gets a unique name."""
     aside = path.with_name(f".{path.name}.tmp")
     while True:
         try:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a FIFO: not of ours
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link or a FIFO: not ours
                 raise
             aside.unlink(missing_ok=True)
             continue
@@ -291,7 +291,7 @@ def _open_aside(path: Path) -> tuple[int, Path]:
 
 
 def _is_at(here: os.stat_result, path: Path) -> bool:
-    """Whether an open file is still the one at `path`: another writer may have renamed it in between."""
+    """Whether an open file is still the one at `path`; another writer may have renamed it in the meantime."""
     try:
         there = os.lstat(path)
     except FileNotFoundError:

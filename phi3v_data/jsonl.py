@@ -1,8 +1,8 @@
-"""Lines in, lines out: JSONL files of any size in bounded memory, with line numbers that stay right.
+"""Reads and writes JSONL files of any size in bounded memory, with correct line numbers.
 
-Lines end in LF; a CR before it and a missing last line end are accepted. Files are cut into blocks of whole lines, so
-that bulk readers can hand a block to a parser written in C. A line over 64 MB is skipped over, never held in memory,
-and counted like any other.
+Lines end in LF; CRLF and a missing last line end are accepted. Files are cut into blocks of whole lines, so that bulk
+readers can pass a block to a parser written in C. A line over 64 MB is skipped without being read into memory, and
+counted like any other.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 from phi3v_data.files import open_regular
 
 MAX_LINE_BYTES = 64 << 20
-"""Longest line that is read, without its line end."""
+"""Longest line that is read, in bytes without its line end."""
 
 BLOCK_BYTES = 1 << 18
-"""Bytes read at a time: what a core's cache holds beside the rows made of it."""
+"""Bytes read at a time: a block and the rows parsed from it fit into the cache of a core."""
 
 BOM = b"\xef\xbb\xbf"
 _HEAD_BYTES = 256
@@ -26,9 +26,9 @@ _HEAD_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Whole lines of a file; `data` ends in LF even where the file does not.
+    """Whole lines of a file; `data` ends in LF even if the file does not.
 
-    With `too_long`, the block stands for one line over the limit: `data` holds its first bytes only and `length` its
+    With `too_long`, the block is one line over the limit: `data` contains only its first bytes and `length` is its
     size in bytes without the line end.
     """
 
@@ -63,7 +63,7 @@ def read_blocks(
     start: int = 0,
     end: int | None = None,
 ) -> Iterator[Block]:
-    """Cut a file into blocks of whole lines, about `block_bytes` each.
+    """Yield a file as blocks of whole lines, about `block_bytes` each.
 
     Memory is bounded by the longest line and the block, whichever is larger. `count_lines` counts the LF of a block;
     bulk readers pass a faster one. `start` and `end` are byte offsets at which lines begin; line numbers count from
@@ -76,7 +76,7 @@ def read_blocks(
 
 
 def cut_file(path: str | Path, part_bytes: int) -> list[tuple[int, int]]:
-    """Parts (start, end) of a file of about `part_bytes`, cut where lines begin. Raises OSError."""
+    """The ranges (start, end) of a file, about `part_bytes` each, that begin and end at lines. Raises OSError."""
     size = os.stat(path).st_size
     starts = [0]
     with open_regular(path, buffering=0) as file:
@@ -148,7 +148,7 @@ def _blocks(
 
 
 def block_lines(block: Block) -> Iterator[Line]:
-    """The lines of a block, without their line ends."""
+    """Yield the lines of a block, without their line ends."""
     if block.too_long:
         yield Line(block.data[:-1], block.first_line, block.offset, too_long=True)
         return
@@ -159,7 +159,7 @@ def block_lines(block: Block) -> Iterator[Line]:
 
 
 def read_lines(path: str | Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
-    """The lines of a file with number and byte offset. Raises OSError."""
+    """Yield the lines of a file with number and byte offset. Raises OSError."""
     for block in read_blocks(path, max_line_bytes=max_line_bytes):
         yield from block_lines(block)
 
@@ -178,8 +178,8 @@ def read_line_at(descriptor: int, offset: int, *, max_line_bytes: int = MAX_LINE
 
 
 def encode_line(row: Mapping[str, Any]) -> bytes:
-    """One line of a JSONL file, with its line end, in the format's spelling.
+    """One line of a JSONL file, with its line end, formatted as all rows of the format are.
 
-    Raises ValueError for what JSON or UTF-8 cannot hold: NaN, infinity, lone surrogates.
+    Raises ValueError for values that JSON or UTF-8 cannot represent: NaN, infinity, lone surrogates.
     """
     return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used, so that importing the package stays quick."""
+"""Public names of a package that are imported on first use, so that importing the package is fast."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -7,10 +7,9 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for a package: `homes` has the module of each public name; `__version__` is phi3v's.
+    """Return `__getattr__` and `__dir__` for a package: `homes` maps each public name to its module.
 
-    Raises (the first of them):
-        AttributeError: the package has no such name.
+    `__version__` is the version of phi3v. `__getattr__` raises AttributeError for other names.
     """
 
     def __getattr__(name: str) -> Any:  # noqa: N807 - becomes the package's

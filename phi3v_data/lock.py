@@ -1,4 +1,4 @@
-"""One writer a directory, by `flock`: the kernel drops the lock with the process, so a kill leaves no stale one."""
+"""One writer per directory, by `flock`: the kernel releases the lock with the process, so that a kill leaves none."""
 
 import errno
 import fcntl
@@ -12,15 +12,15 @@ from phi3v_data.errors import BusyError, UserError
 from phi3v_data.mounts import UNSUPPORTED, file_system
 
 ORPHAN_SECONDS = 30.0
-"""How long workers of a killed run are waited for; they end themselves at once when their parent dies."""
+"""How long to wait for workers of a killed run, in seconds; they exit as soon as their parent dies."""
 
 
 @contextmanager
 def lock_file(path: Path, busy: str) -> Iterator[None]:
-    """Hold `path` exclusively; its folder must exist.
+    """Lock `path` exclusively inside the block; its folder must exist.
 
     Raises:
-        BusyError: `busy`, when another process holds it.
+        BusyError: with the message `busy`, if another process has the lock.
         UserError: the file system has no locks.
     """
     while True:
@@ -38,7 +38,7 @@ def lock_file(path: Path, busy: str) -> Iterator[None]:
 
 
 def share_lock(path: Path) -> int:
-    """Mark this process as a worker of the directory until it ends; returns the descriptor that holds the mark."""
+    """Take a shared lock that marks this process as a worker of the directory; return its descriptor."""
     descriptor = _open(path)
     _flock(descriptor, fcntl.LOCK_SH, path)
     return descriptor
@@ -46,7 +46,7 @@ def share_lock(path: Path) -> int:
 
 @contextmanager
 def shared_lock(path: Path) -> Iterator[None]:
-    """`share_lock` for as long as a block runs."""
+    """Hold the lock of `share_lock` inside the block."""
     descriptor = share_lock(path)
     try:
         yield
@@ -58,7 +58,7 @@ def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS) -> None:
     """Wait until no worker of an earlier, killed run is left.
 
     Raises:
-        BusyError: they are still there after `seconds`.
+        BusyError: workers are still running after `seconds`.
     """
     descriptor = _open(path)
     try:
@@ -78,7 +78,7 @@ def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS) -> None:
 
 
 def _flock(descriptor: int, operation: int, path: Path) -> None:
-    """`fcntl.flock`, or a sentence where there is none: a lock that is only pretended would let two runs mix."""
+    """Call `fcntl.flock`; raise UserError if the file system has no locks, since two runs could then mix."""
     try:
         fcntl.flock(descriptor, operation)
     except OSError as error:
@@ -96,7 +96,7 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise UserError(f"{path}: is a link, and a lock is never taken through one; remove it") from None
+            raise UserError(f"{path}: is a link, and locks are not taken through links; remove it") from None
         if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         try:
@@ -106,7 +106,7 @@ def _open(path: Path) -> int:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at `path`: another process may have removed it in between."""
+    """Whether the open file is still the one at `path`; another process may have removed it in the meantime."""
     try:
         there = os.stat(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Text from data inside Markdown: it shows as it is, and makes no heading, link, table cell, image or HTML."""
+"""Escapes text from data for Markdown, so that it cannot create headings, links, table cells, images or HTML."""
 
 import html
 import re
@@ -10,7 +10,7 @@ _AT_START = re.compile(r"^(?:([-+=])|(\d{1,9})([.)]))")
 
 
 def markdown_text(value: object, limit: int | None = None) -> str:
-    """A text on one line, fit for any place in Markdown, cut after `limit` characters; empty for what is not text."""
+    """The text on one line, escaped for Markdown and cut after `limit` characters; empty if it is not a string."""
     text = printable(" ".join(value.split())) if isinstance(value, str) else ""
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]} …"
@@ -19,7 +19,7 @@ def markdown_text(value: object, limit: int | None = None) -> str:
 
 
 def markdown_code(value: str) -> str:
-    """A text as a code span, which no backtick in it can end."""
+    """The text as a code span that a backtick in it cannot end."""
     text = printable(" ".join(value.split()))
     runs = [len(run) for run in re.findall("`+", text)]
     fence = "`" * (max(runs, default=0) + 1)

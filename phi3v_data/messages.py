@@ -1,4 +1,4 @@
-"""How text from data is shown in messages: printable, in quotes, short, so that no cell and no escape code gets out."""
+"""Formats text from data for messages: printable, quoted and short, without raw cells or escape codes."""
 
 import re
 
@@ -8,11 +8,11 @@ MAX_MESSAGE = 300
 _SHOWN = 80
 _TAIL = 100
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but line feed and tab, marks that turn the direction of writing, lone surrogates."""
+"""Control characters except line feed and tab, bidirectional control characters, and lone surrogates."""
 
 
 def shown(value: object, limit: int = _SHOWN) -> str:
-    """A value from the data as a message shows it: text in quotes, cut to `limit` characters, escaped."""
+    """A value from the data for a message: text in quotes, cut to `limit` characters, escaped."""
     if isinstance(value, str):
         text = escaped(value[: limit + 1])
         return f"'{text[:limit]}…'" if len(text) > limit else f"'{text}'"
@@ -27,12 +27,12 @@ def shown(value: object, limit: int = _SHOWN) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 image`, `2,000 images`; `plural` is given where it is not the noun with an s."""
+    """A count with its noun: `1 image`, `2,000 images`; give `plural` if it is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def escaped(text: str) -> str:
-    """`text` with everything that is not printable written as an escape, lone surrogates included."""
+    """`text` with all characters that are not printable escaped, including lone surrogates."""
     if text.isprintable():
         return text
     return "".join(
@@ -41,7 +41,7 @@ def escaped(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with what could steer a terminal or cannot be written as escapes, the rest as it is; JSON stays JSON."""
+    """`text` with control characters and lone surrogates escaped and the rest unchanged; JSON stays JSON."""
     return _STEERING.sub(_escape, text)
 
 
@@ -51,9 +51,9 @@ def _escape(match: "re.Match[str]") -> str:
 
 
 def short(message: str) -> str:
-    """A message as it may be printed or recorded: escaped, and at most 300 characters.
+    """A message ready to be printed or recorded: escaped, and at most 300 characters.
 
-    The middle is left out of a longer one: its start says where, its end what to do.
+    A longer one is cut in the middle: its start says where the problem is, its end what to do.
     """
     text = escaped(message[: MAX_MESSAGE * 4] + message[-MAX_MESSAGE:] if len(message) > MAX_MESSAGE * 5 else message)
     if len(text) <= MAX_MESSAGE:

@@ -1,4 +1,4 @@
-"""Which file system a path lies on, for a sentence about what it cannot do."""
+"""File systems: the type for a path, and errors of operations that it does not support."""
 
 import errno
 import os
@@ -6,24 +6,24 @@ import re
 from pathlib import Path
 
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK})
-"""Errors by which a file system says that it does not know an operation."""
+"""Errors of a file system that does not support an operation."""
 
 NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
 )
-"""Errors of `os.link` where the file could still be copied: no links here, too many of them, another disk."""
+"""Errors of `os.link` after which the file can still be copied: no hard links, too many links, another disk."""
 
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def file_system(path: Path) -> str:
-    """`the file system (nfs4, mounted at /mnt/data)`; only `the file system` where it is not known."""
+    """A description such as `the file system (nfs4, mounted at /mnt/data)`; `the file system` if it is not known."""
     found = mount_of(path)
     return f"the file system ({found[0]}, mounted at {found[1]})" if found else "the file system"
 
 
 def mount_of(path: Path) -> tuple[str, str] | None:
-    """Type and mount point of the file system that holds a path, which need not exist."""
+    """Type and mount point of the file system of a path, which need not exist."""
     try:
         lines = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -43,7 +43,7 @@ def mount_of(path: Path) -> tuple[str, str] | None:
 
 
 def is_case_blind(folder: Path) -> bool:
-    """Whether names that differ in letter case only are one file in a folder, which must be writable."""
+    """Whether a folder ignores letter case in names; it must be writable."""
     probe = folder / "Case"
     probe.touch()
     blind = (folder / "cASE").exists()

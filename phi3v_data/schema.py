@@ -1,8 +1,8 @@
-"""Pydantic models of every file of a conversations directory: the row, the manifest, the report.
+"""Pydantic models of the files of a conversations directory: the row, the manifest, the report.
 
-All are strict (no "3" for 3), frozen and closed (an unknown key is an error). Sequences are tuples, so that a value
-can be shared between threads and hashed; a JSON array or a Python list is accepted for them. `schemas/*.schema.json`
-is generated from these models by `phi3v-data schema`.
+All are strict (no "3" for 3), frozen and closed (an unknown key is an error). Sequences are tuples, so that values
+are hashable and can be shared between threads; JSON arrays and Python lists are accepted for them.
+`schemas/*.schema.json` is generated from these models by `phi3v-data schema`.
 """
 
 import json
@@ -77,7 +77,7 @@ class Turn(StrictModel):
     assistant: str = Field(description="The answer; empty only in a split with `labelled: false`.")
     image_offsets: Offsets = Field(
         (),
-        description="Character offsets into `user`, one per image, non-decreasing; left out when all are 0 "
+        description="Character offsets into `user`, one per image, non-decreasing; left out if all are 0 "
         "(all tags first, then one newline).",
     )
 
@@ -95,9 +95,9 @@ class Sample(StrictModel):
     id: str = Field(min_length=1, description="Unique within the directory.")
     source: str = Field(description="Name of the dataset the sample comes from.")
     conversations: Annotated[tuple[Turn, ...], Field(strict=False, min_length=1)]
-    system: str = Field("", description="System message; left out when empty.")
+    system: str = Field("", description="System message; left out if empty.")
     answers: Strings = Field((), description="Accepted answers to the last turn, in the source's order.")
-    group: str = Field("", description="What must not straddle splits.")
+    group: str = Field("", description="Samples of one group must be in the same split.")
     meta: dict[str, Scalar] = Field(default_factory=dict, description="Flat object of JSON scalars.")
 
     @property
@@ -106,7 +106,7 @@ class Sample(StrictModel):
         return tuple(path for turn in self.conversations for path in turn.images)
 
     def to_row(self, *, plain: bool = False) -> dict[str, Any]:
-        """The sample as a JSON object; optional keys only where set, none of them when `plain`."""
+        """The sample as a JSON object; optional keys only if set, and none of them if `plain`."""
         turns = [turn.to_row() for turn in self.conversations]
         if plain:
             for turn in turns:
@@ -125,10 +125,10 @@ class Sample(StrictModel):
         return row
 
     def to_json(self, *, plain: bool = False) -> str:
-        """One line of the file, without its line end, written as the reference writes it.
+        """One line of the file, without its line end, as the Phi-3.5-vision sample writes it.
 
         Raises:
-            ValueError: a value that JSON has no spelling for (NaN, infinity).
+            ValueError: a value that JSON cannot represent (NaN, infinity).
         """
         return json.dumps(self.to_row(plain=plain), ensure_ascii=False, allow_nan=False)
 
@@ -143,19 +143,21 @@ class Sample(StrictModel):
 
 
 class SplitInfo(StrictModel):
-    """What `dataset.json` records of one split."""
+    """Record of one split in `dataset.json`."""
 
     rows: Count
-    images: Count = Field(description="Distinct image files that the split's rows use.")
+    images: Count = Field(description="Number of distinct image files used by the rows of the split.")
     files: dict[FileName, str] = Field(
-        description="File name in DIR to its `sha256:...` digest, in shard order.",
+        description="Map of file name in DIR to its `sha256:...` digest, in shard order.",
         json_schema_extra={"additionalProperties": False},
     )
-    labelled: bool = Field(True, description="False where `assistant` is empty and only prediction takes the split.")
+    labelled: bool = Field(
+        True, description="False if `assistant` is empty, so that the split can only be used for prediction."
+    )
 
 
 class ConverterInfo(StrictModel):
-    """Which converter wrote the directory, and how."""
+    """The converter that wrote the directory, with its version and options."""
 
     name: str
     version: str
@@ -163,7 +165,7 @@ class ConverterInfo(StrictModel):
 
 
 class Manifest(StrictModel):
-    """`dataset.json`: written last, so that its presence says the directory is complete."""
+    """`dataset.json`: written last, so that its presence means that the directory is complete."""
 
     format: Literal[1] = 1
     name: SetName
@@ -173,19 +175,23 @@ class Manifest(StrictModel):
     converter: ConverterInfo | None = None
     classes: Strings = Field((), description="Class names of a classification set, sorted.")
     num_crops: Annotated[int, Field(ge=1, le=16)] | None = Field(
-        None, description="Tile budget that the source suggests; null where it suggests none."
+        None, description="Tile budget suggested by the source; null if it suggests none."
     )
-    source: str = Field("", description="Where the data come from, for people.")
+    source: str = Field("", description="Origin of the data, for people.")
     license: str = ""
-    rejects: dict[str, Count] = Field(default_factory=dict, description="Planned samples left out, by reason code.")
-    notes: dict[str, Count] = Field(default_factory=dict, description="What happened to kept samples, by reason code.")
+    rejects: dict[str, Count] = Field(
+        default_factory=dict, description="Number of planned samples that were left out, by reason code."
+    )
+    notes: dict[str, Count] = Field(
+        default_factory=dict, description="Number of notes on the samples that were kept, by code."
+    )
     history: Annotated[tuple[ConverterInfo, ...], Field(strict=False)] = Field(
         (),
-        description="What was done to the converted set (split, merge, clean), oldest first; left out when empty.",
+        description="Operations on the converted set (split, merge, clean), oldest first; left out if empty.",
     )
 
     def to_json(self) -> str:
-        """The file's text: indented, LF, a last line end."""
+        """The text of the file: indented, with LF line ends and a final one."""
         value = self.model_dump(mode="json")
         if not self.history:
             del value["history"]
@@ -193,11 +199,11 @@ class Manifest(StrictModel):
 
 
 class RejectRow(StrictModel):
-    """One row of `rejects.jsonl`: a planned sample that could not be made."""
+    """One row of `rejects.jsonl`: a planned sample that could not be converted."""
 
-    id: str = Field(description="The id that the sample would have had; no other sample takes it.")
-    item: str = Field(description="What it would have been made of, as the converter's plan names it.")
-    reason: str = Field(description="Kebab-case reason code, counted in `dataset.json`.")
+    id: str = Field(description="The id that the sample would have had; no other sample gets it.")
+    item: str = Field(description="The source item of the sample, as named by the converter's plan.")
+    reason: str = Field(description="Reason code in kebab case, counted in `dataset.json`.")
     message: str = Field(description="One sentence for people.")
 
 
@@ -206,16 +212,16 @@ class Diagnostic(StrictModel):
 
     code: str = Field(description="A code of the catalogue: `phi3v-data explain CODE`.")
     severity: Severity
-    file: str = Field(description="Relative to the directory; empty when the finding is about the whole directory.")
-    line: Count | None = Field(None, description="1-based line of a JSONL file.")
-    id: str | None = Field(None, description="The sample's id where it could be read.")
-    field: str | None = Field(None, description="Such as `conversations[0].images[2]`.")
+    file: str = Field(description="Path relative to the directory; empty if the finding is about the whole directory.")
+    line: Count | None = Field(None, description="Line number in a JSONL file, from 1.")
+    id: str | None = Field(None, description="Id of the sample, if it could be read.")
+    field: str | None = Field(None, description="Path of the field, such as `conversations[0].images[2]`.")
     message: str
     hint: str = ""
 
 
 class Summary(StrictModel):
-    """Counts over the whole directory; `problems` counts all occurrences, also those not listed."""
+    """Counts over the whole directory; `problems` counts all occurrences, including those not listed."""
 
     samples: Count
     turns: Count
@@ -225,7 +231,7 @@ class Summary(StrictModel):
 
 
 class Report(StrictModel):
-    """What `phi3v-data validate --json` prints."""
+    """The output of `phi3v-data validate --json`."""
 
     format: Literal[1] = 1
     dir: str

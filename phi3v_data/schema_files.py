@@ -1,6 +1,6 @@
-"""JSON Schema (draft 2020-12) of every file of a conversations directory, generated from the models.
+"""JSON Schemas (draft 2020-12) of the files of a conversations directory, generated from the models.
 
-`schemas/NAME.schema.json` in the repository is this module's output; a test keeps both in step.
+`schemas/NAME.schema.json` in the repository is the output of this module; a test compares the two.
 """
 
 import json
@@ -20,14 +20,14 @@ SCHEMAS: Mapping[str, tuple[type[BaseModel], Mode, str]] = {
     "sample": (Sample, "validation", "a line of NAME_SPLIT.jsonl"),
     "manifest": (Manifest, "validation", "DIR/dataset.json"),
     "reject": (RejectRow, "serialization", "a line of DIR/rejects.jsonl"),
-    "report": (Report, "serialization", "what `phi3v-data validate DIR --json` prints"),
+    "report": (Report, "serialization", "the output of `phi3v-data validate DIR --json`"),
     "table-map": (TableMap, "validation", "the mapping file of `phi3v-data convert table --map`"),
 }
-"""Name -> the model, whether the schema is for what is read or for what is written, and where such a value lies."""
+"""Name -> the model, whether its schema describes input or output, and the file with such values."""
 
 
 class _Steady(GenerateJsonSchema):
-    """Leaves out the titles made up from field names, and says the same under every supported pydantic."""
+    """Omits titles derived from field names, and gives the same output under every supported version of pydantic."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -37,7 +37,7 @@ class _Steady(GenerateJsonSchema):
 
 
 def make_schema(model: type[BaseModel], name: str, mode: Mode = "validation", comment: str = "") -> dict[str, Any]:
-    """JSON Schema of a model, with its dialect and an id that stays the same within a format version."""
+    """The JSON Schema of a model, with its dialect and an id that is stable within a format version."""
     head: dict[str, Any] = {
         "$schema": GenerateJsonSchema.schema_dialect,
         "$id": f"urn:phi3v:format-{FORMAT_VERSION}:{name}",
@@ -51,7 +51,7 @@ def json_schema(name: str) -> dict[str, Any]:
     """The schema of one kind of file.
 
     Raises:
-        NotFoundError: no such name.
+        NotFoundError: there is no schema of that name.
     """
     if name not in SCHEMAS:
         from difflib import get_close_matches
@@ -60,7 +60,7 @@ def json_schema(name: str) -> dict[str, Any]:
         raise NotFoundError(
             f"no schema {name!r}"
             + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" There are {', '.join(SCHEMAS)}."
+            + f" The schemas are {', '.join(SCHEMAS)}."
         )
     model, mode, comment = SCHEMAS[name]
     return make_schema(model, name, mode, f"Describes {comment}.")

@@ -1,4 +1,4 @@
-"""How the JSONL files of a directory are named after splits: the one place for these rules, pure functions.
+"""Rules for the names of JSONL files: which split a file belongs to.
 
     ucf101_train.jsonl                      split train, NAME ucf101
     train.jsonl                             split train, NAME empty
@@ -6,7 +6,7 @@
     docs_holdout.jsonl                      split holdout: else what follows the last `_`
     ucf101_train-00003-of-00008.jsonl       shard 3 of 8 of split train
 
-`dataset.json` overrules all of it: where it lists a file under a split, the file belongs there.
+`dataset.json` overrides these rules: a file that it lists under a split belongs to that split.
 """
 
 import re
@@ -28,18 +28,18 @@ KNOWN_SPLITS = (
     "test1",
     "test2",
 )
-"""Endings of file names that are splits."""
+"""Names of splits that are recognised at the end of a file name."""
 
 ORDER = ("train", "val", "dev", "test")
-"""Splits that come first wherever splits are listed; the others follow by name."""
+"""Splits that come first in every list; the others follow by name."""
 
 SPLIT_FOLDERS = {
     "train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "dev", "test": "test",
 }  # fmt: skip
-"""Folders of a source that are splits, in lower case -> the split."""
+"""Folder names of a source, in lower case -> the split."""
 
 NOT_SPLITS = frozenset({"rejects.jsonl", "removed.jsonl", "predictions.jsonl"})
-"""JSONL files of a directory that hold no samples."""
+"""JSONL files of a directory that do not contain samples."""
 
 _ENDINGS = sorted(KNOWN_SPLITS, key=len, reverse=True)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{5,})-of-(?P<total>[0-9]{5,})", re.DOTALL)
@@ -48,7 +48,7 @@ _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:_[A-Za-z0-9._-]+)*")
 
 @dataclass(frozen=True, slots=True)
 class SplitFile:
-    """What the name of one JSONL file says; `index` and `total` are None for a file that is no shard."""
+    """Name, split and shard of one JSONL file; `index` and `total` are None if it is not a shard."""
 
     file: str
     name: str
@@ -59,10 +59,10 @@ class SplitFile:
 
 @dataclass(frozen=True, slots=True)
 class SplitFiles:
-    """The files of one split in reading order, and what is wrong with them.
+    """The files of one split in reading order, and the problems with them.
 
-    `missing` lists shards that should be there; `conflicts` says in words why files do not go together
-    (two NAMEs for one split, a shard beside a whole file, two totals).
+    `missing` lists shards that are not there; `conflicts` are messages about files that do not belong together
+    (two NAMEs for one split, a shard next to a whole file, two totals).
     """
 
     split: str
@@ -73,29 +73,29 @@ class SplitFiles:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """All splits of a directory in order; `unnamed` are JSONL files that no rule assigns to a split."""
+    """All splits of a directory in order; `unnamed` are JSONL files that belong to no split."""
 
     splits: Mapping[str, SplitFiles] = field(default_factory=dict)
     unnamed: tuple[str, ...] = ()
 
 
 def split_sort_key(split: str) -> tuple[int, str]:
-    """Order of splits: train, val, dev, test, then by name."""
+    """The sort key of a split: train, val, dev, test, then by name."""
     return (ORDER.index(split), "") if split in ORDER else (len(ORDER), split)
 
 
 def canonical_split(split: str) -> str:
-    """A converter's name for an official split: `validation` becomes `val`, all others stay."""
+    """The name that converters give to an official split: `val` for `validation`, others unchanged."""
     return "val" if split == "validation" else split
 
 
 def is_split_name(split: str) -> bool:
-    """Whether `split` can end a file name: letters, digits, `.`, `-`, `_`, not starting with a mark."""
+    """Whether `split` can end a file name: letters, digits, `.`, `-`, `_`, starting with a letter or digit."""
     return _SPLIT_NAME.fullmatch(split) is not None
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is one component of a path that can go into a file name anywhere: no `/`, no leading dot."""
+    """Whether `name` is a single path component that is safe in a file name: no `/`, no leading dot."""
     return "/" not in name and not name.startswith(".") and not unsafe_reason(name)
 
 
@@ -105,7 +105,7 @@ def is_data_file(file: str) -> bool:
 
 
 def parse_file_name(file: str) -> SplitFile | None:
-    """Read NAME, split and shard off a file name; None where no split can be read off it."""
+    """Parse a file name into NAME, split and shard; None if it contains no split."""
     if not file.endswith(".jsonl"):
         return None
     stem = file[: -len(".jsonl")]
@@ -127,7 +127,7 @@ def parse_file_name(file: str) -> SplitFile | None:
 
 
 def file_name(name: str, split: str, index: int | None = None, total: int | None = None) -> str:
-    """File name of a split, or of one shard of it: the inverse of `parse_file_name`."""
+    """The file name of a split or of one of its shards: the inverse of `parse_file_name`."""
     stem = f"{name}_{split}" if name else split
     if index is None or total is None:
         return f"{stem}.jsonl"
@@ -135,10 +135,10 @@ def file_name(name: str, split: str, index: int | None = None, total: int | None
 
 
 def find_splits(files: Iterable[str], manifest: Mapping[str, Sequence[str]] | None = None) -> Splits:
-    """Sort the file names of DIR (not paths) into splits.
+    """Group the file names of DIR (not paths) by split.
 
-    `manifest` maps split to its files as `dataset.json` lists them; those files are taken out of the naming rules and
-    keep the manifest's order. A file that it lists and that is not there counts as missing.
+    `manifest` maps each split to its files as listed in `dataset.json`; the naming rules do not apply to these files,
+    and they keep the manifest's order. A listed file that does not exist counts as missing.
     """
     present = sorted(
         {file for file in files if is_data_file(file)}, key=lambda file: file.encode("utf-8", "surrogateescape")
@@ -180,7 +180,7 @@ def find_splits(files: Iterable[str], manifest: Mapping[str, Sequence[str]] | No
 
 
 def _gather(split: str, entries: list[SplitFile]) -> SplitFiles:
-    """Order the files of one split and say what does not fit together."""
+    """Order the files of one split and collect its missing files and conflicts."""
     entries = sorted(entries, key=lambda entry: (entry.name, entry.total or 0, entry.index or 0))
     conflicts = []
     names = sorted({entry.name for entry in entries})
@@ -189,7 +189,7 @@ def _gather(split: str, entries: list[SplitFile]) -> SplitFiles:
     if len(names) > 1:
         conflicts.append(f"split {split!r} has files of several names: {', '.join(repr(name) for name in names)}")
     elif whole and totals:
-        conflicts.append(f"split {split!r} has shards beside the whole file {whole[0]}")
+        conflicts.append(f"split {split!r} has shards next to the whole file {whole[0]}")
     elif len(totals) > 1:
         conflicts.append(f"split {split!r} has shards of {' and of '.join(map(str, totals))}")
     missing = []

@@ -1,4 +1,4 @@
-"""File name endings, in one table: what counts as an image, a clip, a table or an archive in a source."""
+"""File extensions of images, clips, tables and archives."""
 
 STORED_IMAGES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -10,36 +10,36 @@ STORED_IMAGES = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "AVIF": (".avif",),
 }
-"""Pillow's name of a format that `images/` may hold -> its endings, the usual one first."""
+"""Pillow's name of each format allowed in `images/` -> its extensions, the usual one first."""
 
 IMAGE_SUFFIXES = tuple(suffix for suffixes in STORED_IMAGES.values() for suffix in suffixes)
-"""Endings of the files under `images/`."""
+"""Extensions of the files under `images/`."""
 
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
-"""Endings of photos that a converter stores as JPEG."""
+"""Extensions of photos that a converter stores as JPEG."""
 
 SOURCE_IMAGE_SUFFIXES = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES)
-"""Endings of the images of a source."""
+"""Extensions of the images of a source."""
 
 VIDEO_SUFFIXES = (
     ".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp",
     ".ogv", ".asf", ".vob", ".divx", ".f4v", ".qt", ".mxf", ".rm", ".rmvb", ".gif",
 )  # fmt: skip
-"""Endings of the clips of a source; each belongs to a container that `phi3v_data.media.video` opens."""
+"""Extensions of the clips of a source; each belongs to a container that `phi3v_data.media.video` opens."""
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-"""Endings of plain tables; each may be followed by `.gz`."""
+"""Extensions of plain tables; each may be followed by `.gz`."""
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-"""Endings of archives that are unpacked."""
+"""Extensions of archives that are unpacked."""
 
 
 def table_suffix(name: str) -> str:
-    """The ending of a plain table without `.gz` (`.csv` of `rows.CSV.gz`), in lower case; empty for another file."""
+    """The extension of a plain table without `.gz` (`.csv` of `rows.CSV.gz`), in lower case; empty if not a table."""
     plain = name.lower().removesuffix(".gz")
     return next((suffix for suffix in TABLE_SUFFIXES if plain.endswith(suffix)), "")
 
 
 def is_table(name: str) -> bool:
-    """Whether a file name is that of a plain table, gzipped or not."""
+    """Whether a file is a plain table by its name, gzipped or not."""
     return table_suffix(name) != ""

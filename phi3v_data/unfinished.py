@@ -1,8 +1,8 @@
-"""A set whose files are being moved into DIR: what marks it, so that nobody takes the mixture for a set.
+"""Marks a directory whose files are being moved into place, so that a mixture of two sets is never read.
 
-Before the first visible file moves, `dataset.json` becomes a marker, which no version reads as a manifest; the real one
-replaces it as the last step. So a copy taken at any moment, with or without `.phi3v/`, holds the old set, the marker,
-or the new set.
+Before the first visible file is moved, `dataset.json` becomes a marker, which no version reads as a manifest; the real
+manifest replaces it as the last step. So a copy made at any moment, with or without `.phi3v/`, contains the old set,
+the marker, or the new set.
 """
 
 from collections.abc import Sequence
@@ -27,25 +27,25 @@ MARKER = {
     _KEY: "The files of this set are being moved into place, so it is not complete and no copy of it is. "
     "`phi3v-data convert --finish DIR` ends it.",
 }
-"""What `dataset.json` holds meanwhile; versions that do not know it miss its other keys and refuse it."""
+"""Content of `dataset.json` in the meantime; versions that do not know it reject it, as its other keys are missing."""
 
 
 class UnfinishedError(UserError):
-    """A set is being made or its files are being moved into place, or that was cut short."""
+    """The set is incomplete: a run that writes it is still going on, or was interrupted."""
 
 
 class Publication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`publishing.json`: names in DIR that are to be filled from the stage, and those to be removed before."""
+    """`publishing.json`: names in DIR to be installed from the stage, and names to be removed before that."""
 
     install: tuple[str, ...]
     remove: tuple[str, ...]
 
 
 def read_publishing(path: Path) -> Publication | None:
-    """What a `publishing.json` says; None if absent. Its names are not checked here. Raises OSError.
+    """Read a `publishing.json`; None if absent. Its names are not checked here. Raises OSError.
 
     Raises:
-        UnfinishedError: it is damaged, so nobody can tell whether the set is whole: no reader and no writer takes it.
+        UnfinishedError: it is damaged, so it is not known whether the set is complete.
     """
     try:
         return msgspec.json.decode(read_regular(path), type=Publication)
@@ -54,7 +54,7 @@ def read_publishing(path: Path) -> Publication | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnfinishedError(
             f"{path}: is damaged ({error}), so it is not known whether all files are in place; nothing was moved or "
-            "removed: make the set again in a new folder, or remove this file if you know that the set is whole"
+            "removed: make the set again in a new folder, or remove this file if you know that the set is complete"
         ) from None
 
 
@@ -64,20 +64,20 @@ def is_marker(value: Any) -> bool:
 
 
 def refuse_marker(directory: Path, value: Any) -> None:
-    """Refuse a directory whose `dataset.json` holds the marker.
+    """Refuse a directory whose `dataset.json` is the marker.
 
     Raises:
-        UnfinishedError: it does.
+        UnfinishedError: it is the marker.
     """
     if is_marker(value):
         raise _error(directory)
 
 
 def refuse_unfinished(directory: Path) -> None:
-    """Refuse a directory whose journal says that files are still to be moved.
+    """Refuse a directory if files still have to be moved according to its journal.
 
     Raises:
-        UnfinishedError: it does, or is damaged.
+        UnfinishedError: files have to be moved, or the journal is damaged.
     """
     if (path := hidden_path(directory, *PUBLISHING)) is not None:
         with suppress(OSError):
@@ -87,14 +87,14 @@ def refuse_unfinished(directory: Path) -> None:
 
 
 def refuse_interrupted(directory: Path) -> None:
-    """Refuse a directory that holds no split because the run that makes them has not come to its end.
+    """Refuse a directory without splits whose conversion has not finished.
 
     Raises:
-        UnfinishedError: its journal says so.
+        UnfinishedError: the journal shows an unfinished conversion.
     """
     if _has(directory, JOURNAL) and not _has(directory, COMPLETE):
         raise UnfinishedError(
-            f"{directory}: an interrupted conversion is there (or one that is still running), and no set yet; run the "
+            f"{directory}: contains an interrupted conversion (or one that is still running), and no set yet; run the "
             "same command again to finish it"
         )
 

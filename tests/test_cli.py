@@ -203,7 +203,7 @@ def test_both_spellings_of_options(args: list[str]) -> None:
         ("full", "error: out/x: No space left on device\n"),
         (
             "extra",
-            "error: this needs the package 'flash_attn', which is not installed: "
+            "error: this command needs the package 'flash_attn', which is not installed: "
             "pip install -c constraints.txt -e '.[flash]' in a clone of phi3v\n",
         ),
     ],
@@ -220,7 +220,7 @@ def test_a_defect_of_ours_is_no_verdict_on_the_data(what: str, kind: str) -> Non
     done = run("act", what, code=TOY)
     assert (done.returncode, done.stdout) == (2, "")
     assert kind in done.stderr
-    assert done.stderr.endswith("a defect of phi3v, not of your data; please report the lines above\n")
+    assert done.stderr.endswith("a bug in phi3v, not in your data; please report the lines above\n")
 
 
 def test_ctrl_c_says_how_to_go_on() -> None:
@@ -532,7 +532,7 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
 
 def test_an_unknown_schema_is_answered_in_sentences() -> None:
     done = run("schema", "zzz")
-    assert done.stderr == "error: no schema 'zzz'. There are sample, manifest, reject, report, table-map.\n"
+    assert done.stderr == "error: no schema 'zzz'. The schemas are sample, manifest, reject, report, table-map.\n"
     assert "table-map" in run("schema", "--help").stdout
 
 

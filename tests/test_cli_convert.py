@@ -143,7 +143,7 @@ def test_an_option_that_convert_has_itself_is_refused(tmp_path: Path) -> None:
     )
     done = run_cli("convert", "--converter", tmp_path / "x.py", "--out_dir", tmp_path / "out", "--source", tmp_path)
     assert done.returncode == 2
-    assert "a has an option 'limit', which convert itself has already; rename it in O" in done.stderr
+    assert "a has an option 'limit', which is an option of convert itself; rename it in O" in done.stderr
 
 
 @pytest.mark.skipif(not CLIPS.exists(), reason="needs the mini set")

@@ -343,7 +343,7 @@ def test_a_damaged_publication_is_refused_by_readers_and_writers_alike(
         code, out, err = cli(*args)
         assert (code, out) == (2, "")
         assert "publishing.json: is damaged" in err
-        assert "make the set again in a new folder, or remove this file if you know that the set is whole" in err
+        assert "make the set again in a new folder, or remove this file if you know that the set is complete" in err
     assert {name: each for name, each in state(directory).items() if not name.endswith(("lock", "/validate"))} == before
     path.unlink()
     assert cli("validate", directory)[0] == 0

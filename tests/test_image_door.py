@@ -508,7 +508,7 @@ def test_without_the_extra_a_heic_photo_is_a_reject_that_names_it(monkeypatch: p
     with pytest.raises(Reject) as caught:
         prepare_picture(DraftImage(photo), "train")
     assert caught.value.code == "image-unreadable"
-    assert "is a HEIC photo; what reads it is installed by" in caught.value.message
+    assert "is a HEIC photo; install the extra that reads it with" in caught.value.message
     assert "'.[heic]' in a clone of phi3v" in caught.value.message
 
 

@@ -100,7 +100,7 @@ def test_a_source_text_is_read_in_what_spreadsheets_write(tmp_path: Path, encodi
 def test_damaged_texts_are_one_sentence(tmp_path: Path) -> None:
     for data, words in (
         (gzip.compress(b"hello" * 100)[:-4], "damaged or cut gzip"),
-        ("ab".encode("utf-16") + b"\x00", "not UTF-16 throughout"),
+        ("ab".encode("utf-16") + b"\x00", "not valid UTF-16"),
         (b"PK\x03\x04", "is zip, not text"),
         (gzip.compress(bytes(80 << 20), 9), "more than 200 times its size"),
     ):

@@ -89,7 +89,7 @@ def test_files_that_do_not_go_together_are_told() -> None:
     assert two_names.files == ("a_train.jsonl", "b_train.jsonl")
     assert "several names: 'a', 'b'" in two_names.conflicts[0]
     beside = find_splits(["a_train.jsonl", "a_train-00000-of-00001.jsonl"]).splits["train"]
-    assert "beside the whole file a_train.jsonl" in beside.conflicts[0]
+    assert "next to the whole file a_train.jsonl" in beside.conflicts[0]
     totals = find_splits(["a_train-00000-of-00001.jsonl", "a_train-00000-of-00002.jsonl"]).splits["train"]
     assert totals.missing == ("a_train-00001-of-00002.jsonl",)
     assert "shards of 1 and of 2" in totals.conflicts[0]

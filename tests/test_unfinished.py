@@ -227,7 +227,7 @@ def test_an_interrupted_conversion_is_no_set_and_no_wrong_directory(
     killed_before("replace", 3, lambda: convert(source, out))
     assert [path.name for path in out.iterdir()] == [".phi3v"]
     sentence = (
-        f"{out}: an interrupted conversion is there (or one that is still running), and no set yet; run the same "
+        f"{out}: contains an interrupted conversion (or one that is still running), and no set yet; run the same "
         "command again to finish it"
     )
     new = tmp_path / "new"

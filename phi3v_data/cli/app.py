@@ -5,18 +5,18 @@ from phi3v_data.cli.base import CommandSpec, make_group, run
 COMMANDS = {
     "convert": CommandSpec("phi3v_data.cli.convert:command", "Turn a dataset into a conversations directory."),
     "validate": CommandSpec("phi3v_data.cli.validate:validate", "Check a directory and report every problem in it."),
-    "explain": CommandSpec("phi3v_data.cli.explain:explain", "Explain a problem code: what, why, how to mend it."),
+    "explain": CommandSpec("phi3v_data.cli.explain:explain", "Explain a problem code: meaning, reason, example, fix."),
     "schema": CommandSpec("phi3v_data.cli.schema:schema", "Print the JSON Schema of a file, or write all of them."),
     "stats": CommandSpec("phi3v_data.cli.stats:stats", "Count a set: labels, lengths, image sizes, duplicates."),
     "preview": CommandSpec("phi3v_data.cli.preview:preview", "Show a row in the terminal, or a gallery as a page."),
     "card": CommandSpec("phi3v_data.cli.card:card", "Write a dataset card, DIR/README.md."),
-    "clean": CommandSpec("phi3v_data.cli.clean:clean", "Copy what is sound of a set; list what was left out."),
-    "split": CommandSpec("phi3v_data.cli.split:split", "Divide a set into splits that leak nothing."),
+    "clean": CommandSpec("phi3v_data.cli.clean:clean", "Copy the valid rows of a set; list what was left out."),
+    "split": CommandSpec("phi3v_data.cli.split:split", "Divide a set into splits without leaks."),
     "merge": CommandSpec("phi3v_data.cli.merge:merge", "Join several sets into one."),
     "converters": CommandSpec("phi3v_data.cli.converters:converters", "List the converters and their options."),
 }
 
-HELP = "Prepare and prove conversations directories: pictures and video frames with questions and answers."
+HELP = "Prepare and validate conversations directories: images and video frames with questions and answers."
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""What every command line of the project shares: names, lazy loading, errors, exit codes.
+"""Shared parts of the command lines: option names, lazy loading, errors, exit codes.
 
     COMMANDS = {"validate": CommandSpec("phi3v_data.cli.validate:validate", "Check a directory.")}
     def main() -> None:
-        run(make_group("phi3v-data", "What it is for.", COMMANDS))
+        run(make_group("phi3v-data", "Purpose of the program.", COMMANDS))
 
 A command is a plain function with Typer annotations; its module is imported only when the command runs, so that the
-group's help stays as quick as an empty Typer application's. Exit codes: 0 good, 1 problems found, 2 could not run,
-130 interrupted, 141 the reader of the pipe went away.
+group's help is as fast as that of an empty Typer application. Exit codes: 0 success, 1 problems found, 2 could not
+run, 130 interrupted, 141 broken pipe.
 
-Nothing here imports click: recent Typer releases carry their own copy of it.
+This module does not import click: recent Typer releases bundle their own copy.
 """
 
 import errno
@@ -31,7 +31,7 @@ from phi3v_data.messages import short
 
 GOOD, PROBLEMS, COULD_NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
-Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only results and errors.")]
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors, no progress.")]
 """The `--quiet` of every command: `quiet: Quiet = False`, passed on to `phi3v_data.cli.console`."""
 
 OPTIONAL_PACKAGES = {
@@ -58,14 +58,14 @@ OPTIONAL_PACKAGES = {
 """Importable name of each optional package -> the extra that installs it."""
 
 TABLE_COLUMNS = 128
-"""Narrowest terminal in which the table of the longest option names is whole."""
+"""Narrowest terminal in which Rich's table does not cut the longest option names."""
 
 _OBSTACLES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(frozen=True, slots=True)
 class CommandSpec:
-    """Where a command lies and what the group's help says of it.
+    """Import path of a command and its line in the group's help.
 
     `target` is `module:name` of a function, of a `typer.Typer`, or of a ready command object.
     """
@@ -77,7 +77,7 @@ class CommandSpec:
 def command_info(
     *, examples: Sequence[str], interrupted: str = "Run the same command again."
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command function the examples of its help and the sentence shown after Ctrl-C."""
+    """Attach to a command function the examples for its help and the sentence shown after Ctrl-C."""
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         function.__dict__.update(examples=tuple(examples), interrupted=interrupted)
@@ -87,7 +87,7 @@ def command_info(
 
 
 def snake_case(token: str) -> str:
-    """`num-crops` and `num_crops` are one name: Typer's `token_normalize_func`."""
+    """The option name with `_` for `-`: Typer's `token_normalize_func`, so that both spellings work."""
     return token.replace("-", "_")
 
 
@@ -95,7 +95,7 @@ CONTEXT_SETTINGS: dict[str, Any] = {"token_normalize_func": snake_case, "help_op
 
 
 class Command(TyperCommand):
-    """A command whose help shows `--snake_case` and whose options may be typed in kebab-case as well."""
+    """A command whose help shows `--snake_case` and whose options also work in kebab-case."""
 
     interrupted: str = "Run the same command again."
 
@@ -107,14 +107,14 @@ class Command(TyperCommand):
                 _show_snake_case(param, param.name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Rich's table where it has room; in a narrow terminal, where it would cut the names, plain lists."""
+        """Print the help: Rich's tables, or plain lists in a terminal too narrow for them."""
         if get_terminal_size().columns < TABLE_COLUMNS:
             self.rich_markup_mode = None
             self.help, self.epilog = _plain(self.help), _plain(self.epilog)
         super().format_help(ctx, formatter)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Plain lists, one for each panel; a name that is too long for its column has a line of its own."""
+        """Write plain lists, one for each panel; a name too long for its column gets its own line."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -127,20 +127,20 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; what it prints is printable."""
+        """Run the command with stdout and stderr that escape control characters."""
         with printable_streams():
             return super().invoke(ctx)
 
 
 def _show_snake_case(option: TyperOption, name: str) -> None:
-    """Respell the option names that Typer derived itself; those written out by hand stay (`--no-tqdm`)."""
+    """Rename options that Typer derived itself; names given explicitly stay (`--no-tqdm`)."""
     kebab = name.replace("_", "-")
     option.opts = [f"--{name}" if opt == f"--{kebab}" else opt for opt in option.opts]
     option.secondary_opts = [f"--no_{name}" if opt == f"--no-{kebab}" else opt for opt in option.secondary_opts]
 
 
 def make_command(function: Callable[..., Any], *, name: str, help: str = "", cls: type[Command] = Command) -> Any:  # noqa: A002 - Typer's own word
-    """Build the command of `function`; its docstring (or `help`) and its examples make the help text."""
+    """Build the command of `function`; its help text is its docstring (or `help`) and its examples."""
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
     examples = getattr(function, "examples", ())
     epilog = "\n\n".join(["Examples:", *(_literal(line) for line in examples)]) if examples else None
@@ -151,22 +151,22 @@ def make_command(function: Callable[..., Any], *, name: str, help: str = "", cls
 
 
 def _paragraphs(text: str) -> str:
-    """A docstring with each paragraph on one line, so that help wraps it to the terminal."""
+    """The docstring with each paragraph on one line, so that help wraps it to the terminal."""
     return "\n\n".join(_literal(" ".join(paragraph.split())) for paragraph in cleandoc(text).split("\n\n"))
 
 
 def _literal(text: str) -> str:
-    """Text whose brackets are no markup."""
+    """The text with brackets escaped, so that Rich does not read them as markup."""
     return text.replace("[", r"\[")
 
 
 def _plain(text: str | None) -> str | None:
-    """`_literal` undone, for output that knows no markup."""
+    """The text before `_literal`, for output without markup."""
     return text and text.replace(r"\[", "[")
 
 
 class LazyCommand(TyperCommand):
-    """Stands in the group's table; imports the real command when it is asked to run or to complete."""
+    """Placeholder in the group's table; imports the real command to run it or to complete its arguments."""
 
     def __init__(self, name: str, spec: CommandSpec) -> None:
         super().__init__(name, help=spec.help, short_help=spec.help, rich_markup_mode="rich")
@@ -187,12 +187,12 @@ class LazyCommand(TyperCommand):
         return self.loaded
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse with the real command; the context returned is bound to it, so it is also what runs."""
+        """Parse with the real command; the context returned is bound to it, so that it also runs."""
         return self.load().make_context(*args, **kwargs)
 
 
 class Group(TyperGroup):
-    """The commands of one program; turns what stops a command into one line on stderr and an exit code."""
+    """The commands of one program; reports an error as one line on stderr and an exit code."""
 
     table: ClassVar[Mapping[str, CommandSpec]] = {}
     aliases: ClassVar[Mapping[str, str]] = {}
@@ -203,7 +203,7 @@ class Group(TyperGroup):
             self.commands.setdefault(name, LazyCommand(name, spec))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command; an unknown one is answered with the names that look like it."""
+        """Find the command; for an unknown one, suggest similar names."""
         name = snake_case(args[0])
         if name in self.aliases:
             name = self.aliases[name]
@@ -218,7 +218,7 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; mistakes of the user and obstacles of the machine exit with 2 and no traceback."""
+        """Run the command; errors of the user or the environment exit with 2, without a traceback."""
         words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
         try:
             return super().invoke(ctx)
@@ -236,7 +236,7 @@ class Group(TyperGroup):
             if package not in OPTIONAL_PACKAGES:
                 raise
             extra = OPTIONAL_PACKAGES[package]
-            fail(f"this needs the package {package!r}, which is not installed: {how_to_install(extra)}")
+            fail(f"this command needs the package {package!r}, which is not installed: {how_to_install(extra)}")
         except OSError as error:
             if error.errno not in _OBSTACLES:
                 raise
@@ -245,7 +245,7 @@ class Group(TyperGroup):
 
 
 def as_typed(message: str, words: Sequence[str]) -> str:
-    """A message in which paths stand as the user typed them, not from the root."""
+    """The message with paths as the user typed them, not absolute."""
     pieces = {piece for word in words for piece in (word, word.partition("=")[2]) if piece}
     paths = {os.path.abspath(piece): piece for piece in pieces if piece[0] not in "-/~"}
     for path in sorted(paths, key=len, reverse=True):
@@ -254,7 +254,7 @@ def as_typed(message: str, words: Sequence[str]) -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """Say on stderr why the command could not run, and leave with exit code 2."""
+    """Print on stderr why the command could not run, and exit with code 2."""
     lines = "\n".join(map(short, message.split("\n")))
     print(f"error: {lines}", file=sys.stderr)
     raise typer.Exit(COULD_NOT_RUN)
@@ -269,7 +269,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def make_group(name: str, help: str, commands: Mapping[str, CommandSpec], aliases: Mapping[str, str] = {}) -> Any:  # noqa: A002 - Typer's own word
-    """Build a program out of its table of commands; `aliases` are other names of some, which help leaves out."""
+    """Build a program from its table of commands; `aliases` are alternative names, not shown in help."""
     group_class = type("Group", (Group,), {"table": commands, "aliases": aliases})
     app = typer.Typer(
         name=name,
@@ -294,14 +294,14 @@ def make_group(name: str, help: str, commands: Mapping[str, CommandSpec], aliase
 def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
     """Run a program and end the process with its exit code.
 
-    A defect of ours shows its traceback and exits with 2, never 1: that one means "problems found".
+    A bug in phi3v prints its traceback and exits with 2, never with 1, which means "problems found".
     """
     open_streams()
     try:
         try:
             group.main(args=args, prog_name=group.name)
         except SystemExit as stop:
-            if isinstance(stop.__context__, BrokenPipeError):  # rich and click make a 1 of it: "problems found"
+            if isinstance(stop.__context__, BrokenPipeError):  # rich and click make it a 1: "problems found"
                 raise stop.__context__ from None
             code = stop.code if isinstance(stop.code, int) else GOOD if stop.code is None else COULD_NOT_RUN
         else:
@@ -318,13 +318,13 @@ def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
         from traceback import print_exc
 
         print_exc(file=cast(IO[str], PrintableStream(sys.stderr)))
-        print("error: this is a defect of phi3v, not of your data; please report the lines above", file=sys.stderr)
+        print("error: this is a bug in phi3v, not in your data; please report the lines above", file=sys.stderr)
         code = COULD_NOT_RUN
     sys.exit(code)
 
 
 def _flush(code: int) -> int:
-    """Write out what stdout still holds; gives the exit code of a run that would have ended with `code`."""
+    """Flush stdout; return the exit code of a run that would have ended with `code`."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -332,7 +332,7 @@ def _flush(code: int) -> int:
     except OSError as error:
         if code != COULD_NOT_RUN:
             return _unwritten(error)
-        drop_output()  # why it could not run has been said
+        drop_output()  # the error has been printed
     return code
 
 

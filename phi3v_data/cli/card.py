@@ -11,20 +11,20 @@ from phi3v_data.cli.base import command_info
 @command_info(examples=["phi3v-data card DIR", "phi3v-data card DIR --license cc-by-4.0 --samples 10"])
 def card(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
-    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Samples that are shown; 0 for none.")] = 6,
+    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Number of samples to show; 0 for none.")] = 6,
     embed: Annotated[
-        bool, typer.Option("--embed", help="Small pictures inside the file, instead of links to images/.")
+        bool, typer.Option("--embed", help="Embed small images in the file instead of linking to images/.")
     ] = False,
     license_id: Annotated[
-        str, typer.Option("--license", metavar="ID", help="Licence, in place of that of dataset.json: cc-by-4.0.")
+        str, typer.Option("--license", metavar="ID", help="Licence, instead of the one in dataset.json: cc-by-4.0.")
     ] = "",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a README.md that another hand has written.")
+        bool, typer.Option("--overwrite", help="Replace a README.md that this command did not write.")
     ] = False,
 ) -> None:
     """Write DIR/README.md: the header that the Hugging Face Hub reads, counts, labels, licence, sources, samples.
 
-    A card of ours is written anew; a README.md of another hand is left alone.
+    A card written by this command is replaced; any other README.md is kept, unless --overwrite is given.
     """
     from phi3v_data.sets.card import write_card
 

@@ -1,6 +1,6 @@
-"""Where a command writes: results on stdout, progress and notes on stderr.
+"""Output of a command: results on stdout, progress and notes on stderr.
 
-rich is imported when the first console is made, so that a command's help does not pay for it twice.
+rich is imported when the first console is created, so that the help of a command stays fast.
 """
 
 import sys
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two progress lines where stderr is not a terminal."""
+"""Seconds between two progress lines if stderr is not a terminal."""
 
 PLAIN_WIDTH = 120
-"""Columns of tables where the output is not a terminal."""
+"""Width of tables, in columns, if the output is not a terminal."""
 
 
 def make_console(file: IO[str] | None = None) -> "Console":
-    """A console on `file` (default stdout): colours on terminals only, `NO_COLOR` respected, no guessed markup, and no
-    escape codes but its own.
+    """A console on `file` (default stdout): colours on terminals only, `NO_COLOR` respected, no guessed markup, and
+    only its own escape codes.
     """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -43,12 +43,12 @@ def make_console(file: IO[str] | None = None) -> "Console":
 
 
 class ProgressBar:
-    """Progress of one command, called as `progress(stage, done, total)`; `total` None where it is not known yet.
+    """Progress of one command, called as `progress(stage, done, total)`; `total` is None if not known yet.
 
-    `units` says what is counted in stages whose name does not.
+    `units` names the unit of stages whose name does not.
 
-    A bar with rate and time left on a terminal; elsewhere a plain line every 10 seconds; nothing when `quiet`. Calling
-    it costs about a microsecond between two updates, so callers need not throttle.
+    Shows a bar with rate and time left on a terminal, elsewhere a plain line every 10 seconds, and nothing if `quiet`.
+    A call between two updates takes about a microsecond, so callers need not throttle.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ProgressBar:
             print(self._line(stage, done, total, now), file=self._file, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was, the last state of each bar on it."""
+        """Stop the display; the last state of each bar stays on the terminal."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -154,6 +154,6 @@ def _make_rich_progress(file: IO[str]) -> "Progress":
 
 @contextmanager
 def progress_bar(*, quiet: bool = False, units: Mapping[str, str] | None = None) -> Iterator[ProgressBar]:
-    """`with progress_bar(quiet=quiet) as progress: ... progress("images", 10, 200)`."""
+    """Yield a progress bar: `with progress_bar(quiet=quiet) as progress: ... progress("images", 10, 200)`."""
     with ProgressBar(quiet=quiet, units=units) as bar:
         yield bar

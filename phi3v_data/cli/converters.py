@@ -17,7 +17,7 @@ def converters(
     converter: Annotated[
         list[str] | None, typer.Option(metavar="FILE.py", help="List the converters of this file, too.")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """List the converters: built in, installed by other packages, and those of files named here."""
     from rich.markup import escape

@@ -10,11 +10,12 @@ from phi3v_data.cli.base import command_info
 @command_info(examples=["phi3v-data explain image-missing", "phi3v-data explain"])
 def explain(
     code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="A code that `validate` printed; all are listed when left out.")
+        str | None,
+        typer.Argument(metavar="CODE", help="A code printed by `validate`; without it, all codes are listed."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole catalogue as a Markdown page.")] = False,
 ) -> None:
-    """Explain a problem code: what it means, why it hurts a training run, an example, how to mend it."""
+    """Explain a problem code: what it means, why it hurts a training run, an example, how to fix it."""
     from phi3v_data.cli.console import make_console
     from phi3v_data.problems import PROBLEMS
     from phi3v_data.problems.outcomes import describe_outcome

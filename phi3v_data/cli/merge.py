@@ -12,14 +12,14 @@ from phi3v_data.errors import UserError
 
 @command_info(
     examples=["phi3v-data merge A B OUT", "phi3v-data merge A B C OUT --name all --images copy"],
-    interrupted="The sets are as they were; the same command starts over.",
+    interrupted="The sets are unchanged; the same command starts over.",
 )
 def merge(
     directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR... OUT", help="The sets to join, and where the new one goes.")
+        list[Path], typer.Argument(metavar="DIR... OUT", help="The sets to join, and the directory for the new one.")
     ],
     name: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the new set; else the names of the sets, joined by -.")
+        str, typer.Option(metavar="NAME", help="Name of the new set. Default: the names of the sets joined by -.")
     ] = "",
     images: Images = ImagesName.link,
     overwrite: Overwrite = False,
@@ -27,9 +27,9 @@ def merge(
 ) -> None:
     """Join sets into one.
 
-    Ids stay where they are unique; where not, such rows get their set's name in front. A picture whose name an earlier
-    set has for other content moves to a folder named after its set. Splits of one name are joined. Whatever had to
-    change or does not agree (task, metrics, num_crops) is said.
+    Ids are kept if they are unique; otherwise the name of the set is put in front. An image whose path is used by an
+    earlier set for other content is moved to a folder named after its set. Splits with the same name are joined. What
+    had to change or does not agree (task, metrics, num_crops) is reported.
     """
     from phi3v_data.cli.console import progress_bar
     from phi3v_data.sets.merge import merge_sets
@@ -37,7 +37,7 @@ def merge(
 
     *sources, out_dir = directories
     if not sources:
-        raise UserError("merge needs at least two folders: those to read, then OUT, where the new set goes")
+        raise UserError("merge needs at least two folders: the sets to read, then OUT, the folder of the new set")
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         result = merge_sets(
             sources, out_dir, name=name, images=ImageMode(images.value), overwrite=overwrite, progress=progress

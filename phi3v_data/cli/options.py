@@ -1,6 +1,6 @@
 """Pydantic fields as command-line options: a converter's options, the settings of a run.
 
-Values reach the model, not the command line's own parser, so that a wrong one is answered by one sentence.
+Values are parsed by the model, not by the command line's parser, so that an invalid one gives a one-sentence error.
 """
 
 import inspect
@@ -18,16 +18,16 @@ from phi3v_data.errors import UserError
 
 
 def with_options(function: Callable[..., Any], model: type[BaseModel], panel: str, owner: str) -> Callable[..., Any]:
-    """`function(**common, options={...})` as a Typer function that takes the model's fields as options as well.
+    """Turn `function(**common, options={...})` into a Typer function that also takes the model's fields as options.
 
     Raises:
-        UserError: a field has the name of an option that every converter has.
+        UserError: a field has the name of an option that all converters have.
     """
     signature = inspect.signature(function)
     common = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
     if taken := sorted(common.keys() & model.model_fields.keys()):
         raise UserError(
-            f"{owner} has an option {taken[0]!r}, which convert itself has already; rename it in {model.__name__}"
+            f"{owner} has an option {taken[0]!r}, which is an option of convert itself; rename it in {model.__name__}"
         )
     own = [option_parameter(name, field, panel) for name, field in model.model_fields.items()]
 
@@ -47,7 +47,7 @@ def with_options(function: Callable[..., Any], model: type[BaseModel], panel: st
 
 
 def describe_fields(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Name -> type in words, default and help of each field, for lists of options."""
+    """Map the name of each field to its type in words, default and help, for lists of options."""
     return {
         name: {
             "type": _words(field.annotation),
@@ -60,7 +60,7 @@ def describe_fields(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
 
 
 def option_parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
-    """A Typer option for one field, None where it is not given; a list may be given several times."""
+    """A Typer option for one field: None if not given; an option for a list may be repeated."""
     inner = _without_none(field.annotation)
     is_flag = inner is bool
     is_list = get_origin(inner) in (list, tuple, set, frozenset)
@@ -81,7 +81,7 @@ def option_parameter(name: str, field: FieldInfo, panel: str) -> inspect.Paramet
 
 
 def _read(value: Any, annotation: Any) -> Any:
-    """What a typed word means to a field; a word that means nothing stays, for the model to refuse."""
+    """Convert a command-line value to a field's type; an invalid one is returned as it is, for the model to reject."""
     inner = _without_none(annotation)
     if isinstance(value, list):
         element = get_args(inner)[0] if get_args(inner) else str
@@ -116,7 +116,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _words(annotation: Any) -> str:
-    """A type as help shows it: `INTEGER`, `[floor|center]`."""
+    """The type as shown in help: `INTEGER`, `[floor|center]`."""
     inner = _without_none(annotation)
     if get_origin(inner) is Literal:
         return f"[{'|'.join(str(value) for value in get_args(inner))}]"

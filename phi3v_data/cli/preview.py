@@ -1,4 +1,4 @@
-"""`phi3v-data preview`: look at a set."""
+"""`phi3v-data preview`: shows rows of a set."""
 
 import sys
 from pathlib import Path
@@ -20,22 +20,23 @@ from phi3v_data.cli.sets import Workers
 def preview(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with a gallery and charts instead.")
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with a gallery and charts instead.")
     ] = None,
     row: Annotated[
-        int | None, typer.Option(metavar="N", help="Which row, from 0; negative from the end; else the first.")
+        int | None,
+        typer.Option(metavar="N", help="Index of the row, from 0; negative counts from the end. Default: 0."),
     ] = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of which split; else the first.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the row. Default: the first one.")] = None,
     num_crops: Annotated[
-        int | None, typer.Option(min=1, max=16, metavar="N", help="Tile budget of token counts.")
+        int | None, typer.Option(min=1, max=16, metavar="N", help="Tile budget for token counts.")
     ] = None,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show one row in the terminal, its pictures in words, or make a page with a gallery of the set.
+    """Show one row in the terminal, with a description of its images, or write a page with a gallery of the set.
 
-    The page is that of `validate --html`; it needs no network and shows up to 500 samples. Where the set was validated
-    before, its report is used; else rows and headers of pictures are checked first.
+    The page is the same as that of `validate --html`; it needs no network and shows up to 500 samples. If the set has
+    been validated, its report is used; otherwise rows and image headers are checked first.
     """
     from phi3v_data.cli.console import progress_bar
     from phi3v_data.cli.sets import num_workers
@@ -58,4 +59,4 @@ def preview(
         write_html(report, directory, html, progress=progress)
     print(html)
     if report.level == "quick" and not quiet:
-        print("note: checked at level quick; `phi3v-data validate` decodes every picture", file=sys.stderr)
+        print("note: checked at level quick; `phi3v-data validate` decodes every image", file=sys.stderr)

@@ -17,15 +17,15 @@ from phi3v_data.cli.base import command_info
 def schema(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="sample, manifest, reject, report or table-map; all when left out."),
+        typer.Argument(metavar="NAME", help="sample, manifest, reject, report or table-map. Default: all."),
     ] = None,
     out_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write DIR/NAME.schema.json instead of printing.")
+        Path | None, typer.Option(metavar="DIR", help="Write DIR/NAME.schema.json instead of printing it.")
     ] = None,
 ) -> None:
-    """Print the JSON Schema (draft 2020-12) of a file of the format, or of all of them.
+    """Print the JSON Schema (draft 2020-12) of one file of the format, or of all files.
 
-    NAME is sample, manifest, reject, report or table-map; without it, prints one object that holds all schemas by name.
+    NAME is sample, manifest, reject, report or table-map; without it, one object with all schemas by name is printed.
     """
     from phi3v_data.files import write_text
     from phi3v_data.schema_files import SCHEMAS, json_schema, to_text

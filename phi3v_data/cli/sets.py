@@ -1,4 +1,4 @@
-"""What the commands that write a set share: their options and their last line."""
+"""Shared options and the last line of the commands that write a set."""
 
 import os
 from enum import StrEnum
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class ImagesName(StrEnum):
-    """How pictures come into a new set."""
+    """Whether images are linked or copied into a new set."""
 
     link = "link"
     copy = "copy"
 
 
 class LevelName(StrEnum):
-    """How much of the pictures is read."""
+    """Depth of the checks on images: headers only, or all pixels."""
 
     quick = "quick"
     full = "full"
 
 
 class ByName(StrEnum):
-    """What rows are told apart by."""
+    """Key by which rows are divided."""
 
     group = "group"
     image = "image"
@@ -36,23 +36,23 @@ class ByName(StrEnum):
 
 
 Images: TypeAlias = Annotated[
-    ImagesName, typer.Option(help="Pictures are hard links to those of DIR (copies where that cannot be), or copies.")
+    ImagesName, typer.Option(help="Hard-link the images of DIR (copy them if links are not possible), or copy them.")
 ]
 Overwrite: TypeAlias = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the set in OUT; it stays until the new one is complete.")
+    bool, typer.Option("--overwrite", help="Replace the set in OUT; the old one is kept until the new one is complete.")
 ]
 Workers: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Processes that read images; else one for each core.")
+    int | None, typer.Option(min=1, metavar="N", help="Processes that read images. Default: one per core.")
 ]
 
 
 def num_workers(workers: int | None) -> int:
-    """Processes to use: as given, else the machine's cores."""
+    """The number of processes: as given, else the number of cores."""
     return workers or len(os.sched_getaffinity(0))
 
 
 def finish(out_dir: Path, result: "SetResult", *, quiet: bool, more: str = "") -> None:
-    """Print what the new set holds, and on stderr what a person should know of it."""
+    """Print a summary of the new set, and its notes on stderr."""
     for note in result.notes if not quiet else ():
         typer.echo(f"note: {note}", err=True)
     print(summary(out_dir, result) + more)

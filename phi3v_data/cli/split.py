@@ -1,4 +1,4 @@
-"""`phi3v-data split`: the rows of a set in splits of one's own."""
+"""`phi3v-data split`: divides the rows of a set into new splits."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,35 +15,33 @@ from phi3v_data.cli.sets import ByName, Images, ImagesName, LevelName, Overwrite
         "phi3v-data split DIR OUT --split train=0.9,val=0.1 --stratify --seed 3",
         "phi3v-data split DIR OUT --split train=0.8,test=0.2 --by image --images copy",
     ],
-    interrupted="DIR is as it was; the same command starts over.",
+    interrupted="DIR is unchanged; the same command starts over.",
 )
 def split(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
-    out_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Where the new set goes.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Directory for the new set.")],
     shares: Annotated[
         str, typer.Option("--split", metavar="SHARES", help="Splits and their shares: train=0.8,val=0.1,test=0.1.")
     ],
     by: Annotated[
-        ByName, typer.Option(help="What stays together, beside rows that share a picture: groups, or nothing more.")
+        ByName, typer.Option(help="Rows that stay together, besides those that share an image: groups, or none.")
     ] = ByName.group,
     stratify: Annotated[
-        bool, typer.Option("--stratify", help="Each split gets its share of every label (last answer), too.")
+        bool, typer.Option("--stratify", help="Give each split its share of every label (last answer).")
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", help="Another seed, another division.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed; another one gives another division.")] = 0,
     images: Images = ImagesName.link,
-    level: Annotated[
-        LevelName, typer.Option(help="full: pictures are the same by their pixels; quick: by their paths.")
-    ] = LevelName.full,
+    level: Annotated[LevelName, typer.Option(help="full: compare images by pixels; quick: by paths.")] = LevelName.full,
     workers: Workers = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Divide the rows of a directory into new splits that leak nothing.
+    """Divide the rows of a directory into new splits without leaks.
 
-    The shares are met exactly where whole groups allow it: groups (or images, or ids) are taken in the order of their
-    hashes, up to each split's quota. Rows that are added later can move others; `convert --split` never moves one. Rows
-    that share an image, and rows without images that share all their text, stay together. Shares that would need a leak
-    are refused.
+    The shares are met exactly if whole groups allow it: groups (or images, or ids) are taken in the order of their
+    hashes, up to the quota of each split. Rows that are added later can move other rows; with `convert --split` they
+    cannot. Rows that share an image, and rows without images that have the same text, stay together. Shares that would
+    need a leak are refused.
     """
     from phi3v_data.cli.console import progress_bar
     from phi3v_data.cli.sets import num_workers

@@ -1,4 +1,4 @@
-"""`phi3v-data stats`: a set in numbers."""
+"""`phi3v-data stats`: statistics of a set."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,21 +11,22 @@ from phi3v_data.cli.sets import LevelName, Workers
 
 @command_info(
     examples=["phi3v-data stats DIR", "phi3v-data stats DIR --level quick", "phi3v-data stats DIR --json | jq .splits"],
-    interrupted="DIR is as it was; run the same command again.",
+    interrupted="DIR is unchanged; run the same command again.",
 )
 def stats(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
     level: Annotated[
-        LevelName, typer.Option(help="full: duplicates, too, which reads every image; quick: headers only.")
+        LevelName, typer.Option(help="full: decode every image and find duplicates; quick: read headers only.")
     ] = LevelName.full,
     num_crops: Annotated[
-        int | None, typer.Option(min=1, max=16, metavar="N", help="Tile budget; else dataset.json, else 16.")
+        int | None,
+        typer.Option(min=1, max=16, metavar="N", help="Tile budget. Default: that of dataset.json, else 16."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Count a directory: splits, label balance, lengths of texts, image sizes, tokens, duplicates."""
+    """Count the contents of a directory: splits, label balance, text lengths, image sizes, tokens, duplicates."""
     from json import dumps
 
     from phi3v_data.cli.console import make_console, progress_bar

@@ -1,8 +1,8 @@
-"""stdout and stderr as every command gets them: there even where the shell closed them, and free of escape codes.
+"""stdout and stderr for commands: open even if the shell closed them, and with control characters escaped.
 
-Names of files and members, cells of tables and texts of rows reach the screen in many messages. What could steer a
-terminal in them is spelled out here, once, for everything that a command prints. rich's own colours and cursor moves
-are not data: its consoles write to the stream behind (`phi3v_data.cli.console`).
+File names, archive members, table cells and row texts are printed in many messages. Control characters in them are
+escaped here, for everything that a command prints. rich's own colours and cursor moves are not data: its consoles write
+to the underlying stream (`phi3v_data.cli.console`).
 """
 
 import os
@@ -17,13 +17,13 @@ _STREAMS = ("stdin", "stdout", "stderr")
 
 
 class PrintableStream:
-    """A text stream that writes what is printable; all else is that of the stream behind."""
+    """A text stream that escapes control characters; other attributes are those of the underlying stream."""
 
     def __init__(self, behind: IO[str]) -> None:
         self.behind = behind
 
     def write(self, text: str) -> int:
-        """Write a text. A carriage return at its start stays: progress lines begin with one."""
+        """Write a text. A carriage return at its start is kept: progress lines begin with one."""
         head = "\r" if text.startswith("\r") else ""
         self.behind.write(head + printable(text[len(head) :]))
         return len(text)
@@ -38,13 +38,13 @@ class PrintableStream:
 
 
 def stream_behind(stream: Any) -> Any:
-    """The stream itself, for a writer that spells out what steers terminals by its own means."""
+    """The underlying stream, for a writer that escapes control characters itself."""
     return stream.behind if isinstance(stream, PrintableStream) else stream
 
 
 @contextmanager
 def printable_streams() -> Iterator[None]:
-    """Let stdout and stderr write what is printable."""
+    """Escape control characters on stdout and stderr inside the block."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
         stream if isinstance(stream, PrintableStream) else PrintableStream(stream) for stream in before
@@ -56,9 +56,9 @@ def printable_streams() -> Iterator[None]:
 
 
 def open_streams() -> None:
-    """Give a process whose stdin, stdout or stderr was closed (`>&-`) one that leads nowhere.
+    """Open `/dev/null` for each of stdin, stdout and stderr that was closed (`>&-`).
 
-    Otherwise the next file that is opened would get its number, and what is printed would end up in that file.
+    Otherwise the next file opened would get its descriptor, and printed text would end up in that file.
     """
     for number, name in enumerate(_STREAMS):
         if getattr(sys, name) is not None:
@@ -79,7 +79,7 @@ def open_streams() -> None:
 
 
 def drop_output() -> None:
-    """Let what is still to be written to stdout go nowhere: its reader is gone, or its disk is full."""
+    """Discard the rest of stdout: its reader is gone, or its disk is full."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

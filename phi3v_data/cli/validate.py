@@ -25,7 +25,7 @@ class LevelName(StrEnum):
         "phi3v-data validate DIR --html report.html",
         "phi3v-data validate DIR --json | jq .summary.problems",
     ],
-    interrupted="DIR is as it was; run the same command again.",
+    interrupted="DIR is unchanged; run the same command again.",
 )
 def validate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory, complete or bare.")],
@@ -50,7 +50,7 @@ def validate(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Processes that read images; else one for each core."),
+        typer.Option(min=1, metavar="N", help="Processes that read images. Default: one per core."),
     ] = None,
     max_problems: Annotated[
         int, typer.Option(min=1, metavar="N", help="Findings of one code that are listed; all are counted.")

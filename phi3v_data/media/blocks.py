@@ -1,7 +1,7 @@
-"""What the parts of a file say before a decoder sees it: size, frames, checksums, text that unfolds.
+"""Checks the segments of an image file before it is decoded: size, frames, checksums, compressed text.
 
-Pillow reads most parts of a file in Python, one by one, and believes their lengths; what is counted here bounds that.
-Where a file ends early these readers stop in silence: the decoder says so.
+Pillow reads most segments of a file in Python, one by one, and trusts their lengths; the counts here limit that work.
+If a file ends early these readers stop without an error: the decoder reports it.
 """
 
 import re
@@ -30,11 +30,11 @@ class Extent(NamedTuple):
 
 
 def extent(kind: str, data: bytes) -> Extent | None:
-    """Size and frames by the file's own parts; None where only the decoder can tell (AVIF, damaged headers).
+    """Size and frames from the headers of the file; None if only the decoder can tell (AVIF, damaged headers).
 
     Raises:
-        UnreadableImageError: a PNG chunk has a wrong checksum, there is no header.
-        TooLargeImageError: more parts or more text than `LIMITS` allow; the size is for the caller to judge.
+        UnreadableImageError: a PNG chunk has a wrong checksum, or there is no header.
+        TooLargeImageError: more segments or text than `LIMITS` allows; the caller checks the size.
     """
     reader = {"GIF": _gif, "TIFF": _tiff, "WEBP": _webp, "BMP": _bmp, "PPM": _ppm, "PNG": png_header}.get(kind)
     try:
@@ -52,7 +52,7 @@ def png_header(data: bytes) -> Extent | None:
 
 
 def check_png(data: bytes) -> None:
-    """Go through the chunks of a PNG: checksums, text that unfolds, the last chunk.
+    """Check the chunks of a PNG: checksums, size of compressed text, the last chunk.
 
     Raises:
         UnreadableImageError: a wrong checksum, or the end is missing.
@@ -82,7 +82,7 @@ def check_png(data: bytes) -> None:
 
 
 def _png_text(kind: bytes, content: bytes) -> int:
-    """Bytes of a text chunk or profile, unpacked."""
+    """Size of a text chunk or profile, decompressed, in bytes."""
     keyword, _, rest = content.partition(b"\0")
     packed = b""
     if kind in (b"zTXt", b"iCCP"):
@@ -95,7 +95,7 @@ def _png_text(kind: bytes, content: bytes) -> int:
         try:
             size = len(zlib.decompressobj().decompress(packed, limit + 1))
         except zlib.error:
-            return size  # for the decoder to judge: Pillow passes over a profile that does not unpack
+            return size  # the decoder decides: Pillow ignores a profile that cannot be decompressed
     if size > limit:
         raise TooLargeImageError(f"has a text chunk of over {limit:,} bytes ({keyword[:79].decode('latin-1')!r})")
     return size

@@ -1,8 +1,8 @@
-"""Frames through decord2, for those who want it: the same pixels as PyAV, or a refusal.
+"""Frames through decord2, as an option: the same pixels as PyAV, or a reject.
 
-decord seeks to key frames and then miscounts in clips that have several (open GOPs, B-frames), so such clips are read
-from the start. Where the packets do not tell the number of frames, or the colours would be converted otherwise, it
-refuses. It conceals damage and cannot be made to tell.
+decord seeks to key frames and then miscounts in clips with several of them (open GOPs, B-frames), so such clips are
+read from the start. If the packets do not give the number of frames, or colours would be converted differently, the
+clip is rejected. decord conceals damage and has no option to report it.
 """
 
 import os
@@ -21,11 +21,11 @@ _OLD = "0.6.0"  # decord itself, of 2021; decord2 owns the same module name
 def read_frames(
     file: Path, table: PacketTable, num_frames: int, sampling: Sampling, name: str
 ) -> tuple[tuple[int, ...], tuple[str, ...], tuple[np.ndarray[Any, np.dtype[np.uint8]], ...]]:
-    """Indices, notes and frames, (H, W, 3) RGB.
+    """Return indices, notes and frames, (H, W, 3) RGB.
 
     Raises:
-        UserError: decord2 is not installed, or decord 0.6.0 is there instead.
-        Reject: `decoder-unsure`, where identical frames cannot be promised.
+        UserError: decord2 is not installed, or decord 0.6.0 is installed instead.
+        Reject: `decoder-unsure`, if identical frames cannot be guaranteed.
     """
     decord = _module()
     is_plain = table.pixel_format == "yuv420p" and not any(side % 2 for side in table.size)
@@ -39,7 +39,7 @@ def read_frames(
     if len(reader) != table.count:
         raise Reject(
             "decoder-unsure",
-            f"decord counts {len(reader)} frames in '{name}', there are {table.count}; use --decoder pyav for it",
+            f"decord counts {len(reader)} frames in '{name}' instead of {table.count}; use --decoder pyav for it",
         )
     shown = table.shown()
     indices = frame_indices(
@@ -70,7 +70,7 @@ def _module() -> Any:
         raise UserError(f"--decoder decord needs decord2: {how_to_install('decord')}") from error
     if decord.__version__ == _OLD:
         raise UserError(
-            "decord 0.6.0 is installed, which gives wrong frames and hides decord2: pip uninstall decord decord2, then "
-            f"{how_to_install('decord')}"
+            "decord 0.6.0 is installed, which gives wrong frames and shadows decord2: pip uninstall decord decord2, "
+            f"then {how_to_install('decord')}"
         )
     return decord

@@ -1,7 +1,7 @@
-"""How pixels become the bytes of an image file.
+"""Encodes pixels as image files.
 
-`encode` gives the bytes that Pillow gives. JPEG goes through OpenCV, which takes less time for the same bytes (a test
-compares the two); without OpenCV, Pillow does it.
+`encode` returns the same bytes as Pillow. JPEG is encoded by OpenCV, which is faster and gives the same bytes (a test
+compares the two), or by Pillow if OpenCV is not installed.
 """
 
 import io
@@ -23,9 +23,9 @@ DEFAULT_QUALITY: dict[str, int] = {"jpeg": 75, "webp": 80}  # Pillow's own defau
 
 
 def fit(image: "Pixels", max_side: int) -> "Pixels":
-    """Scale (H, W, 3) or (H, W) down so that no side is longer than `max_side`; 0 and small pictures: unchanged.
+    """Scale (H, W, 3) or (H, W) down so that no side is longer than `max_side`; 0 and small images: unchanged.
 
-    Pillow's Lanczos filter works in whole numbers, so the pixels are the same on every machine.
+    Pillow's Lanczos filter uses integer arithmetic, so the pixels are the same on every machine.
     """
     from PIL import Image
 
@@ -41,12 +41,12 @@ def fit(image: "Pixels", max_side: int) -> "Pixels":
 
 
 def encode(image: "Pixels | PILImage.Image", format: ImageFormat = "png", quality: int = 0) -> bytes:  # noqa: A002 - Pillow's word
-    """Encode pixels: uint8 (H, W, 3) RGB, (H, W) grey, or a PIL image (its EXIF turn is baked in).
+    """Encode pixels: uint8 (H, W, 3) RGB, (H, W) grey, or a PIL image (its EXIF orientation is applied).
 
-    A view `bgr[..., ::-1]` of a BGR array costs no copy on its way to JPEG.
+    A view `bgr[..., ::-1]` of a BGR array is encoded as JPEG without a copy.
 
     Args:
-        quality: 1 to 100; 0 is Pillow's default (75 for JPEG, 80 for WebP). Without meaning for PNG.
+        quality: 1 to 100; 0 is Pillow's default (75 for JPEG, 80 for WebP). Ignored for PNG.
     """
     if not isinstance(image, np.ndarray):
         return _encode_pil(image, format, quality)

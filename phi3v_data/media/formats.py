@@ -1,8 +1,7 @@
-"""The image formats that are read, their limits, and what to call a file that is none of them.
+"""The supported image formats, their limits, and descriptions of other kinds of files.
 
-This is the one list: `convert`, `validate`, the reports and training read these formats and no others, whatever else
-Pillow could open. `suffixes.STORED_IMAGES` lists them by name.
-A format is told by the first bytes of a file, never by its ending.
+`convert`, `validate`, the reports and training read these formats and no others, even if Pillow could open more.
+`suffixes.STORED_IMAGES` lists them by name. The format is determined by the first bytes of a file, not its extension.
 """
 
 import re
@@ -11,40 +10,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one image may cost, so that decoding it takes about 2 s of one CPU and 1 GB of memory at most."""
+    """Limits on one image, so that decoding it takes at most about 2 s of CPU time and 1 GB of memory."""
 
     file_bytes: int = 1 << 28
-    """Size of the file; checked before it is read."""
+    """Size of the file, checked before it is read."""
 
     pixels: int = 178_956_970
     """Width x height x frames (Pillow's own bound for one frame). Some formats have a lower one: `PIXEL_LIMITS`."""
 
     pixel_bytes: int = 1 << 29
-    """Pixels x bytes of a pixel as stored: an RGB image with 8 bits a channel reaches both limits at once."""
+    """Pixels x bytes per pixel as stored: an RGB image with 8 bits per channel reaches both limits at once."""
 
     frames: int = 10_000
     """Frames of an animation, pages of a TIFF."""
 
     progressive_pixels: int = 89_478_485
-    """Of a progressive JPEG, of which decoders keep every coefficient (6 bytes a pixel)."""
+    """Pixels of a progressive JPEG; decoders keep all its coefficients (6 bytes per pixel)."""
 
     jpeg_scans: int = 500
-    """Scans of a progressive JPEG; usual ones have about 10."""
+    """Scans of a progressive JPEG; most have about 10."""
 
     jpeg_scan_pixels: int = 1_789_569_700
-    """Scans x pixels of a JPEG: every scan goes through the whole image once more."""
+    """Scans x pixels of a JPEG: every scan is one pass over the whole image."""
 
     text_bytes: int = 1 << 20
-    """One text chunk of a PNG, unpacked; all comments and other extensions of a GIF."""
+    """One text chunk of a PNG, decompressed; all comments and other extensions of a GIF."""
 
     text_total: int = 1 << 26
-    """All text chunks and profiles of a PNG, unpacked; all tags of a TIFF without its pixels."""
+    """All text chunks and profiles of a PNG, decompressed; all tags of a TIFF without its pixels."""
 
     parts: int = 500_000
     """Segments, chunks, blocks, strips or tags of one file."""
 
     stray_bytes: int = 1 << 16
-    """Bytes of a JPEG or GIF that belong to none of its parts."""
+    """Bytes of a JPEG or GIF that belong to none of its segments."""
 
     packed_bmp_bytes: int = 1 << 20
     """Size of a BMP file with run-length encoding, which Pillow decodes in Python."""
@@ -57,17 +56,17 @@ LIMITS = Limits()
 
 
 PIXEL_LIMITS = {
-    "WEBP": 50_000_000,  # 16 bytes a pixel while decoding
-    "AVIF": 80_000_000,  # 10 bytes a pixel
-    "HEIC": 64_000_000,  # of a source; the largest that phones take have 50 million
+    "WEBP": 50_000_000,  # 16 bytes per pixel while decoding
+    "AVIF": 80_000_000,  # 10 bytes per pixel
+    "HEIC": 64_000_000,  # in a source; the largest photos of phones have 50 million
 }
 """Formats with a lower limit of pixels x frames than `LIMITS.pixels`."""
 
 HEIC = "HEIC"
-"""What `identify` calls a HEIC photo: a format of sources, not of directories."""
+"""Name of the HEIC format in `identify`: allowed in sources, not in directories."""
 
 HEAD_BYTES = 8192
-"""What `identify` needs of a file, at most."""
+"""Largest number of bytes that `identify` needs."""
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
@@ -122,7 +121,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class UnreadableImageError(ValueError):
-    """The file is not a whole image of a format that is read.
+    """The file is not a complete image in a supported format.
 
     The message completes a sentence that begins with the file's name: "is empty (0 bytes)".
     """
@@ -131,7 +130,7 @@ class UnreadableImageError(ValueError):
 
 
 class TooLargeImageError(UnreadableImageError):
-    """The image is beyond one of the `LIMITS`; it is not decoded."""
+    """The image exceeds one of the `LIMITS`; it is not decoded."""
 
     code = "image-too-large"
 
@@ -140,7 +139,7 @@ def identify(data: bytes) -> str:
     """Name of the format of a file that begins with `data`: a key of `STORED_IMAGES`, or `HEIC`.
 
     Raises:
-        UnreadableImageError: none of these; the message says what the file is, as far as that can be told.
+        UnreadableImageError: not one of these; the message names the type of the file, if it can be determined.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -176,7 +175,7 @@ def _brands(head: bytes) -> frozenset[bytes]:
 
 
 def _what(head: bytes) -> str:
-    """` (an HTML page)`: what a file is; empty where that cannot be told."""
+    """The type of a file in words, ` (an HTML page)`; empty if it cannot be determined."""
     words = next((words for magic, words in _KNOWN if head.startswith(magic)), "")
     if not words and head[:4] == b"RIFF":
         words = _RIFF.get(head[8:12], "")
@@ -188,7 +187,7 @@ def _what(head: bytes) -> str:
 
 
 def _text(head: bytes) -> str:
-    """What kind of text a file holds; empty for one that is not text."""
+    """The kind of a text file in words; empty if it is not text."""
     head = head.removeprefix(_BOM)
     if _HTML.match(head):
         return "an HTML page"

@@ -1,7 +1,7 @@
-"""HEIC photos, as phones take them: read from a source through `pillow-heif`, stored as JPEG.
+"""HEIC photos (the format of many phones): read from a source through `pillow-heif`, stored as JPEG.
 
-The pixels come upright, as HEIC keeps the turn in its container; there is no EXIF block in the JPEG, but the colour
-profile, so that viewers show the colours of the photo.
+The rotation in the HEIC container is applied to the pixels. The JPEG has no EXIF block, but keeps the colour profile,
+so that viewers show the colours of the photo.
 """
 
 import io
@@ -11,23 +11,24 @@ from phi3v_data.media.formats import HEIC, PIXEL_LIMITS, TooLargeImageError, Unr
 from phi3v_data.media.images import decoding
 
 QUALITY = 95
-"""Of the JPEG, with Pillow's 4:2:0: HEIC photos have the same chroma, and the loss is far below their own."""
+"""JPEG quality, with Pillow's 4:2:0 subsampling: HEIC photos have the same, and their own loss is far larger."""
 
-INSTALL = f"what reads it is installed by {how_to_install('heic')}"
+INSTALL = f"install the extra that reads it with {how_to_install('heic')}"
 
 
 def heic_to_jpeg(data: bytes) -> bytes:
-    """The photo as the bytes of a JPEG of quality 95, upright, 8 bits a channel.
+    """The photo as the bytes of a JPEG of quality 95, upright, 8 bits per channel.
 
     Raises:
-        UnreadableImageError: `pillow-heif` is not installed, the photo is damaged; TooLargeImageError.
+        UnreadableImageError: `pillow-heif` is not installed, or the photo is damaged.
+        TooLargeImageError: it has too many pixels.
     """
     try:
         import pillow_heif
     except ImportError:
         raise UnreadableImageError(f"is a HEIC photo; {INSTALL}") from None
     with decoding():
-        photo = pillow_heif.open_heif(io.BytesIO(data))  # reads the header; decodes when pixels are asked for
+        photo = pillow_heif.open_heif(io.BytesIO(data))  # reads the header; pixels are decoded on access
         width, height = photo.size
         if width * height > PIXEL_LIMITS[HEIC]:
             raise TooLargeImageError(f"has {width} x {height} pixels, over the limit of {PIXEL_LIMITS[HEIC]:,}")

@@ -1,12 +1,12 @@
-"""The one door for images: everything that opens an image file or decodes image bytes comes through here.
+"""Opens and decodes images: every image file or image bytes are read through this module.
 
     read_image_file(path)   the bytes of a regular file, its size checked before it is read
-    probe(source)           what the header says, nothing decoded
+    probe(source)           the contents of the header; nothing is decoded
     load_image(source)      a Pillow image of the first frame, decoded
-    opened(source)          a Pillow image whose header alone was read, for what looks further (frames, checksums)
+    opened(source)          a Pillow image of which only the header was read, for callers that read on
 
-`source` is a path or the file's bytes. Formats and limits stand in `formats.py`. Whatever a decoder raises comes out as
-`UnreadableImageError`, beyond a limit as its subclass `TooLargeImageError`; a file that cannot be read as `OSError`.
+`source` is a path or the file's bytes. Formats and limits are in `formats.py`. All exceptions of decoders become
+`UnreadableImageError`, or its subclass `TooLargeImageError` over a limit; a file that cannot be read gives `OSError`.
 """
 
 import errno
@@ -38,7 +38,7 @@ ImageSource: TypeAlias = str | Path | bytes
 
 _EXIF_ORIENTATION = 0x0112
 _HEADER_FIRST = frozenset({"PNG", "BMP", "PPM"})
-"""Formats whose header at the start of the file tells all but what a PNG says in later chunks."""
+"""Formats whose header at the start of the file is complete, except for later chunks of a PNG."""
 
 _SPECIAL = {
     stat.S_IFDIR: "a folder",
@@ -50,7 +50,7 @@ _SPECIAL = {
 
 
 class ImageInfo(NamedTuple):
-    """What an image's header says; `width` and `height` are as stored, before `orientation` (EXIF, 1 to 8)."""
+    """Contents of an image's header; `width` and `height` are as stored, before `orientation` (EXIF, 1 to 8)."""
 
     width: int
     height: int
@@ -67,9 +67,9 @@ class ImageInfo(NamedTuple):
 
 
 def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
-    """The bytes of an image file; with `head`, the first `HEAD_BYTES` of them.
+    """Read the bytes of an image file, or with `head` the first `HEAD_BYTES` of them.
 
-    Only regular files are read: opening never waits for another process, and nothing is read of a device.
+    Only regular files are read: opening never waits for another process, and devices are not read.
 
     Raises:
         UnreadableImageError: a folder, named pipe, device or socket.
@@ -93,7 +93,7 @@ def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
         data = os.read(descriptor, found.st_size)
         if len(data) == found.st_size:
             return data
-        parts = [data]  # a file that is being written, or a system that reads less at once
+        parts = [data]  # a file that is being written, or a system that returns less per call
         while data:
             data = os.read(descriptor, found.st_size - sum(map(len, parts)))
             parts.append(data)
@@ -110,12 +110,12 @@ def identify_readable(data: bytes) -> str:
     """Format of a file that begins with `data`: a key of `suffixes.STORED_IMAGES`.
 
     Raises:
-        UnreadableImageError: not an image, or of a format that is not read.
+        UnreadableImageError: not an image, or in a format that is not supported.
     """
     kind = identify(data)
     if kind == HEIC:
         raise UnreadableImageError(
-            "is not an image of a format that is read (a HEIC photo): `phi3v-data convert` stores it as JPEG, "
+            "is not an image in a supported format (a HEIC photo): `phi3v-data convert` stores it as JPEG, "
             "with the extra `heic`"
         )
     return kind
@@ -123,7 +123,7 @@ def identify_readable(data: bytes) -> str:
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Run a decoder: each of its exceptions comes out as UnreadableImageError, its warnings are dropped."""
+    """Run a decoder in the block: its exceptions become UnreadableImageError, its warnings are ignored."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -131,7 +131,7 @@ def decoding() -> Iterator[None]:
     except UnreadableImageError:
         raise
     except MemoryError:
-        raise TooLargeImageError("needs more memory to decode than there is") from None
+        raise TooLargeImageError("needs more memory to decode than is available") from None
     except Exception as error:  # Pillow's decoders raise anything on damaged bytes
         if type(error).__name__ == "DecompressionBombError":
             raise TooLargeImageError(f"is too large: {short_words(error)}") from None
@@ -139,15 +139,15 @@ def decoding() -> Iterator[None]:
 
 
 def short_words(error: BaseException) -> str:
-    """A decoder's own words, in one line."""
+    """The message of a decoder's exception, on one line."""
     return (" ".join(str(error).split()) or type(error).__name__)[:120]
 
 
 @contextmanager
 def opened(source: ImageSource) -> "Iterator[tuple[PILImage.Image, ImageInfo]]":
-    """A Pillow image of which only the header was read, and what that says (of a PNG without the EXIF turn).
+    """Yield a Pillow image of which only the header was read, and its header (for PNG without EXIF orientation).
 
-    A JPEG followed by others (MPO) is its first image. Raises as `load_image`, also for what is decoded inside.
+    Of several JPEG images in a file (MPO) the first is read. Raises as `load_image`, also for decoding in the block.
     """
     data = source if isinstance(source, bytes) else read_image_file(source)
     kind = identify_readable(data)
@@ -158,14 +158,14 @@ def opened(source: ImageSource) -> "Iterator[tuple[PILImage.Image, ImageInfo]]":
 
 
 def load_image(source: ImageSource, *, draft: tuple[str, tuple[int, int]] | None = None) -> "PILImage.Image":
-    """The first frame, decoded, as a Pillow image of the file's own mode; an EXIF turn is not applied.
+    """Decode the first frame as a Pillow image in the mode of the file; EXIF orientation is not applied.
 
     Args:
-        draft: Pillow's hint for JPEG (mode and least size): decode at a fraction of the size where that is enough.
+        draft: Pillow's hint for JPEG (mode and minimum size): decode at a fraction of the size if that is enough.
 
     Raises:
-        UnreadableImageError: not an image, damaged, or cut short (as far as decoding shows; `integrity` looks closer).
-        TooLargeImageError: beyond the limits; nothing was decoded.
+        UnreadableImageError: not an image, damaged, or cut short (as far as decoding shows; `integrity` checks more).
+        TooLargeImageError: over the limits; nothing was decoded.
         OSError: the file cannot be read.
     """
     with opened(source) as (image, _):
@@ -176,7 +176,7 @@ def load_image(source: ImageSource, *, draft: tuple[str, tuple[int, int]] | None
 
 
 def probe(source: ImageSource) -> ImageInfo:
-    """Read an image's header; pixels are not decoded, so that damage further on goes unseen.
+    """Read an image's header; pixels are not decoded, so damage in them is not found.
 
     Raises:
         As `load_image`.
@@ -198,7 +198,7 @@ def probe(source: ImageSource) -> ImageInfo:
 
 
 def check_jpeg(data: bytes) -> ImageInfo:
-    """What the header of a JPEG says, its cost judged by its scans as well.
+    """Read the header of a JPEG, and check the number of its scans.
 
     Raises:
         As `load_image`.
@@ -221,7 +221,7 @@ def _jpeg_info(header: jpeg.JpegHeader | None) -> ImageInfo:
 
 
 def _info(image: "PILImage.Image", kind: str, found: blocks.Extent | None) -> ImageInfo:
-    """What Pillow read of a header, checked against the limits."""
+    """The header as read by Pillow, checked against the limits."""
     from PIL import PpmImagePlugin
 
     frames = 1 if kind == "JPEG" else int(getattr(image, "n_frames", 1))
@@ -230,13 +230,13 @@ def _info(image: "PILImage.Image", kind: str, found: blocks.Extent | None) -> Im
     if (
         isinstance(image, PpmImagePlugin.PpmImageFile) and image.tile and image.tile[0][0] != "raw"
     ):  # Pillow decodes the others in Python
-        raise UnreadableImageError("is a PPM image of other than 8 bits, which is not read: store it as PNG")
+        raise UnreadableImageError("is a PPM image of other than 8 bits, which is not supported: store it as PNG")
     turn = exif_orientation(image) if "exif" in image.info or kind == "TIFF" else 1
     return ImageInfo(image.width, image.height, kind, image.mode, turn, frames, found.channel_bits if found else 8)
 
 
 def check_extent(kind: str, found: blocks.Extent) -> None:
-    """Refuse an image that costs too much to decode.
+    """Reject an image that costs too much to decode.
 
     Raises:
         TooLargeImageError: see `formats.LIMITS`.
@@ -257,7 +257,7 @@ def check_extent(kind: str, found: blocks.Extent) -> None:
 
 
 def _check_before(kind: str, data: bytes) -> blocks.Extent | None:
-    """What can be refused before a decoder sees the file."""
+    """Check the file before it is passed to a decoder; return its size and frames if known."""
     if kind == "JPEG":
         if header := jpeg.read_header(data):
             check_extent(kind, blocks.Extent(header.width, header.height))
@@ -276,14 +276,14 @@ def _check_extents(kind: str, data: bytes) -> blocks.Extent | None:
 
 
 def exif_orientation(image: "PILImage.Image") -> int:
-    """The EXIF turn of a Pillow image, 1 to 8; 1 where it has none. Of a PNG this decodes the pixels."""
+    """The EXIF orientation of a Pillow image, 1 to 8; 1 if it has none. For a PNG this decodes the pixels."""
     value = image.getexif().get(_EXIF_ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 @cache
 def _plugin(kind: str) -> Callable[[Any], "PILImage.Image"]:
-    """Pillow's reader of one format; no other one gets to see the file."""
+    """Pillow's reader of one format, so that no other reader parses the file."""
     from PIL import (
         AvifImagePlugin,
         BmpImagePlugin,

@@ -1,10 +1,10 @@
-"""Is an image file whole, and what does it hold: one look at each file, at two depths, for `convert` and `validate`.
+"""Checks image files for `convert` and `validate`, in one pass over each file and at two levels.
 
-Header only: size, format, mode, EXIF turn. With pixels: JPEG through libjpeg-turbo in strict mode at an eighth of the
-size, in grey, which takes less than half of Pillow's time and reports what Pillow passes over (cut files, zeroed
-blocks); other formats through Pillow, every frame, PNG checksums included. Along the way two fingerprints are taken:
-a digest of the pixels and a difference hash for near duplicates. Results are rows of a compact table, cheap to send
-between processes.
+Header only: size, format, mode, EXIF orientation. With pixels: JPEG through libjpeg-turbo in strict mode at an eighth
+of the size, in grey, which takes less than half of Pillow's time and reports what Pillow ignores (cut files, zeroed
+blocks); other formats through Pillow, all frames, including PNG checksums. Two fingerprints are computed at the same
+time: a digest of the pixels and a difference hash for near duplicates. Results are rows of a compact table, cheap to
+send between processes.
 """
 
 import warnings
@@ -35,23 +35,23 @@ from phi3v_data.suffixes import STORED_IMAGES
 FACTS = np.dtype(
     [("width", "<i4"), ("height", "<i4"), ("flags", "<u2"), ("dhash", "<u8"), ("pixels", "<u8", (2,))], align=False
 )
-"""One image: size as stored (0 where unknown), `flags`, difference hash, 128-bit digest of what was decoded.
+"""One image: size as stored (0 if unknown), `flags`, difference hash, 128-bit digest of the decoded pixels.
 
-The digest of a JPEG is of its grey, reduced decoding: different digests mean different pixels, equal ones most likely
-equal pixels, which `rgb_digest` settles.
+The digest of a JPEG is that of its reduced grey version: different digests mean different pixels, equal digests most
+likely equal pixels, which `rgb_digest` confirms.
 """
 
 CHECKED, DECODED, UNREADABLE, TOO_LARGE, MISMATCH, ANIMATED, MODE, ORIENTATION, JPEG, FLAT, STRAY = (
     1 << i for i in range(11)
 )
-"""Flags: header read; pixels read; the findings; a JPEG; so even that its difference hash means nothing; one more
-finding, bytes that belong to no part of a JPEG."""
+"""Flags: header read; pixels read; findings from UNREADABLE to ORIENTATION; a JPEG; so uniform that its difference hash
+is meaningless; one more finding, stray bytes in a JPEG."""
 
 FINDINGS = (UNREADABLE, TOO_LARGE, MISMATCH, ANIMATED, MODE, ORIENTATION, STRAY)
 
 Facts = npt.NDArray[np.void]
 Details = list[tuple[int, int, str]]
-"""(position, flag, words) of each finding."""
+"""(position, flag, message) of each finding."""
 
 _SUFFIXES = {suffix: kind for kind, suffixes in STORED_IMAGES.items() for suffix in suffixes}
 _GOOD_MODES = frozenset({"RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "La", "RGBa"})
@@ -61,7 +61,7 @@ _STRIP_PIXELS = 1 << 22  # converted at once, so that a large image is in memory
 
 
 def check_images(root: str, paths: Sequence[str], *, pixels: bool) -> tuple[Facts, Details]:
-    """Look at each file; with `pixels`, decode it. A function of its arguments alone, for any process."""
+    """Check each file; with `pixels`, decode it. The result depends only on the files, so any process may run it."""
     facts = np.zeros(len(paths), FACTS)
     details: Details = []
     with warnings.catch_warnings():
@@ -73,17 +73,18 @@ def check_images(root: str, paths: Sequence[str], *, pixels: bool) -> tuple[Fact
 
 
 def check_image(path: str | Path, *, pixels: bool) -> tuple[tuple[Any, ...], list[tuple[int, str]]]:
-    """One file: a row of FACTS, and its findings as (flag, words)."""
+    """Check one file: a row of FACTS, and its findings as (flag, message)."""
     look = _Look(str(path))
     look.run(path, pixels)
     return (look.width, look.height, look.flags, look.dhash, look.digest), look.findings
 
 
 def check_content(data: bytes) -> ImageInfo:
-    """Make sure that bytes about to be stored are an image that the validator has no error for.
+    """Check that bytes to be stored are an image without an error of the validator.
 
     Raises:
-        UnreadableImageError: not an image, damaged, or cut short; TooLargeImageError: beyond the limits.
+        UnreadableImageError: not an image, damaged, or cut short.
+        TooLargeImageError: over the limits.
     """
     look = _Look("")
     look.run(data, pixels=True)
@@ -95,7 +96,7 @@ def check_content(data: bytes) -> ImageInfo:
 
 
 def rgb_digest(path: str | Path) -> bytes:
-    """Digest of an image's pixels as RGB, as the image processor reads them; empty where it cannot be read."""
+    """Digest of an image's pixels as RGB, as the image processor reads them; empty if it cannot be read."""
     try:
         image = load_image(path)
     except (UnreadableImageError, OSError):
@@ -107,7 +108,7 @@ def rgb_digest(path: str | Path) -> bytes:
 
 
 def _fingerprint(image: Image.Image) -> "tuple[xxhash.xxh3_128, Image.Image]":
-    """A hasher that has seen the pixels as RGB, and the image in grey (a large one reduced)."""
+    """Return a hasher of the RGB pixels, and the image in grey (a large one reduced)."""
     hasher = xxhash.xxh3_128()
     if image.width * image.height <= _STRIP_PIXELS:
         rgb = _to_rgb(image)
@@ -122,7 +123,7 @@ def _fingerprint(image: Image.Image) -> "tuple[xxhash.xxh3_128, Image.Image]":
 
 
 def _rgb_strips(image: Image.Image, multiple: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """The image as RGB in strips of whole rows, a multiple of `multiple` each but the last one, and their tops."""
+    """Yield the image as RGB strips of whole rows with their tops; heights but the last are multiples of `multiple`."""
     rows = max(1, _STRIP_PIXELS // image.width // multiple) * multiple
     for top in range(0, image.height, rows):
         yield top, _to_rgb(image.crop((0, top, image.width, min(top + rows, image.height))))
@@ -133,7 +134,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class _Look:
-    """State of the look at one file."""
+    """State of the check of one file."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -147,7 +148,7 @@ class _Look:
         self.findings.append((flag, words))
 
     def run(self, source: ImageSource, pixels: bool) -> None:
-        """Look at a file or at bytes; what ends the look early is a finding."""
+        """Check a file or bytes; an error that ends the check early is a finding."""
         try:
             if pixels:
                 self._decode(source if isinstance(source, bytes) else read_image_file(source))
@@ -163,7 +164,7 @@ class _Look:
         self.flags |= CHECKED
 
     def _take_info(self, info: ImageInfo) -> None:
-        """Findings that the header shows, but for the EXIF turn of a file that is yet to be decoded."""
+        """Collect the findings of the header."""
         self.info = info
         self.width, self.height = info.width, info.height
         dot = self.name.rfind(".")
@@ -171,7 +172,7 @@ class _Look:
         if expected is not None and expected != info.format:
             self.find(MISMATCH, f"is a {info.format} file by content, {expected} by name")
         if info.channel_bits not in (1, 8):
-            self.find(MODE, f"has {info.channel_bits} bits a channel")
+            self.find(MODE, f"has {info.channel_bits} bits per channel")
         elif info.mode not in _GOOD_MODES:
             self.find(MODE, f"has mode {info.mode}")
         if info.frames > 1:
@@ -200,7 +201,7 @@ class _Look:
                 image.load()
 
     def _take(self, hasher: "xxhash.xxh3_128", image: Image.Image) -> None:
-        """Both fingerprints: `hasher` has seen the pixels, `image` is what the difference hash is made of, in grey."""
+        """Take both fingerprints: `hasher` has seen the pixels, `image` is the grey image for the difference hash."""
         hasher.update(b"%d %d" % (self.width, self.height))
         digest = hasher.intdigest()
         self.digest = digest & 0xFFFFFFFFFFFFFFFF, digest >> 64

@@ -1,9 +1,9 @@
-"""JPEG: what its segments say, and a strict decoding that passes over bytes which belong to none of them.
+"""Reads JPEG segments and decodes strictly, ignoring bytes that belong to no segment.
 
-libjpeg-turbo in strict mode stops at everything that is not as the standard has it, and so sees files that were cut or
-partly overwritten with zeros, which lenient decoders fill with grey. But it stops as well at bytes between two header
-segments and at damaged colour profiles, which change no pixel in any decoder. So a JPEG that it refuses is decoded
-once more, strictly too, without these; what was left out is said.
+libjpeg-turbo in strict mode fails on everything that violates the standard, so it finds files that were cut or partly
+overwritten with zeros, which lenient decoders fill with grey. But it also fails on bytes between two header segments
+and on damaged colour profiles, which change no pixel in any decoder. So a JPEG that it rejects is decoded again in
+strict mode without these bytes, and they are reported.
 """
 
 import re
@@ -19,15 +19,15 @@ from phi3v_data.media.formats import LIMITS, TooLargeImageError, UnreadableImage
 _SIDE = 24  # of the reduced image: enough for a difference hash of 9 x 8 cells
 _EXIF_ORIENTATION = 0x0112
 _NO_FRAME = (0xC4, 0xC8, 0xCC)
-_NEEDED = frozenset({0xE0, 0xEE})  # of the application segments those that a decoder heeds: JFIF, Adobe
+_NEEDED = frozenset({0xE0, 0xEE})  # application segments that a decoder needs: JFIF, Adobe
 _SCAN_END = re.compile(rb"\xff+[\x01-\xcf\xd8-\xfe]")
 _EXTRA_BEFORE_END = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _MAX_EXTRA = 16
-"""Bytes of any kind before the end marker that may be passed over: data that lost its step leaves more, as a rule."""
+"""Bytes of any value before the end marker that may be ignored: damaged scan data usually leaves more."""
 
 
 class JpegHeader(NamedTuple):
-    """What stands before the first scan; `exif` is the EXIF block without its name."""
+    """Contents of the segments before the first scan; `exif` is the EXIF block without its name."""
 
     width: int
     height: int
@@ -38,7 +38,7 @@ class JpegHeader(NamedTuple):
 
 
 def read_header(data: bytes) -> JpegHeader | None:
-    """The frame header and the EXIF block; None where no frame header is found in `data`."""
+    """Read the frame header and the EXIF block; None if `data` contains no frame header."""
     try:
         return _read_header(data)
     except struct.error:
@@ -82,16 +82,16 @@ def _read_header(data: bytes) -> JpegHeader | None:
 
 
 def _first_scan(data: bytes, position: int) -> int:
-    """Components of the first scan after the frame header at `position`; 4 where `data` ends before it."""
+    """Components of the first scan after the frame header at `position`; 4 if `data` ends before it."""
     scan = data.find(b"\xff\xda", position)
     return data[scan + 4] if 0 <= scan < len(data) - 4 else 4
 
 
 def check_scans(data: bytes, header: JpegHeader) -> None:
-    """Refuse a JPEG that costs more than its size tells.
+    """Reject a JPEG whose decoding costs too much for its size.
 
     Raises:
-        TooLargeImageError: many scans, or many pixels of which all coefficients have to be kept.
+        TooLargeImageError: too many scans, or too many pixels in a progressive JPEG.
     """
     if not header.several_scans:
         return
@@ -107,7 +107,7 @@ def check_scans(data: bytes, header: JpegHeader) -> None:
 
 
 def orientation(exif: bytes) -> int:
-    """The orientation tag of an EXIF block's first directory; 1 where it has none or is damaged."""
+    """The orientation tag of an EXIF block's first directory; 1 if it has none or is damaged."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None or len(exif) < 8:
         return 1
@@ -125,7 +125,7 @@ def orientation(exif: bytes) -> int:
 
 
 def decode_reduced(data: bytes) -> tuple[npt.NDArray[np.uint8], str]:
-    """Grey levels (H, W, 1) at an eighth of the size, but 24 pixels a side; and what was passed over, in words.
+    """Decode to grey (H, W, 1) at an eighth of the size, at least 24 pixels per side; also describe ignored bytes.
 
     Raises:
         UnreadableImageError: damaged or cut short.
@@ -153,7 +153,7 @@ def decode_reduced(data: bytes) -> tuple[npt.NDArray[np.uint8], str]:
             raise _damaged(why) from None
     if not words:
         return grey, "has a damaged colour profile, which is not used"
-    return grey, f"has {' and '.join(words)} that belong to none of its parts"
+    return grey, f"has {' and '.join(words)} that belong to none of its segments"
 
 
 def _decode(data: bytes) -> npt.NDArray[np.uint8]:
@@ -166,9 +166,9 @@ def _damaged(why: str) -> UnreadableImageError:
 
 
 def _without_extras(data: bytes) -> tuple[bytes, int] | None:
-    """The JPEG with nothing but what a decoder heeds, and the number of bytes that belonged to no segment.
+    """The JPEG with only the segments that a decoder needs, and the number of bytes that belong to no segment.
 
-    Bytes are passed over as libjpeg's `next_marker` does. None where the segments do not lead to an end marker.
+    Bytes are skipped as in libjpeg's `next_marker`. None if the segments do not lead to an end marker.
     """
     view = memoryview(data)
     kept: list[bytes | memoryview] = [view[:2]]
@@ -203,10 +203,10 @@ def _without_extras(data: bytes) -> tuple[bytes, int] | None:
 
 
 def _without_padding(data: bytes, why: str) -> bytes:
-    """The JPEG without what its decoder left over before the end marker; empty where that is no padding.
+    """The JPEG without the unused bytes before its end marker; empty if they are not padding.
 
-    Left-over bytes also come from a scan that was overwritten: then it holds a stretch of zeros, or more is left. The
-    decoder counts up to eight bytes less than there are, those that it had read ahead.
+    An overwritten scan leaves unused bytes too, but then it contains a run of zeros, or more bytes are left. The
+    decoder reports up to eight bytes fewer than there are, those that it had read ahead.
     """
     found = _EXTRA_BEFORE_END.search(why)
     if found is None:

@@ -1,12 +1,12 @@
-"""What a container says of a clip without decoding it: packets, header, and whether the file was cut short."""
+"""Reads the packets and headers of a video container without decoding, and detects files that were cut short."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# Codecs in which one packet is one picture. VP8 and VP9 have hidden pictures, so their packets do not tell.
+# Codecs with one frame per packet. VP8 and VP9 have hidden frames, so their packets do not give the number of frames.
 ONE_PACKET_ONE_FRAME = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
-# FFmpeg's MAX_NVOP_SIZE: an MPEG-4 packet up to this size may say "nothing new", for which no frame comes out.
+# FFmpeg's MAX_NVOP_SIZE: an MPEG-4 packet up to this size may mean "no change", for which no frame is output.
 MAX_NVOP_BYTES = 19
 
 
@@ -14,15 +14,15 @@ MAX_NVOP_BYTES = 19
 class PacketTable:
     """The packets of the chosen video stream, in decoding order.
 
-    `pts` and `duration` are in the stream's time base. `frameless`: packets that may give no frame (flagged discarded,
-    empty, or an MPEG-4 "not coded" picture). `error`: what the demuxer stumbled over, empty when it reached the end.
+    `pts` and `duration` are in the stream's time base. `frameless`: number of packets that may give no frame (flagged
+    discarded, empty, or an MPEG-4 "not coded" frame). `error`: message of the demuxer, empty if it reached the end.
     """
 
     codec: str = ""
     intra_only: bool = False
     pixel_format: str = ""
     size: tuple[int, int] = (0, 0)  # width and height in the header
-    header_count: int = 0  # 0: the container does not say
+    header_count: int = 0  # 0: not given by the container
     pts: list[int | None] = field(default_factory=list)
     duration: list[int] = field(default_factory=list)
     frameless: int = 0
@@ -30,12 +30,12 @@ class PacketTable:
 
     @property
     def count(self) -> int:
-        """Packets, those included that may give no frame."""
+        """Number of packets, including those that may give no frame."""
         return len(self.pts)
 
     @property
     def count_is_total(self) -> bool:
-        """Whether a full decode of a sound clip must yield as many frames as there are packets."""
+        """Whether a full decode of an undamaged clip yields exactly one frame per packet."""
         return (
             self.count > 0
             and self.frameless == 0
@@ -45,7 +45,7 @@ class PacketTable:
         )
 
     def shown(self) -> tuple[list[int], int] | None:
-        """Times of the packets in order of presentation and the end of the last; None where they do not tell."""
+        """Times of the packets in order of presentation and the end of the last; None if they are not known."""
         known = [(pts, self.duration[i]) for i, pts in enumerate(self.pts) if pts is not None]
         if not known or len(known) != self.count or len({pts for pts, _ in known}) != self.count:
             return None
@@ -55,7 +55,7 @@ class PacketTable:
 
 
 def video_stream(container: Any) -> Any | None:
-    """The first real video stream (cover pictures are not), or None."""
+    """The first video stream that is not a cover image, or None."""
     for stream in container.streams.video:
         if not _is_cover(stream):
             return stream
@@ -90,10 +90,10 @@ def scan(container: Any, stream: Any) -> PacketTable:
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes the file lacks by what its outermost elements declare; 0 where nothing is lacking or known.
+    """Number of bytes missing according to the outermost elements of the file; 0 if none are, or if it is not known.
 
-    Matroska and WebM carry no frame count, so that a cut file looks complete to a demuxer; but the segment's length
-    stands at its head. A fragmented MP4 likewise has no count, but each of its boxes has a length.
+    Matroska and WebM have no frame count, so a cut file looks complete to a demuxer; but the header of the segment
+    contains its length. A fragmented MP4 has no count either, but each of its boxes has a length.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -108,7 +108,7 @@ def missing_bytes(path: Path) -> int:
 
 
 def _matroska_number(stream: BinaryIO, *, keep_marker: bool) -> tuple[int, bool]:
-    """A variable-length number of EBML (RFC 8794, section 4), and whether it is the "unknown" one (all ones)."""
+    """Read a variable-length number of EBML (RFC 8794, section 4); also whether it means "unknown" (all ones)."""
     first = stream.read(1)
     if not first or first[0] == 0:
         raise EOFError
@@ -122,7 +122,7 @@ def _matroska_number(stream: BinaryIO, *, keep_marker: bool) -> tuple[int, bool]
 
 
 def _matroska_end(stream: BinaryIO) -> int:
-    """Where the segment ends (element 0x18538067 after the EBML header); 0 when unknown, as in live recordings."""
+    """Offset of the end of the segment (element 0x18538067 after the EBML header); 0 if unknown (live recordings)."""
     stream.seek(0)
     try:
         for _ in range(8):  # the header, perhaps void elements, the segment
@@ -140,7 +140,7 @@ def _matroska_end(stream: BinaryIO) -> int:
 
 
 def _mp4_end(stream: BinaryIO, size: int) -> int:
-    """Where the last top-level box ends (ISO/IEC 14496-12, section 4.2)."""
+    """Offset of the end of the last top-level box (ISO/IEC 14496-12, section 4.2)."""
     at = 0
     while at + 8 <= size:
         stream.seek(at)
@@ -149,6 +149,6 @@ def _mp4_end(stream: BinaryIO, size: int) -> int:
         if length == 1 and len(head) == 16:
             length = int.from_bytes(head[8:16])
         if length < 8 or not all(32 <= byte < 127 or byte == 0xA9 for byte in head[4:8]):
-            return at  # length 0: up to the end of the file; anything else: padding, nothing declared
+            return at  # length 0: up to the end of the file; anything else: padding without a declared length
         at += length
     return at

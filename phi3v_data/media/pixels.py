@@ -1,4 +1,4 @@
-"""Decoded frames as RGB arrays the right way up."""
+"""Converts decoded frames to upright RGB arrays."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -7,9 +7,9 @@ import numpy as np
 
 Frame: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
-# Pixel formats that FFmpeg converts to BGR (three times faster) with the very values it gives for RGB.
+# Pixel formats that FFmpeg converts to BGR (three times faster) with the same values as to RGB.
 _SAME_PIXELS_AS_BGR = frozenset({"yuv420p", "yuvj420p"})
-# Degrees counter-clockwise, in FFmpeg's words, to the signs of the display matrix.
+# Degrees counter-clockwise, as FFmpeg reports them, to the signs of the display matrix.
 _QUARTER_TURNS = {-90: (0, 1, -1, 0), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), -180: (-1, 0, 0, -1)}
 
 
@@ -29,10 +29,10 @@ def to_rgb(kept: Mapping[int, Any], indices: Sequence[int]) -> dict[int, Frame]:
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """The signs (a, b, c, d) of the container's display matrix; (1, 0, 0, 1) where it has none or is no right angle."""
+    """The signs (a, b, c, d) of the display matrix; (1, 0, 0, 1) if absent or not a multiple of 90 degrees."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV up to 18 stumbles over other side data that it has no name for (EXIF)
+    except ValueError:  # PyAV up to 18 fails on other side data that it does not know (EXIF)
         return _QUARTER_TURNS.get(frame.rotation, (1, 0, 0, 1))
     if data is None:
         return 1, 0, 0, 1
@@ -46,7 +46,7 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int]:
 
 
 def upright(array: Frame, matrix: tuple[int, int, int, int]) -> Frame:
-    """The picture as it is shown, turned by quarters with or without a flip: (x, y) goes to (a x + c y, b x + d y)."""
+    """The frame as displayed, rotated by multiples of 90 degrees or flipped: (x, y) goes to (a x + c y, b x + d y)."""
     a, b, c, d = matrix
     if a and d:
         return array[:: d or 1, :: a or 1]

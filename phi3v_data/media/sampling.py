@@ -1,11 +1,11 @@
-"""Which N of a clip's frames to take, in whole numbers.
+"""Selects N frames of a clip, in integer arithmetic.
 
-floor   k * total // N                      what the reference does: starts of N equal stretches
-center  (2k + 1) * total // 2N              middles of these stretches
-fps     the frame on show at the start of N stretches equal in *time*, by the timestamps; for a constant frame rate
+floor   k * total // N                      as the Phi-3.5-vision sample: starts of N equal intervals
+center  (2k + 1) * total // 2N              middles of these intervals
+fps     the frame displayed at the start of N intervals equal in *time*, by the timestamps; for a constant frame rate
         the same as floor
 
-All give exactly N indices, non-decreasing and below `total`; a clip shorter than N repeats frames.
+All return exactly N indices, non-decreasing and below `total`; a clip with fewer than N frames repeats frames.
 """
 
 from bisect import bisect_right
@@ -22,11 +22,11 @@ def frame_indices(
     """Indices of the frames to take, k = 0..num_frames-1.
 
     Args:
-        total: frames that the clip decodes to, at least 1.
-        num_frames: how many to take, at least 1.
-        times: for `fps`, the presentation time of each frame in any whole unit, strictly ascending; None or too few:
-            a constant rate is assumed.
-        end: for `fps`, when the last frame goes off, in the same unit.
+        total: number of frames that the clip decodes to, at least 1.
+        num_frames: number of frames to take, at least 1.
+        times: for `fps`, the presentation time of each frame as an integer, strictly ascending; if None or too few, a
+            constant rate is assumed.
+        end: for `fps`, the end time of the last frame, in the same unit.
     """
     if total < 1 or num_frames < 1:
         raise ValueError(f"need at least one frame to take and one to take it from, got {num_frames} of {total}")
@@ -41,7 +41,7 @@ def frame_indices(
 
 
 def ascending(times: Sequence[int | None]) -> list[int] | None:
-    """The times, where all are known and each is later than the one before; else None."""
+    """The times if all are known and strictly ascending, else None."""
     known = [time for time in times if time is not None]
     if len(known) < len(times) or any(a >= b for a, b in pairwise(known)):
         return None

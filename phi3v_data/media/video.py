@@ -1,12 +1,12 @@
-"""N frames out of a clip: the same pixels as decoding it all, for a fraction of the time.
+"""Reads N frames of a clip: the same pixels as a full decode, in a fraction of the time.
 
-    scan packets ─> count is certain ──yes──> decode to the last needed frame, skipping what no needed frame rests on
+    scan packets ─> count is certain ──yes──> decode to the last needed frame, skipping frames not needed for it
                           └──────────no───> decode all, keep the frames at the likely indices; if the count turns out
                                             different, decode again to the last needed frame
     needed frames ─> RGB, upright (the container's rotation applied)
 
-One thread: work is spread over clips, and FFmpeg's frame threads only cost more CPU time. A clip that is cut short or
-damaged where frames are needed is a `Reject`; nothing is smoothed over unless `salvage` asks for it.
+Decoding uses one thread: work is parallel over clips, and FFmpeg's frame threads only cost more CPU time. A clip that
+is cut short or damaged at the needed frames is a `Reject`, unless `salvage` is given.
 """
 
 import os
@@ -23,12 +23,12 @@ from phi3v_data.media.sampling import Sampling, ascending, frame_indices
 
 Decoder: TypeAlias = Literal["pyav", "decord"]
 
-# Codecs whose non-reference pictures (B-frames mostly) FFmpeg can leave out without touching any other picture. Not
-# HEVC: its "non-reference" means within one temporal layer only.
+# Codecs whose non-reference frames (mostly B-frames) FFmpeg can skip without changing any other frame. Not HEVC: its
+# "non-reference" only applies within one temporal layer.
 _SKIPS_NON_REFERENCE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4"})
-# Up to PyAV 18, a title that is not UTF-8 stops a file from being opened, unless this is said.
+# Up to PyAV 18, a title that is not UTF-8 prevents a file from being opened without this option.
 _TAGS_IN_ANY_ENCODING = {"18": {"metadata_errors": "replace"}}
-# Decoders that object to what is no damage when told to be strict (TIFF: to tags they do not know).
+# Decoders that in strict mode fail on files that are not damaged (TIFF: on unknown tags).
 _NOT_STRICT = frozenset({"tiff"})
 
 
@@ -36,8 +36,8 @@ _CONTAINERS = (
     "apng", "asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mov", "mpeg", "mpegts",
     "mpegvideo", "mxf", "nut", "ogg", "rm",
 )  # fmt: skip
-"""FFmpeg's demuxers that read one file and nothing else: no playlists (ffconcat, HLS, SDP), no name patterns, no
-devices. A text file called `.avi` must not make FFmpeg open other files."""
+"""FFmpeg's demuxers that read a single file: no playlists (ffconcat, HLS, SDP), name patterns or devices. A text file
+called `.avi` must not make FFmpeg open other files."""
 
 _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 
@@ -46,10 +46,9 @@ _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "fi
 class Clip:
     """The frames taken from a clip.
 
-    `frames`: (H, W, 3) uint8, RGB, often a view of BGR memory, which is what OpenCV wants; a frame taken twice is the
-    same array. `total`: frames the clip decodes
-    to. `notes`: kebab-case codes of what a reader should know (`frames-repeated`, `video-salvaged`,
-    `constant-rate-assumed`).
+    `frames`: (H, W, 3) uint8, RGB, often a view of BGR memory, as OpenCV needs it; a frame taken twice is the same
+    array. `total`: number of frames that the clip decodes to. `notes`: codes in kebab case (`frames-repeated`,
+    `video-salvaged`, `constant-rate-assumed`).
     """
 
     frames: tuple[Frame, ...]
@@ -58,8 +57,8 @@ class Clip:
     notes: tuple[str, ...] = ()
 
 
-class _Disagrees(Exception):  # noqa: N818 - a turn of the control flow within this module
-    """The shortcut met a stream whose packets do not tell its frames; decode it all instead."""
+class _Disagrees(Exception):  # noqa: N818 - control flow within this module
+    """The packets of a stream do not match its frames, so that the shortcut fails; decode the whole clip instead."""
 
 
 def read_clip(
@@ -72,24 +71,24 @@ def read_clip(
     verify: bool = False,
     name: str = "",
 ) -> Clip:
-    """Take `num_frames` frames of a clip.
+    """Read `num_frames` frames of a clip.
 
     Args:
         sampling: see `phi3v_data.media.sampling`.
-        decoder: `decord` needs the extra of that name. It gives the same frames of a sound clip, or refuses; it does
-            not notice damage, so that without `verify` each clip is noted as `damage-unchecked`.
-        salvage: take what decodes of a cut or damaged clip, with PyAV; noted as `video-salvaged`.
-        verify: decode to the end even where the needed frames come sooner.
-        name: what to call the clip in messages (default: the file's name).
+        decoder: `decord` needs the extra of that name. It gives the same frames of an undamaged clip, or rejects it;
+            it does not detect damage, so that without `verify` each clip gets the note `damage-unchecked`.
+        salvage: use the frames of a cut or damaged clip that decode, with PyAV; noted as `video-salvaged`.
+        verify: decode to the end even if the needed frames come earlier.
+        name: name of the clip in messages (default: the file name).
 
     Raises:
         Reject: `video-missing`, `video-unreadable`, `video-empty`, `video-truncated`, `video-corrupt`.
-        UserError: a decoder that is not installed.
+        UserError: the decoder is not installed.
     """
     file = Path(path)
     name = name or file.name
     if not file.is_file():
-        raise Reject("video-missing", f"'{name}' is not there")
+        raise Reject("video-missing", f"'{name}' does not exist")
     table = _scan(file, name)
     if not salvage:
         _refuse_cut(file, table, name)
@@ -102,7 +101,7 @@ def read_clip(
         if verify:
             reader.whole(verify=True)
         if reader.is_turned():
-            raise Reject("decoder-unsure", f"decord does not turn '{name}' as its container says; use --decoder pyav")
+            raise Reject("decoder-unsure", f"decord does not apply the rotation of '{name}'; use --decoder pyav for it")
         indices, notes, arrays = read_frames(file, table, num_frames, sampling, name)
         notes = notes if verify else (*notes, "damage-unchecked")
         return Clip(arrays, indices, table.count, notes)
@@ -115,7 +114,7 @@ def read_clip(
 
 
 def count_frames(path: str | Path) -> int:
-    """Frames that a full decode of a clip yields.
+    """Count the frames of a clip by a full decode.
 
     Raises:
         Reject: as `read_clip`.
@@ -125,21 +124,21 @@ def count_frames(path: str | Path) -> int:
 
 @contextmanager
 def _opened(file: Path, name: str) -> Iterator[tuple[Any, Any]]:
-    """The container and its video stream, set to one thread.
+    """Yield the container and its video stream, set to one thread.
 
-    FFmpeg's own message holds the absolute path, so it never goes into a reject.
+    FFmpeg's own message contains the absolute path, so it is never part of a reject.
     """
     try:
         import av
     except ImportError as error:
         raise UserError(f"Reading videos needs PyAV: {how_to_install('video')}") from error
     more = _TAGS_IN_ANY_ENCODING.get(av.__version__.partition(".")[0], {})
-    try:  # an absolute path names a file, whatever colons are in it
+    try:  # FFmpeg takes an absolute path as a file, even if it contains colons
         container = av.open(os.path.abspath(file), options=_OPTIONS, **more)
     except av.error.FFmpegError as error:
         why = _words(error)
-        if isinstance(error, av.error.ArgumentError):  # the answer to what is not in the list
-            why = "it is in none of the containers that are read; a playlist or another text file is no clip"
+        if isinstance(error, av.error.ArgumentError):  # the error for a demuxer that is not in the list
+            why = "it is not in a supported container; playlists and other text files are not clips"
         raise Reject("video-unreadable", f"'{name}' cannot be opened as a video: {why}") from error
     with container:
         stream = video_stream(container)
@@ -161,19 +160,20 @@ def _scan(file: Path, name: str) -> PacketTable:
 
 
 def _refuse_cut(file: Path, table: PacketTable, name: str) -> None:
-    """Reject what is certain to be cut before anything is decoded."""
+    """Reject a clip that is certainly cut, before anything is decoded."""
     if table.error:
         raise Reject("video-truncated", f"'{name}' breaks off after {table.count} packets: {table.error.lower()}")
     if table.count < table.header_count:
         raise Reject(
-            "video-truncated", f"'{name}' holds {table.count} of the {table.header_count} frames that its header says"
+            "video-truncated",
+            f"'{name}' contains {table.count} of the {table.header_count} frames that its header says",
         )
     if not table.header_count and (lacking := missing_bytes(file)):
         raise Reject("video-truncated", f"'{name}' is cut short: {lacking} bytes are missing at its end")
 
 
 class _Reader:
-    """One clip and what is wanted of it."""
+    """Reads the requested frames of one clip."""
 
     def __init__(self, file: Path, name: str, table: PacketTable, num_frames: int, sampling: Sampling) -> None:
         self.file = file
@@ -183,16 +183,16 @@ class _Reader:
         self.sampling = sampling
 
     def shortcut(self) -> Clip:
-        """The packet count is the total: decode to the last needed frame only."""
+        """Decode to the last needed frame only, with the packet count as the total."""
         shown = self.table.shown()
         indices, assumed = self._indices(self.table.count, *(shown or (None, 0)))
         kept = self._decode_needed(indices, shown[0] if shown else None)
         return self._clip(kept, indices, self.table.count, assumed)
 
     def whole(self, *, verify: bool = False) -> Clip:
-        """Decode every frame, and find the total that way.
+        """Decode every frame, and count them.
 
-        Damage after the last needed frame is a `Reject` only where `verify` is set; else it is noted.
+        Damage after the last needed frame is a `Reject` only if `verify` is set; otherwise it is noted.
         """
         try:
             clip = self._of_all(self._guess())
@@ -212,7 +212,7 @@ class _Reader:
         return self._clip(kept, indices, total, assumed)
 
     def _before_damage(self) -> Clip:
-        """Count with the damage passed over, then decode strictly as far as the last needed frame."""
+        """Count the frames with damage ignored, then decode strictly up to the last needed frame."""
         _, times, end = self._decode_all((), lenient=True)
         total = len(times)
         self._refuse_missing(total)
@@ -222,12 +222,12 @@ class _Reader:
         return Clip(clip.frames, indices, total, (*clip.notes, "video-damaged-later"))
 
     def salvaged(self) -> Clip:
-        """All that decodes without the decoder calling it corrupt; errors are passed over."""
+        """Use all frames that decode and are not marked corrupt; errors are ignored."""
         guess = self._guess()
         kept, times, end = self._decode_all(guess, lenient=True, clean=True)
         total = len(times)
         if not total:
-            raise Reject("video-empty", f"not one frame of '{self.name}' can be decoded")
+            raise Reject("video-empty", f"no frame of '{self.name}' can be decoded")
         indices, assumed = self._indices(total, times, end)
         if not set(indices) <= set(kept):
             kept, _, _ = self._decode_all(indices, lenient=True, clean=True, stop=True)
@@ -237,12 +237,12 @@ class _Reader:
         return clip
 
     def is_turned(self) -> bool:
-        """Whether the container says to turn or flip the pictures, by the first frame."""
+        """Whether the container rotates or flips the frames, according to the first one."""
         kept, _, _ = self._decode_all((0,), stop=True)
         return any(display_matrix(frame) != (1, 0, 0, 1) for frame in kept.values())
 
     def _is_damaged(self, total: int) -> bool:
-        """Whether a strict reading would have been refused."""
+        """Whether a strict decode would be rejected."""
         try:
             _refuse_cut(self.file, self.table, self.name)
             self._refuse_missing(total)
@@ -253,7 +253,7 @@ class _Reader:
 
     def _refuse_missing(self, total: int) -> None:
         if not total:
-            raise Reject("video-empty", f"'{self.name}' decodes to no frame")
+            raise Reject("video-empty", f"'{self.name}' decodes to no frames")
         lacking = self.table.header_count - self.table.frameless - total
         if lacking > 0:
             raise Reject(
@@ -262,7 +262,7 @@ class _Reader:
             )
 
     def _guess(self) -> tuple[int, ...]:
-        """The indices, should every packet with data give one frame."""
+        """The indices if every packet with data gives one frame."""
         shown = self.table.shown()
         total = self.table.count - self.table.frameless
         if total < 1:
@@ -271,7 +271,7 @@ class _Reader:
         return self._indices(total, times, shown[1] if shown else 0)[0]
 
     def _indices(self, total: int, times: Sequence[int | None] | None, end: int) -> tuple[tuple[int, ...], bool]:
-        """The indices, and whether timestamps were wanted and could not be used."""
+        """The indices, and whether timestamps were requested but could not be used."""
         known = ascending(times) if times else None
         indices = frame_indices(total, self.num_frames, self.sampling, times=known, end=end)
         return indices, self.sampling == "fps" and known is None
@@ -286,12 +286,12 @@ class _Reader:
     def _decode_all(
         self, wanted: Collection[int], *, lenient: bool = False, clean: bool = False, stop: bool = False
     ) -> tuple[dict[int, Any], list[int | None], int]:
-        """Every frame in order: the wanted ones by index, all timestamps, the time at which the last goes off.
+        """Decode in order; return the wanted frames by index, all timestamps, and the end time of the last frame.
 
         Args:
-            lenient: pass over what does not decode.
-            clean: leave out frames that the decoder calls corrupt.
-            stop: only as far as the last wanted frame.
+            lenient: ignore packets that do not decode.
+            clean: leave out frames that the decoder marks as corrupt.
+            stop: end with the last wanted frame.
         """
         kept: dict[int, Any] = {}
         times: list[int | None] = []
@@ -311,10 +311,10 @@ class _Reader:
         return kept, times, end
 
     def _decode_needed(self, indices: tuple[int, ...], shown: list[int] | None) -> dict[int, Any]:
-        """The needed frames; pictures that no other rests on are left out where the codec allows it.
+        """Decode the needed frames; non-reference frames are skipped if the codec allows it.
 
         Args:
-            shown: presentation times in order; None: frames can only be counted, so none may be left out.
+            shown: presentation times in order; None: frames can only be counted, so none may be skipped.
         """
         needed = set(indices)
         rank = {pts: index for index, pts in enumerate(shown)} if shown else {}
@@ -340,7 +340,7 @@ class _Reader:
         raise _Disagrees
 
     def _strict(self, container: Any, stream: Any, plan: dict[str, Any]) -> Iterator[Any]:
-        """Frames in order of presentation; a packet the decoder objects to is a `Reject`."""
+        """Yield frames in order of presentation; a packet that fails to decode is a `Reject`."""
         import av
 
         context = stream.codec_context
@@ -367,7 +367,7 @@ class _Reader:
 
 
 def _lenient(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames in order of presentation, passing over what does not decode."""
+    """Yield frames in order of presentation, ignoring packets that do not decode."""
     import av
 
     packets = container.demux(stream)
@@ -389,7 +389,7 @@ def _lenient(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _duration(last: Any, times: list[int | None]) -> int:
-    """How long the last frame stays: its own word, else the gap before it."""
+    """Duration of the last frame: its own, else the interval before it."""
     if last.duration:
         return int(last.duration)
     if len(times) > 1 and times[-1] is not None and times[-2] is not None:

@@ -1,9 +1,9 @@
-"""The catalogue of problem codes: what each means, why it hurts a training run, an example that has it, how to mend it.
+"""The catalogue of problem codes: the meaning of each, why it hurts a training run, an example, and the fix.
 
 `phi3v-data explain CODE` and docs/problems.md are printed from here; the suite builds every example and validates it.
 """
 
-from phi3v_data.problems.example import Bytes, Content, Example, Link, Picture, Repeat, Text, write_example
+from phi3v_data.problems.example import Bytes, Content, Example, ImageFile, Link, Repeat, Text, write_example
 from phi3v_data.problems.images import IMAGES
 from phi3v_data.problems.model import GROUPS, Problem
 from phi3v_data.problems.rows import ROWS
@@ -18,8 +18,8 @@ __all__ = [
     "Bytes",
     "Content",
     "Example",
+    "ImageFile",
     "Link",
-    "Picture",
     "Problem",
     "Repeat",
     "Text",

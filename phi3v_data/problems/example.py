@@ -1,6 +1,6 @@
 """Examples of problems as plain data: a few files that make up a directory, to be printed or built.
 
-Example({"train.jsonl": Text('{"id": "a", ...}\n'), "images/a.png": Picture(64, 48)}, {"max_tokens": 500})
+Example({"train.jsonl": Text('{"id": "a", ...}\n'), "images/a.png": ImageFile(64, 48)}, {"max_tokens": 500})
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text file, UTF-8, as it stands."""
+    """A UTF-8 text file."""
 
     text: str
 
@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """A file with bytes that are no text."""
+    """A file whose bytes are not text."""
 
     data: bytes
 
@@ -49,7 +49,7 @@ class Repeat:
     after: str
 
     def describe(self) -> str:
-        """The text, the stretch in words."""
+        """The text, with the repeated stretch in words."""
         return f"{self.before}[{self.count:,} times {self.char!r}]{self.after}"
 
     def to_bytes(self) -> bytes:
@@ -58,8 +58,8 @@ class Repeat:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture with a pattern that depends on `seed`.
+class ImageFile:
+    """An image with a pattern that depends on `seed`.
 
     Args:
         format: Pillow's name; the file's name may say another.
@@ -67,7 +67,7 @@ class Picture:
         frames: more than 1 makes an animation.
         keep: share of the file's bytes that is written; below 1 the file is cut off.
         stray: bytes put after the first segment of a JPEG.
-        shade: added to every grey level, for a picture that is almost another.
+        shade: added to every grey level, for an image that is almost another.
     """
 
     width: int
@@ -83,7 +83,7 @@ class Picture:
 
     def describe(self) -> str:
         """In words."""
-        words = f"a picture, {self.format}, {self.width} x {self.height}, {self.mode}"
+        words = f"an image, {self.format}, {self.width} x {self.height}, {self.mode}"
         if self.orientation != 1:
             words += f", EXIF orientation {self.orientation}"
         if self.frames > 1:
@@ -141,7 +141,7 @@ class Link:
         return f"a link to {self.target}"
 
 
-Content: TypeAlias = Text | Bytes | Repeat | Picture | Link
+Content: TypeAlias = Text | Bytes | Repeat | ImageFile | Link
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from phi3v_data.problems.example import Example
 from phi3v_data.schema import Severity
 
 GROUPS = ("rows", "images", "text", "tokens", "splits", "runs")
-"""What a check looks at; the catalogue's order."""
+"""Groups of checks, in the order of the catalogue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a code means. `severity` is the usual one; `severity_note` says when it is another."""
+    """Meaning of a code. `severity` is the usual severity; `severity_note` says when it differs."""
 
     code: str
     group: str

@@ -1,13 +1,13 @@
-"""Problems between files: splits, shards, leaks, labels, the manifest."""
+"""Problems across files: splits, shards, leaks, labels, the manifest."""
 
 import hashlib
 import json
 from typing import Any
 
-from phi3v_data.problems.example import Content, Example, Picture, Text, row
+from phi3v_data.problems.example import Content, Example, ImageFile, Text, row
 from phi3v_data.problems.model import Problem
 
-_A, _B = Picture(96, 72), Picture(96, 72, seed=1)
+_A, _B = ImageFile(96, 72), ImageFile(96, 72, seed=1)
 
 
 def _manifest(**more: Any) -> Text:
@@ -15,9 +15,9 @@ def _manifest(**more: Any) -> Text:
     return Text(json.dumps(value, indent=2) + "\n")
 
 
-def _files(train: str, held_out: str, **pictures: Picture) -> Example:
+def _files(train: str, held_out: str, **images: ImageFile) -> Example:
     files: dict[str, Content] = {"train.jsonl": Text(train), "val.jsonl": Text(held_out)}
-    files.update({f"images/{name}.png": picture for name, picture in pictures.items()})
+    files.update({f"images/{name}.png": image for name, image in images.items()})
     return Example(files)
 
 
@@ -45,8 +45,8 @@ SPLITS = (
         "splits",
         "error",
         "a split has no rows",
-        "The file is empty or holds blank lines only; or the directory holds no NAME_SPLIT.jsonl at all.",
-        "Training on nothing ends at once; an evaluation on nothing reports 0 or fails at the end of a run.",
+        "The file is empty or contains only blank lines; or the directory contains no NAME_SPLIT.jsonl at all.",
+        "Training without samples ends at once; an evaluation without samples reports 0 or fails at the end of a run.",
         Example({"train.jsonl": Text(row("a")), "val.jsonl": Text("")}),
         "Remove the file, or find out why nothing was written.",
     ),
@@ -54,9 +54,9 @@ SPLITS = (
         "split-name",
         "splits",
         "error",
-        "a JSONL file's name does not say which split it is",
-        "A file is called NAME_SPLIT.jsonl or SPLIT.jsonl, shards NAME_SPLIT-00000-of-00008.jsonl. No split "
-        "can be read off this name, or two files claim one split.",
+        "the name of a JSONL file does not determine its split",
+        "Files are called NAME_SPLIT.jsonl or SPLIT.jsonl, shards NAME_SPLIT-00000-of-00008.jsonl. This name contains "
+        "no split, or two files claim the same split.",
         "Its rows are left out of training, or a split is read twice.",
         Example({"train.jsonl": Text(row("a")), "samples.jsonl": Text(row("b"))}),
         "Rename it; `phi3v-data merge DIR OUT` joins files with different names.",
@@ -65,9 +65,9 @@ SPLITS = (
         "shard-missing",
         "splits",
         "error",
-        "a file of a split is not there",
-        "The names of the shards say how many there are, or dataset.json lists the file.",
-        "The run trains on part of the data and nobody notices.",
+        "a file of a split is missing",
+        "The names of the shards contain their number, or dataset.json lists the file.",
+        "The run trains on part of the data without an error.",
         Example({"docs_train-00000-of-00002.jsonl": Text(row("a"))}),
         "Copy the file again from its source; an interrupted copy is the usual cause.",
     ),
@@ -75,19 +75,19 @@ SPLITS = (
         "leak-sample",
         "splits",
         "error",
-        "the same sample stands in two splits",
-        "Question, answer and pictures are the same, pictures by their pixels at level full, by their path "
-        "at level quick.",
-        "Scores on a held-out split no longer say how the model does on what it has not seen.",
+        "the same sample is in two splits",
+        "Question, answer and images are the same. Images are compared by pixels at level full, by path at level "
+        "quick.",
+        "Scores on a held-out split no longer measure how the model does on unseen samples.",
         _files(row("a", "a.png"), row("b", "b.png"), a=_A, b=_A),
-        "Drop it from one of them: `phi3v-data clean`, or `phi3v-data split` over the joined rows.",
+        "Drop it from one of them with `phi3v-data clean`, or run `phi3v-data split` on the joined rows.",
         severity_note="a warning between two held-out splits",
     ),
     Problem(
         "leak-group",
         "splits",
         "error",
-        "a group stands in two splits",
+        "the same group is in two splits",
         "`group` names what belongs together: clips cut from one film, pages of one document, photographs of "
         "one patient.",
         "The model recognises the film, not what happens in it, and the held-out score rewards that.",
@@ -95,56 +95,56 @@ SPLITS = (
             row("a", user="What happens first?", group="film/g01"),
             row("b", user="What happens last?", group="film/g01"),
         ),
-        "Split by group: `phi3v-data split DIR OUT --split train=0.9,val=0.1` does.",
+        "Split by group, as `phi3v-data split DIR OUT --split train=0.9,val=0.1` does.",
         severity_note="a warning between two held-out splits",
     ),
     Problem(
         "leak-image",
         "splits",
         "error",
-        "a picture stands in two splits",
-        "The pixels are the same, whatever the files are called and however they are compressed. At level "
-        "quick only equal paths are seen.",
-        "The model has seen the picture with another question, and may answer from memory.",
+        "the same image is in two splits",
+        "The pixels are the same, whatever the files are called and however they are compressed. At level quick only "
+        "equal paths are found.",
+        "The model has seen the image with another question, and may answer from memory.",
         _files(row("a", "a.png"), row("b", "b.png", user="Is it round?", assistant="No."), a=_A, b=_A),
-        "Keep a picture in one split: give its rows one `group` and split by it.",
-        severity_note="an error where one row of train holds all pictures of the held-out row; a warning where train "
-        "holds only some of them, or between two held-out splits",
+        "Keep an image in one split: give its rows the same `group` and split by it.",
+        severity_note="an error if one row of train contains all images of the held-out row; a warning if train "
+        "contains only some of them, or between two held-out splits",
     ),
     Problem(
         "leak-near-image",
         "splits",
         "warning",
-        "a picture of one split looks almost like one of another",
-        "Their difference hashes are at most 4 bits apart and their small grey versions nearly equal: the same picture "
-        "stored twice with other compression or size, neighbouring frames of one film, two scans of one page.",
-        "Much like a leak, but it takes a look to tell: two frames of a static camera are alike by nature.",
+        "an image of one split looks almost like one of another",
+        "Their difference hashes differ in at most 4 bits and their small grey versions are nearly equal: the same "
+        "image stored twice with other compression or size, neighbouring frames of one film, two scans of one page.",
+        "It is often a leak, but only a look can tell: two frames of a static camera always look alike.",
         _files(
             row("a", "a.png"),
             row("b", "b.png", user="Is it round?", assistant="No."),
             a=_A,
-            b=Picture(96, 72, shade=3),
+            b=ImageFile(96, 72, shade=3),
         ),
-        "Look at both. If they come from one source, give their rows one `group` and split by it.",
+        "Look at both. If they have the same origin, give their rows the same `group` and split by it.",
     ),
     Problem(
         "duplicate-sample",
         "splits",
         "warning",
-        "the same sample stands twice in a split",
-        "Question, answer and pictures are the same under two ids.",
-        "It weighs twice in training and in scores.",
+        "the same sample is in a split twice",
+        "Question, answer and images are the same under two ids.",
+        "It counts twice in training and in scores.",
         Example({"train.jsonl": Text(row("a", "a.png") + row("b", "a.png")), "images/a.png": _A}),
-        "Drop one with `phi3v-data clean DIR OUT --drop duplicate-sample`, unless the weight is meant.",
+        "Drop one with `phi3v-data clean DIR OUT --drop duplicate-sample`, unless it is intended.",
     ),
     Problem(
         "label-unknown",
         "splits",
         "error",
         "an answer is not among the class names",
-        "dataset.json gives the classes of a classification set; the answer of a row is none of them. Letter "
-        "case counts.",
-        "A misspelt class is a class of its own: the model can never be right on it.",
+        "dataset.json lists the classes of a classification set; the answer of a row is not one of them. Letter case "
+        "matters.",
+        "A misspelt class becomes an additional class, which the model can never predict correctly.",
         _labels("dog", "Cat"),
         "Correct the answer, or add the class to dataset.json.",
     ),
@@ -153,8 +153,8 @@ SPLITS = (
         "splits",
         "warning",
         "a held-out split has a class that train lacks",
-        "Some rows of a held-out split have a class that no row of train shows.",
-        "The model is asked for an answer that it was never taught.",
+        "Some rows of a held-out split have a class that no row of train has.",
+        "The model is asked for an answer that it was never trained on.",
         _labels("dog", "cat"),
         "Split again so that every class is in train, or leave the class out.",
     ),
@@ -162,20 +162,20 @@ SPLITS = (
         "manifest-invalid",
         "splits",
         "error",
-        "dataset.json is not what the format says",
-        "It is not JSON, lacks a key, has an unknown one or a wrong type, names a set, split or file by a path, or was "
-        "written by a newer version.",
-        "Task, metrics, class names and number of crops are not used, so the run differs from what was meant.",
+        "dataset.json does not match the format",
+        "It is not JSON, lacks a key, has an unknown key or a wrong type, contains a path where a name of a set, split "
+        "or file is expected, or was written by a newer version.",
+        "Task, metrics, class names and number of crops are ignored, so the run differs from what was intended.",
         Example({"train.jsonl": Text(row("a")), "dataset.json": Text('{"format": 1, "name": "example"}\n')}),
-        "Write the directory again with its converter, or remove the file: without it the directory is a bare one.",
+        "Write the directory again with its converter, or remove the file: the directory is then a bare one.",
     ),
     Problem(
         "manifest-stale",
         "splits",
         "error",
         "dataset.json disagrees with the files",
-        "Numbers of rows or pictures, or the digest of a JSONL file, are not what dataset.json says.",
-        "The files were edited, or a copy is incomplete; what the manifest promises no longer holds.",
+        "The number of rows or images, or the digest of a JSONL file, differs from dataset.json.",
+        "The files were edited, or a copy is incomplete, so the manifest can no longer be relied on.",
         Example(
             {
                 "train.jsonl": Text(row("a")),

@@ -27,10 +27,10 @@ builds each example and checks that it gives its code.
 
 
 def find_problem(code: str) -> Problem:
-    """The entry of a code; `_` and upper case are forgiven.
+    """The entry of a code; `_` and upper case are accepted.
 
     Raises:
-        NotFoundError: no such code; the message names those that look like it.
+        NotFoundError: no such code; the message names similar ones.
     """
     wanted = code.strip().lower().replace("_", "-")
     if wanted in PROBLEMS:
@@ -45,14 +45,14 @@ def find_problem(code: str) -> Problem:
 
 
 def print_problem(problem: Problem, console: "Console") -> None:
-    """What `phi3v-data explain CODE` prints."""
+    """Print the entry of one code, as `phi3v-data explain CODE` does."""
     from rich.text import Text as Line
 
     note = f" ({problem.severity_note})" if problem.severity_note else ""
     console.print(Line.assemble((problem.code, "bold"), "  ", (problem.severity, STYLES[problem.severity]), note))
     console.print(Line(problem.title[:1].upper() + problem.title[1:] + "."))
     width = min(console.width, 100)
-    for head, text in (("What", problem.what), ("Why it matters", problem.why), ("How to mend it", problem.fix)):
+    for head, text in (("What", problem.what), ("Why it matters", problem.why), ("How to fix it", problem.fix)):
         console.print()
         console.print(Line(head, style="bold"))
         console.print(Line(fill(text, width - 2, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)))
@@ -63,7 +63,7 @@ def print_problem(problem: Problem, console: "Console") -> None:
 
 
 def print_list(console: "Console") -> None:
-    """What `phi3v-data explain` prints: every code with its severity and title, by what it looks at."""
+    """Print every code with its severity and title, by group, as `phi3v-data explain` does."""
     from rich.text import Text as Line
 
     width = max(map(len, PROBLEMS))
@@ -75,7 +75,7 @@ def print_list(console: "Console") -> None:
 
 
 def to_markdown() -> str:
-    """docs/problems.md."""
+    """The text of docs/problems.md."""
     parts = [_HEAD]
     for group, problems in by_group():
         parts.append(f"\n## {group.capitalize()}\n")
@@ -87,14 +87,14 @@ def to_markdown() -> str:
             parts.append(
                 f"\n### {problem.code}\n\n**{problem.severity}**{note}: {_escape(problem.title)}.\n\n"
                 f"{_escape(problem.what)}\n\n**Why it matters.** {_escape(problem.why)}\n\n"
-                f"**How to mend it.** {_escape(problem.fix)}\n\n**Example**, found by `{problem.example.command}`:\n\n"
+                f"**How to fix it.** {_escape(problem.fix)}\n\n**Example**, found by `{problem.example.command}`:\n\n"
                 f"{fence}text\n" + "\n".join(example_lines(problem)) + f"\n{fence}"
             )
     return "\n".join(parts) + "\n"
 
 
 def example_lines(problem: Problem) -> list[str]:
-    """The example's files: text as it stands, other content in words."""
+    """The example's files: text as it is, other content in words."""
     lines = []
     for name, content in problem.example.files.items():
         described = content.describe()
@@ -109,7 +109,7 @@ def example_lines(problem: Problem) -> list[str]:
 
 
 def by_group() -> Iterable[tuple[str, list[Problem]]]:
-    """The catalogue in its order."""
+    """The catalogue by group, in its order."""
     return [(group, [problem for problem in PROBLEMS.values() if problem.group == group]) for group in GROUPS]
 
 
@@ -120,7 +120,7 @@ def _cut(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Markup characters of Markdown that stand outside of code spans."""
+    """The text with Markdown's markup characters escaped outside of code spans."""
     pieces = text.split("`")
     plain = [piece.replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*") for piece in pieces[::2]]
     return "`".join(part for pair in zip(plain, [*pieces[1::2], ""], strict=False) for part in pair).removesuffix("`")

@@ -1,4 +1,4 @@
-"""The charts of the page, out of the validator's statistics (`Report.stats`) and of the pass over the rows."""
+"""The charts of the page, from the validator's statistics (`Report.stats`) and the pass over the rows."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ MAX_LABEL_BARS = 120
 
 
 def make_charts(report: Report, found: Collected) -> list[dict[str, Any]]:
-    """Tokens, images and turns a sample, image sizes, splits, labels; those without data are left out."""
+    """Charts of tokens, images and turns per sample, image sizes, splits and labels; without data they are left out."""
     stats = report.stats
     crops = stats.get("num_crops")
     text = f"text {stats.get('text_tokens', 'estimated')}, images exact at num_crops {crops}"
     charts = [
-        _chart(_binned("Tokens", "tokens a sample", stats.get("tokens"), text)),
-        _chart(_binned("Image tokens", "tokens a sample", stats.get("image_tokens"), f"exact at num_crops {crops}")),
-        _chart(make_histogram("Images", "images a sample", _numbers(stats.get("images_per_sample")) or found.images)),
-        _chart(make_histogram("Turns", "turns a sample", _numbers(stats.get("turns")) or found.turns)),
+        _chart(_binned("Tokens", "tokens per sample", stats.get("tokens"), text)),
+        _chart(_binned("Image tokens", "tokens per sample", stats.get("image_tokens"), f"exact at num_crops {crops}")),
+        _chart(make_histogram("Images", "images per sample", _numbers(stats.get("images_per_sample")) or found.images)),
+        _chart(make_histogram("Turns", "turns per sample", _numbers(stats.get("turns")) or found.turns)),
         _sizes(stats.get("image_sizes")),
         _chart(Histogram("Splits", "rows", tuple(report.summary.splits.items())), "rows"),
         _labels(found),
@@ -53,7 +53,7 @@ def _binned(title: str, unit: str, value: object, note: str) -> Histogram:
     if not isinstance(value, Mapping) or not any(map(int, value.get("counts", {}))):
         return Histogram(title, unit)
     histogram = make_histogram(title, unit, _numbers(value["counts"]), note)
-    names = {"min": "min", "median": "median", "mean": "mean", "p95": "95 %", "max": "max", "sum": "in all"}
+    names = {"min": "min", "median": "median", "mean": "mean", "p95": "95 %", "max": "max", "sum": "total"}
     return replace(histogram, facts={word: f"{value[key]:,}" for key, word in names.items() if key in value})
 
 

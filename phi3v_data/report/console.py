@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SHOWN_PER_CODE = 5
-"""Findings of one code that the console shows, of a note one; the JSON and HTML reports list more."""
+"""Findings of one code that the console shows (of a note only one); the JSON and HTML reports list more."""
 
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 NOUNS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
@@ -49,7 +49,7 @@ def print_report(report: Report, console: "Console", *, shown_per_code: int = SH
 
 
 def format_problem(problem: Diagnostic) -> list["Text"]:
-    """The two lines of one finding (one where there is no hint)."""
+    """The two lines of one finding."""
     from rich.text import Text
 
     where = f"{problem.file or '.'}{f':{problem.line}' if problem.line else ''}"
@@ -63,7 +63,7 @@ def format_problem(problem: Diagnostic) -> list["Text"]:
 
 
 def verdict(report: Report, severities: dict[str, Severity]) -> "Text":
-    """The last line: whether the directory is sound, and how many problems of which severity there are."""
+    """The last line: whether the directory is valid, and the number of problems by severity."""
     from rich.text import Text
 
     totals = count_severities(report, severities)
@@ -74,7 +74,7 @@ def verdict(report: Report, severities: dict[str, Severity]) -> "Text":
 
 
 def count_severities(report: Report, severities: dict[str, Severity]) -> Counter[Severity]:
-    """Occurrences by severity. Where a code has both, listed findings count as they are, unlisted ones as the worst."""
+    """Occurrences by severity. If a code has several, unlisted findings count as the most severe one."""
     totals: Counter[Severity] = Counter(problem.severity for problem in report.problems)
     listed = Counter(problem.code for problem in report.problems)
     for code, count in report.summary.problems.items():

@@ -1,7 +1,7 @@
-"""Which samples a report shows: one pass over the rows, in memory that does not grow with their number.
+"""Selects the samples that a report shows, in one pass over the rows and in memory independent of their number.
 
-Samples with problems come first (errors before warnings, the codes in turn, so that each is seen), then a choice that
-is spread over splits and labels and is the same on every run: the rows of each with the smallest hashes.
+Samples with problems come first (errors before warnings, round-robin over the codes), then a selection spread over
+splits and labels that is the same on every run: the rows of each with the smallest hashes.
 """
 
 import heapq
@@ -20,22 +20,22 @@ from phi3v_data.schema import Diagnostic, Report, Severity
 
 MAX_SAMPLES = 500
 MAX_LABELS = 1000
-"""A set with more distinct last answers has free text for answers, not labels."""
+"""With more distinct last answers than this, the answers of a set are free text, not labels."""
 
 MAX_LABEL_LENGTH = 80
 MAX_QUOTED_ROWS = 4000
-"""Rows that are quoted beside the findings about them."""
+"""Rows quoted next to the findings about them."""
 
 MAX_ROW_CHARS = 1200
-"""Of a longer row the report quotes the beginning."""
+"""The report quotes only the beginning of a longer row."""
 
 _SEED = 335
 _decode = msgspec.json.Decoder().decode
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Where a row stands."""
+class RowLocation:
+    """File and line of a row."""
 
     file: str
     line: int
@@ -45,7 +45,7 @@ class Place:
 class Candidate:
     """One row of the gallery; `offset` is its first byte in the file."""
 
-    place: Place
+    location: RowLocation
     split: str
     label: str
     offset: int
@@ -53,19 +53,19 @@ class Candidate:
 
 @dataclass(slots=True)
 class Collected:
-    """What the pass over the rows found. `labels` is empty where answers are free text."""
+    """Result of the pass over the rows. `labels` is empty if answers are free text."""
 
     samples: list[Candidate] = field(default_factory=list)
-    rows: dict[Place, str] = field(default_factory=dict)  # text of the rows that findings point at
+    rows: dict[RowLocation, str] = field(default_factory=dict)  # text of the rows that findings point at
     turns: Counter[int] = field(default_factory=Counter)
     images: Counter[int] = field(default_factory=Counter)
     labels: dict[str, Counter[str]] = field(default_factory=dict)  # split -> label -> rows
 
 
 class _Strata:
-    """Keeps, for each split and label and for the whole, the rows with the smallest hashes.
+    """Keeps the rows with the smallest hashes, for each split and label and over all rows.
 
-    Labels are forgotten once there are too many to be labels.
+    Labels are dropped once there are too many of them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -85,7 +85,7 @@ class _Strata:
                 self._forget_labels()
 
     def add(self, candidate: Candidate, data: bytes) -> None:
-        """Offer a row."""
+        """Add a row if its hash is small enough."""
         entry = (-xxhash.xxh3_64_intdigest(data, seed=_SEED), candidate)
         label = candidate.label if self.labelled else ""
         self._push(self._heaps[candidate.split, label], entry, max(4, 2 * self.limit // len(self._heaps)))
@@ -108,7 +108,7 @@ class _Strata:
                 self._push(self._heaps[split, ""], entry, 2 * self.limit)
 
     def in_turn(self) -> Iterator[Candidate]:
-        """One row of each stratum, then a second of each, and so on; at last those of the whole."""
+        """Yield one row of each stratum, then a second of each, and so on, and the rows over all strata last."""
         queues = [sorted(heap, reverse=True) for _, heap in sorted(self._heaps.items())]
         for depth in range(max(map(len, queues), default=0)):
             for queue in queues:
@@ -119,17 +119,17 @@ class _Strata:
 
 
 def collect(dataset: Dataset, report: Report, *, limit: int = MAX_SAMPLES) -> Collected:
-    """Read all rows once and choose what to show."""
+    """Read all rows once and select the samples to show."""
     found = Collected()
     classes = frozenset(dataset.manifest.classes) if dataset.manifest else frozenset()
-    quoted = set(places_in_turn(report.problems, MAX_QUOTED_ROWS, ("error", "warning", "info")))
-    first = dict.fromkeys(places_in_turn(report.problems, limit, ("error", "warning")))
-    held: dict[Place, Candidate] = {}
+    quoted = set(locations_in_turn(report.problems, MAX_QUOTED_ROWS, ("error", "warning", "info")))
+    first = dict.fromkeys(locations_in_turn(report.problems, limit, ("error", "warning")))
+    held: dict[RowLocation, Candidate] = {}
     strata = _Strata(limit)
     for split, files in dataset.files.items():
         for file in files:
             for line in _lines(dataset.directory / file):
-                place = Place(file, line.number)
+                location = RowLocation(file, line.number)
                 row = parse_row(line)
                 turns = row_turns(row)
                 label = row_label(turns, classes)
@@ -137,18 +137,18 @@ def collect(dataset: Dataset, report: Report, *, limit: int = MAX_SAMPLES) -> Co
                     found.turns[len(turns)] += 1
                     found.images[sum(len(turn_images(turn)) for turn in turns)] += 1
                     strata.count(split, label)
-                candidate = Candidate(place, split, label, line.offset)
-                if place in quoted:
-                    found.rows[place] = shorten(line.data)
-                if place in first:
-                    held[place] = candidate
+                candidate = Candidate(location, split, label, line.offset)
+                if location in quoted:
+                    found.rows[location] = shorten(line.data)
+                if location in first:
+                    held[location] = candidate
                 elif row is not None:
                     strata.add(candidate, line.data)
-    chosen = {place: held[place] for place in first if place in held}
+    chosen = {location: held[location] for location in first if location in held}
     for candidate in strata.in_turn():
         if len(chosen) >= limit:
             break
-        chosen.setdefault(candidate.place, candidate)
+        chosen.setdefault(candidate.location, candidate)
     found.samples = list(chosen.values())
     if strata.labelled:
         found.labels = dict(strata.counts)
@@ -158,7 +158,7 @@ def collect(dataset: Dataset, report: Report, *, limit: int = MAX_SAMPLES) -> Co
 
 
 def parse_row(line: Line) -> Mapping[str, Any] | None:
-    """The object that a line holds; None where it holds none."""
+    """The JSON object of a line; None if it is not a JSON object."""
     if line.too_long:
         return None
     try:
@@ -168,14 +168,14 @@ def parse_row(line: Line) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def places_in_turn(problems: Sequence[Diagnostic], limit: int, severities: Sequence[Severity]) -> list[Place]:
-    """Rows with findings of these severities, in this order, the codes in turn; at most `limit`."""
-    chosen: dict[Place, None] = {}
+def locations_in_turn(problems: Sequence[Diagnostic], limit: int, severities: Sequence[Severity]) -> list[RowLocation]:
+    """At most `limit` rows with findings of these severities, in this order, round-robin over the codes."""
+    chosen: dict[RowLocation, None] = {}
     for severity in severities:
-        queues: dict[str, list[Place]] = defaultdict(list)
+        queues: dict[str, list[RowLocation]] = defaultdict(list)
         for problem in problems:
             if problem.severity == severity and problem.line:
-                queues[problem.code].append(Place(problem.file, problem.line))
+                queues[problem.code].append(RowLocation(problem.file, problem.line))
         depth = 0
         while len(chosen) < limit and any(depth < len(queue) for queue in queues.values()):
             for code in sorted(queues):
@@ -186,19 +186,19 @@ def places_in_turn(problems: Sequence[Diagnostic], limit: int, severities: Seque
 
 
 def row_turns(row: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The turns of a row that may be wrong in any way: those that are objects."""
+    """The turns of a row that has not been validated: those that are objects."""
     turns = row.get("conversations") if row else None
     return [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
 
 
 def turn_images(turn: Mapping[str, Any]) -> list[str]:
-    """The image paths of a turn that may be wrong in any way: those that are text."""
+    """The image paths of a turn that has not been validated: those that are strings."""
     images = turn.get("images")
     return [name for name in images if isinstance(name, str)] if isinstance(images, list) else []
 
 
 def row_label(turns: Sequence[Mapping[str, Any]], classes: frozenset[str]) -> str:
-    """The last answer where it can serve as a label: a class, or short text where no classes are named."""
+    """The last answer if it can serve as a label (a class, or short text if the set names no classes), else empty."""
     answer = turns[-1].get("assistant") if turns else None
     if not isinstance(answer, str):
         return ""
@@ -212,11 +212,11 @@ def shorten(line: bytes) -> str:
     text = line[: 4 * MAX_ROW_CHARS].decode("utf-8", "backslashreplace").lstrip("\ufeff")
     if len(text) <= MAX_ROW_CHARS and len(line) <= 4 * MAX_ROW_CHARS:
         return text
-    return f"{text[:MAX_ROW_CHARS]} … ({len(line):,} bytes in all)"
+    return f"{text[:MAX_ROW_CHARS]} … ({len(line):,} bytes in total)"
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """The lines that are not blank, a byte order mark left out."""
+    """Yield the lines that are not blank, without a byte order mark."""
     try:
         for line in read_lines(path):
             if line.number == 1 and line.data.startswith(BOM):
@@ -224,4 +224,4 @@ def _lines(path: Path) -> Iterator[Line]:
             if line.data.strip():
                 yield line
     except OSError:
-        return  # the validator has said so: a file that cannot be read is a problem of its own
+        return  # the validator has reported it: a file that cannot be read is a separate problem

@@ -1,4 +1,4 @@
-"""Bars of a histogram: whole numbers one by one while they are few, else in steps of 1, 2 or 5 times a power of ten."""
+"""Histograms of integers: one bar per value while there are few, else bins of 1, 2 or 5 times a power of ten."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ MAX_BARS = 24
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """`bars` are (label, count); `note` says where the values come from, such as an estimate."""
+    """A histogram to draw: `bars` are (label, count); `note` says where the values come from, such as an estimate."""
 
     title: str
     unit: str
@@ -18,7 +18,7 @@ class Histogram:
 
 
 def make_histogram(title: str, unit: str, counts: Mapping[int, int], note: str = "") -> Histogram:
-    """A histogram of whole numbers, given how often each occurs."""
+    """The histogram of integers, given the count of each."""
     present = {value: count for value, count in counts.items() if count}
     if not present:
         return Histogram(title, unit, (), note)
@@ -47,7 +47,7 @@ def make_histogram(title: str, unit: str, counts: Mapping[int, int], note: str =
 
 
 def nice_step(width: int) -> int:
-    """Smallest of 1, 2, 5, 10, 20, 50, ... that covers `width` with at most `MAX_BARS` - 1 whole steps."""
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that covers `width` with at most `MAX_BARS` - 1 whole steps."""
     step, power = 1, 1
     while width // step >= MAX_BARS - 1:
         if step == power * 5:
@@ -59,7 +59,7 @@ def nice_step(width: int) -> int:
 
 
 def quantile(counts: Mapping[int, int], share: float) -> int:
-    """The value below or at which `share` of the occurrences lie."""
+    """The smallest value such that `share` of the occurrences are at most that value."""
     wanted = share * sum(counts.values())
     seen = 0
     for value in sorted(counts):

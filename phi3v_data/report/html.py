@@ -1,8 +1,8 @@
-"""A report as one HTML file that opens anywhere, offline: pictures, styles and script are inside it.
+"""A report as one self-contained HTML file: images, styles and the script are embedded.
 
-The data travel as JSON in a block that browsers do not run, with `<` escaped, and the page's script puts them on the
-screen as text only; a content security policy allows that one script, by its hash, and no request to anywhere. So
-nothing that stands in a row can run.
+The data are embedded as JSON in a block that browsers do not execute, with `<` escaped, and the page's script inserts
+them as text only; a content security policy allows that one script, by its hash, and no requests. So no content of a
+row can run as code.
 """
 
 import base64
@@ -22,7 +22,7 @@ from phi3v_data.unfinished import MANIFEST
 
 
 def write_html(report: Report, directory: str | Path, target: str | Path, *, progress: Progress | None = None) -> None:
-    """Write the page to `target`, aside first; `directory` is read for rows and pictures.
+    """Write the page to `target`, atomically; rows and images are read from `directory`.
 
     Raises:
         UserError: `target` cannot be written, or is a file of the set.
@@ -37,15 +37,15 @@ def write_html(report: Report, directory: str | Path, target: str | Path, *, pro
 
 
 def check_target(path: Path, directory: Path) -> None:
-    """Make the folder of a page, so that a wrong path shows before the work and not after it.
+    """Create the folder of a page, so that a wrong path is reported before the work and not after it.
 
     Raises:
-        NotFoundError: the directory that the page is about is not there.
-        UserError: nothing can be written there, or the page would replace a file of the set.
+        NotFoundError: the directory that the page is about does not exist.
+        UserError: the page cannot be written, or would replace a file of the set.
     """
     if _belongs_to_set(path, directory):
         raise UserError(
-            f"{path}: belongs to the set in {directory}, and a page would replace it or lie among its files; name "
+            f"{path}: belongs to the set in {directory}, and a page must not replace or be among its files; name "
             f"another file, such as {directory / 'report.html'}"
         )
     try:
@@ -59,7 +59,7 @@ def check_target(path: Path, directory: Path) -> None:
 
 
 def _belongs_to_set(path: Path, directory: Path) -> bool:
-    """Whether a path is `dataset.json`, a JSONL file or anything under `images/` or `.phi3v/`, by whatever links."""
+    """Whether a path, also through links, is `dataset.json`, a JSONL file or below `images/` or `.phi3v/`."""
     own = {(directory / name).resolve() for name in list_directory(directory) if _is_own(name)}
     folders = [(directory / name).resolve() for name in ("images", HIDDEN)]
     for real in (path.parent.resolve() / path.name, path.resolve()):
@@ -75,7 +75,7 @@ def _is_own(name: str) -> bool:
 
 
 def make_html(report: Report, directory: str | Path, *, progress: Progress | None = None) -> bytes:
-    """The page of a report."""
+    """The HTML page of a report."""
     dataset = _open(Path(directory))
     found = collect(dataset, report) if dataset else Collected()
     payload = PagePayload(report, dataset, found, progress).make()

@@ -1,4 +1,4 @@
-"""The numbers of a set on the console: `phi3v-data stats`."""
+"""Prints the statistics of a set: `phi3v-data stats`."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ MAX_EXAMPLES = 5
 
 
 def print_stats(stats: Mapping[str, Any], console: "Console") -> None:
-    """Print what `set_stats` counted."""
+    """Print the result of `set_stats`."""
     from rich.table import Table
 
     console.print(
@@ -42,7 +42,7 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     for what in ("question", "answer"):
         yield f"{what:<13}{_spread(stats['text'][what])} characters"
     note = "" if stats["text_tokens"] == "exact" else ", text estimated"
-    yield f"{'tokens':<13}{_spread(stats['tokens'])} a sample (num_crops {stats['num_crops']}{note})"
+    yield f"{'tokens':<13}{_spread(stats['tokens'])} per sample (num_crops {stats['num_crops']}{note})"
     sizes = list(stats["image_sizes"].items())
     if sizes:
         words = ", ".join(f"{size} ({count:,})" for size, count in sizes[:MAX_SIZES])
@@ -57,14 +57,14 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
             yield f"{'labels':<13}{split}: {shown}{more}"
     yield from _duplicates(stats["duplicates"])
     if stats["unread_lines"]:
-        yield f"{counted(stats['unread_lines'], 'line')} not read as rows and not counted; phi3v-data validate says why"
+        yield f"{counted(stats['unread_lines'], 'line')} not counted, as not valid rows; phi3v-data validate shows why"
     if stats["missing_images"]:
-        yield f"{counted(stats['missing_images'], 'image')} named by rows but not there"
+        yield f"{counted(stats['missing_images'], 'image')} named by rows but missing"
 
 
 def _duplicates(found: Mapping[str, Any] | None) -> Iterator[str]:
     if found is None:
-        yield f"{'duplicates':<13}not looked for at level quick"
+        yield f"{'duplicates':<13}not searched for at level quick"
         return
     samples = found["samples"]
     yield (f"{'duplicates':<13}samples: {samples['within']:,} within a split, {samples['across']:,} across splits")

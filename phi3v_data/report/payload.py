@@ -1,4 +1,4 @@
-"""The data of the page: findings, rows, samples and pictures, each within its share of the page's 30 MB."""
+"""The data of the page: findings, rows, samples and images, each within its share of the page's 30 MB."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from phi3v_data.report.console import count_severities, verdict
 from phi3v_data.report.gallery import (
     Candidate,
     Collected,
-    Place,
+    RowLocation,
     parse_row,
     row_turns,
     shorten,
@@ -31,26 +31,26 @@ ROWS_BYTES = 2_500_000
 SAMPLES_BYTES = 4_000_000
 
 MAX_LISTED = 1000
-"""Findings of one code on the page."""
+"""Most findings of one code that the page lists."""
 
 MAX_MESSAGE = 600
-"""Characters of a message, a hint or a field."""
+"""Longest message, hint or field, in characters."""
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 
 def to_script_json(value: object) -> str:
-    """JSON that can stand in a `<script>` element: no `<`, so that nothing in it ends the element."""
+    """JSON that is safe inside a `<script>` element: without `<`, so that nothing in it ends the element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def json_size(value: object) -> int:
-    """Bytes that a value takes on the page."""
+    """Size of a value on the page, in bytes."""
     return len(to_script_json(value).encode("utf-8", "backslashreplace"))
 
 
 class PagePayload:
-    """Builds the data of the page; `make` gives what `page.js` reads."""
+    """Builds the data of the page; `make` returns what `page.js` reads."""
 
     def __init__(self, report: Report, dataset: Dataset | None, found: Collected, progress: Progress | None) -> None:
         self.report = report
@@ -67,17 +67,17 @@ class PagePayload:
         self.images: list[list[Any]] = []
         self.image_numbers: dict[str, int] = {}
         self.rows: list[str] = []
-        self.row_numbers: dict[Place, int] = {}
-        self.sample_numbers = {candidate.place: n for n, candidate in enumerate(found.samples)}
-        self.by_place: dict[Place, list[Diagnostic]] = {place: [] for place in self.sample_numbers}
+        self.row_numbers: dict[RowLocation, int] = {}
+        self.sample_numbers = {candidate.location: n for n, candidate in enumerate(found.samples)}
+        self.by_location: dict[RowLocation, list[Diagnostic]] = {location: [] for location in self.sample_numbers}
         for problem in report.problems:
-            if problem.line and (place := Place(problem.file, problem.line)) in self.by_place:
-                self.by_place[place].append(problem)
+            if problem.line and (location := RowLocation(problem.file, problem.line)) in self.by_location:
+                self.by_location[location].append(problem)
 
     def make(self) -> dict[str, Any]:
-        """Everything, in the page's own short names."""
+        """The data of the page, under its own short keys."""
         report, manifest = self.report, self.dataset.manifest if self.dataset else None
-        folder = Path(os.path.abspath(report.dir)).name or report.dir  # a page that is passed on tells no path
+        folder = Path(os.path.abspath(report.dir)).name or report.dir  # a page may be passed on, so it contains no path
         name = manifest.name if manifest else ""
         totals = count_severities(report, self.severities)
         samples = self.samples()
@@ -99,7 +99,7 @@ class PagePayload:
             "samples": samples,
             "images": self.images,
             "gallery_note": self.gallery_note(samples),
-            "footer": f"phi3v-data validate, level {report.level}. Self-contained: this page loads nothing.",
+            "footer": f"phi3v-data validate, level {report.level}. This page is self-contained and loads nothing.",
         }
 
     def gallery_note(self, samples: Sequence[Mapping[str, Any]]) -> str:
@@ -109,11 +109,11 @@ class PagePayload:
         ill = sum(bool(sample["problems"]) for sample in samples)
         return (
             f"{len(samples):,} of {counted(self.report.summary.samples, 'sample')}: {ill:,} with problems, then a "
-            "choice spread over splits and labels, the same on every run."
+            "selection over splits and labels that is the same on every run."
         )
 
     def problems(self) -> list[dict[str, Any]]:
-        """Findings by code, worst first, each with its row where the page has room for it."""
+        """Findings by code, the most severe first, each with its row if the page has room for it."""
         by_code: dict[str, list[Diagnostic]] = {code: [] for code in self.report.summary.problems}
         for problem in self.report.problems:
             by_code.setdefault(problem.code, []).append(problem)
@@ -132,7 +132,7 @@ class PagePayload:
         ]
 
     def findings(self, problems: Sequence[Diagnostic], room: int) -> list[dict[str, Any]]:
-        """Findings of one code, as many as `room` bytes hold."""
+        """Findings of one code, as many as fit into `room` bytes."""
         result: list[dict[str, Any]] = []
         for problem in problems[:MAX_LISTED]:
             finding = self.finding(problem)
@@ -144,20 +144,20 @@ class PagePayload:
 
     def finding(self, problem: Diagnostic) -> dict[str, Any]:
         """One finding, its row by number."""
-        place = Place(problem.file, problem.line or 0)
-        return {**_words(problem), "row": self.row(place), "s": self.sample_numbers.get(place, -1)}
+        location = RowLocation(problem.file, problem.line or 0)
+        return {**_words(problem), "row": self.row(location), "s": self.sample_numbers.get(location, -1)}
 
-    def row(self, place: Place) -> int:
-        """Number of a quoted row; -1 where there is none, or no room for it."""
-        if place not in self.row_numbers and place in self.found.rows:
-            self.rows_room -= json_size(self.found.rows[place])
+    def row(self, location: RowLocation) -> int:
+        """Number of a quoted row; -1 if there is none, or no room for it."""
+        if location not in self.row_numbers and location in self.found.rows:
+            self.rows_room -= json_size(self.found.rows[location])
             if self.rows_room >= 0:
-                self.row_numbers[place] = len(self.rows)
-                self.rows.append(self.found.rows[place])
-        return self.row_numbers.get(place, -1)
+                self.row_numbers[location] = len(self.rows)
+                self.rows.append(self.found.rows[location])
+        return self.row_numbers.get(location, -1)
 
     def samples(self) -> list[dict[str, Any]]:
-        """The gallery, its rows read again one by one."""
+        """The samples of the gallery; their rows are read again one by one."""
         if self.dataset is None:
             return []
         read = [self.read(candidate) for candidate in self.found.samples]
@@ -172,12 +172,12 @@ class PagePayload:
     def read(self, candidate: Candidate) -> tuple[Mapping[str, Any] | None, str]:
         """A row and its text."""
         assert self.dataset is not None
-        descriptor = os.open(self.dataset.directory / candidate.place.file, os.O_RDONLY)
+        descriptor = os.open(self.dataset.directory / candidate.location.file, os.O_RDONLY)
         try:
             data = read_line_at(descriptor, candidate.offset).removeprefix(BOM)
         finally:
             os.close(descriptor)
-        return parse_row(Line(data, candidate.place.line, candidate.offset)), shorten(data)
+        return parse_row(Line(data, candidate.location.line, candidate.offset)), shorten(data)
 
     def sample_within(
         self,
@@ -187,7 +187,7 @@ class PagePayload:
         text: str,
         thumbnailer: Thumbnailer,
     ) -> dict[str, Any]:
-        """One sample of the gallery, its texts cut until it takes `room` bytes."""
+        """One sample of the gallery, its texts shortened until it fits into `room` bytes."""
         for limits in _LIMITS:
             sample = self.sample(candidate, row, text, thumbnailer, limits)
             if json_size(sample) <= room:
@@ -202,8 +202,8 @@ class PagePayload:
         thumbnailer: Thumbnailer,
         limits: "_Limits",
     ) -> dict[str, Any]:
-        """One sample of the gallery; whatever is not as it should be is shown as it is, or left out."""
-        problems = self.by_place[candidate.place]
+        """One sample of the gallery; malformed values are shown as they are, or left out."""
+        problems = self.by_location[candidate.location]
         row = row or {}
         cut = limits.cut
         turns, left = [], MAX_PER_SAMPLE
@@ -225,7 +225,7 @@ class PagePayload:
             "id": cut(row.get("id"), 200),
             "split": candidate.split,
             "label": candidate.label,
-            "at": f"{candidate.place.file}:{candidate.place.line}",
+            "at": f"{candidate.location.file}:{candidate.location.line}",
             "source": cut(row.get("source"), 200),
             "system": cut(row.get("system")),
             "answers": [cut(answer, 200) for answer in answers[: limits.items]] if isinstance(answers, list) else [],
@@ -261,14 +261,14 @@ def _words(problem: Diagnostic) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """How much of one sample is shown."""
+    """Limits on what is shown of one sample."""
 
     text: int
     turns: int
     items: int
 
     def cut(self, value: object, limit: int = 1 << 30) -> str:
-        """Any JSON value as text of bounded length."""
+        """A JSON value as text of bounded length."""
         if value is None:
             return ""
         try:
@@ -276,7 +276,7 @@ class _Limits:
         except RecursionError:
             text = "(nested too deeply to show)"
         limit = min(limit, self.text)
-        return text if len(text) <= limit else f"{text[:limit]} … ({len(text):,} characters in all)"
+        return text if len(text) <= limit else f"{text[:limit]} … ({len(text):,} characters in total)"
 
 
 _LIMITS = (_Limits(4000, 40, 40), _Limits(800, 20, 20), _Limits(200, 6, 5), _Limits(60, 2, 1))
@@ -293,8 +293,8 @@ def _title(code: str) -> str:
 
 
 def _help(code: str) -> list[list[str]]:
-    """What the catalogue says, as (head, text)."""
+    """The catalogue's entry as pairs (heading, text)."""
     if code not in PROBLEMS:
         return []
     problem = PROBLEMS[code]
-    return [["What", problem.what], ["Why it matters", problem.why], ["How to mend it", problem.fix]]
+    return [["What", problem.what], ["Why it matters", problem.why], ["How to fix it", problem.fix]]

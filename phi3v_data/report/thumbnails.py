@@ -1,4 +1,4 @@
-"""Small pictures for the gallery, embedded as data URIs, within a budget for the whole file."""
+"""Small images for the gallery, embedded as data URIs, within a budget for the whole file."""
 
 import base64
 import io
@@ -13,13 +13,13 @@ from phi3v_data.media.formats import TooLargeImageError, UnreadableImageError
 from phi3v_data.media.images import decoding, load_image, probe, read_image_file
 
 BUDGET_BYTES = 15_000_000
-"""Of base64 text; with the rows and findings beside it the page stays under 30 MB."""
+"""Bytes of base64 text; with rows and findings the page stays under 30 MB."""
 
 MAX_PER_SAMPLE = 8
-"""Pictures of one sample that are shown: the frames of a clip."""
+"""Images of one sample that are shown: the frames of a clip."""
 
 MAX_PIXELS = 100_000_000
-"""Larger pictures are not decoded for a thumbnail."""
+"""Larger images are not decoded for a thumbnail."""
 
 _SIDES = ((1000, 240), (2500, 176), (4500, 128))
 _SMALLEST_SIDE = 96
@@ -28,7 +28,7 @@ _WHITE = (255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """`uri` is empty where there is no picture; then `reason` says why. `width` and `height` are the image's own."""
+    """A data URI, empty if there is no image (`reason` says why), and the width and height of the original."""
 
     uri: str = ""
     width: int = 0
@@ -37,7 +37,7 @@ class Thumbnail:
 
 
 class Thumbnailer:
-    """Makes thumbnails until the budget is used up; each image file is made small once."""
+    """Makes thumbnails until the budget is used up; each image file is scaled once."""
 
     def __init__(self, directory: Path, num_images: int, *, budget: int = BUDGET_BYTES) -> None:
         self.left = budget
@@ -47,7 +47,7 @@ class Thumbnailer:
         self._made: dict[str, Thumbnail] = {}
 
     def make(self, name: str) -> Thumbnail:
-        """The thumbnail of one image of the directory; what is wrong with it is a reason, never an error."""
+        """The thumbnail of one image of the directory; a problem with it becomes its `reason`, never an error."""
         if name not in self._made:
             thumbnail = self._make(name)
             self.left -= len(thumbnail.uri)
@@ -95,7 +95,7 @@ class Thumbnailer:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB: transparency on white, 16-bit greys scaled down; an EXIF turn is not applied, as the model sees it."""
+    """The image as RGB: transparency on white, 16-bit grey scaled down; EXIF orientation ignored, as in training."""
     if image.mode.startswith("I;16") or image.mode == "I":
         return ImageOps.autocontrast(image.convert("F").point(lambda value: value / 256).convert("L")).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
@@ -106,5 +106,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def count_shown(counts: Sequence[int]) -> int:
-    """Thumbnails wanted for samples with these numbers of images."""
+    """The number of thumbnails for samples with these numbers of images."""
     return sum(min(count, MAX_PER_SAMPLE) for count in counts)

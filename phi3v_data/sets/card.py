@@ -206,9 +206,9 @@ def _samples(dataset: Dataset, num_samples: int, embed: bool) -> Iterator[str]:
     yield "## Samples"
     yield ""
     for candidate in sorted(chosen):
-        with open(dataset.directory / candidate.place.file, "rb") as file:
+        with open(dataset.directory / candidate.location.file, "rb") as file:
             data = read_line_at(file.fileno(), candidate.offset).removeprefix(BOM)
-        turns = row_turns(parse_row(Line(data, candidate.place.line, candidate.offset)))
+        turns = row_turns(parse_row(Line(data, candidate.location.line, candidate.offset)))
         if not turns:
             continue
         names = [name for turn in turns for name in turn_images(turn)][:MAX_PICTURES]

@@ -189,10 +189,11 @@ def test_the_choice_is_spread_over_splits_and_labels_and_repeats(tmp_path: Path)
     summary = Summary(samples=3001, turns=3001, images=0, splits={"train": 3000, "val": 1}, problems={})
     report = Report(dir=str(tmp_path), ok=True, level="quick", summary=summary, problems=())
     first = collect(Dataset(tmp_path), report, limit=20).samples
-    assert [sample.place for sample in first] == [s.place for s in collect(Dataset(tmp_path), report, limit=20).samples]
+    again = collect(Dataset(tmp_path), report, limit=20).samples
+    assert [sample.location for sample in first] == [sample.location for sample in again]
     assert sum(sample.label == "rare" for sample in first) == 3
     assert sum(sample.split == "val" for sample in first) == 1
-    assert len(first) == len({sample.place for sample in first}) == 20
+    assert len(first) == len({sample.location for sample in first}) == 20
 
 
 def test_free_text_is_no_label(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_command_prints_text_and_json(counted: Path) -> None:
     for words in (
         "11 samples, 11 turns, 10 images",
         "look alike: 2 files in 1 group",
-        "1 line not read as rows and not counted",
+        "1 line not counted, as not valid rows",
         "'yes' 6",
     ):
         assert words in done.stdout

@@ -34,7 +34,7 @@ paint();
 const counts = data.counts;
 $("name").textContent = data.name;
 const errors = counts.error, warnings = counts.warning;
-$("h-overview").textContent = data.ok ? (warnings ? "Sound, with warnings" : "Sound") : "Problems found";
+$("h-overview").textContent = data.ok ? (warnings ? "Valid, with warnings" : "Valid") : "Problems found";
 $("verdict").classList.add(data.ok ? (warnings ? "warn" : "good") : "bad");
 $("verdict-text").textContent = data.verdict;
 for (const [value, label, kind] of [
@@ -84,8 +84,8 @@ const PAGE = 25;
 const total = data.problems.reduce((sum, problem) => sum + problem.count, 0);
 $("nav-problems").textContent = num(total);
 $("problems-lead").textContent = total
-  ? `${plural(total, "finding")} of ${plural(data.problems.length, "kind")}. Open one to see what it means, how to mend it, and each row it was found in.`
-  : "None. Every check that ran is satisfied.";
+  ? `${plural(total, "finding")} of ${plural(data.problems.length, "kind")}. Open one to see what it means, how to fix it, and the rows in which it was found.`
+  : "None. Every check that ran has passed.";
 const finding = found => el("div", {class: "finding"},
   el("div", {class: "at"}, found.at, found.id ? `  ·  ${found.id}` : "", found.field ? `  ·  ${found.field}` : ""),
   el("div", {class: "msg", text: found.msg}),
@@ -132,7 +132,7 @@ const samples = data.samples;
 $("nav-gallery").textContent = num(samples.length);
 $("gallery-lead").textContent = data.gallery_note;
 
-// What samples of one source share of their prompts is not searched: a list of classes in it would match every sample.
+// Text that the prompts of one source have in common is not searched: a list of classes in it would match every sample.
 const SHARED = 0.1;
 const common = (texts, at) => {
   let length = 0;
@@ -187,16 +187,16 @@ if (byLabel.size > 1 || !byLabel.has("")) {
 }
 
 const hole = (reason, kind) => el("div", {class: `hole ${kind || ""}`, text: reason});
-const picture = index => {
+const image = index => {
   const [name, , , uri, reason] = data.images[index];
-  return uri ? el("img", {src: uri, alt: name, loading: "lazy", decoding: "async", title: name}) : hole(reason || "no picture");
+  return uri ? el("img", {src: uri, alt: name, loading: "lazy", decoding: "async", title: name}) : hole(reason || "no image");
 };
 const worst = sample => sample.problems.reduce((found, code) => RANK[data.severity[code]] < RANK[found] ? data.severity[code] : found, "info");
 const card = (sample, position, list) => {
   const all = sample.turns.flatMap(turn => turn.i), count = all.length + sample.turns.reduce((n, turn) => n + turn.more, 0);
   const shown = all.slice(0, all.length > 4 ? 8 : all.length === 3 ? 3 : 4);
   const pics = el("div", {class: `pics ${shown.length > 4 ? "many" : shown.length === 4 ? "four" : shown.length === 1 ? "one" : ""}`});
-  pics.append(...shown.map(picture));
+  pics.append(...shown.map(image));
   if (!shown.length) pics.append(hole(sample.turns.length ? "no images" : "the row cannot be read", sample.turns.length ? "none" : ""));
   if (count > shown.length) pics.append(el("span", {class: "plus", text: `+${num(count - shown.length)}`}));
   const last = sample.turns[sample.turns.length - 1];
@@ -260,7 +260,7 @@ let order = [], at = 0;
 const figure = index => {
   const [name, width, height] = data.images[index];
   const caption = width ? `${name} · ${width}×${height}` : name;
-  return el("figure", {}, picture(index), el("figcaption", {text: caption, title: caption}));
+  return el("figure", {}, image(index), el("figcaption", {text: caption, title: caption}));
 };
 const said = turn => {
   const box = el("div", {class: "say"}), letters = [...turn.u];
