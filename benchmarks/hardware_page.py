@@ -1,7 +1,7 @@
-"""Write the tables of docs/hardware.md again: `python benchmarks/hardware_page.py [--check]`.
+"""Update the tables of docs/hardware.md: `python benchmarks/hardware_page.py [--check]`.
 
 Memory comes from `phi3v_train.training.memory`, measurements from benchmarks/results. With --check nothing is written,
-and the exit code says whether the page is up to date.
+and the exit code is 1 if the page is out of date.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
 RESULTS = Path(__file__).parent / "results"
 
 SAMPLE = {"tokens": 2443, "tiles": 17}
-"""A large sample of DocVQA at 16 crops."""
+"""A large DocVQA sample at 16 crops."""
 
 DEVICES = (1, 2, 4, 8, 16, 32)
 CARDS = (80, 48, 40, 32, 24, 16, 12)
@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[Parallel, ...]]] = {
     "LoRA rank 32": ({"use_lora": True, "lora_rank": 32}, ("ddp", "fsdp", "zero2", "zero3")),
     "QLoRA rank 32": ({"use_qlora": True, "lora_rank": 32}, ("ddp", "zero2", "zero3")),
 }
-"""Settings of each method, and the kinds of sharing that it goes with."""
+"""Settings of each method, and the parallel strategies that support it."""
 
 
 def needed(method: str, parallel: Parallel, devices: int) -> Any:
@@ -47,7 +47,7 @@ def rows(header: list[str], lines: list[list[str]]) -> str:
 
 
 def memory_table() -> str:
-    """GB a device, by method, kind of sharing and number of devices."""
+    """GB per device, by method, parallel strategy and number of devices."""
     lines = []
     for method, (_, kinds) in METHODS.items():
         for kind in kinds:
@@ -57,7 +57,7 @@ def memory_table() -> str:
 
 
 def cards_table() -> str:
-    """The fewest devices of a memory size that hold a method."""
+    """The smallest number of devices for each method and memory size."""
     lines = []
     for method, (_, kinds) in METHODS.items():
         cells = []
@@ -85,13 +85,13 @@ def checkpoint_bytes(method: str) -> int:
 
 
 def measured_rate() -> float:
-    """GB a second that writing a checkpoint took here, one process, synced to the disk."""
+    """The measured rate of writing a checkpoint in GB/s: one process, synced to disk."""
     row = read("parallel")["checkpoint"]["single"]
     return float(row["bytes"] / 1e9 / row["write_s"])
 
 
 def saving_table() -> str:
-    """Seconds to save a checkpoint at several rates, the measured one among them; digests come on top."""
+    """Seconds to save a checkpoint at several rates, including the measured one, plus the time for digests."""
     measured = measured_rate()
     digests = read("checkpoint_digest")
     digest_rate = digests["bytes"] / 1e9 / digests["digest_s"]
@@ -113,20 +113,20 @@ def read(name: str) -> dict[str, Any]:
 
 
 def measured_table() -> str:
-    """What was measured, on which machine, by which command."""
+    """Each measurement with its command."""
     speed, start, parallel = read("train_speed"), read("train_start"), read("parallel")
     packing = read("model_packing")["times faster than data set order"]
     per_second, faster = speed["samples_per_cpu_second"], speed["times_faster"]
     lines = [
         [
             "training, small model, pages at 16 crops",
-            f"{per_second['ours, packed']} samples a second of one core, {faster['ours, packed']} times the "
-            "straightforward loop",
+            f"{per_second['ours, packed']} samples per second on one core, {faster['ours, packed']} times the "
+            "speed of a straightforward loop",
             "`python benchmarks/train.py speed`",
         ],
         [
             "1 million rows, to the end of the first step",
-            f"{start['first start, the index of the rows is built']['to_end_of_first_step_s']} s; going on after "
+            f"{start['first start, the index of the rows is built']['to_end_of_first_step_s']} s; resumed after "
             f"100,016 samples {start['goes on after 100,016 samples']['to_end_of_first_step_s']} s",
             "`python benchmarks/train.py start`",
         ],
@@ -139,13 +139,13 @@ def measured_table() -> str:
     digests = read("checkpoint_digest")
     lines.append(
         [
-            "digests of a checkpoint, made while the system still holds the files in memory",
+            "digests of a checkpoint whose files are still in the page cache",
             f"{digests['digest_s']} s for {digests['bytes'] / 1e9:.0f} GB",
             "`python benchmarks/checkpoint_digest.py`",
         ]
     )
     command = "`python benchmarks/parallel.py`"
-    busy = " (on a machine busy with other work, so these times say nothing)" if parallel["load_before"] >= 1 else ""
+    busy = " (under other load, so these times are not reliable)" if parallel["load_before"] >= 1 else ""
     for kind, divisions in parallel["two_processes"].items():
         balanced, drawn = (
             " and ".join(f"{100 * share:.1f} %" for share in divisions[name]["idle"])
@@ -155,8 +155,8 @@ def measured_table() -> str:
         lines.append(
             [
                 f"two processes on two cores, `--parallel {kind}`",
-                f"the ranks wait {balanced} of the time (samples as drawn: {drawn}); {row['sent_mb_a_rank']} MB sent a "
-                f"step and rank; {row['step_s']} s a step, {row['times_faster_than_one']} times faster than one{busy}",
+                f"the ranks wait {balanced} of the time (samples as drawn: {drawn}); {row['sent_mb_a_rank']} MB sent per "
+                f"step and rank; {row['step_s']} s per step, {row['times_faster_than_one']} times faster than one{busy}",
                 command,
             ]
         )
@@ -182,19 +182,19 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def filled(page: str) -> str:
-    """The page with its tables as they are now; each stands between two comments."""
+    """The page with its tables updated; each is between two comments."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: written by benchmarks/hardware_page.py -->", f"<!-- end of {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         text = f"{begin}\n\n{table()}\n\n{end}"
         page, found = pattern.subn(lambda _, text=text: text, page)
         if found != 1:
-            raise SystemExit(f"{PAGE.name}: expected one place for the table {name}, found {found}")
+            raise SystemExit(f"{PAGE.name}: expected the comments of table {name} once, found them {found} times")
     return page
 
 
 def main() -> None:
-    """Write or check."""
+    """Update or check the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
