@@ -155,8 +155,9 @@ def measured_table() -> str:
         lines.append(
             [
                 f"two processes on two cores, `--parallel {kind}`",
-                f"the ranks wait {balanced} of the time (samples as drawn: {drawn}); {row['sent_mb_a_rank']} MB sent per "
-                f"step and rank; {row['step_s']} s per step, {row['times_faster_than_one']} times faster than one{busy}",
+                f"the ranks wait {balanced} of the time (samples as drawn: {drawn}); {row['sent_mb_a_rank']} MB sent "
+                f"per step and rank; {row['step_s']} s per step, {row['times_faster_than_one']} times faster than one"
+                f"{busy}",
                 command,
             ]
         )
