@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# `make demo` and `make test` work on a fresh machine.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,22 +10,22 @@ DEMO := demo_out
 
 help:
 	@echo "make demo       install (1.6 GB), convert the mini set in examples/data, validate it, train a tiny model on it"
-	@echo "make test       install, run all tests but the slow and the gpu ones"
-	@echo "make test-slow  run the slow ones (many kills, million rows, Ray, DeepSpeed)"
+	@echo "make test       install, run all tests except the slow and the gpu ones"
+	@echo "make test-slow  run the slow tests (many kills, a million rows, Ray, DeepSpeed)"
 	@echo "make lint       ruff check, ruff format --check, mypy"
-	@echo "make docs       write the generated pages and JSON Schemas again"
-	@echo "make dist       build wheel and sdist, install the wheel from its file and try it"
-	@echo "make floors     run the quick tests on the oldest supported versions of the light packages"
-	@echo "make mutants FILE=...  change a module one line at a time and list what no test notices"
-	@echo "make clean      remove the virtual environment, the demo's output and build leftovers"
+	@echo "make docs       update the generated pages and JSON Schemas"
+	@echo "make dist       build wheel and sdist, install the wheel and test it"
+	@echo "make floors     run the quick tests with the oldest supported versions of the light packages"
+	@echo "make mutants FILE=...  change a module one line at a time and list the changes that no test detects"
+	@echo "make clean      remove the virtual environment, the output of the demo and build files"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One marker per set of extras: pip runs again only when the project file or the pins change.
+# One marker per set of extras: pip runs again only if the project file or the pins change.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installs phi3v with the extras video and train into $(VENV): 1.6 GB with a CPU build of torch, several GB more"
-	@echo "where pip takes a CUDA build; one to five minutes, once"
+	@echo "installing phi3v with the extras video and train into $(VENV): 1.6 GB with a CPU build of torch, several GB more"
+	@echo "with a CUDA build; takes one to five minutes, once"
 	$(PIP_INSTALL) -e '.[video,train]'
 	@touch $@
 
@@ -33,13 +33,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[all,dev]'
 	@touch $@
 
-# DeepSpeed compiles nothing of its own here: what a CPU run needs of it is Python.
+# DeepSpeed's kernels are not compiled: a CPU run only needs its Python code.
 $(VENV)/.slow: pyproject.toml constraints.txt | $(BIN)/python
 	DS_BUILD_OPS=0 $(PIP_INSTALL) -e '.[all,dev,deepspeed]'
 	@touch $@
 
 demo: $(VENV)/.demo
-	@echo "converts, validates, trains, is killed, resumes, scores and merges: about two minutes on two idle cores"
+	@echo "convert, validate, train, kill, resume, evaluate and merge: about two minutes on two idle cores"
 	$(BIN)/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir $(DEMO)/ucf101
 	$(BIN)/phi3v-data validate $(DEMO)/ucf101 --html $(DEMO)/report.html
 	$(BIN)/python examples/train_demo.py $(DEMO)
@@ -64,7 +64,7 @@ docs schemas: $(VENV)/.dev
 	$(BIN)/phi3v-data explain --markdown > docs/.problems.md.tmp && mv docs/.problems.md.tmp docs/problems.md
 	$(BIN)/python benchmarks/hardware_page.py
 
-# The oldest versions that pyproject.toml promises, for the light packages; parquet and torch are not among them.
+# The oldest versions of the light packages allowed by pyproject.toml, without parquet and torch.
 floors:
 	$(PYTHON) -m venv $(VENV)-floors
 	$(VENV)-floors/bin/python .ci/floors.py > $(VENV)-floors/floors.txt
@@ -81,7 +81,7 @@ dist: $(VENV)/.dev
 	$(VENV)-wheel/bin/phi3v-data validate dist/try
 	rm -rf dist/try
 
-# Takes the suite's time twice over; NUMBER changes to FILE, or to all modules where none is named.
+# Takes twice the time of the test suite; NUMBER changes to FILE, or to all modules if FILE is not given.
 NUMBER ?= 40
 mutants: $(VENV)/.dev
 	$(BIN)/python benchmarks/mutants.py map

@@ -1,6 +1,6 @@
-"""A converter of your own: copy this file, change `plan` and `convert`.
+"""A custom converter: copy this file, change `plan` and `convert`.
 
-It reads a folder of pictures, each with a text file beside it that holds a question and its answer:
+It reads a folder of images, each with a text file next to it that contains a question and its answer:
 
     receipts/001.png   receipts/001.txt ("What is the total?" on line 1, "12.50" on line 2)
 
@@ -19,36 +19,36 @@ import phi3v_data
 
 
 class ReceiptOptions(phi3v_data.Options):
-    """Each field is a command-line option; its description is the help."""
+    """Options of the converter: each field is a command-line option, its description the help."""
 
-    hint: str = Field("", description="Text put after every question.")
+    hint: str = Field("", description="Text added after every question.")
     upper: bool = Field(False, description="Write answers in capitals.")
 
 
 class Receipts(phi3v_data.Converter[ReceiptOptions]):
-    """Pictures with a question and an answer in a text file beside each."""
+    """Images with a question and an answer in a text file next to each."""
 
     name = "receipts"
-    version = "1"  # raise it when the output changes, so that an old journal is not continued
+    version = "1"  # change it if the output changes, so that an old run is not resumed
 
     def plan(self, source: phi3v_data.Source, options: ReceiptOptions) -> Iterable[phi3v_data.Item]:
-        """One item a sample, in order; opens no picture."""
+        """Yield one item per sample, in order; images are not opened."""
         texts = {file.path: file for file in source.files([".txt"])}
-        for picture in source.files([".png", ".jpg"]):
-            text = texts.get(str(Path(picture.path).with_suffix(".txt")))
+        for image in source.files([".png", ".jpg"]):
+            text = texts.get(str(Path(image.path).with_suffix(".txt")))
             yield phi3v_data.Item(
                 split="train",
-                key=picture.path,
-                path=str(picture.file),
-                group=picture.path.split("/")[0] if "/" in picture.path else "",
-                size=picture.size,
+                key=image.path,
+                path=str(image.file),
+                group=image.path.split("/")[0] if "/" in image.path else "",
+                size=image.size,
                 data={"text": str(text.file) if text else ""},
             )
 
     def convert(self, item: phi3v_data.Item, options: ReceiptOptions) -> phi3v_data.Draft:
-        """One sample; runs on any worker."""
+        """Convert one item to a draft; runs in any worker."""
         if not item.data["text"]:
-            raise phi3v_data.Reject("text-missing", f"{item.key} has no text file beside it")
+            raise phi3v_data.Reject("text-missing", f"{item.key} has no text file next to it")
         question, _, answer = Path(item.data["text"]).read_text(encoding="utf-8").strip().partition("\n")
         return phi3v_data.Draft(
             user=f"{question} {options.hint}".strip(),
@@ -58,15 +58,15 @@ class Receipts(phi3v_data.Converter[ReceiptOptions]):
         )
 
     def describe(self, source: phi3v_data.Source, options: ReceiptOptions) -> phi3v_data.DatasetInfo:
-        """What goes into `dataset.json` for the whole set."""
+        """Facts about the whole set for `dataset.json`."""
         return phi3v_data.DatasetInfo(name=self.name, task="vqa", metrics=["anls"])
 
 
 @phi3v_data.converter("receipts-short")
 def receipts_short(source: phi3v_data.Source) -> Iterable[phi3v_data.Draft]:
-    """The same as a generator: no plan, one process."""
-    for picture in source.files([".png", ".jpg"]):
-        text = picture.file.with_suffix(".txt")
+    """Yield the same samples without a plan, in one process."""
+    for image in source.files([".png", ".jpg"]):
+        text = image.file.with_suffix(".txt")
         if text.exists():
             question, _, answer = text.read_text(encoding="utf-8").strip().partition("\n")
-            yield phi3v_data.Draft(user=question, assistant=answer, images=[picture.file])
+            yield phi3v_data.Draft(user=question, assistant=answer, images=[image.file])

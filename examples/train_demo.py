@@ -1,9 +1,9 @@
-"""The rest of `make demo`: train on the converted mini set, die in the middle, go on, score, adapt, merge.
+"""The second half of `make demo`: train on the mini set, kill the run, resume, evaluate, train an adapter, merge.
 
     python examples/train_demo.py demo_out [--seed 0]
 
-Every step is a command of `phi3v-train`, printed before it runs; only the kill is done here. The model is `tiny`: 3
-classes are within its reach, nothing else is.
+Every step is a command of `phi3v-train`, printed before it runs; only the kill is done here. The model is `tiny`, which
+can learn these 3 classes and little more.
 """
 
 import argparse
@@ -18,25 +18,25 @@ from pathlib import Path
 RECIPE = "demo-ucf101-tiny"
 KILL_AFTER = "checkpoint-000030"
 WANTED = 0.9
-"""Share of the training clips that must be told right."""
+"""Accuracy on the training clips that the demo must reach."""
 SCORED_AS_TRAINED = ["--num_crops", "1", "--max_new_tokens", "16"]
 
 
 def show(arguments: list[str]) -> list[str]:
-    """Print a command as a user types it; the command that runs it in this interpreter's environment."""
+    """Print a command as a user types it; return the command for this interpreter."""
     print(f"\n$ phi3v-train {shlex.join(arguments)}", flush=True)
     return [sys.executable, "-m", "phi3v_train", *arguments]
 
 
 def run(*arguments: str) -> None:
-    """Run a command to its end; a failure ends the demo with its exit code."""
+    """Run a command; if it fails, exit with its exit code."""
     code = subprocess.run(show([*arguments]), check=False).returncode
     if code:
         sys.exit(code)
 
 
 def run_and_kill(arguments: list[str], checkpoint: Path) -> None:
-    """Start a command and end it with SIGKILL as soon as `checkpoint` is complete."""
+    """Start a command and kill it with SIGKILL as soon as `checkpoint` is complete."""
     with subprocess.Popen(show(arguments)) as process:
         while process.poll() is None and not (checkpoint / "COMPLETE.json").exists():
             time.sleep(0.02)
@@ -49,14 +49,14 @@ def run_and_kill(arguments: list[str], checkpoint: Path) -> None:
 
 
 def accuracy(result: Path) -> float:
-    """Share of right answers, from a result file."""
+    """Read the accuracy from a result file."""
     return float(json.loads(result.read_text(encoding="utf-8"))["metrics"]["accuracy"])
 
 
 def main() -> None:
-    """Train, kill, resume, evaluate, adapt, merge; then say where everything is."""
+    """Train, kill, resume, evaluate, train an adapter, merge; then print where the results are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("demo_out", type=Path, help="holds ucf101/, made by phi3v-data convert")
+    parser.add_argument("demo_out", type=Path, help="contains ucf101/, written by phi3v-data convert")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     data, out, seed = str(args.demo_out / "ucf101"), args.demo_out / "run", str(args.seed)
@@ -68,7 +68,7 @@ def main() -> None:
     for split in ("train", "test"):
         where = str(args.demo_out / f"eval_{split}")
         run("eval", "--data_dir", data, "--eval_split", split, *model, *SCORED_AS_TRAINED, "--output_dir", where)
-    # An adapter over the tuned model, a few steps long, to have something to merge.
+    # An adapter on the fine-tuned model, trained for a few steps, to be merged.
     adapter, merged = args.demo_out / "adapter", args.demo_out / "merged"
     run(
         "run", "--data_dir", data, "--recipe", RECIPE, "--seed", seed, *model, "--use_lora", "--lora_rank", "8",
@@ -91,7 +91,7 @@ def main() -> None:
     print(f"predictions  {args.demo_out / 'eval_test' / 'predictions.jsonl'}")
     print(f"merged model {merged}")
     if known < WANTED:
-        sys.exit(f"the model tells only {known:.1%} of the clips it was trained on; at least {WANTED:.0%} are expected")
+        sys.exit(f"the accuracy on the training clips is only {known:.1%}; at least {WANTED:.0%} is expected")
 
 
 if __name__ == "__main__":
