@@ -1,14 +1,37 @@
-"""The model as a function from a micro-batch to its share of a step's loss: what engines wrap."""
+"""The model as a function from a micro-batch to its part of a step's loss: what engines wrap."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from phi3v_train.data.loader import MicroBatch
+from phi3v_train.data.sources import TOTAL
 from phi3v_train.device import to_device
 from phi3v_train.distributed.group import Group
 from phi3v_train.precision import Precision
+
+Losses: TypeAlias = dict[str, Tensor]
+"""Sums of losses by key, without a gradient: `TOTAL`, and each data source by its name where there are several."""
+
+
+class Sources(NamedTuple):
+    """The data sources of a run, and which of them each supervised token of a micro-batch comes from.
+
+    `of_tokens` (supervised tokens,) are indices into `names`, in the order of rows and columns.
+    """
+
+    names: tuple[str, ...]
+    of_tokens: Tensor
+
+    @classmethod
+    def of(cls, micro: MicroBatch, names: tuple[str, ...], device: torch.device) -> "Sources":
+        """Those of a micro-batch, padded or packed: its samples follow one another in both."""
+        sources = torch.tensor([ref.source for ref in micro.refs], dtype=torch.long)
+        counts = torch.tensor([measure.num_supervised for measure in micro.measures], dtype=torch.long)
+        return cls(names, sources.repeat_interleave(counts).to(device))
 
 
 class LossModule(nn.Module):
@@ -21,11 +44,56 @@ class LossModule(nn.Module):
         # Buffers are never trained: DistributedDataParallel need not send them round.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
-    def forward(self, inputs: Mapping[str, Tensor], count: float) -> Tensor:
-        """Sum of cross-entropy over the supervised tokens, divided by `count`; 0 where there are none."""
+    def forward(
+        self, inputs: Mapping[str, Tensor], count: float, of_tokens: Tensor | None = None, num_sources: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and the sums of cross-entropy by source.
+
+        Args:
+            inputs: the model's keyword arguments.
+            count: what the sum of cross-entropy over the supervised tokens is divided by.
+            of_tokens: source of each supervised token; None: not asked for.
+            num_sources: number of sources.
+
+        Returns:
+            The loss (scalar, 0 where no token is supervised), and the sums (num_sources,) in fp64, not divided and
+            without a gradient.
+        """
+        wanted: dict[str, Any] = {} if of_tokens is None else {"return_token_losses": True}
         with self.precision.autocast():
-            loss: Tensor = self.model(**inputs, num_items_in_batch=count, return_logits=False).loss
-        return loss
+            output = self.model(**inputs, num_items_in_batch=count, return_logits=False, **wanted)
+        loss: Tensor = output.loss
+        sums = torch.zeros(num_sources, dtype=torch.float64, device=loss.device)
+        if of_tokens is not None:
+            sums.index_add_(0, of_tokens, token_losses(output, inputs).double())
+        return loss, sums
+
+
+@torch.no_grad()
+def token_losses(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy (supervised tokens,) of each supervised token, in the order of rows and columns.
+
+    Args:
+        output: of the model: with `token_losses`, else with the logits (rows, columns, vocabulary) of all tokens.
+        inputs: what it was given.
+    """
+    given: Tensor | None = getattr(output, "token_losses", None)
+    if given is not None:
+        return given.detach()
+    targets = inputs["labels"][:, 1:]
+    supervised = targets >= 0
+    return functional.cross_entropy(output.logits[:, :-1][supervised].float(), targets[supervised], reduction="none")
+
+
+def source_arguments(sources: Sources | None) -> tuple[Tensor, int] | tuple[()]:
+    """Further positional arguments of a `LossModule`: plain ones, which every wrapper of modules takes."""
+    return () if sources is None else (sources.of_tokens, len(sources.names))
+
+
+def losses_by_key(loss: Tensor, sums: Tensor, sources: Sources | None) -> Losses:
+    """The results of a `LossModule` under their keys."""
+    names = sources.names if sources is not None else ()
+    return {TOTAL: loss.detach(), **dict(zip(names, sums, strict=True))}
 
 
 @torch.no_grad()
@@ -36,7 +104,8 @@ def mean_loss(model: nn.Module, micros: Iterable[MicroBatch], *, precision: Prec
     module = LossModule(model, precision)
     total, tokens = 0.0, 0
     for micro in micros:
-        total += module(to_device(micro.inputs, group.device), 1.0).item()
+        loss, _ = module(to_device(micro.inputs, group.device), 1.0)
+        total += loss.item()
         tokens += micro.shape.num_supervised
     model.train(was_training)
     total, count = group.sum([total, float(tokens)])

@@ -14,7 +14,7 @@ from phi3v_train.data.model_settings import ModelNote, model_notes
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import accumulation_steps
 from phi3v_train.data.reader import Measure, Reader
-from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources
+from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources, unique_names
 from phi3v_train.evaluation.choose_metrics import choose_metrics
 from phi3v_train.evaluation.metric import Metric
 from phi3v_train.models.loading import ModelPlace, is_adapter, load_processor, locate
@@ -98,8 +98,12 @@ class Plan:
     @property
     def task(self) -> str:
         """Names of the datasets, for titles."""
-        names = [source.manifest.name if source.manifest else source.directory.name for source in self.sources]
-        return " + ".join(dict.fromkeys(names))
+        return " + ".join(dict.fromkeys(source.name for source in self.sources))
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Name of each source, a repeated one with a number."""
+        return unique_names(self.sources)
 
     def reader(self) -> Reader:
         """Reads training samples."""
@@ -261,10 +265,11 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     config, probe, memory = plan.config, plan.probe, plan.memory
     yield "run", f"{config.output.output_dir}: {run_state}"
     for index, source in enumerate(plan.sources):
+        named = f"{plan.source_names[index]}: " if len(plan.sources) > 1 else ""
         mixed = f", weight {config.data.mix[index]:g}" if config.data.mix else ""
         yield (
             "data",
-            f"{source.directory} {source.split.name}: {len(source):,} rows, num_crops {source.num_crops} "
+            f"{named}{source.directory} {source.split.name}: {len(source):,} rows, num_crops {source.num_crops} "
             f"({crops_origin(plan.settings, source)}){mixed}",
         )
     if plan.eval_source is not None:
@@ -357,13 +362,14 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
         "output_dir": str(plan.config.output.output_dir),
         "sources": [
             {
+                "name": name,
                 "data_dir": str(source.directory),
                 "split": source.split.name,
                 "rows": len(source),
                 "num_crops": source.num_crops,
                 "num_crops_from": crops_origin(plan.settings, source),
             }
-            for source in plan.sources
+            for name, source in zip(plan.source_names, plan.sources, strict=True)
         ],
         "eval_split": plan.eval_source.split.name if plan.eval_source else None,
         "total_steps": plan.total_steps,

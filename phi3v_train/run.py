@@ -149,7 +149,7 @@ def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", 
         deepspeed=plan.deepspeed,
         keep_unsharded_grads=keep_unsharded_grads,
     )
-    loop = TrainLoop(engine, config, total_steps=plan.total_steps)
+    loop = TrainLoop(engine, config, total_steps=plan.total_steps, source_names=plan.source_names)
     session = Session(
         loop,
         plan.processor,

@@ -35,6 +35,7 @@ class MicroBatch:
 
     inputs: dict[str, Any]
     shape: BatchShape
+    refs: tuple[SampleRef, ...]
     measures: tuple[Measure, ...]
     is_filler: bool
 
@@ -66,6 +67,14 @@ class StepPlan:
     def num_supervised_here(self) -> int:
         """Tokens that have a label, in this process."""
         return sum(self.measures[index].num_supervised for batch in self.micro_batches for index in batch)
+
+    def supervised_of(self, source: int) -> int:
+        """Tokens of a source that have a label."""
+        return sum(
+            measure.num_supervised
+            for ref, measure in zip(self.refs, self.measures, strict=True)
+            if ref.source == source
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -161,7 +170,6 @@ class TrainLoader:
         self.pack = pack
         self.lockstep = lockstep
         self.rates = rates
-        self.pin_memory = pin_memory
         self.pin_memory = pin_memory
         self.prefetch = max(1, 2 * num_workers if prefetch is None else prefetch)
         self._workers = Workers(reader, num_workers)
@@ -263,4 +271,6 @@ class TrainLoader:
         inputs = to_tensors(arrays)
         if self.pin_memory:
             inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
-        return MicroBatch(inputs, shape, tuple(plan.measures[index] for index in batch), not batch)
+        refs = tuple(plan.refs[index] for index in batch)
+        measures = tuple(plan.measures[index] for index in batch)
+        return MicroBatch(inputs, shape, refs, measures, is_filler=not batch)

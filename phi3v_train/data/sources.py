@@ -14,6 +14,10 @@ EVAL_SPLITS = ("val", "dev", "dev_seen", "test")
 """Where no `--eval_split` is given, the first of these that a directory has and that is labelled."""
 
 
+TOTAL = "total"
+"""Key of the loss over all sources, among those of the sources: `unique_names` gives it to none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One split of one directory.
@@ -32,6 +36,11 @@ class Source:
         """DIR."""
         return self.split.directory
 
+    @property
+    def name(self) -> str:
+        """Name of the dataset; that of its directory where there is no dataset.json."""
+        return self.manifest.name if self.manifest is not None else self.directory.name
+
     def __len__(self) -> int:
         return len(self.split)
 
@@ -45,6 +54,18 @@ class Source:
             return self
         budget, origin = resolve_num_crops(None, self.manifest, tuned, tuned_first=tuned_first)
         return replace(self, num_crops=budget, num_crops_from=origin)
+
+
+def unique_names(sources: Sequence[Source]) -> tuple[str, ...]:
+    """Name of each source, a repeated one with a number: `ucf101`, `ucf101 (2)`."""
+    names: list[str] = []
+    for source in sources:
+        name, number = source.name, 1
+        while name in names or name == TOTAL:
+            number += 1
+            name = f"{source.name} ({number})"
+        names.append(name)
+    return tuple(names)
 
 
 def resolve_num_crops(

@@ -7,16 +7,15 @@ are only ever added: over micro-batches and over processes, by the engine.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import RunConfig
-from phi3v_train.data.loader import MicroBatch, StepBatch
+from phi3v_train.data.loader import MicroBatch, StepBatch, StepPlan
+from phi3v_train.data.sources import TOTAL
 from phi3v_train.device import is_out_of_memory, to_device
+from phi3v_train.loss import Losses, Sources
 from phi3v_train.training.optimizer import rate_factor
 from phi3v_train.training.parallel.engine import Engine
 from phi3v_train.training.seeds import seed_everything
@@ -30,7 +29,11 @@ class NonFiniteLossError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step did, over all processes. `step` counts finished steps: 1 after the first."""
+    """Result of a step, over all processes. `step` counts finished steps: 1 after the first.
+
+    `loss` is the mean over all supervised tokens; `source_losses`, by name, that over the tokens of each data source
+    that the step has some of, where the run has several.
+    """
 
     step: int
     loss: float
@@ -44,6 +47,7 @@ class StepResult:
     seconds: float
     skipped: bool = False
     flags: tuple[float, ...] = ()
+    source_losses: Mapping[str, float] = field(default_factory=dict)
 
 
 class TrainLoop:
@@ -55,11 +59,14 @@ class TrainLoop:
 
     flags: Callable[[], tuple[float, ...]] = tuple
 
-    def __init__(self, engine: Engine, config: RunConfig, *, total_steps: int) -> None:
+    def __init__(
+        self, engine: Engine, config: RunConfig, *, total_steps: int, source_names: Sequence[str] = ()
+    ) -> None:
         self.engine = engine
         self.group = engine.group
         self.config = config
         self.total_steps = total_steps
+        self.source_names = tuple(source_names)
 
     def run(self, batches: Iterable[StepBatch], after_step: Callable[[StepResult], bool | None]) -> None:
         """Train on each step in turn; `after_step` logs, evaluates and saves, and ends the run by returning True.
@@ -91,7 +98,8 @@ class TrainLoop:
             self._accumulate(micro, batch.step, count, last=index + 1 == len(batch))
             for index, micro in enumerate(batch)
         ]
-        loss, *flags = self.group.sum([torch.stack(losses).double().sum().item(), *self.flags()])
+        sums, flags = self.engine.reduce(losses, self.flags())
+        loss = sums[TOTAL]
         if not math.isfinite(loss):
             self._refuse(batch, losses, f"the loss is {loss}")
         factor = rate_factor(batch.step, self.total_steps, self.config.optim)
@@ -111,25 +119,35 @@ class TrainLoop:
             seconds=time.monotonic() - begin,
             skipped=update.skipped,
             flags=tuple(flags),
+            source_losses=self._source_losses(plan, sums),
         )
 
-    def _accumulate(self, micro: MicroBatch, step: int, count: float, *, last: bool) -> Tensor:
-        """Add one micro-batch's gradients; returns its share of the loss, on the device.
+    def _source_losses(self, plan: StepPlan, sums: Mapping[str, float]) -> dict[str, float]:
+        """Mean loss over the supervised tokens of each source that the step has some of."""
+        if len(self.source_names) < 2:
+            return {}
+        counts = {name: plan.supervised_of(number) for number, name in enumerate(self.source_names)}
+        return {name: sums[name] / count for name, count in counts.items() if count}
+
+    def _accumulate(self, micro: MicroBatch, step: int, count: float, *, last: bool) -> Losses:
+        """Add one micro-batch's gradients; its part of the step's losses, on the device.
 
         Dropout is seeded by the samples, so it is the same after a resume and on any number of processes.
         """
         names = [f"{each.provenance.split}[{each.provenance.row}]" for each in micro.measures]
         seed_everything(self.config.optim.seed, "step", step, *names)
         inputs = to_device(micro.inputs, self.group.device)
-        return self.engine.accumulate(inputs, count, last=last)
+        several = len(self.source_names) > 1
+        sources = Sources.of(micro, self.source_names, self.group.device) if several else None
+        return self.engine.accumulate(inputs, count, last=last, sources=sources)
 
-    def _refuse(self, batch: StepBatch, losses: Sequence[Tensor], reason: str) -> None:
+    def _refuse(self, batch: StepBatch, losses: Sequence[Losses], reason: str) -> None:
         """Stop before the update, naming the samples: those of the bad micro-batches, or all of the step's."""
         groups = [[batch.plan.measures[index] for index in indices] for indices in batch.plan.micro_batches]
         bad = [
             str(measure.provenance)
-            for group, loss in zip(groups, losses, strict=True)
-            if not math.isfinite(loss.item())
+            for group, each in zip(groups, losses, strict=True)
+            if not math.isfinite(each[TOTAL].item())
             for measure in group
         ]
         named = [name for names in self.group.all_gather(bad) for name in names]

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a logged step, each step once, whatever was killed and resumed in between."""
+"""`metrics.jsonl`: one JSON object per logged step, each step once, whatever was killed and resumed in between."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.files import write_text
+
+SOURCE_LOSS = "loss/"
+"""Begins the keys of the losses by data source, `loss/NAME`, in the lines of a run that has several."""
 
 
 class MetricsLog:

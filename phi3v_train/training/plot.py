@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.files import write_whole
+from phi3v_train.training.metrics_log import SOURCE_LOSS
 
 SMOOTHED = "#1f5fa8"
 RAW = "#b9cfe8"
 HELD_OUT = "#d1495b"
 GREY = "#6b7280"
+SOURCES = ("#2a9d8f", "#e9a23b", "#8e6fb5", "#6c8f3c", "#c06c4e", "#4aa3c7")
+"""One color for each data source, of the first ones."""
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:
@@ -22,8 +25,15 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
     return result
 
 
+def source_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Data sources that have losses of their own, in the order in which they first appear."""
+    keys = dict.fromkeys(key for line in lines for key in line if key.startswith(SOURCE_LOSS))
+    return [key.removeprefix(SOURCE_LOSS) for key in keys]
+
+
 def draw_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Training loss (raw and smoothed), held-out loss, learning rate and gradient norm over the steps.
+    """Training loss (raw and smoothed; by data source where there are several), held-out loss, learning rate and
+    gradient norm over the steps.
 
     Written aside and renamed. Nothing is drawn before the first logged step.
     """
@@ -43,6 +53,10 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
         upper.plot(steps, losses, color=RAW, linewidth=0.8, label="each logged step")
     smoothed = smooth(losses, min(weight, 0.98))
     upper.plot(steps, smoothed, color=SMOOTHED, linewidth=1.8, label="training" + (", smoothed" if weight else ""))
+    for name, color in zip(source_names(train), SOURCES, strict=False):
+        points = [(line["step"], line[f"{SOURCE_LOSS}{name}"]) for line in train if f"{SOURCE_LOSS}{name}" in line]
+        values = smooth([value for _, value in points], min(weight, 0.98))
+        upper.plot([step for step, _ in points], values, color=color, linewidth=1.0, alpha=0.8, label=name)
     held_out = [(line["step"], line["eval_loss"]) for line in metrics if line.get("eval_loss") is not None]
     if held_out:
         upper.plot(*zip(*held_out, strict=True), "o-", color=HELD_OUT, linewidth=1.4, markersize=4, label="held out")
@@ -54,7 +68,7 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
         f"{smoothed[-1]:.3g}", (steps[-1], smoothed[-1]), xytext=(6, 0), textcoords="offset points",
         va="center", color=SMOOTHED, fontsize=10,
     )  # fmt: skip
-    upper.set_ylabel("loss a supervised token")
+    upper.set_ylabel("loss per supervised token")
     upper.set_title(title, loc="left", fontsize=12)
     upper.legend(frameon=False, loc="upper right")
     lower.plot(steps, [line["lr"] for line in train], color=GREY, linewidth=1.4)

@@ -20,7 +20,7 @@ from phi3v_train.distributed.stopping import Interrupted, StopRequest
 from phi3v_train.training import folder
 from phi3v_train.training.checkpoints import Checkpoint, SaveError, has_ended, write_checkpoint, write_folder
 from phi3v_train.training.loop import StepResult, TrainLoop
-from phi3v_train.training.metrics_log import MetricsLog, read_metrics
+from phi3v_train.training.metrics_log import SOURCE_LOSS, MetricsLog, read_metrics
 from phi3v_train.training.plot import draw_loss
 from phi3v_train.training.progress import ProgressLine
 from phi3v_train.training.trackers import Trackers, open_trackers
@@ -319,6 +319,7 @@ def make_line(result: StepResult, epoch: float) -> dict[str, Any]:
         "step": result.step,
         "epoch": round(epoch, 6),
         "loss": result.loss,
+        **{f"{SOURCE_LOSS}{name}": loss for name, loss in result.source_losses.items()},
         "lr": result.lr,
         "grad_norm": None if result.skipped else result.grad_norm,
         "samples": result.num_samples,

@@ -96,6 +96,7 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
+        return_token_losses: bool = False,
         num_items_in_batch: Tensor | int | None = None,
         cu_seq_lens_q: Tensor | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
@@ -113,8 +114,10 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         `labels` (rows, columns), not shifted, negative where there is no loss. The loss is the mean over labelled
         tokens, or their sum over `num_items_in_batch`; 0 for a batch without labels. In training, logits are then
         computed at labelled tokens only and not returned (`return_logits=True` returns all). `shift_labels` are labels
-        already shifted, which stand in for `labels`. `output_hidden_states` (all, or some by their indices) and
-        `output_attentions` (eager attention only) are the configuration's where they are not given.
+        already shifted, which stand in for `labels`. `return_token_losses` adds `token_losses`: the cross-entropy of
+        each labelled token, without a gradient, in the order of rows and columns. `output_hidden_states` (all, or some
+        by their indices) and `output_attentions` (eager attention only) are the configuration's where they are not
+        given.
         """
         given = input_ids if input_ids is not None else inputs_embeds
         # Not an argument by name: transformers' Trainer would take every `label` in the signature for one to be given.
@@ -153,9 +156,9 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
             return_dict=True,
         )
         hidden = outputs.last_hidden_state
-        loss = None
+        loss = token_losses = None
         if targets is not None:
-            loss = self._loss(hidden, targets.to(hidden.device), num_items_in_batch)
+            loss, token_losses = self._loss(hidden, targets.to(hidden.device), num_items_in_batch)
         logits = None
         if return_logits if return_logits is not None else not wants_loss or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -163,6 +166,8 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         output = CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+        if return_token_losses:
+            output["token_losses"] = token_losses
         if CACHE_NAME in outputs:
             output[CACHE_NAME] = outputs[CACHE_NAME]
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
@@ -171,15 +176,19 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         """See `Phi3VModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
-    def _loss(self, hidden: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """Cross-entropy in fp32 where `targets` (rows, columns) name the next token; the head sees no other token."""
+    def _loss(self, hidden: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> tuple[Tensor, Tensor]:
+        """The loss, and the cross-entropy of each labelled token, in fp32.
+
+        A token is labelled where `targets` (rows, columns) name the next one; the head sees no other token.
+        """
         targets = targets.flatten()
         labelled = (targets >= 0).nonzero().squeeze(1)
         logits = self.lm_head(hidden.flatten(0, 1).index_select(0, labelled)).float()
         if not len(labelled):
             nothing: Tensor = logits.sum()
-            return nothing
+            return nothing, nothing.new_zeros(0)
         # Summed in fp64: in fp32 the last digits of a long batch's sum depend on how the batch is divided.
-        total = functional.cross_entropy(logits, targets[labelled], reduction="none").double().sum()
+        token_losses = functional.cross_entropy(logits, targets[labelled], reduction="none")
+        total = token_losses.double().sum()
         count = len(labelled) if num_items_in_batch is None else num_items_in_batch
-        return (total / torch.as_tensor(count, device=total.device)).float()
+        return (total / torch.as_tensor(count, device=total.device)).float(), token_losses.detach()

@@ -9,7 +9,7 @@ over processes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from phi3v_data.errors import UserError
 from phi3v_train.distributed.group import Group
-from phi3v_train.loss import LossModule
+from phi3v_train.loss import Losses, LossModule, Sources
 from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 
@@ -65,11 +65,29 @@ class Engine(ABC):
         """What is called with a micro-batch."""
 
     @abstractmethod
-    def accumulate(self, inputs: Mapping[str, Tensor], count: float, *, last: bool) -> Tensor:
-        """Forward and backward pass over one micro-batch; its share of the loss, detached.
+    def accumulate(
+        self, inputs: Mapping[str, Tensor], count: float, *, last: bool, sources: Sources | None = None
+    ) -> Losses:
+        """Forward and backward pass over one micro-batch; its part of the step's losses.
 
-        Before the step's `last` one, gradients may stay where they are.
+        `TOTAL` is divided by `count`; the sums by source, where these are given, are not. Before the step's `last`
+        micro-batch, gradients may stay where they are.
         """
+
+    def reduce(self, losses: Sequence[Losses], extra: Iterable[float] = ()) -> tuple[dict[str, float], list[float]]:
+        """The losses of a step, summed over its micro-batches and over all processes.
+
+        Args:
+            losses: of this process's micro-batches; all processes have the same keys.
+            extra: numbers that are summed over the processes in the same exchange.
+
+        Returns:
+            The sums by key, and those of `extra`.
+        """
+        keys = list(losses[0])
+        here = torch.stack([torch.stack([each[key] for each in losses]).double().sum() for key in keys])
+        sums = self.group.sum([*here.tolist(), *extra])
+        return dict(zip(keys, sums, strict=False)), sums[len(keys) :]
 
     @abstractmethod
     def update(self, factor: float, max_norm: float) -> Update:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
 from phi3v_train.distributed.group import Group
+from phi3v_train.loss import Losses, Sources, losses_by_key, source_arguments
 from phi3v_train.precision import Precision
 from phi3v_train.training.eight_bit import restore_8bit
 from phi3v_train.training.methods import TrainedModel
@@ -53,12 +54,14 @@ class TorchEngine(Engine):
         """Factor on the loss that makes the exchanged gradients a sum over processes."""
         return 1.0
 
-    def accumulate(self, inputs: Mapping[str, Tensor], count: float, *, last: bool) -> Tensor:
+    def accumulate(
+        self, inputs: Mapping[str, Tensor], count: float, *, last: bool, sources: Sources | None = None
+    ) -> Losses:
         with nullcontext() if last else self.no_sync():
-            loss: Tensor = self.module(inputs, count)
+            loss, sums = self.module(inputs, count, *source_arguments(sources))
             scaled: Tensor = self.scaler.scale(loss * self.backward_scale())
             torch.autograd.backward(scaled)
-        return loss.detach()
+        return losses_by_key(loss, sums, sources)
 
     def update(self, factor: float, max_norm: float) -> Update:
         lr = set_rates(self.optimizer, factor)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
 from phi3v_train.distributed.group import Group
+from phi3v_train.loss import Losses, Sources, losses_by_key, source_arguments
 from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.optimizer import make_optimizer, set_rates
@@ -122,11 +123,13 @@ class ZeroEngine(Engine):
         """Parameters whole in every process; with `write`, the main one's changes go to all."""
         yield
 
-    def accumulate(self, inputs: Mapping[str, Tensor], count: float, *, last: bool) -> Tensor:
+    def accumulate(
+        self, inputs: Mapping[str, Tensor], count: float, *, last: bool, sources: Sources | None = None
+    ) -> Losses:
         self.ds.set_gradient_accumulation_boundary(last)
-        loss: Tensor = self.ds(inputs, count)
+        loss, sums = self.ds(inputs, count, *source_arguments(sources))
         self.ds.backward(loss * self.group.world_size, scale_wrt_gas=False)
-        return loss.detach()
+        return losses_by_key(loss, sums, sources)
 
     def update(self, factor: float, max_norm: float) -> Update:
         lr = set_rates(self.adam, factor)
