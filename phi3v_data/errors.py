@@ -6,6 +6,9 @@ UserError           could not run: exit code 2, one sentence, no traceback
 Reject              one planned sample cannot be converted: recorded and counted; the run continues
 """
 
+GOOD, PROBLEMS, COULD_NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+"""Exit codes of the commands."""
+
 
 class UserError(Exception):
     """An error in the input or the environment; the message is one sentence that says what to do."""

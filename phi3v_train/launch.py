@@ -12,8 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from phi3v_data.cli.base import COULD_NOT_RUN, PROBLEMS
-from phi3v_data.errors import UserError
+from phi3v_data.errors import COULD_NOT_RUN, PROBLEMS, UserError
 from phi3v_train.config import ParallelConfig, RunConfig
 
 if TYPE_CHECKING:

@@ -248,7 +248,7 @@ def make_evaluation(plan: Plan, progress: "ProgressLine", request: "StopRequest"
     Raises:
         UserError: a row cannot be encoded or scored.
     """
-    from phi3v_data.cli.console import progress_bar
+    from phi3v_data.console import progress_bar
     from phi3v_train.evaluation.during import RunEvaluation
     from phi3v_train.evaluation.evaluate import Evaluator
 

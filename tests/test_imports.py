@@ -34,7 +34,8 @@ DATA_FLOORS = (
     ("problems",),
     ("schema", "unfinished", "jsonl", "splits", "encodings", "lock"),
     ("files", "user_code"),
-    ("mounts", "markdown"),
+    ("console",),
+    ("mounts", "markdown", "streams"),
     ("errors", "lazy", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.
@@ -118,6 +119,15 @@ def test_imports_run_downhill(package: str, floors: Sequence[Sequence[str]]) -> 
 @pytest.mark.parametrize(("package", "floors"), [("phi3v_data", DATA_FLOORS), ("phi3v_train", TRAIN_FLOORS)])
 def test_every_module_stands_on_a_floor(package: str, floors: Sequence[Sequence[str]]) -> None:
     assert [module for module in modules(package) if module != package and floor_of(module, floors) is None] == []
+
+
+@pytest.mark.parametrize("package", ["phi3v_data", "phi3v_train"])
+def test_library_code_imports_no_command(package: str) -> None:
+    """Commands stand on top: what others need too, such as exit codes and progress bars, is a module of its own."""
+    commands = {f"{package}.cli", f"{package}.__main__"}
+    for module, path in modules(package).items():
+        if not any(module == name or module.startswith(f"{name}.") for name in commands):
+            assert not [name for name in imports(path, at_import=False) if ".cli" in name], module
 
 
 def test_the_data_package_never_imports_the_training_package_or_torch() -> None:

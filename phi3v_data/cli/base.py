@@ -25,14 +25,12 @@ from typing import IO, Annotated, Any, ClassVar, NoReturn, TypeAlias, cast
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from phi3v_data.cli.streams import PrintableStream, drop_output, open_streams, printable_streams
-from phi3v_data.errors import UserError, how_to_install
+from phi3v_data.errors import BROKEN_PIPE, COULD_NOT_RUN, GOOD, INTERRUPTED, UserError, how_to_install
 from phi3v_data.messages import short
-
-GOOD, PROBLEMS, COULD_NOT_RUN, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+from phi3v_data.streams import PrintableStream, drop_output, open_streams, printable_streams
 
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors, no progress.")]
-"""The `--quiet` of every command: `quiet: Quiet = False`, passed on to `phi3v_data.cli.console`."""
+"""The `--quiet` of every command: `quiet: Quiet = False`, passed on to `phi3v_data.console`."""
 
 OPTIONAL_PACKAGES = {
     "accelerate": "train",

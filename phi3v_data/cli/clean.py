@@ -46,8 +46,8 @@ def clean(
     OUT validates without errors. OUT/removed.jsonl lists each row that was left out, by file and line, with the code
     and the message of the validator. DIR is not changed.
     """
-    from phi3v_data.cli.console import progress_bar
     from phi3v_data.cli.sets import num_workers
+    from phi3v_data.console import progress_bar
     from phi3v_data.sets.clean import clean_set
     from phi3v_data.sets.writing import ImageMode
 

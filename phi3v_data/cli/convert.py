@@ -5,8 +5,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from phi3v_data.cli.base import GOOD, PROBLEMS, Quiet, command_info, make_command, snake_case
-from phi3v_data.errors import UserError
+from phi3v_data.cli.base import Quiet, command_info, make_command, snake_case
+from phi3v_data.errors import GOOD, PROBLEMS, UserError
 from phi3v_data.messages import counted
 
 INTERRUPTED = "What is finished is kept: the same command goes on from there."
@@ -80,7 +80,7 @@ def convert(
 
     Exit code 1: more samples than --allow_rejects could not be made; DIR/rejects.jsonl says which and why.
     """
-    from phi3v_data.cli.console import progress_bar
+    from phi3v_data.console import progress_bar
     from phi3v_data.conversion import convert as run_conversion
     from phi3v_data.registry import find
 

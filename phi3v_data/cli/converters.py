@@ -22,8 +22,8 @@ def converters(
     """List the converters: built in, installed by other packages, and those of files named here."""
     from rich.markup import escape
 
-    from phi3v_data.cli.console import make_console
     from phi3v_data.cli.options import describe_fields
+    from phi3v_data.console import make_console
     from phi3v_data.registry import all_converters
 
     found = all_converters(converter or ())

@@ -16,7 +16,7 @@ def explain(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole catalogue as a Markdown page.")] = False,
 ) -> None:
     """Explain a problem code: what it means, why it hurts a training run, an example, how to fix it."""
-    from phi3v_data.cli.console import make_console
+    from phi3v_data.console import make_console
     from phi3v_data.problems import PROBLEMS
     from phi3v_data.problems.outcomes import describe_outcome
     from phi3v_data.report.catalogue import find_problem, print_list, print_problem, to_markdown

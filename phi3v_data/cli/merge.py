@@ -31,7 +31,7 @@ def merge(
     earlier set for other content is moved to a folder named after its set. Splits with the same name are joined. What
     had to change or does not agree (task, metrics, num_crops) is reported.
     """
-    from phi3v_data.cli.console import progress_bar
+    from phi3v_data.console import progress_bar
     from phi3v_data.sets.merge import merge_sets
     from phi3v_data.sets.writing import ImageMode
 

@@ -38,8 +38,8 @@ def preview(
     The page is the same as that of `validate --html`; it needs no network and shows up to 500 samples. If the set has
     been validated, its report is used; otherwise rows and image headers are checked first.
     """
-    from phi3v_data.cli.console import progress_bar
     from phi3v_data.cli.sets import num_workers
+    from phi3v_data.console import progress_bar
     from phi3v_data.sets.preview import check_row_options, describe_row, find_row
 
     check_row_options(html, row, split)

@@ -43,8 +43,8 @@ def split(
     cannot. Rows that share an image, and rows without images that have the same text, stay together. Shares that would
     need a leak are refused.
     """
-    from phi3v_data.cli.console import progress_bar
     from phi3v_data.cli.sets import num_workers
+    from phi3v_data.console import progress_bar
     from phi3v_data.sets.split import By, split_set
     from phi3v_data.sets.writing import ImageMode
 

@@ -29,8 +29,8 @@ def stats(
     """Count the contents of a directory: splits, label balance, text lengths, image sizes, tokens, duplicates."""
     from json import dumps
 
-    from phi3v_data.cli.console import make_console, progress_bar
     from phi3v_data.cli.sets import num_workers
+    from phi3v_data.console import make_console, progress_bar
     from phi3v_data.report.numbers import print_stats
     from phi3v_data.sets.stats import set_stats
 

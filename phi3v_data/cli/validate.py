@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from phi3v_data.cli.base import GOOD, PROBLEMS, Quiet, command_info
+from phi3v_data.cli.base import Quiet, command_info
+from phi3v_data.errors import GOOD, PROBLEMS
 
 
 class LevelName(StrEnum):
@@ -65,7 +66,7 @@ def validate(
     Exits with 0 when it is sound, with 1 when there are errors (with --strict, warnings too), and with 2 when it could
     not be checked. What each code means: phi3v-data explain CODE.
     """
-    from phi3v_data.cli.console import make_console, progress_bar
+    from phi3v_data.console import make_console, progress_bar
     from phi3v_data.validate import validate as run_checks
 
     if html is not None:

@@ -84,7 +84,7 @@ def from_model(
     quiet: bool,
 ) -> tuple[dict[str, Any], dict[str, Path]] | None:
     """Evaluate a model; None on other processes than the main one."""
-    from phi3v_data.cli.console import progress_bar
+    from phi3v_data.console import progress_bar
     from phi3v_train.distributed.agreement import refusals_are_shared
     from phi3v_train.distributed.rank_info import RankInfo
     from phi3v_train.evaluation.job import prepare, run_job

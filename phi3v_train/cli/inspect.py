@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phi3v_data.cli.base import GOOD, PROBLEMS, command_info
+from phi3v_data.cli.base import command_info
+from phi3v_data.errors import GOOD, PROBLEMS
 from phi3v_data.messages import counted
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import DataConfig, Group, ModelConfig, OptimConfig
@@ -53,7 +54,7 @@ def inspect(
 
     Exits with 1 when a run with these settings would refuse the sample.
     """
-    from phi3v_data.cli.console import make_console
+    from phi3v_data.console import make_console
     from phi3v_data.errors import UserError
     from phi3v_train.data.encode import EncodeOptions, Encoder
     from phi3v_train.data.model_settings import model_notes

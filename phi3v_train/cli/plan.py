@@ -59,7 +59,7 @@ def show_fits(rows: list[Any], available: int) -> None:
     """Which methods and recipes fit, on stdout."""
     from rich.table import Table
 
-    from phi3v_data.cli.console import make_console
+    from phi3v_data.console import make_console
 
     table = Table(box=None, pad_edge=False)
     for column in ("method", "GB", f"fits {available / 1e9:,.1f} GB", "recipes"):

@@ -92,7 +92,7 @@ def from_model(
     data_dir: Path, output_dir: Path, settings: Settings, base: str | None, overwrite: bool, *, quiet: bool
 ) -> "list[Prediction] | None":
     """Predict with a model; None on other processes than the main one."""
-    from phi3v_data.cli.console import progress_bar
+    from phi3v_data.console import progress_bar
     from phi3v_train.distributed.agreement import refusals_are_shared
     from phi3v_train.distributed.rank_info import RankInfo
     from phi3v_train.evaluation.job import prepare, run_job

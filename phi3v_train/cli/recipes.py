@@ -43,7 +43,7 @@ def show_table(chosen: list[Any]) -> None:
     """All recipes, one a line."""
     from rich.table import Table
 
-    from phi3v_data.cli.console import make_console
+    from phi3v_data.console import make_console
 
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "task", "what", "published*"):

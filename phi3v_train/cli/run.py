@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from phi3v_data.cli.base import COULD_NOT_RUN, GOOD, PROBLEMS, Quiet, command_info, make_command
+from phi3v_data.cli.base import Quiet, command_info, make_command
+from phi3v_data.errors import COULD_NOT_RUN, GOOD, PROBLEMS
 from phi3v_train.cli.run_options import SettingsCommand, with_settings
 from phi3v_train.settings import Settings
 
@@ -102,7 +103,7 @@ def run(
 
 def validate(check: Any, settings: Settings, *, quiet: bool) -> None:
     """Check the data with a progress bar."""
-    from phi3v_data.cli.console import progress_bar
+    from phi3v_data.console import progress_bar
 
     with progress_bar(quiet=quiet) as progress:
         check(settings.config, progress)

@@ -21,8 +21,7 @@ from typing import NamedTuple, NoReturn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 from torch.distributed.distributed_c10d import Store
 
-from phi3v_data.cli.base import COULD_NOT_RUN
-from phi3v_data.errors import UserError
+from phi3v_data.errors import COULD_NOT_RUN, UserError
 from phi3v_train.config import ParallelConfig
 from phi3v_train.distributed.rank_info import RankInfo, master
 from phi3v_train.launch import PORT

@@ -13,8 +13,7 @@ from typing import NoReturn
 import torch.distributed as dist
 import xxhash
 
-from phi3v_data.cli.base import COULD_NOT_RUN, PROBLEMS
-from phi3v_data.errors import UserError
+from phi3v_data.errors import COULD_NOT_RUN, PROBLEMS, UserError
 from phi3v_train.distributed.group import Group
 from phi3v_train.distributed.peer_monitor import BYE, SAID, PeerMonitor
 from phi3v_train.launch import FOLLOWED, LAUNCHED, is_explained

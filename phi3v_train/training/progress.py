@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TextIO
 
-from phi3v_data.cli.console import format_seconds
+from phi3v_data.console import format_seconds
 from phi3v_train.training.loop import StepResult
 
 PLAIN_INTERVAL = 10.0

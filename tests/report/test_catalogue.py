@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3v_data.cli.console import make_console
+from phi3v_data.console import make_console
 from phi3v_data.errors import NotFoundError
 from phi3v_data.problems import GROUPS, PROBLEMS
 from phi3v_data.report.catalogue import find_problem, print_list, print_problem, to_markdown

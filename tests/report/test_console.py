@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3v_data.cli.console import make_console
+from phi3v_data.console import make_console
 from phi3v_data.report.console import print_report
 from phi3v_data.schema import Diagnostic, Report
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from phi3v_data.cli.streams import stream_behind
 from phi3v_data.messages import printable
+from phi3v_data.streams import stream_behind
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,7 +2,7 @@
 
 File names, archive members, table cells and row texts are printed in many messages. Control characters in them are
 escaped here, for everything that a command prints. rich's own colours and cursor moves are not data: its consoles write
-to the underlying stream (`phi3v_data.cli.console`).
+to the underlying stream (`phi3v_data.console`).
 """
 
 import os
