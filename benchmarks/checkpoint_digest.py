@@ -1,4 +1,4 @@
-"""Seconds that digests add to a checkpoint: `python benchmarks/checkpoint_digest.py`; the result goes to results/."""
+"""Measures the time of a checkpoint's digests: `python benchmarks/checkpoint_digest.py`; writes to results/."""
 
 import json
 import statistics
@@ -17,7 +17,7 @@ RESULT = Path(__file__).parent / "results" / "checkpoint_digest.json"
 
 
 def main() -> None:
-    """Write a file of 1 GB and digest it at once, as a checkpoint does, while the system still holds it in memory."""
+    """Write a file of 1 GB and digest it immediately, as for a checkpoint, while it is in the page cache."""
     tensors = {"weight": torch.zeros(GIGABYTE // 4).uniform_()}
     seconds = []
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:

@@ -1,6 +1,6 @@
-"""`phi3v-data --help` against a bare Typer application's: `python benchmarks/cli_help.py [--runs N] [--no-save]`.
+"""`phi3v-data --help` against an empty Typer application: `python benchmarks/cli_help.py [--runs N] [--no-save]`.
 
-Both run as a fresh process each time, in turn, so that a busy machine slows both alike.
+Both run alternately, in a new process each time, so that other load slows both equally.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def seconds(code: str) -> float:
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--no-save", action="store_true")

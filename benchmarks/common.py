@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine's description and where results go."""
+"""Shared by all benchmarks: the description of the machine, and writing of results."""
 
 import json
 import os
@@ -11,7 +11,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Processor, cores, memory, Python and the versions of `packages`; nothing that names the machine."""
+    """Processor, cores, memory, Python and the versions of `packages`, without the name of the machine."""
     model = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -36,7 +36,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """Peak memory of this process so far; `getrusage` would give its parent's where that is higher."""
+    """Peak memory of this process so far; `getrusage` would return that of its parent if it is higher."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -1,9 +1,9 @@
-"""Clips to frames against the straightforward way: `python benchmarks/convert_ucf101.py [--runs N] [--no-save]`.
+"""Frames of clips against the straightforward way: `python benchmarks/convert_ucf101.py [--runs N] [--no-save]`.
 
-straightforward             PyAV as it comes: every frame decoded and `to_image()`, Pillow saves the eight
-straightforward_ndarray     the same by `to_ndarray(format="rgb24")` and `Image.fromarray`
-straightforward_one_thread  tuned: one scaler object for all frames, decoder and scaler held to one thread
-ours                        the converter's plan, its `convert` and the encoding of its frames, as a worker does it
+straightforward             plain PyAV: every frame decoded and converted by `to_image()`, Pillow saves the eight
+straightforward_ndarray     the same with `to_ndarray(format="rgb24")` and `Image.fromarray`
+straightforward_one_thread  tuned: one scaler object for all frames, decoder and scaler limited to one thread
+ours                        the converter's plan, its `convert` and the encoding of its frames, as in a worker
 
 20 clips of 186 frames (the mean of UCF-101), 320x240, XviD with B-frames, made here; and the mini set under
 examples/data. CPU time of the process (all threads, user and system), the ways in turn, medians over the runs. Making
@@ -39,12 +39,12 @@ from phi3v_data.media.encoding import encode
 from phi3v_data.sources.source import Source
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-Pictures: TypeAlias = dict[str, bytes]
+Images: TypeAlias = dict[str, bytes]
 CLIPS, FRAMES, WIDTH, HEIGHT = 20, 186, 320, 240
 
 
 def make_clips(root: Path) -> None:
-    """Pieces of Big Buck Bunny, drifting, played to and fro to make up 186 frames."""
+    """Write clips of 186 frames: moving windows of Big Buck Bunny, played forwards and backwards."""
     sys.path.insert(0, str(EXAMPLES))
     from make_data import film_path, read_film
 
@@ -60,20 +60,20 @@ def make_clips(root: Path) -> None:
             stream.codec_context.options = {"bf": "2", "g": "250", "qmin": "4", "qmax": "4"}
             for place in range(FRAMES):
                 at = (place + number * 6) % (2 * len(film) - 2)
-                picture = film[at if at < len(film) else 2 * len(film) - 2 - at]
+                image = film[at if at < len(film) else 2 * len(film) - 2 - at]
                 x, y = 40 * number % 600 + place, 11 * number % 220
                 frame = av.VideoFrame.from_ndarray(
-                    np.ascontiguousarray(picture[y : y + 360, x : x + 480]), format="rgb24"
+                    np.ascontiguousarray(image[y : y + 360, x : x + 480]), format="rgb24"
                 ).reformat(width=WIDTH, height=HEIGHT, format="yuv420p", interpolation="AREA")
                 frame.pts = place
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
 
 
-def straightforward(root: Path, *, how: str = "to_image") -> Pictures:
-    """Decode all, convert all, save eight."""
+def straightforward(root: Path, *, how: str = "to_image") -> Images:
+    """Decode and convert all frames, save eight."""
     reformatter = VideoReformatter()
-    pictures = {}
+    images = {}
     for path in sorted(root.rglob("*.avi")):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -90,12 +90,12 @@ def straightforward(root: Path, *, how: str = "to_image") -> Pictures:
         for k in range(8):
             buffer = io.BytesIO()
             images[k * len(images) // 8].save(buffer, "JPEG")
-            pictures[path.relative_to(root).with_suffix(f".{k}.jpg").as_posix()] = buffer.getvalue()
-    return pictures
+            images[path.relative_to(root).with_suffix(f".{k}.jpg").as_posix()] = buffer.getvalue()
+    return images
 
 
-def ours(root: Path) -> Pictures:
-    """What a worker does."""
+def ours(root: Path) -> Images:
+    """Convert the clips as a worker does."""
     converter, options = Ucf101(), Ucf101Options()
     return {
         image.name: encode(image.content, image.format, image.quality)
@@ -104,16 +104,16 @@ def ours(root: Path) -> Pictures:
     }
 
 
-def write(pictures: Pictures, out: Path) -> None:
-    """Write the files, all ways alike."""
-    folders = {(out / name).parent for name in pictures}
+def write(images: Images, out: Path) -> None:
+    """Write the files, in the same way for all variants."""
+    folders = {(out / name).parent for name in images}
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    for name, data in pictures.items():
+    for name, data in images.items():
         (out / name).write_bytes(data)
 
 
-WAYS: dict[str, Callable[[Path], Pictures]] = {
+WAYS: dict[str, Callable[[Path], Images]] = {
     "straightforward": straightforward,
     "straightforward_ndarray": partial(straightforward, how="ndarray"),
     "straightforward_one_thread": partial(straightforward, how="one_thread"),
@@ -122,27 +122,27 @@ WAYS: dict[str, Callable[[Path], Pictures]] = {
 
 
 def compare(root: Path, work: Path, runs: int) -> dict[str, Any]:
-    """CPU milliseconds a clip of each way, in turn."""
+    """CPU milliseconds per clip of each variant, measured alternately."""
     clips = len(list(root.rglob("*.avi")))
     making: dict[str, list[float]] = {name: [] for name in WAYS}
     writing: dict[str, list[float]] = {name: [] for name in WAYS}
-    pictures: dict[str, Pictures] = {}
-    for _ in range(runs + 1):  # the first warms the caches and does not count
+    images: dict[str, Images] = {}
+    for _ in range(runs + 1):  # the first only warms the caches
         for name, way in WAYS.items():
             shutil.rmtree(work / name, ignore_errors=True)
             start = time.process_time()
-            pictures[name] = way(root)
+            images[name] = way(root)
             made = time.process_time()
-            write(pictures[name], work / name)
+            write(images[name], work / name)
             making[name].append((made - start) / clips * 1000)
             writing[name].append((time.process_time() - made) / clips * 1000)
-        assert all(pictures[name] == pictures["ours"] for name in WAYS)
+        assert all(images[name] == images["ours"] for name in WAYS)
     make = {name: statistics.median(times[1:]) for name, times in making.items()}
     both = {name: make[name] + statistics.median(times[1:]) for name, times in writing.items()}
     each = [a / b for a, b in zip(making["straightforward"][1:], making["ours"][1:], strict=True)]
     return {
         "clips": clips,
-        "identical_pictures": len(pictures["ours"]),
+        "identical_pictures": len(images["ours"]),
         "cpu_ms_a_clip": {name: round(value, 2) for name, value in both.items()},
         "of_it_writing": {name: round(both[name] - make[name], 2) for name in WAYS},
         "ratio": round(both["straightforward"] / both["ours"], 2),
@@ -154,7 +154,7 @@ def compare(root: Path, work: Path, runs: int) -> dict[str, Any]:
 
 
 def command_seconds(root: Path, out: Path, workers: int) -> float:
-    """Wall time of the whole command in a fresh process."""
+    """Wall time of the whole command in a new process."""
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-c", "from phi3v_data.cli.app import main; main()", "convert", "ucf101", "--quiet"]
     start = time.perf_counter()
@@ -167,7 +167,7 @@ def command_seconds(root: Path, out: Path, workers: int) -> float:
 
 
 def workers(root: Path, work: Path, runs: int) -> dict[str, Any]:
-    """The command over each clip twenty times (links), with 1 and with 2 workers in turn."""
+    """Run the command on each clip twenty times (links), alternately with 1 and with 2 workers."""
     many = work / "many"
     for path in root.rglob("*.avi"):
         for copy in range(20):
@@ -193,7 +193,7 @@ def workers(root: Path, work: Path, runs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--no-save", action="store_true")

@@ -1,14 +1,14 @@
-"""Converters against plain loops: `python benchmarks/converters.py [--runs N] [--no-save]`.
+"""Converters against simple loops: `python benchmarks/converters.py [--runs N] [--no-save]`.
 
 For each converter the same rows, made here, go through the whole of `phi3v_data.convert` (plan, check of every
-picture, journal, rows, `dataset.json`; in this process) and through two loops over the same rows:
+image, journal, rows, `dataset.json`; in this process) and two loops over the same rows:
 
-    plain      `datasets` streams the rows and decodes the pictures, Pillow saves each picture once, one JSON line a row
-    by_bytes   the same with undecoded pictures: Pillow loads each to prove it, the bytes are written as they are
+    plain      `datasets` streams the rows and decodes the images, Pillow saves each image once, one JSON line per row
+    by_bytes   the same with undecoded images: Pillow loads each to verify it, and the bytes are written unchanged
 
 The official folder of DocVQA has no `datasets` loader: there the loops read the JSON and open the files with Pillow.
-CPU time of the process, ways in turn, median of the runs. The pixels of ours and by_bytes must be the same; those of
-plain differ where it encodes a JPEG again.
+CPU time of the process, variants measured alternately, median of the runs. The pixels of ours and by_bytes must be
+the same; those of plain differ if it encodes a JPEG again.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Way = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """One converter, its source and the two loops that do the same."""
+    """One converter, its source and the two equivalent loops."""
 
     converter: str
     source: Path
@@ -46,7 +46,7 @@ class Case:
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    """Soft colour fields with grain: compresses as photographs do."""
+    """A synthetic photo of smooth colours with grain, which compresses like a photograph."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     soft = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -67,7 +67,7 @@ def page(seed: int, width: int = 1240, height: int = 1754) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
-    """A picture's file."""
+    """An image's file."""
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
@@ -94,7 +94,7 @@ def streamed(source: Path, columns: Iterable[str], *, decode: bool) -> Iterator[
 
 
 def pixels_saved(out: Path, image: Image.Image, name: str) -> str:
-    """Pillow's way: decode, encode again; once a name."""
+    """Decode and encode again with Pillow; once per name."""
     target = out / "images" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def pixels_saved(out: Path, image: Image.Image, name: str) -> str:
 
 
 def bytes_saved(out: Path, data: bytes, name: str) -> str:
-    """Prove the picture, write its bytes; once a name."""
+    """Verify the image and write its bytes; once per name."""
     target = out / "images" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def bytes_saved(out: Path, data: bytes, name: str) -> str:
 
 
 def write_rows(out: Path, rows: Iterable[tuple[list[str], str, str]]) -> None:
-    """One JSON line a row, in the reference's form."""
+    """Write one JSON line per row, in the format of the Phi-3.5-vision sample."""
     out.mkdir(parents=True)
     with (out / "plain_train.jsonl").open("w", encoding="utf-8") as lines:
         for number, (images, user, assistant) in enumerate(rows):
@@ -204,7 +204,7 @@ def docvqa_table(root: Path, size: int) -> Case:
 
 
 def hateful_memes(root: Path, size: int) -> Case:
-    """A meme a row, PNG, 550x400."""
+    """One meme per row, PNG, 550x400."""
     import datasets
 
     rows = [
@@ -237,7 +237,7 @@ def hateful_memes(root: Path, size: int) -> Case:
 
 
 def nlvr2(root: Path, size: int) -> Case:
-    """Two PNG pictures of 512x384 a row; two sentences on each pair."""
+    """Two PNG images of 512x384 per row; two sentences for each pair."""
     import datasets
 
     pairs = [[encoded(photo(number * 2 + side, 512, 384), "png") for side in (0, 1)] for number in range(size)]
@@ -276,7 +276,7 @@ def nlvr2(root: Path, size: int) -> Case:
 
 
 def cauldron(root: Path, size: int) -> Case:
-    """A JPEG of 640x480 and three texts a row."""
+    """One JPEG of 640x480 and three texts per row."""
     import datasets
 
     rows = [
@@ -311,14 +311,14 @@ def cauldron(root: Path, size: int) -> Case:
 
 
 def table(root: Path, size: int) -> Case:
-    """A CSV file and PNG files of 320x240 beside it."""
-    (root / "pictures").mkdir(parents=True)
-    lines = ["picture,question,answer"]
+    """A CSV file and PNG files of 320x240 next to it."""
+    (root / "images").mkdir(parents=True)
+    lines = ["image,question,answer"]
     for number in range(size):
-        photo(number, 320, 240).save(root / "pictures" / f"{number}.png")
-        lines.append(f"pictures/{number}.png,What is shown in {number}?,thing {number}")
+        photo(number, 320, 240).save(root / "images" / f"{number}.png")
+        lines.append(f"images/{number}.png,What is shown in {number}?,thing {number}")
     (root / "rows.csv").write_text("\n".join(lines) + "\n")
-    mapping = {"images": ["picture"], "user": "{question}", "assistant": "{answer}"}
+    mapping = {"images": ["image"], "user": "{question}", "assistant": "{answer}"}
 
     def loop(out: Path, keep: bool) -> None:
         import datasets
@@ -326,7 +326,7 @@ def table(root: Path, size: int) -> Case:
         def made() -> Iterator[tuple[list[str], str, str]]:
             rows = datasets.load_dataset("csv", data_files=[str(root / "rows.csv")], split="train", streaming=True)
             for row in rows:
-                path = root / row["picture"]
+                path = root / row["image"]
                 if keep:
                     bytes_saved(out, path.read_bytes(), path.name)
                 else:
@@ -346,8 +346,8 @@ def table(root: Path, size: int) -> Case:
     )
 
 
-def picture_digests(out: Path) -> set[bytes]:
-    """Pixels of every distinct picture."""
+def image_digests(out: Path) -> set[bytes]:
+    """Pixels of every distinct image."""
     found = set()
     for path in (out / "images").rglob("*.*"):
         with Image.open(path) as image:
@@ -356,7 +356,7 @@ def picture_digests(out: Path) -> set[bytes]:
 
 
 def measure(case: Case, work: Path, runs: int) -> dict[str, Any]:
-    """Rows per CPU second of the three ways."""
+    """Rows per CPU second of the three variants."""
 
     def ours(out: Path) -> None:
         result = phi3v_data.convert(case.converter, case.source, out, options=case.options, workers=0)
@@ -365,7 +365,7 @@ def measure(case: Case, work: Path, runs: int) -> dict[str, Any]:
 
     ways: dict[str, Way] = {"plain": case.plain, "by_bytes": case.by_bytes, "ours": ours}
     spent: dict[str, list[float]] = {name: [] for name in ways}
-    for run in range(runs + 1):  # the first warms the caches and does not count
+    for run in range(runs + 1):  # the first only warms the caches
         for name, way in ways.items():
             out = work / name
             shutil.rmtree(out, ignore_errors=True)
@@ -374,7 +374,7 @@ def measure(case: Case, work: Path, runs: int) -> dict[str, Any]:
             way(out)
             if run:
                 spent[name].append(time.process_time() - start)
-    digests = {name: picture_digests(work / name) for name in ways}
+    digests = {name: image_digests(work / name) for name in ways}
     assert digests["by_bytes"] == digests["ours"], case.converter
     assert len(digests["plain"]) == len(digests["ours"]), case.converter
     medians = {name: statistics.median(times) for name, times in spent.items()}
@@ -403,7 +403,7 @@ MAKERS: dict[str, tuple[Callable[[Path, int], Case], int]] = {
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", choices=sorted(MAKERS))

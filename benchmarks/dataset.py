@@ -1,7 +1,7 @@
-"""Opening and reading a split of a million rows: `python benchmarks/dataset.py [--rows N] [--no-save]`.
+"""Opens and reads a split of a million rows: `python benchmarks/dataset.py [--rows N] [--no-save]`.
 
-Each measurement runs in a fresh process, after the imports; memory is what the process's resident set grew by.
-Compared with holding all lines in a list, which is what a loader without an index does.
+Each measurement runs in a new process, after the imports; memory is the growth of its resident set. The comparison is a
+list of all lines, as in a loader without an index.
 """
 
 import argparse
@@ -45,7 +45,7 @@ print(json.dumps(result))
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """Rows as a video set has them: 8 frames, the class list in the prompt."""
+    """Write rows like those of a video set: 8 frames, the class list in the prompt."""
     names = [f"train/Class{i:02d}" for i in range(101)]
     prompt = "Classify the video into one of the following classes: " + ", ".join(f"Class{i:02d}" for i in range(10))
     with open(path, "w", encoding="utf-8", newline="\n") as file:
@@ -56,13 +56,13 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def probe(directory: Path, mode: str, rows: int) -> dict[str, float]:
-    """One measurement in its own process."""
+    """Run one measurement in its own process."""
     command = [sys.executable, "-c", PROBE, str(directory), mode, str(rows)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--no-save", action="store_true")

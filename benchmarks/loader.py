@@ -1,4 +1,4 @@
-"""Images a second of one loader worker: `python benchmarks/loader.py [--images N] [--rounds N] [--no-save]`.
+"""Images per second of one loader worker: `python benchmarks/loader.py [--images N] [--rounds N] [--no-save]`.
 
 Ours (rows to ids, labels and canvases in bytes) against the straightforward path of the released processor: Pillow
 decodes, fp32 tiles with their global view are made in the worker and padded to num_crops + 1. Both read the same rows,
@@ -67,7 +67,7 @@ KINDS: dict[str, tuple[int, Callable[[int], Image.Image]]] = {
 
 
 def write_set(directory: Path, make: Callable[[int], Image.Image], ending: str, images: int) -> None:
-    """One image a row."""
+    """Write a set with one image per row."""
     (directory / "images").mkdir(parents=True)
     with open(directory / "bench_train.jsonl", "w", encoding="utf-8") as file:
         for n in range(images):
@@ -77,7 +77,7 @@ def write_set(directory: Path, make: Callable[[int], Image.Image], ending: str, 
 
 
 def ours(reader: Reader, ref: SampleRef) -> dict[str, Any]:
-    """What a worker of the loader does for one sample."""
+    """Encode one sample as a loader worker does."""
     return collate_arrays([reader.encode(ref)], pad_token_id=0)
 
 
@@ -126,7 +126,7 @@ def fp32_tiles(image: Image.Image, num_crops: int) -> torch.Tensor:
 
 
 def check_equal(reader: Reader, ref: SampleRef) -> None:
-    """Both ways give the model the same bits."""
+    """Check that both variants give exactly the same model inputs."""
     left, right = ours(reader, ref), straightforward(reader, ref)
     for name in ("input_ids", "labels", "image_sizes"):
         assert np.array_equal(left[name], right[name]), name
@@ -145,7 +145,7 @@ def cpu_seconds(work: Callable[[Reader, SampleRef], dict[str, Any]], reader: Rea
 
 
 def compare(reader: Reader, rounds: int) -> dict[str, float]:
-    """Both ways over all rows, in turns."""
+    """Measure both variants over all rows, alternately."""
     refs = [SampleRef(0, row, 0) for row in range(len(reader.sources[0]))]
     check_equal(reader, refs[0])
     times: dict[str, list[float]] = {"ours": [], "straightforward": []}

@@ -1,10 +1,10 @@
-"""Do the tests notice wrong code? Make single seeded changes to the modules, one at a time, and run the tests on each.
+"""Mutation testing: make single seeded changes to the modules, one at a time, and run the tests on each.
 
     python benchmarks/mutants.py map                         # which test runs which line (the suite under coverage)
     python benchmarks/mutants.py run --number 200 --seed 1   # changes to all modules, each as likely as any other
     python benchmarks/mutants.py run --number 20 FILE...     # changes to some modules: `make mutants FILE=...`
 
-A change is noticed when a test fails that passes without it. For each one the tests that run its line go first, then
+A change is detected if a test fails that passes without it. For each one the tests that run its line go first, then
 all tests of the files that run its function; without `map`, the tests that name its module, then those of its folder.
 Results are appended to `--out` as they come; the same command resumes. Works on a copy of the checkout, never on the
 checkout itself. A change to a comment, a docstring, an annotation, a message or a type check is none; changes that
@@ -126,13 +126,13 @@ class Finder(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit_Raise(self, node: ast.Raise) -> None:
-        """Words of an error are no behaviour; that it is raised is the business of the `if` above it."""
+        """Skip the text of an error: it is not behaviour, and whether it is raised is decided by the `if` above it."""
 
     def visit_Assert(self, node: ast.Assert) -> None:
-        """Tells the type checker something."""
+        """Skip a statement for the type checker."""
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Words."""
+        """Skip text."""
 
     def visit_Compare(self, node: ast.Compare) -> None:
         if len(node.ops) == 1 and (new := COMPARISONS.get(type(node.ops[0]))):
@@ -345,7 +345,7 @@ def make_map(cache: Path, arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Tests:
-    """Which tests run a line, how long each takes, and which fail without any change."""
+    """The tests that run each line, their durations, and those that fail without any change."""
 
     lines: dict[str, dict[str, list[str]]]
     seconds: dict[str, float]
@@ -353,7 +353,7 @@ class Tests:
 
     @classmethod
     def read(cls, cache: Path) -> "Tests":
-        """What `map` has left."""
+        """Read the output of `map`."""
         rows = [row.split("\t") for row in (cache / "times").read_text().splitlines() if row.count("\t") == 2]
         seconds: dict[str, float] = {}
         for name, duration, _ in rows:
@@ -416,7 +416,7 @@ class Tests:
 
 
 def copy_checkout(folder: Path) -> None:
-    """What the tests need of the checkout."""
+    """Copy the parts of the checkout that the tests need."""
     for name in COPIED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     if (ROOT / "benchmarks/results").is_dir():

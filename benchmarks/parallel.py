@@ -1,6 +1,6 @@
 """Two processes against one: `python benchmarks/parallel.py [KIND ...] [--steps N] [--batch N] [--no-save]`.
 
-Kinds are those of `--parallel`: ddp, fsdp, zero2, zero3 (all that this installation has, unless some are named). Each
+KIND is a value of `--parallel`: ddp, fsdp, zero2, zero3 (default: all that are installed). Each
 trains the same small model on the same samples of a DocVQA-like mix (pages of all shapes at 16 crops), through `phi3v-
 train run`'s own loop, from the same weights: in one process, in two with balanced work, and in two that take the
 samples as they are drawn. Reported, over all steps but the first:
@@ -16,7 +16,7 @@ loss        largest difference to one process
 Then a checkpoint of model and optimizer by each kind, of a wider model: written as a run writes it, synced and put in
 place, and read; the median of several.
 
-One thread a process; pictures are decoded before a step is timed. On a machine with fewer than two free cores the
+Each process has one thread; images are decoded before a step is timed. On a machine with fewer than two free cores the
 wall times say nothing; the load before the start stands with the results. The tables of docs/hardware.md are written
 again.
 """
@@ -73,7 +73,7 @@ from phi3v_train.training.work import work_rates
 NUM_CROPS = 16
 KINDS = ("ddp", "fsdp", "zero2", "zero3")
 MIX = (*SHAPES, (1654, 1170), (800, 300), (600, 900))
-"""Pages as of `benchmarks/train.py`, and smaller pictures: half a page, a strip, a photograph of a note."""
+"""Pages as of `benchmarks/train.py`, and smaller images: half a page, a strip, a photograph of a note."""
 
 CPU = torch.device("cpu")
 
@@ -283,7 +283,7 @@ def loop_parameters(loop: TrainLoop) -> int:
 
 
 def work(spec: Mapping[str, Any]) -> None:
-    """Be one process; the result goes to a file."""
+    """Run as one process; write the result to a file."""
     torch.set_num_threads(1)
     disable_progress_bar()
     place = RankInfo.from_environment()
@@ -295,7 +295,7 @@ def work(spec: Mapping[str, Any]) -> None:
     leave(SystemExit(0))
 
 
-# All processes of a measurement, and what they say
+# All processes of a measurement, and their results
 
 
 def measure(world_size: int, scratch: Path, **spec: Any) -> list[dict[str, Any]]:
@@ -371,7 +371,7 @@ def summary(ranks: Sequence[Mapping[str, Any]], alone: Sequence[Mapping[str, Any
 
 
 def available() -> list[str]:
-    """Kinds that can run here."""
+    """The strategies that can run here."""
     return [kind for kind in KINDS if not kind.startswith("zero") or find_spec("deepspeed") is not None]
 
 
@@ -418,7 +418,7 @@ def run(kinds: Sequence[str], *, steps: int, batch: int, rounds: int) -> dict[st
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """For people, as Markdown."""
+    """The results as a Markdown table."""
     lines = [
         f"Two processes against one ({result['machine']['cpu']}, {result['machine']['cores']} cores, "
         f"{result['mix']}, {result['parameters'] / 1e6:.2f} M parameters, global batch {result['global_batch']}, "
@@ -451,7 +451,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parse, measure, print and save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help=", ".join(KINDS))
     parser.add_argument("--steps", type=int, default=5)

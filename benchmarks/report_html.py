@@ -1,7 +1,7 @@
 """The HTML report of 100,000 rows: `python benchmarks/report_html.py [--rows N] [--no-save]`.
 
-Rows have 8 pictures each out of 6,000 noisy JPEGs (noise compresses badly, so the page is as large as it gets), every
-fiftieth row has a finding. Runs in a fresh process; memory is its peak resident set.
+Rows have 8 images each out of 6,000 noisy JPEGs (noise compresses badly, so the page has its maximum size), every
+fiftieth row has a finding. Runs in a new process; memory is its peak resident set.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def make_report(directory: Path, rows: int) -> str:
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--no-save", action="store_true")

@@ -1,7 +1,7 @@
 """Split, merge and duplicate search on large sets: `python benchmarks/sets.py [--rows N] [--pictures N] [--no-save]`.
 
-split   a million rows, five questions a picture, by group with shared pictures joined (pixels of every picture read)
-merge   two sets of half a million rows each: all ids collide, half of the pictures' names do, with other content
+split   a million rows, five questions per image, by group with shared images joined (pixels of every image read)
+merge   two sets of half a million rows each: all ids collide, half of the images' names do, with other content
 near    near duplicates among a million hashes
 
 Each runs in a process of its own; memory is the peak of its resident set, the interpreter and all imports included.
@@ -24,7 +24,7 @@ from typing import Any
 
 from common import machine, peak_bytes, save
 
-PER_PICTURE = 5
+PER_IMAGE = 5
 
 
 def peak_mb() -> float:
@@ -50,22 +50,22 @@ def in_process(*args: str) -> dict[str, Any]:
     return result
 
 
-def write_set(folder: Path, name: str, num_rows: int, num_pictures: int, shift: int) -> None:
-    """Rows in turn over their pictures; picture n of a set with another `shift` has other content from half on."""
+def write_set(folder: Path, name: str, num_rows: int, num_images: int, shift: int) -> None:
+    """Write rows that use the images in turn; with another `shift` the second half of the images differs."""
     from PIL import Image
 
-    for n in range(num_pictures):
+    for n in range(num_images):
         path = folder / f"images/train/{n % 100:02d}/{n:06d}.png"
         if n < 100:
             path.parent.mkdir(parents=True, exist_ok=True)
-        seed = n if n < num_pictures // 2 else n + shift
+        seed = n if n < num_images // 2 else n + shift
         pixels = hashlib.shake_128(str(seed).encode()).digest(24 * 24)
         stream = io.BytesIO()
         Image.frombytes("L", (24, 24), pixels).save(stream, "PNG", compress_level=1)
         path.write_bytes(stream.getvalue())
     with open(folder / f"{name}_train.jsonl", "w", encoding="utf-8") as file:
         for n in range(num_rows):
-            k = n // PER_PICTURE % num_pictures
+            k = n // PER_IMAGE % num_images
             turn = {
                 "images": [f"train/{k % 100:02d}/{k:06d}.png"],
                 "user": f"What is the name of the person in chapter {n}, and in which year was the document signed?",
@@ -76,14 +76,14 @@ def write_set(folder: Path, name: str, num_rows: int, num_pictures: int, shift: 
 
 
 def measure_split(directory: str, out: str, workers: str) -> dict[str, Any]:
-    """The whole of `split`."""
+    """Run `split`."""
     from phi3v_data.sets.split import split_set
 
     return timed(lambda: split_set(directory, out, "train=0.8,val=0.1,test=0.1", workers=int(workers)))
 
 
 def measure_merge(left: str, right: str, out: str) -> dict[str, Any]:
-    """The whole of `merge`."""
+    """Run `merge`."""
     from phi3v_data.sets.merge import merge_sets
 
     return timed(lambda: merge_sets([left, right], out))
@@ -118,29 +118,29 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def bench_sets(num_rows: int, num_pictures: int) -> dict[str, Any]:
+def bench_sets(num_rows: int, num_images: int) -> dict[str, Any]:
     """`split` and `merge`, the results checked for completeness."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_set(folder / "a", "a", num_rows, num_pictures, 0)
+        write_set(folder / "a", "a", num_rows, num_images, 0)
         split = in_process("split", str(folder / "a"), str(folder / "split"), str(len(os.sched_getaffinity(0))))
         manifest = json.loads((folder / "split/dataset.json").read_text())
-        split |= {"rows": num_rows, "pictures": num_pictures}
+        split |= {"rows": num_rows, "pictures": num_images}
         split["shares"] = {key: round(info["rows"] / num_rows, 4) for key, info in manifest["splits"].items()}
         assert sum(info["rows"] for info in manifest["splits"].values()) == num_rows
         for part in ("a", "split"):
             shutil.rmtree(folder / part)
         for number, part in enumerate("ab"):
-            write_set(folder / part, part, num_rows // 2, num_pictures // 2, number * 10**7)
+            write_set(folder / part, part, num_rows // 2, num_images // 2, number * 10**7)
         merge = in_process("merge", str(folder / "a"), str(folder / "b"), str(folder / "merged"))
         manifest = json.loads((folder / "merged/dataset.json").read_text())
-        merge |= {"rows": num_rows, "pictures": num_pictures, "pictures_kept": manifest["splits"]["train"]["images"]}
+        merge |= {"rows": num_rows, "pictures": num_images, "pictures_kept": manifest["splits"]["train"]["images"]}
         assert manifest["splits"]["train"]["rows"] == num_rows // 2 * 2
     return {"split": split, "merge": merge}
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print and save."""
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(MEASURES[sys.argv[2]](*sys.argv[3:])))
         return

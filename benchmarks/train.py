@@ -1,6 +1,6 @@
 """Training against the straightforward loop: `python benchmarks/train.py [speed] [start] [--steps N] [--no-save]`.
 
-speed   samples a CPU second on a DocVQA-like mix of page shapes, from files on disk to updated weights. The
+speed   samples per CPU second on a DocVQA-like mix of page shapes, from files on disk to updated weights. The
         straightforward loop decodes with Pillow, makes fp32 tiles with their zero padding, pads every row to the
         longest of its batch, runs every tile, every tower layer and every logit, and steps AdamW. Ours is `phi3v-train
         run`'s own loop. Both begin with the same weights and train on the same samples in the same order; the largest
@@ -128,7 +128,7 @@ def fast_row(reader: Reader, ref: SampleRef) -> dict[str, Any]:
 
 
 class PlainLoop:
-    """The straightforward loop, one lever perhaps pulled."""
+    """The straightforward loop, with at most one saving switched on."""
 
     def __init__(self, reader: Reader, order: SampleOrder, config: RunConfig, total: int, levers: Levers, read: Any):
         self.reader, self.order, self.read = reader, order, read
@@ -170,7 +170,7 @@ def fresh_model() -> Any:
 
 
 def speed(steps: int) -> dict[str, Any]:
-    """CPU seconds a step of every variant, in turns."""
+    """CPU seconds per step of every variant, measured alternately."""
     config = parse_config({"batch_size": BATCH, "batch_size_per_gpu": BATCH, "learning_rate": 4e-5, "warmup_steps": 2})
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "pages"
@@ -220,7 +220,7 @@ def speed(steps: int) -> dict[str, Any]:
 
 
 def write_million(directory: Path) -> None:
-    """A million rows of text and three pictures."""
+    """A million rows of text and three images."""
     directory.mkdir()
     with (directory / "million_train.jsonl").open("w", encoding="utf-8") as file:
         for n in range(1_000_000):
@@ -297,7 +297,7 @@ def forge_progress(output_dir: Path, step: int) -> None:
 
 
 def main() -> None:
-    """Parse, measure, print and save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["speed", "start"], help="speed, start")
     parser.add_argument("--steps", type=int, default=7)

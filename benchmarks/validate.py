@@ -1,13 +1,13 @@
-"""How fast `validate` is, each figure beside its yardstick: `python benchmarks/validate.py [PART ...] [--no-save]`.
+"""Speed of `validate`, each figure with a comparison: `python benchmarks/validate.py [PART ...] [--no-save]`.
 
 rows       checks of single rows, ids and keys given twice among them, against `json.loads` and the model in a loop
-images     the full look at JPEGs and PNGs per CPU second, against Pillow's `load()`
+images     full checks of JPEGs and PNGs per CPU second, against Pillow's `load()`
 unchanged  a directory that was validated before and has not changed, against the first time
-whole      all of `validate` on one small picture a row, against `datasets`' imagefolder (load, decode every row)
+whole      all of `validate` on one small image per row, against `datasets`' imagefolder (load, decode every row)
 large      line numbers and memory in a file of several GB, and behind a line of 64 MB
 near       near-duplicate search over a million hashes
 
-Every part runs in processes of its own; what is compared runs in turn in one run of this script.
+Every part runs in its own processes; compared variants run alternately in one run of this script.
 """
 
 import argparse
@@ -28,9 +28,9 @@ PACKAGES = ("phi3v", "numpy", "msgspec", "pydantic", "pillow", "simplejpeg", "da
 
 
 def vqa_row(n: int) -> str:
-    """One picture, one question; 5,000 pictures are used in turn."""
+    """One image, one question; 5,000 images are used in turn."""
     turn = {
-        "images": [f"train/{n % 50:02d}/picture_{n % 5000:06d}.jpg"],
+        "images": [f"train/{n % 50:02d}/image_{n % 5000:06d}.jpg"],
         "user": f"What is the name of the person in chapter {n}, and in which year was the document signed?",
         "assistant": f"It is person {n * 7919 % 100003}, in {1900 + n % 120}.",
     }
@@ -152,7 +152,7 @@ def bench_rows(num_rows: int) -> dict[str, Any]:
 
 
 def frames(count: int) -> "list[Any]":
-    """Pictures of 320 x 240: smooth shapes with a little grain, a compressed size like that of video frames."""
+    """Images of 320 x 240: smooth shapes with a little grain, a compressed size like that of video frames."""
     import numpy as np
     from PIL import Image
 
@@ -167,15 +167,15 @@ def frames(count: int) -> "list[Any]":
     return result
 
 
-def save_pictures(folder: Path, fmt: str, pictures: "list[Any]", size: tuple[int, int]) -> list[str]:
+def save_images(folder: Path, fmt: str, images: "list[Any]", size: tuple[int, int]) -> list[str]:
     """Files of one format and size; their names."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for n, picture in enumerate(pictures):
+    for n, image in enumerate(images):
         name = f"{n:06d}.{'jpg' if fmt == 'JPEG' else 'png'}"
-        picture.resize(size, Image.Resampling.BICUBIC).save(folder / name, fmt)
+        image.resize(size, Image.Resampling.BICUBIC).save(folder / name, fmt)
         names.append(name)
     return names
 
@@ -204,11 +204,11 @@ def measure_images(directory: str, which: str) -> dict[str, Any]:
 def bench_images(count: int) -> dict[str, Any]:
     """Per CPU second; and which damage each sees."""
     results: dict[str, Any] = {}
-    pictures = frames(count)
+    images = frames(count)
     for fmt in ("JPEG", "PNG"):
         for size in ((320, 240), (1280, 960)):
             with tempfile.TemporaryDirectory() as folder:
-                save_pictures(Path(folder), fmt, pictures[: count // (1 if size[0] < 500 else 8)], size)
+                save_images(Path(folder), fmt, images[: count // (1 if size[0] < 500 else 8)], size)
                 number = len(os.listdir(folder))
                 ours, pillow = in_process("images", folder, "ours"), in_process("images", folder, "pillow")
                 results[f"{fmt} {size[0]}x{size[1]}"] = {
@@ -217,12 +217,12 @@ def bench_images(count: int) -> dict[str, Any]:
                     "pillow_load_per_cpu_s": round(number / pillow["cpu_s"]),
                     "ratio": round(pillow["cpu_s"] / ours["cpu_s"], 2),
                 }
-    results["damage"] = damage(pictures[:40])
+    results["damage"] = damage(images[:40])
     return results
 
 
-def damage(pictures: "list[Any]") -> dict[str, dict[str, str]]:
-    """How many of the damaged JPEGs and PNGs each notices."""
+def damage(images: "list[Any]") -> dict[str, dict[str, str]]:
+    """Number of damaged JPEGs and PNGs that each variant detects."""
     import numpy as np
     from PIL import Image
 
@@ -234,9 +234,9 @@ def damage(pictures: "list[Any]") -> dict[str, dict[str, str]]:
         for fmt in ("JPEG", "PNG"):
             seen = {"ours": 0, "pillow_load": 0}
             with tempfile.TemporaryDirectory() as folder:
-                for picture in pictures:
+                for image in images:
                     stream = io.BytesIO()
-                    picture.save(stream, fmt)
+                    image.save(stream, fmt)
                     data = bytearray(stream.getvalue())
                     place = int(random.integers(len(data) // 3, len(data) - 700))
                     if kind == "cut":
@@ -254,16 +254,16 @@ def damage(pictures: "list[Any]") -> dict[str, dict[str, str]]:
                             image.load()
                     except Exception:  # whatever Pillow raises counts as noticed
                         seen["pillow_load"] += 1
-            results[f"{kind}, {fmt}"] = {name: f"{value} of {len(pictures)}" for name, value in seen.items()}
+            results[f"{kind}, {fmt}"] = {name: f"{value} of {len(images)}" for name, value in seen.items()}
     return results
 
 
 def write_directory(folder: Path, fmt: str, count: int, size: tuple[int, int]) -> None:
-    """One row and one picture of its own each; also as `datasets`' imagefolder wants it (metadata.jsonl)."""
+    """Write a set with one image per row, also in the layout of `datasets`' imagefolder (metadata.jsonl)."""
     import numpy as np
 
-    pictures = frames(200)
-    small = [picture.resize(size) for picture in pictures]
+    images = frames(200)
+    small = [image.resize(size) for image in images]
     suffix = "jpg" if fmt == "JPEG" else "png"
     (folder / "images/train").mkdir(parents=True)
     random = np.random.default_rng(2)
@@ -274,7 +274,7 @@ def write_directory(folder: Path, fmt: str, count: int, size: tuple[int, int]) -
             name = f"{n:06d}.{suffix}"
             pixels = np.asarray(small[n % 200]).astype(np.int16) + random.integers(-9, 10, 3)
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / "images/train" / name, fmt)
-            turn = {"images": [f"train/{name}"], "user": f"What is in picture {n}?", "assistant": f"Thing {n % 7}."}
+            turn = {"images": [f"train/{name}"], "user": f"What is in image {n}?", "assistant": f"Thing {n % 7}."}
             rows.write(json.dumps({"id": f"train-{n:010d}", "source": "bench", "conversations": [turn]}) + "\n")
             metadata.write(json.dumps({"file_name": name, "user": turn["user"], "assistant": turn["assistant"]}) + "\n")
     os.replace(folder / "images/train/metadata.jsonl", folder / "metadata.jsonl.aside")
@@ -429,7 +429,7 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Measure, print, save."""
+    """Measure, print and save."""
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(MEASURES[sys.argv[2]](*sys.argv[3:])))
         return

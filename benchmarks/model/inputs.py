@@ -1,4 +1,4 @@
-"""Models and batches of the benchmark: random weights, random pixels, the shapes of real pictures."""
+"""Models and batches of the benchmark: random weights, random pixels, the shapes of real images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +15,14 @@ PAD = 12000
 
 NUM_PROMPT_TOKENS, NUM_ANSWER_TOKENS = 24, 12
 
-PICTURES: dict[str, tuple[int, tuple[int, int], int]] = {
+IMAGES: dict[str, tuple[int, tuple[int, int], int]] = {
     "A4 page, 16 crops": (1, (1654, 2339), 16),
-    "2:1 picture, 4 crops": (1, (800, 400), 4),
+    "2:1 image, 4 crops": (1, (800, 400), 4),
     "letter page, 16 crops": (1, (1700, 2200), 16),
     "8 frames 320x240, 4 crops": (8, (320, 240), 4),
     "square, 16 crops": (1, (1000, 1000), 16),
 }
-"""Name -> how many pictures, (width, height), tile budget."""
+"""Name -> how many images, (width, height), tile budget."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def build(config: Phi3VConfig, device: str, dtype: torch.dtype) -> Phi3VForCondi
     return model.train()
 
 
-def picture_batch(name: str, device: str, dtype: torch.dtype) -> Batch:
-    """One sample about the pictures called `name`."""
-    count, (width, height), num_crops = PICTURES[name]
+def image_batch(name: str, device: str, dtype: torch.dtype) -> Batch:
+    """One sample about the images called `name`."""
+    count, (width, height), num_crops = IMAGES[name]
     geometry = crop_geometry(width, height, num_crops)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.zeros(count, num_crops + 1, 3, 336, 336)

@@ -1,7 +1,7 @@
-"""The straightforward composition: transformers' Phi-3 and CLIP, every tile, every layer, every logit, padded rows.
+"""The straightforward model: transformers' Phi-3 and CLIP, every tile, every layer, every logit, padded rows.
 
-It is what one writes first, correct and without our savings, each of which can be switched on alone. Its weights come
-from one of our models, so that losses can be compared.
+It is correct and has none of our savings; each of them can be switched on alone. Its weights come from one of our
+models, so that losses can be compared.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ TILE = 336
 
 @dataclass(frozen=True)
 class Levers:
-    """Which savings are on."""
+    """The savings that are switched on."""
 
     labelled_logits: bool = False
     no_zero_tiles: bool = False
@@ -72,7 +72,7 @@ class PlainModel(nn.Module):
             self.separators[1].copy_(state[f"{vision}glb_GN"].flatten())
 
     def image_embeddings(self, pixel_values: Tensor, image_sizes: Tensor) -> Tensor:
-        """The pictures' token embeddings, end to end."""
+        """The images' token embeddings, end to end."""
         num_images, max_tiles = pixel_values.shape[:2]
         tiles = pixel_values.flatten(0, 1)
         if self.levers.no_zero_tiles:

@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from common import machine, save
 from inputs import (
+    IMAGES,
     PAD,
-    PICTURES,
     Batch,
     build,
     full_config,
+    image_batch,
     packed,
-    picture_batch,
     right_padded,
     small_config,
     text_samples,
@@ -51,7 +51,7 @@ PACKAGES = ("torch", "transformers", "peft")
 
 
 def main() -> None:
-    """Parse, measure, print and save."""
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="levers, packing, generation, full-size; all but full-size if none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -102,7 +102,7 @@ def clock(device: str) -> float:
 
 
 def best(actions: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
-    """Smallest time of each action, after one run of each to warm up; rounds interleave them."""
+    """Smallest time of each action after one warm-up run; actions are measured alternately."""
     for action in actions.values():
         action()
     times = dict.fromkeys(actions, float("inf"))
@@ -138,8 +138,8 @@ def levers(options: argparse.Namespace) -> dict[str, Any]:
     ours = build(small_config(), options.device, torch.float32)
     models = {name: variant(name, ours) for name in VARIANTS}
     inputs: dict[str, Any] = {}
-    for name in PICTURES:
-        batch = picture_batch(name, options.device, torch.float32)
+    for name in IMAGES:
+        batch = image_batch(name, options.device, torch.float32)
         steps = {key: train_step(model, batch) for key, model in models.items()}
         losses = {key: step() for key, step in steps.items()}
         spread = max(losses.values()) - min(losses.values())
@@ -159,7 +159,7 @@ def levers(options: argparse.Namespace) -> dict[str, Any]:
     return {"inputs": inputs}
 
 
-def step_memory(name: str, picture: str, model: torch.nn.Module, batch: Batch, device: str) -> int:
+def step_memory(name: str, image: str, model: torch.nn.Module, batch: Batch, device: str) -> int:
     """Peak memory of a step above what was held before, MiB."""
     if device != "cpu":
         torch.cuda.synchronize()
@@ -167,14 +167,14 @@ def step_memory(name: str, picture: str, model: torch.nn.Module, batch: Batch, d
         before = torch.cuda.memory_allocated()
         train_step(model, batch)()
         return int((torch.cuda.max_memory_allocated() - before) / 2**20)
-    command = [sys.executable, __file__, "--peak-of", name, picture]
+    command = [sys.executable, __file__, "--peak-of", name, image]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def step_memory_here(name: str, picture: str) -> int:
-    """The same in this process, which has run no step yet."""
+def step_memory_here(name: str, image: str) -> int:
+    """The same in this process, before its first step."""
     model = variant(name, build(small_config(), "cpu", torch.float32))
-    batch = picture_batch(picture, "cpu", torch.float32)
+    batch = image_batch(image, "cpu", torch.float32)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here; Linux
     before = peak_resident_kib()
     train_step(model, batch)()
@@ -265,7 +265,7 @@ def generation(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def full_size(options: argparse.Namespace) -> dict[str, Any]:
-    """A training step on a square picture at 16 crops: 2,545 tokens and 17 tiles, by method."""
+    """A training step on a square image at 16 crops: 2,545 tokens and 17 tiles, by method."""
     dtype = torch.bfloat16
     methods: dict[str, Any] = {}
     for method in METHODS:
@@ -273,7 +273,7 @@ def full_size(options: argparse.Namespace) -> dict[str, Any]:
         prepare(model, method)
         if options.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        batch = picture_batch("square, 16 crops", options.device, dtype)
+        batch = image_batch("square, 16 crops", options.device, dtype)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, foreach=True)
         forward_backward = train_step(model, batch)
 
