@@ -88,6 +88,7 @@ def measure_rows_ours(directory: str, workers: str) -> dict[str, Any]:
     import gc
 
     from phi3v_data.validate.batch import text_bytes
+    from phi3v_data.validate.control import control_tokens
     from phi3v_data.validate.findings import Findings
     from phi3v_data.validate.repeats import report_duplicate_ids
     from phi3v_data.validate.rows import RowScan
@@ -101,7 +102,7 @@ def measure_rows_ours(directory: str, workers: str) -> dict[str, Any]:
     def check() -> None:
         gc.disable()
         bytes(8 << 20)  # as the runner does
-        scan = RowScan(table, tree, findings, text_bytes, frozenset())
+        scan = RowScan(table, tree, findings, text_bytes, frozenset(), control_tokens())
         scan.scan("train.jsonl", "train", labelled=True, workers=int(workers))
         table.finish()
         report_duplicate_ids(table, findings)

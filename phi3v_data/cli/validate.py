@@ -23,6 +23,7 @@ class LevelName(StrEnum):
     examples=[
         "phi3v-data validate demo_out/ucf101",
         "phi3v-data validate DIR --level quick --max_tokens 4096",
+        "phi3v-data validate DIR --model runs/ucf101",
         "phi3v-data validate DIR --html report.html",
         "phi3v-data validate DIR --json | jq .summary.problems",
     ],
@@ -35,14 +36,21 @@ def validate(
     ] = LevelName.full,
     num_crops: Annotated[
         int | None,
-        typer.Option(min=1, max=16, metavar="N", help="Tile budget for image tokens; else dataset.json, else 16."),
+        typer.Option(min=1, metavar="N", help="Tile budget for image tokens; else dataset.json, else 16."),
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Report samples that are longer than this.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FAMILY|DIR",
+            help="Model family (phi3v), or a model's folder, whose tokenizer then counts text tokens.",
+        ),
+    ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder with tokenizer.json; without it text tokens are estimated."),
+        typer.Option(metavar="DIR", help="Folder with tokenizer.json to count text tokens; else they are estimated."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
     html: Annotated[
@@ -64,7 +72,8 @@ def validate(
     """Check a conversations directory and report every problem in it.
 
     Exits with 0 when it is sound, with 1 when there are errors (with --strict, warnings too), and with 2 when it could
-    not be checked. What each code means: phi3v-data explain CODE.
+    not be checked. --model decides image tokens and special strings, --tokenizer the count of text tokens; both must
+    be of one model family. What each code means: phi3v-data explain CODE.
     """
     from phi3v_data.console import make_console, progress_bar
     from phi3v_data.validate import validate as run_checks
@@ -79,6 +88,7 @@ def validate(
             level=level.value,
             num_crops=num_crops,
             max_tokens=max_tokens,
+            model=model,
             tokenizer=tokenizer,
             strict=strict,
             workers=workers or len(os.sched_getaffinity(0)),

@@ -19,10 +19,11 @@ def make_charts(report: Report, found: Collected) -> list[dict[str, Any]]:
     """Charts of tokens, images and turns per sample, image sizes, splits and labels; without data they are left out."""
     stats = report.stats
     crops = stats.get("num_crops")
-    text = f"text {stats.get('text_tokens', 'estimated')}, images exact at num_crops {crops}"
+    exact = "exact" if crops is None else f"exact at num_crops {crops}"
+    text = f"text {stats.get('text_tokens', 'estimated')}, images {exact}"
     charts = [
         _chart(_binned("Tokens", "tokens per sample", stats.get("tokens"), text)),
-        _chart(_binned("Image tokens", "tokens per sample", stats.get("image_tokens"), f"exact at num_crops {crops}")),
+        _chart(_binned("Image tokens", "tokens per sample", stats.get("image_tokens"), exact)),
         _chart(make_histogram("Images", "images per sample", _numbers(stats.get("images_per_sample")) or found.images)),
         _chart(make_histogram("Turns", "turns per sample", _numbers(stats.get("turns")) or found.turns)),
         _sizes(stats.get("image_sizes")),

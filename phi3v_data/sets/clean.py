@@ -31,7 +31,7 @@ from phi3v_data.sets.reading import (
     table_lines,
 )
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
-from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS
+from phi3v_data.tokens.registry import default_family
 from phi3v_data.validate.badrow import load_row
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import used_images
@@ -153,7 +153,8 @@ class _Clean:
         refuse_closed(self.survey)
         self.name = set_name(self.survey)
         manifest = self.survey.layout.manifest
-        self.num_crops = num_crops or (manifest.num_crops if manifest else None) or MAX_NUM_CROPS
+        self.family = default_family()
+        self.num_crops = self.family.choose_budget(num_crops, manifest.num_crops if manifest else None)
         self.mends = Mends(self.survey)
 
     @property
@@ -171,7 +172,7 @@ class _Clean:
                 self.mends.correct_paths()
             survey.look(load_images(survey.directory, survey.tree), pixels=True, workers=self.workers)
             refuse_closed_images(survey)
-            survey.report_pictures(self.num_crops)
+            survey.report_pictures(self.family, self.num_crops)
             keep = self.keep_sound(self.findings.decisive, np.ones(len(survey.table), np.bool_))
             keep = self.keep_unrelated(keep)
             if not keep.any():

@@ -11,7 +11,7 @@ from phi3v_data.media.images import probe
 from phi3v_data.messages import counted, escaped
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.tokens.family import ImageShapeError
-from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, crop_geometry
+from phi3v_data.tokens.registry import default_family
 
 
 def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -> tuple[Split, int]:
@@ -41,7 +41,8 @@ def describe_row(split: Split, row: int, *, num_crops: int | None = None) -> Ite
             yield f"{name:<9}{_indented(value)}"
     for key, item in sample.meta.items():
         yield f"meta     {escaped(key)}: {escaped(str(item))}"
-    crops = num_crops or _suggested_crops(split.directory)
+    manifest = Dataset(split.directory).manifest
+    crops = default_family().choose_budget(num_crops, manifest.num_crops if manifest else None)
     for number, turn in enumerate(sample.conversations, 1):
         yield ""
         if len(sample.conversations) > 1:
@@ -51,12 +52,7 @@ def describe_row(split: Split, row: int, *, num_crops: int | None = None) -> Ite
         yield f"accepted {_accepted(sample)}"
 
 
-def _suggested_crops(directory: Path) -> int:
-    manifest = Dataset(directory).manifest
-    return (manifest.num_crops if manifest else None) or MAX_NUM_CROPS
-
-
-def _describe_turn(directory: Path, turn: Turn, num_crops: int) -> Iterator[str]:
+def _describe_turn(directory: Path, turn: Turn, num_crops: int | None) -> Iterator[str]:
     for number, name in enumerate(turn.images):
         place = f", at character {turn.image_offsets[number]}" if any(turn.image_offsets) else ""
         yield f"image    {escaped(name)}  {describe_picture(directory, name, num_crops)}{place}"
@@ -64,7 +60,7 @@ def _describe_turn(directory: Path, turn: Turn, num_crops: int) -> Iterator[str]
     yield f"answer   {_indented(turn.assistant)}"
 
 
-def describe_picture(directory: Path, name: str, num_crops: int) -> str:
+def describe_picture(directory: Path, name: str, num_crops: int | None) -> str:
     """`320 x 240 JPEG, 14,203 bytes, 757 tokens`, or what is wrong."""
     try:
         path = inside(directory / "images", name)
@@ -83,7 +79,7 @@ def describe_picture(directory: Path, name: str, num_crops: int) -> str:
     if info.orientation != 1:
         text += f", EXIF turn {info.orientation}"
     try:
-        return f"{text}, {crop_geometry(info.width, info.height, num_crops).num_tokens:,} tokens"
+        return f"{text}, {default_family().image_tokens(info.width, info.height, num_crops):,} tokens"
     except ImageShapeError as error:
         return f"{text} ({error})"
 

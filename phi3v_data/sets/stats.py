@@ -11,7 +11,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.schema import Level
 from phi3v_data.sets.duplicates import DuplicateSearch
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, refuse_closed, refuse_no_files, set_name
-from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, check_num_crops
+from phi3v_data.tokens.registry import default_family
 from phi3v_data.validate import tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.repeats import report_repeated_samples
@@ -38,7 +38,7 @@ def set_stats(
         UserError: nothing to count, or something in it may not be read.
     """
     if num_crops is not None:
-        check_num_crops(num_crops)
+        default_family().check_budget(num_crops)
     progress = progress or (lambda stage, done, total: None)
     findings = Findings(0)
     survey = Survey(Path(directory), findings, progress)
@@ -56,13 +56,13 @@ def set_stats(
 
 
 def _count(survey: Survey, level: Level, num_crops: int | None, workers: int, progress: Progress) -> dict[str, Any]:
-    table, manifest = survey.table, survey.layout.manifest
+    table, manifest, family = survey.table, survey.layout.manifest, default_family()
     source = SourceSet(survey, set_name(survey))
-    crops = num_crops or (manifest.num_crops if manifest else None) or MAX_NUM_CROPS
+    crops = family.choose_budget(num_crops, manifest.num_crops if manifest else None)
     pixels = level == "full"
     identity = source.pixel_identity(pixels=pixels, workers=workers)
-    per_image = tokens.image_tokens(survey.images, crops)
-    lengths = tokens.row_tokens(table, tokens.estimate(table), per_image)
+    per_image = tokens.image_tokens(survey.images, family, crops)
+    lengths = tokens.row_tokens(table, tokens.estimate(table, family), per_image)
     counted = collect_stats(
         table,
         survey.images,
@@ -70,6 +70,7 @@ def _count(survey: Survey, level: Level, num_crops: int | None, workers: int, pr
         lengths,
         per_image,
         survey.scan.labels,
+        model=family.name,
         num_crops=crops,
         exact_text=False,
     )

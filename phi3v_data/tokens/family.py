@@ -8,7 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from phi3v_data.errors import UserError
 from phi3v_data.tokens.chat import ChatFormat, TurnText
+
+
+class BudgetError(UserError, ValueError):
+    """A tile budget (`num_crops`) that a family does not take."""
 
 
 class ImageShapeError(ValueError):
@@ -86,15 +91,30 @@ class TokenFamily(ABC):
             added += self.ids_after_image * turn.num_images
         return [piece for piece in pieces if piece], added
 
+    def choose_budget(self, wanted: int | None, suggested: int | None) -> int | None:
+        """The tile budget of a run: the wanted one, else what the data set suggests, else the default.
+
+        A suggestion over `max_budget` counts as that; a family without a budget takes no suggestion.
+
+        Raises:
+            BudgetError: the family does not take the wanted budget.
+        """
+        if wanted is not None:
+            self.check_budget(wanted)
+            return wanted
+        if self.max_budget is None:
+            return None
+        return self.default_budget if suggested is None else min(suggested, self.max_budget)
+
     def check_budget(self, budget: int | None) -> None:
-        """Raise ValueError unless the family takes this tile budget; None for a family without one."""
+        """Raise BudgetError unless the family takes this tile budget; None for a family without one."""
         if self.max_budget is not None:
             check_budget(budget, self.max_budget)
         elif budget is not None:
-            raise ValueError(f"the model family {self.name} has no tile budget: leave num_crops out")
+            raise BudgetError(f"the model family {self.name} has no tile budget: leave num_crops out")
 
 
 def check_budget(budget: int | None, largest: int) -> None:
-    """Raise ValueError unless `budget` is a whole number from 1 to `largest`."""
+    """Raise BudgetError unless `budget` is a whole number from 1 to `largest`."""
     if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= largest:
-        raise ValueError(f"num_crops must be a whole number from 1 to {largest}, not {budget!r}")
+        raise BudgetError(f"num_crops must be a whole number from 1 to {largest}, not {budget!r}")

@@ -112,5 +112,5 @@ def num_image_tokens(width: int, height: int, num_crops: int) -> int:
 
 
 def check_num_crops(num_crops: int | None) -> None:
-    """Raise ValueError unless `num_crops` is a whole number from 1 to 16."""
+    """Raise BudgetError, a ValueError, unless `num_crops` is a whole number from 1 to 16."""
     check_budget(num_crops, MAX_NUM_CROPS)

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from msgspec import UNSET
 
 from phi3v_data.jsonl import Block, Line, block_lines
-from phi3v_data.validate import control
 from phi3v_data.validate.badrow import BadRows
+from phi3v_data.validate.control import ControlTokens
 from phi3v_data.validate.rowtypes import DECODER, Row, TurnRow
 
-_LF, _CR, _QUOTE, _SLASH, _0, _8, _CAPITAL_I, _BRACKET, _BACKSLASH, _U, _OPEN, _CLOSE = b'\n\r"/08I[\\u{}'
+_LF, _CR, _QUOTE, _SLASH, _0, _8, _BRACKET, _BACKSLASH, _U, _OPEN, _CLOSE = b'\n\r"/08[\\u{}'
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -104,26 +104,26 @@ def count_lines(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _LF))
 
 
-def read_batch(block: Block, bad: BadRows, only: Ints | None = None) -> Batch:
+def read_batch(block: Block, bad: BadRows, markers: ControlTokens, only: Ints | None = None) -> Batch:
     """Read a block's rows, in order; what is wrong with lines goes to `bad`. `only`: these lines, 0-based."""
     if block.too_long:
         for line in block_lines(block):
             bad.read(line)
         return Batch([])
     if only is None:
-        return _read_sound(block) or _read_mixed(block_lines(block), bad)
+        return _read_sound(block, markers) or _read_mixed(block_lines(block), bad, markers)
     lines = list(block_lines(block))
     chosen = [lines[index] for index in only.tolist()]
     data = b"".join([line.data + b"\n" for line in chosen])
-    batch = _read_sound(Block(data, 0, 0, len(data), len(chosen)))
+    batch = _read_sound(Block(data, 0, 0, len(data), len(chosen)), markers)
     if batch is None:
-        return _read_mixed(chosen, bad)
+        return _read_mixed(chosen, bad, markers)
     batch.lines = only + block.first_line
     batch.offsets = np.fromiter((line.offset for line in chosen), np.int64, len(chosen))
     return batch
 
 
-def _read_sound(block: Block) -> Batch | None:
+def _read_sound(block: Block, markers: ControlTokens) -> Batch | None:
     """All rows at once, or None where any line needs a closer look."""
     array: Bytes = np.frombuffer(block.data, np.uint8)
     ends = np.flatnonzero(array == _LF)
@@ -141,7 +141,7 @@ def _read_sound(block: Block) -> Batch | None:
     if len(rows) != len(ends):
         return None
     batch = Batch(rows)
-    num_quotes, suspects = _scan(block.data, array)
+    num_quotes, suspects = _scan(block.data, array, markers)
     if not batch.holds(num_quotes):
         return None
     batch.is_ascii = block.data.isascii()
@@ -152,7 +152,7 @@ def _read_sound(block: Block) -> Batch | None:
     return batch
 
 
-def _read_mixed(block: Iterable[Line], bad: BadRows) -> Batch:
+def _read_mixed(block: Iterable[Line], bad: BadRows, markers: ControlTokens) -> Batch:
     """Line by line."""
     rows: list[Row] = []
     lines: list[int] = []
@@ -160,7 +160,7 @@ def _read_mixed(block: Iterable[Line], bad: BadRows) -> Batch:
     suspects: list[int] = []
     reported: list[int] = []
     for line in block:
-        row, suspect = read_sound_line(line.data)
+        row, suspect = read_sound_line(line.data, markers)
         if row is None:
             row, suspect = bad.read(line), True
             if row is None:
@@ -179,29 +179,29 @@ def _read_mixed(block: Iterable[Line], bad: BadRows) -> Batch:
     return batch
 
 
-def read_sound_line(data: bytes) -> tuple[Row | None, bool]:
+def read_sound_line(data: bytes, markers: ControlTokens) -> tuple[Row | None, bool]:
     """A sound row and whether its text needs a closer look; None for any other line."""
     try:
         row = DECODER.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None, True
-    num_quotes, suspects = _scan(data, np.frombuffer(data, np.uint8))
+    num_quotes, suspects = _scan(data, np.frombuffer(data, np.uint8), markers)
     if not Batch([row]).holds(num_quotes):
         return None, True
     return row, bool(suspects)
 
 
-def _scan(data: bytes, array: Bytes) -> tuple[int, list[int]]:
+def _scan(data: bytes, array: Bytes, markers: ControlTokens) -> tuple[int, list[int]]:
     """Unescaped quotes in valid JSON text, and positions where a control token or a NUL may stand.
 
     Backslashes stand only inside strings. In a run of them every other one escapes the byte after it; `\\u00` and a
-    digit up to 7 may spell any ASCII character, and `\\/` the slash of `</s>`.
+    digit up to 7 may spell any ASCII character, and `\\/` the slash of `</s>`; other escapes only matter to markers
+    that are not ASCII.
     """
     num_quotes = int(np.count_nonzero(array == _QUOTE))
-    suspects = control.find_candidates(data) if b"<" in data else []
+    suspects = markers.find_candidates(data)
     brackets = np.flatnonzero(array[:-1] == _BRACKET)
-    following = array[brackets + 1]
-    marked = (following == _CAPITAL_I) | (following == _SLASH)
+    marked = markers.may_follow_bracket(array[brackets + 1])
     if marked.any():
         suspects += brackets[marked].tolist()
     if b"\\" in data:
@@ -213,7 +213,9 @@ def _scan(data: bytes, array: Bytes) -> tuple[int, list[int]]:
         num_quotes -= int(np.count_nonzero(escaped == _QUOTE))
         suspects += escaping[escaped == _SLASH].tolist()
         unicode = escaping[escaped == _U]
-        if len(unicode):
+        if len(unicode) and not markers.is_ascii:
+            suspects += unicode.tolist()
+        elif len(unicode):
             digits = array[unicode[:, None] + np.arange(2, 5)]
             ascii_ = (digits[:, 0] == _0) & (digits[:, 1] == _0) & (digits[:, 2] < _8)
             suspects += unicode[ascii_].tolist()

@@ -18,7 +18,7 @@ from phi3v_data.jsonl import Block, cut_file, read_blocks
 from phi3v_data.messages import escaped, shown
 from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets
 from phi3v_data.validate.batch import Batch, count_lines, read_batch, sum_turns, text_bytes
-from phi3v_data.validate.control import find_control, invalid_character
+from phi3v_data.validate.control import ControlTokens, invalid_character
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts, pair_hashes
 from phi3v_data.validate.rowtypes import Row
@@ -55,17 +55,24 @@ class RowScan:
     """Reads files into a table; findings about single rows go to `findings`."""
 
     def __init__(
-        self, table: RowTable, tree: ImageTree, findings: Findings, units: Units, classes: frozenset[str]
+        self,
+        table: RowTable,
+        tree: ImageTree,
+        findings: Findings,
+        units: Units,
+        classes: frozenset[str],
+        markers: ControlTokens,
     ) -> None:
         self.table = table
         self.tree = tree
         self.findings = findings
         self.units = units
         self.classes = classes
+        self.markers = markers
         self.labels: dict[str, Counter[str] | None] = {}  # per split; None where there are too many
         self.num_lines: Counter[str] = Counter()  # per split: lines that are not blank
         self.num_read = 0  # lines
-        self._shapes = Shapes()
+        self._shapes = Shapes(markers)
 
     def scan(
         self, file: str, split: str, *, labelled: bool, workers: int = 1, observe: Callable[[int], None] | None = None
@@ -123,7 +130,7 @@ class RowScan:
             groups, left = self._shapes.sort(block, labelled=labelled) if self.units is text_bytes else ([], None)
             entries = [self._enter_alike(group, block, file, split) for group in groups]
             if left is None or len(left):
-                batch = read_batch(block, bad, left)
+                batch = read_batch(block, bad, self.markers, left)
                 if batch.rows:
                     entries.append(self._enter(batch, file, split, labelled))
             self.num_read += block.num_lines
@@ -226,7 +233,7 @@ class RowScan:
             prompt.append((f"conversations[{index}].user", turn.user))
             prompt.append((f"conversations[{index}].assistant", turn.assistant))
         for field, text in prompt:
-            found = find_control(text)
+            found = self.markers.find(text)
             if found is not None:
                 token, own = found
                 self.findings.add(
@@ -366,7 +373,8 @@ def _scan_remembered(file: str, split: str, labelled: bool, start: int, end: int
     """One part, in a forked process; what goes back holds no more than was found."""
     whole = _remembered[0]
     table = RowTable(whole.table.directory)
-    part = RowScan(table, whole.tree, Findings(whole.findings.max_problems), whole.units, whole.classes)
+    findings = Findings(whole.findings.max_problems)
+    part = RowScan(table, whole.tree, findings, whole.units, whole.classes, whole.markers)
     table.begin_file(file, split)
     part.labels[split] = Counter()
     part._scan_part(file, split, labelled, start, end)

@@ -7,10 +7,11 @@ import numpy as np
 
 from phi3v_data.messages import shown
 from phi3v_data.schema import Level, Report, Summary
-from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, check_num_crops
-from phi3v_data.tokens.registry import default_family
+from phi3v_data.tokens.choose import ChosenModel, choose_model
+from phi3v_data.tokens.registry import family_version, load_families
 from phi3v_data.validate import receipt, tokens
 from phi3v_data.validate.batch import text_bytes
+from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import report_orphans
 from phi3v_data.validate.layout import report_empty, report_labels, report_stale
@@ -25,6 +26,7 @@ def validate(
     level: Level = "full",
     num_crops: int | None = None,
     max_tokens: int | None = None,
+    model: str | Path | None = None,
     tokenizer: str | Path | None = None,
     strict: bool = False,
     workers: int = 1,
@@ -40,9 +42,12 @@ def validate(
     different names. Level `full` decodes every picture once.
 
     Args:
-        num_crops: tile budget for token counts; else that of `dataset.json`, else 16.
+        num_crops: tile budget for token counts; else that of `dataset.json`, else the family's default (16).
         max_tokens: longest sequence that training takes; longer samples are `too-long`.
-        tokenizer: directory with the model's `tokenizer.json`, for exact text tokens; else they are estimated.
+        model: the model family (`phi3v`, `phi3v_data.tokens.registry`) or a model directory. It decides image tokens
+            and special strings; a directory's tokenizer counts text unless `tokenizer` names another.
+        tokenizer: directory with a `tokenizer.json`, for exact text tokens; else they are estimated. Without `model`,
+            the family is that of this directory's config.json, else phi3v.
         strict: `ok` is false with a warning, too.
         workers: processes that decode pictures, and that read JSONL files of over 32 MB. For pictures, more than 1
             starts new interpreters, so a script must call this under `if __name__ == "__main__":`.
@@ -52,25 +57,25 @@ def validate(
         fresh: take nothing from there, but leave it.
 
     Raises:
-        NotFoundError: the directory or the tokenizer is not there.
-        UserError: the directory cannot be listed.
-        ValueError: `num_crops` out of range.
+        NotFoundError: the directory, the model or the tokenizer is not there.
+        UserError: the directory cannot be listed; the tokenizer belongs to another family than the model.
+        BudgetError: `num_crops` is not one that the family takes (also a ValueError).
     """
+    chosen = choose_model(model, tokenizer)
     if num_crops is not None:
-        check_num_crops(num_crops)
-    run = _Run(Path(directory), level, max_problems, progress)
+        chosen.family.check_budget(num_crops)
+    run = _Run(Path(directory), level, max_problems, progress, chosen)
     clock, obstacle = None, OSError()
     if use_receipt:
         try:
             clock = receipt.read_clock(run.directory)  # before anything is looked at
         except OSError as error:
             obstacle = error
-    run.open(num_crops, tokenizer)
+    run.open(num_crops)
     options = {
-        "level": level,
-        "num_crops": run.num_crops,
+        **run.identity,
         "max_tokens": max_tokens,
-        "tokenizer": None if tokenizer is None else receipt.content_digest(Path(tokenizer) / "tokenizer.json"),
+        "tokenizer": None if chosen.tokenizer is None else tokens.tokenizer_identity(chosen.tokenizer),
         "max_problems": max_problems,
     }
     if use_receipt:
@@ -90,36 +95,57 @@ def validate(
     return report.model_copy(update={"ok": _is_ok(report, strict)})
 
 
-def fresh_report(directory: str | Path, *, num_crops: int | None = None) -> Report | None:
-    """The report of an earlier run of level full, if nothing has changed since; None where there is none.
+def fresh_report(
+    directory: str | Path, *, num_crops: int | None = None, model: str | Path | None = None
+) -> Report | None:
+    """The report of an earlier run of level full for this model, if nothing has changed since; None if there is none.
 
     With `num_crops`, the run must have counted tokens with that value. Raises NotFoundError, UserError as `validate`.
     """
-    run = _Run(Path(directory), "full", 0, None)
-    run.open(num_crops, None)
-    options: dict[str, Any] = {"level": "full", "num_crops": run.num_crops}
-    return receipt.load_report(run.directory, run.survey.state(), options)
+    run = _Run(Path(directory), "full", 0, None, ChosenModel(choose_model(model, None).family))
+    run.open(num_crops)
+    return receipt.load_report(run.directory, run.survey.state(), run.identity)
 
 
 class _Run:
-    """What one validation holds."""
+    """State of one validation."""
 
-    def __init__(self, directory: Path, level: Level, max_problems: int, progress: Progress | None) -> None:
+    def __init__(
+        self, directory: Path, level: Level, max_problems: int, progress: Progress | None, chosen: ChosenModel
+    ) -> None:
         self.directory = directory
         self.level = level
         self.findings = Findings(max_problems)
         self.progress = progress
+        self.chosen = chosen
+        self.family = chosen.family
 
-    def open(self, num_crops: int | None, tokenizer: str | Path | None) -> None:
+    def open(self, num_crops: int | None) -> None:
         self.survey = Survey(self.directory, self.findings, self.progress)
         self.layout, self.tree = self.survey.layout, self.survey.tree
         manifest = self.layout.manifest
-        self.num_crops = num_crops or (manifest.num_crops if manifest else None) or MAX_NUM_CROPS
-        self.counter = None if tokenizer is None else tokens.load_tokenizer(tokenizer, default_family(), self.findings)
+        self.num_crops = self.family.choose_budget(num_crops, manifest.num_crops if manifest else None)
+        families, problems = load_families()
+        for problem in problems:
+            self.findings.add(
+                "check-skipped",
+                f"markers of a model family are not looked for: {problem}",
+                hint="repair or uninstall that package",
+            )
+        self.identity: dict[str, Any] = {
+            "level": self.level,
+            "num_crops": self.num_crops,
+            "model": family_version(self.family.name),
+            "families": [family_version(family.name) for family in families],
+        }
 
     def check(self, max_tokens: int | None, workers: int, use_receipt: bool) -> Report:
-        findings, layout, survey = self.findings, self.layout, self.survey
-        survey.read_rows(self.counter or text_bytes, workers=workers)
+        findings, layout, survey, chosen = self.findings, self.layout, self.survey, self.chosen
+        self.counter = None
+        if chosen.tokenizer is not None:
+            required = chosen.tokenizer_required
+            self.counter = tokens.load_tokenizer(chosen.tokenizer, self.family, findings, required=required)
+        survey.read_rows(self.counter or text_bytes, markers=control_tokens(self.family), workers=workers)
         self.table, scan = survey.table, survey.scan
         try:
             report_empty(layout, scan.num_lines, findings)
@@ -135,13 +161,13 @@ class _Run:
         known = receipt.load_images(self.directory, tree) if use_receipt else receipt.blank(tree)
         survey.look(known, pixels=pixels, workers=workers)
         self.images = survey.images
-        per_image = survey.report_pictures(self.num_crops)
+        per_image = survey.report_pictures(self.family, self.num_crops)
         if not self.layout.unread:
             report_orphans(tree, survey.used, findings)
         exact = self.counter is not None
-        text = table.units.astype(np.int64) if exact else tokens.estimate(table)
+        text = table.units.astype(np.int64) if exact else tokens.estimate(table, self.family)
         lengths = tokens.row_tokens(table, text, per_image)
-        tokens.report_lengths(table, lengths, findings, max_tokens=max_tokens, exact=exact)
+        tokens.report_lengths(table, lengths, findings, self.family, max_tokens=max_tokens, exact=exact)
         report_repeats(table, tree, survey.images, findings, pixels=pixels)
         stats = collect_stats(
             table,
@@ -150,6 +176,7 @@ class _Run:
             lengths,
             per_image,
             scan.labels,
+            model=self.family.name,
             num_crops=self.num_crops,
             exact_text=exact,
         )

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.jsonl import Block
-from phi3v_data.validate import control
 from phi3v_data.validate.batch import read_sound_line
+from phi3v_data.validate.control import ControlTokens
 from phi3v_data.validate.hashes import PADDING, Words, hash_spans, word_view
 
 Ints = npt.NDArray[np.int64]
@@ -27,7 +27,7 @@ MIN_ROWS = 16
 
 _MAX_SHAPES = 8  # with the same number of values
 _MAX_FAILURES = 8  # lines with the same number of values that turned out to be like few others
-_LF, _QUOTE, _COMMA, _CLOSE, _BRACKET, _BACKSLASH, _CAPITAL_I, _SLASH = b'\n",}[\\I/'
+_LF, _QUOTE, _COMMA, _CLOSE, _BRACKET, _BACKSLASH = b'\n",}[\\'
 _TO_CLOSE = 0x20  # set in "]", it makes "}"
 
 
@@ -103,7 +103,8 @@ class Alike:
 class Shapes:
     """The shapes met so far; more are learned on the way."""
 
-    def __init__(self) -> None:
+    def __init__(self, markers: ControlTokens) -> None:
+        self._markers = markers
         self._known: dict[int, list[Shape]] = {}  # by number of values
         self._failures: Counter[int] = Counter()  # by the same
 
@@ -114,7 +115,7 @@ class Shapes:
         """
         if block.too_long or block.num_lines < MIN_ROWS:
             return [], None
-        text = _BlockText(block.data)
+        text = _BlockText(block.data, self._markers)
         if text.rough is None:
             return [], None
         groups = [group for group in self._groups(text) if len(group.lines)]
@@ -144,7 +145,7 @@ class Shapes:
                 new = not untried
                 if new and (len(known) >= _MAX_SHAPES or self._failures[number] >= _MAX_FAILURES):
                     break
-                shape = learn_shape(text.line(int(lines[0]))) if new else untried.pop(0)
+                shape = learn_shape(text.line(int(lines[0])), self._markers) if new else untried.pop(0)
                 found = np.empty(0, np.int64)
                 if shape is not None and len(shape.parts) == number + 1:
                     found, opens = shape.match(text.words, text.starts[lines], text.ends[lines], closings)
@@ -167,7 +168,8 @@ class Shapes:
 class _BlockText:
     """A block's bytes, and which of its lines need a closer look."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, markers: ControlTokens) -> None:
+        self._markers = markers
         self.padded = data + PADDING
         self.words = word_view(self.padded)
         with_next: Bytes = np.frombuffer(self.padded, np.uint8, len(data) + 1)
@@ -186,8 +188,8 @@ class _BlockText:
             self._mark(self.rough, np.flatnonzero((self.array < ord(" ")) & (self.array != _LF)))
         if b"\\" in data:
             self._mark(self.rough, np.flatnonzero(self.array == _BACKSLASH))
-        if b"<" in data:
-            self._mark(self.rough, np.asarray(control.find_candidates(data), np.int64))
+        if candidates := markers.find_candidates(data):
+            self._mark(self.rough, np.asarray(candidates, np.int64))
 
     def line(self, index: int) -> bytes:
         """One line with its LF."""
@@ -218,8 +220,7 @@ class _BlockText:
         """Leave out lines with a quote too many, or with a bracket that may begin a marker."""
         rough = np.zeros(len(self.ends), np.bool_)
         brackets = np.flatnonzero(self.array == _BRACKET)
-        following = self._next[brackets]
-        self._mark(rough, brackets[(following == _CAPITAL_I) | (following == _SLASH)])
+        self._mark(rough, brackets[self._markers.may_follow_bracket(self._next[brackets])])
         num_quotes = np.diff(np.searchsorted(np.flatnonzero(self.array == _QUOTE), self.ends), prepend=0)
         return [
             _choose(group, ~rough[group.lines] & (num_quotes[group.lines] == group.shape.num_quotes))
@@ -230,9 +231,9 @@ class _BlockText:
         rough[np.searchsorted(self.ends, positions)] = True
 
 
-def learn_shape(line: bytes) -> Shape | None:
+def learn_shape(line: bytes, markers: ControlTokens) -> Shape | None:
     """The shape of a line with its LF; None where it is not sound or has more to check than its strings."""
-    row, suspect = read_sound_line(line[:-1])
+    row, suspect = read_sound_line(line[:-1], markers)
     if row is None or suspect or b"\\" in line:
         return None
     value = json.loads(line)

@@ -30,17 +30,20 @@ def collect_stats(
     per_image: Ints,
     labels: Mapping[str, Counter[str] | None],
     *,
-    num_crops: int,
+    model: str,
+    num_crops: int | None,
     exact_text: bool,
 ) -> dict[str, Any]:
     """The report's `stats`.
 
-    `turns`, `images_per_sample`: histograms over samples. `image_sizes`: `{"WxH": count}` over the used pictures, most
-    frequent first. `tokens`, `image_tokens`: histograms over samples with `step`, the width of a value's bin. `splits`:
-    samples, turns, images (uses) and tokens of each. `labels`: answers of each split by count; null where there are
-    too many different ones to be labels.
+    `model`: the model family whose tokens are counted. `num_crops`: its tile budget; null if it has none. `turns`,
+    `images_per_sample`: histograms over samples. `image_sizes`: `{"WxH": count}` over the used images, most frequent
+    first. `tokens`, `image_tokens`: histograms over samples with `step`, the width of a value's bin. `splits`: samples,
+    turns, images (uses) and tokens of each. `labels`: answers of each split by count; null if there are too many
+    different ones to be labels.
     """
     return {
+        "model": model,
         "num_crops": num_crops,
         "text_tokens": "exact" if exact_text else "estimated",
         "turns": histogram(table.num_turns)["counts"],

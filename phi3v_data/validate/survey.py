@@ -14,7 +14,9 @@ import numpy.typing as npt
 from phi3v_data.encodings import file_encoding
 from phi3v_data.files import is_closed, reading_hint
 from phi3v_data.messages import escaped
+from phi3v_data.tokens.family import TokenFamily
 from phi3v_data.validate.batch import text_bytes
+from phi3v_data.validate.control import ControlTokens, control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable, check_images, used_images
 from phi3v_data.validate.layout import Layout, file_digest, read_layout
@@ -69,15 +71,22 @@ class Survey:
         """(split, file) of all JSONL files in reading order."""
         return [(split.split, file) for split in self.layout.splits.splits.values() for file in split.files]
 
-    def read_rows(self, units: Units = text_bytes, *, workers: int = 1) -> None:
+    def read_rows(self, units: Units = text_bytes, *, markers: ControlTokens | None = None, workers: int = 1) -> None:
         """Check every row by itself and enter it in the table; the caller closes the table.
+
+        `markers` are those that must not occur in a text; of the default model family if None.
 
         With more than one worker, large files are read by several processes.
         """
         manifest = self.layout.manifest
         self.table = RowTable(self.directory)
         self.scan = RowScan(
-            self.table, self.tree, self.findings, units, frozenset(manifest.classes if manifest else ())
+            self.table,
+            self.tree,
+            self.findings,
+            units,
+            frozenset(manifest.classes if manifest else ()),
+            markers or control_tokens(),
         )
         sizes = {file: _size(self.directory / file) for _, file in self.files}
         total, done = sum(sizes.values()), 0
@@ -119,12 +128,12 @@ class Survey:
         self.used = used_images(self.table, self.tree)
         check_images(self.tree, self.used, known, pixels=pixels, workers=workers, progress=self.progress)
 
-    def report_pictures(self, num_crops: int) -> Ints:
-        """Findings about each picture by itself; returns the image tokens of each entry, as `image_tokens`."""
+    def report_pictures(self, family: TokenFamily, budget: int | None) -> Ints:
+        """Report on each image by itself; returns the image tokens of each entry, as `image_tokens` does."""
         report = ImageReport(self.table, self.tree, self.images, self.findings)
         report.report()
-        per_image = image_tokens(self.images, num_crops)
-        report_aspect(report, self.tree, self.table, per_image, num_crops)
+        per_image = image_tokens(self.images, family, budget)
+        report_aspect(report, self.tree, self.table, per_image, family, budget)
         return per_image
 
     def state(self) -> State:

@@ -1,11 +1,10 @@
-"""How long each sample is in tokens: pictures exactly, by geometry; text exactly with a tokenizer, else estimated.
+"""Lengths of samples in tokens: images exactly, from their size; text exactly with a tokenizer, else estimated.
 
-The sequence counted is the one that training builds: each turn `<|user|>`, newline, image tags, newline, question,
-`<|end|>`, newline, `<|assistant|>`, newline, answer, `<|end|>`, newline; `<|endoftext|>` at the very end; one `<s>`
-at the start and, as the official processor does it, one after every picture.
+The sequence counted is the one that training builds out of the chat format of the model family.
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,27 @@ from msgspec import UNSET
 
 from phi3v_data.errors import NotFoundError, how_to_install
 from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
-from phi3v_data.messages import shown
+from phi3v_data.messages import short, shown
 from phi3v_data.tokens.chat import TurnText
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
-from phi3v_data.tokens.phi3v_geometry import crop_geometry
 from phi3v_data.validate.batch import Batch
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable
+from phi3v_data.validate.receipt import content_digest
 from phi3v_data.validate.rowtypes import Row
 from phi3v_data.validate.table import RowTable
 from phi3v_data.validate.tree import ImageTree
 
 Ints = npt.NDArray[np.int64]
 
-ROPE_SWITCH = 4096
-"""`original_max_position_embeddings` of the released models: longer sequences take the long rope factors."""
-
-_BYTES_PER_TOKEN = 3.6  # of English text under the Llama vocabulary, roughly
-_TOKENS_PER_TURN = 12  # markers and newlines around a question and its answer
+TOKENIZER_FILE = "tokenizer.json"
 
 
-def estimate(table: RowTable) -> Ints:
-    """Text tokens of each row from its bytes; the frame of markers is counted, the text itself is a guess."""
-    text: Ints = np.ceil(table.units / _BYTES_PER_TOKEN).astype(np.int64)
-    text += _TOKENS_PER_TURN * table.num_turns + 3 * table.num_uses + 2
+def estimate(table: RowTable, family: TokenFamily) -> Ints:
+    """Text tokens of each row: the markers are counted, the text itself is estimated from its bytes."""
+    rates = family.estimate
+    text: Ints = np.ceil(table.units / rates.bytes_per_token).astype(np.int64)
+    text += rates.per_turn * table.num_turns + rates.per_image * table.num_uses + rates.per_row
     return text
 
 
@@ -79,14 +75,23 @@ def turn_texts(row: Row) -> list[TurnText]:
     ]
 
 
-def load_tokenizer(directory: str | Path, family: TokenFamily, findings: Findings) -> TokenCounter | None:
+def load_tokenizer(
+    directory: Path, family: TokenFamily, findings: Findings, *, required: bool = True
+) -> TokenCounter | None:
     """The tokenizer of a model directory; None, with a `check-skipped`, where it cannot be used here.
 
-    Raises NotFoundError where the directory holds none.
+    Raises NotFoundError if the directory has no tokenizer and `required`.
     """
-    file = Path(directory) / "tokenizer.json"
+    file = Path(directory) / TOKENIZER_FILE
     if not file.is_file():
-        raise NotFoundError(f"{directory}: no tokenizer.json there; --tokenizer takes the directory of a model")
+        if required:
+            raise NotFoundError(f"{directory}: no tokenizer.json there; --tokenizer takes the directory of a model")
+        findings.add(
+            "check-skipped",
+            f"text tokens are estimated: {shown(str(directory), 160)} has no tokenizer.json",
+            hint="name a directory that has one with --tokenizer",
+        )
+        return None
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -107,8 +112,15 @@ def load_tokenizer(directory: str | Path, family: TokenFamily, findings: Finding
         return None
 
 
-def image_tokens(images: ImageTable, num_crops: int) -> Ints:
-    """Image tokens of each entry, 0 where its size is not known, -1 where the processor cannot take it."""
+def tokenizer_identity(directory: Path) -> str:
+    """Digest of a directory's tokenizer, or the reason why it cannot be used here."""
+    if find_spec("tokenizers") is None:
+        return "not installed"
+    return content_digest(directory / TOKENIZER_FILE)
+
+
+def image_tokens(images: ImageTable, family: TokenFamily, budget: int | None) -> Ints:
+    """Image tokens of each entry, 0 if its size is not known, -1 if the image processor cannot take it."""
     facts = images.facts
     sizes = np.stack([facts["width"], facts["height"]], axis=1).astype(np.int64)
     distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
@@ -116,7 +128,7 @@ def image_tokens(images: ImageTable, num_crops: int) -> Ints:
     for index, (width, height) in enumerate(distinct.tolist()):
         if width and height:
             try:
-                counts[index] = crop_geometry(width, height, num_crops).num_tokens
+                counts[index] = family.image_tokens(width, height, budget)
             except ImageShapeError:
                 counts[index] = -1
     tokens = counts[inverse.reshape(-1)] if len(distinct) else np.zeros(len(facts), np.int64)
@@ -124,8 +136,10 @@ def image_tokens(images: ImageTable, num_crops: int) -> Ints:
     return tokens
 
 
-def report_aspect(report: ImageReport, tree: ImageTree, table: RowTable, per_image: Ints, num_crops: int) -> None:
-    """Pictures that are too narrow for the processor, at each use."""
+def report_aspect(
+    report: ImageReport, tree: ImageTree, table: RowTable, per_image: Ints, family: TokenFamily, budget: int | None
+) -> None:
+    """Report each use of an image whose shape the image processor cannot take."""
     facts, findings = report.images.facts, report.findings
     if not len(per_image):
         return
@@ -135,13 +149,11 @@ def report_aspect(report: ImageReport, tree: ImageTree, table: RowTable, per_ima
             findings.count("image-aspect", len(uses) - done)
             return
         index = int(table.uses[use])
-        width, height = int(facts["width"][index]), int(facts["height"][index])
-        report.report_use(
-            "image-aspect",
-            use,
-            f"{shown(tree.path(index), 160)} is {width} x {height}: at num_crops {num_crops} its short side vanishes",
-            "crop it, or add a margin on its short side",
-        )
+        try:
+            family.image_tokens(int(facts["width"][index]), int(facts["height"][index]), budget)
+        except ImageShapeError as error:
+            message = short(f"{shown(tree.path(index), 100)}: {error}")
+            report.report_use("image-aspect", use, message, "crop it, or add a margin on its short side")
 
 
 def row_tokens(table: RowTable, text: Ints, per_image: Ints) -> Ints:
@@ -150,15 +162,17 @@ def row_tokens(table: RowTable, text: Ints, per_image: Ints) -> Ints:
 
 
 def row_image_tokens(table: RowTable, per_image: Ints) -> Ints:
-    """Image tokens of each row; a picture whose size is not known counts nothing."""
+    """Image tokens of each row; an image whose size is not known counts as 0."""
     known = np.maximum(per_image, 0)
     if not len(known):
         return np.zeros(len(table), np.int64)
     return table.sum_uses(lambda uses, _: np.where(uses >= 0, known[uses], 0))
 
 
-def report_lengths(table: RowTable, tokens: Ints, findings: Findings, *, max_tokens: int | None, exact: bool) -> None:
-    """Rows over `max_tokens`, and rows past the rope switch."""
+def report_lengths(
+    table: RowTable, tokens: Ints, findings: Findings, family: TokenFamily, *, max_tokens: int | None, exact: bool
+) -> None:
+    """Report rows over `max_tokens`, and rows past the context switch of the family."""
     about = "" if exact else "about "
 
     def report(code: str, rows: npt.NDArray[np.intp], words: Callable[[int], str], hint: str, **more: Any) -> None:
@@ -173,13 +187,16 @@ def report_lengths(table: RowTable, tokens: Ints, findings: Findings, *, max_tok
             "too-long",
             np.flatnonzero(tokens > max_tokens),
             lambda row: f"{about}{tokens[row]} tokens, over the limit of {max_tokens}",
-            "lower --num_crops, shorten the text or raise the limit"
+            ("shorten the text" if family.max_budget is None else "lower --num_crops, shorten the text")
+            + " or raise the limit"
             + ("" if exact else "; --tokenizer counts text exactly"),
             severity="error" if exact else "warning",
         )
-    report(
-        "rope-switch",
-        np.flatnonzero(tokens > ROPE_SWITCH),
-        lambda row: f"{about}{tokens[row]} tokens: past {ROPE_SWITCH} the model takes its long-context rope factors",
-        "",
-    )
+    switch = family.context_switch
+    if switch is not None:
+        report(
+            "rope-switch",
+            np.flatnonzero(tokens > switch),
+            lambda row: f"{about}{tokens[row]} tokens: past {switch} the model takes its long-context rope factors",
+            "",
+        )

@@ -18,7 +18,7 @@ from phi3v_data.messages import short, shown
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.sources.reads import ReadRecord, note_file
 from phi3v_data.tokens.family import ImageShapeError
-from phi3v_data.tokens.phi3v_geometry import MAX_NUM_CROPS, crop_geometry
+from phi3v_data.tokens.registry import default_family
 from phi3v_data.writing.boot import boot_id
 from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord, SourceRecord
 from phi3v_data.writing.pictures import Picture, prepare_picture, store_picture
@@ -229,9 +229,11 @@ def _prepare_all(turn: DraftTurn, split: str, num_crops: int | None) -> list[Pic
         if isinstance(content, str | Path):
             note_file(content)
     pictures = [prepare_picture(image, split) for image in turn.images]
+    family = default_family()
+    budget = family.choose_budget(None, num_crops)
     for picture in pictures:
         try:
-            crop_geometry(picture.width, picture.height, num_crops or MAX_NUM_CROPS)
+            family.image_tokens(picture.width, picture.height, budget)
         except ImageShapeError as error:
             raise Reject("image-aspect", f"{shown(picture.record.name)}: {error}") from None
     return pictures

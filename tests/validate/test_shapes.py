@@ -12,6 +12,7 @@ from validate_builders import line, row, turn, write
 
 from phi3v_data.schema import Report
 from phi3v_data.validate import validate
+from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 from phi3v_data.validate.shapes import learn_shape
 
@@ -102,14 +103,14 @@ def test_turns_with_images_and_no_text_among_rows_that_are_alike(tmp_path: Path)
 
 def test_what_has_more_to_check_than_strings_has_no_shape() -> None:
     plain = row("a", turn("q", "a", images=("x.png",)))
-    assert learn_shape(line(plain).encode()) is not None
+    assert learn_shape(line(plain).encode(), control_tokens()) is not None
     for other in (
         row("a", turn("q", "a", images=("x.png",), image_offsets=[0])),
         row("a", turn("a\nb", "a")),
         row("a", turn("<|end|>", "a")),
         {**plain, "extra": 1},
     ):
-        assert learn_shape(line(other).encode()) is None
+        assert learn_shape(line(other).encode(), control_tokens()) is None
 
 
 @given(st.lists(st.one_of(st.text(max_size=30), st.integers(240, 300).map("ab".__mul__)), min_size=1))
