@@ -9,9 +9,9 @@ TEXT = (
         "text",
         "error",
         "a text contains a control token",
-        "The model's own special tokens (`<|end|>`, `<|user|>`, `</s>`) and image tags (`<|image_1|>`) take effect "
-        "anywhere in a text; tags are added from `images` when a sample is encoded. Markers of other models "
-        "(`<image>`, `[INST]`, `<|im_end|>`) are plain text to this one.",
+        "The model's own special tokens (`<|end|>`, `<|user|>`, `</s>` of phi3v) and image tags (`<|image_1|>`) take "
+        "effect anywhere in a text; tags are added from `images` when a sample is encoded. Markers of other models "
+        "(`<image>`, `[INST]`, `<|im_end|>`) are plain text to this one. `--model` says which model it is.",
         "An `<|end|>` inside a question ends it there; a stray image tag shifts every image after it. Other models' "
         "markers teach the model to write them.",
         Example({"train.jsonl": Text(row("a", user="<|image_1|>\nWhat is shown?"))}),
@@ -36,7 +36,8 @@ TOKENS = (
         "tokens",
         "error",
         "a sample is longer than --max_tokens",
-        "Image tokens are exact, from the image's size and num_crops; text tokens are exact with --tokenizer.",
+        "Image tokens are exact, from the image's size and num_crops; text tokens are exact with a "
+        "tokenizer (--tokenizer, or a folder as --model).",
         "The sample is truncated, loses its answer, or does not fit into memory.",
         Example(
             {"train.jsonl": Text(row("a", "a.png")), "images/a.png": ImageFile(336, 336)},
@@ -49,9 +50,9 @@ TOKENS = (
         "rope-switch",
         "tokens",
         "info",
-        "a sample is longer than 4096 tokens",
-        "Beyond its original context of 4096 tokens the model uses its long-context rotary factors for the whole "
-        "sequence.",
+        "a sample is longer than the original context of the model",
+        "Beyond its original context (4096 tokens in phi3v) the model uses its long-context rotary factors for the "
+        "whole sequence.",
         "This is not an error, but short and long samples are then computed with different factors; two square images "
         "at num_crops 16 are already beyond the limit.",
         Example(

@@ -1,0 +1,354 @@
+"""`--model` and `--tokenizer`: which family counts tokens and knows the special strings.
+
+The toy family of `tests/toy_family` is installed from outside through its entry point: bracketed markers, one image
+token per 1,024 pixels, no numbered tags, no tile budget, no context switch.
+"""
+
+import importlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+from in_process import Cli, make_cli
+from validate_builders import found, row, settled, turn, write
+from validate_pictures import encoded, picture
+
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.tokens import registry
+from phi3v_data.tokens.phi3v import PHI3V
+from phi3v_data.validate import fresh_report, validate
+from phi3v_data.validate.control import control_tokens
+
+TESTS = Path(__file__).parents[1]
+TOY = TESTS / "toy_family"
+GOLDEN_TOKENIZER = TESTS / "data" / "golden" / "tiny_tokenizer"
+RENAMED = """
+from dataclasses import replace
+from phi3v_data.tokens.phi3v import PHI3V
+IT = replace(PHI3V, name="x")
+"""
+RECEIPT = ".phi3v/validate/receipt.json"
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return make_cli(capsys, monkeypatch)
+
+
+def forget_families() -> None:
+    """As in a new process, after packages were installed or removed."""
+    importlib.invalidate_caches()
+    registry._installed.cache_clear()
+    control_tokens.cache_clear()
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """`installed.syspath_prepend(FOLDER)` and `forget_families()` install what is in a folder, for one test."""
+    yield monkeypatch
+    monkeypatch.undo()
+    forget_families()
+
+
+@pytest.fixture
+def toy(installed: pytest.MonkeyPatch) -> str:
+    """The toy family, installed; its name."""
+    installed.syspath_prepend(str(TOY))
+    forget_families()
+    return "toy"
+
+
+def install(folder: Path, name: str, target: str, **modules: str) -> Path:
+    """A distribution `NAME-family` 1.0 in a folder, with the entry point NAME and modules by name."""
+    info = f"{name}_family-1.0.dist-info"
+    write(folder, {f"{module}.py": text for module, text in modules.items()})
+    write(folder, {f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}-family\nVersion: 1.0\n"})
+    write(folder, {f"{info}/entry_points.txt": f"[{registry.GROUP}]\n{name} = {target}\n"})
+    return folder
+
+
+def byte_tokenizer(directory: Path) -> Path:
+    """A model directory of the toy family: a token for each byte of text and one for each marker."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: number for number, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["[SYS]", "[ASK]", "[ANSWER]", "[STOP]", "[IMG]", "[PAD]"])
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "config.json").write_text('{"model_type": "toy_vl"}')
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Two rows and two images: 64 x 64 (4 toy tokens) and 100 x 50 (5 toy tokens)."""
+    files = {
+        "images/a.png": encoded(picture(1, (64, 64))),
+        "images/b.png": encoded(picture(2, (100, 50))),
+    }
+    rows = [
+        row("one", turn("What?", "Yes.", images=("a.png", "b.png"))),
+        row("two", turn("Größe?", "2", images=("a.png",)), turn("Sure?", "No"), system="Short."),
+    ]
+    return settled(write(tmp_path / "set", {"train.jsonl": rows, **files}))
+
+
+def report_of(cli: Cli, *words: object) -> dict[str, Any]:
+    """The report of `validate --json`, which must find no error."""
+    code, out, err = cli("validate", *words, "--json", "--quiet")
+    assert code == 0, out + err
+    report: dict[str, Any] = json.loads(out)
+    return report
+
+
+def test_the_toy_family_counts_by_its_own_rules(directory: Path, toy: str, cli: Cli, tmp_path: Path) -> None:
+    """Estimated: a token per byte, 4 markers per turn. Exact: `[SYS]` and its `[STOP]` too."""
+    stats = report_of(cli, directory, "--model", toy)["stats"]
+    # one: 5 + 4 bytes, 4 markers, 4 + 5 image tokens = 22; two: 8 + 1 + 5 + 2 + 6 bytes, 8 markers, 4 = 34
+    assert stats["tokens"]["counts"] == {"22": 1, "34": 1}
+    assert stats["image_tokens"]["counts"] == {"4": 1, "9": 1}
+    assert (stats["model"], stats["num_crops"], stats["text_tokens"]) == ("toy", None, "estimated")
+    pytest.importorskip("tokenizers")
+    model = byte_tokenizer(tmp_path / "model")
+    stats = report_of(cli, directory, "--model", model)["stats"]
+    assert stats["tokens"]["counts"] == {"22": 1, "36": 1}
+    assert (stats["model"], stats["text_tokens"]) == ("toy", "exact")
+    stats = report_of(cli, directory)["stats"]
+    # one: ceil(9 / 3.6) + 12 + 2 * 3 + 2 of text, 2,509 + 2,353 of images; two: 7 + 2 * 12 + 3 + 2 of text, 2,509
+    assert stats["tokens"]["counts"] == {"2545": 1, "4885": 1}
+    assert (stats["model"], stats["num_crops"]) == ("phi3v", 16)
+
+
+def test_special_strings_of_the_model_are_errors_and_those_of_others_warnings(tmp_path: Path, toy: str) -> None:
+    texts = ["[STOP]", "[PAD]", "[IMG]", "<|end|>", "<|image_3|>", "</s>", "<image>", "[INST]", "[STOPPED]", "[stop]"]
+    rows = [row(f"{n}", turn(f"Say {text} {n}", "x")) for n, text in enumerate(texts)]
+    rows[8:8] = [row(f"plain{n}", turn(f"Say [1] <b> {n}", "x")) for n in range(60)]
+    write(tmp_path, {"train.jsonl": rows})
+
+    def severities(model: str) -> dict[str, str]:
+        problems = found(validate(tmp_path, model=model, use_receipt=False), "control-token")
+        return {
+            json.loads(text)["conversations"][0]["user"].split()[1]: problem.severity
+            for problem in problems
+            for text in [(tmp_path / "train.jsonl").read_text().splitlines()[(problem.line or 0) - 1]]
+        }
+
+    own, foreign = dict.fromkeys(texts[:3], "error"), dict.fromkeys(texts[3:8], "warning")
+    assert severities("toy") == own | foreign
+    swapped = dict.fromkeys(texts[3:6], "error") | dict.fromkeys((*texts[:3], *texts[6:8]), "warning")
+    assert severities("phi3v") == swapped
+
+
+def test_a_marker_of_the_toy_family_is_found_among_many_rows_alike_and_when_escaped(tmp_path: Path, toy: str) -> None:
+    lines = [json.dumps(row(f"{n}", turn(f"Question {n}", "x"))) + "\n" for n in range(40)]
+    lines[7] = lines[7].replace("Question 7", "Q [STOP] 7")
+    lines[30] = lines[30].replace("Question 30", "Q \\u005bSTOP] 30")
+    write(tmp_path, {"train.jsonl": "".join(lines)})
+    assert [problem.line for problem in found(validate(tmp_path, model=toy), "control-token")] == [8, 31]
+
+
+def test_an_image_that_the_family_cannot_take(tmp_path: Path, toy: str) -> None:
+    """102 x 2 pixels are too narrow for the toy family, not for Phi-3-vision."""
+    files = {"images/thin.png": encoded(picture(1, (102, 2)))}
+    write(tmp_path, {"train.jsonl": [row("a", turn("q", images=("thin.png",)))], **files})
+    problem = found(validate(tmp_path, model=toy), "image-aspect")[0]
+    assert problem.message == "'thin.png': an image of 102 x 2 pixels is too narrow for the toy family"
+    assert (problem.line, problem.field) == (1, "conversations[0].images[0]")
+    assert found(validate(tmp_path), "image-aspect") == []
+
+
+def test_a_family_without_budget_and_context_switch(tmp_path: Path, toy: str, cli: Cli) -> None:
+    """`num_crops` of dataset.json is Phi-3's; the toy family ignores it, and refuses the option."""
+    manifest = {"format": 1, "name": "x", "task": "vqa", "num_crops": 4, "splits": {}}
+    write(tmp_path, {"train.jsonl": [row("a", turn("long " * 4000))], "dataset.json": json.dumps(manifest)})
+    report = validate(tmp_path, model=toy, max_tokens=5000)
+    assert report.stats["num_crops"] is None
+    assert found(report, "rope-switch") == []
+    assert "--num_crops" not in found(report, "too-long")[0].hint
+    assert len(found(validate(tmp_path), "rope-switch")) == 1
+    code, out, err = cli("validate", tmp_path, "--model", "toy", "--num_crops", "4")
+    assert (code, out) == (2, "")
+    assert "the model family toy has no tile budget: leave num_crops out" in " ".join(err.split())
+
+
+def test_a_budget_out_of_range_is_refused(tmp_path: Path, cli: Cli) -> None:
+    write(tmp_path, {"train.jsonl": [row("a")]})
+    code, out, err = cli("validate", tmp_path, "--num_crops", "17")
+    assert (code, out) == (2, "")
+    assert "num_crops must be a whole number from 1 to 16, not 17" in " ".join(err.split())
+
+
+def test_a_model_directory_without_tokenizer_is_counted_by_estimate(directory: Path, tmp_path: Path) -> None:
+    model = write(tmp_path / "model", {"config.json": '{"model_type": "phi3_v"}'})
+    report = validate(directory, model=model)
+    assert report.ok
+    assert report.stats["text_tokens"] == "estimated"
+    assert "has no tokenizer.json" in found(report, "check-skipped")[0].message
+
+
+def test_the_tokenizer_wins_the_text_count(directory: Path, tmp_path: Path) -> None:
+    """`--model DIR` has a tokenizer of its own, which `--tokenizer` overrules."""
+    pytest.importorskip("tokenizers")
+    model = write(tmp_path / "model", {"config.json": '{"model_type": "phi3_v"}', "tokenizer.json": "{}"})
+    both = validate(directory, model=model, tokenizer=GOLDEN_TOKENIZER, use_receipt=False)
+    alone = validate(directory, tokenizer=GOLDEN_TOKENIZER, use_receipt=False)
+    assert both.stats == alone.stats
+    assert both.stats["text_tokens"] == "exact"
+    assert "cannot be read" in found(validate(directory, model=model), "check-skipped")[0].message
+
+
+def test_a_tokenizer_of_another_family_is_refused(directory: Path, toy: str, cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model = byte_tokenizer(tmp_path / "toys")
+    code, out, err = cli("validate", directory, "--model", "phi3v", "--tokenizer", model)
+    assert (code, out) == (2, "")
+    words = " ".join(err.split())
+    assert "is of the model family toy, but --model 'phi3v' is of phi3v" in words
+    assert "Traceback" not in err
+
+
+def test_without_model_the_family_is_that_of_the_tokenizer(directory: Path, toy: str, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model = byte_tokenizer(tmp_path / "toys")
+    assert validate(directory, tokenizer=model).stats["model"] == "toy"
+    for content in ('{"model_type": "unknown_vl"}', "{}", "[1]", "{broken"):
+        (model / "config.json").write_text(content)
+        assert validate(directory, tokenizer=model).stats["model"] == "phi3v", content
+
+
+@pytest.mark.parametrize(
+    ("model", "files", "message"),
+    [
+        ("qwen", {}, "'qwen' is neither a model family nor a model directory; families: phi3v, toy"),
+        (
+            "DIR",
+            {"config.json": '{"model_type": "llava"}'},
+            "no model family reads the model_type 'llava' of 'DIR'; families: phi3v (phi3_v), toy (toy_vl)",
+        ),
+        ("DIR", {}, "'DIR' has no config.json with a model_type; families: phi3v (phi3_v), toy (toy_vl)"),
+        ("DIR", {"config.json": "{}"}, "'DIR' has no config.json with a model_type"),
+        ("DIR", {"config.json": "[]"}, "'DIR/config.json': must be a JSON object"),
+        ("DIR", {"config.json": "{"}, "'DIR/config.json': cannot be read: it is not JSON"),
+    ],
+)
+def test_a_model_that_no_family_reads(
+    tmp_path: Path, toy: str, cli: Cli, monkeypatch: pytest.MonkeyPatch, model: str, files: dict[str, Any], message: str
+) -> None:
+    """Exit code 2 and one sentence that lists the families."""
+    write(tmp_path, {"set/train.jsonl": [row("a")], **{f"DIR/{name}": text for name, text in files.items()}})
+    (tmp_path / "DIR").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("validate", "set", "--model", model)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("import nowhere_to_be_found\n", "cannot be loaded: 'ModuleNotFoundError: No module named"),
+        ("IT = 3\n", "must be a TokenFamily object, not int"),
+        (RENAMED, "is named 'x' in 'broken_family:IT': the names must be equal"),
+    ],
+)
+def test_a_family_that_fails_to_load_is_named_with_its_package(
+    installed: pytest.MonkeyPatch, tmp_path: Path, cli: Cli, module: str, message: str
+) -> None:
+    """Asked for, it ends the run; otherwise the check that it is missing for is reported as skipped."""
+    folder = install(tmp_path / "packages", "broken", "broken_family:IT", broken_family=module)
+    installed.syspath_prepend(str(folder))
+    installed.delitem(sys.modules, "broken_family", raising=False)
+    forget_families()
+    directory = write(tmp_path / "set", {"train.jsonl": [row("a")]})
+    code, out, err = cli("validate", directory, "--model", "broken")
+    assert (code, out) == (2, "")
+    sentence = " ".join(err.split())
+    assert "the model family broken of the package broken-family" in sentence
+    assert message in sentence
+    report = validate(directory)
+    assert report.ok
+    assert "the package broken-family" in found(report, "check-skipped")[0].message
+    installed.delitem(sys.modules, "broken_family", raising=False)
+
+
+def test_a_receipt_is_for_one_family(directory: Path, toy: str) -> None:
+    """Another family, or another set of families, checks again."""
+    first = validate(directory)
+    assert fresh_report(directory) == first
+    assert fresh_report(directory, model="toy") is None
+    second = validate(directory, model="toy")
+    assert second.stats["tokens"] != first.stats["tokens"]
+    assert fresh_report(directory, model="toy") == second
+    assert fresh_report(directory) is None
+    assert validate(directory) == first
+
+
+def test_a_receipt_without_a_family_is_of_phi3v(directory: Path, installed: pytest.MonkeyPatch) -> None:
+    report = validate(directory)
+    path = directory / RECEIPT
+    stored = json.loads(path.read_text())
+    assert stored["options"].pop("model") == "phi3v"
+    assert stored["options"].pop("families") == ["phi3v"]
+    del stored["digest"]
+    text = json.dumps(stored).encode()[1:]
+    path.write_bytes(f'{{"digest": "{xxhash.xxh3_128_hexdigest(text)}",\n'.encode() + text)
+    assert fresh_report(directory) == report
+    installed.syspath_prepend(str(TOY))
+    forget_families()
+    assert fresh_report(directory) is None  # its markers were not looked for
+    assert fresh_report(directory, model="toy") is None
+
+
+def test_the_command_loads_neither_torch_nor_transformers(directory: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    tokenizer = (GOLDEN_TOKENIZER / "tokenizer.json").read_bytes()
+    model_dir = write(tmp_path / "phi", {"config.json": '{"model_type": "phi3_v"}', "tokenizer.json": tokenizer})
+    program = (
+        f"import sys; sys.argv = ['phi3v-data', 'validate', {str(directory)!r}, '--model', sys.argv[1], '--json']\n"
+        "from phi3v_data.cli.app import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(sorted({'torch', 'transformers', 'phi3v_train'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    paths = os.pathsep.join([str(TOY), os.environ["PYTHONPATH"]])
+    for model in ("toy", str(model_dir)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, model],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines()[-1] == "[]"
+        stats = json.loads(done.stdout)["stats"]
+        assert (stats["model"], stats["text_tokens"]) == (
+            ("toy", "estimated") if model == "toy" else ("phi3v", "exact")
+        )
+
+
+def test_families_travel_to_other_processes(toy: str) -> None:
+    assert pickle.loads(pickle.dumps(PHI3V)) == PHI3V
+    family = registry.get_family(toy)
+    assert pickle.loads(pickle.dumps(family)) == family
+
+
+def test_families_by_name_and_by_model_type(toy: str) -> None:
+    assert registry.family_names() == ["phi3v", "toy"]
+    assert registry.family_of_type("phi3_v") is PHI3V
+    assert registry.family_of_type("toy_vl") is registry.get_family("toy")
+    assert registry.family_of_type("llava") is None
+    assert registry.family_version("toy") == "toy (toy 1.0)"
+    with pytest.raises(NotFoundError, match="no model family 'qwen'; there are phi3v, toy"):
+        registry.get_family("qwen")
+    with pytest.raises(UserError):
+        registry.find_family("qwen")
