@@ -13,7 +13,7 @@ from phi3v_data.errors import GOOD, PROBLEMS
 
 
 class LevelName(StrEnum):
-    """How much of the pictures is read."""
+    """How much of the images is read."""
 
     quick = "quick"
     full = "full"
@@ -23,7 +23,7 @@ class LevelName(StrEnum):
     examples=[
         "phi3v-data validate demo_out/ucf101",
         "phi3v-data validate DIR --level quick --max_tokens 4096",
-        "phi3v-data validate DIR --model runs/ucf101",
+        "phi3v-data validate DIR --model MODEL_DIR",
         "phi3v-data validate DIR --html report.html",
         "phi3v-data validate DIR --json | jq .summary.problems",
     ],
@@ -71,7 +71,7 @@ def validate(
 ) -> None:
     """Check a conversations directory and report every problem in it.
 
-    Exits with 0 when it is sound, with 1 when there are errors (with --strict, warnings too), and with 2 when it could
+    Exits with 0 when it is valid, with 1 when there are errors (with --strict, warnings too), and with 2 when it could
     not be checked. --model decides image tokens and special strings, --tokenizer the count of text tokens; both must
     be of one model family. What each code means: phi3v-data explain CODE.
     """

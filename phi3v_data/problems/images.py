@@ -113,8 +113,8 @@ IMAGES = (
         "images",
         "error",
         "an image is too long and thin for the processor",
-        "The processor scales an image up until its long side fills a row of tiles; the short side then "
-        "rounds down to 0 pixels when one side is several hundred times the other.",
+        "The processor of phi3v scales an image up until its long side fills a row of tiles; the short side then "
+        "rounds down to 0 pixels if one side is several hundred times the other. Other models have other limits.",
         "The processor raises an error on it, perhaps hours into the run.",
         _with("a.png", ImageFile(6000, 1)),
         "Crop it, pad its short side, or drop the row.",

@@ -172,7 +172,7 @@ class _Clean:
                 self.mends.correct_paths()
             survey.look(load_images(survey.directory, survey.tree), pixels=True, workers=self.workers)
             refuse_closed_images(survey)
-            survey.report_pictures(self.family, self.num_crops)
+            survey.report_images(self.family, self.num_crops)
             keep = self.keep_sound(self.findings.decisive, np.ones(len(survey.table), np.bool_))
             keep = self.keep_unrelated(keep)
             if not keep.any():

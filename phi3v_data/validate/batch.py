@@ -1,6 +1,6 @@
-"""A block of lines as columns: sound rows through msgspec, the others one by one through `badrow`.
+"""A block of lines as columns: valid rows through msgspec, the others one by one through `badrow`.
 
-A fast parser keeps the last of two equal keys and says nothing. Here each block proves that it has none: a JSON
+A fast parser silently keeps the last of two equal keys. Here each block is verified to have none: a JSON
 string is two unescaped quotes, so the quotes of a block are twice the strings that came out of it, unless a key was
 dropped.
 """
@@ -53,7 +53,7 @@ class Batch:
         self.images: list[list[str]] = images
         self.lines: Ints = np.empty(0, np.int64)  # per row, 1-based
         self.offsets: Ints = np.empty(0, np.int64)  # per row, bytes
-        self.suspects: Iterable[int] = ()  # positions of rows whose text may hold what must not stand there
+        self.suspects: Iterable[int] = ()  # positions of rows whose text may contain what it must not
         self.is_plain = False  # no row has an optional field
         self.is_ascii = False  # so was the file's text
         self.bad: frozenset[int] = frozenset()  # positions of rows that `BadRows` has reported on
@@ -71,7 +71,7 @@ class Batch:
         return not self.is_plain and not set(map(type, map(_get_image_offsets, self.turns))) <= {msgspec.UnsetType}
 
     def holds(self, num_quotes: int) -> bool:
-        """Whether these rows are all that stood in a text with so many unescaped quotes."""
+        """Whether these rows are the whole of a text with so many unescaped quotes."""
         # Optional fields and keys given twice only add quotes: without any to spare, there are none.
         self.is_plain = self._unset_images == 0 and num_quotes == 2 * self._num_plain_strings()
         return self.is_plain or num_quotes == 2 * self.num_strings()
@@ -105,17 +105,17 @@ def count_lines(data: bytes) -> int:
 
 
 def read_batch(block: Block, bad: BadRows, markers: ControlTokens, only: Ints | None = None) -> Batch:
-    """Read a block's rows, in order; what is wrong with lines goes to `bad`. `only`: these lines, 0-based."""
+    """Read a block's rows, in order; problems of lines go to `bad`. `only`: these lines, 0-based."""
     if block.too_long:
         for line in block_lines(block):
             bad.read(line)
         return Batch([])
     if only is None:
-        return _read_sound(block, markers) or _read_mixed(block_lines(block), bad, markers)
+        return _read_valid(block, markers) or _read_mixed(block_lines(block), bad, markers)
     lines = list(block_lines(block))
     chosen = [lines[index] for index in only.tolist()]
     data = b"".join([line.data + b"\n" for line in chosen])
-    batch = _read_sound(Block(data, 0, 0, len(data), len(chosen)), markers)
+    batch = _read_valid(Block(data, 0, 0, len(data), len(chosen)), markers)
     if batch is None:
         return _read_mixed(chosen, bad, markers)
     batch.lines = only + block.first_line
@@ -123,8 +123,8 @@ def read_batch(block: Block, bad: BadRows, markers: ControlTokens, only: Ints | 
     return batch
 
 
-def _read_sound(block: Block, markers: ControlTokens) -> Batch | None:
-    """All rows at once, or None where any line needs a closer look."""
+def _read_valid(block: Block, markers: ControlTokens) -> Batch | None:
+    """All rows at once, or None if any line needs a closer look."""
     array: Bytes = np.frombuffer(block.data, np.uint8)
     ends = np.flatnonzero(array == _LF)
     starts = np.concatenate(([0], ends[:-1] + 1))
@@ -160,7 +160,7 @@ def _read_mixed(block: Iterable[Line], bad: BadRows, markers: ControlTokens) -> 
     suspects: list[int] = []
     reported: list[int] = []
     for line in block:
-        row, suspect = read_sound_line(line.data, markers)
+        row, suspect = read_valid_line(line.data, markers)
         if row is None:
             row, suspect = bad.read(line), True
             if row is None:
@@ -179,8 +179,8 @@ def _read_mixed(block: Iterable[Line], bad: BadRows, markers: ControlTokens) -> 
     return batch
 
 
-def read_sound_line(data: bytes, markers: ControlTokens) -> tuple[Row | None, bool]:
-    """A sound row and whether its text needs a closer look; None for any other line."""
+def read_valid_line(data: bytes, markers: ControlTokens) -> tuple[Row | None, bool]:
+    """A valid row and whether its text needs a closer look; None for any other line."""
     try:
         row = DECODER.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -192,9 +192,9 @@ def read_sound_line(data: bytes, markers: ControlTokens) -> tuple[Row | None, bo
 
 
 def _scan(data: bytes, array: Bytes, markers: ControlTokens) -> tuple[int, list[int]]:
-    """Unescaped quotes in valid JSON text, and positions where a control token or a NUL may stand.
+    """Unescaped quotes in valid JSON text, and positions where a control token or a NUL may be.
 
-    Backslashes stand only inside strings. In a run of them every other one escapes the byte after it; `\\u00` and a
+    Backslashes occur only inside strings. In a run of them every other one escapes the byte after it; `\\u00` and a
     digit up to 7 may spell any ASCII character, and `\\/` the slash of `</s>`; other escapes only matter to markers
     that are not ASCII.
     """

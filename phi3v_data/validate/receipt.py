@@ -1,7 +1,7 @@
-"""What a run leaves under `DIR/.phi3v/validate/`, so that the next one checks only what has changed.
+"""Record of a run under `DIR/.phi3v/validate/`, so that the next one checks only what has changed.
 
-`receipt.json` holds the options, the state of every file and the report. While all of it matches, the report stands as
-it is. `images.bin` holds what was found in each image: it is used again for images whose state is unchanged.
+`receipt.json` holds the options, the state of every file and the report. While all of it matches, the report is
+returned as it is. `images.bin` holds the facts of each image, which are used again while its state is unchanged.
 
 The state of a file is its size, modification time, change time and inode; of JSONL files and the manifest the content
 digest as well. Who changes a file cannot choose its change time, so one whose size and time were put back is noticed,

@@ -37,9 +37,9 @@ def validate(
 ) -> Report:
     """Check everything that a training run relies on, and name all that is wrong.
 
-    Level `quick` reads every row and the header of every picture. It leaves out what needs pixels: damage behind the
-    header, frames of an animation in formats that do not announce them, pictures that are equal or alike under
-    different names. Level `full` decodes every picture once.
+    Level `quick` reads every row and the header of every image. It leaves out what needs pixels: damage behind the
+    header, frames of an animation in formats that do not announce them, images that are equal or similar under
+    different names. Level `full` decodes every image once.
 
     Args:
         num_crops: tile budget for token counts; else that of `dataset.json`, else the family's default (16).
@@ -49,7 +49,7 @@ def validate(
         tokenizer: directory with a `tokenizer.json`, for exact text tokens; else they are estimated. Without `model`,
             the family is that of this directory's config.json, else phi3v.
         strict: `ok` is false with a warning, too.
-        workers: processes that decode pictures, and that read JSONL files of over 32 MB. For pictures, more than 1
+        workers: processes that decode images, and that read JSONL files of over 32 MB. For images, more than 1
             starts new interpreters, so a script must call this under `if __name__ == "__main__":`.
         max_problems: findings listed of each code; all are counted.
         progress: called as `progress(stage, done, total)`, stage `rows` (in bytes) or `images`.
@@ -161,7 +161,7 @@ class _Run:
         known = receipt.load_images(self.directory, tree) if use_receipt else receipt.blank(tree)
         survey.look(known, pixels=pixels, workers=workers)
         self.images = survey.images
-        per_image = survey.report_pictures(self.family, self.num_crops)
+        per_image = survey.report_images(self.family, self.num_crops)
         if not self.layout.unread:
             report_orphans(tree, survey.used, findings)
         exact = self.counter is not None

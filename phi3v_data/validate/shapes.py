@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.jsonl import Block
-from phi3v_data.validate.batch import read_sound_line
+from phi3v_data.validate.batch import read_valid_line
 from phi3v_data.validate.control import ControlTokens
 from phi3v_data.validate.hashes import PADDING, Words, hash_spans, word_view
 
@@ -233,7 +233,7 @@ class _BlockText:
 
 def learn_shape(line: bytes, markers: ControlTokens) -> Shape | None:
     """The shape of a line with its LF; None where it is not sound or has more to check than its strings."""
-    row, suspect = read_sound_line(line[:-1], markers)
+    row, suspect = read_valid_line(line[:-1], markers)
     if row is None or suspect or b"\\" in line:
         return None
     value = json.loads(line)

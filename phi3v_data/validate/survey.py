@@ -1,4 +1,4 @@
-"""One reading of a directory: its layout, every row as numbers, what each picture holds.
+"""One reading of a directory: its layout, every row as numbers, the facts of each image.
 
 `validate` reports on it; `split`, `merge`, `clean` and `stats` stand on the same reading.
 """
@@ -123,12 +123,12 @@ class Survey:
         self.table.finish()
 
     def look(self, known: ImageTable, *, pixels: bool, workers: int) -> None:
-        """Look at the pictures that rows use, those that `known` has no facts of; they are entered there."""
+        """Check the images that rows use and `known` has no facts of; their facts are entered there."""
         self.images = known
         self.used = used_images(self.table, self.tree)
         check_images(self.tree, self.used, known, pixels=pixels, workers=workers, progress=self.progress)
 
-    def report_pictures(self, family: TokenFamily, budget: int | None) -> Ints:
+    def report_images(self, family: TokenFamily, budget: int | None) -> Ints:
         """Report on each image by itself; returns the image tokens of each entry, as `image_tokens` does."""
         report = ImageReport(self.table, self.tree, self.images, self.findings)
         report.report()
@@ -142,7 +142,7 @@ class Survey:
 
 
 def report_repeats(table: RowTable, tree: ImageTree, images: ImageTable, findings: Findings, *, pixels: bool) -> None:
-    """What only shows between rows: equal ids, equal samples, groups and pictures in several splits."""
+    """Report what only shows between rows: equal ids, equal samples, groups and images in several splits."""
     report_duplicate_ids(table, findings)
     identity = PixelIdentity(tree, images, pixels=pixels)
     report_repeated_samples(table, identity, findings)

@@ -225,6 +225,16 @@ def test_without_model_the_family_is_that_of_the_tokenizer(directory: Path, toy:
         assert validate(directory, tokenizer=model).stats["model"] == "phi3v", content
 
 
+def test_an_estimate_for_want_of_the_tokenizers_package_is_replaced_once_it_is_there(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tokenizers")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "tokenizers", None)
+        assert validate(directory, tokenizer=GOLDEN_TOKENIZER).stats["text_tokens"] == "estimated"
+    assert validate(directory, tokenizer=GOLDEN_TOKENIZER).stats["text_tokens"] == "exact"
+
+
 @pytest.mark.parametrize(
     ("model", "files", "message"),
     [
