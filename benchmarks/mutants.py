@@ -36,6 +36,9 @@ COPIED_FILES = ("pyproject.toml", "README.md", "constraints.txt", "CHANGELOG.md"
 LEFT_OUT = ("phi3v_data/problems/", "phi3v_train/recipes/", "__main__.py", "__init__.py")
 """Tables of words and settings, and modules that only name others."""
 
+QUICK = "not slow and not gpu"
+"""Tests that are run for a change."""
+
 STAGE_SECONDS = 300
 """The tests of one change are stopped after this long; a change that makes them hang counts as noticed."""
 
@@ -321,7 +324,7 @@ def make_map(cache: Path, arguments: list[str]) -> None:
         "-p",
         "mutants_plugin",
     ]
-    subprocess.run([*command, "-m", "not slow and not gpu", *arguments], cwd=ROOT, env=environment, check=False)
+    subprocess.run([*command, "-m", QUICK, *arguments], cwd=ROOT, env=environment, check=False)
     subprocess.run(
         [sys.executable, "-m", "coverage", "combine", f"--rcfile={config}", "-q"],
         cwd=ROOT,
@@ -376,6 +379,7 @@ class Tests:
         if first:
             yield first
         low, high = mutant.function
+        nothing = not first
         hits = Counter(
             name.partition("::")[0] for line, names in by_line.items() if low <= int(line) <= high for name in names
         )
@@ -384,6 +388,8 @@ class Tests:
         if rest := self.known(rest):
             order = {name: place for place, name in enumerate(near)}
             yield sorted(rest, key=lambda name: (order.get(name, len(near)), self.seconds[name]))
+        elif nothing:  # it runs in children that are killed, or in slow tests only
+            yield self.named(mutant.file)
 
     def named(self, module: str) -> list[str]:
         """Without a map of lines: tests that name the module first, then those of its folder, the quickest files first.
@@ -426,7 +432,7 @@ def copy_checkout(folder: Path) -> None:
             shutil.copy(ROOT / name, folder / name)
 
 
-def run_tests(folder: Path, names: list[str], bad: Iterable[str] = ()) -> str:
+def run_tests(folder: Path, names: list[str], bad: Iterable[str] = (), marker: str = QUICK) -> str:
     """Run tests of the copy in a forked process: empty where all pass, else the first failure or why they ended."""
     listing = folder.parent / "failed"
     listing.unlink(missing_ok=True)
@@ -449,7 +455,7 @@ def run_tests(folder: Path, names: list[str], bad: Iterable[str] = ()) -> str:
                         listing.write_text(report.nodeid)
 
             aside = f"--basetemp={folder.parent / 'tmp'}"
-            options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", aside, "-m", "not slow and not gpu"]
+            options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", aside, "-m", marker]
             options += [f"--deselect={name}" for name in bad]
             status = int(pytest.main([*options, *names], plugins=[Recorder()]))
         finally:
@@ -486,11 +492,11 @@ def preload() -> None:
     assert not any(name.startswith(("phi3v_data", "phi3v_train")) for name in sys.modules)
 
 
-def run(mutants: list[Mutant], tests: Tests, out: Path) -> None:
+def run(mutants: list[Mutant], tests: Tests, out: Path, marker: str = QUICK) -> None:
     """Try each change that `out` has no result of, and append one."""
     done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
     preload()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:  # a killed test may leave a mount
         folder = Path(scratch) / "checkout"
         folder.mkdir()
         copy_checkout(folder)
@@ -504,7 +510,7 @@ def run(mutants: list[Mutant], tests: Tests, out: Path) -> None:
             ran = 0
             for stage in tests.stages(mutant):
                 ran += len(stage)
-                if by := run_tests(folder, stage, tests.bad):
+                if by := run_tests(folder, stage, tests.bad, marker):
                     break
             (folder / mutant.file).write_text(source, encoding="utf-8")
             seconds = round(time.monotonic() - began, 1)
@@ -541,6 +547,9 @@ def main() -> None:
     parser.add_argument(
         "--share", default="1/1", help="K/N: every N-th change beginning with the K-th, for several processes"
     )
+    parser.add_argument(
+        "--marker", default=QUICK, help="pytest's -m; 'not gpu' runs slow tests of the chosen files too"
+    )
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "phi3v-mutants")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_intermixed_args()
@@ -558,7 +567,7 @@ def main() -> None:
             print(f"{mutant.file}:{mutant.line} {mutant.kind}: {mutant.old!r} -> {mutant.new!r}")
         return
     first, step = map(int, arguments.share.split("/"))
-    run(chosen[first - 1 :: step], Tests.read(arguments.cache), out)
+    run(chosen[first - 1 :: step], Tests.read(arguments.cache), out, arguments.marker)
     print(report(out))
 
 

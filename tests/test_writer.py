@@ -188,6 +188,15 @@ def test_without_labels_the_last_answers_are_empty(tmp_path: Path) -> None:
     assert "answers" not in found[0]
 
 
+@pytest.mark.parametrize("letter", ["a", "\u00e4"])
+def test_a_component_of_200_bytes_is_the_longest(letter: str) -> None:
+    """Counted in bytes of UTF-8; file systems take 255, and names of ours may grow by a prefix."""
+    longest = letter * (196 // len(letter.encode()))
+    check_name(f"train/{longest}.png")
+    with pytest.raises(phi3v_data.Reject, match="more than 200 bytes"):
+        check_name(f"train/b{longest}.png")
+
+
 @given(st.text(max_size=30))
 @settings(max_examples=300, deadline=None)
 def test_an_accepted_name_stays_inside(name: str) -> None:

@@ -72,9 +72,9 @@ class Findings:
                 line = None if found.line is None else found.line + line_offset
                 self.listed.append(found.model_copy(update={"line": line}))
 
-    def is_ok(self, *, strict: bool) -> bool:
-        """No error; with `strict`, no warning either."""
-        return not self.severities["error"] and not (strict and self.severities["warning"])
+    def is_ok(self) -> bool:
+        """Whether there is no error; `strict` is applied to the report."""
+        return not self.severities["error"]
 
     def in_order(self) -> tuple[Diagnostic, ...]:
         """The listed findings by file and line; what concerns the whole directory comes first."""

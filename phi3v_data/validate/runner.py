@@ -186,7 +186,7 @@ class _Run:
         splits = {split: scan.num_lines.get(split, 0) for split in self.layout.splits.splits}
         return Report(
             dir=str(self.directory),
-            ok=self.findings.is_ok(strict=False),
+            ok=self.findings.is_ok(),
             level=self.level,
             summary=Summary(
                 samples=sum(splits.values()),

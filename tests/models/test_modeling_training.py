@@ -220,6 +220,19 @@ def test_pictures_and_tags_that_do_not_fit_are_refused_with_a_sentence() -> None
         model(input_ids=ids, pixel_values=pixels, image_sizes=sizes, output_attentions=True)
 
 
+@pytest.mark.parametrize(("frozen", "training", "passes"), [(False, True, 1), (True, True, 0), (False, False, 0)])
+def test_text_alone_runs_the_tower_only_where_it_is_trained(frozen: bool, training: bool, passes: int) -> None:
+    """Other processes may wait for its gradients; a frozen tower would cost a pass over a tile for nothing."""
+    model = tiny_model().train(training)
+    model.model.vision_embed_tokens.requires_grad_(not frozen)
+    seen: list[int] = []
+    model.model.vision_embed_tokens.register_forward_hook(lambda *_: seen.append(1))
+    text = torch.arange(5, 25)[None]
+    loss = model(input_ids=text, labels=text).loss
+    assert len(seen) == passes
+    assert loss.requires_grad
+
+
 ONE_PROCESS_WITHOUT_A_PICTURE = """
 import os, sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard

@@ -138,6 +138,7 @@ def test_fix_mends_what_needs_no_guessing(ill: Path, tmp_path: Path) -> None:
         "mended-image-name-mismatch": 1,
         "mended-image-orientation": 2,
     }
+    assert list(result.manifest.notes) == sorted(result.manifest.notes)
     images = tmp_path / "out/images"
     names = {value["id"]: row_paths(value) for value in read_rows(tmp_path / "out")["train"]}
     assert names["case"] == ["folder/case.png"]

@@ -37,6 +37,16 @@ def test_equal_ids_get_their_sets_names_and_all_ids_are_unique(tmp_path: Path) -
     assert validate(tmp_path / "out").ok
 
 
+def test_a_file_that_no_row_uses_moves_no_other(tmp_path: Path) -> None:
+    """Only images of rows are brought along, so an unused file of that name is no collision."""
+    a = write_set(tmp_path / "a", {"x_train.jsonl": [row("1", "1.png")]}, {"1.png": png(1), "2.png": png(9)}, name="x")
+    b = write_set(tmp_path / "b", {"y_train.jsonl": [row("2", "2.png")]}, {"2.png": png(2)}, name="y")
+    result = merge_sets([a, b], tmp_path / "out")
+    assert row_paths(read_rows(tmp_path / "out")["train"][1]) == ["2.png"]
+    assert (tmp_path / "out/images/2.png").read_bytes() == png(2)
+    assert "renamed" not in " ".join(result.notes)
+
+
 def test_other_content_under_one_name_moves_and_equal_content_is_one_file(tmp_path: Path) -> None:
     a = write_set(
         tmp_path / "a", {"x_train.jsonl": [row("a", "p.png", "q.png")]}, {"p.png": png(1), "q.png": png(2)}, name="x"

@@ -91,6 +91,13 @@ def test_one_run_names_all_with_right_lines(tmp_path: Path) -> None:
     assert found(report, "duplicate-id")[0].id == "a"
 
 
+def test_an_id_that_is_not_text_repeats_none(tmp_path: Path) -> None:
+    lines = line({**row("a"), "id": 5}) + line({**row("b"), "id": 5}) + line({**row("c"), "id": ""}) * 2
+    report = validate(write(tmp_path, {"train.jsonl": lines}))
+    assert places(report, "duplicate-id") == []
+    assert [item.line for item in found(report, "wrong-type")] == [1, 2]
+
+
 @pytest.mark.parametrize(
     "position", ["id", "source", "conversations", "images", "user", "assistant", "meta", "answers"]
 )
