@@ -62,3 +62,5 @@ PHI3V = Phi3VTokens(
     max_budget=MAX_NUM_CROPS,
     default_budget=MAX_NUM_CROPS,
 )
+
+FAMILIES = (PHI3V,)

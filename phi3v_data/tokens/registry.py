@@ -1,7 +1,8 @@
 """Model families by name and by a model directory's `config.json`.
 
-Families of other packages are found by the entry point group `phi3v_data.token_families`: the entry's name is the
-family's name, its object a `TokenFamily`. A family is imported when it is asked for.
+Families of this package are found by being there: `FAMILIES` of every module in this folder. Those of other packages
+are found by the entry point group `phi3v_data.token_families`: the entry's name is the family's name, its object a
+`TokenFamily`; they are imported when they are asked for.
 """
 
 import json
@@ -10,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from pkgutil import iter_modules
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.messages import shown
@@ -20,13 +22,10 @@ GROUP = "phi3v_data.token_families"
 DEFAULT = "phi3v"
 """Family of a run that names none."""
 
-BUILT_IN: Mapping[str, str] = {"phi3v": "phi3v_data.tokens.phi3v:PHI3V"}
-"""Name of a family -> its object."""
-
 
 def family_names() -> list[str]:
     """Names of all families, built in and installed."""
-    return [*BUILT_IN, *_installed()]
+    return [*_built_in(), *_installed()]
 
 
 def default_family() -> TokenFamily:
@@ -41,10 +40,8 @@ def get_family(name: str) -> TokenFamily:
         NotFoundError: there is none.
         UserError: it cannot be loaded.
     """
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        family: TokenFamily = getattr(import_module(module), attribute)
-        return family
+    if name in _built_in():
+        return _built_in()[name]
     if name in _installed():
         return _load(_installed()[name])
     raise NotFoundError(f"no model family {shown(name, 80)}; there are {_listed(family_names())}")
@@ -132,11 +129,20 @@ def family_version(name: str) -> str:
 
 
 @cache
+def _built_in() -> Mapping[str, TokenFamily]:
+    """Families of this package, those of other packages left out."""
+    package = import_module(__package__)
+    names = sorted(module.name for module in iter_modules(package.__path__))
+    modules = [import_module(f"{__package__}.{name}") for name in names]
+    return {family.name: family for module in modules for family in getattr(module, "FAMILIES", ())}
+
+
+@cache
 def _installed() -> Mapping[str, EntryPoint]:
     """Families of other packages; a built-in name is not overruled, and of two equal names the first counts."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
-        if point.name not in BUILT_IN:
+        if point.name not in _built_in():
             found.setdefault(point.name, point)
     return dict(sorted(found.items()))
 

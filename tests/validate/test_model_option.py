@@ -45,6 +45,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def forget_families() -> None:
     """As in a new process, after packages were installed or removed."""
     importlib.invalidate_caches()
+    registry._built_in.cache_clear()
     registry._installed.cache_clear()
     control_tokens.cache_clear()
 
@@ -362,3 +363,17 @@ def test_families_by_name_and_by_model_type(toy: str) -> None:
         registry.get_family("qwen")
     with pytest.raises(UserError):
         registry.find_family("qwen")
+
+
+def test_a_family_of_this_package_is_one_new_module(installed: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Found by being in the folder; no list names it."""
+    write(
+        tmp_path, {"another.py": RENAMED + 'FAMILIES = (replace(IT, name="another", model_types=("another_vl",)),)\n'}
+    )
+    package = importlib.import_module("phi3v_data.tokens")
+    installed.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    forget_families()
+    assert registry.family_names() == ["another", "phi3v"]
+    assert registry.family_of_type("another_vl") is registry.get_family("another")
+    assert registry.family_version("another") == "another"
+    installed.delitem(sys.modules, "phi3v_data.tokens.another")
