@@ -1,8 +1,8 @@
 """The one path from settings to a finished run.
 
-    settings -> plan (data, model, machine; refuses mistakes) -> model made ready for its method -> steps -> folder
+    settings -> plan (data, model, machine; refuses mistakes) -> build (data, model, engine, session) -> drive (steps)
 
-Every process runs this same path; the main one speaks and writes.
+Every process runs this same path; the main one prints and writes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,23 +16,16 @@ from phi3v_data.dataset import read_manifest
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
-from phi3v_train.data.identity import data_identity
-from phi3v_train.data.loader import TrainLoader
 from phi3v_train.data.sources import require_data_dir, require_sound, resolve_num_crops
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
-from phi3v_train.start import Start, find_start, read_finished, refuse_other_start, resume_hint, verified_start
+from phi3v_train.start import Start, find_start, read_finished
 from phi3v_train.training import folder
-from phi3v_train.training.checkpoints import prune, sweep
-from phi3v_train.training.parallel.strategy import SINGLE
-from phi3v_train.training.work import work_rates
+from phi3v_train.training.checkpoints import sweep
 
 if TYPE_CHECKING:
-    from phi3v_train.distributed.agreement import Facts
-    from phi3v_train.distributed.stopping import StopRequest
-    from phi3v_train.evaluation.during import RunEvaluation
-    from phi3v_train.training.progress import ProgressLine
+    from phi3v_train.build import BuiltRun
     from phi3v_train.training.session import Hook
 
 LOCK = ".lock"
@@ -40,9 +33,9 @@ LOCK = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a run.
+    """Outcome of a run.
 
-    `stopped` is the signal that ended it before its time, 0 where it is complete; `unsaved`: the last checkpoint or
+    `stopped` is the signal that ended it early, 0 if it is complete; `unsaved`: the last checkpoint or
     lines of `metrics.jsonl` could not be written.
     """
 
@@ -72,203 +65,68 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
 
 
 def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:
-    """Train as planned, on this process.
+    """Train as planned, on this process: build, then drive.
 
     SIGTERM or Ctrl-C ends it after the step it is in, with a checkpoint. So may `hooks`, see `training.session.Hook`;
     the run is then complete.
 
     Raises:
-        UserError: the run cannot go on; the message says what to do.
+        UserError: the run cannot continue; the message says what to do.
     """
+    from phi3v_train.build import build_run
 
     config = plan.config
     output_dir = config.output.output_dir
-    place = RankInfo.from_environment()
+    is_main = RankInfo.from_environment().is_main
     with ExitStack() as stack:
-        if place.is_main:
+        if is_main:
             output_dir.mkdir(parents=True, exist_ok=True)
             busy = f"{output_dir}: another run is writing there; wait for it, or choose another --output_dir"
             stack.enter_context(lock_file(output_dir / LOCK, busy))
             if config.output.overwrite:
                 folder.clear(output_dir)
             sweep(output_dir)
-        return _train(plan, start, stack, hooks, quiet=quiet or not place.is_main)
+        return drive(build_run(plan, start, stack, hooks=hooks, quiet=quiet or not is_main))
 
 
-def _train(plan: Plan, start: Start, stack: ExitStack, hooks: "Sequence[Hook]", *, quiet: bool) -> Outcome:
-    import torch
+def drive(run: "BuiltRun") -> Outcome:
+    """Go through the steps that are left, and write the finished model; on a signal, save a checkpoint instead.
 
-    from phi3v_train.distributed.group import make_group
-    from phi3v_train.distributed.rank_errors import report_rank_errors
-    from phi3v_train.distributed.stopping import StopRequest
-    from phi3v_train.models.loading import load_base
-    from phi3v_train.precision import Precision
-    from phi3v_train.training.loop import TrainLoop
-    from phi3v_train.training.methods import apply_method
-    from phi3v_train.training.parallel.make_engine import first_device, make_engine
-    from phi3v_train.training.progress import ProgressLine
-    from phi3v_train.training.session import RunIdentity, Session
-
-    config = plan.config
-    place = RankInfo.from_environment()
-    on_gpu = plan.compute.device.value == "cuda"
-    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
-    loader = stack.enter_context(make_loader(plan, place.rank, place.world_size, pin_memory=on_gpu))
-    loader.start()
-    group = stack.enter_context(make_group(place, device, lambda: facts_of(plan, start)))
-    ranks = stack.enter_context(report_rank_errors(group, lambda: resume_hint(config.output.output_dir)))
-    request = stack.enter_context(StopRequest(is_main=place.is_main))
-    refuse_other_start(group, start)
-    start = verified_start(group, start, config)
-    if place.is_main:
-        prune(config.output.output_dir, keep=config.output.save_total_limit, spare=start.checkpoint)
-    precision = Precision(plan.compute.dtype.value, device.type, cache_casts=not config.model.gradient_checkpointing)
-    progress = ProgressLine(
-        plan.total_steps,
-        start=start.checkpoint.step if start.checkpoint else 0,
-        quiet=quiet or config.output.no_tqdm,
-    )
-    stack.callback(progress.close)
-    evaluation = None
-    if plan.eval_source is not None:
-        evaluation = make_evaluation(plan, progress, request, quiet=quiet or config.output.no_tqdm)
-    model = load_base(plan.place, plan.compute, seed=config.optim.seed)
-    kind = plan.strategy.name.value
-    # Some machines may have less memory than others: all divide gradients, or none does.
-    keep_unsharded_grads = all(group.all_gather(plan.strategy.keep_unsharded_grads))
-    first = torch.device(first_device(kind, str(device)))
-    trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=first)
-    if config.model.gradient_checkpointing:
-        enable_checkpointing(model)
-    engine = make_engine(
-        kind,
-        group,
-        trained,
-        precision,
-        config,
-        deepspeed=plan.deepspeed,
-        keep_unsharded_grads=keep_unsharded_grads,
-    )
-    loop = TrainLoop(engine, config, total_steps=plan.total_steps, source_names=plan.source_names)
-    session = Session(
-        loop,
-        plan.processor,
-        identity=RunIdentity(start.identity["settings"], start.identity["data"]),
-        title=f"{config.method.name} on {plan.task}",
-        epoch_steps=plan.order.epoch_steps,
-        evaluate=partial(evaluation, engine) if evaluation is not None else None,
-        progress=progress,
-        request=request,
-        hooks=hooks,
-    )
-    loop.flags = session.flags
-    if start.checkpoint is not None:
-        session.restore(start.checkpoint)
-    output_dir = config.output.output_dir
-    if place.is_main:
+    Raises:
+        UserError: a step, an evaluation or the disk failed; the message says what to do.
+    """
+    plan, session = run.plan, run.session
+    output_dir = plan.config.output.output_dir
+    if session.is_main:
         (output_dir / folder.DONE).unlink(missing_ok=True)
-        folder.write_start(output_dir, plan.settings, start.identity["data"], device.type, plan.deepspeed)
-    ranks.begin()
+        device = session.loop.group.device.type
+        folder.write_start(output_dir, plan.settings, run.start.identity["data"], device, plan.deepspeed)
+    run.ranks.begin()
     session.open()
     if not session.stopped and not session.has_ended:
-        loop.run(loader.steps(session.step, plan.total_steps), session.after_step)
+        session.loop.run(run.loader.steps(session.step, plan.total_steps), session.after_step)
     if session.stopped:
         session.stop()
         return Outcome(output_dir, session.step, False, None, None, session.stopped, session.unsaved)
-    session.finish(
-        lambda before, after: folder.card_text(
-            config,
-            task=plan.task,
-            data=[source.manifest for source in plan.sources if source.manifest is not None],
-            base=plan.place.name,
-            trained=trained.counts(),
-            steps=session.step,
-            samples=session.samples,
-            before=before,
-            after=after,
-            last=session.last_line(),
-        )
-    )
-    return Outcome(
-        output_dir,
-        session.step,
-        False,
-        read_json(output_dir / folder.EVAL_BEFORE),
-        read_json(output_dir / folder.EVAL_AFTER),
-        unsaved=session.unsaved,
-    )
+    session.finish(partial(model_card, run))
+    before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
+    return Outcome(output_dir, session.step, False, before, after, unsaved=session.unsaved)
 
 
-def facts_of(plan: Plan, start: Start) -> "Facts":
-    """What all processes must have the same."""
-    from phi3v_train.distributed.agreement import Fact
-    from phi3v_train.distributed.facts import run_facts
-    from phi3v_train.evaluation.identity import model_identity
-
-    kind = plan.strategy.name
-    return run_facts(
+def model_card(run: "BuiltRun", before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    """README.md of the finished run; `before` and `after` are the scores of its evaluations."""
+    plan, session = run.plan, run.session
+    return folder.card_text(
         plan.config,
-        plan.compute,
-        model=model_identity(plan.place, seed=plan.config.optim.seed),
-        data=start.identity["data"],
-        eval_data=data_identity([plan.eval_source] if plan.eval_source is not None else []),
-        total_steps=plan.total_steps,
-        parallel=Fact(kind.value, kind.reason),
-        deepspeed=plan.deepspeed,
-    )
-
-
-def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass; transformers has renamed the switch between supported versions."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
-def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> TrainLoader:
-    """Training steps of one process."""
-    config = plan.config
-    return TrainLoader(
-        plan.reader(),
-        plan.order,
-        micro_batch_size=config.optim.batch_size_per_gpu,
-        pad_token_id=plan.processor.tokenizer.pad_token_id,
-        rank=rank,
-        world_size=world_size,
-        pack=config.data.pack,
-        lockstep=plan.strategy.name.value not in (SINGLE, "ddp"),
-        rates=work_rates(plan.size, config.method, checkpointing=config.model.gradient_checkpointing),
-        num_workers=config.data.num_workers,
-        pin_memory=pin_memory,
-    )
-
-
-def make_evaluation(plan: Plan, progress: "ProgressLine", request: "StopRequest", *, quiet: bool) -> "RunEvaluation":
-    """What evaluates the model before, between and after the steps; every row of the split is looked at now.
-
-    Raises:
-        UserError: a row cannot be encoded or scored.
-    """
-    from phi3v_data.console import progress_bar
-    from phi3v_train.evaluation.during import RunEvaluation
-    from phi3v_train.evaluation.evaluate import Evaluator
-
-    config = plan.config
-    assert plan.eval_source is not None
-    evaluator = Evaluator(
-        plan.eval_source,
-        plan.processor,
-        config.eval,
-        metrics=plan.metrics,
-        num_workers=config.data.num_workers,
-    )
-    evaluator.check()
-    return RunEvaluation(
-        evaluator,
-        config.output.output_dir,
-        model_name=plan.place.name,
-        bars=lambda: progress_bar(quiet=quiet),
-        say=progress.say,
-        stop=lambda: request.is_set,
+        task=plan.task,
+        data=[source.manifest for source in plan.sources if source.manifest is not None],
+        base=plan.place.name,
+        trained=session.engine.trained.counts(),
+        steps=session.step,
+        samples=session.samples,
+        before=before,
+        after=after,
+        last=session.last_line(),
     )
 
 

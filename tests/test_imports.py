@@ -46,6 +46,7 @@ A module may import from its own floor and from those below it.
 TRAIN_FLOORS = (
     ("cli", "__main__"),
     ("run", "fits"),
+    ("build",),
     ("start",),
     ("plan",),
     ("evaluation",),

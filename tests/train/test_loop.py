@@ -91,7 +91,7 @@ def test_loss_and_weights_do_not_depend_on_the_division(
 
 
 def test_gradient_checkpointing_changes_nothing(data_dir: Path) -> None:
-    from phi3v_train.run import enable_checkpointing
+    from phi3v_train.build import enable_checkpointing
 
     plan = planned(data_dir)
     _, expected = trajectory(plan, steps=1)

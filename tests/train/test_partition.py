@@ -9,11 +9,11 @@ from run_dirs import colour_directory, settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.phi3v_geometry import crop_geometry
+from phi3v_train.build import make_loader
 from phi3v_train.config import MethodConfig
 from phi3v_train.data.order import permutation
 from phi3v_train.data.partition import Cost, Rates, accumulation_steps, partition
 from phi3v_train.plan import make_plan
-from phi3v_train.run import make_loader
 from phi3v_train.settings import resolve
 from phi3v_train.training.memory import ModelSize
 from phi3v_train.training.work import work_rates
