@@ -212,12 +212,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
         OSError: it cannot be read, or is not a regular file.
     """
     try:
-        value = json.loads(read_regular(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, RecursionError):
+        value = load_json(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def load_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(read_regular(path))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def sync_file(path: Path) -> None:

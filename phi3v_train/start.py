@@ -1,6 +1,5 @@
 """How a run begins: anew, from a checkpoint, or not at all; nothing in its folder is changed to find that out."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_json
+from phi3v_data.files import load_json, read_json
 from phi3v_train.config import RunConfig
 from phi3v_train.data.identity import data_identity
 from phi3v_train.plan import Plan
@@ -110,7 +109,7 @@ def has_logs_of_this_run(output_dir: Path, identity: Mapping[str, Any]) -> bool:
     try:
         earlier = resolve({}, config_file=output_dir / folder.CONFIG).config
         dtype = earlier.model.dtype if earlier.model.dtype != "auto" else identity["settings"]["dtype"]
-        data = json.loads((output_dir / folder.DATA).read_text(encoding="utf-8"))
+        data = load_json(output_dir / folder.DATA)
         differences = find_differences({"settings": settings_identity(earlier, dtype), "data": data}, identity)
     except (UserError, OSError, ValueError, TypeError, KeyError):
         differences = ["its config.yaml or data.json cannot be read"]

@@ -29,7 +29,7 @@ MEASURE_CHUNK = 16
 class MicroBatch:
     """One forward pass.
 
-    `inputs` are the model's keyword arguments (see `collate`). A filler stands where a short step leaves a process
+    `inputs` are the model's keyword arguments (see `collate`). A filler, which has no `refs`, is there if a short step leaves a process
     without samples: real inputs, no labels, so that collective operations find every process in the same layers.
     """
 
@@ -37,7 +37,6 @@ class MicroBatch:
     shape: BatchShape
     refs: tuple[SampleRef, ...]
     measures: tuple[Measure, ...]
-    is_filler: bool
 
     @property
     def num_supervised(self) -> int:
@@ -62,11 +61,6 @@ class StepPlan:
     def num_supervised(self) -> int:
         """Tokens that have a label: what the loss is divided by."""
         return sum(measure.num_supervised for measure in self.measures)
-
-    @property
-    def num_supervised_here(self) -> int:
-        """Tokens that have a label, in this process."""
-        return sum(self.measures[index].num_supervised for batch in self.micro_batches for index in batch)
 
     def supervised_of(self, source: int) -> int:
         """Tokens of a source that have a label."""
@@ -273,4 +267,4 @@ class TrainLoader:
             inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
         refs = tuple(plan.refs[index] for index in batch)
         measures = tuple(plan.measures[index] for index in batch)
-        return MicroBatch(inputs, shape, refs, measures, is_filler=not batch)
+        return MicroBatch(inputs, shape, refs, measures)

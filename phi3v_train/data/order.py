@@ -68,10 +68,6 @@ class SampleOrder:
         whole = floor(num_epochs)
         return whole * self.epoch_steps + ceil(round((num_epochs - whole) * self.epoch_steps, 6))
 
-    def epoch_of(self, step: int) -> float:
-        """Epochs that lie behind when `step` begins; its whole part is the epoch of that step."""
-        return step / self.epoch_steps
-
     def batch(self, step: int) -> tuple[SampleRef, ...]:
         """The samples of a step, in order."""
         epoch, place = divmod(step, self.epoch_steps)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import write_bytes, write_json
+from phi3v_data.files import read_json, write_bytes, write_json
 from phi3v_data.jsonl import encode_line
 from phi3v_data.lock import lock_file
 from phi3v_train.evaluation.records import Prediction
@@ -165,14 +165,9 @@ class PredictionFolder:
             path.unlink()
 
     def _saved_identity(self) -> dict[str, Any] | None:
-        try:
-            value = json.loads((self.path / IDENTITY).read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise UserError(f"{self.path / IDENTITY}: not what an evaluation writes; --overwrite starts over")
+        value = read_json(self.path / IDENTITY)
+        if value is None and (self.path / IDENTITY).exists():
+            raise UserError(f"{self.path / IDENTITY}: was not written by an evaluation; --overwrite starts over")
         return value
 
     def _is_empty(self) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import inside, read_json, sync_file, sync_folder
+from phi3v_data.files import inside, load_json, read_json, sync_file, sync_folder, write_text
 from phi3v_train.data.identity import digest
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def why_damaged(path: Path) -> str:
     """Why the checkpoint at `path` cannot be used, as far as sizes and small files tell; empty if it can."""
     name = COMPLETE
     try:
-        sizes = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["files"]
+        sizes = load_json(path / COMPLETE)["files"]
         for name, size in sizes.items():
             found = inside(path, name).stat().st_size
             if found != size:
@@ -197,13 +197,13 @@ def write_checkpoint(
 
     def complete(folder: Path, digests: list[dict[str, str]]) -> None:
         content = {"format": STATE_FORMAT, "step": step, **state}
-        (folder / STATE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(folder / STATE, json.dumps(content, indent=1, allow_nan=False) + "\n")
         listed = {
             "files": {name: (folder / name).stat().st_size for name in file_names(folder)},
             DIGESTS: {name: each for part in digests for name, each in part.items()}
             | {STATE: digest([folder / STATE])},
         }
-        (folder / COMPLETE).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / COMPLETE, json.dumps(listed, indent=1) + "\n")
 
     write_folder(group, output_dir / f".{target.name}", target, write_own, complete)
     if group.is_main:

@@ -9,8 +9,6 @@ from torch import nn
 from phi3v_train.config import OptimConfig
 from phi3v_train.training.eight_bit import make_adamw_8bit
 
-PARTS = ("language", "vision", "projector")
-
 
 def part_of(name: str) -> str:
     """Which part of the model a parameter belongs to, by its official name, an adapter's prefix before it or not."""

@@ -74,7 +74,7 @@ def test_an_epoch_has_every_row_once_and_counts_agree(directories):
             parts = list(step)
             assert len(parts) == len(step)
             plan = step.plan
-            assert plan.num_supervised == plan.num_supervised_here == sum(part.num_supervised for part in parts)
+            assert plan.num_supervised == sum(part.num_supervised for part in parts)
             for part in parts:
                 assert part.num_supervised == int((part.inputs["labels"] != IGNORED).sum())
                 assert part.shape.num_samples == len(part.measures)
@@ -92,17 +92,17 @@ def test_processes_share_a_step(directories, pack):
     alone = loader(directories, pack=pack)
     ranks = [loader(directories, pack=pack, rank=rank, world_size=2) for rank in range(2)]
     for one, *shares in zip(alone.steps(0, 5), *(made.steps(0, 5) for made in ranks), strict=True):
-        whole = [part for part in one if not part.is_filler]
+        whole = [part for part in one if part.measures]
         split = [list(share) for share in shares]
         assert len({len(parts) for parts in split}) == 1
-        real = [part for parts in split for part in parts if not part.is_filler]
+        real = [part for parts in split for part in parts if part.measures]
         assert {share.plan.num_supervised for share in shares} == {one.plan.num_supervised}
         assert one.plan.num_supervised == sum(part.num_supervised for part in real)
         places = Counter(measure.provenance for part in real for measure in part.measures)
         assert places == Counter(measure.provenance for part in whole for measure in part.measures)
         if len(one.plan.refs) == 4:
             assert {part.measures for part in real} == {part.measures for part in whole}
-        for part in (part for parts in split for part in parts if part.is_filler):
+        for part in (part for parts in split for part in parts if not part.measures):
             assert part.num_supervised == 0
             assert (part.inputs["labels"] == IGNORED).all()
             assert part.inputs["input_ids"].numel()
@@ -114,7 +114,7 @@ def test_a_short_last_step_has_a_filler(directories):
     last = next(steps)
     assert len(last.plan.refs) == 1
     (part,) = list(last)
-    assert part.is_filler
+    assert not part.measures
     assert part.measures == ()
     assert next(steps, None) is None
     with pytest.raises(RuntimeError, match="micro-batches of step 4 are gone"):

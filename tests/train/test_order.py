@@ -64,7 +64,6 @@ def test_steps_of_fractions_of_epochs():
     order = SampleOrder((70,), 16)
     assert order.epoch_steps == 5
     assert [order.total_steps(epochs) for epochs in (1, 2, 0.1, 0.2, 0.5, 1.3, 2.4)] == [5, 10, 1, 1, 3, 7, 12]
-    assert order.epoch_of(5) == 1.0
     assert order.total_steps(0.3) == 2
 
 

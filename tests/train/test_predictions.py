@@ -115,7 +115,7 @@ def test_files_of_unknown_origin_are_kept(tmp_path):
         produce(tmp_path)
     assert files(tmp_path) == {"predictions.jsonl": b"mine\n"}
     (tmp_path / "evaluation.json").write_text("[")
-    with pytest.raises(UserError, match=r"evaluation\.json: not what an evaluation writes"):
+    with pytest.raises(UserError, match=r"evaluation\.json: was not written by an evaluation"):
         produce(tmp_path)
 
 

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import write_text
 from phi3v_train.config import OptimConfig
 from phi3v_train.distributed.group import Group
 from phi3v_train.models.loading import SHARDS
@@ -145,7 +146,7 @@ class FSDPEngine(TorchEngine):
         write_shards(folder, place.rank, place.world_size, self.parts())
         if place.is_main:
             text = json.dumps(self.scaler.state_dict()) + "\n"
-            (folder / SHARDS / SCALER).write_text(text, encoding="utf-8")
+            write_text(folder / SHARDS / SCALER, text)
             self.trained.model.config.save_pretrained(folder)
             self.trained.model.generation_config.save_pretrained(folder)
             processor.save_pretrained(folder)

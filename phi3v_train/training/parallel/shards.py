@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import sync_file
+from phi3v_data.files import load_json, sync_file
 from phi3v_train.models.loading import SHARDS
 
 SCALER = "scaler.json"
@@ -145,5 +145,5 @@ class Shards:
 
     def scaler(self) -> dict[str, Any]:
         """The loss scaling's state; empty where there was none."""
-        state: dict[str, Any] = json.loads((self.folder / SHARDS / SCALER).read_text(encoding="utf-8"))
+        state: dict[str, Any] = load_json(self.folder / SHARDS / SCALER)
         return state

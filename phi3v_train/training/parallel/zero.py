@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import load_json, write_text
 from phi3v_train.config import OptimConfig
 from phi3v_train.distributed.group import Group
 from phi3v_train.loss import Losses, Sources, losses_by_key, source_arguments
@@ -170,7 +171,7 @@ class ZeroEngine(Engine):
             write_model(self.trained, processor, folder, state=weights)
             if self.scales_loss:
                 state = {name: getattr(self.zero.loss_scaler, name, None) for name in SCALER_FIELDS}
-                (folder / SCALER).write_text(json.dumps(state) + "\n", encoding="utf-8")
+                write_text(folder / SCALER, json.dumps(state) + "\n")
         write_parts(self.parts(), self.adam.state, folder, place.rank, place.world_size, masters=self.in_16_bits)
 
     def read(self, folder: Path) -> None:
@@ -188,7 +189,7 @@ class ZeroEngine(Engine):
         else:
             take_moments(self.parts(), state, read_optimizer(folder / OPTIMIZER)["moments"], step_on_device=on_device)
         if self.scales_loss and (folder / SCALER).is_file():
-            for name, value in json.loads((folder / SCALER).read_text(encoding="utf-8")).items():
+            for name, value in load_json(folder / SCALER).items():
                 if value is not None:
                     setattr(self.zero.loss_scaler, name, value)
 
