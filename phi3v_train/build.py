@@ -1,4 +1,4 @@
-"""The objects of a run on one process: data, model, engine and session, made as the plan says, before the first step.
+"""The objects of a run on one process: data, model, engine and session, built as planned, before the first step.
 
 `build_run` makes them in the order in which a mistake costs least: the data workers start, the processes meet and
 compare what they were started with, the checkpoint is verified, and only then the model is loaded.
@@ -109,7 +109,7 @@ def build_run(plan: Plan, start: Start, stack: ExitStack, *, hooks: "Sequence[Ho
 
 
 def build_engine(plan: Plan, group: Group) -> Engine:
-    """The model, made ready for its method, in the engine of the planned parallel strategy; called by all processes.
+    """The model, prepared for its method, in the engine of the planned parallel strategy; called by all processes.
 
     Raises:
         UserError: the model cannot be loaded, or the engine cannot hold it.

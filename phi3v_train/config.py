@@ -22,7 +22,7 @@ LORA_INITS = ("gaussian", "default", "pissa", "olora")
 
 
 SHORT_FORMS = {"use_flash_attention": ("attn", "flash"), "bf16": ("dtype", "bf16")}
-"""Options that say another option's value: spelled out and dropped before anything else looks at them."""
+"""Options that stand for a value of another option; replaced by it before anything else reads them."""
 
 
 def spell_out(values: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class ModelConfig(Group):
         "auto", description="Compute dtype; auto: what the device has."
     )
     bf16: bool = Field(False, description="The same as --dtype bf16.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run; auto: a GPU if there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run; auto: a GPU if available.")
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
 
     @model_validator(mode="before")
@@ -85,7 +85,9 @@ class DataConfig(Group):
     """Which rows, and what of them reaches the model."""
 
     data_dir: tuple[Path, ...] = Field((), description="Conversations directory; may be given several times.")
-    mix: tuple[float, ...] = Field((), description="Sampling weight of each --data_dir; none: every row once an epoch.")
+    mix: tuple[float, ...] = Field(
+        (), description="Sampling weight of each --data_dir; none: every row once per epoch."
+    )
     train_split: str = Field("train", description="Split to train on.")
     answer_choice: Literal["stored", "random"] = Field(
         "stored", description="Train on `assistant`, or one of `answers`."
@@ -99,7 +101,7 @@ class DataConfig(Group):
     def _mix_fits(self) -> Self:
         if self.mix and len(self.mix) != len(self.data_dir):
             raise ValueError(
-                f"--mix has {len(self.mix)} weights for {len(self.data_dir)} --data_dir: give one weight a directory"
+                f"--mix has {len(self.mix)} weights for {len(self.data_dir)} --data_dir: give one weight per directory"
             )
         if any(weight <= 0 for weight in self.mix):
             raise ValueError("--mix weights must be greater than 0: leave a directory out instead of weighting it 0")
@@ -109,7 +111,7 @@ class DataConfig(Group):
 
 
 class MethodConfig(Group):
-    """What is trained."""
+    """Which weights are trained, and how."""
 
     use_lora: bool = Field(False, description="Train low-rank adapters instead of the weights.")
     use_qlora: bool = Field(False, description="LoRA over a base in 4 bits (nf4).")
@@ -155,12 +157,12 @@ class MethodConfig(Group):
             except re.error as error:
                 raise ValueError(f"--lora_targets {self.lora_targets}: not a regular expression ({error})") from None
         if (self.use_dora or self.use_rslora) and not self.use_lora:
-            raise ValueError("--use_dora and --use_rslora are kinds of LoRA: add --use_lora")
+            raise ValueError("--use_dora and --use_rslora are variants of LoRA: add --use_lora")
         return self
 
     @property
     def name(self) -> str:
-        """What the method is called in plans, cards and recipes."""
+        """Name of the method in plans, cards and recipes."""
         frozen = (
             ", vision frozen" if self.freeze_vision_model else ", language frozen" if self.freeze_language_model else ""
         )
@@ -171,7 +173,7 @@ class MethodConfig(Group):
 
 
 class OptimConfig(Group):
-    """How the weights move. AdamW, as in the reference sample: betas 0.9/0.95, eps 1e-7, clip 1.0."""
+    """The optimizer and its schedule. AdamW as in the Phi-3.5-vision sample: betas 0.9/0.95, eps 1e-7, clip 1.0."""
 
     batch_size: int = Field(16, ge=1, description="Samples a step over all devices.")
     batch_size_per_gpu: int = Field(1, ge=1, description="Samples a forward pass on one device.")
@@ -200,7 +202,7 @@ class OptimConfig(Group):
 
 
 class EvalConfig(Group):
-    """What is measured, and when."""
+    """Evaluation: metrics, and when."""
 
     eval_split: str | None = Field(None, description="none: val, then dev, dev_seen, test, the first there is.")
     eval_steps: int | None = Field(None, ge=1, description="Evaluate every N steps too.")
@@ -219,7 +221,7 @@ class EvalConfig(Group):
 
 
 class OutputConfig(Group):
-    """What is kept, and where."""
+    """Output: checkpoints, logs, and where they are written."""
 
     output_dir: Path = Field(Path("output"), description="The run's folder.")
     save_steps: int | None = Field(None, ge=1, description="Checkpoint every N steps; none: once an epoch.")
@@ -240,7 +242,7 @@ class ParallelConfig(Group):
     parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
         "auto", description="How processes share the work; auto: ddp where its memory fits, else fsdp; one alone: none."
     )
-    num_processes: int | None = Field(None, ge=1, description="Processes on each machine; none: one a GPU.")
+    num_processes: int | None = Field(None, ge=1, description="Processes on each machine; none: one per GPU.")
     nnodes: int = Field(1, ge=1, description="Machines; each gets the same command with its own --node_rank.")
     node_rank: int = Field(0, ge=0, description="Number of this machine, from 0.")
     master_addr: str | None = Field(None, description="Address of machine 0, the same on each.")
@@ -295,10 +297,10 @@ class RunConfig(Group):
         return grouped
 
     @model_validator(mode="after")
-    def _moments_can_be_divided(self) -> Self:
+    def _moments_can_be_sharded(self) -> Self:
         if self.optim.is_8bit and self.parallel.parallel in ("fsdp", "zero2", "zero3"):
             raise ValueError(
-                f"--optim {self.optim.optim} cannot be used with --parallel {self.parallel.parallel}, which divides "
+                f"--optim {self.optim.optim} cannot be used with --parallel {self.parallel.parallel}, which shards "
                 "the moments among processes: use --parallel ddp, or --optim adamw"
             )
         return self

@@ -15,5 +15,5 @@ def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, T
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on a CPU, where torch says it in words only."""
+    """Whether memory ran out, on a GPU or on a CPU, where torch reports it only in the message."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

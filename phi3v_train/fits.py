@@ -20,7 +20,7 @@ class Fit(NamedTuple):
 def fit_table(plan: Plan, available: int, *, dtype: str | None = None) -> list[Fit]:
     """Every method, at this run's sizes and dtype (or another), against `available` bytes.
 
-    Recipes stand with the method and the rank that they use.
+    Recipes are listed with the method and rank that they use.
     """
     base = [
         {},

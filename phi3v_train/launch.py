@@ -1,6 +1,6 @@
 """Several processes on this machine, and on others beside it, as torchrun would start them, without its noise.
 
-Each process says its own errors; here it is only seen to that none outlives another's failure.
+Each process reports its own errors; the launcher only makes sure that none outlives another's failure.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 GRACE = 10.0
-"""Seconds that the others have to end by themselves when one has seen the death of another."""
+"""Seconds that the others have to exit by themselves after one has noticed that another died."""
 
 POLL = 0.1
 
@@ -27,7 +27,7 @@ PORT = 29500
 """Where several machines meet, unless another port is given; torchrun's."""
 
 FOLLOWED = 3
-"""Exit code of a process that ends because of another one, which said why."""
+"""Exit code of a process that ends because of another one, which reported why."""
 
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit codes of a process that was stopped by a signal."""
@@ -47,10 +47,10 @@ LAUNCHED = "PHI3V_LAUNCHED"
 
 
 def processes_to_start(config: RunConfig) -> int:
-    """How many processes this one should start on this machine; 0 where it is one of them, or the only one.
+    """Number of processes to start on this machine; 0 if this process is one of them, or the only one.
 
     Raises:
-        UserError: several machines without an address to meet at, or a number that this one cannot have.
+        UserError: several machines without an address to meet at, or more processes than this machine can run.
     """
     if "RANK" in os.environ:
         return 0
@@ -72,7 +72,7 @@ def processes_to_start(config: RunConfig) -> int:
 
 
 def check_machines(parallel: ParallelConfig) -> None:
-    """See that the options for several machines fit together.
+    """Check that the options for several machines agree.
 
     Raises:
         UserError: they do not.
@@ -85,7 +85,7 @@ def check_machines(parallel: ParallelConfig) -> None:
 
 
 def open_meeting(parallel: ParallelConfig) -> "TCPStore | None":
-    """What the processes meet at, where this is machine 0; it lasts as long as the result is kept.
+    """The store where the processes meet, on machine 0; it lasts as long as the result is kept.
 
     Machine 0 opens it before it checks the data, so that the others find it at once, however long the check takes. On
     one machine any free port does.
@@ -112,7 +112,7 @@ def open_meeting(parallel: ParallelConfig) -> "TCPStore | None":
 def launch(
     number: int, arguments: Sequence[str], parallel: ParallelConfig | None = None, meeting: "TCPStore | None" = None
 ) -> int:
-    """Run `python -m phi3v_train ARGUMENTS` in `number` processes here; 0 where all end well.
+    """Run `python -m phi3v_train ARGUMENTS` in `number` processes here; returns 0 if all succeed.
 
     SIGTERM and Ctrl-C are passed on as SIGTERM, once: a run then saves a checkpoint and ends. A second one ends all
     processes at once.
@@ -120,11 +120,11 @@ def launch(
     Args:
         number: processes to start.
         arguments: of the command.
-        parallel: this machine's place among others; none: it is the only one.
-        meeting: of `open_meeting`, where it is open already.
+        parallel: this machine's index among several; None: it is the only one.
+        meeting: result of `open_meeting`, if it is open already.
 
     Returns 143 or 130 where the run was stopped by a signal, 2 where a process could not begin, because of a mistake
-    that it has told, else 1.
+    that it has reported, else 1.
     """
     machines = parallel or ParallelConfig()
     meeting = meeting or open_meeting(machines)
@@ -162,14 +162,14 @@ def launch_evaluation(number: int) -> int:
     """Run this command line in `number` processes here; the exit code, see `launch`."""
     code = launch(number, sys.argv[1:])
     if code in STOPPED:
-        print("Stopped. The same command goes on where it stopped.", file=sys.stderr)
+        print("Stopped. The same command resumes where it stopped.", file=sys.stderr)
     return code
 
 
 def is_explained(*, of_resume_hint: bool = False) -> bool:
-    """Whether a launcher of ours says which process was killed; `of_resume_hint`: how the run goes on.
+    """Whether a launcher of ours reports which process was killed; with `of_resume_hint`: how to resume.
 
-    It sees the processes of its own machine, so one of several can be silent on why those of another one ended.
+    It sees the processes of its own machine, so one of several may not know why those of another one exited.
     """
     if LAUNCHED not in os.environ:
         return False
@@ -220,14 +220,14 @@ class Stop:
 
 
 def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0, *, alone: bool = True) -> int:
-    """Wait until all have ended well, or one badly.
+    """Wait until all have succeeded, or one has failed.
 
-    Where a signal stopped the run, all of them end by themselves, each after its part of the checkpoint.
+    Where a signal stopped the run, all of them exit by themselves, each after its part of the checkpoint.
 
     Args:
         processes: what was started here.
         first: rank of the first one.
-        alone: there are no other machines, where the cause of an end might lie.
+        alone: there are no other machines, where the cause might be.
     """
     deadline = 0.0
     while True:
@@ -247,7 +247,7 @@ def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0, *, alon
                     return stopped
                 if alone:
                     ranks = ", ".join(str(rank) for rank, code in enumerate(codes, first) if code == FOLLOWED)
-                    print(f"error: rank {ranks} lost the connection to the others, which go on", file=sys.stderr)
+                    print(f"error: rank {ranks} lost the connection to the others, which continue", file=sys.stderr)
                 return PROBLEMS
         if None not in codes:
             return next((code for code in codes if code), 0)
@@ -255,15 +255,15 @@ def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0, *, alon
 
 
 def how_it_ended(code: int) -> str:
-    """An exit code in words."""
+    """Description of an exit code."""
     if code >= 0:
-        return f"ended with exit code {code}"
+        return f"exited with code {code}"
     name = signal.Signals(-code).name
-    return f"was ended by {name}{CAUSES.get(name, '')}"
+    return f"was killed by {name}{CAUSES.get(name, '')}"
 
 
 def end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """End those still running: another one has failed, and they would wait for it."""
+    """Kill those still running: another one has failed, and they would wait for it."""
     for process in processes:
         if process.poll() is None:
             process.kill()

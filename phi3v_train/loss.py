@@ -14,7 +14,7 @@ from phi3v_train.distributed.group import Group
 from phi3v_train.precision import Precision
 
 Losses: TypeAlias = dict[str, Tensor]
-"""Sums of losses by key, without a gradient: `TOTAL`, and each data source by its name where there are several."""
+"""Sums of losses by key, without a gradient: `TOTAL`, and each data source by its name if there are several."""
 
 
 class Sources(NamedTuple):
@@ -41,7 +41,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.precision = precision
-        # Buffers are never trained: DistributedDataParallel need not send them round.
+        # Buffers are never trained: DistributedDataParallel need not broadcast them.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(
@@ -56,7 +56,7 @@ class LossModule(nn.Module):
             num_sources: number of sources.
 
         Returns:
-            The loss (scalar, 0 where no token is supervised), and the sums (num_sources,) in fp64, not divided and
+            The loss (scalar, 0 if no token is supervised), and the sums (num_sources,) in fp64, not divided and
             without a gradient.
         """
         wanted: dict[str, Any] = {} if of_tokens is None else {"return_token_losses": True}
@@ -98,7 +98,7 @@ def losses_by_key(loss: Tensor, sums: Tensor, sources: Sources | None) -> Losses
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, micros: Iterable[MicroBatch], *, precision: Precision, group: Group) -> float | None:
-    """Loss over all supervised tokens of `micros`, each process bringing its own; None where there is none."""
+    """Loss over all supervised tokens of `micros`, each process passing its own; None if there are none."""
     was_training = model.training
     model.eval()
     module = LossModule(model, precision)

@@ -12,7 +12,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The compute dtype by its short name, on one kind of device."""
+    """The compute dtype by its short name, on one device type."""
 
     name: str
     device_type: str

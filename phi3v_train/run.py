@@ -49,7 +49,7 @@ class Outcome:
 
 
 def check_data(config: RunConfig, progress: Callable[[str, int, int | None], None] | None = None) -> None:
-    """Refuse directories with errors; a validated one that has not changed costs a look at its receipt.
+    """Refuse directories with errors; a validated one that has not changed is known by its receipt.
 
     Raises:
         UserError: the first error, or no directory is given.
@@ -131,7 +131,7 @@ def model_card(run: "BuiltRun", before: Mapping[str, Any] | None, after: Mapping
 
 
 def earlier_outcome(plan: Plan) -> Outcome:
-    """Outcome of a run that is already complete, as its folder tells it."""
+    """Outcome of a run that is already complete, read from its folder."""
     output_dir = plan.config.output.output_dir
     done = read_finished(output_dir)
     step = plan.total_steps if done is None else done["step"]

@@ -1,4 +1,4 @@
-"""How a run begins: anew, from a checkpoint, or not at all; nothing in its folder is changed to find that out."""
+"""How a run begins: at step 0, from a checkpoint, or not at all; finding that out changes nothing in its folder."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a run begins: anew, from a checkpoint, or not at all because it is complete.
+    """How a run begins: at step 0, from a checkpoint, or not at all because it is complete.
 
     `ended`: no step is left. `damaged`: newer checkpoints that cannot be used, each with the reason, oldest first.
     `starts_over`: the same run has logged steps, but no checkpoint is left of it.
@@ -54,14 +54,14 @@ class Start:
         skipped = "".join(f"; {name_damaged([each])}" for each in self.damaged)
         if self.ended:
             return f"resumes from {self.checkpoint.path.name}, no step to go{skipped}"
-        return f"goes on from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps to go{skipped}"
+        return f"resumes from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps to go{skipped}"
 
 
 def find_start(plan: Plan) -> Start:
     """Look into the output directory; nothing is changed there.
 
     Raises:
-        UserError: it holds a run that this one cannot go on from.
+        UserError: it holds a run that this one cannot resume from.
     """
     output = plan.config.output
     settings = settings_identity(plan.config, plan.compute.dtype.value)
@@ -102,7 +102,7 @@ def has_logs_of_this_run(output_dir: Path, identity: Mapping[str, Any]) -> bool:
     Such a run starts over, as one does that was killed before its first checkpoint.
 
     Raises:
-        UserError: the steps are those of a run with other settings or data, or it cannot be told whose they are.
+        UserError: the steps are those of a run with other settings or data, or their run cannot be identified.
     """
     if not any(line["step"] > 0 for line in read_metrics(output_dir / folder.METRICS)):
         return False
@@ -130,7 +130,7 @@ def name_damaged(damaged: Sequence[tuple[Path, str]]) -> str:
 
 
 def refuse_damaged(output_dir: Path, damaged: Sequence[tuple[Path, str]], identity: Mapping[str, Any]) -> None:
-    """Never start over where something of a run is left; other settings are named first, as far as it says them.
+    """Refuse to start over if damaged checkpoints of a run exist; a difference in settings is reported first.
 
     Raises:
         UserError: there are damaged checkpoints; each is named with its reason.
@@ -152,7 +152,7 @@ def verified_start(group: "Group", start: Start, config: RunConfig) -> Start:
     """The same start, or one from an older checkpoint where the content of the newest is damaged; of all processes.
 
     Raises:
-        UserError: no checkpoint is whole.
+        UserError: no checkpoint is complete.
     """
     checkpoint, main = start.checkpoint, group.is_main
     output = config.output
@@ -186,14 +186,14 @@ def verified_start(group: "Group", start: Start, config: RunConfig) -> Start:
 
 
 def read_finished(output_dir: Path) -> dict[str, Any] | None:
-    """What a finished run left in `complete.json`; None if there is none, or not one of a run."""
+    """Contents of a finished run's `complete.json`; None if absent, or not written by a run."""
     done = read_json(output_dir / folder.DONE)
-    whole = done is not None and type(done.get("step")) is int and isinstance(done.get("identity"), dict)
-    return done if whole else None
+    valid = done is not None and type(done.get("step")) is int and isinstance(done.get("identity"), dict)
+    return done if valid else None
 
 
 def refuse_other_start(group: "Group", start: Start) -> None:
-    """See that every process found the same checkpoint.
+    """Make sure that every process found the same checkpoint.
 
     Raises:
         UserError: the output directory is not the same one on every machine.
@@ -208,7 +208,7 @@ def refuse_other_start(group: "Group", start: Start) -> None:
 
 
 def resume_hint(output_dir: Path) -> str:
-    """Where a run that was stopped or has failed resumes."""
+    """One sentence on where a run that was stopped or has failed resumes."""
     checkpoints = list_checkpoints(output_dir)
-    where = f"goes on from {checkpoints[-1].path}" if checkpoints else "begins anew: there is no checkpoint yet"
+    where = f"resumes from {checkpoints[-1].path}" if checkpoints else "starts over: there is no checkpoint yet"
     return f"The same command {where}."

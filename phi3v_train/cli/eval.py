@@ -30,7 +30,7 @@ DEFAULT_OUTPUT = Path("evaluation")
         "phi3v-train eval --predictions mine.jsonl --data_dir nlvr2 --eval_split dev",
         "phi3v-train eval --predictions scores/predictions.jsonl --metric mine.py:my_metric --json",
     ],
-    interrupted="The same command goes on where it stopped.",
+    interrupted="The same command resumes where it stopped.",
 )
 def evaluate(
     data_dir: DataDir = None,
@@ -52,7 +52,7 @@ def evaluate(
 ) -> None:
     """Generate the answers of a split and score them, or score a file of predictions again.
 
-    Stopped or killed at any moment, the same command goes on where it stopped. Metrics are dataset.json's unless
+    Stopped or killed at any moment, the same command resumes where it stopped. Metrics are dataset.json's unless
     --metric names others.
     """
     if predictions is not None:
@@ -85,7 +85,7 @@ def from_model(
 ) -> tuple[dict[str, Any], dict[str, Path]] | None:
     """Evaluate a model; None on other processes than the main one."""
     from phi3v_data.console import progress_bar
-    from phi3v_train.distributed.agreement import refusals_are_shared
+    from phi3v_train.distributed.agreement import broadcast_refusals
     from phi3v_train.distributed.rank_info import RankInfo
     from phi3v_train.evaluation.job import prepare, run_job
     from phi3v_train.launch import LAUNCHED, launch_evaluation, obey_launcher, processes_to_start
@@ -96,7 +96,7 @@ def from_model(
     silent = quiet or not is_main
     number = processes_to_start(settings.config)
     with progress_bar(quiet=silent or bool(number)) as progress:
-        with refusals_are_shared(settings.config.parallel):
+        with broadcast_refusals(settings.config.parallel):
             job = prepare(settings, data_dir, output_dir, scored=True, base=base, progress=progress)
         assert job.choice is not None
         if number:

@@ -34,7 +34,7 @@ class SubmissionName(StrEnum):
         "phi3v-train predict --data_dir memes --eval_split test_unseen --format hateful_memes",
         "phi3v-train predict --predictions submission/predictions.jsonl --format nlvr2 --output_dir submission",
     ],
-    interrupted="The same command goes on where it stopped.",
+    interrupted="The same command resumes where it stopped.",
 )
 def predict(
     data_dir: DataDir = None,
@@ -57,7 +57,7 @@ def predict(
 ) -> None:
     """Generate the answers of a split, with or without answers of its own.
 
-    Stopped or killed at any moment, the same command goes on where it stopped.
+    Stopped or killed at any moment, the same command resumes where it stopped.
     """
     from phi3v_train.evaluation.predictions import PREDICTIONS
     from phi3v_train.evaluation.submission import write_submission
@@ -93,7 +93,7 @@ def from_model(
 ) -> "list[Prediction] | None":
     """Predict with a model; None on other processes than the main one."""
     from phi3v_data.console import progress_bar
-    from phi3v_train.distributed.agreement import refusals_are_shared
+    from phi3v_train.distributed.agreement import broadcast_refusals
     from phi3v_train.distributed.rank_info import RankInfo
     from phi3v_train.evaluation.job import prepare, run_job
     from phi3v_train.launch import LAUNCHED, launch_evaluation, obey_launcher, processes_to_start
@@ -103,7 +103,7 @@ def from_model(
     is_main = RankInfo.from_environment().is_main
     number = processes_to_start(settings.config)
     with progress_bar(quiet=quiet or not is_main or bool(number)) as progress:
-        with refusals_are_shared(settings.config.parallel):
+        with broadcast_refusals(settings.config.parallel):
             job = prepare(settings, data_dir, output_dir, scored=False, base=base, progress=progress)
         if number:
             raise typer.Exit(launch_evaluation(number))

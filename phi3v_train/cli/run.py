@@ -27,7 +27,7 @@ WARNING = "warning"
         "phi3v-train run --data_dir DIR --nnodes 2 --node_rank 0 --master_addr 10.0.0.1",
         "torchrun --nproc_per_node 8 -m phi3v_train run --data_dir DIR",
     ],
-    interrupted="The same command goes on from the last checkpoint.",
+    interrupted="The same command resumes from the last checkpoint.",
 )
 def run(
     dry_run: Annotated[bool, typer.Option("--dry_run", help="Stop after the plan.")] = False,
@@ -41,7 +41,7 @@ def run(
 ) -> None:
     """Fine-tune on any directory that `phi3v-data validate` passes.
 
-    Prints the plan, then one progress line. Stopped or killed at any moment, the same command goes on from the newest
+    Prints the plan, then one progress line. Stopped or killed at any moment, the same command resumes from the newest
     checkpoint, with the same losses as if it had never stopped.
 
     Other trainers' names are taken too: --lr, --weight_decay, --per_device_train_batch_size, --lora_r, --epochs,
@@ -51,7 +51,7 @@ def run(
         # torch's own log of lost connections, a page each; we say it in one line.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from phi3v_train.data.sources import require_data_dir
-    from phi3v_train.distributed.agreement import refusals_are_shared
+    from phi3v_train.distributed.agreement import broadcast_refusals
     from phi3v_train.distributed.rank_info import RankInfo
     from phi3v_train.launch import LAUNCHED, launch, obey_launcher, open_meeting, processes_to_start
     from phi3v_train.plan import make_plan
@@ -69,7 +69,7 @@ def run(
     shown = not place.is_main or LAUNCHED in os.environ or config.parallel.node_rank > 0
     if not shown and not skip_validation:
         validate(check_data, settings, quiet=quiet)
-    with refusals_are_shared(config.parallel):
+    with broadcast_refusals(config.parallel):
         plan = make_plan(settings, world_size=world_size, weights=not dry_run)
         start = find_start(plan)
     if not shown:

@@ -29,8 +29,9 @@ MEASURE_CHUNK = 16
 class MicroBatch:
     """One forward pass.
 
-    `inputs` are the model's keyword arguments (see `collate`). A filler, which has no `refs`, is there if a short step leaves a process
-    without samples: real inputs, no labels, so that collective operations find every process in the same layers.
+    `inputs` are the model's keyword arguments (see `collate`). A filler, which has no `refs`, is there if a short step
+    leaves a process without samples: real inputs, no labels, so that in collective calls all processes are in the same
+    layers.
     """
 
     inputs: dict[str, Any]

@@ -1,12 +1,12 @@
-"""Before anything is computed, all processes compare what they were started with.
+"""Before anything is computed, all processes compare settings, data and package versions.
 
-Processes that were started with different settings, data or package versions would train a wrong model together, or
-wait for each other for ever. They compare through the store where they meet, before any collective call: one that
-expects another number of processes could not even join the group.
+Processes that were started with different ones would train a wrong model together, or wait for each other forever. They
+compare through the store where they meet, before any collective call: a process that expects another world size could
+not even join the group.
 
     phi3v/agreement/world    the number of processes that rank 0 expects
     phi3v/agreement/facts/R  what rank R was started with
-    phi3v/agreement/verdict  AGREED, or the sentence that every process ends with
+    phi3v/agreement/verdict  AGREED, or the error that every process exits with
 """
 
 import json
@@ -33,13 +33,13 @@ POLL = 0.05
 SHOWN_DIFFERENCES = 3
 LONGEST_VALUE = 60
 LEAVING = 10.0
-"""Seconds in which all processes should have read why they end."""
+"""Seconds in which all processes should have read why they exit."""
 
 CONNECTING = timedelta(seconds=5)
 
 
 class Fact(NamedTuple):
-    """Something that all processes must have the same: a value, and how it came about where that explains it."""
+    """A value that all processes must agree on, and the reason for it if that helps."""
 
     value: str
     reason: str = ""
@@ -53,7 +53,7 @@ Facts = Mapping[str, Fact]
 
 
 def agree(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) -> None:
-    """Return when every process has the same facts; otherwise end this process with exit code 2, as all others.
+    """Return when every process has the same facts; otherwise exit with code 2, in all processes.
 
     The sentence names the rank, the fact and both values; it is printed once per machine.
 
@@ -122,7 +122,7 @@ def first_difference(facts: Mapping[int, Facts]) -> str:
 
 
 def value_of(facts: Facts, name: str) -> str | None:
-    """What is compared; None where the other process has no such fact."""
+    """The value that is compared; None if the process has no such fact."""
     return facts[name].value if name in facts else None
 
 
@@ -132,7 +132,7 @@ def refuse(store: Store, sentence: str) -> None:
 
 
 def leave(store: Store, rank_info: RankInfo, verdict: str) -> NoReturn:
-    """End this process; the first one of a machine prints why.
+    """Exit this process; the first one on a machine prints why.
 
     The store ends with the first launcher or process that holds it, so each waits until all have read the verdict.
     """
@@ -151,24 +151,26 @@ def leave(store: Store, rank_info: RankInfo, verdict: str) -> NoReturn:
 
 
 @contextmanager
-def refusals_are_shared(parallel: ParallelConfig) -> Iterator[None]:
-    """Around what may refuse to start here: the processes of other machines, which wait, end with the reason as well.
+def broadcast_refusals(parallel: ParallelConfig) -> Iterator[None]:
+    """Around what may refuse to start here: the processes of other machines, which wait, exit with the reason as well.
 
-    Rank 0 and the launcher of machine 0 need not tell: when they end, the others find the store closed.
+    Rank 0 and the launcher of machine 0 need not publish it: when they exit, the others find the store closed.
     """
     try:
         yield
     except UserError as error:
         rank_info = RankInfo.from_environment()
         if rank_info.world_size > 1 and not rank_info.is_main:
-            tell(*master(), f"rank {rank_info.rank}: {error}")
+            publish_verdict(*master(), f"rank {rank_info.rank}: {error}")
         elif "RANK" not in os.environ and parallel.node_rank > 0 and parallel.master_addr is not None:
-            tell(parallel.master_addr, parallel.master_port or PORT, f"machine {parallel.node_rank}: {error}")
+            publish_verdict(
+                parallel.master_addr, parallel.master_port or PORT, f"machine {parallel.node_rank}: {error}"
+            )
         raise
 
 
-def tell(address: str, port: int, sentence: str) -> None:
-    """Publish a verdict where the processes meet; nothing happens where nobody waits there yet."""
+def publish_verdict(address: str, port: int, sentence: str) -> None:
+    """Publish a verdict in the store of a run; does nothing if no process waits there yet."""
     try:
         store: Store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECTING)
         refuse(store, sentence)

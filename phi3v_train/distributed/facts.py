@@ -1,4 +1,4 @@
-"""What all processes of a run, or of an evaluation, must have the same; see `agreement`."""
+"""Facts that all processes of a run, or of an evaluation, must agree on; see `agreement`."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,8 +35,8 @@ OF_EACH_MACHINE = frozenset(
         "use_flash_attention",
     }
 )
-"""Settings that a machine may give differently: where files lie, what only rank 0 does, and what is compared by what
-came of it.
+"""Settings that a machine may give differently: where files are, what only rank 0 does, and settings of which the
+result is compared instead.
 """
 
 PACKAGES = ("phi3v", "torch", "transformers", "numpy", "Pillow", "simplejpeg", "safetensors")
@@ -89,7 +89,7 @@ def run_facts(
     parallel: Fact,
     deepspeed: Mapping[str, Any] | None,
 ) -> Facts:
-    """What all processes of a run must have the same.
+    """Facts that all processes of a run must agree on.
 
     Args:
         config: the run's settings.

@@ -1,4 +1,4 @@
-"""What the processes of a run say to each other, whatever the kind of sharing."""
+"""Collective calls between the processes of a run, whatever the parallel strategy."""
 
 import os
 import socket
@@ -28,19 +28,19 @@ SIOCGIFADDR = 0x8915
 """Linux: the address of a network interface."""
 
 NOTICE = timedelta(seconds=15)
-"""After so long a process says that it waits."""
+"""Time after which a process prints that it waits."""
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a collective call on gradients or weights waits. A death is noticed at once; this is for slow ones."""
+"""How long a collective call on gradients or weights waits for a slow process; a lost one is noticed at once."""
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for one that saves, evaluates or reads files, and tells the others when it is done."""
+"""How long processes wait for one that saves, evaluates or reads files."""
 
 
 class Group(ABC):
     """The processes of a run; every method but `close` is called by all of them together.
 
-    `store` is where they leave word for each other; None for one process alone.
+    `store` holds counters and messages that all of them read; None for a single process.
     """
 
     store: Store | None = None
@@ -98,7 +98,7 @@ class Group(ABC):
             self.abort()
 
     def barrier(self) -> None:
-        """Go on when all processes are here."""
+        """Return when all processes have called it."""
         self.all_gather(None)
 
 
@@ -130,8 +130,8 @@ class SingleProcess(Group):
 class DistributedGroup(Group):
     """Processes that meet where MASTER_ADDR and MASTER_PORT say: NCCL between GPUs, gloo otherwise.
 
-    Gradients and weights are exchanged in the default process group. What the processes say to each other goes over a
-    gloo group of its own, which waits for one that saves 50 GB or evaluates for hours.
+    Gradients and weights are exchanged in the default process group. Everything else goes over a gloo group of its own,
+    which waits for a process that saves 50 GB or evaluates for hours.
     """
 
     def __init__(self, rank_info: RankInfo, device: torch.device, facts: Facts) -> None:
@@ -183,11 +183,11 @@ def make_group(rank_info: RankInfo, device: torch.device, facts: Callable[[], Fa
     Args:
         rank_info: which process this is.
         device: where it computes.
-        facts: what all processes must have the same; asked for where there are several.
+        facts: returns what all processes must agree on; called if there are several.
 
     Raises:
         UserError: the main process cannot be reached, or this machine has fewer GPUs than processes.
-        SystemExit: the processes were started with different facts, which has been said.
+        SystemExit: the processes were started with different facts, which has been reported.
     """
     if device.type == "cuda":
         refuse_missing_gpu(rank_info, torch.cuda.device_count())
@@ -211,7 +211,7 @@ def refuse_missing_gpu(rank_info: RankInfo, number: int) -> None:
 
 
 def join_group(rank_info: RankInfo, device: torch.device, facts: Facts) -> Store:
-    """Meet the other processes and see that all agree; returns the store that they share.
+    """Meet the other processes and check that all agree; returns the store that they share.
 
     Raises:
         UserError: the main process cannot be reached; its address and port are named.
@@ -253,7 +253,7 @@ def join_group(rank_info: RankInfo, device: torch.device, facts: Facts) -> Store
 
 
 def say_waiting(address: str) -> None:
-    """Say why nothing happens; once a machine."""
+    """Print why nothing happens; once per machine."""
     minutes = (TIMEOUT if os.environ.get(HOSTED) == str(True) else MEETING).total_seconds() / 60
     print(f"waiting for the other processes at {address}, at most {minutes:.0f} minutes", file=sys.stderr, flush=True)
 
@@ -261,7 +261,7 @@ def say_waiting(address: str) -> None:
 def choose_interface() -> None:
     """Let gloo use the network interface that leads to the main process, unless GLOO_SOCKET_IFNAME names one.
 
-    By itself it takes the address that the machine's name stands for, which is often one that no other machine reaches.
+    By itself it takes the address of the machine's name, which often no other machine reaches.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         return
@@ -271,14 +271,14 @@ def choose_interface() -> None:
 
 
 def interface_to(address: str, port: int) -> str | None:
-    """Name of the network interface from which an address is reached; None where that cannot be found out."""
+    """Name of the network interface from which an address is reached; None if that cannot be determined."""
     import fcntl
 
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, port))  # nothing is sent
             own = probe.getsockname()[0]
-            if own.startswith("127."):  # this is the main machine: its own name says nothing on how others reach it
+            if own.startswith("127."):  # this is the main machine: its own name does not tell how others reach it
                 return None
             for _, name in socket.if_nameindex():
                 request = struct.pack("256s", name.encode()[:15])

@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C as a request to stop: the run ends after the step that it is in, with a checkpoint.
 
-All processes of a run learn of the request in the exchange that every step makes anyway, so they stop after the same
+All processes of a run are told of the request in the exchange that every step makes anyway, so they stop after the same
 step, also where only one of them got the signal.
 """
 
@@ -29,7 +29,7 @@ class Interrupted(Exception):  # noqa: N818 - an outcome, not a failure
 
 
 class StopRequest:
-    """Listens for the signals while a block runs; in another thread than the main one it hears none.
+    """Listens for the signals while a block runs; outside the main thread it receives none.
 
     Args:
         is_main: this process prints what happens.

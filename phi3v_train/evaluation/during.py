@@ -84,6 +84,6 @@ class RunEvaluation:
         if group.is_main:
             folder.try_to(lambda: write_scores(records, result, folder.path))
             if folder.failed:
-                self._say(f"warning: {folder.path} cannot be written: {folder.failed}; the run goes on")
+                self._say(f"warning: {folder.path} cannot be written: {folder.failed}; the run continues")
         group.barrier()  # for the main process, which writes: not in an exchange of gradients
         return result

@@ -1,7 +1,7 @@
 """What makes two runs the same one: the settings that decide the weights, and the bytes of the data.
 
 A run is taken up again only where these agree. Where data lie, how they are read, what is logged, evaluated and kept,
-how the work is spread and how long the run goes on may change; none of them changes what a step computes.
+how the work is spread and how long the run continues may change; none of them changes what a step computes.
 """
 
 from collections.abc import Mapping
@@ -60,6 +60,6 @@ def refuse_other_run(where: Path, saved: Mapping[str, Any], current: Mapping[str
     """
     if differences := find_differences(saved, current):
         raise UserError(
-            f"{where} holds a run with other settings or data: {'; '.join(differences)}; give the same ones to go on, "
+            f"{where} holds a run with other settings or data: {'; '.join(differences)}; give the same ones to resume, "
             "--overwrite to start over, or another --output_dir"
         )

@@ -1,7 +1,7 @@
 """Weights to and from a folder: a model directory in the official layout, or a PEFT adapter.
 
 A folder written here loads wherever such a folder loads: `phi3v-train eval`, transformers, PEFT. In a checkpoint every
-tensor keeps the number format it is trained in, so that a resumed run goes on from the same bits; the finished model
+tensor keeps the number format it is trained in, so that a resumed run continues from the same bits; the finished model
 is written in the compute dtype.
 """
 

@@ -159,7 +159,7 @@ class Session:
         return bool(stop) or self.has_ended
 
     def save(self, line: Mapping[str, Any]) -> None:
-        """Write a checkpoint; a disk that is full is said, and the run goes on."""
+        """Write a checkpoint; a disk that is full is said, and the run continues."""
         state = {
             "samples": self.samples,
             "total_steps": self.loop.total_steps,
@@ -180,7 +180,7 @@ class Session:
             )
         except SaveError as error:
             if self.is_main:
-                self.progress.say(f"warning: {error}; the run goes on without this checkpoint")
+                self.progress.say(f"warning: {error}; the run continues without this checkpoint")
             self.unsaved = True
         else:
             self.saved, self.unsaved = self.step, False
@@ -223,7 +223,7 @@ class Session:
                 lambda staging: self.engine.write_model(staging, self.processor, dtype),
             )
         except SaveError as error:
-            raise UnsavedError(f"{error}; make room and run the same command again: it goes on from here") from error
+            raise UnsavedError(f"{error}; make room and run the same command again: it resumes from here") from error
         if not self.is_main:
             self.loop.group.barrier()
             return
@@ -292,7 +292,7 @@ class Session:
         values = with_scores(line, result)
         self._log.write(values)
         if self._log.failed and self._log.failed != self._warned:
-            self.progress.say(f"warning: {self._log.path} cannot be written now: {self._log.failed}; the run goes on")
+            self.progress.say(f"warning: {self._log.path} cannot be written now: {self._log.failed}; the run continues")
         self._warned = self._log.failed
         self._trackers.log(values, self.step)
 

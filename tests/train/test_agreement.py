@@ -209,7 +209,7 @@ def test_processes_in_different_exchanges_say_so(done: dict[str, Done]) -> None:
     """gloo ends the one that receives too much, with its error; the other one points there."""
     codes, errors = done["mismatched"]
     assert codes == [FOLLOWED, -signal.SIGABRT], errors
-    assert errors_in(errors[0]) == ["error: rank 0: rank 1 of this run has ended; its own last lines may say why"]
+    assert errors_in(errors[0]) == ["error: rank 0: rank 1 of this run has exited; its last lines may say why"]
     assert "Is there a distributed collective mismatch" in errors[1]
 
 
@@ -367,8 +367,8 @@ def test_a_taken_port_is_named_on_one_machine_too(data_dir: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("code", "alone", "message"),
     [
-        ("import os; os.kill(os.getpid(), 7)", True, "rank 4 was ended by SIGBUS, as when /dev/shm is full"),
-        ("import os; os.abort()", True, "rank 4 was ended by SIGABRT after the error in its last lines"),
+        ("import os; os.kill(os.getpid(), 7)", True, "rank 4 was killed by SIGBUS, as when /dev/shm is full"),
+        ("import os; os.abort()", True, "rank 4 was killed by SIGABRT after the error in its last lines"),
         (f"raise SystemExit({FOLLOWED})", True, "rank 4 lost the connection to the others"),
         (f"raise SystemExit({FOLLOWED})", False, ""),
     ],

@@ -121,7 +121,7 @@ def test_resume_on_another_number_of_processes(data_dir: Path, tmp_path: Path) -
     newest.rmdir()
     second = run(data_dir, tmp_path / "two", **settings)
     assert second.returncode == 0, second.stderr
-    assert "goes on from checkpoint-000002" in second.stderr
+    assert "resumes from checkpoint-000002" in second.stderr
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
@@ -158,8 +158,8 @@ def test_a_killed_rank_ends_the_others_and_says_where_to_go_on(data_dir: Path, t
     ranks[1].send_signal(signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.count("rank 1 was ended by SIGKILL") == 1
-    assert "The same command goes on from" in errors
+    assert errors.count("rank 1 was killed by SIGKILL") == 1
+    assert "The same command resumes from" in errors
     assert "Traceback" not in errors
     assert not any(rank.is_running() for rank in ranks)
 
@@ -180,7 +180,7 @@ def test_an_error_is_said_once_with_its_rank(tmp_path: Path, kind: str) -> None:
     assert "c10d" not in result.stderr
     assert result.stderr.count("train-0000000004") == 1, result.stderr
     assert "error: rank " in result.stderr
-    assert "The same command begins anew" in result.stderr
+    assert "The same command starts over" in result.stderr
 
 
 @pytest.mark.slow
@@ -204,5 +204,5 @@ def test_the_processes_end_with_their_launcher(data_dir: Path, tmp_path: Path, n
     assert not alive
     if name == "SIGINT":
         assert process.returncode == 130
-        assert errors.count("The same command goes on") == 1
+        assert errors.count("The same command resumes") == 1
         assert "Traceback" not in errors

@@ -24,7 +24,7 @@ def test_the_demo_learns_its_classes_though_it_is_killed(tmp_path: Path, seed: i
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "killed with SIGKILL after checkpoint-000030" in done.stdout
-    assert "goes on from checkpoint-000030" in done.stderr
+    assert "resumes from checkpoint-000030" in done.stderr
     assert float(re.search(r"^  train +([0-9.]+)%$", done.stdout, re.MULTILINE)[1]) >= 90
     for kind in ("loss plot", "predictions", "merged model"):
         place = re.search(rf"^{kind} +(.+)$", done.stdout, re.MULTILINE)

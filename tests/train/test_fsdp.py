@@ -205,11 +205,11 @@ def test_killed_while_saving(data_dir: Path, tmp_path: Path, rank: int, call: st
     assert results[rank][0] == -9
     assert code == 3, errors
     assert errors.count("error: ") == 1, errors
-    assert f"The same command goes on from {tmp_path / 'out' / 'checkpoint-000002'}." in errors
+    assert f"The same command resumes from {tmp_path / 'out' / 'checkpoint-000002'}." in errors
     assert [each.step for each in list_checkpoints(tmp_path / "out")] == [2]
     again = shared(data_dir, tmp_path / "out", **changes)
     assert again.returncode == 0, again.stderr
-    assert "goes on from checkpoint-000002" in again.stderr
+    assert "resumes from checkpoint-000002" in again.stderr
     assert_same(tmp_path / "whole", tmp_path / "out", tolerance=0)
     lines = [without_times(read_lines(tmp_path / name / "metrics.jsonl")) for name in ("whole", "out")]
     assert lines[0] == lines[1]

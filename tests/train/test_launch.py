@@ -106,10 +106,10 @@ def test_a_death_on_one_machine_ends_the_others(data_dir: Path, tmp_path: Path, 
     results = finish(launchers, timeout=60)
     for code, _, errors in results:
         assert code == 1
-        assert f"The same command goes on from {tmp_path / 'out' / 'checkpoint-'}" in errors
+        assert f"The same command resumes from {tmp_path / 'out' / 'checkpoint-'}" in errors
         assert errors.count("error: ") == 1, errors
         assert "Traceback" not in errors
-    assert f"rank {victim} was ended by SIGKILL" in results[victim][2]
+    assert f"rank {victim} was killed by SIGKILL" in results[victim][2]
 
 
 def torchrun(*options: str) -> Any:
@@ -129,7 +129,7 @@ def test_a_death_under_torchrun(data_dir: Path, tmp_path: Path, victim: int) -> 
     ((code, _, errors),) = finish([launcher], timeout=60)
     assert code == 1
     assert errors.count("error: rank") == 1, errors
-    assert errors.count(f"The same command goes on from {tmp_path / 'out' / 'checkpoint-'}") == 1, errors
+    assert errors.count(f"The same command resumes from {tmp_path / 'out' / 'checkpoint-'}") == 1, errors
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_an_error_in_one_rank_under_torchrun_is_said_once(tmp_path: Path) -> Non
     ((code, _, errors),) = finish([torchrun(*options, "--skip_validation")])
     assert code == 1
     assert errors.count("train-0000000004") == 1, errors
-    assert errors.count("The same command begins anew") == 1, errors
+    assert errors.count("The same command starts over") == 1, errors
 
 
 SLOW_CHECK = """

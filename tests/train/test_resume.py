@@ -322,7 +322,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on(
     assert seen == [(1, [1]), (2, [1]), (3, [1]), (4, [4]), (5, [5])]
     errors = capfd.readouterr().err
     assert errors.count("the disk is full") == 2
-    assert "the run goes on without this checkpoint" in errors
+    assert "the run continues without this checkpoint" in errors
     assert [line["step"] for line in read_lines(out / "metrics.jsonl")] == [1, 2, 3, 4, 5]
     assert (out / "model" / "model.safetensors").exists()
 

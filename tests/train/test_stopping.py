@@ -224,7 +224,7 @@ def test_a_signal_to_every_process_of_a_job_stops_it_in_order(
     assert found == code, errors
     assert out == ""
     assert errors.count(STOPPING) == 1
-    assert errors.endswith(f"The same command goes on from {checkpoint.path}.\n")
+    assert errors.endswith(f"The same command resumes from {checkpoint.path}.\n")
     for noise in ("leaked", "Traceback", "worker process", "warning", "error"):
         assert noise not in errors
 
@@ -266,4 +266,4 @@ def test_torchruns_processes_stop_in_order_too(data_dir: Path, tmp_path: Path) -
     ((_, _, errors),) = finish([process])
     (checkpoint,) = list_checkpoints(tmp_path / "out")
     assert errors.count(STOPPING) == 1
-    assert errors.count(f"The same command goes on from {checkpoint.path}.") == 1
+    assert errors.count(f"The same command resumes from {checkpoint.path}.") == 1

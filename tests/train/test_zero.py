@@ -208,7 +208,7 @@ def test_goes_on_bit_by_bit_and_on_other_numbers_of_processes(
         forget_end(job.output_dir)
     for job, done in zip(jobs, run_jobs(data_dir, tmp_path, jobs), strict=True):
         assert done.codes == [0] * job.processes, done.err
-        assert done.err.count("goes on from checkpoint-000002") == 1
+        assert done.err.count("resumes from checkpoint-000002") == 1
         assert_same(tmp_path / "whole", job.output_dir)
     assert everything(tmp_path / "same") == everything(tmp_path / "whole")
 
@@ -284,7 +284,7 @@ def test_merge_makes_a_model_of_a_checkpoint(
 
 
 def test_evaluation_sees_the_same_model(data_dir: Path, tmp_path: Path) -> None:
-    """Answers before, between and after the steps; training goes on from there as if nothing had been asked."""
+    """Answers before, between and after the steps; training continues from there as if nothing had been asked."""
     changes = {"eval_before": True, "eval_after": True, "eval_steps": 2, "max_new_tokens": 3, "max_steps": 3}
     alone(data_dir, tmp_path / "one", changes)
     done = run_jobs(data_dir, tmp_path, [Job(tmp_path / kind, {**changes, "parallel": kind}) for kind in STAGES])

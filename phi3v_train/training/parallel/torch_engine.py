@@ -94,7 +94,7 @@ class TorchEngine(Engine):
         if not (folder / OPTIMIZER).is_file():
             raise UserError(
                 f"{folder}: was written by another kind of --parallel (state.json names it), which --parallel "
-                f"{self.strategy} cannot go on from; give the same one"
+                f"{self.strategy} cannot resume from; give the same one"
             )
         self.read_weights(folder)
         self.load_optimizer_state(read_optimizer(folder / OPTIMIZER))
