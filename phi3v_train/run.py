@@ -16,7 +16,7 @@ from phi3v_data.dataset import read_manifest
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_train.config import RunConfig
-from phi3v_train.data.sources import require_data_dir, require_sound, resolve_num_crops
+from phi3v_train.data.sources import require_data_dir, require_valid, resolve_num_crops
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
@@ -61,7 +61,7 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
         budget = num_crops
         if tuned is not None:
             budget, _ = resolve_num_crops(None, read_manifest(directory), tuned)
-        require_sound(directory, num_crops=budget, progress=progress)
+        require_valid(directory, num_crops=budget, progress=progress)
 
 
 def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:

@@ -147,7 +147,7 @@ def with_truth(records: "list[Prediction]", data_dir: Path, config: RunConfig) -
 
 
 def say_choice(choice: "Choice", what: str, *, quiet: bool) -> None:
-    """Say on stderr what is scored, by which metrics, and where that choice came from."""
+    """Print on stderr what is scored, by which metrics, and where that choice came from."""
     if quiet:
         return
     print(f"{what}: {choice.words()}", file=sys.stderr)
@@ -161,7 +161,7 @@ def show(result: dict[str, Any], written: dict[str, Path]) -> None:
     model = f"{result['model']} on " if result["model"] else ""
     print(f"{model}{result['split'] or 'predictions'}: {result['num_samples']:,} samples")
     for name, value in result["metrics"].items():
-        text = f"{value:.4f}" if value is not None else f"undefined: {notes.get(name, 'there is no labelled token')}"
+        text = f"{value:.4f}" if value is not None else f"undefined: {notes.get(name, 'no token is labelled')}"
         print(f"  {name:<{width}}{text}")
     for name, path in written.items():
         print(f"  {name:<{width}}{path}")

@@ -31,7 +31,7 @@ def recipes(
 
 
 def show_one(recipe: Any) -> None:
-    """One recipe's settings, as they may stand in a config file."""
+    """One recipe's settings, as a config file may contain them."""
     print(f"# {recipe.task}: {recipe.description}")
     if recipe.published:
         print(f"# published: {recipe.published.metric} {recipe.published.value:g} ({recipe.published.source})")
@@ -40,7 +40,7 @@ def show_one(recipe: Any) -> None:
 
 
 def show_table(chosen: list[Any]) -> None:
-    """All recipes, one a line."""
+    """All recipes, one per line."""
     from rich.table import Table
 
     from phi3v_data.console import make_console

@@ -48,7 +48,7 @@ def run(
     --output.
     """
     if "RANK" in os.environ:
-        # torch's own log of lost connections, a page each; we say it in one line.
+        # torch's own log of lost connections, a page each; we report them in one line.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from phi3v_train.data.sources import require_data_dir
     from phi3v_train.distributed.agreement import broadcast_refusals

@@ -45,7 +45,7 @@ def typed_name(token: str) -> str:
     """Our name of an option as it was typed.
 
     Raises:
-        UserError: another trainer's name for something that is said differently here.
+        UserError: another trainer's name for something that is expressed differently here.
     """
     try:
         return own_name(snake_case(token))

@@ -7,7 +7,7 @@
       -> StepBatch             in order
 
 Every result is a function of its arguments alone, so any number of workers, and a run that was stopped and resumed,
-give the same bits. Processes do not talk to each other: each measures the whole step and knows all counts.
+give the same bits. Processes do not communicate: each measures the whole step and knows all counts.
 """
 
 from collections import deque
@@ -47,7 +47,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A step before any picture is decoded; counts are over all processes unless they say otherwise.
+    """A step before any image is decoded; counts are over all processes unless noted.
 
     `micro_batches` are positions in `refs`, of this process; an empty one becomes a filler.
     """
@@ -60,7 +60,7 @@ class StepPlan:
 
     @property
     def num_supervised(self) -> int:
-        """Tokens that have a label: what the loss is divided by."""
+        """Supervised tokens: the divisor of the loss."""
         return sum(measure.num_supervised for measure in self.measures)
 
     def supervised_of(self, source: int) -> int:
@@ -133,11 +133,11 @@ class TrainLoader:
         pad_token_id: fills padded rows; any id of the vocabulary.
         rank: number of this process.
         world_size: number of processes.
-        pack: one row a micro-batch, samples end to end.
-        lockstep: the processes meet in every micro-batch, not only at the end of a step.
+        pack: one row per micro-batch, samples end to end.
+        lockstep: the processes synchronise in every micro-batch, not only at the end of a step.
         rates: work by which a step is divided.
         num_workers: processes that decode; 0 decodes in this one, when asked.
-        prefetch: micro-batches decoded ahead; none: two a worker.
+        prefetch: micro-batches decoded ahead; None: two per worker.
         pin_memory: copy tensors to page-locked memory, for copies to a GPU beside its work.
     """
 
@@ -254,7 +254,7 @@ class TrainLoader:
         return StepPlan(step, refs[0].epoch, refs, measures, shares[self.rank])
 
     def _job(self, plan: StepPlan, batch: Sequence[int]) -> MicroBatchJob:
-        """What a worker does; the filler of an empty micro-batch is the sample with the least work."""
+        """Job of a worker; the filler of an empty micro-batch is the sample with the least work."""
         filler = not batch
         if filler:
             works = [self.rates.sample(measure.cost) for measure in plan.measures]

@@ -34,7 +34,7 @@ class SampleOrder:
         seed: another seed, another order.
         mix: weight of each source. Without weights an epoch takes every row once. With weights an epoch has as many
             samples as all sources have rows, shared out by weight; each source is gone through without repeating a
-            row before all had their turn, and goes on in the next epoch where it stopped.
+            row before all had their turn, and continues in the next epoch where it stopped.
     """
 
     sizes: tuple[int, ...]

@@ -23,7 +23,7 @@ WAITING_ACCEPTED = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What decides the work of one sample: its length in tokens, and tiles with a picture on them."""
+    """Work of one sample: its length in tokens, and tiles with a part of an image on them."""
 
     tokens: int
     tiles: int = 0

@@ -22,7 +22,7 @@ TOTAL = "total"
 class Source:
     """One split of one directory.
 
-    `num_crops_from` says what set the tile budget: option, dataset.json, model (what a run of ours wrote into it) or
+    `num_crops_from` is the origin of the tile budget: option, dataset.json, model (written into it by a run of ours) or
     default.
     """
 
@@ -38,14 +38,14 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Name of the dataset; that of its directory where there is no dataset.json."""
+        """Name of the dataset; that of its directory if there is no dataset.json."""
         return self.manifest.name if self.manifest is not None else self.directory.name
 
     def __len__(self) -> int:
         return len(self.split)
 
     def with_option(self, num_crops: int | None) -> "Source":
-        """The same with the tile budget of an option, where there is one."""
+        """The same with the tile budget of an option, if given."""
         return self if num_crops is None else replace(self, num_crops=num_crops, num_crops_from="option")
 
     def with_model(self, tuned: int | None, *, tuned_first: bool = False) -> "Source":
@@ -158,7 +158,7 @@ def find_row(source: Source, sample_id: str) -> int:
     raise NotFoundError(f"{source.directory}: split {source.split.name!r} has no sample with the id {sample_id!r}")
 
 
-def require_sound(
+def require_valid(
     directory: str | Path,
     *,
     num_crops: int | None = None,
@@ -191,7 +191,7 @@ def require_sound(
 def choose_eval_split(directory: str | Path, wanted: str | None) -> str | None:
     """The split to evaluate on: the wanted one, else the first of val, dev, dev_seen, test that has answers.
 
-    Returns None where nothing was asked for and there is none.
+    Returns None if nothing was asked for and there is none.
 
     Raises:
         UserError: the wanted split is not there.

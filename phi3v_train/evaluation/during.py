@@ -1,4 +1,4 @@
-"""Evaluation of a model that is being trained: before, after and between steps, without a trace in the training."""
+"""Evaluation of a model that is being trained: before, after and between steps, without any effect on the training."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ ProgressBars = Callable[[], AbstractContextManager[Progress | None]]
 class RunEvaluation:
     """Evaluates a run's model after a step; predictions go to `OUT/predictions/step-000120/`.
 
-    A run that was killed in the middle goes on with the predictions it had: they are known by the weights that made
+    A run that was killed in the middle reuses the predictions it had: they are identified by the weights that made
     them. A run with evaluations trains to the same bits as one without.
 
     Args:

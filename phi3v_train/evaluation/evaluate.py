@@ -43,7 +43,7 @@ class Evaluator:
         processor: what encodes it.
         config: limit, batch size, turns, longest answer.
         metrics: what is computed; the first is the headline.
-        num_workers: processes that decode pictures.
+        num_workers: processes that decode images.
         progress: called as `progress(stage, done, total)`; `evaluate` may be given another one.
     """
 
@@ -107,7 +107,7 @@ class Evaluator:
                 try:
                     metric.function(truth)
                 except Undefined:
-                    continue  # said with the result
+                    continue  # reported with the result
 
     def predict(
         self,
@@ -194,7 +194,7 @@ class Evaluator:
         return made
 
     def loss(self, model: nn.Module, *, precision: Precision, group: Group) -> float | None:
-        """Mean loss over all supervised tokens of the rows; None where there is none.
+        """Mean loss over all supervised tokens of the rows; None if there are none.
 
         Raises:
             UserError: a row cannot be encoded.

@@ -19,7 +19,7 @@ from phi3v_train.device import is_out_of_memory, to_device
 
 SPELLINGS = {"yes": ("yes", "Yes", "YES"), "no": ("no", "No", "NO")}
 WORD_MARKS = "▁Ġ"
-"""What vocabularies write before a piece that begins a word (SentencePiece, byte-level BPE)."""
+"""Prefixes of tokens that begin a word (SentencePiece, byte-level BPE)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Generator:
                     **to_device(inputs, next(self.model.parameters()).device),
                     generation_config=self._config,
                     logits_processor=LogitsProcessorList([first]),
-                    synced_gpus=False,  # each process has the weights whole, and answers of its own
+                    synced_gpus=False,  # each process has all weights, and its own answers
                 )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

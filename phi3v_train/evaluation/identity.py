@@ -1,4 +1,4 @@
-"""What decides the predictions of a model on a split: told apart by content, not by name or time."""
+"""Everything that the predictions of a model on a split depend on, compared by content, not by name or time."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ def make_identity(source: Source, config: EvalConfig, *, model: str, dtype: str,
 
 
 def model_identity(place: ModelPlace, *, seed: int = 0) -> str:
-    """Name and content of a model that lies in files: `merged (content 1a2b3c4d5e6f7081)`."""
+    """Name and content of a model in files: `merged (content 1a2b3c4d5e6f7081)`."""
     if place.directory is None and place.adapter is None:
         return f"{place.name} (seed {seed})"
     folders = [folder for folder in (place.directory, place.adapter) if folder is not None]

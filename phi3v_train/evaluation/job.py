@@ -42,7 +42,7 @@ class Job:
         return self.evaluator.source
 
     def notes(self) -> list[ModelNote]:
-        """Every difference among model, dataset and options; each row is looked at."""
+        """Every difference among model, dataset and options; each row is checked."""
         origin = (
             self.settings.origin("num_crops") if self.source.num_crops_from == "option" else self.source.num_crops_from
         )
@@ -64,7 +64,7 @@ def prepare(
     base: str | None = None,
     progress: Progress | None = None,
 ) -> Job:
-    """Open the data, find the model, look at every row; no weights are loaded.
+    """Open the data, find the model, check every row; no weights are loaded.
 
     Args:
         settings: of model, evaluation and data.
@@ -117,7 +117,7 @@ class Outcome:
 
 
 def facts_of(job: Job) -> Facts:
-    """What all processes of an evaluation must have the same."""
+    """Facts that all processes of an evaluation must agree on."""
     identity = job.folder.identity
     return {
         **dict(setting_facts(job.settings.config)),
@@ -132,7 +132,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
     """Predict what the folder does not hold yet, score, write; a folder that is complete needs no model.
 
     Raises:
-        UserError: the folder holds another evaluation, or generation cannot go on.
+        UserError: the folder holds another evaluation, or generation failed.
     """
     import torch
 

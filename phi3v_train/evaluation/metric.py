@@ -35,7 +35,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Value of each metric, None where it is undefined; `notes` then says why."""
+    """Value of each metric, None if undefined; `notes` then says why."""
 
     values: dict[str, float | None]
     notes: dict[str, str]

@@ -1,10 +1,10 @@
-"""A folder of predictions: written while they are made, taken up where it stopped, whole or not there at the end.
+"""A folder of predictions: written while they are made, resumed where it stopped, complete or absent at the end.
 
     OUT/evaluation.json      what was begun: model, settings, digest of the data
     OUT/.predictions-0.jsonl batches made so far by process 0, a line each, in the order they were made
     OUT/predictions.jsonl    all of them in the order of the dataset; there only when complete
 
-A batch is one line, so that a kill leaves it whole or (half a line, dropped) not there: what is left out is predicted
+A batch is one line, so that a kill leaves it complete or (half a line, dropped) absent: what is missing is predicted
 again in the same batches, and the result has the same bytes as one never stopped.
 """
 
@@ -58,11 +58,11 @@ class PredictionFolder:
             yield
 
     def begin(self, *, overwrite: bool = False, restart: bool = False) -> None:
-        """Take the folder for this evaluation: go on with what it holds, or start anew.
+        """Take the folder for this evaluation: resume with its contents, or start over.
 
         Args:
-            overwrite: start anew in any case.
-            restart: start anew where it holds another evaluation.
+            overwrite: start over in any case.
+            restart: start over if it contains another evaluation.
 
         Raises:
             UserError: it holds another evaluation, whose differences are named.
@@ -104,7 +104,7 @@ class PredictionFolder:
         return (self.path / PREDICTIONS).exists()
 
     def read_parts(self) -> dict[int, Prediction]:
-        """What earlier starts left: position in the plan -> prediction. Half lines are dropped, the first counts."""
+        """Predictions of earlier starts by position in the plan. Half lines are dropped, the first counts."""
         done: dict[int, Prediction] = {}
         for path in sorted(self.path.glob(PART_GLOB)):
             for entries in _batches(path):
@@ -124,7 +124,7 @@ class PredictionFolder:
             self.failed = error.strerror or str(error)
 
     def open_part(self, rank: int = 0) -> None:
-        """Begin to write: after the last whole line of what this process wrote before."""
+        """Begin to write after the last complete line that this process wrote before."""
         self.try_to(lambda: self._open_part(rank))
 
     def _open_part(self, rank: int) -> None:
@@ -152,7 +152,7 @@ class PredictionFolder:
             self.try_to(part.close)
 
     def finish(self, records: Sequence[Prediction]) -> None:
-        """Write `predictions.jsonl`, whole, and remove the parts."""
+        """Write `predictions.jsonl` atomically and remove the parts."""
         self.close_part()
         self.try_to(lambda: self._finish(records))
 
@@ -176,7 +176,7 @@ class PredictionFolder:
 
 
 def _batches(path: Path) -> Iterator[list[tuple[int, Prediction]]]:
-    """The whole lines of a part that can be read; a power cut may leave others."""
+    """The complete lines of a part that can be read; a power cut may leave others."""
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             yield [(int(position), record) for position, record in json.loads(line)]

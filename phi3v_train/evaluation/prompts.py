@@ -1,4 +1,4 @@
-"""What an evaluation generates: which answers, in which batches. Every row is looked at before a model is loaded."""
+"""The answers that an evaluation generates, and in which batches. Every row is checked before a model is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class Rows:
 
 
 def measure_rows(reader: Reader, rows: Rows) -> list[PromptSpec]:
-    """The prompts of some rows, in order. No picture is decoded.
+    """The prompts of some rows, in order. No image is decoded.
 
     Raises:
         UserError: a row cannot be encoded or an image is not there.
@@ -88,7 +88,7 @@ def measure_rows(reader: Reader, rows: Rows) -> list[PromptSpec]:
 
 
 def truth_of(split: Split, turns: Turns, limit: int | None = None) -> list[Prediction]:
-    """What a split holds to score predictions by: a record for every chosen turn, its stored answer as prediction."""
+    """Records to score predictions by, from a split: one for every chosen turn, its stored answer as prediction."""
     records = []
     for sample in split[:limit]:
         for turn in prompt_turns(sample, turns):
@@ -99,21 +99,21 @@ def truth_of(split: Split, turns: Turns, limit: int | None = None) -> list[Predi
 
 
 def encode_batch(reader: Reader, batch: tuple[Turns, Sequence[tuple[int, int]]]) -> list[EncodedPrompt]:
-    """The prompts of (row, turn) pairs, pictures decoded; `batch` begins with the choice that the turns are of.
+    """The prompts of (row, turn) pairs, images decoded; `batch` begins with the choice of turns.
 
     Raises:
         UserError: an image cannot be read.
     """
-    turns, places = batch
+    turns, positions = batch
     result = []
-    for row, turn in places:
+    for row, turn in positions:
         prompts = reader.prompts(SampleRef(0, row, 0), turns)
         result.append(next(prompt for prompt in prompts if prompt.turn == turn))
     return result
 
 
 def make_batches(specs: Sequence[PromptSpec], batch_size: int) -> list[tuple[int, ...]]:
-    """Positions in `specs`, grouped so that prompts of like length stand together.
+    """Positions in `specs`, grouped so that prompts of similar length are together.
 
     The longest come first: what does not fit the memory fails at once.
     """

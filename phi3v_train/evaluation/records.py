@@ -38,10 +38,10 @@ FIELD_KINDS: dict[str, tuple[type, str]] = {
     "scores": (dict, "an object of numbers"),
     "meta": (dict, "an object"),
 }
-"""Fields of a record, their Python type, and how it is said."""
+"""Fields of a record, their Python type, and its description in errors."""
 
-UNSAID_TURN = -1
-"""Turn of a record that says none and will be completed: the last one that is predicted of its row."""
+NO_TURN = -1
+"""Turn of a record without one, which will be completed: the last turn of its row that is predicted."""
 
 DEFAULTS: Mapping[str, Any] = {"split": "", "turn": 0, "scores": {}}
 """Fields that a file of the user's own may leave out."""
@@ -55,10 +55,10 @@ def read_predictions(path: Path, *, completed: bool = False) -> list[Prediction]
         completed: `answers` and `meta` may be missing, because they will be taken from the dataset.
 
     Raises:
-        UserError: no such file, a line that is no record (line, field and what was expected), or two records of one
+        UserError: no such file, a line that is not a record (line, field and what was expected), or two records of one
             answer.
     """
-    defaults = {**DEFAULTS, **({"answers": [], "meta": {}, "turn": UNSAID_TURN} if completed else {})}
+    defaults = {**DEFAULTS, **({"answers": [], "meta": {}, "turn": NO_TURN} if completed else {})}
     records: list[Prediction] = []
     seen: dict[tuple[str, str, int], int] = {}
     try:
@@ -79,7 +79,7 @@ def read_predictions(path: Path, *, completed: bool = False) -> list[Prediction]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not records:
-        raise UserError(f"{path}: holds no prediction")
+        raise UserError(f"{path}: contains no predictions")
     return records
 
 
@@ -116,7 +116,7 @@ def complete_from(records: Sequence[Prediction], truth: Sequence[Prediction], wh
 
     Args:
         records: predictions.
-        truth: what the dataset holds, one record a prompt; their `prediction` is not looked at.
+        truth: records from the dataset, one per prompt; their `prediction` is not used.
         where: names the dataset in errors.
 
     Raises:
@@ -124,7 +124,7 @@ def complete_from(records: Sequence[Prediction], truth: Sequence[Prediction], wh
     """
     last = {each["id"]: each["turn"] for each in truth}
     given = {
-        (record["id"], last.get(record["id"], 0) if record["turn"] == UNSAID_TURN else record["turn"]): record
+        (record["id"], last.get(record["id"], 0) if record["turn"] == NO_TURN else record["turn"]): record
         for record in records
     }
     missing = [each for each in truth if (each["id"], each["turn"]) not in given]

@@ -1,4 +1,4 @@
-"""What an evaluation comes to: `eval.json`, and the confusion matrix where the answers are classes."""
+"""Results of an evaluation: `eval.json`, and the confusion matrix if the answers are classes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def make_result(
     step: int | None,
     extra: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
-    """What `eval.json` holds."""
+    """Contents of `eval.json`."""
     scores = score(records, metrics)
     result: dict[str, Any] = {
         "split": split,
@@ -37,7 +37,7 @@ def write_scores(records: Records, result: Mapping[str, Any], folder: Path) -> d
     """Write `eval.json` and, where the answers are classes and matplotlib is installed, `confusion.png`.
 
     Returns:
-        What was written, by name.
+        The files written, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULT

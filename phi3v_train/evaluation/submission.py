@@ -4,7 +4,7 @@
     hateful_memes  CSV with the header id,proba,label; proba is P(yes) / (P(yes) + P(no)), label 1 for yes
     nlvr2          CSV without a header, identifier,True or identifier,False
 
-Each row's own id in the source stands in `meta.source_id`.
+`meta.source_id` is the id that the source gave the row.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not exist.
+"""Checkpoints that are complete or do not exist.
 
     OUTPUT/checkpoint-000120/   model files (a model directory or a PEFT adapter), optimizer.pt, state.json, and last of
                                 all COMPLETE.json, size and digest of every file
@@ -98,13 +98,13 @@ def why_damaged(path: Path) -> str:
 
 
 def readable_state(path: Path) -> dict[str, Any] | None:
-    """What `state.json` of a checkpoint says, complete or not; None if it cannot be read."""
+    """Contents of `state.json` of a checkpoint, complete or not; None if it cannot be read."""
     state = read_json(path / STATE)
     return state if state is not None and {type(state.get(key)) for key in ("format", "step")} == {int} else None
 
 
 def open_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, or None where there is none or it is not complete."""
+    """The checkpoint at `path`, or None if absent or not complete."""
     match = _NAME.fullmatch(path.name)
     return Checkpoint(path, int(match[1])) if match and not why_damaged(path) else None
 
@@ -125,10 +125,10 @@ def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
 
 
 def find_checkpoint(resume: str, output_dir: Path) -> Checkpoint | None:
-    """What `--resume` means: the newest complete checkpoint for `auto`, none for `never`, else the one at that path.
+    """The checkpoint that `--resume` means: the newest complete one for `auto`, none for `never`, else that of a path.
 
     Raises:
-        NotFoundError: a path that holds no complete checkpoint.
+        NotFoundError: a path without a complete checkpoint.
     """
     if resume == "never":
         return None
@@ -137,7 +137,7 @@ def find_checkpoint(resume: str, output_dir: Path) -> Checkpoint | None:
     found = open_checkpoint(Path(resume))
     if found is None:
         there = [each.path.name for each in list_checkpoints(output_dir)]
-        hint = f"complete ones: {', '.join(there)}" if there else f"{output_dir} holds none either"
+        hint = f"complete ones: {', '.join(there)}" if there else f"{output_dir} contains none either"
         reason = f" ({why_damaged(Path(resume))})" if Path(resume).is_dir() else ""
         raise NotFoundError(f"--resume {resume}: no complete checkpoint there{reason}; {hint}")
     return found
@@ -180,10 +180,10 @@ def remove(path: Path) -> None:
 def write_checkpoint(
     group: "Group", output_dir: Path, step: int, state: Mapping[str, Any], *, write: Callable[[Path], None], keep: int
 ) -> Checkpoint:
-    """Write a checkpoint aside, put it in place whole, then delete the oldest beyond `keep`; called by all processes.
+    """Write a checkpoint aside, put it in place complete, then delete the oldest beyond `keep`; a collective call.
 
     `write(folder)` writes the model and the optimizer: what of them this process writes. Checkpoints of later steps,
-    left by a run that was taken up again further back, are deleted too.
+    left by a run that was resumed further back, are deleted too.
 
     Raises:
         SaveError: the disk of any process is full or fails; what was written is gone, older checkpoints are untouched.
@@ -219,7 +219,7 @@ def file_names(folder: Path) -> list[str]:
 
 
 def owner(name: str) -> int:
-    """Rank of the process that writes a file of a checkpoint: its name says it, else it is the main one's."""
+    """Rank of the process that writes a file of a checkpoint: by its name, else the main one."""
     match = _OF_RANK.fullmatch(name)
     return int(match[1]) if match else 0
 
@@ -238,10 +238,10 @@ def write_folder(
     write: Callable[[Path], Any],
     complete: Callable[[Path, list[Any]], None] = lambda folder, results: None,
 ) -> None:
-    """Fill a folder that appears at `target` synced and whole, or not at all; called by all processes.
+    """Fill a folder that appears at `target` synced and complete, or not at all; called by all processes.
 
     `write(staging)` is called by each of them, then `complete(staging, results)` by the main one with what `write`
-    returned in each, when all have written. Nobody goes on before the folder is in place.
+    returned in each, when all have written. All return after the folder is in place.
 
     Raises:
         SaveError: the disk of any process is full or fails; raised by all of them.
@@ -277,7 +277,7 @@ def write_folder(
 
 
 def attempt(work: Callable[[], Any]) -> tuple[str | None, Any]:
-    """Do something with the disk: in words why the disk did not let it, None where it did, and what it returned."""
+    """Run a disk operation: the reason if the disk failed, else None; and its result."""
     try:
         return None, work()
     except Exception as error:

@@ -61,7 +61,7 @@ def config_text(settings: Settings) -> str:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions and the kind of machine; no names, no paths."""
+    """Versions and the type of machine; no names, no paths."""
     import torch
 
     versions = {}
@@ -86,7 +86,7 @@ def environment(device: str) -> dict[str, Any]:
 def write_start(
     output_dir: Path, settings: Settings, data: Any, device: str, deepspeed: Mapping[str, Any] | None = None
 ) -> None:
-    """What is known when a run begins."""
+    """Write settings, environment and data of a run that begins."""
     if deepspeed is not None:
         write_json(output_dir / DEEPSPEED, deepspeed)
     else:
@@ -169,7 +169,7 @@ def card_text(
 
 
 def data_lines(data: Sequence[Manifest]) -> list[str]:
-    """The sets that were trained on, as far as their `dataset.json` tells."""
+    """The sets that were trained on, as their `dataset.json` describes them."""
     if not data:
         return []
     rows = [

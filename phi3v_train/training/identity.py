@@ -1,7 +1,7 @@
-"""What makes two runs the same one: the settings that decide the weights, and the bytes of the data.
+"""The identity of a run: the settings that decide the weights, and the bytes of the data.
 
-A run is taken up again only where these agree. Where data lie, how they are read, what is logged, evaluated and kept,
-how the work is spread and how long the run continues may change; none of them changes what a step computes.
+A run is resumed only if these agree. Where data are, how they are read, what is logged, evaluated and kept, how the
+work is divided and how long the run lasts may change; none of them changes what a step computes.
 """
 
 from collections.abc import Mapping
@@ -36,9 +36,9 @@ def settings_identity(config: RunConfig, dtype: str) -> dict[str, Any]:
 
 
 def find_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """How a run was begun and how it is started now: each difference with the old and the new value, in words.
+    """Differences between how a run was begun and how it is started now: each with the old and the new value, in words.
 
-    A setting that the version of the beginning did not have yet had its default then.
+    A setting that did not exist in the version that began the run had its default then.
     """
     differences = []
     new = current["settings"]

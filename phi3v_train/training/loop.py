@@ -54,7 +54,7 @@ class TrainLoop:
     """Model, optimizer and schedule of a run; `run` trains through the steps it is given.
 
     `flags` is asked once a step for numbers that travel with the loss: their sums over the processes are the result's
-    `flags`. So all processes come to the same decision after a step, and no exchange is made for it.
+    `flags`. So all processes come to the same decision after a step, and this needs no exchange of its own.
     """
 
     flags: Callable[[], tuple[float, ...]] = tuple
@@ -165,7 +165,7 @@ class TrainLoop:
 
 
 def out_of_memory_sentence(batch: StepBatch, config: RunConfig) -> str:
-    """What to lower, the cheapest thing first."""
+    """Advice on what to lower, the cheapest thing first."""
     if config.optim.batch_size_per_gpu > 1:
         advice = f"lower --batch_size_per_gpu from {config.optim.batch_size_per_gpu}; --batch_size and the result stay"
     elif not config.model.gradient_checkpointing:

@@ -32,7 +32,7 @@ class MetricsLog:
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits; `failed` says why it still does."""
+        """Write the lines that wait; `failed` is the reason if they still do."""
         data = "".join(self._waiting).encode()
         try:
             with self.path.open("r+b") as file:
@@ -47,7 +47,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a metrics file; a last line cut by a kill is not one."""
+    """The complete lines of a metrics file; a last line cut by a kill is dropped."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -32,7 +32,7 @@ def source_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def draw_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Training loss (raw and smoothed; by data source where there are several), held-out loss, learning rate and
+    """Training loss (raw and smoothed; by data source if there are several), held-out loss, learning rate and
     gradient norm over the steps.
 
     Written aside and renamed. Nothing is drawn before the first logged step.

@@ -1,4 +1,4 @@
-"""The one line that tells how a run goes, on stderr."""
+"""The progress line of a run, on stderr."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from phi3v_data.console import format_seconds
 from phi3v_train.training.loop import StepResult
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines if stderr is not a terminal."""
 
 
 class ProgressLine:

@@ -17,7 +17,7 @@ from phi3v_train.models.loading import weight_files
 from phi3v_train.training.methods import TrainedModel
 
 PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the model's own names."""
+"""Prefix of the model's names in PEFT's files."""
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -33,7 +33,7 @@ def write_model(
     """Write the model or its adapter, and the processor, into `folder`.
 
     `dtype` is the number format of a finished model directory; None keeps every tensor's own. Adapters stay in fp32.
-    `state` are the weights by name, of an adapter's the trained ones, where the model itself does not hold them whole.
+    `state` are the weights by name, of an adapter's the trained ones, if the model itself is sharded.
     """
     if trained.peft_model is not None:
         named = None if state is None else {f"{PEFT_PREFIX}{name}": tensor for name, tensor in state.items()}
@@ -68,7 +68,7 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def read_model(trained: TrainedModel, folder: Path) -> None:
-    """Take up the weights that `write_model` wrote, bit by bit.
+    """Load the weights that `write_model` wrote, bit by bit.
 
     Raises:
         UserError: the folder lacks a trained tensor, or has one of another shape.
@@ -114,7 +114,7 @@ def stored_slices(folder: Path, file: str | None = None) -> Iterator[tuple[str, 
 
 
 def stored_name(name: str) -> str:
-    """What PEFT calls an adapter's tensor in its file; within the model its name holds the adapter's, `default`."""
+    """Name of an adapter's tensor in PEFT's file; in the model it contains the adapter's name, `default`."""
     return PEFT_PREFIX + name.replace(".default.", ".").removesuffix(".default")
 
 

@@ -1,7 +1,7 @@
-"""What happens around the steps of a run: log, evaluate, save, and finish; the same after a kill at any moment.
+"""Everything around the steps of a run: log, evaluate, save, and finish; the same after a kill at any moment.
 
-After step S, in this order: a checkpoint where one is due, an evaluation where one is due, then the line of S in
-`metrics.jsonl`. A checkpoint holds the line of its step, so whatever a kill cut off behind it is made up for on resume.
+After step S, in this order: a checkpoint if one is due, an evaluation if one is due, then the line of S in
+`metrics.jsonl`. A checkpoint holds the line of its step, so whatever a kill cut off after it is made up for on resume.
 """
 
 import os
@@ -40,20 +40,20 @@ class UnsavedError(UserError):
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a run is begun with; see `identity`."""
+    """Settings and data that a run is begun with; see `identity`."""
 
     settings: Mapping[str, Any]
     data: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in `state.json` and `complete.json`."""
+        """Contents for `state.json` and `complete.json`."""
         return {"settings": dict(self.settings), "data": self.data}
 
 
 class Session:
     """One start of a run, from a checkpoint or from the beginning, on one of its processes.
 
-    `stopped` is the signal that ended it before its time, 0 otherwise; `has_ended`: no step is left, because all are
+    `stopped` is the signal that ended it early, 0 otherwise; `has_ended`: no step is left, because all are
     done or a hook ended the run.
     """
 
@@ -96,7 +96,7 @@ class Session:
         self._line: dict[str, Any] | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up weights, optimizer and counters."""
+        """Load weights, optimizer and counters."""
         state = checkpoint.state()
         self.engine.read(checkpoint.path)
         self.step, self.samples = checkpoint.step, int(state["samples"])
@@ -105,7 +105,7 @@ class Session:
         self.saved = self.step
 
     def open(self) -> None:
-        """Open logs at the step the run stands at, and make up for what a kill cut off behind a checkpoint."""
+        """Open logs at the current step, and make up for what a kill cut off after a checkpoint."""
         line = self._line
         missing = False
         if self.is_main:
@@ -122,7 +122,7 @@ class Session:
             elif missing and line is not None:
                 self._close_step(line)
         except Interrupted:
-            pass  # said by the request, which is asked next
+            pass  # the request, which is asked next, knows the signal
         self.stopped = self.request.agree(self.loop.group)
 
     @property
@@ -131,7 +131,7 @@ class Session:
         return self._was_ended or self.step >= self.loop.total_steps
 
     def flags(self) -> tuple[float, ...]:
-        """What all processes are to know after a step: signals, and by the main one's clock whether to save."""
+        """Numbers that all processes need after a step: signals, and by the main one's clock whether to save."""
         minutes = self.config.output.save_minutes
         is_time = minutes is not None and time.monotonic() - self._clock >= minutes * 60
         return (*self.request.flags(), float(self.is_main and is_time))
@@ -159,7 +159,7 @@ class Session:
         return bool(stop) or self.has_ended
 
     def save(self, line: Mapping[str, Any]) -> None:
-        """Write a checkpoint; a disk that is full is said, and the run continues."""
+        """Write a checkpoint; a full disk is reported, and the run continues."""
         state = {
             "samples": self.samples,
             "total_steps": self.loop.total_steps,

@@ -52,7 +52,7 @@ class RunTracker:
 def open_trackers(
     names: Sequence[str], output_dir: Path, config: Mapping[str, Any], step: int, say: Callable[[str], None]
 ) -> "Trackers":
-    """Open those that `--report_to` names; one that is not installed is said and left out."""
+    """Open those that `--report_to` names; one that is not installed is reported and left out."""
     opened: list[Tracker] = []
     for name in names:
         if name == "none":
@@ -67,7 +67,7 @@ def open_trackers(
 
 
 class Trackers:
-    """All of a run's trackers; one that fails is said and dropped, the run goes on."""
+    """All of a run's trackers; one that fails is logged and dropped, the run continues."""
 
     def __init__(self, trackers: list[Tracker], say: Callable[[str], None]) -> None:
         self._trackers = trackers

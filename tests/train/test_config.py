@@ -95,7 +95,7 @@ def test_short_forms() -> None:
         *(
             (
                 {"optim": optim, "parallel": parallel},
-                f"--optim {optim} cannot be used with --parallel {parallel}, which divides the moments among "
+                f"--optim {optim} cannot be used with --parallel {parallel}, which shards the moments among "
                 "processes: use --parallel ddp, or --optim adamw",
             )
             for optim in ("adamw_8bit", "paged_adamw_8bit")

@@ -273,4 +273,4 @@ def test_weights_that_are_not_divided_are_an_error(data_dir: Path, tmp_path: Pat
     assert 2 in {code for code, _, _ in results}
     both = "".join(errors for _, _, errors in results)
     assert both.count("--parallel fsdp: ") == 1, both
-    assert "is not divided" in both
+    assert "is not sharded" in both

@@ -20,7 +20,7 @@ from phi3v_train.data.encode import IGNORED, EncodeOptions, Encoder
 from phi3v_train.data.loader import MicroBatch, TrainLoader
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.reader import Reader
-from phi3v_train.data.sources import choose_eval_split, open_source, open_sources, require_sound, resolve_num_crops
+from phi3v_train.data.sources import choose_eval_split, open_source, open_sources, require_valid, resolve_num_crops
 from phi3v_train.data.workers import Workers, measure_all
 
 RANDOM = EncodeOptions(answer_choice="random", seed=3)
@@ -266,11 +266,11 @@ def test_the_split_to_evaluate_on(tmp_path):
 
 def test_a_directory_with_errors_is_refused(tmp_path):
     directory = mixed_directory(tmp_path / "d", 5)
-    assert require_sound(directory).ok
+    assert require_valid(directory).ok
     (directory / "images" / "2" / "p2_0.png").unlink()
     (directory / "images" / "1" / "p1_0.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"d: 2 errors in the data, the first at set_train\.jsonl:\d .*\(image-"):
-        require_sound(directory)
+        require_valid(directory)
 
 
 def test_training_believes_only_a_receipt_of_a_full_check_of_the_files_as_they_are(tmp_path):
@@ -282,17 +282,17 @@ def test_training_believes_only_a_receipt_of_a_full_check_of_the_files_as_they_a
         image.write_bytes(content)
         os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    assert require_sound(directory).ok
+    assert require_valid(directory).ok
     put(whole[:60] + bytes(len(whole) - 60))
     with pytest.raises(UserError, match=r"\(image-unreadable\)"):
-        require_sound(directory)
+        require_valid(directory)
     assert validate(directory, level="quick").summary.problems  # it knows what the full check found
     put(whole)
-    assert require_sound(directory).ok
+    assert require_valid(directory).ok
     put(whole[:60] + bytes(len(whole) - 60))
     assert validate(directory, level="quick").ok
     with pytest.raises(UserError, match=r"\(image-unreadable\)"):
-        require_sound(directory)
+        require_valid(directory)
 
 
 def test_work_can_be_handed_to_the_workers_of_a_reader(directories):

@@ -137,9 +137,10 @@ def test_one_source_has_no_loss_of_its_own(data_dirs: list[str], tmp_path: Path)
     assert [line.keys() for line in found_lines(tmp_path / "out")] == [{"loss"}]
 
 
-def test_the_plan_shows_the_names(data_dirs: list[str], tmp_path: Path) -> None:
-    """As the keys have them; the same directory twice is two sources."""
-    plan = make_plan(resolve(settings([data_dirs[1], data_dirs[1]], tmp_path / "out")))
+def test_the_plan_shows_the_names(tmp_path: Path) -> None:
+    """As the keys have them; of two directories of one name the second gets a number."""
+    data_dirs = [str(number_directory(tmp_path / parent / "sums", rows=2)) for parent in "ab"]
+    plan = make_plan(resolve(settings(data_dirs, tmp_path / "out")))
     shown = [text.partition(": ")[0] for what, text in plan_lines(plan, run_state="begins") if what == "data"]
     assert shown == ["sums", "sums (2)"]
 

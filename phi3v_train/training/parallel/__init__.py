@@ -1,4 +1,4 @@
-"""How the processes of a run share the work.
+"""The parallel strategies: how the processes of a run hold the model and divide the work.
 
 place     which process this is
 group     what processes say to each other

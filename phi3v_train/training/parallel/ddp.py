@@ -1,4 +1,4 @@
-"""A whole copy of model and optimizer in every process; gradients are exchanged (torch's DistributedDataParallel)."""
+"""A copy of model and optimizer in every process; gradients are all-reduced (torch's DistributedDataParallel)."""
 
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar

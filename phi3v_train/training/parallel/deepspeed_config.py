@@ -1,8 +1,8 @@
 """The DeepSpeed configuration of a run: ours or the user's file, `auto` filled in, contradictions refused.
 
 Values are filled and compared by transformers' own integration, so a file that works with its Trainer works here. The
-optimizer and the schedule are this package's own under every kind of sharing; sections that describe them are compared
-and then left out.
+optimizer and the schedule are this package's own under every parallel strategy; sections that describe them are
+compared and then left out.
 """
 
 import json
@@ -41,13 +41,13 @@ OPTIONS = {
     "num_training_steps (calculated)": "the run's number of steps",
     "warmup_steps": "--warmup_steps",
 }
-"""What transformers calls a setting -> what it is called here."""
+"""Name of a setting in transformers -> our name."""
 
 FIXED: dict[str, tuple[Any, str]] = {
     "gradient_allreduce_op": ("mean", "the loss is scaled for a mean over processes"),
     "torch_autocast.enabled": (False, "--dtype sets the number format"),
     "amp.enabled": (False, "--dtype sets the number format"),
-    "managed_gradient_accumulation": (True, "the run says itself where a step ends"),
+    "managed_gradient_accumulation": (True, "the run sets itself where a step ends"),
     "sequence_parallel_size": (1, "every process has samples of its own"),
     "tensor_parallel.autotp_size": ((0, 1), "every process has samples of its own"),
     "hybrid_engine.enabled": (False, "it is made for inference"),
@@ -64,7 +64,7 @@ FIXED: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class RunShape:
-    """What `auto` stands for."""
+    """Values that `auto` stands for."""
 
     optim: OptimConfig
     dtype: str
@@ -95,7 +95,7 @@ def refuse_missing() -> None:
 
 
 def import_deepspeed(device_type: str) -> Any:
-    """DeepSpeed, set to the kind of device, quiet, and without anything that it would have to compile.
+    """DeepSpeed, set to the device type, quiet, and without anything that it would have to compile.
 
     Raises:
         UserError: it cannot be imported on this machine.
@@ -127,7 +127,7 @@ def resolve_deepspeed(kind: str, file: Path | None, shape: RunShape) -> dict[str
     Args:
         kind: `zero2` or `zero3`.
         file: the user's; None takes `default_config`.
-        shape: what `auto` stands for.
+        shape: values that `auto` stands for.
 
     Raises:
         UserError: a value that contradicts a setting of the run; both are named.
@@ -163,7 +163,7 @@ def resolve_deepspeed(kind: str, file: Path | None, shape: RunShape) -> dict[str
 
 
 def plan_deepspeed(parallel: ParallelConfig, shape: RunShape) -> dict[str, Any] | None:
-    """The configuration of a run; None where DeepSpeed has no part in it.
+    """The configuration of a run; None if DeepSpeed is not used.
 
     Raises:
         UserError: see `resolve_deepspeed`.
@@ -174,7 +174,7 @@ def plan_deepspeed(parallel: ParallelConfig, shape: RunShape) -> dict[str, Any] 
 
 
 def default_config() -> dict[str, Any]:
-    """What a run without `--deepspeed FILE` begins with."""
+    """Configuration of a run without `--deepspeed FILE`."""
     return {
         "zero_optimization": {
             "overlap_comm": True,
@@ -190,7 +190,7 @@ def read_file(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        UserError: there is none.
+        UserError: the file is missing or is not a JSON object.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -236,7 +236,7 @@ def refuse_fixed(where: str, config: Mapping[str, Any]) -> None:
 
 
 def look_up(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted path; None where there is none."""
+    """The value at a dotted path; None if absent."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -1,7 +1,7 @@
-"""The interface between the training loop and a kind of sharing.
+"""The interface between the training loop and a parallel strategy.
 
-An engine holds the model that is trained, its gradients and its optimizer, whole or in parts, and knows how these are
-written and read. A new kind of sharing is one class here and one line in `choose`. Every method is called by all
+An engine holds the model that is trained, its gradients and its optimizer, sharded or not, and knows how these are
+written and read. A new strategy is one class here and one line in `make_engine`. Every method is called by all
 processes together, in the same order.
 
 Losses arrive divided by the supervised tokens of the *global* batch, so gradients are summed: over micro-batches and
@@ -25,11 +25,11 @@ from phi3v_train.training.methods import TrainedModel
 
 
 class WrongEngineError(UserError):
-    """What was asked for is not what is running; never trained on in that state."""
+    """The model is not held as was asked for; it is never trained in that state."""
 
 
 class Update(NamedTuple):
-    """What moving the weights did: highest learning rate, norm of all gradients, and whether it was left out."""
+    """Result of an update: highest learning rate, norm of all gradients, and whether it was skipped."""
 
     lr: float
     norm: float
@@ -39,8 +39,8 @@ class Update(NamedTuple):
 class Engine(ABC):
     """A model in training.
 
-    `kind` is what `--parallel` calls it, "single" for one process. The constructor makes `trained`, which lies on the
-    device already, part of the run, creates the optimizer, and calls `check`.
+    `strategy` is its name in `--parallel`, "single" for one process. The constructor wraps `trained`, which is on the
+    device already, creates the optimizer, and calls `check`.
     """
 
     strategy: ClassVar[str]
@@ -53,7 +53,7 @@ class Engine(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """See that the model really is held as `kind` says.
+        """Verify that the model really is held as `strategy` says.
 
         Raises:
             WrongEngineError: it is not.
@@ -62,7 +62,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def module(self) -> nn.Module:
-        """What is called with a micro-batch."""
+        """The module that is called with a micro-batch."""
 
     @abstractmethod
     def accumulate(
@@ -70,8 +70,8 @@ class Engine(ABC):
     ) -> Losses:
         """Forward and backward pass over one micro-batch; its part of the step's losses.
 
-        `TOTAL` is divided by `count`; the sums by source, where these are given, are not. Before the step's `last`
-        micro-batch, gradients may stay where they are.
+        `TOTAL` is divided by `count`; the sums by source, if given, are not. Before the step's `last`
+        micro-batch, gradients need not be exchanged.
         """
 
     def reduce(self, losses: Sequence[Losses], extra: Iterable[float] = ()) -> tuple[dict[str, float], list[float]]:
@@ -93,7 +93,7 @@ class Engine(ABC):
     def update(self, factor: float, max_norm: float) -> Update:
         """Clip the gradients to `max_norm` (0: never), move the weights, clear the gradients.
 
-        `factor` is the share of every group's highest learning rate. Where the norm is not finite, the weights stay as
+        `factor` scales every group's highest learning rate. If the norm is not finite, the weights stay as
         they are and the update is `skipped`; in fp16 that is part of finding the loss scale, see `scales_loss`.
         """
 
@@ -112,10 +112,10 @@ class Engine(ABC):
 
     @abstractmethod
     def read(self, folder: Path) -> None:
-        """Take up what `write` wrote, by any number of processes.
+        """Load what `write` wrote, by any number of processes.
 
         Raises:
-            UserError: it belongs to another model, or to a kind of sharing that this one cannot read.
+            UserError: it belongs to another model, or to a strategy that this one cannot read.
         """
 
     @abstractmethod
@@ -126,5 +126,5 @@ class Engine(ABC):
 
     @contextmanager
     def unsharded(self) -> Iterator[Any]:
-        """The model such that each process may run it as often as it likes, without the others; for evaluation."""
+        """The model such that each process may run it any number of times, without the others; for evaluation."""
         yield self.trained.model

@@ -1,6 +1,6 @@
-"""Every process holds a share of each tensor, of its gradient and of its moments (torch's FSDP2, `fully_shard`).
+"""Every process holds a shard of each tensor, of its gradient and of its moments (torch's FSDP2, `fully_shard`).
 
-The rows of a layer are brought together when it is computed, and its gradients are summed and divided again. Trained
+The rows of a layer are all-gathered when it is computed, and its gradients are reduce-scattered. Trained
 weights stay in fp32; what travels is in the compute dtype, gradients are summed in fp32.
 """
 
@@ -40,7 +40,7 @@ class FSDPEngine(TorchEngine):
     """`fully_shard` over layers and the whole model; it averages over processes, so the loss is multiplied by their
     number.
 
-    `keep_unsharded_grads`: the gradients of a step's first micro-batches stay undivided until the last one, which saves
+    `keep_unsharded_grads`: the gradients of a step's first micro-batches stay unsharded until the last one, which saves
     exchanges and costs the memory of all trained weights in fp32.
     """
 
@@ -85,7 +85,7 @@ class FSDPEngine(TorchEngine):
 
     @property
     def units(self) -> list[FSDPModule]:
-        """What is brought together at once, the root among them."""
+        """The units that are all-gathered at once, the root among them."""
         return [module for module in self.trained.model.modules() if isinstance(module, FSDPModule)]
 
     def check(self) -> None:
@@ -94,17 +94,17 @@ class FSDPEngine(TorchEngine):
         units = [model, *(module for module in model.modules() if isinstance(module, LAYERS))]
         bare = [type(unit).__name__ for unit in units if not isinstance(unit, FSDPModule)]
         if bare:
-            raise WrongEngineError(f"--parallel fsdp: {bare[0]} is not divided")
+            raise WrongEngineError(f"--parallel fsdp: {bare[0]} is not sharded")
         for name, parameter in model.named_parameters():
             held = parameter.data
             if not isinstance(held, DTensor) or held.placements != (Shard(0),) or held.device_mesh.size() != world_size:
-                raise WrongEngineError(f"--parallel fsdp: {name} is not divided among {world_size} processes")
+                raise WrongEngineError(f"--parallel fsdp: {name} is not sharded over {world_size} processes")
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        return self._without_exchange()
+        return self._without_reduction()
 
     @contextmanager
-    def _without_exchange(self) -> Iterator[None]:
+    def _without_reduction(self) -> Iterator[None]:
         if not self.keep_unsharded_grads:
             yield
             return
@@ -121,7 +121,7 @@ class FSDPEngine(TorchEngine):
 
     @contextmanager
     def unsharded(self) -> Iterator[Any]:
-        """The weights are brought together, in the compute dtype, and stay so."""
+        """The weights are all-gathered, in the compute dtype, and stay so."""
         units = self.units
         for unit in units:
             unit.set_reshard_after_forward(False, recurse=False)
@@ -134,7 +134,7 @@ class FSDPEngine(TorchEngine):
                 unit.reshard()
 
     def write(self, folder: Path, processor: Any) -> None:
-        """An adapter is brought together and lies there as from one process; a whole model is written in parts."""
+        """An adapter is all-gathered and written as by one process; a full model is written sharded."""
         place = self.group.rank_info
         if self.trained.peft_model is not None:
             state = self.gathered_state(None, trained_only=True)
@@ -175,7 +175,7 @@ class FSDPEngine(TorchEngine):
             write_model(self.trained, processor, folder, dtype=dtype, state=state)
 
     def gathered_state(self, dtype: torch.dtype | None, *, trained_only: bool) -> dict[str, Tensor]:
-        """The weights by name, whole and on the CPU, on the main process; `dtype` of floating ones, None: their own."""
+        """The unsharded weights by name, on the CPU, on the main process; `dtype` of floating ones, None: their own."""
         wanted = {name for name, _ in self.trained.trainable()} if trained_only else None
         state = {}
         for name, tensor in self.trained.model.state_dict().items():
@@ -195,7 +195,7 @@ class FSDPEngine(TorchEngine):
         return {"moments": moments, "scaler": self.scaler.state_dict()}
 
     def parts(self) -> Iterator[Part]:
-        """What this process holds; what all of them hold is the main one's to write."""
+        """The rows that this process writes; what all of them hold is written by the main one."""
         for name, tensor in self.trained.model.state_dict().items():
             yield from self._part(f"model/{name}", tensor)
         for name, parameter in zip(self.names, self.parameters, strict=True):
@@ -213,7 +213,7 @@ class FSDPEngine(TorchEngine):
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor; called by all processes."""
+    """The unsharded tensor; called by all processes."""
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     whole: Tensor = tensor.full_tensor()

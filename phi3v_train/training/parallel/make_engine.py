@@ -1,4 +1,4 @@
-"""The engine of each kind of sharing."""
+"""The engine of each parallel strategy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from phi3v_train.training.parallel.strategy import SINGLE
 
 
 def make_engine(
-    kind: str,
+    strategy: str,
     group: Group,
     trained: TrainedModel,
     precision: Precision,
@@ -22,40 +22,40 @@ def make_engine(
     deepspeed: Mapping[str, Any] | None = None,
     keep_unsharded_grads: bool = True,
 ) -> Engine:
-    """The engine of a kind.
+    """The engine of a parallel strategy.
 
     Args:
-        kind: as the plan chose it.
+        strategy: as the plan chose it.
         group: the processes.
-        trained: what is trained; it lies where `first_device` says.
+        trained: the model, on the device that `first_device` returns.
         precision: the number format.
         config: the run's settings.
         deepspeed: the resolved DeepSpeed configuration of `zero2` and `zero3`.
-        keep_unsharded_grads: there is memory for undivided gradients between the micro-batches of a step.
+        keep_unsharded_grads: there is memory for unsharded gradients between the micro-batches of a step.
 
     Raises:
         UserError: it cannot hold this model, or something else than was asked for is running.
     """
-    if kind == SINGLE:
+    if strategy == SINGLE:
         from phi3v_train.training.parallel.single import SingleEngine
 
         return SingleEngine(group, trained, precision, config.optim)
-    if kind == "ddp":
+    if strategy == "ddp":
         from phi3v_train.training.parallel.ddp import DDPEngine
 
         return DDPEngine(group, trained, precision, config.optim)
-    if kind == "fsdp":
+    if strategy == "fsdp":
         from phi3v_train.training.parallel.fsdp import FSDPEngine
 
         return FSDPEngine(group, trained, precision, config.optim, keep_unsharded_grads=keep_unsharded_grads)
-    if kind in ("zero2", "zero3") and deepspeed is not None:
+    if strategy in ("zero2", "zero3") and deepspeed is not None:
         from phi3v_train.training.parallel.zero import Zero2Engine, Zero3Engine
 
-        zero = Zero2Engine if kind == "zero2" else Zero3Engine
+        zero = Zero2Engine if strategy == "zero2" else Zero3Engine
         return zero(group, trained, precision, config.optim, deepspeed)
-    raise UserError(f"--parallel {kind} is not available in this version")
+    raise UserError(f"--parallel {strategy} is not available in this version")
 
 
-def first_device(kind: str, device: str) -> str:
-    """Where a model lies before its engine takes it: one that FSDP divides never lies on a GPU as a whole."""
-    return "cpu" if kind == "fsdp" else device
+def first_device(strategy: str, device: str) -> str:
+    """Device of a model before its engine shards it: with FSDP it never is on a GPU as a whole."""
+    return "cpu" if strategy == "fsdp" else device

@@ -1,10 +1,10 @@
-"""Tensors in parts: every process writes the rows it holds, any number of processes reads the rows it needs.
+"""Sharded tensors: every process writes the rows it holds, any number of processes reads the rows it needs.
 
     CHECKPOINT/shards/rank-00001-of-00002-00000.safetensors   rows of each tensor, in files of about 1 GB
     CHECKPOINT/shards/scaler.json                             the state of fp16's loss scaling
 
-Keys are `model/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `step/NAME`. A file's metadata say which rows of which
-whole they are. Nothing is brought together for writing, and nothing but tensors and numbers is read.
+Keys are `model/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` and `step/NAME`. A file's metadata say which rows of
+the full tensor they are. Nothing is all-gathered for writing, and nothing but tensors and numbers is read.
 """
 
 import json
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 
 def is_sharded(folder: Path) -> bool:
-    """Whether a checkpoint was written in parts."""
+    """Whether a checkpoint was written sharded."""
     return (folder / SHARDS).is_dir()
 
 
@@ -76,8 +76,8 @@ def rows_here(tensor: Tensor) -> tuple[int, int]:
     if not isinstance(tensor, DTensor):
         return 0, len(tensor) if tensor.dim() else 0
     world_size, rank = tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()
-    share = math.ceil(len(tensor) / world_size)
-    start, stop = min(rank * share, len(tensor)), min((rank + 1) * share, len(tensor))
+    shard = math.ceil(len(tensor) / world_size)
+    start, stop = min(rank * shard, len(tensor)), min((rank + 1) * shard, len(tensor))
     assert local_part(tensor).shape[0] == stop - start
     return start, stop
 
@@ -89,7 +89,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 class Piece(NamedTuple):
-    """Where some rows of a tensor lie."""
+    """Position of some rows of a tensor in the files."""
 
     start: int
     stop: int
@@ -123,11 +123,11 @@ class Shards:
         return sorted(key.removeprefix(prefix) for key in self._pieces if key.startswith(prefix))
 
     def total(self, key: str) -> int:
-        """Rows of the whole tensor; 0 for a scalar."""
+        """Rows of the full tensor; 0 for a scalar."""
         return self._totals[key]
 
     def rows(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start` to `stop` of a tensor, all of them where neither is given; a scalar as it is."""
+        """Rows `start` to `stop` of a tensor, all of them if neither is given; a scalar as it is."""
         pieces = self._pieces[key]
         if not self._totals[key]:
             scalar: Tensor = pieces[0].file.get_tensor(key)
@@ -144,6 +144,6 @@ class Shards:
         return torch.cat(found) if len(found) != 1 else found[0]
 
     def scaler(self) -> dict[str, Any]:
-        """The loss scaling's state; empty where there was none."""
+        """The loss scaling's state; empty if there was none."""
         state: dict[str, Any] = load_json(self.folder / SHARDS / SCALER)
         return state

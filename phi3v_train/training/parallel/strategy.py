@@ -1,4 +1,4 @@
-"""Which kind of sharing a run gets, and why; decided by the plan, before anything is loaded."""
+"""The parallel strategy of a run, and why it was chosen; decided by the plan, before anything is loaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ SINGLE = "single"
 
 @dataclass(frozen=True, slots=True)
 class ParallelStrategy:
-    """How processes share the work.
+    """How the processes of a run hold the model.
 
-    `memory` is that of the device that needs most, `available` what one has; `keep_unsharded_grads`: there is room for
-    undivided gradients between the micro-batches of a step, which saves exchanges.
+    `memory` is that of the device that needs most, `available` what one has; `keep_unsharded_grads`: there is memory
+    for unsharded gradients between the micro-batches of a step, which saves exchanges.
     """
 
     name: Chosen
@@ -28,16 +28,16 @@ class ParallelStrategy:
 def choose_strategy(
     config: RunConfig, world_size: int, available: int, estimate: Callable[[Parallel], Memory]
 ) -> ParallelStrategy:
-    """The kind that `--parallel` means here.
+    """The strategy that `--parallel` means here.
 
     Args:
         config: the run's settings.
         world_size: processes of the run.
         available: bytes of one device; 0 where unknown.
-        estimate: memory that a device needs under a kind.
+        estimate: memory that a device needs under a strategy.
 
     Raises:
-        UserError: a kind for several processes was asked for, and there is one; or the method cannot go with it.
+        UserError: a strategy for several processes was asked for, and there is one; or the method cannot use it.
     """
     asked = config.parallel.parallel
     if world_size == 1:
@@ -67,7 +67,7 @@ def choose_strategy(
 
 
 def shard_weights(reason: str, memory: Memory, available: int, world_size: int) -> ParallelStrategy:
-    """FSDP, with whole gradients between micro-batches where these fit too."""
+    """FSDP, with unsharded gradients between micro-batches if these fit too."""
     more = memory.trained * 4 - memory.gradients if world_size > 1 else 0
     roomy = replace(memory, gradients=memory.gradients + more)
     if not available or fits(roomy, available):

@@ -1,4 +1,4 @@
-"""What the kinds of sharing on torch's own optimizer have in common; complete for whole copies of the model."""
+"""Base of the strategies on torch's own optimizer; complete for unsharded copies of the model."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.engine import Engine, Update
 from phi3v_train.training.parallel.shards import Shards, is_sharded, local_part, rows_here
-from phi3v_train.training.parallel.zero_parts import has_parts, whole_moments
+from phi3v_train.training.parallel.zero_parts import has_parts, unsharded_moments
 from phi3v_train.training.saving import read_model, read_optimizer, write_model, write_optimizer
 
 OPTIMIZER = "optimizer.pt"
@@ -47,7 +47,7 @@ class TorchEngine(Engine):
         return self._module
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Around every micro-batch of a step but the last: gradients stay here."""
+        """Around every micro-batch of a step but the last: gradients are not exchanged."""
         return nullcontext()
 
     def backward_scale(self) -> float:
@@ -89,23 +89,23 @@ class TorchEngine(Engine):
             return
         if has_parts(folder):
             self.read_weights(folder)
-            self.load_optimizer_state({"moments": whole_moments(folder, self.trained.trainable()), "scaler": {}})
+            self.load_optimizer_state({"moments": unsharded_moments(folder, self.trained.trainable()), "scaler": {}})
             return
         if not (folder / OPTIMIZER).is_file():
             raise UserError(
-                f"{folder}: was written by another kind of --parallel (state.json names it), which --parallel "
+                f"{folder}: was written by another --parallel (state.json names it), which --parallel "
                 f"{self.strategy} cannot resume from; give the same one"
             )
         self.read_weights(folder)
         self.load_optimizer_state(read_optimizer(folder / OPTIMIZER))
 
     def read_weights(self, folder: Path) -> None:
-        """Take up the weights of a folder that holds them whole."""
+        """Load the weights of a folder that contains them unsharded."""
         read_model(self.trained, folder)
 
     @torch.no_grad()
     def read_shards(self, shards: Shards) -> None:
-        """Take up what was written in parts: of every tensor the rows that this process holds."""
+        """Load what was written sharded: of every tensor the rows that this process holds."""
         held = self.trained.model.state_dict()
         names = shards.names()
         unknown = sorted(held.keys() ^ set(names))
@@ -148,7 +148,7 @@ class TorchEngine(Engine):
 
     @torch.no_grad()
     def load_optimizer_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `optimizer_state` gave."""
+        """Load what `optimizer_state` gave."""
         moments = state["moments"]
         named = zip(self.names, self.parameters, strict=True)
         saved = {parameter: moments[name] for name, parameter in named if name in moments}

@@ -1,7 +1,7 @@
-"""Weights, gradients and moments in parts over the processes: DeepSpeed's ZeRO, stages 2 and 3.
+"""Weights, gradients and moments sharded over the processes: DeepSpeed's ZeRO, stages 2 and 3.
 
-Trained weights are held in the compute dtype, with a copy in fp32 in parts (fp32 runs need no copy). Gradients are
-averaged by DeepSpeed, so the loss is multiplied by the number of processes; where a step ends is said by the run, since
+Trained weights are held in the compute dtype, with a sharded copy in fp32 (fp32 runs need no copy). Gradients are
+averaged by DeepSpeed, so the loss is multiplied by the number of processes; the run sets where a step ends, since
 the last step of an epoch may be a short one.
 """
 
@@ -105,11 +105,11 @@ class ZeroEngine(Engine):
             holder = type(self.zero).__name__
             raise WrongEngineError(f"--parallel {self.strategy}: weights are held by {holder} instead")
         if dist.get_world_size(self.zero.dp_process_group) != world_size:
-            raise WrongEngineError(f"--parallel {self.strategy}: not all processes share the weights")
+            raise WrongEngineError(f"--parallel {self.strategy}: not all processes hold shards of the weights")
         (held,) = self.group.sum([sum(part.numel for part in self.parts())])
         total = sum(parameter_size(parameter) for parameter in self.names)
         if held != total:
-            raise WrongEngineError(f"--parallel {self.strategy}: {held:.0f} of {total} weights are held in parts")
+            raise WrongEngineError(f"--parallel {self.strategy}: {held:.0f} of {total} weights are held")
 
     @abstractmethod
     def optimizer_class(self) -> type:
@@ -117,11 +117,11 @@ class ZeroEngine(Engine):
 
     @abstractmethod
     def parts(self) -> Iterator[Part]:
-        """What this process holds of the optimizer."""
+        """The parts of the optimizer that this process holds."""
 
     @contextmanager
     def gathered(self, parameters: Iterable[nn.Parameter], *, write: bool = False) -> Iterator[None]:
-        """Parameters whole in every process; with `write`, the main one's changes go to all."""
+        """Parameters all-gathered in every process; with `write`, the main one's changes go to all."""
         yield
 
     def accumulate(
@@ -141,7 +141,7 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def full_weights(self) -> dict[str, Tensor]:
-        """The model's tensors whole, trained ones in fp32, of an adapter run the adapters alone.
+        """The model's unsharded tensors, trained ones in fp32, of an adapter run the adapters alone.
 
         They are copied to the main process's CPU; the others help and get nothing.
         """
@@ -152,17 +152,17 @@ class ZeroEngine(Engine):
             if adapters_only and not trained:
                 continue
             with nullcontext() if trained else self.gathered([tensor]):
-                whole = self.full_fp32(tensor) if trained else tensor
+                full = self.full_fp32(tensor) if trained else tensor
                 if self.group.is_main:
-                    result[name] = whole.detach().to("cpu", copy=True)
+                    result[name] = full.detach().to("cpu", copy=True)
         return result
 
     def full_fp32(self, parameter: nn.Parameter) -> Tensor:
-        """A trained parameter in fp32, whole in every process."""
+        """A trained parameter in fp32, unsharded in every process."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole: Tensor = safe_get_full_fp32_param(parameter)
-        return whole
+        full: Tensor = safe_get_full_fp32_param(parameter)
+        return full
 
     def write(self, folder: Path, processor: Any) -> None:
         weights = self.full_weights()
@@ -195,7 +195,7 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def read_weights(self, folder: Path) -> None:
-        """Take up the weights, which are whole here for the moment."""
+        """Load the weights, which are unsharded here for the moment."""
         if not is_sharded(folder):
             read_model(self.trained, folder)
             return
@@ -208,7 +208,7 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def read_fp32_weights(self, folder: Path) -> None:
-        """Take up what this process holds in fp32 of weights that another kind of sharing trained in fp32."""
+        """Load this process's shard, in fp32, of weights that another parallel strategy trained in fp32."""
         held: dict[str, list[Part]] = {}
         adapter = self.trained.peft_model is not None
         for part in self.parts():
@@ -230,7 +230,7 @@ class ZeroEngine(Engine):
 
 
 class Zero2Engine(ZeroEngine):
-    """Whole weights in every process; gradients, moments and fp32 weights in parts."""
+    """Unsharded weights in every process; gradients, moments and fp32 weights sharded."""
 
     strategy: ClassVar[str] = "zero2"
     stage: ClassVar[int] = 2
@@ -244,7 +244,7 @@ class Zero2Engine(ZeroEngine):
     def check(self) -> None:
         super().check()
         if not self.zero.partition_gradients:
-            raise WrongEngineError("--parallel zero2: gradients are whole in every process")
+            raise WrongEngineError("--parallel zero2: gradients are not sharded")
 
     def parts(self) -> Iterator[Part]:
         return parts_of_stage2(self.zero, self.names)
@@ -254,7 +254,7 @@ class Zero2Engine(ZeroEngine):
 
 
 class Zero3Engine(ZeroEngine):
-    """Everything in parts; weights come together for the layer that is computed."""
+    """Everything sharded; weights are all-gathered for the layer that is computed."""
 
     strategy: ClassVar[str] = "zero3"
     stage: ClassVar[int] = 3
@@ -270,7 +270,7 @@ class Zero3Engine(ZeroEngine):
         for name, parameter in self.trained.model.named_parameters():
             held = getattr(parameter, "ds_tensor", None)
             if held is None or held.numel() > math.ceil(parameter_size(parameter) / self.group.world_size):
-                raise WrongEngineError(f"--parallel zero3: {name} is whole in every process")
+                raise WrongEngineError(f"--parallel zero3: {name} is not sharded")
 
     def parts(self) -> Iterator[Part]:
         return parts_of_stage3(self.zero, self.names, self.group.rank)
@@ -282,7 +282,7 @@ class Zero3Engine(ZeroEngine):
 
     @contextmanager
     def unsharded(self) -> Iterator[Any]:
-        """All weights at once, without the hooks that would bring them together layer by layer."""
+        """All weights at once, without the hooks that would all-gather them layer by layer."""
         offload = self.zero.parameter_offload
         with self.gathered(self.trained.model.parameters()):
             for parameter in self.trained.model.parameters():
@@ -297,5 +297,5 @@ class Zero3Engine(ZeroEngine):
 
 
 def parameter_size(parameter: nn.Parameter) -> int:
-    """Number of values of a parameter, in parts or not."""
+    """Number of values of a parameter, sharded or not."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))

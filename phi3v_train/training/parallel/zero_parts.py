@@ -1,4 +1,4 @@
-"""What each process of a ZeRO run holds of weights and moments, and files of it that any number of processes reads.
+"""The shards of weights and moments that each process of a ZeRO run holds, in files that any number of processes reads.
 
     optimizer-00001-of-00002.safetensors
         NAME|exp_avg, NAME|exp_avg_sq, NAME|master   a run of values of the flattened parameter NAME
@@ -31,7 +31,7 @@ PATTERN = "optimizer-*-of-*.safetensors"
 class Part:
     """A run of values of the flattened parameter `name`, from `start` on, and where this process holds them.
 
-    `flat` is what the optimizer knows as its parameter; the run lies in it at `offset`.
+    `flat` is the optimizer's parameter; the run begins in it at `offset`.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Part:
     offset: int
 
     def of(self, flat: Tensor) -> Tensor:
-        """The run in a tensor laid out like `flat`: a moment, say."""
+        """The run in a tensor of the layout of `flat`, such as a moment."""
         return flat.narrow(0, self.offset, self.numel)
 
 
 def parts_of_stage2(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Part]:
-    """A group is flattened and cut into equal pieces, one a process: a parameter may lie across a cut."""
+    """A group is flattened and cut into equal pieces, one per process: a parameter may cross a cut."""
     for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
         for parameter in group:
             held = parameter._hp_mapping
@@ -56,7 +56,7 @@ def parts_of_stage2(zero: Any, names: Mapping[nn.Parameter, str]) -> Iterator[Pa
 
 
 def parts_of_stage3(zero: Any, names: Mapping[Any, str], rank: int) -> Iterator[Part]:
-    """Every parameter is cut into equal pieces, one a process; the last is padded."""
+    """Every parameter is cut into equal pieces, one per process; the last is padded."""
     for parameter, name in names.items():
         index, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
         start = rank * padded
@@ -141,7 +141,7 @@ class PartFiles:
 
 
 def has_parts(folder: Path) -> bool:
-    """Whether a checkpoint's optimizer lies in parts."""
+    """Whether a checkpoint's optimizer is sharded."""
     return next(folder.glob(PATTERN), None) is not None
 
 
@@ -167,16 +167,16 @@ def take_moments(
     parts: Iterable[Part], state: dict[Any, dict[str, Tensor]], moments: Mapping[str, Mapping[str, Tensor]],
     *, step_on_device: bool,
 ) -> None:  # fmt: skip
-    """Take up whole moments by parameter name, as the other kinds of sharing write them."""
+    """Load unsharded moments by parameter name, as the other parallel strategies write them."""
     for part in parts:
-        whole = moments.get(part.name)
-        if whole is None:
+        full = moments.get(part.name)
+        if full is None:
             continue
         if part.flat not in state:
-            state[part.flat] = empty_state(part.flat, float(whole["step"]), on_device=step_on_device)
+            state[part.flat] = empty_state(part.flat, float(full["step"]), on_device=step_on_device)
         held = state[part.flat]
         for key in MOMENTS:
-            part.of(held[key]).copy_(whole[key].flatten()[part.start : part.start + part.numel])
+            part.of(held[key]).copy_(full[key].flatten()[part.start : part.start + part.numel])
 
 
 class ShardedMoments(Mapping[str, Mapping[str, Tensor]]):
@@ -204,8 +204,8 @@ def empty_state(flat: Tensor, step: float, *, on_device: bool) -> dict[str, Tens
     return {"step": count, **{key: torch.zeros_like(flat.data) for key in MOMENTS}}
 
 
-def whole_moments(folder: Path, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, dict[str, Tensor]]:
-    """Whole moments by parameter name, for a kind of sharing that holds them whole."""
+def unsharded_moments(folder: Path, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, dict[str, Tensor]]:
+    """Unsharded moments by parameter name, for a strategy that does not shard them."""
     files = PartFiles(folder)
     result: dict[str, dict[str, Tensor]] = {}
     for name, parameter in parameters:
