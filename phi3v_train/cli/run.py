@@ -62,11 +62,11 @@ def run(
         obey_launcher()
     config = settings.config
     require_data_dir(config.data.data_dir)
-    place = RankInfo.from_environment()
+    rank_info = RankInfo.from_environment()
     number = processes_to_start(config)
-    world_size = number * config.parallel.nnodes or place.world_size
+    world_size = number * config.parallel.nnodes or rank_info.world_size
     meeting = open_meeting(config.parallel) if number and not dry_run else None
-    shown = not place.is_main or LAUNCHED in os.environ or config.parallel.node_rank > 0
+    shown = not rank_info.is_main or LAUNCHED in os.environ or config.parallel.node_rank > 0
     if not shown and not skip_validation:
         validate(check_data, settings, quiet=quiet)
     with broadcast_refusals(config.parallel):
@@ -92,9 +92,9 @@ def run(
     except UnsavedError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(PROBLEMS) from None
-    if outcome.stopped and place.is_main and LAUNCHED not in os.environ:
+    if outcome.stopped and rank_info.is_main and LAUNCHED not in os.environ:
         print(resume_hint(config.output.output_dir), file=sys.stderr)
-    if place.is_main and not json_output and not outcome.stopped:
+    if rank_info.is_main and not json_output and not outcome.stopped:
         print(summary(outcome))
     if outcome.unsaved:
         raise typer.Exit(PROBLEMS)

@@ -136,14 +136,14 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
     """
     import torch
 
-    place = RankInfo.from_environment()
+    rank_info = RankInfo.from_environment()
     kind = job.compute.device.value
-    device = torch.device(kind, place.local_rank) if kind == "cuda" else torch.device(kind)
+    device = torch.device(kind, rank_info.local_rank) if kind == "cuda" else torch.device(kind)
     with ExitStack() as stack:
-        if place.is_main:
+        if rank_info.is_main:
             stack.enter_context(job.folder.lock())
             job.folder.begin(overwrite=overwrite)
-        group = stack.enter_context(make_group(place, device, lambda: facts_of(job)))
+        group = stack.enter_context(make_group(rank_info, device, lambda: facts_of(job)))
         stack.enter_context(report_rank_errors(group))
         model = None
         if with_loss or not group.broadcast(job.folder.is_complete):
@@ -153,7 +153,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
         files = {"predictions": job.folder.path / PREDICTIONS}
         if job.choice is None:
             records = evaluator.predict(model, job.folder, precision=precision, group=group)
-            return Outcome(records, {}, files if place.is_main else {})
+            return Outcome(records, {}, files if rank_info.is_main else {})
         records, result = evaluator.evaluate(
             model,
             job.folder,
@@ -163,6 +163,6 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
             group=group,
             with_loss=with_loss,
         )
-        if not place.is_main:
+        if not rank_info.is_main:
             return Outcome([], {}, {})
         return Outcome(records, result, {**files, **write_scores(records, result, job.folder.path)})

@@ -130,7 +130,7 @@ def test_held_out_loss_is_weighted_by_tokens(data_dir: Path) -> None:
 
 def without_labels(batch: StepBatch) -> StepBatch:
     micros = [
-        MicroBatch({**micro.inputs, "labels": torch.full_like(micro.inputs["labels"], -100)}, micro.shape, (), True)
+        MicroBatch({**micro.inputs, "labels": torch.full_like(micro.inputs["labels"], -100)}, micro.shape, (), ())
         for micro in batch
     ]
     plan = batch.plan

@@ -20,7 +20,7 @@ from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
 from phi3v_train.training.plot import draw_loss
 
-STILL = {"learning_rate": 1e-9, "max_steps": 4, "logging_steps": 1}
+STILL = {"learning_rate": 1e-9, "max_steps": 3, "logging_steps": 1}
 """The weights stay as they are, so that every step's loss can be computed from the model before training."""
 
 
@@ -86,8 +86,8 @@ def assert_lines(output_dir: Path, expected: list[dict[str, float]]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"batch_size_per_gpu": 1}, {"batch_size_per_gpu": 4}, {"batch_size_per_gpu": 2, "pack": True}],
-    ids=["accumulated", "padded", "packed"],
+    [{"batch_size_per_gpu": 2}, {"batch_size_per_gpu": 2, "pack": True}],
+    ids=["accumulated", "packed"],
 )
 def test_each_source_has_the_mean_loss_of_its_tokens(
     data_dirs: list[str], tmp_path: Path, changes: dict[str, Any]
@@ -101,7 +101,7 @@ def test_each_source_has_the_mean_loss_of_its_tokens(
 
 
 def test_two_processes_sum_the_losses_of_each_source(data_dirs: list[str], tmp_path: Path) -> None:
-    """With accumulation, and a last step that is too short for both."""
+    """With accumulation."""
     one = settings(data_dirs, tmp_path / "one", batch_size_per_gpu=1)
     runs = [{**one, "output_dir": str(tmp_path / name), "parallel": name} for name in ("ddp", "fsdp")]
     train_together(2, runs, tmp_path)
@@ -123,7 +123,7 @@ def test_two_processes_of_deepspeed_sum_the_losses_of_each_source(data_dirs: lis
 def test_the_loss_of_all_is_the_same_bits_without_those_of_the_sources(
     data_dirs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    several = settings(data_dirs, tmp_path / "several", batch_size_per_gpu=2, learning_rate=1e-3)
+    several = settings(data_dirs, tmp_path / "several", batch_size_per_gpu=2, learning_rate=1e-3, max_steps=2)
     train(resolve(several), quiet=True)
     monkeypatch.setattr("phi3v_train.plan.Plan.source_names", ())
     train(resolve({**several, "output_dir": str(tmp_path / "none")}), quiet=True)
