@@ -54,4 +54,4 @@ def show_table(chosen: list[Any]) -> None:
         table.add_row(recipe.name, recipe.task, recipe.description, figure)
     console = make_console()
     console.print(table)
-    console.print("* by the public Phi-3.5-vision fine-tuning sample, on its own machines; not measured with this code")
+    console.print("* by the Phi-3.5-vision sample on its authors' machines; not measured with this code")

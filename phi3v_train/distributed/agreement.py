@@ -64,7 +64,7 @@ def agree(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) 
         patience: how long to wait for the others.
 
     Raises:
-        UserError: some have not come in time.
+        UserError: some have not connected in time.
         RuntimeError: the store is gone.
     """
     if rank_info.is_main:
@@ -93,7 +93,7 @@ def judge(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) 
     while not store.check([VERDICT]) and not store.check(list(keys.values())):
         if time.monotonic() > deadline:
             missing = ", ".join(str(rank) for rank, key in keys.items() if not store.check([key]))
-            raise UserError(f"ranks {missing} have not come within {patience.total_seconds() / 60:.0f} minutes")
+            raise UserError(f"ranks {missing} have not connected within {patience.total_seconds() / 60:.0f} minutes")
         time.sleep(POLL)
     if not store.check([VERDICT]):
         theirs = {rank: read_facts(store, key) for rank, key in keys.items()}

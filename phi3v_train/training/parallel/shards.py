@@ -115,7 +115,7 @@ class Shards:
             pieces.sort(key=lambda piece: piece.start)
             held = sum(piece.stop - piece.start for piece in pieces)
             if held != self._totals[key]:
-                raise UserError(f"{folder}: {held} of {self._totals[key]} rows of {key} are there")
+                raise UserError(f"{folder}: contains {held} of {self._totals[key]} rows of {key}")
 
     def names(self, kind: str = "model") -> list[str]:
         """Names of the tensors of a kind, in alphabetical order."""
