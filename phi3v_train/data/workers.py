@@ -170,8 +170,9 @@ class _Remote(Generic[T]):
             result: T = self._future.result()
         except (BrokenProcessPool, CancelledError):
             raise UserError(
-                "a worker process that decodes images exited unexpectedly: most likely it was killed because memory ran "
-                "out (lower --num_workers), or the run was not started under `if __name__ == '__main__':` in a script"
+                "a worker process that decodes images exited unexpectedly: most likely it was killed because memory "
+                "ran out (lower --num_workers), or the run was not started under `if __name__ == '__main__':` in a "
+                "script"
             ) from None
         return result
 
