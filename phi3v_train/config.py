@@ -204,11 +204,11 @@ class OptimConfig(Group):
 class EvalConfig(Group):
     """Evaluation: metrics, and when."""
 
-    eval_split: str | None = Field(None, description="none: val, then dev, dev_seen, test, the first there is.")
-    eval_steps: int | None = Field(None, ge=1, description="Evaluate every N steps too.")
+    eval_split: str | None = Field(None, description="Split to evaluate; none: the first of val, dev, dev_seen, test.")
+    eval_steps: int | None = Field(None, ge=1, description="Also evaluate every N steps.")
     eval_before: bool = Field(True, description="Evaluate before training.")
     eval_after: bool = Field(True, description="Evaluate after training.")
-    eval_limit: int | None = Field(None, ge=1, description="At most so many rows.")
+    eval_limit: int | None = Field(None, ge=1, description="Evaluate at most N rows.")
     eval_batch_size: int = Field(8, ge=1, description="Samples evaluated at once on one device.")
     eval_turns: Literal["last", "first", "all"] = Field("last", description="Which answers are generated.")
     max_new_tokens: int = Field(64, ge=1, description="Longest generated answer in tokens.")
@@ -224,23 +224,23 @@ class OutputConfig(Group):
     """Output: checkpoints, logs, and where they are written."""
 
     output_dir: Path = Field(Path("output"), description="The run's folder.")
-    save_steps: int | None = Field(None, ge=1, description="Checkpoint every N steps; none: once an epoch.")
-    save_minutes: float | None = Field(None, gt=0, description="Checkpoint too when the last is N minutes old.")
-    save_total_limit: int = Field(2, ge=1, description="Complete checkpoints kept.")
+    save_steps: int | None = Field(None, ge=1, description="Checkpoint every N steps; none: once per epoch.")
+    save_minutes: float | None = Field(None, gt=0, description="Also save when the last checkpoint is N minutes old.")
+    save_total_limit: int = Field(2, ge=1, description="Number of complete checkpoints kept.")
     logging_steps: int = Field(1, ge=1, description="A line in metrics.jsonl every N steps.")
     resume: str = Field("auto", description="auto: newest complete checkpoint; never; or a checkpoint's path.")
-    overwrite: bool = Field(False, description="Start over in an --output_dir that holds a run.")
+    overwrite: bool = Field(False, description="Start over in an --output_dir that contains a run.")
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "none"], ...] = Field(
-        ("tensorboard",), description="Where curves go too; may be given several times."
+        ("tensorboard",), description="Trackers that get the curves too; may be given several times."
     )
     no_tqdm: bool = Field(False, description="No progress line.")
 
 
 class ParallelConfig(Group):
-    """How the work is spread."""
+    """Processes, machines and the parallel strategy."""
 
     parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
-        "auto", description="How processes share the work; auto: ddp where its memory fits, else fsdp; one alone: none."
+        "auto", description="Parallel strategy; auto: ddp if its memory fits, else fsdp; one process: none."
     )
     num_processes: int | None = Field(None, ge=1, description="Processes on each machine; none: one per GPU.")
     nnodes: int = Field(1, ge=1, description="Machines; each gets the same command with its own --node_rank.")

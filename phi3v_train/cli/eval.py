@@ -36,13 +36,15 @@ def evaluate(
     data_dir: DataDir = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output_dir", metavar="OUT", help=rf"Predictions and scores. \[default: {DEFAULT_OUTPUT}]"),
+        typer.Option(
+            "--output_dir", metavar="OUT", help=rf"Folder for predictions and scores. \[default: {DEFAULT_OUTPUT}]"
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option("--predictions", metavar="FILE", help="Score this predictions.jsonl; no model is loaded."),
     ] = None,
-    loss: Annotated[bool, typer.Option("--loss", help="The loss over the stored answers too.")] = False,
+    loss: Annotated[bool, typer.Option("--loss", help="Also compute the loss of the stored answers.")] = False,
     base: Base = None,
     overwrite: Overwrite = False,
     json_output: Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")] = False,

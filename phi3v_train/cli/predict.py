@@ -39,14 +39,14 @@ class SubmissionName(StrEnum):
 def predict(
     data_dir: DataDir = None,
     output_dir: Annotated[
-        Path, typer.Option("--output_dir", metavar="OUT", help="Where predictions go.")
+        Path, typer.Option("--output_dir", metavar="OUT", help="Folder for predictions.")
     ] = DEFAULT_OUTPUT,
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", metavar="FILE", help="Only bring this predictions.jsonl into --format."),
+        typer.Option("--predictions", metavar="FILE", help="Only convert this predictions.jsonl to --format."),
     ] = None,
     format: Annotated[  # noqa: A002 - the option's name
-        SubmissionName | None, typer.Option(help="Write the file that this dataset's evaluation takes, too.")
+        SubmissionName | None, typer.Option(help="Also write the submission file of this dataset.")
     ] = None,
     base: Base = None,
     overwrite: Overwrite = False,

@@ -31,7 +31,7 @@ WARNING = "warning"
 )
 def run(
     dry_run: Annotated[bool, typer.Option("--dry_run", help="Stop after the plan.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="The plan as one JSON document on stdout.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON document on stdout.")] = False,
     skip_validation: Annotated[
         bool, typer.Option("--skip_validation", help="Do not check the data first; a bad sample then stops the run.")
     ] = False,

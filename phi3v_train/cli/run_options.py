@@ -1,4 +1,4 @@
-"""The settings of a run as options of a command, one help panel a group."""
+"""The settings of a run as options of a command, one help panel per group."""
 
 import inspect
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from phi3v_train.settings import resolve
 PANELS = {
     "model": "Model",
     "data": "Data",
-    "method": "What is trained",
+    "method": "Trained weights",
     "optim": "Steps and learning rate",
     "eval": "Evaluation",
     "output": "Output, checkpoints, logs",
