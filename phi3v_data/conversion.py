@@ -6,7 +6,8 @@ find converter -> open DIR (lock) -> open source -> plan (spooled) -> identity -
 import os
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import Any
 
 from phi3v_data.draft import Converter, DatasetInfo, Draft, GeneratorConverter, Item, Options
 from phi3v_data.earlier_run import already_complete, interrupted, run_identity
-from phi3v_data.engine.base import DISK_ERRORS, Engine, Job
+from phi3v_data.engine.base import EngineName, WorkerDiedError
+from phi3v_data.engine.make_engine import make_engine
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.registry import (
     ConverterLike,
-    ConverterRef,
     reference,
     source_file,
 )
@@ -29,15 +30,16 @@ from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.shares import hash_notes
 from phi3v_data.sources.fingerprint import drawn_fingerprint
 from phi3v_data.sources.left_out import UsedPaths
-from phi3v_data.sources.reads import Reads, noting
+from phi3v_data.sources.reads import Reads, Roots, noting
 from phi3v_data.sources.source import Source
 from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name
 from phi3v_data.user_code import describe_error
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output
+from phi3v_data.writing.parts import DISK_ERRORS, ConvertWork, Job, PartCounts, describe_death
 from phi3v_data.writing.plan import Plan, choose_split, spool_plan
 from phi3v_data.writing.publish import NothingMadeError, merge, publish
-from phi3v_data.writing.request import EngineName, Progress, Request, make_request
+from phi3v_data.writing.request import Progress, Request, make_request
 from phi3v_data.writing.resume import finished_in_order, finished_parts
 from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
 
@@ -167,18 +169,38 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     for split in plan.counts:
         check_free(output, file_name(info.name, split))
     settings = RowSettings(info.name, info.num_crops, request.plain, unlabelled, _roots(request, source, output))
-    ref = reference(request.cls)
-    engine = _engine(request, ref)
     resumed = sum(part.count for part in plan.parts if part.index in done)
-    request.progress("convert", resumed, plan.num_items)
-    job = Job(request.out_dir, plan.folder, ref, pickle.dumps(request.options) if ref else b"", settings, roots)
-    engine.run(
-        job,
-        [part for part in plan.parts if part.index not in done],
-        lambda count: request.progress("convert", resumed + count, plan.num_items),
-    )
-    request.progress("convert", plan.num_items, plan.num_items)
+    _convert_parts(request, plan, done, resumed, settings, roots)
     return _finish(request, output, len(plan.parts), info, unlabelled, resumed, warnings)
+
+
+def _convert_parts(
+    request: Request, plan: Plan, done: Set[int], resumed: int, settings: RowSettings, roots: Roots
+) -> None:
+    """Convert the parts that are not done; `resumed` counts the items of those that are."""
+    ref = reference(request.cls)
+    if ref is None and (request.engine != "local" or request.workers != 0):
+        raise UserError(
+            f"{request.cls.__qualname__} cannot be imported by workers, because it was defined in a function or a "
+            "notebook; move it to a file, or pass workers=0 to convert in this process"
+        )
+    job = Job(request.out_dir, plan.folder, ref, pickle.dumps(request.options) if ref else b"", settings, roots)
+    here = (request.cls(), request.options) if request.workers == 0 else None
+    finished = resumed
+
+    def report(running: int) -> None:
+        request.progress("convert", finished + running, plan.num_items)
+
+    def died(death: WorkerDiedError) -> PartCounts:
+        raise describe_death(death, plan.folder)
+
+    engine = make_engine(request.engine, request.workers)
+    parts = (part for part in plan.parts if part.index not in done)
+    results = engine.run(ConvertWork(job, here), parts, in_order=False, on_death=died, ticked=report)
+    with closing(results):
+        for part, _ in results:
+            finished += part.count
+    request.progress("convert", plan.num_items, plan.num_items)
 
 
 def _done_before(request: Request, output: Output, identity: Mapping[str, Any], plan: Plan, planned: Reads) -> set[int]:
@@ -365,21 +387,6 @@ def _roots(request: Request, source: Source, output: Output) -> tuple[str, ...]:
         folders.add(source.root if source.root.is_dir() else source.root.parent)
     folders |= {folder.resolve() for folder in folders}
     return tuple(str(folder) for folder in folders if folder.name)
-
-
-def _engine(request: Request, ref: ConverterRef | None) -> Engine:
-    from phi3v_data.engine.local import LocalEngine
-
-    if ref is None and (request.engine != "local" or request.workers != 0):
-        raise UserError(
-            f"{request.cls.__qualname__} cannot be imported by workers, because it was defined in a function or a "
-            "notebook; move it to a file, or pass workers=0 to convert in this process"
-        )
-    if request.engine == "ray":
-        from phi3v_data.engine.ray import RayEngine
-
-        return RayEngine(request.workers)
-    return LocalEngine(request.workers, request.cls, request.options)
 
 
 def finish(out_dir: str | Path) -> ConvertResult:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from phi3v_data.draft import Draft, Item
-from phi3v_data.engine.base import item_roots
 from phi3v_data.errors import UserError
 from phi3v_data.sources.fingerprint import drawn_fingerprint, fingerprint, item_fingerprint
 from phi3v_data.sources.reads import ReadRecord, Roots, folder_state, known_digest, state_of
 from phi3v_data.sources.tables import RowPlace
 from phi3v_data.writing.journal import Journal, SourceRecord
+from phi3v_data.writing.parts import item_roots
 from phi3v_data.writing.plan import Plan, read_items
 from phi3v_data.writing.writer import Slot
 

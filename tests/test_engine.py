@@ -191,7 +191,10 @@ def test_ray_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
     make_source(source, {"val/g00/s000.txt": "die SIGKILL"})
     died = run_cli(*args, "--out_dir", tmp_path / "dies", "--engine", "ray")
     assert died.returncode == 2
-    assert "a Ray worker died while it converted" in died.stderr.splitlines()[-1]
+    assert (
+        "a worker of Ray died (WorkerCrashedError) on a part of 2 items that begins with val/g00/s000.txt; "
+        in died.stderr.splitlines()[-1]
+    )
 
 
 def test_without_ray_it_says_what_to_install(source: Path, tmp_path: Path) -> None:

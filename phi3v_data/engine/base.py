@@ -1,118 +1,91 @@
-"""What every engine runs: one part, by one function, wherever it may be.
+"""What an engine runs: a list of picklable tasks, each by the same piece of work, on whatever processes there are.
 
-An engine gets a `Job` and parts, and calls `run_part` for each on some process. A part leaves its pictures and its
-receipt in the directory; only counts travel back.
+    work.open() -> run           once in each process: loads what all tasks need
+    run(task, tick) -> result    for each task; `tick(n)` says that the task has come to its item n
+
+A worker has one task at a time and is given the next when its result has been taken, so neither tasks nor results pile
+up. A worker that dies is reported with its task and the item it was at. When the caller stops taking results (an error,
+Ctrl-C, SIGTERM), all workers are ended at once.
 """
 
-import errno
-import os
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
-from phi3v_data.draft import Converter, Item, Options
-from phi3v_data.errors import Reject, UserError
-from phi3v_data.registry import ConverterRef, source_file
-from phi3v_data.sources.fingerprint import item_fingerprint
-from phi3v_data.sources.reads import Roots, noting
-from phi3v_data.user_code import describe_error
-from phi3v_data.writing.journal import Journal
-from phi3v_data.writing.plan import Part, read_items
-from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
+from phi3v_data.errors import UserError
 
-FATAL = (MemoryError, ImportError, NameError, SyntaxError)
-"""Errors of the program or the machine: every sample would fail, so they end the run instead of rejecting samples."""
+T = TypeVar("T")
+R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
-DISK_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG}
-)
+EngineName: TypeAlias = Literal["local", "ray"]
 
-Tick = Callable[[int], None]
-"""Called with the place of an item in its part before the item is converted."""
+Tick: TypeAlias = Callable[[int], None]
+"""Called with the index of an item in its task, before work on the item begins."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a worker needs besides the part; picklable."""
+class Work(Protocol[T_contra, R_co]):
+    """What is done to each task; pickled once per worker, unless workers are forked."""
 
-    out_dir: Path
-    plan_folder: Path
-    converter: ConverterRef | None
-    options: bytes  # pickled; its class can be imported once the converter is loaded
-    settings: RowSettings
-    roots: Roots
+    def open(self) -> AbstractContextManager[Callable[[T_contra, Tick], R_co]]:
+        """Load what tasks need, once in each process; returns a context manager that gives what runs a task."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class PartCounts:
-    """What one part came to."""
+class FunctionWork(Generic[T, R]):
+    """Work that is one function: `function(task)`. To be pickled, it must be a function of a module or a `partial`."""
 
-    part: int
-    rows: int
-    rejects: int
+    function: Callable[[T], R]
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[T, Tick], R]]:
+        """Nothing is loaded."""
+        yield lambda task, tick: self.function(task)
+
+
+class WorkerDiedError(UserError):
+    """A worker ended without giving a result.
+
+    Attributes:
+        how: `was killed by SIGSEGV`, `ended with exit code 3`.
+        task: what it was given.
+        index: the item of the task that it was at; None if no item was begun, or the engine cannot tell.
+    """
+
+    def __init__(self, how: str, task: Any, index: int | None) -> None:
+        super().__init__(f"a worker {how}; run the same command again, with fewer --workers if memory ran out")
+        self.how = how
+        self.task = task
+        self.index = index
 
 
 class Engine(Protocol):
-    """Runs parts; `report` is called now and then with the number of items done so far."""
+    """Runs tasks."""
 
-    def run(self, job: Job, parts: Sequence[Part], report: Callable[[int], None]) -> None:
-        """Run all parts; returns when each has its receipt.
+    def run(
+        self,
+        work: Work[T, R],
+        tasks: Iterable[T],
+        *,
+        in_order: bool = True,
+        on_death: Callable[[WorkerDiedError], R] | None = None,
+        ticked: Callable[[int], None] | None = None,
+    ) -> Generator[tuple[T, R], None, None]:
+        """Each task with its result.
+
+        Args:
+            work: what is done to each.
+            tasks: asked for one at a time, when a worker is free for it.
+            in_order: give results in the order of tasks; else as they come.
+            on_death: gives the result of a task whose worker died, in whose place a new one is started; left out, the
+                death is raised.
+            ticked: called now and then with the number of items that the running tasks have come to.
 
         Raises:
-            UserError: a worker died, a fatal error in the converter.
-            OSError: the disk is full, not writable or failing.
+            WorkerDiedError: a worker died, if there is no `on_death`.
+            Exception: whatever the work raises.
         """
-
-
-def load_converter(job: Job) -> tuple[Converter[Any], Options]:
-    """Make the converter and its options again in a worker."""
-    assert job.converter is not None
-    cls = job.converter.load()
-    return cls(), pickle.loads(job.options)
-
-
-def run_part(job: Job, converter: Converter[Any], options: Options, part: Part, tick: Tick) -> PartCounts:
-    """Convert the items of one part and write its receipt."""
-    journal = Journal(job.out_dir)
-    writer = PartWriter(journal, part.index, job.settings, journal.run / f"scratch-{os.getpid()}-{part.index}")
-    for index, item in enumerate(read_items(job.plan_folder, part)):
-        tick(index)
-        slot = Slot(part.first + index, part.split, item.key, item.group)
-        with noting(item_roots(job.roots, item)) as reads:
-            if item.path:
-                reads.file(os.path.abspath(item.path))
-            convert_item(writer, slot, converter, options, item)
-        writer.made_from(slot, item_fingerprint(item, job.roots), reads.records())
-    receipt = writer.finish()
-    return PartCounts(part.index, len(receipt.rows), len(receipt.rejects))
-
-
-def item_roots(roots: Roots, item: Item) -> Roots:
-    """The roots for one item: its path may be a folder, below which more is read."""
-    return roots.plus("item", item.path) if item.path and os.path.isdir(item.path) else roots
-
-
-def convert_item(writer: PartWriter, slot: Slot, converter: Converter[Any], options: Options, item: Item) -> None:
-    """Convert one item; what goes wrong in the converter is recorded as a reject, or ends the run if it must."""
-    if item.reject:
-        writer.reject(slot, item.reject, item.message)
-        return
-    try:
-        draft = converter.convert(item, options)
-    except Reject as reject:
-        writer.reject(slot, reject.code, reject.message)
-    except UserError:
-        raise
-    except FATAL as error:
-        raise UserError(
-            f"item {item.key}: {describe_error(error, source_file(type(converter)))}; "
-            "this would hit every sample, so the run ends here: mend it and run the same command again"
-        ) from error
-    except Exception as error:  # whatever a user's code raises is told in the rejects, with file and line
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise
-        writer.reject(slot, "converter-error", describe_error(error, source_file(type(converter))))
-    else:
-        writer.add(slot, draft)
+        ...

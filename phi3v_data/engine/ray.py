@@ -1,33 +1,41 @@
-"""Parts as Ray tasks; the nodes share the file system of DIR and of the source.
+"""Tasks on Ray; the nodes share the file systems that the tasks read and write.
 
-A task that a lost node takes with it is run again by Ray: parts write the same bytes every time.
+A task that a lost node takes with it is run again by Ray, so work must write the same bytes every time.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
-from phi3v_data.engine.base import Job, PartCounts, load_converter, run_part
+from phi3v_data.engine.base import Work, WorkerDiedError
 from phi3v_data.errors import UserError, how_to_install
-from phi3v_data.lock import shared_lock
-from phi3v_data.messages import counted
-from phi3v_data.writing.journal import Journal
-from phi3v_data.writing.plan import Part, read_items
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_RETRIES = 2
-WAIT_SECONDS = 0.5
+TICK_SECONDS = 0.5
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RayEngine:
     """At most `workers` tasks at once on the cluster of `RAY_ADDRESS`, else on a Ray started for this run."""
 
     workers: int
 
-    def run(self, job: Job, parts: Sequence[Part], report: Callable[[int], None]) -> None:
-        """Run all parts."""
+    def run(
+        self,
+        work: Work[T, R],
+        tasks: Iterable[T],
+        *,
+        in_order: bool = True,
+        on_death: Callable[[WorkerDiedError], R] | None = None,
+        ticked: Callable[[int], None] | None = None,
+    ) -> Generator[tuple[T, R], None, None]:
+        """Each task with its result; see `Engine.run`. `ticked` is always called with 0: no items are reported."""
         try:
             import ray
         except ImportError:
@@ -38,47 +46,53 @@ class RayEngine:
         if started:
             ray.init(**_init_options(self.workers))
         try:
-            self._drive(ray, job, parts, report)
+            yield from self._results(ray, work, iter(tasks), in_order, on_death, ticked or (lambda count: None))
         finally:
             if started:
                 ray.shutdown()
 
-    def _drive(self, ray: Any, job: Job, parts: Sequence[Part], report: Callable[[int], None]) -> None:
-        task = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(run_ray_part)
-        shared = ray.put(job)
-        waiting = iter(parts)
-        running = {task.remote(shared, part): part for part in islice(waiting, self.workers)}
-        done = 0
+    def _results(
+        self,
+        ray: Any,
+        work: Work[T, R],
+        tasks: Iterator[T],
+        in_order: bool,
+        on_death: Callable[[WorkerDiedError], R] | None,
+        ticked: Callable[[int], None],
+    ) -> Generator[tuple[T, R], None, None]:
+        remote = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(run_task)
+        shared = ray.put(work)
+        running = deque((remote.remote(shared, task), task) for task in islice(tasks, self.workers))
         while running:
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_SECONDS)
-            for result in ready:
-                part = running.pop(result)
-                _take(ray, job, part, result)
-                done += part.count
-                running |= {task.remote(shared, following): following for following in islice(waiting, 1)}
-            report(done)
+            ticked(0)
+            waited_for = [running[0][0]] if in_order else [reference for reference, _ in running]
+            ready, _ = ray.wait(waited_for, num_returns=1, timeout=TICK_SECONDS)
+            for reference, task in [pair for pair in running if pair[0] in ready]:
+                result = _take(ray, reference, task, on_death)
+                running = deque(pair for pair in running if pair[0] != reference)
+                running.extend((remote.remote(shared, following), following) for following in islice(tasks, 1))
+                yield task, result
 
 
-def run_ray_part(job: Job, part: Part) -> PartCounts:
-    """One task: the same work as a local worker's."""
-    with shared_lock(Journal(job.out_dir).workers_lock):
-        converter, options = load_converter(job)
-        return run_part(job, converter, options, part, lambda item: None)
+def run_task(work: Work[T, R], task: T) -> R:
+    """Run one task, as a local worker would."""
+    with work.open() as run:
+        return run(task, lambda item: None)
 
 
-def _take(ray: Any, job: Job, part: Part, result: Any) -> None:
+def _take(ray: Any, reference: Any, task: T, on_death: Callable[[WorkerDiedError], R] | None) -> R:
     try:
-        ray.get(result)
+        result: R = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | OSError):
             raise error.cause from None
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        first = next(iter(read_items(job.plan_folder, part)))
-        raise UserError(
-            f"a Ray worker died while it converted {counted(part.count, 'item')} from {first.key} on "
-            f"({type(error).__name__}); what was finished is kept: run the same command to go on"
-        ) from error
+        death = WorkerDiedError(f"of Ray died ({type(error).__name__})", task, None)
+        if on_death is None:
+            raise death from error
+        return on_death(death)
+    return result
 
 
 def _init_options(workers: int) -> dict[str, Any]:

@@ -1,21 +1,20 @@
-"""The program of one local worker: takes parts from a pipe until it closes, and never outlives its parent."""
+"""The program of one local worker: takes tasks from a pipe until it closes, and never outlives its parent."""
 
 import ctypes
 import mmap
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from phi3v_data.engine.base import Job, PartCounts, load_converter, run_part
+from phi3v_data.engine.base import Tick, Work
 from phi3v_data.errors import UserError
-from phi3v_data.lock import share_lock
-from phi3v_data.writing.journal import Journal
-from phi3v_data.writing.plan import Part
 
 PR_SET_PDEATHSIG = 1
 WORKER_VARIABLE = "PHI3V_WORKER"
@@ -24,24 +23,95 @@ CELL = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """What ends the run: a `UserError` (errno 0) or an `OSError`."""
+class Success:
+    """The result of a task."""
 
-    message: str
-    errno: int = 0
-    filename: str = ""
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The exception that ended a task."""
+
+    error: Exception
 
 
 def main(pipe: int, cells: int, index: int, parent: int) -> None:
-    """Serve until the pipe closes."""
+    """Serve in a fresh interpreter, until the pipe closes; the work comes through the pipe first."""
+    serve(Connection(pipe), mmap.mmap(cells, 0), index, parent, None)
+
+
+def serve(
+    connection: "Connection[Any, Any]", cells: mmap.mmap, index: int, parent: int, work: Work[Any, Any] | None
+) -> None:
+    """Serve until the pipe closes, then end this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(parent)
-    connection = Connection(pipe)
-    memory = mmap.mmap(cells, 0)
+
+    def tick(item: int) -> None:
+        cells[index * CELL : (index + 1) * CELL] = item.to_bytes(CELL, "little", signed=True)
+
+    pipe = _Pipe(connection)
     try:
-        _serve(connection, memory, index)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(0)
+        try:
+            _serve(pipe, pipe.receive() if work is None else work, tick)
+        except Exception as error:
+            pipe.send(Failure(_portable(error)))
+    except _PipeClosed:
+        pass
+    finally:
+        sys.stderr.flush()
+    os._exit(0)
+
+
+def _serve(pipe: "_Pipe", work: Work[Any, Any], tick: Tick) -> None:
+    with work.open() as run:
+        while True:
+            result = run(pipe.receive(), tick)
+            tick(-1)
+            pipe.send(Success(result))
+
+
+class _PipeClosed(BaseException):
+    """The parent has ended, or wants no more."""
+
+
+class _Pipe:
+    """The pipe to the parent; tells its own end from an `EOFError` or `BrokenPipeError` of the work."""
+
+    def __init__(self, connection: "Connection[Any, Any]") -> None:
+        self._connection = connection
+
+    def receive(self) -> Any:
+        try:
+            content = self._connection.recv_bytes()
+        except (EOFError, ConnectionError):
+            raise _PipeClosed from None
+        return pickle.loads(content)
+
+    def send(self, message: Success | Failure) -> None:
+        content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        try:
+            self._connection.send_bytes(content)
+        except ConnectionError:
+            raise _PipeClosed from None
+
+
+def _portable(error: Exception) -> Exception:
+    """An exception that the parent can unpickle; one that is a defect brings its traceback along."""
+    if not isinstance(error, UserError | OSError):
+        error.add_note("".join(traceback.format_exception(error)).rstrip())
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    except Exception:  # whatever an exception of others does when it is pickled
+        pass
+    if isinstance(error, UserError):
+        return UserError(str(error))
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, error.filename)
+    return RuntimeError("".join(traceback.format_exception(error)))
 
 
 def die_with(parent: int) -> None:
@@ -58,27 +128,3 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
-
-
-def _serve(connection: "Connection[Any, Any]", memory: mmap.mmap, index: int) -> None:
-    job: Job = connection.recv()
-    share_lock(Journal(job.out_dir).workers_lock)
-
-    def tick(item: int) -> None:
-        memory[index * CELL : (index + 1) * CELL] = item.to_bytes(CELL, "little", signed=True)
-
-    try:
-        converter, options = load_converter(job)
-        while True:
-            part: Part = connection.recv()
-            counts: PartCounts = run_part(job, converter, options, part, tick)
-            tick(-1)
-            connection.send(counts)
-    except UserError as error:
-        connection.send(Failure(str(error)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise
-    except OSError as error:
-        if error.errno is None:
-            raise
-        connection.send(Failure(error.strerror or str(error), error.errno, os.fsdecode(error.filename or "")))

@@ -1,11 +1,9 @@
-"""The pictures that rows use: each distinct file looked at once, findings reported at every row that uses it."""
+"""The images that rows use: each distinct file is checked once, findings are reported at every row that uses it."""
 
 import difflib
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from posixpath import basename, dirname
@@ -15,6 +13,8 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.engine.base import FunctionWork, Work
+from phi3v_data.engine.local import LocalEngine
 from phi3v_data.files import leads_outside, reading_hint, unsafe_reason
 from phi3v_data.media import integrity
 from phi3v_data.messages import counted, escaped, shown
@@ -25,6 +25,8 @@ from phi3v_data.validate.tree import BROKEN, FILE, LOOP, OTHER, OUTSIDE, UNSAFE,
 
 Flags = npt.NDArray[np.bool_]
 Progress = Callable[[str, int, int], None]
+
+_Found = tuple[integrity.Facts, integrity.Details]
 
 _BATCH = 256
 _MAX_NAMES = 5000  # of one folder that a missing name is compared with
@@ -92,52 +94,35 @@ def _results(
     tree: ImageTree, todo: npt.NDArray[np.int64], pixels: bool, workers: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], integrity.Facts, integrity.Details]]:
     root = os.fspath(tree.root)
-    parts = [todo[start : start + _BATCH] for start in range(0, len(todo), _BATCH)]
-    if workers < 2 or len(parts) < 3:
-        for part in parts:
-            yield (part, *integrity.check_images(root, list(map(tree.path, part.tolist())), pixels=pixels))
-        return
-    context = multiprocessing.get_context("spawn")
-    remaining = parts[::-1]
-    while remaining:
-        broken: list[npt.NDArray[np.int64]] = []
-        with ProcessPoolExecutor(min(workers, len(remaining)), mp_context=context) as pool:
-            running: list[tuple[npt.NDArray[np.int64], Future[Any]]] = []
-            while remaining or running:
-                while remaining and len(running) < 2 * workers and not broken:
-                    part = remaining.pop()
-                    paths = list(map(tree.path, part.tolist()))
-                    running.append((part, pool.submit(integrity.check_images, root, paths, pixels=pixels)))
-                if not running:
-                    break
-                part, future = running.pop(0)
-                try:
-                    yield (part, *future.result())
-                except BrokenProcessPool:
-                    broken.append(part)
-        for part in broken:
-            yield (part, *_one_by_one(root, tree, part, pixels))
+    batches = [todo[start : start + _BATCH] for start in range(0, len(todo), _BATCH)]
+    engine = LocalEngine(0 if workers < 2 or len(batches) < 3 else min(workers, len(batches)))
+    # A function of `integrity`, so that workers load no more than that module needs.
+    work: Work[list[str], _Found | None] = FunctionWork(partial(integrity.check_images, root, pixels=pixels))
+    crashed: list[npt.NDArray[np.int64]] = []
+    tasks = (list(map(tree.path, batch.tolist())) for batch in batches)
+    with closing(engine.run(work, tasks, on_death=lambda death: None)) as results:
+        for batch, (_, found) in zip(batches, results, strict=True):
+            if found is None:
+                crashed.append(batch)
+            else:
+                yield (batch, *found)
+    for batch in crashed:
+        yield (batch, *_one_by_one(tree, batch, work))
 
 
-def _one_by_one(
-    root: str, tree: ImageTree, part: npt.NDArray[np.int64], pixels: bool
-) -> tuple[integrity.Facts, integrity.Details]:
-    """A part in which a decoder brought its process down: each file in a process that may die."""
-    context = multiprocessing.get_context("spawn")
-    facts = np.zeros(len(part), integrity.FACTS)
+def _one_by_one(tree: ImageTree, batch: npt.NDArray[np.int64], work: Work[list[str], _Found | None]) -> _Found:
+    """A batch in which a decoder brought its process down: each file by itself, in a process that may die."""
+    facts = np.zeros(len(batch), integrity.FACTS)
     details: integrity.Details = []
-    pool = ProcessPoolExecutor(1, mp_context=context)
-    for position, index in enumerate(part.tolist()):
-        try:
-            facts[position : position + 1], found = pool.submit(
-                integrity.check_images, root, [tree.path(index)], pixels=pixels
-            ).result()
-        except BrokenProcessPool:
-            facts[position]["flags"] = integrity.CHECKED | integrity.UNREADABLE
-            found = [(0, integrity.UNREADABLE, "brings its decoder down")]
-            pool = ProcessPoolExecutor(1, mp_context=context)
-        details += [(position, flag, words) for _, flag, words in found]
-    pool.shutdown()
+    tasks = ([tree.path(index)] for index in batch.tolist())
+    with closing(LocalEngine(1).run(work, tasks, on_death=lambda death: None)) as results:
+        for position, (_, found) in enumerate(results):
+            if found is None:
+                facts[position]["flags"] = integrity.CHECKED | integrity.UNREADABLE
+                details.append((position, integrity.UNREADABLE, "brings its decoder down"))
+            else:
+                facts[position : position + 1] = found[0]
+                details += [(position, flag, words) for _, flag, words in found[1]]
     return facts, details
 
 

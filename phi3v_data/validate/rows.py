@@ -1,11 +1,10 @@
 """One pass over the JSONL files: each row checked, and its columns entered in the table."""
 
 import difflib
-import multiprocessing
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Protocol
@@ -14,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
+from phi3v_data.engine.base import FunctionWork, WorkerDiedError
+from phi3v_data.engine.local import CAN_FORK, LocalEngine
+from phi3v_data.errors import UserError
 from phi3v_data.jsonl import Block, cut_file, read_blocks
 from phi3v_data.messages import escaped, shown
 from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets
@@ -34,7 +36,6 @@ MAX_LABELS = 10_000
 PART_BYTES = 32 << 20
 """Size of the parts that a large file is read in by several processes."""
 
-_CAN_FORK = sys.platform == "linux"
 _MIX = np.int64(-7046029254386353131)  # odd: multiplying by it loses nothing
 
 _BLOCK_BYTES = 1 << 20
@@ -84,7 +85,7 @@ class RowScan:
         self.table.begin_file(file, split)
         self.labels.setdefault(split, Counter())
         path = self.table.directory / file
-        parts = cut_file(path, PART_BYTES) if workers > 1 and _CAN_FORK else []
+        parts = cut_file(path, PART_BYTES) if workers > 1 and CAN_FORK else []
         if len(parts) < 2:
             self._scan_part(file, split, labelled, 0, None, observe)
             return
@@ -103,15 +104,27 @@ class RowScan:
     ) -> Iterator["RowScan"]:
         """Scans of the parts, in order. The processes are forked, so hashes of texts agree in all of them."""
         self.tree.find(np.empty(0, np.int64))  # sorts its table once, for all of them
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, context, initializer=_remember, initargs=(self,)) as pool:
-            running: list[Future[RowScan]] = []
-            for start, end in parts:
-                running.append(pool.submit(_scan_remembered, file, split, labelled, start, end))
-                if len(running) > 2 * workers:
-                    yield running.pop(0).result()
-            for future in running:
-                yield future.result()
+        work = FunctionWork(partial(self._scan_apart, file, split, labelled))
+
+        def died(death: WorkerDiedError) -> "RowScan":
+            raise UserError(
+                f"{file}: a worker {death.how} while it read this file; run the same command again with --workers 1"
+            )
+
+        with closing(LocalEngine(workers, forked=True).run(work, parts, on_death=died)) as results:
+            for _, scan in results:
+                yield scan
+
+    def _scan_apart(self, file: str, split: str, labelled: bool, part: tuple[int, int]) -> "RowScan":
+        """One part, in a forked process; what goes back holds no more than was found."""
+        table = RowTable(self.table.directory)
+        findings = Findings(self.findings.max_problems)
+        scan = RowScan(table, self.tree, findings, self.units, self.classes, self.markers)
+        table.begin_file(file, split)
+        scan.labels[split] = Counter()
+        scan._scan_part(file, split, labelled, *part)
+        scan.tree = scan.units = None  # type: ignore[assignment]  # the parent has them
+        return scan
 
     def _scan_part(
         self,
@@ -359,24 +372,3 @@ def _hash_optional(texts: list[Any]) -> Ints:
 
 def _place(batch: Batch, position: int, file: str) -> dict[str, Any]:
     return {"file": file, "line": int(batch.lines[position]), "id": batch.rows[position].id or None}
-
-
-_remembered: list[RowScan] = []
-
-
-def _remember(scan: RowScan) -> None:
-    """In a forked process: keep what it needs, which came along with the fork."""
-    _remembered.append(scan)
-
-
-def _scan_remembered(file: str, split: str, labelled: bool, start: int, end: int) -> RowScan:
-    """One part, in a forked process; what goes back holds no more than was found."""
-    whole = _remembered[0]
-    table = RowTable(whole.table.directory)
-    findings = Findings(whole.findings.max_problems)
-    part = RowScan(table, whole.tree, findings, whole.units, whole.classes, whole.markers)
-    table.begin_file(file, split)
-    part.labels[split] = Counter()
-    part._scan_part(file, split, labelled, start, end)
-    part.tree = part.units = None  # type: ignore[assignment]  # the parent has them
-    return part

@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
 from phi3v_data.draft import Converter, Options
+from phi3v_data.engine.base import EngineName
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.registry import ConverterLike, find
@@ -16,7 +17,6 @@ from phi3v_data.splits import is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
-EngineName: TypeAlias = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
