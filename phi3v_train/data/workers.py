@@ -4,9 +4,9 @@ Workers start from a fork server, a clean process that has imported what they ne
 held by threads of torch or a GPU's context. Results come back through pipes, not shared memory, which containers
 often limit to 64 MB. A worker ends when this process does, even by SIGKILL.
 
-This pool differs from `phi3v_data.engine`, which runs one list of tasks and ends: these workers live as long as the run,
-and take work one by one from two callers, the loader (which decides only while it reads on what comes next) and the
-evaluation between two steps, whose results are waited for later.
+This pool differs from `phi3v_data.engine`, which runs one list of tasks and ends: these workers live as long as the
+run, and take work piece by piece from two callers: the loader, which decides what comes next only while it reads, and
+the evaluation between two steps.
 """
 
 import multiprocessing
