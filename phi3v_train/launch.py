@@ -114,7 +114,7 @@ def launch(
 ) -> int:
     """Run `python -m phi3v_train ARGUMENTS` in `number` processes here; returns 0 if all succeed.
 
-    SIGTERM and Ctrl-C are passed on as SIGTERM, once: a run then saves a checkpoint and ends. A second one ends all
+    SIGTERM and Ctrl-C are passed on as SIGTERM, once: a run then saves a checkpoint and ends. A second one kills all
     processes at once.
 
     Args:
@@ -190,7 +190,7 @@ def obey_launcher() -> None:
 
 
 class Stop:
-    """While it runs, the first SIGTERM or SIGINT is passed on to the processes, the second ends them."""
+    """While it runs, the first SIGTERM or SIGINT is passed on to the processes, the second kills them."""
 
     def __init__(self, processes: Sequence["subprocess.Popen[bytes]"]) -> None:
         self._processes = processes
@@ -215,23 +215,23 @@ class Stop:
             process.terminate()
 
     def code(self, code: int) -> int:
-        """Exit code of the run: which signal it was, the processes do not know."""
+        """Exit code of the run; only the launcher knows which signal it was."""
         return 128 + self._received if self._received and code in STOPPED else code
 
 
 def wait(processes: Sequence["subprocess.Popen[bytes]"], first: int = 0, *, alone: bool = True) -> int:
     """Wait until all have succeeded, or one has failed.
 
-    Where a signal stopped the run, all of them exit by themselves, each after its part of the checkpoint.
+    If a signal stopped the run, all of them exit by themselves, each after its part of the checkpoint.
 
     Args:
-        processes: what was started here.
+        processes: the processes started here.
         first: rank of the first one.
         alone: there are no other machines, where the cause might be.
     """
     deadline = 0.0
     while True:
-        # Ended by SIGTERM: it came before the process was ready to save anything.
+        # Killed by SIGTERM: it came before the process was ready to save anything.
         codes = [STOPPED[0] if code == -signal.SIGTERM else code for code in (each.poll() for each in processes)]
         for rank, code in enumerate(codes, first):
             if code is not None and code not in (0, PROBLEMS, COULD_NOT_RUN, FOLLOWED, *STOPPED):

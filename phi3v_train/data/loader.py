@@ -174,7 +174,7 @@ class TrainLoader:
         self._workers.start()
 
     def close(self) -> None:
-        """Stop the workers; work not yet begun is dropped."""
+        """Stop the workers; work not yet started is dropped."""
         self._workers.close()
 
     def __enter__(self) -> "TrainLoader":

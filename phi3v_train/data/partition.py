@@ -1,10 +1,10 @@
-"""Who computes what of a step: micro-batches of a global batch and their process, a pure function of costs.
+"""Division of a step: micro-batches of a global batch and their process, a pure function of costs.
 
 The samples of a step are divided into micro-batches first and those among the processes after, so that one process
 with four micro-batches, two with two and four with one compute the very same micro-batches. The costliest come first:
-what does not fit the memory fails at once. Then processes are to wait little for each other: where they meet once a
-step, each gets the same work in total; where they meet in every micro-batch, the micro-batches of the same place are
-alike. All arithmetic is on whole numbers, so that every machine divides alike.
+one that does not fit the memory fails at once. Then processes should wait little for each other: if they synchronise
+once per step, each gets the same work in total; if they synchronise in every micro-batch, micro-batches of the same
+index have similar work. All arithmetic is on integers, so that every machine divides the step in the same way.
 """
 
 from bisect import bisect_left
@@ -18,7 +18,7 @@ from phi3v_data.errors import UserError
 MicroBatches: TypeAlias = tuple[tuple[int, ...], ...]
 
 WAITING_ACCEPTED = 1_000
-"""The division is good enough where all processes together wait less than one part in so many."""
+"""The division is good enough if all processes together wait less than one part in so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,10 @@ def partition(
     """Divide a step: for each process its micro-batches, for each of those the positions of its samples.
 
     All processes get the same number of micro-batches, as many as `micro_batch_size` asks for; in a short step the last
-    ones of some processes are empty. What the others hold depends on the costs and `micro_batch_size` alone, so that
+    ones of some processes are empty. The contents of the others depend only on costs and `micro_batch_size`, so that
     dropout, which is drawn for a whole micro-batch, is the same for any number of processes. Padded micro-batches hold
-    samples of like length, at most `micro_batch_size` of them; packed ones hold like amounts of work, whatever the
-    number of samples in one of them. `lockstep` is for processes that meet in every micro-batch
-    instead of once a step.
+    samples of similar length, at most `micro_batch_size` of them; packed ones hold similar amounts of work, with any
+    number of samples. `lockstep` is for processes that synchronise in every micro-batch instead of once per step.
     """
     number = max(1, ceil(len(costs) / micro_batch_size))
     batches = _balanced(costs, number, rates) if pack else _by_length(costs, number)

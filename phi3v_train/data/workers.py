@@ -1,4 +1,4 @@
-"""Processes that measure and build, or this process where there are none.
+"""Processes that measure and build, or this process if there are none.
 
 Workers start from a fork server, a clean process that has imported what they need: forking this one could copy locks
 held by threads of torch or a GPU's context. Results come back through pipes, not shared memory, which containers
@@ -36,7 +36,7 @@ _PRELOAD = (
     "phi3v_train.data.workers",
     "phi3v_train.models.phi3v.processing_phi3_v",
 )
-"""What the fork server imports once for all workers; the last is what a pickled processor needs."""
+"""Modules that the fork server imports once for all workers; the last is needed to unpickle a processor."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -46,7 +46,7 @@ Built: TypeAlias = tuple[Arrays, BatchShape]
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchJob:
-    """What to build: the samples of a micro-batch; of a `filler` all labels are left out."""
+    """A micro-batch to build from its samples; a `filler` has no labels."""
 
     refs: tuple[SampleRef, ...]
     pack: bool
@@ -107,7 +107,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the processes; work not yet begun is dropped."""
+        """Stop the processes; work not yet started is dropped."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None

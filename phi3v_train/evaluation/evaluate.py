@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def never() -> bool:
-    """Nothing asks this evaluation to stop."""
+    """False: this evaluation is never asked to stop."""
     return False
 
 
@@ -40,9 +40,9 @@ class Evaluator:
 
     Args:
         source: the split.
-        processor: what encodes it.
+        processor: encodes it.
         config: limit, batch size, turns, longest answer.
-        metrics: what is computed; the first is the headline.
+        metrics: the metrics to compute; the first is the headline.
         num_workers: processes that decode images.
         progress: called as `progress(stage, done, total)`; `evaluate` may be given another one.
     """
@@ -119,7 +119,7 @@ class Evaluator:
         progress: Progress | None = None,
         stop: Callable[[], bool] = never,
     ) -> list[Prediction]:
-        """Generate what `folder` does not hold yet; the predictions, on the main process only.
+        """Generate the predictions that `folder` lacks; returns all of them, on the main process only.
 
         The model's mode and all random generators are left as they were. `stop` is asked before every batch.
 
@@ -127,9 +127,8 @@ class Evaluator:
             UserError: out of memory, or an image that cannot be read.
             Interrupted: a process was asked to stop.
         """
-        place = group.rank_info
         if group.broadcast(folder.is_complete):
-            return read_predictions(folder.path / PREDICTIONS) if place.is_main else []
+            return read_predictions(folder.path / PREDICTIONS) if group.is_main else []
         here = folder.read_parts()
         done: dict[int, Prediction] = {}
         for parts in group.gather_to_main(here):
@@ -137,8 +136,8 @@ class Evaluator:
         found = {position for positions in group.all_gather(sorted(here)) for position in positions}
         batches = make_batches(self.specs, self.config.eval_batch_size)
         left = [tuple(position for position in batch if position not in found) for batch in batches]
-        mine = [batch for batch in left if batch][place.rank :: place.world_size]
-        folder.open_part(place.rank)
+        mine = [batch for batch in left if batch][group.rank :: group.world_size]
+        folder.open_part(group.rank)
         try:
             with undisturbed(model):
                 made = self._generate(
@@ -150,7 +149,7 @@ class Evaluator:
             done.update(others)
         if not group.broadcast(len(done) == len(self.specs)):
             raise Interrupted
-        if not place.is_main:
+        if not group.is_main:
             return []
         records = [done[position] for position in range(len(self.specs))]
         folder.finish(records)
@@ -199,8 +198,7 @@ class Evaluator:
         Raises:
             UserError: a row cannot be encoded.
         """
-        place = group.rank_info
-        order = SampleOrder((self.num_rows,), self.config.eval_batch_size * place.world_size)
+        order = SampleOrder((self.num_rows,), self.config.eval_batch_size * group.world_size)
         with (
             undisturbed(model),
             TrainLoader(
@@ -208,8 +206,8 @@ class Evaluator:
                 order,
                 micro_batch_size=self.config.eval_batch_size,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
-                rank=place.rank,
-                world_size=place.world_size,
+                rank=group.rank,
+                world_size=group.world_size,
                 num_workers=self.num_workers,
             ) as loader,
         ):

@@ -1,8 +1,8 @@
 """A folder of predictions: written while they are made, resumed where it stopped, complete or absent at the end.
 
-    OUT/evaluation.json      what was begun: model, settings, digest of the data
-    OUT/.predictions-0.jsonl batches made so far by process 0, a line each, in the order they were made
-    OUT/predictions.jsonl    all of them in the order of the dataset; there only when complete
+    OUT/evaluation.json      identity: model, settings, digest of the data
+    OUT/.predictions-0.jsonl batches made so far by process 0, one line each, in the order they were made
+    OUT/predictions.jsonl    all of them in the order of the dataset; absent until complete
 
 A batch is one line, so that a kill leaves it complete or (half a line, dropped) absent: what is missing is predicted
 again in the same batches, and the result has the same bytes as one never stopped.
@@ -29,10 +29,9 @@ class PredictionFolder:
     """The predictions of one evaluation.
 
     Args:
-        path: the folder, made where it is not there.
-        identity: what decides the predictions: model, settings, data.
-        keep_going: a disk that takes no more is noted in `failed`, and nothing else is written; otherwise it is an
-            OSError.
+        path: the folder, made if absent.
+        identity: everything that the predictions depend on: model, settings, data.
+        keep_going: a full disk is noted in `failed`, and nothing else is written; otherwise it is an OSError.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, keep_going: bool = False) -> None:
@@ -65,7 +64,7 @@ class PredictionFolder:
             restart: start over if it contains another evaluation.
 
         Raises:
-            UserError: it holds another evaluation, whose differences are named.
+            UserError: it contains another evaluation; the differences are named.
         """
         self.try_to(lambda: self._begin(overwrite, restart))
 
@@ -113,7 +112,7 @@ class PredictionFolder:
         return done
 
     def try_to(self, work: Callable[[], Any]) -> None:
-        """Write something; where the folder keeps going, a disk that does not take it is noted."""
+        """Run a write; if the folder keeps going, a disk error is noted."""
         if self.failed:
             return
         try:
