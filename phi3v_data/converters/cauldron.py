@@ -18,8 +18,8 @@ from phi3v_data.converters.helpers.annotations import (
     embedded_picture,
     pictures_digest,
     table_splits,
-    text_of,
 )
+from phi3v_data.converters.helpers.values import text_of
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftTurn, Item, Options
 from phi3v_data.errors import Reject, UserError
 from phi3v_data.sources.source import Source

@@ -22,10 +22,10 @@ from phi3v_data.converters.helpers.annotations import (
     once_a_source,
     read_json_lines,
     table_splits,
-    text_of,
     yes_or_no,
 )
 from phi3v_data.converters.helpers.image_names import PictureFiles, stored_name
+from phi3v_data.converters.helpers.values import field_of, text_of
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.errors import NotFoundError, Reject
 from phi3v_data.sources.source import Source
@@ -64,7 +64,7 @@ class HatefulMemes(Converter[HatefulMemesOptions]):
             image = DraftImage(item.path, name=name)
         else:
             row = data["place"].read()
-            image = embedded_picture(row.get("image") or row.get("img"), item.key, data["place"])
+            image = embedded_picture(field_of(row, ("image", "img")), item.key, data["place"])
         return Draft(
             user=options.prompt.replace("{text}", data["text"]),
             assistant=item.label,

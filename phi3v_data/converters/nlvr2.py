@@ -21,14 +21,13 @@ from phi3v_data.converters.cauldron import HUB_ID, convert_row, is_cauldron, onl
 from phi3v_data.converters.helpers.annotations import (
     check_columns,
     embedded_picture,
-    field_of,
     once_a_source,
     read_json_lines,
     table_splits,
-    text_of,
     yes_or_no,
 )
 from phi3v_data.converters.helpers.image_names import PictureFiles, stored_name
+from phi3v_data.converters.helpers.values import field_of, text_of
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.errors import NotFoundError, Reject
 from phi3v_data.messages import shown

@@ -24,6 +24,7 @@ from phi3v_data.converters.helpers.cell_images import cell_image, cell_path, ima
 from phi3v_data.converters.helpers.table_guess import HELP, guess_map
 from phi3v_data.converters.helpers.table_map import TableMap, TurnMap, fill, line_of, parse_map, placeholders, read_map
 from phi3v_data.converters.helpers.table_rows import NamedFiles, Table, TableRow, open_table
+from phi3v_data.converters.helpers.values import is_absent, scalar_text
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.messages import shown
@@ -160,7 +161,7 @@ class _RowReader:
         if isinstance(value, str) and self.mapping.separator:
             value = [piece.strip() for piece in value.split(self.mapping.separator)]
         values = value if isinstance(value, list) else [value]
-        return [each for each in values if each is not None and each != ""]
+        return [each for each in values if not is_absent(each) and each != ""]
 
     def named(self, value: Any, name: str) -> str:
         """A value as text, through `values` of the map.
@@ -168,10 +169,10 @@ class _RowReader:
         Raises:
             Reject: `field-not-text`.
         """
-        text = _as_text(value)
+        text = scalar_text(value)
         if text is None:
             raise Reject("field-not-text", f"{self.row.where}: '{name}' holds a {type(value).__name__}, not a text")
-        return self.mapping.values.get(name, {}).get(text, text)
+        return _replaced(text, value, name, self.mapping)
 
     def text(self, template: str) -> str:
         """A template with the row's cells."""
@@ -267,7 +268,13 @@ def _check_columns(mapping: TableMap, table: Table, text: str) -> None:
 
 def _split(row: TableRow, mapping: TableMap) -> str:
     named = _quiet_text(row.cells, mapping.split).strip()
-    return mapping.values.get(mapping.split, {}).get(named, named) or row.split or "train"
+    return _replaced(named, named, mapping.split, mapping) or row.split or "train"
+
+
+def _replaced(text: str, value: Any, name: str, mapping: TableMap) -> str:
+    """A cell's text through `values` of the map, where a whole float may also be written as `3.0`."""
+    known = mapping.values.get(name, {})
+    return known.get(text, known.get(str(value), text))
 
 
 @once_a_source
@@ -298,18 +305,16 @@ def _quiet_text(cells: Mapping[str, Any], name: str) -> str:
     """A cell as text, empty where it is not there or no text: for the plan, which rejects nothing."""
     try:
         value = _lookup(cells, name) if name else None
-        return _as_text(value[0] if isinstance(value, list) and value else value) or ""
+        return scalar_text(value[0] if isinstance(value, list) and value else value) or ""
     except KeyError:
         return ""
 
 
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value) if isinstance(value, str | int | float) else None
-
-
 def _scalar(value: Any, name: str, row: TableRow) -> Scalar:
-    if value is None or isinstance(value, str | int | float | bool):
+    if is_absent(value):
+        return None
+    if isinstance(value, str | int | float | bool):
         return value
+    if (text := scalar_text(value)) is not None:
+        return text
     raise Reject("field-not-text", f"{row.where}: '{name}' holds a {type(value).__name__}, which meta cannot hold")

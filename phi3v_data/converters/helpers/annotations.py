@@ -14,6 +14,7 @@ import jsonlines
 import xxhash
 
 from phi3v_data.converters.helpers.cell_images import cell_image
+from phi3v_data.converters.helpers.values import is_absent
 from phi3v_data.draft import DraftImage
 from phi3v_data.encodings import open_utf8, read_text
 from phi3v_data.errors import NotFoundError, Reject, UserError
@@ -100,31 +101,13 @@ def read_json(file: SourceFile) -> Any:
         raise UserError(f"'{file.path}' is not JSON in UTF-8; download it again") from error
 
 
-def text_of(value: Any) -> str:
-    """A field as text: numbers as they are written, nothing for null or what is no scalar."""
-    if isinstance(value, str):
-        return value
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""
-
-
-def texts_of(value: Any) -> tuple[str, ...]:
-    """A field that may hold one text, several, or none; empty ones are left out."""
-    values = value if isinstance(value, list | tuple) else (value,)
-    return tuple(text for text in map(text_of, values) if text.strip())
-
-
-def field_of(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first of these fields that the row has and that is not null."""
-    return next((row[name] for name in names if row.get(name) is not None), None)
-
-
 def yes_or_no(value: Any) -> str:
     """`Yes`, `No`, or empty where there is no label (-1 in some mirrors).
 
     Raises:
         Reject: `row-invalid`: the label is something else.
     """
-    word = str(value).strip().lower() if value is not None else ""
+    word = "" if is_absent(value) else str(value).strip().lower()
     if word in ("1", "true", "yes", "1.0"):
         return "Yes"
     if word in ("0", "false", "no", "0.0"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from phi3v_data.converters.helpers.cell_images import is_base64
 from phi3v_data.converters.helpers.table_rows import TableRow
+from phi3v_data.converters.helpers.values import text_of
 
 INDEX = "index"
 MAX_REFERENCE = 64
@@ -35,7 +36,7 @@ class BorrowedImages:
             return found
         wanted = {(name, cell) for row in rows() for name, cell in found._references(row.cells)}
         for row in rows() if wanted else ():
-            index = str(row.cells.get(INDEX, "")).strip()
+            index = text_of(row.cells.get(INDEX)).strip()
             for name in images:
                 cell = row.cells.get(name)
                 if (name, index) in wanted and isinstance(cell, str) and is_base64(cell):

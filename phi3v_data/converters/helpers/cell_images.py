@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from phi3v_data.converters.helpers.image_names import stored_format, stored_name
+from phi3v_data.converters.helpers.values import is_absent
 from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.files import unsafe_reason
@@ -33,7 +34,7 @@ def image_values(value: Any, separator: str = "") -> list[Any]:
     if isinstance(value, str) and separator:
         value = [piece.strip() for piece in value.split(separator)]
     values = value if isinstance(value, list) else [value]
-    return [each for each in values if each is not None and each != ""]
+    return [each for each in values if not is_absent(each) and each != ""]
 
 
 def _listed(text: str) -> Any:

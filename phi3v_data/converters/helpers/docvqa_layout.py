@@ -16,14 +16,12 @@ from typing import Any
 
 from phi3v_data.converters.helpers.annotations import (
     check_columns,
-    field_of,
     pictures_digest,
     read_json,
     table_splits,
-    text_of,
-    texts_of,
 )
 from phi3v_data.converters.helpers.image_names import PictureFiles
+from phi3v_data.converters.helpers.values import field_of, text_of, texts_of
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.sources.source import Source, SourceFile
 from phi3v_data.sources.tables import RowPlace
