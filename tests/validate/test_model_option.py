@@ -304,6 +304,19 @@ def test_a_receipt_is_for_one_family(directory: Path, toy: str) -> None:
     assert validate(directory) == first
 
 
+def test_a_receipt_is_for_one_family_even_of_the_same_budget(
+    directory: Path, installed: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = RENAMED.replace('"x"', '"twin"')
+    installed.syspath_prepend(str(install(tmp_path / "packages", "twin", "twin_family:IT", twin_family=module)))
+    forget_families()
+    report = validate(directory)
+    assert fresh_report(directory) == report
+    assert fresh_report(directory, model="twin") is None
+    assert validate(directory, model="twin").stats["model"] == "twin"
+    installed.delitem(sys.modules, "twin_family")
+
+
 def test_a_receipt_without_a_family_is_of_phi3v(directory: Path, installed: pytest.MonkeyPatch) -> None:
     report = validate(directory)
     path = directory / RECEIPT
