@@ -368,7 +368,7 @@ class Tests:
         )
 
     def stages(self, mutant: Mutant) -> Iterator[list[str]]:
-        """Tests of the line, quickest first and few; then all tests of the files that run the function."""
+        """Tests of the line, quickest first and few; those of the files that run the function; those found by name."""
         by_line = self.lines.get(mutant.file, {})
         if not by_line:
             yield self.named(mutant.file)
@@ -379,7 +379,6 @@ class Tests:
         if first:
             yield first
         low, high = mutant.function
-        nothing = not first
         hits = Counter(
             name.partition("::")[0] for line, names in by_line.items() if low <= int(line) <= high for name in names
         )
@@ -388,8 +387,7 @@ class Tests:
         if rest := self.known(rest):
             order = {name: place for place, name in enumerate(near)}
             yield sorted(rest, key=lambda name: (order.get(name, len(near)), self.seconds[name]))
-        elif nothing:  # it runs in children that are killed, or in slow tests only
-            yield self.named(mutant.file)
+        yield self.named(mutant.file)  # children with an environment of their own are not measured
 
     def named(self, module: str) -> list[str]:
         """Without a map of lines: tests that name the module first, then those of its folder, the quickest files first.

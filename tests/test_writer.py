@@ -34,6 +34,11 @@ def test_a_row_is_what_the_format_says(tmp_path: Path) -> None:
     )
     with Image.open(tmp_path / "out/images/train/cat/a.png") as image:
         assert image.tobytes() == noise(7, 8, "colour").tobytes()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == [
+        "dataset.json",
+        "images",
+        "toy_train.jsonl",
+    ]  # no rejects.jsonl where nothing was rejected
 
 
 def test_plain_rows_have_three_keys(tmp_path: Path) -> None:

@@ -136,6 +136,19 @@ def test_rows_that_share_pixels_are_joined_whatever_their_groups_and_names(tmp_p
     assert not report.summary.problems.keys() & {*LEAKS, "leak-near-image"}
 
 
+def test_rows_without_a_group_leave_groups_whole(tmp_path: Path) -> None:
+    """They stand before, between and after the rows of groups, whose texts and images are all different."""
+    rows = [row("a"), row("b")]
+    for number in range(12):
+        rows += [row(f"g{number}-0", group=f"g{number}"), row(f"x{number}"), row(f"g{number}-1", group=f"g{number}")]
+    folder = write_set(tmp_path / "in", {"test_train.jsonl": [*rows, row("c")]})
+    split_set(folder, tmp_path / "out", "train=0.5,val=0.5")
+    where = split_of(tmp_path / "out")
+    assert len(where) == 39
+    assert [where[f"g{number}-0"] == where[f"g{number}-1"] for number in range(12)] == [True] * 12
+    assert {where[f"g{number}-0"] for number in range(12)} == {"train", "val"}
+
+
 def test_equal_texts_without_pictures_stay_together(tmp_path: Path) -> None:
     rows = [row(f"r{n}", user=f"Question {n % 30}?") for n in range(90)]
     write_set(tmp_path / "in", {"train.jsonl": rows})

@@ -269,6 +269,7 @@ def test_submissions(data_dir, call, tmp_path, name):
     path = document["files"]["predictions"]
     again = call("predict", "--predictions", path, "--format", name, "--output_dir", tmp_path / "again")
     assert again[0] == 0
+    assert again[1].splitlines()[0] == "3 predictions"
     assert (tmp_path / "again" / Path(document["files"]["submission"]).name).read_text() == submission
 
 
