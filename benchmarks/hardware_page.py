@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_train.config import MethodConfig
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.training.memory import GB, Parallel, estimate, fits
-from phi3v_train.training.memory import ModelSize as Size
 
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
 RESULTS = Path(__file__).parent / "results"
@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[Parallel, ...]]] = {
 def needed(method: str, parallel: Parallel, devices: int) -> Any:
     """Memory of one device, one sample at a time, with gradient checkpointing."""
     config = MethodConfig.model_validate(METHODS[method][0])
-    return estimate(Size.from_config({}), config, dtype="bf16", **SAMPLE, parallel=parallel, world_size=devices)
+    return estimate(PHI3V.size({}), config, dtype="bf16", **SAMPLE, parallel=parallel, world_size=devices)
 
 
 def rows(header: list[str], lines: list[list[str]]) -> str:
@@ -78,7 +78,7 @@ def cards_table() -> str:
 
 def checkpoint_bytes(method: str) -> int:
     """Bytes of a checkpoint: trained weights in fp32 with two moments; frozen ones of a whole model in 16 bits."""
-    size = Size.from_config({})
+    size = PHI3V.size({})
     config = MethodConfig.model_validate(METHODS[method][0])
     trained = int(needed(method, "ddp", 1).trained)
     return trained * 12 + (0 if config.use_lora else (size.total - trained) * 2)

@@ -30,6 +30,7 @@ from phi3v_train.data.encode import Encoder
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_source
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiles import CLIP_MEAN, CLIP_STD, pad_tiles, tiles_from_canvases
 from phi3v_train.models.phi3v.tiny import tiny_processor
 
@@ -78,7 +79,7 @@ def write_set(directory: Path, make: Callable[[int], Image.Image], ending: str, 
 
 def ours(reader: Reader, ref: SampleRef) -> dict[str, Any]:
     """Encode one sample as a loader worker does."""
-    return collate_arrays([reader.encode(ref)], pad_token_id=0)
+    return collate_arrays([reader.encode(ref)], reader.encoder.renderer)
 
 
 def straightforward(reader: Reader, ref: SampleRef) -> dict[str, Any]:
@@ -175,11 +176,11 @@ from phi3v_train.data.order import SampleOrder
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_sources
 from phi3v_train.models.phi3v.tiny import tiny_processor
-encoder = Encoder(tiny_processor())
+encoder = Encoder(PHI3V.renderer(tiny_processor()))
 imported = time.perf_counter()
 sources = open_sources([sys.argv[1]], "train")
 order = SampleOrder((len(sources[0]),), 16)
-with TrainLoader(Reader(sources, encoder), order, micro_batch_size=1, pad_token_id=0) as loader:
+with TrainLoader(Reader(sources, encoder), order, micro_batch_size=1) as loader:
     step = int(sys.argv[2])
     for batch in loader.steps(step, step + 1):
         list(batch)
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    encoder = Encoder(tiny_processor())
+    encoder = Encoder(PHI3V.renderer(tiny_processor()))
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for kind, (num_crops, make) in KINDS.items():

@@ -59,12 +59,13 @@ from phi3v_train.data.sources import open_sources
 from phi3v_train.distributed.group import make_group
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 from phi3v_train.models.phi3v.tiny import tiny_processor
+from phi3v_train.models.size import ModelSize
 from phi3v_train.precision import Precision
 from phi3v_train.training.checkpoints import write_checkpoint
 from phi3v_train.training.loop import TrainLoop
-from phi3v_train.training.memory import ModelSize
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed
 from phi3v_train.training.parallel.make_engine import make_engine
@@ -163,11 +164,11 @@ def make_loop(
     model: Phi3VForConditionalGeneration, kind: str, config: RunConfig, total: int, group: Any
 ) -> tuple[TrainLoop, ModelSize]:
     """The loop of a run over a small model."""
-    size = ModelSize.from_config(model.config.to_dict())
+    size = PHI3V.size(model.config.to_dict())
     precision = Precision("fp32", "cpu")
     trained = apply_method(model, config.method, precision, seed=0, device=CPU)
     optim, world_size = config.optim, group.world_size
-    shape = RunShape(optim, "fp32", "cpu", size.hidden, world_size, optim.batch_size // world_size, total)
+    shape = RunShape(optim, "fp32", "cpu", size.decoder.hidden, world_size, optim.batch_size // world_size, total)
     deepspeed = plan_deepspeed(config.parallel, shape) if world_size > 1 else None
     engine = make_engine(kind, group, trained, precision, config, deepspeed=deepspeed)
     return TrainLoop(engine, config, total_steps=total), size
@@ -206,7 +207,7 @@ def train(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
     kind, steps = spec["kind"], spec["steps"]
     config = make_config(kind, spec["batch"])
     sources = open_sources([Path(spec["pages"])], "train", num_crops=NUM_CROPS)
-    reader = Reader(sources, Encoder(tiny_processor(NUM_CROPS)))
+    reader = Reader(sources, Encoder(PHI3V.renderer(tiny_processor(NUM_CROPS))))
     loop, size = make_loop(fresh_model(), kind, config, steps, group)
     if not spec["balanced"]:
         loader_module.partition = as_drawn
@@ -214,7 +215,6 @@ def train(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
         reader,
         SampleOrder((len(sources[0]),), spec["batch"]),
         micro_batch_size=1,
-        pad_token_id=0,
         rank=group.rank,
         world_size=group.world_size,
         lockstep=kind not in ("single", "ddp"),

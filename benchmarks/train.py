@@ -41,6 +41,7 @@ from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_sources
 from phi3v_train.distributed.group import SingleProcess
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiles import pad_tiles, tiles_from_canvases
 from phi3v_train.models.phi3v.tiny import tiny_processor
 from phi3v_train.precision import Precision
@@ -115,15 +116,15 @@ def collate_plain(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 def fast_row(reader: Reader, ref: SampleRef) -> dict[str, Any]:
     """A row from our reader in the straightforward layout: the lever of the loader alone."""
     sample = reader.encode(ref)
-    sizes = torch.from_numpy(sample.image_sizes)
-    canvases = torch.from_numpy(np.concatenate([canvas.reshape(-1) for canvas in sample.canvases]))
+    images = PHI3V.renderer(tiny_processor(NUM_CROPS)).collate_images(sample.images)
+    sizes, canvases = (torch.from_numpy(images[name]) for name in ("image_sizes", "canvases"))
     tiles = pad_tiles(tiles_from_canvases(canvases, sizes), sizes, NUM_CROPS + 1)
     return {
         "input_ids": sample.input_ids[None],
         "attention_mask": np.ones_like(sample.input_ids)[None],
         "labels": sample.labels[None],
         "pixel_values": tiles.numpy(),
-        "image_sizes": sample.image_sizes,
+        "image_sizes": images["image_sizes"],
     }
 
 
@@ -134,7 +135,7 @@ class PlainLoop:
         self.reader, self.order, self.read = reader, order, read
         self.config, self.total = config, total
         self.model = PlainModel(fresh_model(), levers).train()
-        self.optimizer = make_optimizer(self.model.named_parameters(), config.optim)
+        self.optimizer = make_optimizer(self.model.named_parameters(), config.optim, PHI3V)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def step(self, number: int) -> float:
@@ -157,7 +158,7 @@ class OurLoop:
         self.engine = SingleEngine(SingleProcess(CPU), trained, precision, config.optim)
         self.loop = TrainLoop(self.engine, config, total_steps=total)
         self.engine.module.train()
-        loader = TrainLoader(reader, order, micro_batch_size=micro, pad_token_id=0, pack=pack)
+        loader = TrainLoader(reader, order, micro_batch_size=micro, pack=pack)
         self.batches: Iterator[Any] = loader.steps(0, total)
 
     def step(self, number: int) -> float:
@@ -176,7 +177,7 @@ def speed(steps: int) -> dict[str, Any]:
         directory = Path(scratch) / "pages"
         write_pages(directory, steps * BATCH)
         sources = open_sources([directory], "train", num_crops=NUM_CROPS)
-        reader = Reader(sources, Encoder(tiny_processor(NUM_CROPS)))
+        reader = Reader(sources, Encoder(PHI3V.renderer(tiny_processor(NUM_CROPS))))
         order = SampleOrder((len(sources[0]),), BATCH)
         measures = [reader.measure(ref) for number in range(steps) for ref in order.batch(number)]
 

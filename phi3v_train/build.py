@@ -118,7 +118,7 @@ def build_engine(plan: Plan, group: Group) -> Engine:
     precision = Precision(
         plan.compute.dtype.value, group.device.type, cache_casts=not config.model.gradient_checkpointing
     )
-    model = load_base(plan.place, plan.compute, seed=config.optim.seed)
+    model = load_base(plan.files, plan.compute, seed=config.optim.seed)
     # Some machines may have less memory than others: all shard gradients between micro-batches, or none does.
     keep_unsharded_grads = all(group.all_gather(plan.strategy.keep_unsharded_grads))
     first = torch.device(first_device(strategy, str(group.device)))
@@ -142,7 +142,7 @@ def facts_of(plan: Plan, start: Start) -> Facts:
     return run_facts(
         plan.config,
         plan.compute,
-        model=model_identity(plan.place, seed=plan.config.optim.seed),
+        model=model_identity(plan.files, seed=plan.config.optim.seed),
         data=start.identity["data"],
         eval_data=data_identity([plan.eval_source] if plan.eval_source is not None else []),
         total_steps=plan.total_steps,
@@ -164,7 +164,6 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> 
         plan.reader(),
         plan.order,
         micro_batch_size=config.optim.batch_size_per_gpu,
-        pad_token_id=plan.processor.tokenizer.pad_token_id,
         rank=rank,
         world_size=world_size,
         pack=config.data.pack,
@@ -185,7 +184,7 @@ def make_evaluation(plan: Plan, progress: ProgressLine, request: StopRequest, *,
     assert plan.eval_source is not None
     evaluator = Evaluator(
         plan.eval_source,
-        plan.processor,
+        plan.renderer,
         config.eval,
         metrics=plan.metrics,
         num_workers=config.data.num_workers,
@@ -194,7 +193,7 @@ def make_evaluation(plan: Plan, progress: ProgressLine, request: StopRequest, *,
     return RunEvaluation(
         evaluator,
         config.output.output_dir,
-        model_name=plan.place.name,
+        model_name=plan.files.name,
         bars=lambda: progress_bar(quiet=quiet),
         say=progress.say,
         stop=lambda: request.is_set,

@@ -54,7 +54,7 @@ class Group(BaseModel):
 class ModelConfig(Group):
     """Which model, and how it computes."""
 
-    model_name_or_path: str = Field(DEFAULT_MODEL, description="Model directory, Hub id, or `tiny`.")
+    model_name_or_path: str = Field(DEFAULT_MODEL, description="Model directory, Hub id, `tiny`, or `tiny:FAMILY`.")
     num_crops: int | None = Field(
         None, ge=1, le=16, description="Tile budget; else from dataset.json or a tuned model, else 16."
     )

@@ -1,16 +1,17 @@
 """Moves of a micro-batch to the device, and whether the device's memory ran out."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 
-def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a micro-batch on `device`; `image_sizes` stay on the CPU, where the model reads them."""
+def to_device(
+    inputs: Mapping[str, Tensor], device: torch.device, host_inputs: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors of a micro-batch on `device`; those named in `host_inputs` stay where they are."""
     return {
-        name: tensor if name == "image_sizes" else tensor.to(device, non_blocking=True)
-        for name, tensor in inputs.items()
+        name: tensor if name in host_inputs else tensor.to(device, non_blocking=True) for name, tensor in inputs.items()
     }
 
 

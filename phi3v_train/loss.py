@@ -1,16 +1,16 @@
 """The model as a function from a micro-batch to its part of a step's loss: what engines wrap."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from phi3v_train.data.loader import MicroBatch
 from phi3v_train.data.sources import TOTAL
 from phi3v_train.device import to_device
 from phi3v_train.distributed.group import Group
+from phi3v_train.models.registry import family_of_model
 from phi3v_train.precision import Precision
 
 Losses: TypeAlias = dict[str, Tensor]
@@ -41,6 +41,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.precision = precision
+        self.family = family_of_model(model)
         # Buffers are never trained: DistributedDataParallel need not broadcast them.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
@@ -59,30 +60,12 @@ class LossModule(nn.Module):
             The loss (scalar, 0 if no token is supervised), and the sums (num_sources,) in fp64, not divided and
             without a gradient.
         """
-        wanted: dict[str, Any] = {} if of_tokens is None else {"return_token_losses": True}
         with self.precision.autocast():
-            output = self.model(**inputs, num_items_in_batch=count, return_logits=False, **wanted)
-        loss: Tensor = output.loss
+            loss, tokens = self.family.loss(self.model, inputs, count, per_token=of_tokens is not None)
         sums = torch.zeros(num_sources, dtype=torch.float64, device=loss.device)
-        if of_tokens is not None:
-            sums.index_add_(0, of_tokens, token_losses(output, inputs).double())
+        if of_tokens is not None and tokens is not None:
+            sums.index_add_(0, of_tokens, tokens.double())
         return loss, sums
-
-
-@torch.no_grad()
-def token_losses(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy (supervised tokens,) of each supervised token, in the order of rows and columns.
-
-    Args:
-        output: of the model: with `token_losses`, else with the logits (rows, columns, vocabulary) of all tokens.
-        inputs: what it was given.
-    """
-    given: Tensor | None = getattr(output, "token_losses", None)
-    if given is not None:
-        return given.detach()
-    targets = inputs["labels"][:, 1:]
-    supervised = targets >= 0
-    return functional.cross_entropy(output.logits[:, :-1][supervised].float(), targets[supervised], reduction="none")
 
 
 def source_arguments(sources: Sources | None) -> tuple[Tensor, int] | tuple[()]:
@@ -104,7 +87,7 @@ def mean_loss(model: nn.Module, micros: Iterable[MicroBatch], *, precision: Prec
     module = LossModule(model, precision)
     total, tokens = 0.0, 0
     for micro in micros:
-        loss, _ = module(to_device(micro.inputs, group.device), 1.0)
+        loss, _ = module(to_device(micro.inputs, group.device, module.family.host_inputs), 1.0)
         total += loss.item()
         tokens += micro.shape.num_supervised
     model.train(was_training)

@@ -17,10 +17,12 @@ from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources, unique_names
 from phi3v_train.evaluation.choose_metrics import choose_metrics
 from phi3v_train.evaluation.metric import Metric
-from phi3v_train.models.loading import ModelPlace, is_adapter, load_processor, locate
+from phi3v_train.models.loading import ModelFiles, is_adapter, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
+from phi3v_train.models.renderer import Renderer
+from phi3v_train.models.size import ModelSize
 from phi3v_train.settings import Settings
-from phi3v_train.training.memory import GB, Memory, ModelSize, estimate, fits
+from phi3v_train.training.memory import GB, Memory, estimate, fits
 from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed, summary
 from phi3v_train.training.parallel.strategy import ParallelStrategy, choose_strategy
 
@@ -67,7 +69,7 @@ class Plan:
     order: SampleOrder
     eval_source: Source | None
     metrics: tuple[Metric, ...]
-    place: ModelPlace
+    files: ModelFiles
     processor: Any
     compute: Compute
     size: ModelSize
@@ -105,9 +107,14 @@ class Plan:
         """Name of each source, a repeated one with a number."""
         return unique_names(self.sources)
 
+    @property
+    def renderer(self) -> Renderer:
+        """What encodes samples."""
+        return self.files.family.renderer(self.processor)
+
     def reader(self) -> Reader:
         """Reads training samples."""
-        return make_reader(self.config, self.sources, self.processor)
+        return make_reader(self.config, self.sources, self.renderer)
 
 
 def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) -> Plan:
@@ -131,26 +138,31 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     total = config.optim.max_steps or order.total_steps(config.optim.num_train_epochs)
     eval_source = open_eval_source(config, sources)
     choice = choose_metrics(config.eval.metric, eval_source.manifest if eval_source else None)
-    place = locate_base(config.model.model_name_or_path, weights=weights)
-    sources = tuple(source.with_model(place.tuned_num_crops) for source in sources)
-    largest = max(sources, key=lambda source: source.num_crops)
-    settings = settings.with_num_crops(largest.num_crops, largest.num_crops_from)
+    files = locate_base(config.model.model_name_or_path, weights=weights)
+    family = files.family
+    if config.data.pack:
+        family.refuse_packing()
+    sources = tuple(source.with_model(files) for source in sources)
+    largest = max(sources, key=lambda source: source.num_crops or 0)
+    if largest.num_crops is not None:
+        settings = settings.with_num_crops(largest.num_crops, largest.num_crops_from)
     config = settings.config
     if eval_source is not None:
         # The budget of the run, which is written into the model, so that a later evaluation takes the same.
-        eval_source = eval_source.with_option(config.model.num_crops)
+        eval_source = eval_source.with_model(files).with_option(config.model.num_crops)
     compute = choose_compute(config.model)
     if weights:
         refuse_unavailable_optimizer(config, compute)
-    processor = load_processor(place, num_crops=config.model.num_crops)
+    processor = load_processor(files, num_crops=config.model.num_crops)
     read = [*sources, *([eval_source] if eval_source is not None else [])]
-    size = ModelSize.from_config(place.config())
-    reader = make_reader(config, sources, processor)
+    size = family.size(files.config())
+    renderer = family.renderer(processor)
+    reader = make_reader(config, sources, renderer)
     lengths = check_lengths(reader) if config.data.max_length is not None else None
     probe = probe_rows(reader)
     origins = [(source, crops_origin(settings, source)) for source in read]
-    notes = model_notes(place, processor, origins, compute=compute, longest=probe.max_tokens)
-    processor.image_processor.tuned_num_crops = config.model.num_crops
+    notes = model_notes(files, processor, origins, compute=compute, longest=probe.max_tokens)
+    family.mark_tuned(processor, config.model.num_crops)
     strategy = choose_strategy(
         config,
         world_size,
@@ -170,15 +182,15 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
         ),
     )
     shape = RunShape(
-        config.optim, compute.dtype.value, compute.device.value, size.hidden, world_size, accumulation, total
+        config.optim, compute.dtype.value, compute.device.value, size.decoder.hidden, world_size, accumulation, total
     )
     return Plan(
-        settings, sources, order, eval_source, choice.metrics, place, processor, compute, size, probe, lengths,
+        settings, sources, order, eval_source, choice.metrics, files, processor, compute, size, probe, lengths,
         world_size, accumulation, total, strategy, plan_deepspeed(config.parallel, shape), tuple(notes),
     )  # fmt: skip
 
 
-def locate_base(name: str, *, weights: bool) -> ModelPlace:
+def locate_base(name: str, *, weights: bool) -> ModelFiles:
     """Find the model to train; see `locate`.
 
     Raises:
@@ -199,11 +211,11 @@ def share_of_device(config: RunConfig, compute: Compute, world_size: int) -> int
     return max(1, world_size // config.parallel.nnodes)
 
 
-def make_reader(config: RunConfig, sources: Sequence[Source], processor: Any) -> Reader:
+def make_reader(config: RunConfig, sources: Sequence[Source], renderer: Renderer) -> Reader:
     """Reads training samples as the configuration says."""
     data = config.data
     options = EncodeOptions(data.answer_choice, config.optim.seed, data.max_length, data.truncate)
-    return Reader(sources, Encoder(processor, options))
+    return Reader(sources, Encoder(renderer, options))
 
 
 def refuse_unavailable(config: RunConfig) -> None:
@@ -266,11 +278,12 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     yield "run", f"{config.output.output_dir}: {run_state}"
     for index, source in enumerate(plan.sources):
         named = f"{plan.source_names[index]}: " if len(plan.sources) > 1 else ""
+        origin = crops_origin(plan.settings, source)
+        budget = f", num_crops {source.num_crops} ({origin})" if source.num_crops is not None else ""
         mixed = f", weight {config.data.mix[index]:g}" if config.data.mix else ""
         yield (
             "data",
-            f"{named}{source.directory} {source.split.name}: {len(source):,} rows, num_crops {source.num_crops} "
-            f"({crops_origin(plan.settings, source)}){mixed}",
+            f"{named}{source.directory} {source.split.name}: {len(source):,} rows{budget}{mixed}",
         )
     if plan.eval_source is not None:
         limit = config.eval.eval_limit
@@ -303,7 +316,7 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
             f"{config.data.max_length} (longest {plan.lengths.longest:,}): cut at a turn's border",
         )
     share = 100 * memory.trained / plan.size.total
-    yield "model", f"{plan.place.name}: {plan.size.total / 1e6:,.4g} M parameters"
+    yield "model", f"{plan.files.name}: {plan.size.total / 1e6:,.4g} M parameters"
     yield "method", f"{config.method.name}: {memory.trained / 1e6:,.4g} M trained ({share:.3g} %)"
     yield "compute", f"{plan.compute.device}, {plan.compute.dtype}, attention {plan.compute.attn}"
     if plan.deepspeed is not None:

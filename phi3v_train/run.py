@@ -56,12 +56,14 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
     """
     require_data_dir(config.data.data_dir)
     num_crops = config.model.num_crops
-    tuned = locate_base(config.model.model_name_or_path, weights=False).tuned_num_crops if num_crops is None else None
+    files = locate_base(config.model.model_name_or_path, weights=False)
+    files.family.check_budget(num_crops)
+    tuned = files.tuned_num_crops if num_crops is None else None
     for directory in config.data.data_dir:
         budget = num_crops
         if tuned is not None:
             budget, _ = resolve_num_crops(None, read_manifest(directory), tuned)
-        require_valid(directory, num_crops=budget, progress=progress)
+        require_valid(directory, num_crops=budget, model=files.family.name, progress=progress)
 
 
 def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:
@@ -118,9 +120,10 @@ def model_card(run: "BuiltRun", before: Mapping[str, Any] | None, after: Mapping
     plan, session = run.plan, run.session
     return folder.card_text(
         plan.config,
+        plan.files.family,
         task=plan.task,
         data=[source.manifest for source in plan.sources if source.manifest is not None],
-        base=plan.place.name,
+        base=plan.files.name,
         trained=session.engine.trained.counts(),
         steps=session.step,
         samples=session.samples,

@@ -34,7 +34,7 @@ from phi3v_data.media.integrity import check_content, check_image, rgb_digest
 from phi3v_data.suffixes import STORED_IMAGES
 from phi3v_data.validate import validate
 from phi3v_data.writing.pictures import prepare_picture
-from phi3v_train.data.pictures import jpeg_is_exact, picture_size, read_picture
+from phi3v_train.data.images import image_size, jpeg_is_exact, read_image
 
 READ = {
     "JPEG": {},
@@ -66,9 +66,9 @@ def test_the_formats_that_are_read(tmp_path: Path, kind: str) -> None:
         facts, found = check_image(path, pixels=pixels)
         assert (facts[0], facts[1], found) == (64, 48, [])
     assert check_content(data) == probe(path) == probe(data)
-    assert probe(path)[:3] == (*picture_size(path), kind)
+    assert probe(path)[:3] == (*image_size(path), kind)
     with Image.open(path) as by_pillow:
-        assert load_image(path).tobytes() == read_picture(path).tobytes() == by_pillow.tobytes()
+        assert load_image(path).tobytes() == read_image(path).tobytes() == by_pillow.tobytes()
 
 
 def test_pillow_reads_no_other_format(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_only_regular_files_are_read(tmp_path: Path, special: dict[str, str]) ->
         path = tmp_path / name
         for pixels in (True, False):
             assert findings(path, pixels=pixels) == {integrity.UNREADABLE: words}, name
-        for read in (probe, load_image, read_picture, picture_size):
+        for read in (probe, load_image, read_image, image_size):
             with pytest.raises(UnreadableImageError, match=words):
                 read(path)
 
@@ -199,7 +199,7 @@ def test_what_costs_too_much_is_not_decoded(tmp_path: Path, case: str, monkeypat
     with pytest.raises(TooLargeImageError):
         load_image(path)
     with pytest.raises(TooLargeImageError):
-        read_picture(path)
+        read_image(path)
 
 
 def test_as_many_scans_and_frames_as_real_ones_have_are_fine(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_of_a_jpeg_followed_by_others_the_first_is_the_image(tmp_path: Path) -> 
     path = saved(tmp_path, data, "a.png")
     assert findings(path) == {integrity.MISMATCH: "is a JPEG file by content, PNG by name"}
     assert check_content(data).format == "JPEG"
-    assert read_picture(path).size == (64, 48)
+    assert read_image(path).size == (64, 48)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_damaged_bytes_of_every_format_give_findings_and_never_an_exception(tmp_
             else:
                 assert read is not check_content or not errors
         with contextlib.suppress(UnreadableImageError):
-            read_picture(path)
+            read_image(path)
 
 
 JPEG = encoded(image(3, (320, 240)), "JPEG", quality=90)
@@ -323,7 +323,7 @@ def test_bytes_that_belong_to_no_part_of_a_jpeg_are_a_warning(tmp_path: Path, ca
     assert [flag for flag, _ in found] == [integrity.STRAY]
     assert found[0][1].startswith(words)
     assert facts[4] == check_image(plain, pixels=True)[0][4]
-    assert read_picture(path).tobytes() == read_picture(plain).tobytes()
+    assert read_image(path).tobytes() == read_image(plain).tobytes()
     assert check_content(data).width == 320
     assert findings(path, pixels=False) == {}
 
@@ -521,7 +521,7 @@ def test_a_heic_photo_in_a_directory_is_an_error_with_or_without_the_extra(
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert words in findings(path)[integrity.UNREADABLE]
     with pytest.raises(UnreadableImageError, match="a HEIC photo"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_the_limits_are_those_of_the_documentation() -> None:

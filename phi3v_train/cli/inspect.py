@@ -50,7 +50,7 @@ def inspect(
     *,
     settings: Settings,
 ) -> None:
-    """Show one sample as the model sees it: tokens by what is learnt of them, images with their tiles, lengths.
+    """Show one sample as the model sees it: tokens by whether they are trained, images with their tiles, lengths.
 
     Exits with 1 when a run with these settings would refuse the sample.
     """
@@ -72,12 +72,13 @@ def inspect(
     if number >= len(source):
         raise UserError(f"--row {number}: split {split!r} has the rows 0 to {len(source) - 1}")
     options = EncodeOptions(data.answer_choice, settings.config.optim.seed, data.max_length, data.truncate)
-    place = locate(model.model_name_or_path, base=base, weights=False)
-    source = source.with_model(place.tuned_num_crops, tuned_first=True)
-    processor = load_processor(place)
-    view = view_sample(Reader([source], Encoder(processor, options)), SampleRef(0, number, epoch))
+    files = locate(model.model_name_or_path, base=base, weights=False)
+    source = source.with_model(files, tuned_first=True)
+    processor = load_processor(files)
+    encoder = Encoder(files.family.renderer(processor), options)
+    view = view_sample(Reader([source], encoder), SampleRef(0, number, epoch))
     origin = settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
-    say_notes(model_notes(place, processor, [(source, origin)], longest=view.num_tokens), quiet=False)
+    say_notes(model_notes(files, processor, [(source, origin)], longest=view.num_tokens), quiet=False)
     if json_output:
         print(json.dumps(view.to_dict(), ensure_ascii=False))
     else:
@@ -97,31 +98,31 @@ def show(console: "Console", view: "SampleView") -> None:
         f"{view.num_tokens:,} tokens: {view.num_image_tokens:,} of images, {text_tokens:,} of text, "
         f"{view.num_supervised:,} of them learnt; {counted(view.num_turns, 'turn')}, "
         f"{counted(len(view.images), 'image')}, {counted(sum(image.num_tiles for image in view.images), 'tile')}; "
-        f"num_crops {view.num_crops} ({view.num_crops_from})"
+        + (f"num_crops {view.num_crops} ({view.num_crops_from})" if view.num_crops is not None else "no tile budget")
     )
     if view.dropped_turns:
         console.print(Text(f"cut: {counted(view.dropped_turns, 'turn')} at the end left out", style="yellow"))
     if not view.labelled:
         console.print(Text("no answer in this row: it can be predicted, not trained on", style="yellow"))
-    for number, image in enumerate(view.images, 1):
+    for image in view.images:
         console.print(
             Text.assemble(
-                (f"  <|image_{number}|>", STYLES["image"]),
-                f" {image.path}: {image.width} x {image.height} on a canvas of {image.canvas_width} x "
-                f"{image.canvas_height}, {image.cols} x {image.rows} tiles + global view, {image.num_tokens:,} tokens",
+                (f"  {image.tag}", STYLES["image"]),
+                f" {image.path}: {image.width} x {image.height}{f' {image.text}' if image.text else ''}, "
+                f"{image.num_tokens:,} tokens",
             )
         )
     console.print()
     for span in view.spans:
-        console.print(_line(span))
+        console.print(_line(span, view))
     if view.refusal:
         console.print()
         console.print(Text(f"refused: {view.refusal}", style="bold red"))
 
 
-def _line(span: "Span") -> object:
+def _line(span: "Span", view: "SampleView") -> object:
     from rich.text import Text
 
     kind = f"image {span.image}" if span.image else span.kind
-    body = f"<|image_{span.image}|> x {span.length:,}" if span.image else " ".join(span.tokens)
+    body = f"{view.images[span.image - 1].tag} x {span.length:,}" if span.image else " ".join(span.tokens)
     return Text.assemble((f"{span.start:>7} {kind:<8} ", "dim"), (body, STYLES[span.kind]))

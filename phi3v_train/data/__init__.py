@@ -1,8 +1,8 @@
 """From rows of conversations directories to micro-batches.
 
-sources    which directories, splits, tile budgets          order      which samples a step has
-encode     a conversation to ids, labels, canvases          partition  who computes which of them
-pictures   files to pixels                                  collate    samples to tensors, padded or packed
+sources    which directories, splits, image budgets         order      which samples a step has
+encode     a conversation to ids, labels, image inputs      partition  who computes which of them
+images     files to pixels                                  collate    samples to tensors, padded or packed
 reader     rows encoded, errors with file and line          loader     steps of a run, decoded ahead by `workers`
 lengths    samples over --max_length                        view       a sample as the model sees it
 """

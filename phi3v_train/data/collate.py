@@ -1,25 +1,25 @@
 """Encoded samples to the tensors of one forward pass, padded or packed.
 
-Padding is known from lengths, never from token ids: an answer ends in the very id that pads. Canvases travel flat and
-in bytes; the model cuts and normalises them on its device (`phi3v_train.models.phi3v.tiles`).
+Padding is known from lengths, never from token ids: an answer may end in the very id that pads. The images of a batch
+are joined by the model family's `Renderer`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phi3v_train.data.encode import IGNORED, Canvas, EncodedPrompt, EncodedSample, Ids
+from phi3v_train.data.encode import EncodedPrompt, EncodedSample, Ids
+from phi3v_train.models.renderer import NO_LABEL, ImageArrays, PaddingSide, Renderer
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
-PaddingSide: TypeAlias = Literal["left", "right"]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """What a batch holds: `num_tokens` without padding, `num_supervised` tokens that have a label."""
+    """Counts of a batch: `num_tokens` without padding, `num_supervised` tokens that have a label."""
 
     num_samples: int
     num_tokens: int
@@ -27,11 +27,9 @@ class BatchShape:
     num_images: int
 
 
-def collate_arrays(
-    samples: Sequence[EncodedSample], *, pad_token_id: int, pack: bool = False, padding_side: PaddingSide = "right"
-) -> Arrays:
+def collate_arrays(samples: Sequence[EncodedSample], renderer: Renderer, *, pack: bool = False) -> Arrays:
     """The batch as numpy arrays, for worker processes; see `collate`."""
-    ids = [sample.input_ids for sample in samples]
+    ids = [renderer.model_ids(sample.input_ids) for sample in samples]
     labels = [_without_first(sample.labels) for sample in samples]
     if pack:
         arrays: Arrays = {
@@ -40,28 +38,26 @@ def collate_arrays(
             "labels": np.concatenate(labels)[None],
         }
     else:
-        arrays = _pad(ids, pad_token_id, padding_side)
-        arrays["labels"] = _fill(labels, IGNORED, padding_side)
-    return {**arrays, **_images([(sample.canvases, sample.image_sizes) for sample in samples])}
+        arrays = _pad(ids, renderer.pad_token_id, renderer.padding_side)
+        arrays["labels"] = _fill(labels, NO_LABEL, renderer.padding_side)
+    return {**arrays, **_images([sample.images for sample in samples], renderer)}
 
 
-def collate(
-    samples: Sequence[EncodedSample], *, pad_token_id: int, pack: bool = False, padding_side: PaddingSide = "right"
-) -> dict[str, Any]:
+def collate(samples: Sequence[EncodedSample], renderer: Renderer, *, pack: bool = False) -> dict[str, Any]:
     """The model's keyword arguments for `samples`, as torch tensors.
 
     Padded: `input_ids`, `attention_mask`, `labels` (b, longest). Packed: `input_ids`, `labels` and `position_ids`
     (1, all tokens), positions beginning at 0 with each sample and no mask: an all-ones mask would hide from attention
     code that there are several. The first label of each sample is -100: the token before belongs to another one.
-    Where there are images: `canvases`, flat uint8, and `image_sizes` (n, 2), in order of the rows.
+    Where there are images: what `Renderer.collate_images` makes of them, in order of the rows.
     """
-    return to_tensors(collate_arrays(samples, pad_token_id=pad_token_id, pack=pack, padding_side=padding_side))
+    return to_tensors(collate_arrays(samples, renderer, pack=pack))
 
 
-def collate_prompts(prompts: Sequence[EncodedPrompt], *, pad_token_id: int) -> dict[str, Any]:
+def collate_prompts(prompts: Sequence[EncodedPrompt], renderer: Renderer) -> dict[str, Any]:
     """Prompts to the arguments of `generate`: padded on the left, so that all answers begin in one column."""
-    arrays = _pad([prompt.input_ids for prompt in prompts], pad_token_id, "left")
-    return to_tensors({**arrays, **_images([(prompt.canvases, prompt.image_sizes) for prompt in prompts])})
+    arrays = _pad([renderer.model_ids(prompt.input_ids) for prompt in prompts], renderer.pad_token_id, "left")
+    return to_tensors({**arrays, **_images([prompt.images for prompt in prompts], renderer)})
 
 
 def to_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -76,16 +72,16 @@ def batch_shape(samples: Sequence[EncodedSample]) -> BatchShape:
     return BatchShape(
         num_samples=len(samples),
         num_tokens=sum(len(sample.input_ids) for sample in samples),
-        num_supervised=sum(int((_without_first(sample.labels) != IGNORED).sum()) for sample in samples),
-        num_images=sum(len(sample.canvases) for sample in samples),
+        num_supervised=sum(int((_without_first(sample.labels) != NO_LABEL).sum()) for sample in samples),
+        num_images=sum(len(sample.images) for sample in samples),
     )
 
 
 def _without_first(labels: Ids) -> Ids:
     """Labels whose first is -100: no token of the same sample predicts it."""
-    if len(labels) and labels[0] != IGNORED:
+    if len(labels) and labels[0] != NO_LABEL:
         labels = labels.copy()
-        labels[0] = IGNORED
+        labels[0] = NO_LABEL
     return labels
 
 
@@ -106,9 +102,7 @@ def _fill(rows: Sequence[Ids], value: int, side: PaddingSide) -> Ids:
     return result
 
 
-def _images(pictures: Sequence[tuple[tuple[Canvas, ...], Ids]]) -> Arrays:
-    """`canvases` and `image_sizes` of all rows; nothing where no row has an image."""
-    canvases = [canvas.reshape(-1) for row, _ in pictures for canvas in row]
-    if not canvases:
-        return {}
-    return {"canvases": np.concatenate(canvases), "image_sizes": np.concatenate([sizes for _, sizes in pictures])}
+def _images(rows: Sequence[Sequence[ImageArrays]], renderer: Renderer) -> Arrays:
+    """Inputs of the images of all rows; nothing where no row has an image."""
+    images = [image for row in rows for image in row]
+    return renderer.collate_images(images) if images else {}

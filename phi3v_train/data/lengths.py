@@ -1,4 +1,4 @@
-"""How many samples are over `--max_length`, found out before a run instead of in the middle of it."""
+"""Number of samples over `--max_length`, counted before a run instead of in the middle of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Of the rows that were measured, whole, whatever `--max_length` says: how many are over it, and the longest."""
+    """Counts of the rows that were measured, uncut: how many are over `--max_length`, and the longest."""
 
     num_measured: int
     num_too_long: int
@@ -27,7 +27,7 @@ def check_lengths(
     num_workers: int = 0,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Lengths:
-    """Measure all rows, or of more than `max_rows` that many, evenly spread; no picture is decoded.
+    """Measure all rows, or of more than `max_rows` that many, evenly spread; no image is decoded.
 
     Rows that are not measured here are still refused or cut when their turn comes.
 
@@ -49,10 +49,11 @@ def check_lengths(
     long = [index for index, length in enumerate(lengths) if limit is not None and length > limit]
     if long and encoder.options.truncate == "refuse":
         first = refs[long[0]]
+        fewer = "lower --num_crops, " if whole.sources[first.source].num_crops is not None else ""
         raise UserError(
             f"{len(long)} of {len(refs)} samples measured are over --max_length {limit}; the longest has "
-            f"{max(lengths)} tokens, the first is {whole.place(first)} with {lengths[long[0]]}; raise --max_length, "
-            "lower --num_crops, or cut at a turn's border with --truncate turns"
+            f"{max(lengths)} tokens, the first is {whole.location(first)} with {lengths[long[0]]}; raise --max_length, "
+            f"{fewer}or cut at a turn's border with --truncate turns"
         )
     for index in long:
         reader.measure(refs[index])  # refuses a sample whose first turn alone is too long
@@ -66,9 +67,9 @@ def spread(sizes: tuple[int, ...], max_rows: int) -> list[SampleRef]:
     refs: list[SampleRef] = []
     source, before = 0, 0
     for index in range(count):
-        place = index * total // count
-        while place - before >= sizes[source]:
+        row = index * total // count
+        while row - before >= sizes[source]:
             before += sizes[source]
             source += 1
-        refs.append(SampleRef(source, place - before, 0))
+        refs.append(SampleRef(source, row - before, 0))
     return refs

@@ -121,7 +121,7 @@ class StepBatch:
 class TrainLoader:
     """Steps of a run for one process.
 
-        with TrainLoader(reader, order, micro_batch_size=1, pad_token_id=32000, num_workers=2) as loader:
+        with TrainLoader(reader, order, micro_batch_size=1, num_workers=2) as loader:
             for batch in loader.steps(start=resumed_at, stop=total_steps):
                 for micro_batch in batch:
                     model(**micro_batch.inputs, num_items_in_batch=batch.plan.num_supervised)
@@ -130,7 +130,6 @@ class TrainLoader:
         reader: rows and how to encode them.
         order: which samples a step has.
         micro_batch_size: samples of one forward pass; packed, their mean number.
-        pad_token_id: fills padded rows; any id of the vocabulary.
         rank: number of this process.
         world_size: number of processes.
         pack: one row per micro-batch, samples end to end.
@@ -147,7 +146,6 @@ class TrainLoader:
         order: SampleOrder,
         *,
         micro_batch_size: int,
-        pad_token_id: int,
         rank: int = 0,
         world_size: int = 1,
         pack: bool = False,
@@ -159,7 +157,6 @@ class TrainLoader:
     ) -> None:
         self.order = order
         self.micro_batch_size = micro_batch_size
-        self.pad_token_id = pad_token_id
         self.rank = rank
         self.world_size = world_size
         self.pack = pack
@@ -259,7 +256,7 @@ class TrainLoader:
         if filler:
             works = [self.rates.sample(measure.cost) for measure in plan.measures]
             batch = (works.index(min(works)),)
-        return MicroBatchJob(tuple(plan.refs[index] for index in batch), self.pack, self.pad_token_id, filler)
+        return MicroBatchJob(tuple(plan.refs[index] for index in batch), self.pack, filler)
 
     def _micro_batch(self, plan: StepPlan, batch: Sequence[int], built: Built) -> MicroBatch:
         arrays, shape = built

@@ -2,12 +2,12 @@
 
 | in the directory | used |
 | --- | --- |
-| `tuned_num_crops` in preprocessor_config.json, written by a run of ours | yes, see `sources.resolve_num_crops` |
-| `num_crops` beside it, a released model's own | no |
+| the tuned image budget in preprocessor_config.json, written by a run of ours | yes, see `sources.resolve_num_crops` |
+| the budget beside it, a released model's own | no |
 | stop ids in generation_config.json | yes |
 | sampling, penalties, lengths in generation_config.json | no: answers are generated greedily |
 | dtype and attention in config.json | no: they follow from the machine and the options |
-| `image_mean`, `image_std` | must be CLIP's |
+| what the family's `check_processor` looks at | must be what the family supports |
 | the chat template | no: conversations are encoded in one form |
 | `model_max_length` in tokenizer_config.json | no: `--max_length` |
 """
@@ -16,9 +16,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from phi3v_data.errors import UserError
 from phi3v_train.data.sources import Source
-from phi3v_train.models.loading import ModelPlace
+from phi3v_train.models.loading import ModelFiles
 from phi3v_train.models.machine import Compute
 
 DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -60,7 +59,7 @@ class ModelNote(NamedTuple):
 
 
 def model_notes(
-    place: ModelPlace,
+    files: ModelFiles,
     processor: Any,
     sources: Sequence[tuple[Source, str]],
     *,
@@ -70,101 +69,84 @@ def model_notes(
     """Every difference among model, dataset and options.
 
     Args:
-        place: the model.
+        files: the model.
         processor: its processor.
-        sources: what is read with it, each with what set its tile budget: `option`, `config FILE`, `model`, ...
+        sources: what is read with it, each with what set its image budget: `option`, `config FILE`, `model`, ...
         compute: how it computes here; None where it does not.
         longest: tokens of the longest sample that is known.
 
     Raises:
-        UserError: the model normalises images in another way than this package.
+        UserError: the processor has a setting that this package does not support.
     """
-    refuse_other_pixels(place, processor)
+    files.family.check_processor(processor, files.name)
     notes = [
-        *crops_notes(place, processor, sources),
-        *(map(ModelNote, compute_notes(place, compute)) if compute is not None else ()),
-        *map(ModelNote, generation_notes(place)),
-        *map(ModelNote, template_notes(place, processor)),
-        *map(ModelNote, length_notes(place, processor, longest)),
+        *crops_notes(files, processor, sources),
+        *(map(ModelNote, compute_notes(files, compute)) if compute is not None else ()),
+        *map(ModelNote, generation_notes(files)),
+        *map(ModelNote, template_notes(files, processor)),
+        *map(ModelNote, length_notes(files, processor, longest)),
     ]
     return list(dict.fromkeys(notes))
 
 
-def refuse_other_pixels(place: ModelPlace, processor: Any) -> None:
-    """See that the model takes pixels as they are made here.
-
-    Raises:
-        UserError: it does not.
-    """
-    from phi3v_train.models.phi3v.tiles import CLIP_MEAN, CLIP_STD
-
-    images = processor.image_processor
-    for name, known in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
-        value = getattr(images, name)
-        if tuple(value) != known:
-            raise UserError(
-                f"{place.name}: preprocessor_config.json has {name} {value}, and only CLIP's {list(known)} is "
-                "supported; put that there if the model was trained with it"
-            )
-
-
-def crops_notes(place: ModelPlace, processor: Any, sources: Iterable[tuple[Source, str]]) -> Iterator[ModelNote]:
-    """Tile budgets that are not what model or dataset.json say."""
-    tuned = processor.image_processor.tuned_num_crops
-    own = place.stored_num_crops
+def crops_notes(files: ModelFiles, processor: Any, sources: Iterable[tuple[Source, str]]) -> Iterator[ModelNote]:
+    """Image budgets that are not what model or dataset.json say."""
+    budget = files.family.budget
+    if budget is None:
+        return
+    tuned = files.family.tuned_budget(processor)
+    own = files.stored_num_crops
     for source, origin in sources:
         others = []
         if tuned is not None and tuned != source.num_crops:
-            others.append(f"the run that made {place.name} used {tuned}")
+            others.append(f"the run that made {files.name} used {tuned}")
         if own is not None and own not in (source.num_crops, tuned):
-            others.append(f"preprocessor_config.json of {place.name} says {own}, which is not used")
+            others.append(f"preprocessor_config.json of {files.name} says {own}, which is not used")
         suggested = source.manifest.num_crops if source.manifest is not None else None
         if suggested is not None and suggested != source.num_crops:
             others.append(f"dataset.json suggests {suggested}")
         if others:
             yield ModelNote(
-                f"num_crops is {source.num_crops} for {source.directory} ({origin}); " + ", ".join(others),
+                f"{budget.name} is {source.num_crops} for {source.directory} ({origin}); " + ", ".join(others),
                 is_warning=tuned is not None and tuned != source.num_crops,
             )
 
 
-def compute_notes(place: ModelPlace, compute: Compute) -> Iterator[str]:
+def compute_notes(files: ModelFiles, compute: Compute) -> Iterator[str]:
     """Number format and attention that config.json names and this machine does not use."""
-    if place.directory is None:
+    if files.directory is None:
         return
-    config = place.config()
+    config = files.config()
     stored = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     if stored and DTYPE_NAMES.get(stored, stored) != compute.dtype.value:
-        yield f"config.json of {place.name} names the dtype {stored}; computed is in {compute.dtype}"
+        yield f"config.json of {files.name} names the dtype {stored}; computed is in {compute.dtype}"
     attention = config.get("_attn_implementation") or config.get("attn_implementation")
     if attention and attention != compute.attn_implementation:
-        yield f"config.json of {place.name} names the attention {attention}; used is {compute.attn}"
+        yield f"config.json of {files.name} names the attention {attention}; used is {compute.attn}"
 
 
-def generation_notes(place: ModelPlace) -> Iterator[str]:
+def generation_notes(files: ModelFiles) -> Iterator[str]:
     """Settings of generation_config.json that would change answers, which are generated greedily."""
     found = [
         f"{name} {json.dumps(value)}"
-        for name, value in sorted(place.generation_config().items())
+        for name, value in sorted(files.generation_config().items())
         if not (name.startswith("_") or name in NOT_COMPARED or value is None or value == GREEDY.get(name))
     ]
     if found:
         yield (
-            f"generation_config.json of {place.name} has {', '.join(found)}; not used, as answers are generated "
+            f"generation_config.json of {files.name} has {', '.join(found)}; not used, as answers are generated "
             "greedily, at most --max_new_tokens long"
         )
 
 
-def template_notes(place: ModelPlace, processor: Any) -> Iterator[str]:
+def template_notes(files: ModelFiles, processor: Any) -> Iterator[str]:
     """A chat template that writes conversations in another form."""
-    from phi3v_train.models.phi3v.processing_phi3_v import default_chat_template
-
-    template = processor.chat_template
-    if template == default_chat_template():
+    template, ours = processor.chat_template, files.family.chat_template()
+    if template == ours or not ours:
         return
-    if rendered(processor, template) != rendered(processor, default_chat_template()):
+    if rendered(processor, template) != rendered(processor, ours):
         yield (
-            f"the chat template of {place.name} writes a conversation in another form than the one that samples are "
+            f"the chat template of {files.name} writes a conversation in another form than the one that samples are "
             "encoded in (phi3v-train inspect shows it); it is not used"
         )
 
@@ -180,8 +162,8 @@ def rendered(processor: Any, template: str) -> str | None:
     return text
 
 
-def length_notes(place: ModelPlace, processor: Any, longest: int) -> Iterator[str]:
+def length_notes(files: ModelFiles, processor: Any, longest: int) -> Iterator[str]:
     """Samples that are longer than what the model says it takes."""
     limit = processor.tokenizer.model_max_length
     if longest > limit:
-        yield f"{place.name} takes {limit:,} tokens at most (model_max_length), and a sample has {longest:,}"
+        yield f"{files.name} takes {limit:,} tokens at most (model_max_length), and a sample has {longest:,}"

@@ -9,15 +9,15 @@ from phi3v_data.errors import UserError
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.schema import Sample
 from phi3v_train.data.encode import EncodedPrompt, EncodedSample, Encoder, Provenance, SampleError, SampleTokens, Turns
+from phi3v_train.data.images import image_size
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.partition import Cost
-from phi3v_train.data.pictures import picture_size
 from phi3v_train.data.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What a sample will be, known from its text and the headers of its images."""
+    """Length and work of a sample, known from its text and the headers of its images."""
 
     provenance: Provenance
     cost: Cost
@@ -34,7 +34,7 @@ class Reader:
         self.encoder = encoder
 
     def measure(self, ref: SampleRef) -> Measure:
-        """Length and work of a sample. No picture is decoded.
+        """Length and work of a sample. No image is decoded.
 
         Raises:
             UserError: the sample cannot be encoded or an image is not there.
@@ -45,12 +45,12 @@ class Reader:
             provenance,
             Cost(len(tokens.input_ids), tokens.num_tiles),
             tokens.num_supervised,
-            len(tokens.image_sizes),
+            len(tokens.images),
             tokens.dropped_turns,
         )
 
     def tokenize(self, ref: SampleRef) -> tuple[Sample, SampleTokens]:
-        """The row, and its ids and labels. No picture is decoded.
+        """The row, and its ids and labels. No image is decoded.
 
         Raises:
             UserError: see `measure`.
@@ -76,7 +76,7 @@ class Reader:
             )
 
     def prompts(self, ref: SampleRef, turns: Turns = "last") -> list[EncodedPrompt]:
-        """The prompts of a sample for generation, one a chosen turn.
+        """The prompts of a sample for generation, one per chosen turn.
 
         Raises:
             UserError: see `encode`.
@@ -92,7 +92,7 @@ class Reader:
                 turns=turns,
             )
 
-    def place(self, ref: SampleRef) -> str:
+    def location(self, ref: SampleRef) -> str:
         """`DIR/FILE:LINE` of a row."""
         split = self.sources[ref.source].split
         file, line = split.location(ref.row)
@@ -106,7 +106,7 @@ class Reader:
     def _tokenize(self, sample: Sample, ref: SampleRef) -> SampleTokens:
         source = self.sources[ref.source]
         with self.named(ref, sample):
-            sizes = [picture_size(path) for path in self._paths(sample, source)]
+            sizes = [image_size(path) for path in self._paths(sample, source)]
             return self.encoder.tokenize(sample, sizes, num_crops=source.num_crops, epoch=ref.epoch)
 
     @staticmethod
@@ -119,14 +119,14 @@ class Reader:
         try:
             yield
         except SampleError as error:
-            raise UserError(f"{self.place(ref)} (id {sample.id!r}): {error}") from None
+            raise UserError(f"{self.location(ref)} (id {sample.id!r}): {error}") from None
         except (OSError, UnreadableImageError) as error:
             filename = getattr(error, "filename", None)
             reason = f"{filename}: {getattr(error, 'strerror', '')}" if filename else str(error)
             raise UserError(
-                f"{self.place(ref)} (id {sample.id!r}): an image cannot be read: {reason}; "
+                f"{self.location(ref)} (id {sample.id!r}): an image cannot be read: {reason}; "
                 f"`phi3v-data validate {self.sources[ref.source].directory}` lists all such images"
             ) from None
         except Exception as error:
-            error.add_note(f"while encoding {self.place(ref)} (id {sample.id!r})")
+            error.add_note(f"while encoding {self.location(ref)} (id {sample.id!r})")
             raise

@@ -1,4 +1,4 @@
-"""The directories a run reads, each with its split and its tile budget."""
+"""The directories a run reads, each with its split and its image budget."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.schema import Manifest, Report
 from phi3v_train.config import DEFAULT_NUM_CROPS
+from phi3v_train.models.loading import ModelFiles
 
 EVAL_SPLITS = ("val", "dev", "dev_seen", "test")
 """Where no `--eval_split` is given, the first of these that a directory has and that is labelled."""
@@ -22,13 +23,13 @@ TOTAL = "total"
 class Source:
     """One split of one directory.
 
-    `num_crops_from` is the origin of the tile budget: option, dataset.json, model (written into it by a run of ours) or
-    default.
+    `num_crops` is the image budget, None for a model family without one. `num_crops_from` is its origin: option,
+    dataset.json, model (written into it by a run of ours), default or none.
     """
 
     split: Split
     manifest: Manifest | None
-    num_crops: int
+    num_crops: int | None
     num_crops_from: str
 
     @property
@@ -45,14 +46,23 @@ class Source:
         return len(self.split)
 
     def with_option(self, num_crops: int | None) -> "Source":
-        """The same with the tile budget of an option, if given."""
+        """The same with the image budget of an option, if given."""
         return self if num_crops is None else replace(self, num_crops=num_crops, num_crops_from="option")
 
-    def with_model(self, tuned: int | None, *, tuned_first: bool = False) -> "Source":
-        """The same, its tile budget that of a tuned model where `resolve_num_crops` says so."""
+    def with_model(self, files: ModelFiles, *, tuned_first: bool = False) -> "Source":
+        """The same with the image budget for a model: that of a tuned one where `resolve_num_crops` says so.
+
+        Raises:
+            UserError: an option, or the tuned model, has a budget that the model family does not take.
+        """
         if self.num_crops_from == "option":
+            files.family.check_budget(self.num_crops)
             return self
-        budget, origin = resolve_num_crops(None, self.manifest, tuned, tuned_first=tuned_first)
+        if files.family.budget is None:
+            return replace(self, num_crops=None, num_crops_from="none")
+        budget, origin = resolve_num_crops(None, self.manifest, files.tuned_num_crops, tuned_first=tuned_first)
+        if origin == "default" and files.family.tokens.default_budget is not None:
+            budget = files.family.tokens.default_budget
         return replace(self, num_crops=budget, num_crops_from=origin)
 
 
@@ -162,19 +172,20 @@ def require_valid(
     directory: str | Path,
     *,
     num_crops: int | None = None,
+    model: str | None = None,
     workers: int = 1,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Report:
     """Validate a directory in full, or take the receipt of an earlier validation where nothing has changed since.
 
-    Of several processes let one call it, before any opens the directory.
+    Of several processes let one call it, before any opens the directory. `model` is the name of the model family.
 
     Raises:
         UserError: there are errors in it; the first is named.
     """
     from phi3v_data.validate import validate
 
-    report = validate(directory, level="full", num_crops=num_crops, workers=workers, progress=progress)
+    report = validate(directory, level="full", num_crops=num_crops, model=model, workers=workers, progress=progress)
     errors = [problem for problem in report.problems if problem.severity == "error"]
     if not report.ok and errors:
         first = errors[0]

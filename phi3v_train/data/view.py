@@ -1,15 +1,17 @@
-"""A sample as the model sees it, for people: spans of tokens by what is learnt of them, images with their tiles."""
+"""A sample as the model sees it, for people: spans of tokens by whether they are trained, images with their tokens."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 from phi3v_data.schema import Sample
-from phi3v_data.tokens.phi3v_geometry import CropGeometry, crop_geometry
-from phi3v_train.data.encode import IGNORED, Encoder, Ids, SampleError
+from phi3v_data.tokens.chat import ChatFormat
+from phi3v_train.data.encode import Encoder, Ids, SampleError
+from phi3v_train.data.images import image_size
 from phi3v_train.data.order import SampleRef
-from phi3v_train.data.pictures import picture_size
 from phi3v_train.data.reader import Reader
+from phi3v_train.models.renderer import NO_LABEL, ImageLayout
 
 NEWLINE_TOKEN = "<0x0A>"
 NEWLINE_SIGN = "⏎"
@@ -31,30 +33,42 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """An image: its size in the file, its canvas and its tile grid (beside the global view), in pixels and tiles."""
+    """An image: its size in the file and its layout.
+
+    `tag` stands for it in a prompt. `facts` are the model family's own: pixels, rows and columns; `text` says the same
+    in words.
+    """
 
     path: str
     turn: int
     width: int
     height: int
-    canvas_width: int
-    canvas_height: int
-    rows: int
-    cols: int
     num_tiles: int
     num_tokens: int
+    tag: str = ""
+    facts: Mapping[str, int] = field(default_factory=dict)
+    text: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; facts stand between the image's size and its counts."""
+        sizes = {"path": self.path, "turn": self.turn, "width": self.width, "height": self.height}
+        return {**sizes, **self.facts, "num_tiles": self.num_tiles, "num_tokens": self.num_tokens}
 
 
 @dataclass(frozen=True, slots=True)
 class SampleView:
-    """All of it. `refusal` says why a run would not take the sample; `labelled` is False where there is no answer."""
+    """A sample as `inspect` shows it.
+
+    `place` is the row's file and line; `refusal` says why a run would not take the sample; `labelled` is False where
+    there is no answer.
+    """
 
     place: str
     id: str
     split: str
     row: int
     num_rows: int
-    num_crops: int
+    num_crops: int | None
     num_crops_from: str
     labelled: bool
     num_turns: int
@@ -70,7 +84,7 @@ class SampleView:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "images": [image.to_dict() for image in self.images]}
 
 
 def view_sample(reader: Reader, ref: SampleRef) -> SampleView:
@@ -82,40 +96,40 @@ def view_sample(reader: Reader, ref: SampleRef) -> SampleView:
     source = reader.sources[ref.source]
     sample = source.split[ref.row]
     with reader.named(ref, sample):
-        sizes = [picture_size(source.split.image_path(name)) for name in sample.images]
+        sizes = [image_size(source.split.image_path(name)) for name in sample.images]
         ids, labels, kept, refusal = _encode(reader.encoder, sample, sizes, source.num_crops, ref.epoch)
-    geometry = [crop_geometry(*size, source.num_crops) for size in sizes]
+    layouts = [reader.encoder.renderer.image_layout(*size, source.num_crops) for size in sizes]
     return SampleView(
-        place=reader.place(ref),
+        place=reader.location(ref),
         id=sample.id,
         split=source.split.name,
         row=ref.row,
         num_rows=len(source),
         num_crops=source.num_crops,
         num_crops_from=source.num_crops_from,
-        labelled=bool((labels != IGNORED).any()),
+        labelled=bool((labels != NO_LABEL).any()),
         num_turns=kept,
         dropped_turns=len(sample.conversations) - kept,
         num_tokens=len(ids),
         num_image_tokens=int((ids < 0).sum()),
-        num_supervised=int((labels != IGNORED).sum()),
+        num_supervised=int((labels != NO_LABEL).sum()),
         refusal=refusal,
-        images=tuple(_images(sample, sizes, geometry, kept)),
-        spans=tuple(_spans(reader.encoder.tokenizer, ids, labels)),
+        images=tuple(_images(sample, sizes, layouts, kept, reader.encoder.renderer.tokens.chat)),
+        spans=tuple(_spans(reader.encoder.renderer.tokenizer, ids, labels)),
         input_ids=tuple(ids.tolist()),
         labels=tuple(labels.tolist()),
     )
 
 
 def _encode(
-    encoder: Encoder, sample: Sample, sizes: list[tuple[int, int]], num_crops: int, epoch: int
+    encoder: Encoder, sample: Sample, sizes: list[tuple[int, int]], num_crops: int | None, epoch: int
 ) -> tuple[Ids, Ids, int, str]:
     """Ids, labels, number of turns in them, and why a run would refuse them."""
     if not sample.conversations[-1].assistant:
         last = len(sample.conversations) - 1
         ids, _ = encoder.tokenize_prompt(sample, sizes, num_crops=num_crops, turn=last)
         labels = ids.copy()
-        labels[:] = IGNORED
+        labels[:] = NO_LABEL
         return ids, labels, last + 1, ""
     refusal = ""
     try:
@@ -128,7 +142,11 @@ def _encode(
 
 
 def _images(
-    sample: Sample, sizes: list[tuple[int, int]], geometry: list[CropGeometry], num_turns: int
+    sample: Sample,
+    sizes: Sequence[tuple[int, int]],
+    layouts: Sequence[ImageLayout],
+    num_turns: int,
+    chat: ChatFormat,
 ) -> list[ImageView]:
     owners = [(turn, path) for turn, each in enumerate(sample.conversations[:num_turns]) for path in each.images]
     return [
@@ -136,14 +154,13 @@ def _images(
             path,
             turn,
             *size,
-            crop.padded_width,
-            crop.padded_height,
-            crop.rows,
-            crop.cols,
-            crop.num_tiles,
-            crop.num_tokens,
+            layout.num_tiles,
+            layout.num_tokens,
+            chat.numbered_tag(number),
+            layout.facts or {},
+            layout.text,
         )
-        for (turn, path), size, crop in zip(owners, sizes, geometry, strict=False)
+        for number, ((turn, path), size, layout) in enumerate(zip(owners, sizes, layouts, strict=False), 1)
     ]
 
 
@@ -151,7 +168,7 @@ def _spans(tokenizer: Any, ids: Ids, labels: Ids) -> list[Span]:
     """Cut a sequence where its kind changes."""
     result: list[Span] = []
     start = 0
-    kinds = [(min(token, 0), label != IGNORED) for token, label in zip(ids.tolist(), labels.tolist(), strict=True)]
+    kinds = [(min(token, 0), label != NO_LABEL) for token, label in zip(ids.tolist(), labels.tolist(), strict=True)]
     for (image, learnt), group in groupby(kinds):
         length = len(list(group))
         if image:

@@ -26,17 +26,17 @@ import numpy as np
 
 from phi3v_data.errors import UserError
 from phi3v_train.data.collate import Arrays, BatchShape, batch_shape, collate_arrays
-from phi3v_train.data.encode import IGNORED, EncodedSample
+from phi3v_train.data.encode import EncodedSample
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Measure, Reader
+from phi3v_train.models.renderer import NO_LABEL
 
 _PRELOAD = (
     "__main__",
     "phi3v_train.data.fork_server",
     "phi3v_train.data.workers",
-    "phi3v_train.models.phi3v.processing_phi3_v",
 )
-"""Modules that the fork server imports once for all workers; the last is needed to unpickle a processor."""
+"""Modules that the fork server imports once for all workers, beside those that the reader is made of."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -50,7 +50,6 @@ class MicroBatchJob:
 
     refs: tuple[SampleRef, ...]
     pack: bool
-    pad_token_id: int
     filler: bool = False
 
 
@@ -72,12 +71,12 @@ def build(reader: Reader, job: MicroBatchJob) -> Built:
     samples = [reader.encode(ref) for ref in job.refs]
     if job.filler:
         samples = [_without_labels(sample) for sample in samples]
-    arrays = collate_arrays(samples, pad_token_id=job.pad_token_id, pack=job.pack)
+    arrays = collate_arrays(samples, reader.encoder.renderer, pack=job.pack)
     return arrays, batch_shape(samples)
 
 
 def _without_labels(sample: EncodedSample) -> EncodedSample:
-    return replace(sample, labels=np.full_like(sample.labels, IGNORED), num_supervised=0)
+    return replace(sample, labels=np.full_like(sample.labels, NO_LABEL), num_supervised=0)
 
 
 class Workers:
@@ -146,7 +145,7 @@ class Workers:
         if self._pool is None:
             start_quiet_tracker()
             self._pool = ProcessPoolExecutor(
-                self._num_workers, mp_context=_context(), initializer=_begin, initargs=(self._reader,)
+                self._num_workers, mp_context=_context(self._reader), initializer=_begin, initargs=(self._reader,)
             )
         return self._pool
 
@@ -181,11 +180,13 @@ class _Remote(Generic[T]):
         return result
 
 
-def _context() -> Any:
+def _context(reader: Reader) -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOAD))
+    renderer = reader.encoder.renderer
+    parts = (renderer, renderer.tokenizer, renderer.image_processor)
+    context.set_forkserver_preload([*_PRELOAD, *dict.fromkeys(type(part).__module__ for part in parts)])
     return context
 
 

@@ -60,7 +60,8 @@ def data_facts(name: str, data: Sequence[Mapping[str, Any]]) -> Iterator[tuple[s
     """Split, rows, tile budget and content of each source."""
     for number, each in enumerate(data, 1):
         which = f" {number}" if len(data) > 1 else ""
-        yield f"{name}{which}", Fact(f"{describe_data([each])} at num_crops {each['num_crops']}")
+        budget = f" at num_crops {each['num_crops']}" if each["num_crops"] is not None else ""
+        yield f"{name}{which}", Fact(describe_data([each]) + budget)
 
 
 def package_facts(config: RunConfig) -> Iterator[tuple[str, Fact]]:

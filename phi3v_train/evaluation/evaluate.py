@@ -24,6 +24,7 @@ from phi3v_train.evaluation.prompts import MEASURE_CHUNK, PromptSpec, Rows, enco
 from phi3v_train.evaluation.records import Prediction, read_predictions
 from phi3v_train.evaluation.result import make_result
 from phi3v_train.loss import mean_loss
+from phi3v_train.models.renderer import Renderer
 from phi3v_train.precision import Precision
 
 Progress = Callable[[str, int, int | None], None]
@@ -40,7 +41,7 @@ class Evaluator:
 
     Args:
         source: the split.
-        processor: encodes it.
+        renderer: encodes it.
         config: limit, batch size, turns, longest answer.
         metrics: the metrics to compute; the first is the headline.
         num_workers: processes that decode images.
@@ -48,7 +49,7 @@ class Evaluator:
     """
 
     source: Source
-    processor: Any
+    renderer: Renderer
     config: EvalConfig
     metrics: tuple[Metric, ...] = ()
     num_workers: int = 0
@@ -62,7 +63,7 @@ class Evaluator:
     @cached_property
     def reader(self) -> Reader:
         """Reads the split."""
-        return Reader([self.source], Encoder(self.processor))
+        return Reader([self.source], Encoder(self.renderer))
 
     @cached_property
     def specs(self) -> tuple[PromptSpec, ...]:
@@ -96,7 +97,7 @@ class Evaluator:
         """
         bare = [spec for spec in self.specs if not spec.answers]
         if bare:
-            place = self.reader.place(SampleRef(0, bare[0].row, 0))
+            place = self.reader.location(SampleRef(0, bare[0].row, 0))
             raise UserError(
                 f"{place}: {len(bare)} of {len(self.specs)} answers of split {self.source.split.name!r} are empty, so "
                 "it cannot be scored; `phi3v-train predict` takes splits without answers"
@@ -168,7 +169,7 @@ class Evaluator:
     ) -> dict[int, Prediction]:
         generator = Generator(
             model,
-            self.processor.tokenizer,
+            self.renderer,
             max_new_tokens=self.config.max_new_tokens,
             autocast=precision.autocast,
         )
@@ -205,7 +206,6 @@ class Evaluator:
                 self.reader,
                 order,
                 micro_batch_size=self.config.eval_batch_size,
-                pad_token_id=self.processor.tokenizer.pad_token_id,
                 rank=group.rank,
                 world_size=group.world_size,
                 num_workers=self.num_workers,

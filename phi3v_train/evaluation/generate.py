@@ -16,6 +16,9 @@ from phi3v_train.data.collate import collate_prompts
 from phi3v_train.data.encode import EncodedPrompt
 from phi3v_train.data.model_settings import GREEDY
 from phi3v_train.device import is_out_of_memory, to_device
+from phi3v_train.models.family import ModelFamily
+from phi3v_train.models.registry import family_of_model
+from phi3v_train.models.renderer import Renderer
 
 SPELLINGS = {"yes": ("yes", "Yes", "YES"), "no": ("no", "No", "NO")}
 WORD_MARKS = "▁Ġ"
@@ -65,23 +68,26 @@ class Generator:
 
     Args:
         model: any model with transformers' `generate`; its mode is left as it is, see `undisturbed`.
-        tokenizer: its tokenizer.
+        renderer: what encoded the prompts.
         max_new_tokens: longest answer.
         autocast: what to wrap around the forward passes; a new context each time.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_new_tokens: int = 64, autocast: Any = nullcontext) -> None:
+    def __init__(
+        self, model: Any, renderer: Renderer, *, max_new_tokens: int = 64, autocast: Any = nullcontext
+    ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
         self._autocast = autocast
-        self._words = word_ids(tokenizer)
-        stop = model.generation_config.eos_token_id
-        self._stop = frozenset(stop if isinstance(stop, list) else [] if stop is None else [stop])
+        self._words = word_ids(self.tokenizer)
+        self._family = family_of_model(model)
+        self._stop = frozenset(self._family.stop_ids(model, self.tokenizer))
         self._config = GenerationConfig(
             **GREEDY,
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self._stop) or None,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=renderer.pad_token_id,
         )
 
     @torch.no_grad()
@@ -91,12 +97,12 @@ class Generator:
         Raises:
             UserError: out of memory.
         """
-        inputs = collate_prompts(prompts, pad_token_id=self.tokenizer.pad_token_id)
+        inputs = collate_prompts(prompts, self.renderer)
         first = FirstToken()
         try:
             with self._context(), self._own_settings_only():
                 output = self.model.generate(
-                    **to_device(inputs, next(self.model.parameters()).device),
+                    **to_device(inputs, next(self.model.parameters()).device, self._family.host_inputs),
                     generation_config=self._config,
                     logits_processor=LogitsProcessorList([first]),
                     synced_gpus=False,  # each process has all weights, and its own answers
@@ -104,7 +110,7 @@ class Generator:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise UserError(_out_of_memory(prompts)) from error
+            raise UserError(_out_of_memory(prompts, self._family)) from error
         generated: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
         assert first.logits is not None
         scores = self._scores(first.logits)
@@ -138,9 +144,10 @@ class Generator:
         return [dict(zip(sums, values, strict=True)) for values in zip(*sums.values(), strict=True)]
 
 
-def _out_of_memory(prompts: Sequence[EncodedPrompt]) -> str:
+def _out_of_memory(prompts: Sequence[EncodedPrompt], family: ModelFamily) -> str:
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    advice = f"lower --eval_batch_size from {len(prompts)}" if len(prompts) > 1 else "lower --num_crops"
+    one = f"lower --{family.budget.name}" if family.budget is not None else "use a device with more memory"
+    advice = f"lower --eval_batch_size from {len(prompts)}" if len(prompts) > 1 else one
     return f"out of memory while generating {len(prompts)} answers, whose longest prompt has {longest} tokens: {advice}"
 
 

@@ -10,7 +10,7 @@ from phi3v_data.errors import UserError
 from phi3v_train.config import EvalConfig
 from phi3v_train.data.identity import data_identity
 from phi3v_train.data.sources import Source
-from phi3v_train.models.loading import ModelPlace
+from phi3v_train.models.loading import ModelFiles
 
 WHOLE_BYTES = 64 << 20
 PIECES, PIECE_BYTES = 256, 64 << 10
@@ -29,18 +29,18 @@ def make_identity(source: Source, config: EvalConfig, *, model: str, dtype: str,
     return {"format": 1, "model": model, "data": data, "settings": settings}
 
 
-def model_identity(place: ModelPlace, *, seed: int = 0) -> str:
+def model_identity(files: ModelFiles, *, seed: int = 0) -> str:
     """Name and content of a model in files: `merged (content 1a2b3c4d5e6f7081)`."""
-    if place.directory is None and place.adapter is None:
-        return f"{place.name} (seed {seed})"
-    folders = [folder for folder in (place.directory, place.adapter) if folder is not None]
+    if files.directory is None and files.adapter is None:
+        return f"{files.name} (seed {seed})"
+    folders = [folder for folder in (files.directory, files.adapter) if folder is not None]
     digest = xxhash.xxh3_64()
     for folder in folders:
         for path in sorted(folder.iterdir(), key=lambda each: each.name):
             if path.suffix in (".json", ".safetensors", ".bin") and path.is_file():
                 digest.update(path.name.encode())
                 digest.update(_file_digest(path))
-    name = Path(place.name).name if Path(place.name).is_dir() else place.name
+    name = Path(files.name).name if Path(files.name).is_dir() else files.name
     return f"{name} (content {digest.hexdigest()})"
 
 

@@ -19,7 +19,7 @@ from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
 from phi3v_train.evaluation.prompts import open_split
 from phi3v_train.evaluation.records import Prediction
 from phi3v_train.evaluation.result import write_scores
-from phi3v_train.models.loading import ModelPlace, load_model, load_processor, locate
+from phi3v_train.models.loading import ModelFiles, load_model, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.precision import Precision
 from phi3v_train.settings import Settings
@@ -32,7 +32,8 @@ class Job:
     settings: Settings
     evaluator: Evaluator
     choice: Choice | None
-    place: ModelPlace
+    files: ModelFiles
+    processor: Any
     compute: Compute
     folder: PredictionFolder
 
@@ -47,8 +48,8 @@ class Job:
             self.settings.origin("num_crops") if self.source.num_crops_from == "option" else self.source.num_crops_from
         )
         return model_notes(
-            self.place,
-            self.evaluator.processor,
+            self.files,
+            self.processor,
             [(self.source, origin)],
             compute=self.compute,
             longest=max(spec.num_tokens for spec in self.evaluator.specs),
@@ -80,13 +81,13 @@ def prepare(
     config = settings.config
     source = open_split(data_dir, config.eval.eval_split, num_crops=config.model.num_crops, scored=scored)
     choice = choose_metrics(config.eval.metric, source.manifest) if scored else None
-    place = locate(config.model.model_name_or_path, base=base)
-    source = source.with_model(place.tuned_num_crops, tuned_first=True)
+    files = locate(config.model.model_name_or_path, base=base)
+    source = source.with_model(files, tuned_first=True)
     compute = choose_compute(config.model)
-    processor = load_processor(place, num_crops=source.num_crops)
+    processor = load_processor(files, num_crops=source.num_crops)
     evaluator = Evaluator(
         source,
-        processor,
+        files.family.renderer(processor),
         config.eval,
         metrics=choice.metrics if choice else (),
         num_workers=config.data.num_workers,
@@ -97,11 +98,11 @@ def prepare(
     identity = make_identity(
         source,
         config.eval,
-        model=model_identity(place, seed=config.optim.seed),
+        model=model_identity(files, seed=config.optim.seed),
         dtype=compute.dtype.value,
         rows=evaluator.num_rows,
     )
-    return Job(settings, evaluator, choice, place, compute, PredictionFolder(output_dir, identity))
+    return Job(settings, evaluator, choice, files, processor, compute, PredictionFolder(output_dir, identity))
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
         stack.enter_context(report_rank_errors(group))
         model = None
         if with_loss or not group.broadcast(job.folder.is_complete):
-            model = load_model(job.place, job.compute, seed=job.settings.config.optim.seed)
+            model = load_model(job.files, job.compute, seed=job.settings.config.optim.seed)
         precision = Precision(job.compute.dtype.value, kind)
         evaluator = job.evaluator
         files = {"predictions": job.folder.path / PREDICTIONS}
@@ -157,7 +158,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
         records, result = evaluator.evaluate(
             model,
             job.folder,
-            model_name=job.place.name,
+            model_name=job.files.name,
             step=None,
             precision=precision,
             group=group,

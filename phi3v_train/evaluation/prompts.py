@@ -8,8 +8,8 @@ from typing import Any
 from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import UserError
 from phi3v_train.data.encode import EncodedPrompt, Turns, accepted_answers, prompt_turns
+from phi3v_train.data.images import image_size
 from phi3v_train.data.order import SampleRef
-from phi3v_train.data.pictures import picture_size
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import EVAL_SPLITS, Source, choose_eval_split, open_source
 from phi3v_train.evaluation.records import Prediction
@@ -78,7 +78,7 @@ def measure_rows(reader: Reader, rows: Rows) -> list[PromptSpec]:
         chosen = prompt_turns(sample, rows.turns)
         needed = sum(len(turn.images) for turn in sample.conversations[: chosen[-1] + 1])
         with reader.named(SampleRef(0, row, 0), sample):
-            sizes = [picture_size(source.split.image_path(name)) for name in sample.images[:needed]]
+            sizes = [image_size(source.split.image_path(name)) for name in sample.images[:needed]]
             for turn in chosen:
                 ids, _ = reader.encoder.tokenize_prompt(sample, sizes, num_crops=source.num_crops, turn=turn)
                 specs.append(

@@ -1,4 +1,5 @@
-"""Load a model and its processor by what a user calls them: `tiny`, a directory, an adapter's directory, a Hub id.
+"""Load a model and its processor by what a user calls them: `tiny` or `tiny:FAMILY`, a directory, an adapter's
+directory, a Hub id.
 
 `locate` finds out, without loading weights, what is there and what is missing; `load_model` loads it.
 """
@@ -12,52 +13,49 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside
-from phi3v_data.tokens.phi3v_geometry import check_num_crops
+from phi3v_train.models.family import ModelFamily
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.meant import TINY, hint, is_model
+from phi3v_train.models.registry import family_of_config, get_family
 
 ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 SHARDS = "shards"
 TINY_REVISION = "seed-"
-"""Begins the `revision` of an adapter on `tiny`, which tells the seed that its weights were made from."""
+"""Begins the `revision` of an adapter on a tiny model, which tells the seed that its weights were made from."""
 GENERATION_CONFIG = "generation_config.json"
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
-TUNED_NUM_CROPS = "tuned_num_crops"
-"""Key of preprocessor_config.json that only our runs write: the tile budget that the model was trained with."""
-
 LIGHT_FILES = ("*.json", "*.jinja", "tokenizer.model")
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, slots=True)
-class ModelPlace:
-    """Where a model's files lie.
+class ModelFiles:
+    """A model's family and the directories that hold its files.
 
-    `directory` is None for `tiny`. `adapter` is a PEFT adapter's directory on top of it, and `seed` that of the `tiny`
-    that it was made on. `processor_directory` holds tokenizer and image processor; an adapter's own where it has them.
+    `directory` is None for a tiny model. `adapter` is a PEFT adapter's directory on top of it, and `seed` that of the
+    tiny model that it was made on. `processor_directory` holds tokenizer and image processor; an adapter's own where it
+    has them.
     """
 
     name: str
+    family: ModelFamily
     directory: Path | None
     adapter: Path | None = None
     seed: int | None = None
 
     @property
     def processor_directory(self) -> Path | None:
-        """Where tokenizer and image processor lie."""
+        """Directory of tokenizer and image processor; None for a tiny model."""
         if self.adapter is not None and (self.adapter / "tokenizer.json").is_file():
             return self.adapter
         return self.directory
 
     def config(self) -> dict[str, Any]:
-        """The parsed `config.json`; of `tiny` what it is built from."""
+        """The parsed `config.json`; of a tiny model what it is built from."""
         if self.directory is None:
-            from phi3v_train.models.phi3v.tiny import tiny_config
-
-            config: dict[str, Any] = tiny_config().to_dict()
-            return config
+            return self.family.tiny_config()
         return read_json(self.directory / "config.json")
 
     def generation_config(self) -> dict[str, Any]:
@@ -66,53 +64,72 @@ class ModelPlace:
         return read_json(path) if path is not None and path.is_file() else {}
 
     def preprocessor_config(self) -> dict[str, Any]:
-        """The parsed `preprocessor_config.json` of the processor; empty for `tiny`."""
+        """The parsed `preprocessor_config.json` of the processor; empty for a tiny model."""
         folder = self.processor_directory
         return read_json(folder / PREPROCESSOR_CONFIG) if folder is not None else {}
 
     @property
     def tuned_num_crops(self) -> int | None:
-        """Tile budget that a run of ours used to make this model, None for any other model.
+        """Image budget that a run of ours used to make this model, None for any other model.
 
         Raises:
-            UserError: the value is not a tile budget.
+            UserError: the value is not a budget of the family.
         """
-        value: Any = self.preprocessor_config().get(TUNED_NUM_CROPS)
-        if value is not None:
+        budget = self.family.budget
+        value: Any = self.preprocessor_config().get(budget.tuned) if budget is not None else None
+        if budget is not None and value is not None:
             try:
-                check_num_crops(value)
+                self.family.tokens.check_budget(value)
             except ValueError as error:
                 raise UserError(
-                    f"{self.processor_directory}/{PREPROCESSOR_CONFIG}: {TUNED_NUM_CROPS} is wrong: {error}"
+                    f"{self.processor_directory}/{PREPROCESSOR_CONFIG}: {budget.tuned} is wrong: {error}"
                 ) from None
         return None if value is None else int(value)
 
     @property
     def stored_num_crops(self) -> int | None:
-        """`num_crops` of `preprocessor_config.json`, as AutoProcessor takes it; None for `tiny`."""
-        value: int | None = self.preprocessor_config().get("num_crops")
+        """Image budget of `preprocessor_config.json`, as AutoProcessor takes it; None for a tiny model."""
+        budget = self.family.budget
+        value: int | None = self.preprocessor_config().get(budget.name) if budget is not None else None
         return value
 
 
-def locate(name: str, *, base: str | None = None, weights: bool = True) -> ModelPlace:
+def tiny_name(family: ModelFamily) -> str:
+    """`tiny` for the default family, `tiny:NAME` for any other."""
+    return TINY if family is get_family() else f"{TINY}:{family.name}"
+
+
+def tiny_family(name: str) -> ModelFamily | None:
+    """The family of `tiny` or `tiny:NAME`; None for another name.
+
+    Raises:
+        NotFoundError: there is no such family.
+    """
+    start, colon, family = name.partition(":")
+    if start != TINY:
+        return None
+    return get_family(family) if colon else get_family()
+
+
+def locate(name: str, *, base: str | None = None, weights: bool = True) -> ModelFiles:
     """Find a model and check that its files are there.
 
     Args:
-        name: `tiny`, a model directory, an adapter directory or a Hub id.
+        name: `tiny`, `tiny:FAMILY`, a model directory, an adapter directory or a Hub id.
         base: model under an adapter, where not the one that the adapter names.
         weights: fetch and check the weights too; without, a plan costs no download.
 
     Raises:
         UserError: no such model, a file that is missing, or a Hub that cannot be reached.
     """
-    if name == TINY:
-        return ModelPlace(TINY, None)
+    family = tiny_family(name)
+    if family is not None:
+        return ModelFiles(tiny_name(family), family, None)
     path = Path(name)
     if path.is_dir():
         if is_adapter(path):
             return locate_adapter(name, base=base, weights=weights)
-        check_directory(path, weights=weights)
-        return ModelPlace(name, path)
+        return ModelFiles(name, check_directory(path, weights=weights), path)
     if path.is_file():
         meant = f"; did you mean {path.parent}?" if is_model(path.parent) else ""
         raise NotFoundError(f"--model_name_or_path {name}: is a file; give a model directory{meant}")
@@ -122,8 +139,7 @@ def locate(name: str, *, base: str | None = None, weights: bool = True) -> Model
         usual = "; give a model directory, a Hub id such as microsoft/Phi-3.5-vision-instruct, or tiny"
         raise NotFoundError(f"--model_name_or_path {name}: no such directory{meant or usual}")
     directory = fetch(name, weights=weights)
-    check_directory(directory, weights=weights)
-    return ModelPlace(name, directory)
+    return ModelFiles(name, check_directory(directory, weights=weights), directory)
 
 
 def is_adapter(path: Path) -> bool:
@@ -131,7 +147,7 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).is_file()
 
 
-def locate_adapter(name: str, *, base: str | None, weights: bool) -> ModelPlace:
+def locate_adapter(name: str, *, base: str | None, weights: bool) -> ModelFiles:
     """An adapter's directory and its base: the one given, or else the one that it names.
 
     Raises:
@@ -145,11 +161,12 @@ def locate_adapter(name: str, *, base: str | None, weights: bool) -> ModelPlace:
         raise UserError(f"{path / ADAPTER_CONFIG}: names no base model; give it with --base")
     if not list(path.glob("adapter_model.*")):
         raise NotFoundError(f"{path}: adapter_model.safetensors is missing")
-    if under == TINY:
+    family = tiny_family(under)
+    if family is not None:
         seed = str(config.get("revision") or "").removeprefix(TINY_REVISION)
-        return ModelPlace(name, None, path, int(seed) if named_base == TINY and seed.isdecimal() else None)
+        return ModelFiles(name, family, None, path, int(seed) if named_base == under and seed.isdecimal() else None)
     try:
-        place = locate(under, weights=weights)
+        files = locate(under, weights=weights)
     except UserError:
         if base is not None or Path(under).is_dir():
             raise
@@ -157,33 +174,25 @@ def locate_adapter(name: str, *, base: str | None, weights: bool) -> ModelPlace:
         raise NotFoundError(
             f"{path / ADAPTER_CONFIG}: its base model {under} {where}; give the directory where it is now with --base"
         ) from None
-    if place.adapter is not None:
+    if files.adapter is not None:
         raise UserError(f"{under}: is itself an adapter; give the model under it, or merge it first, with --base")
-    return ModelPlace(name, place.directory, path)
+    return ModelFiles(name, files.family, files.directory, path)
 
 
-def check_directory(path: Path, *, weights: bool = True) -> None:
-    """Refuse a model directory that lacks a file.
+def check_directory(path: Path, *, weights: bool = True) -> ModelFamily:
+    """The family of a model directory, which lacks no file.
 
     Raises:
-        UserError: which file, and what it is for.
+        UserError: a file is missing, and what it is for; or no family reads this model.
     """
-    needed = {
-        "config.json": "the model's shapes",
-        "tokenizer.json": "the tokenizer",
-        PREPROCESSOR_CONFIG: "the image processor",
-    }
-    if not (path / "config.json").is_file() and (meant := hint(str(path))):
-        raise NotFoundError(f"{path}: is not a model directory (it has no config.json){meant}")
-    for file, purpose in needed.items():
+    if not (path / "config.json").is_file():
+        if meant := hint(str(path)):
+            raise NotFoundError(f"{path}: is not a model directory (it has no config.json){meant}")
+        raise missing(path, "config.json", "the model's shapes")
+    family = family_of_config(read_json(path / "config.json"), path / "config.json")
+    for file, purpose in family.needed_files.items():
         if not (path / file).is_file():
-            raise NotFoundError(f"{path}: {file} is missing ({purpose}); copy it from the model's original files")
-    config = read_json(path / "config.json")
-    if config.get("model_type") != "phi3_v":
-        raise UserError(
-            f"{path / 'config.json'}: model_type is {config.get('model_type')!r}; only Phi-3-vision and "
-            "Phi-3.5-vision (phi3_v) can be trained"
-        )
+            raise missing(path, file, purpose)
     if weights and (path / SHARDS).is_dir() and not list(path.glob("*.safetensors")):
         raise UserError(
             f"{path}: is a checkpoint in shards, one for each process that saved it; make a model directory of it "
@@ -193,6 +202,12 @@ def check_directory(path: Path, *, weights: bool = True) -> None:
         for file in weight_files(path):
             if not (path / file).is_file():
                 raise NotFoundError(f"{path}: {file} is missing (weights); the download was not complete")
+    return family
+
+
+def missing(path: Path, file: str, purpose: str) -> NotFoundError:
+    """The error of a model directory that lacks a file."""
+    return NotFoundError(f"{path}: {file} is missing ({purpose}); copy it from the model's original files")
 
 
 def weight_files(path: Path) -> Iterator[str]:
@@ -256,25 +271,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_processor(place: ModelPlace, *, num_crops: int | None = None) -> Any:
-    """Tokenizer and image processor; `num_crops` overrides the directory's.
+def load_processor(files: ModelFiles, *, num_crops: int | None = None) -> Any:
+    """Tokenizer and image processor; `num_crops` overrides the directory's image budget.
 
     Raises:
         UserError: a value in preprocessor_config.json that the model does not have.
     """
-    if place.processor_directory is None:
-        from phi3v_train.models.phi3v.tiny import tiny_processor
-
-        processor: Any = tiny_processor()
+    family = files.family
+    if files.processor_directory is None:
+        processor: Any = family.tiny_processor()
     else:
-        from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
-
         try:
-            processor = Phi3VProcessor.from_pretrained(place.processor_directory)
+            processor = family.load_processor(files.processor_directory)
         except (ValueError, TypeError) as error:
-            raise UserError(f"{place.processor_directory}: the processor's files cannot be used: {error}") from None
-    if num_crops is not None:
-        processor.image_processor.num_crops = num_crops
+            raise UserError(f"{files.processor_directory}: the processor's files cannot be used: {error}") from None
+    family.set_budget(processor, num_crops)
     return processor
 
 
@@ -291,40 +302,34 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
 
 
-def load_base(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
+def load_base(files: ModelFiles, compute: Compute, *, seed: int = 0) -> Any:
     """The model without its adapter, on the CPU, all weights in the compute dtype."""
     import torch
 
     quieten_libraries()
     dtype = getattr(torch, TORCH_DTYPES[compute.dtype.value])
-    if place.directory is None:
-        from phi3v_train.models.phi3v.tiny import tiny_model
-
-        model: Any = tiny_model(seed=seed if place.seed is None else place.seed).to(dtype)
+    if files.directory is None:
+        model: Any = files.family.tiny_model(seed if files.seed is None else files.seed).to(dtype)
         model.set_attn_implementation(compute.attn_implementation)
-        return named(model, TINY)
-    from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
-
-    model = Phi3VForConditionalGeneration.from_pretrained(
-        place.directory, dtype=dtype, attn_implementation=compute.attn_implementation
-    )
-    return named(model, place.name if place.adapter is None else str(place.directory))
+        return named(model, tiny_name(files.family))
+    model = files.family.load_model(files.directory, dtype=dtype, attn_implementation=compute.attn_implementation)
+    return named(model, files.name if files.adapter is None else str(files.directory))
 
 
 def named(model: Any, name: str) -> Any:
     """The model under the name that its adapters will give for their base: of a directory, the absolute path."""
-    if name != TINY and Path(name).is_dir():
+    if tiny_family(name) is None and Path(name).is_dir():
         name = str(Path(name).absolute())
     model.config._name_or_path = model.name_or_path = name
     return model
 
 
-def load_model(place: ModelPlace, compute: Compute, *, seed: int = 0) -> Any:
+def load_model(files: ModelFiles, compute: Compute, *, seed: int = 0) -> Any:
     """The model for evaluation, its adapter on top, on the device, in evaluation mode."""
-    model = load_base(place, compute, seed=seed)
-    if place.adapter is not None:
+    model = load_base(files, compute, seed=seed)
+    if files.adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, place.adapter).base_model.model
+        model = PeftModel.from_pretrained(model, files.adapter).base_model.model
     model.to(compute.device.value)
     return model.eval()

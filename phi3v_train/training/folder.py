@@ -12,6 +12,7 @@ from phi3v_data.files import write_json, write_text
 from phi3v_data.markdown import markdown_code, markdown_text
 from phi3v_data.schema import Manifest
 from phi3v_train.config import RunConfig
+from phi3v_train.models.family import ModelFamily
 from phi3v_train.settings import Settings
 from phi3v_train.training.checkpoints import checkpoint_folders, remove, sweep
 
@@ -98,6 +99,7 @@ def write_start(
 
 def card_text(
     config: RunConfig,
+    family: ModelFamily,
     *,
     task: str,
     data: Sequence[Manifest],
@@ -110,13 +112,13 @@ def card_text(
     last: Mapping[str, Any] | None,
 ) -> str:
     """`README.md`: what the model is, how it was made, what it scores, how to use it."""
-    adapter = config.method.use_lora
+    adapter, budget = config.method.use_lora, config.model.num_crops
     kind = "Adapter (PEFT)" if adapter else "Model"
     header: dict[str, Any] = {
         "base_model": base,
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["phi-3-vision", "phi3v"],
+        "tags": list(family.card_tags),
     }
     if licences := sorted({each.license for each in data if each.license}):
         header["license"] = licences[0] if len(licences) == 1 else licences
@@ -136,7 +138,7 @@ def card_text(
         f"| learning rate | {config.optim.learning_rate:g}, {config.optim.lr_scheduler}, "
         f"{config.optim.warmup_steps} warm-up steps |",
         f"| weight decay, clipping | {config.optim.wd:g}, {config.optim.max_grad_norm:g} |",
-        f"| tile budget (`num_crops`) | {config.model.num_crops} |",
+        *([f"| tile budget (`num_crops`) | {budget} |"] if budget is not None else []),
         f"| seed | {config.optim.seed} |",
     ]
     if last is not None:
@@ -150,14 +152,14 @@ def card_text(
         *data_lines(data),
         "## Use",
         "",
-        "The model needs the package phi3v: `import phi3v_train` registers its class with transformers.",
-        "",
+        *family.card_note(),
         "```python",
-        *usage(config, adapter=adapter),
+        *family.card_usage(MODEL, budget, adapter=adapter),
         "```",
         "",
         "```bash",
-        f"phi3v-train eval --model_name_or_path model --data_dir DIR --num_crops {config.model.num_crops}",
+        "phi3v-train eval --model_name_or_path model --data_dir DIR"
+        + (f" --num_crops {budget}" if budget is not None else ""),
         *(["phi3v-train merge model merged"] if adapter else []),
         "```",
         "",
@@ -179,24 +181,6 @@ def data_lines(data: Sequence[Manifest]) -> list[str]:
     ]
     note = "The weights are under the licence of the base model; check what the licences of the data add to it."
     return ["## Data", "", "| set | source | licence |", "| --- | --- | --- |", *rows, "", note, ""]
-
-
-def usage(config: RunConfig, *, adapter: bool) -> list[str]:
-    """Python lines that ask the model a question about an image."""
-    load = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
-    return [
-        "import phi3v_train  # registers the model",
-        "from PIL import Image",
-        *(["from peft import AutoPeftModelForCausalLM"] if adapter else []),
-        f"from transformers import {'' if adapter else 'AutoModelForCausalLM, '}AutoProcessor",
-        "",
-        f'processor = AutoProcessor.from_pretrained("{MODEL}", num_crops={config.model.num_crops})',
-        f'model = {load}.from_pretrained("{MODEL}", dtype="auto")',
-        r'prompt = "<|user|>\n<|image_1|>\nWhat is this?<|end|>\n<|assistant|>\n"',
-        'inputs = processor(prompt, Image.open("image.jpg"))',
-        "ids = model.generate(**inputs, max_new_tokens=64)",
-        'print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])',
-    ]
 
 
 def score_table(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[str]:

@@ -136,7 +136,7 @@ class TrainLoop:
         """
         names = [f"{each.provenance.split}[{each.provenance.row}]" for each in micro.measures]
         seed_everything(self.config.optim.seed, "step", step, *names)
-        inputs = to_device(micro.inputs, self.group.device)
+        inputs = to_device(micro.inputs, self.group.device, self.engine.trained.family.host_inputs)
         several = len(self.source_names) > 1
         sources = Sources.of(micro, self.source_names, self.group.device) if several else None
         return self.engine.accumulate(inputs, count, last=last, sources=sources)
@@ -173,6 +173,7 @@ def out_of_memory_sentence(batch: StepBatch, config: RunConfig) -> str:
     elif not config.method.use_lora:
         advice = "train with --use_lora, or --use_qlora, or over more devices"
     else:
-        advice = f"lower --num_crops from {config.model.num_crops}, or set --max_length"
+        budget = config.model.num_crops
+        advice = f"lower --num_crops from {budget}, or set --max_length" if budget is not None else "set --max_length"
     longest = max(measure.cost.tokens for measure in batch.plan.measures)
     return f"out of memory in step {batch.step + 1}, whose longest sample has {longest} tokens: {advice}"

@@ -1,4 +1,4 @@
-"""Adapters merged into their base, shards put together: model directories that load wherever a base model does."""
+"""Adapters merged into their base, shards joined: model directories that load wherever a base model does."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from phi3v_data.errors import UserError
 from phi3v_train.distributed.group import SingleProcess
-from phi3v_train.models.loading import ModelPlace, load_base, load_processor, quieten_libraries
+from phi3v_train.models.loading import ModelFiles, load_base, load_processor, quieten_libraries, read_json
 from phi3v_train.models.machine import Chosen, Compute
+from phi3v_train.models.registry import family_of_config
 from phi3v_train.precision import DTYPES
 from phi3v_train.training.checkpoints import SaveError, open_checkpoint, verify, why_damaged, write_folder
 from phi3v_train.training.parallel.shards import Shards
@@ -20,8 +20,8 @@ from phi3v_train.training.saving import cast, write_model_directory
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-def merge_to(place: ModelPlace, out: Path, *, dtype: str = "auto", overwrite: bool = False) -> str:
-    """Write `place` (an adapter over its base, or a model as it is) as one model directory; returns its dtype.
+def merge_to(files: ModelFiles, out: Path, *, dtype: str = "auto", overwrite: bool = False) -> str:
+    """Write `files` (an adapter over its base, or a model as it is) as one model directory; returns its dtype.
 
     The sum is made in fp32, layer by layer, and rounded once to `dtype`: `auto` is the base's own. A QLoRA adapter is
     merged into the base as it was before it was packed into 4 bits.
@@ -30,13 +30,13 @@ def merge_to(place: ModelPlace, out: Path, *, dtype: str = "auto", overwrite: bo
         UserError: `out` is taken, or the disk does not take the model.
     """
     refuse_taken(out, overwrite)
-    name = stored_dtype(place.config()) if dtype == "auto" else dtype
+    name = stored_dtype(files.config()) if dtype == "auto" else dtype
     reason = Chosen("cpu", "merging needs no GPU")
     compute = Compute(reason, Chosen(name, ""), Chosen("sdpa", ""), 0)
-    model = load_base(place, compute)
-    if place.adapter is not None:
-        model = merge_adapter(model, place.adapter)
-    write_out(model, load_processor(place), out, name)
+    model = load_base(files, compute)
+    if files.adapter is not None:
+        model = merge_adapter(model, files.adapter)
+    write_out(model, load_processor(files), out, name)
     return name
 
 
@@ -46,23 +46,20 @@ def join_shards(checkpoint: Path, out: Path, *, dtype: str = "auto", overwrite: 
     Raises:
         UserError: the checkpoint is not whole, `out` is taken, or the disk does not take the model.
     """
-    from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
-    from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
-
     refuse_taken(out, overwrite)
     opened = open_checkpoint(checkpoint)
     reason = why_damaged(checkpoint) if opened is None else verify(SingleProcess(torch.device("cpu")), opened)
     if opened is None or reason:
         raise UserError(f"{checkpoint}: is not a complete checkpoint ({reason or 'its name is not checkpoint-N'})")
     quieten_libraries()
-    place = ModelPlace(str(checkpoint), checkpoint)
-    name = stored_dtype(place.config()) if dtype == "auto" else dtype
+    config = read_json(checkpoint / "config.json")
+    files = ModelFiles(str(checkpoint), family_of_config(config, checkpoint / "config.json"), checkpoint)
+    name = stored_dtype(config) if dtype == "auto" else dtype
     shards = Shards(checkpoint)
     with torch.device("meta"):
-        model = Phi3VForConditionalGeneration(Phi3VConfig.from_pretrained(checkpoint))
-    model.generation_config = GenerationConfig.from_pretrained(checkpoint)
+        model = files.family.empty_model(checkpoint)
     state = {key: cast(shards.rows(f"model/{key}"), DTYPES[name]) for key in model.state_dict()}
-    write_out(model, load_processor(place), out, name, state)
+    write_out(model, load_processor(files), out, name, state)
     return name
 
 
@@ -73,7 +70,7 @@ def refuse_taken(out: Path, overwrite: bool) -> None:
         UserError: something is there.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise UserError(f"{out}: exists already; choose another place or give --overwrite")
+        raise UserError(f"{out}: exists already; choose another directory or give --overwrite")
 
 
 def write_out(model: Any, processor: Any, out: Path, dtype: str, state: Mapping[str, Tensor] | None = None) -> None:

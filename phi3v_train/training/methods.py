@@ -1,7 +1,6 @@
-"""What is trained: full, a part frozen, LoRA and its kinds, QLoRA. `apply_method` makes a loaded model ready for it.
+"""Training methods: full, a part frozen, LoRA and its kinds, QLoRA. `apply_method` makes a loaded model ready for one.
 
-Adapters are PEFT's, in PEFT's own layout on disk. The last tower layer and everything else that no loss reaches are
-buffers of the model, so nothing here can train them by mistake.
+Adapters are PEFT's, in PEFT's own layout on disk.
 """
 
 import math
@@ -14,12 +13,12 @@ from torch import nn
 
 from phi3v_data.errors import UserError, how_to_install
 from phi3v_train.config import MethodConfig, OptimConfig
-from phi3v_train.models.loading import TINY_REVISION
-from phi3v_train.models.meant import TINY
+from phi3v_train.models.family import ModelFamily
+from phi3v_train.models.loading import TINY_REVISION, tiny_family
+from phi3v_train.models.registry import family_of_model
 from phi3v_train.precision import Precision, set_weight_dtypes
-from phi3v_train.training.optimizer import part_of
 from phi3v_train.training.seeds import seed_everything
-from phi3v_train.training.targets import DECODER_TARGETS, lora_targets
+from phi3v_train.training.targets import lora_targets, nf4_targets
 
 SMALLEST_4BIT_WIDTH = 64
 """bitsandbytes crashes on a CPU where a layer takes fewer features than one block of nf4 has weights."""
@@ -37,6 +36,11 @@ class TrainedModel:
     method: MethodConfig
     peft_model: Any = None
 
+    @property
+    def family(self) -> ModelFamily:
+        """The model's family."""
+        return family_of_model(self.model)
+
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and values of what is trained, in the model's order."""
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
@@ -44,8 +48,9 @@ class TrainedModel:
     def counts(self) -> dict[str, int]:
         """Trainable parameters by part: language, vision, projector."""
         result: dict[str, int] = {}
+        family = self.family
         for name, parameter in self.trainable():
-            part = part_of(name)
+            part = family.part_of(name)
             result[part] = result.get(part, 0) + parameter.numel()
         return result
 
@@ -58,6 +63,7 @@ def apply_method(
     Raises:
         UserError: QLoRA without bitsandbytes, or on a model whose layers are too small for it.
     """
+    family = family_of_model(model)
     model.requires_grad_(not method.use_lora)
     peft_model = None
     if method.use_lora:
@@ -66,7 +72,7 @@ def apply_method(
         peft_model = add_adapters(model, method, seed=seed)
     else:
         for name, parameter in model.named_parameters():
-            language = part_of(name) == "language"
+            language = family.part_of(name) == "language"
             parameter.requires_grad_(not (method.freeze_language_model if language else method.freeze_vision_model))
     set_weight_dtypes(model, precision)
     model.to(device)
@@ -74,7 +80,7 @@ def apply_method(
 
 
 def lora_config(method: MethodConfig, model: Any, *, seed: int) -> Any:
-    """PEFT's configuration of the adapters; `seed` is that of the run, which `tiny` was made from."""
+    """PEFT's configuration of the adapters; `seed` is that of the run, which a tiny model was made from."""
     from peft import LoraConfig
 
     base = getattr(model.config, "_name_or_path", None) or None
@@ -82,12 +88,12 @@ def lora_config(method: MethodConfig, model: Any, *, seed: int) -> Any:
         r=method.lora_rank,
         lora_alpha=whole(method.lora_rank * method.lora_alpha_ratio),
         lora_dropout=method.lora_dropout,
-        target_modules=lora_targets(method, model.config.num_vision_layers_used),
+        target_modules=lora_targets(method, family_of_model(model).size(model.config.to_dict())),
         init_lora_weights=True if method.lora_init == "default" else method.lora_init,
         use_dora=method.use_dora,
         use_rslora=method.use_rslora,
         base_model_name_or_path=base,
-        revision=f"{TINY_REVISION}{seed}" if base == TINY else None,
+        revision=f"{TINY_REVISION}{seed}" if base and tiny_family(base) is not None else None,
         task_type="CAUSAL_LM",
     )
 
@@ -112,7 +118,7 @@ def quantize(model: Any, precision: Precision) -> None:
         UserError: bitsandbytes is missing, or a layer is too narrow.
     """
     make = nf4_maker(precision)
-    for name, layer in named_linears(model, DECODER_TARGETS):
+    for name, layer in named_linears(model, nf4_targets(family_of_model(model).size(model.config.to_dict()))):
         if layer.in_features < SMALLEST_4BIT_WIDTH:
             raise UserError(
                 f"--use_qlora: {name} takes {layer.in_features} features, fewer than the {SMALLEST_4BIT_WIDTH} that 4 "
@@ -165,7 +171,7 @@ def nf4_maker(precision: Precision) -> Callable[[nn.Linear], nn.Module]:
 
 
 def refuse_unfit(method: MethodConfig, optim: OptimConfig) -> None:
-    """What can be refused before a model is loaded.
+    """Refuse what cannot run here, before a model is loaded.
 
     Raises:
         UserError: QLoRA or 8-bit moments without bitsandbytes, adapters without peft.

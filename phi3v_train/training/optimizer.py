@@ -7,23 +7,18 @@ import torch
 from torch import nn
 
 from phi3v_train.config import OptimConfig
+from phi3v_train.models.family import ModelFamily
 from phi3v_train.training.eight_bit import make_adamw_8bit
 
 
-def part_of(name: str) -> str:
-    """Which part of the model a parameter belongs to, by its official name, an adapter's prefix before it or not."""
-    if "vision_embed_tokens." not in name or "vision_embed_tokens.wte" in name:
-        return "language"
-    inner = name.split("vision_embed_tokens.", 1)[1]
-    return "vision" if inner.startswith("img_processor") else "projector"
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
+def decays(name: str, parameter: nn.Parameter, family: ModelFamily) -> bool:
     """Whether weight decay applies: not to biases, norms and other vectors, as usual."""
-    return parameter.dim() > 1 and not name.endswith(("bias", "glb_GN", "sub_GN"))
+    return parameter.dim() > 1 and not name.endswith(family.no_decay)
 
 
-def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, family: ModelFamily
+) -> torch.optim.Optimizer:
     """The AdamW of `--optim` over the trainable parameters; each group carries `part` and its highest rate, `peak`."""
     peaks = {
         "language": config.learning_rate,
@@ -33,7 +28,7 @@ def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfi
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     fused = False
     for name, parameter in named:
-        groups.setdefault((part_of(name), decays(name, parameter)), []).append(parameter)
+        groups.setdefault((family.part_of(name), decays(name, parameter, family)), []).append(parameter)
         fused = fused or parameter.is_cuda
     param_groups = [
         {

@@ -1,46 +1,29 @@
-"""Which linear layers get LoRA adapters, by their official full names; needs no torch."""
+"""Linear layers that get LoRA adapters or 4-bit weights: patterns over their full names, made from a family's table."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import ALL_LINEAR, MethodConfig
-
-DECODER_TARGETS = r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)"
-"""The decoder's linear layers, which QLoRA keeps in 4 bits; head, tower and projector stay as they are."""
-
-LANGUAGE_TARGETS = rf"{DECODER_TARGETS}|lm_head"
-"""The decoder's linear layers and the head, which the Phi-3.5-vision sample trains too."""
+from phi3v_train.models.size import Component, LinearGroup, ModelSize
 
 NAMES = re.compile(r"[\w.]+(,[\w.]+)*")
 """A list of names, as opposed to a regular expression."""
 
-DECODER_LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-TOWER_LINEARS = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")
-PROJECTOR_LINEARS = ("img_projection.0", "img_projection.2")
-VISION = "model.vision_embed_tokens"
 
-
-def vision_targets(num_layers: int) -> str:
-    """Full names of the linear layers of the projector and of the tower's first `num_layers` layers, those that run."""
-    layers = "|".join(map(str, range(num_layers)))
-    return (
-        rf"model\.vision_embed_tokens\.(img_processor\.vision_model\.encoder\.layers\.({layers})\."
-        r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])|img_projection\.[02])"
-    )
-
-
-def lora_targets(method: MethodConfig, num_vision_layers: int) -> str:
+def lora_targets(method: MethodConfig, size: ModelSize) -> str:
     """PEFT's `target_modules`, a regular expression over full names.
 
-    `--lora_targets` chooses among the linear layers that are not frozen and that a loss reaches.
+    `--lora_targets` chooses among the linear layers that are not frozen and that a loss reaches. Without it all of them
+    get adapters, the head among them, as the Phi-3.5-vision sample does it.
     """
     wanted = method.lora_targets
-    language = DECODER_TARGETS if wanted == ALL_LINEAR else LANGUAGE_TARGETS
-    targets = [] if method.freeze_language_model else [language]
+    language: list[Component] = ["language"] if wanted == ALL_LINEAR else ["language", "head"]
+    components: list[list[Component]] = [] if method.freeze_language_model else [[each] for each in language]
     if not method.freeze_vision_model:
-        targets.append(vision_targets(num_vision_layers))
-    reached = "|".join(targets)
+        components.append(["vision", "projector"])
+    groups = [[group for group in size.table if group.component in each] for each in components]
+    reached = "|".join(pattern(each) for each in groups if each)
     if wanted is None or wanted == ALL_LINEAR:
         return reached
     if NAMES.fullmatch(wanted):
@@ -48,35 +31,79 @@ def lora_targets(method: MethodConfig, num_vision_layers: int) -> str:
     return rf"(?=({wanted})$)({reached})"
 
 
-def linear_names(num_layers: int, num_vision_layers: int) -> list[tuple[str, tuple[str, int]]]:
-    """Full name of every linear layer that a loss reaches, its part and its number within one layer of that part."""
-    names = [
-        (f"model.layers.{layer}.{name}", ("decoder", number))
-        for layer in range(num_layers)
-        for number, name in enumerate(DECODER_LINEARS)
-    ]
-    names.append(("lm_head", ("head", 0)))
-    tower = f"{VISION}.img_processor.vision_model.encoder.layers"
-    names += [
-        (f"{tower}.{layer}.{name}", ("tower", number))
-        for layer in range(num_vision_layers)
-        for number, name in enumerate(TOWER_LINEARS)
-    ]
-    return names + [(f"{VISION}.{name}", ("projector", number)) for number, name in enumerate(PROJECTOR_LINEARS)]
+def nf4_targets(size: ModelSize) -> str:
+    """A regular expression over the full names of the linear layers that QLoRA keeps in 4 bits."""
+    return pattern([group for group in size.table if group.nf4])
 
 
-def targeted(method: MethodConfig, num_vision_layers: int, names: Iterable[str]) -> list[str]:
-    """Those of the names that get an adapter.
+def targeted(method: MethodConfig, size: ModelSize) -> list[str]:
+    """Full names of the linear layers that get an adapter.
 
     Raises:
         UserError: `--lora_targets` names none of them, or only frozen ones.
     """
-    pattern = re.compile(lora_targets(method, num_vision_layers))
-    found = [name for name in names if pattern.fullmatch(name)]
+    compiled = re.compile(lora_targets(method, size))
+    found = [name for group in size.table for name, _ in group.named() if compiled.fullmatch(name)]
     if not found:
         frozen = " that is not frozen" if method.freeze_language_model or method.freeze_vision_model else ""
         raise UserError(
-            f"--lora_targets {method.lora_targets}: matches no linear layer{frozen}; examples: qkv_proj,o_proj; "
-            rf"fc1,fc2; lm_head; model\.layers\.\d+\.mlp\..*; {ALL_LINEAR}"
+            f"--lora_targets {method.lora_targets}: matches no linear layer{frozen}; examples: {examples(size.table)}"
         )
     return found
+
+
+def examples(table: Sequence[LinearGroup]) -> str:
+    """Values of `--lora_targets` that fit a model: names, a regular expression, everything."""
+    found = []
+    for group in table:
+        leaves = [linear.name.rpartition(".")[2] for linear in group.linears]
+        if group.component in ("language", "head"):
+            found.append(",".join(leaves[:2]))
+        elif group.component == "vision":
+            found.append(",".join(leaves[-2:]))
+    layers = next(group for group in table if group.component == "language")
+    module = layers.linears[-1].name.partition(".")[0]
+    found.append(rf"{re.escape(layers.prefix)}\.\d+\.{module}\..*")
+    return "; ".join([*found, ALL_LINEAR])
+
+
+def pattern(groups: Iterable[LinearGroup]) -> str:
+    """A short regular expression that matches the full names of the groups' linear layers and no other."""
+    tree: dict[str, dict[str, object]] = {}
+    for group in groups:
+        layers = [] if group.num_layers is None else [numbers(group)]
+        for linear in group.linears:
+            parts = [re.escape(part) for part in group.prefix.split(".") if part]
+            node: dict[str, object] = tree  # type: ignore[assignment]  # a tree of trees
+            for part in [*parts, *layers, *(re.escape(each) for each in linear.name.split("."))]:
+                node = node.setdefault(part, {})  # type: ignore[assignment]
+    return alternatives(tree)
+
+
+def numbers(group: LinearGroup) -> str:
+    """A regular expression for the numbers of a group's layers."""
+    return "(" + "|".join(map(str, range(group.copies))) + ")" if group.has_unused_layers else r"\d+"
+
+
+def alternatives(tree: object) -> str:
+    """The branches of a tree of escaped name parts as one regular expression, in brackets where there are several."""
+    assert isinstance(tree, dict)
+    leaves = [part for part, below in tree.items() if not below]
+    branches = [f"{part}\\.{alternatives(below)}" for part, below in tree.items() if below]
+    if leaves:
+        branches.append(shortened(leaves))
+    return branches[0] if len(branches) == 1 else f"({'|'.join(branches)})"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Several names with what they have in common written once: `(q|k)_proj`, `fc[12]`."""
+    if len(names) == 1:
+        return names[0]
+    shortest = min(map(len, names))
+    start = next((n for n in range(shortest) if len({name[n] for name in names}) > 1), shortest)
+    rest = [name[start:] for name in names]
+    shortest = min(map(len, rest))
+    end = next((n for n in range(shortest) if len({name[-1 - n] for name in rest}) > 1), shortest)
+    middles = [name[: len(name) - end] for name in rest]
+    choice = f"[{''.join(middles)}]" if all(len(each) == 1 for each in middles) else f"({'|'.join(middles)})"
+    return names[0][:start] + choice + rest[0][len(rest[0]) - end :]

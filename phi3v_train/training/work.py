@@ -2,10 +2,7 @@
 
 from phi3v_train.config import MethodConfig
 from phi3v_train.data.partition import Rates
-from phi3v_train.training.memory import PATCHES, ModelSize
-
-TILE_TOKENS = 144
-"""Tokens that the projector makes of a tile."""
+from phi3v_train.models.size import ModelSize
 
 
 def work_rates(size: ModelSize, method: MethodConfig, *, checkpointing: bool) -> Rates:
@@ -18,14 +15,12 @@ def work_rates(size: ModelSize, method: MethodConfig, *, checkpointing: bool) ->
     vision = not method.freeze_vision_model
     decoder = _passes(reached=True, weights=language and not method.use_lora, checkpointing=checkpointing)
     tower = _passes(reached=vision, weights=vision and not method.use_lora, checkpointing=checkpointing)
-    layer = sum(i * o for i, o in size.vision_linears)
-    attention = 2 * PATCHES * size.vision_hidden
-    projector = TILE_TOKENS * sum(i * o for i, o in size.projector_linears)
-    patches = PATCHES * 3 * size.patch**2 * size.vision_hidden
-    one_tile = 2 * (PATCHES * size.vision_layers_used * (layer + attention) + projector + patches)
+    layers = size.weights("vision") + size.num_layers("vision") * 2 * size.tile_tokens * size.tower.attention
+    projector = size.tile_features * size.weights("projector")
+    one_tile = 2 * (size.tile_tokens * (layers + size.patch_weights) + projector)
     return Rates(
-        token=2 * size.decoder_weights * decoder,
-        pair=2 * size.layers * size.attention * decoder,
+        token=2 * size.weights("language") * decoder,
+        pair=2 * size.num_layers("language") * size.decoder.attention * decoder,
         tile=one_tile * tower,
     )
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.data.encode import Encoder
+from phi3v_train.models.phi3v.family import PHI3V
 
 PROCESSOR = golden_processor()
 MASKED = {"return_assistant_tokens_mask": True, "tokenize": True, "return_dict": True}
@@ -49,7 +50,7 @@ def messages_of(sample: Sample, answers: bool = True) -> list[dict[str, Any]]:
 def encoded(sample: Sample) -> tuple[list[int], list[int]]:
     """Ids and labels of our encoder."""
     sizes = [image.size for image in PIXELS[: len(sample.images)]]
-    tokens = Encoder(PROCESSOR).tokenize(sample, sizes, num_crops=1)
+    tokens = Encoder(PHI3V.renderer(PROCESSOR)).tokenize(sample, sizes, num_crops=1)
     return tokens.input_ids.tolist(), tokens.labels.tolist()
 
 

@@ -87,6 +87,7 @@ exec(compile(source.replace('"<|end|>"', '"<|step|>"'), str(path), "exec"), modu
 from phi3v_data.schema import Sample
 from phi3v_data.validate import validate
 from phi3v_train.data.encode import Encoder
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.generation import stop_ids_of
 from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor
 from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
@@ -96,8 +97,9 @@ directory, folder = sys.argv[1:]
 tokenizer = Phi3VTokenizer.from_pretrained(folder)
 processor = Phi3VProcessor(Phi3VImageProcessor(num_crops=4), tokenizer)
 row = json.loads(Path(directory, "train.jsonl").read_text().splitlines()[0])
-tokens = Encoder(processor).tokenize(Sample.model_validate(row), [], num_crops=4)
-prompt, _ = Encoder(processor).tokenize_prompt(Sample.model_validate(row), [], num_crops=4, turn=1)
+encoder = Encoder(PHI3V.renderer(processor))
+tokens = encoder.tokenize(Sample.model_validate(row), [], num_crops=4)
+prompt, _ = encoder.tokenize_prompt(Sample.model_validate(row), [], num_crops=4, turn=1)
 report = validate(directory, tokenizer=folder, use_receipt=False)
 texts = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 print(json.dumps({

@@ -11,9 +11,10 @@ from phi3v_train.cli.app import leave
 from phi3v_train.config import parse_config
 from phi3v_train.distributed.group import make_group
 from phi3v_train.distributed.rank_info import RankInfo
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.precision import Precision
-from phi3v_train.training.memory import ModelSize, estimate
+from phi3v_train.training.memory import estimate
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.parallel.make_engine import make_engine
 
@@ -29,7 +30,7 @@ def main(kind: Any) -> None:
     group = make_group(RankInfo.from_environment(), torch.device("cpu"))
     config = parse_config({"device": "cpu", "dtype": "fp32"})
     model = tiny_model()
-    size = ModelSize.from_config(model.config.to_dict())
+    size = PHI3V.size(model.config.to_dict())
     precision = Precision("fp32", "cpu")
     trained = apply_method(model, config.method, precision, seed=0, device=torch.device("cpu"))
     engine: Any = make_engine(kind, group, trained, precision, config)

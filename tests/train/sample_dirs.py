@@ -9,9 +9,11 @@ import numpy as np
 from PIL import Image
 
 from phi3v_data.schema import Sample, Turn
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor
 from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
 from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer
+from phi3v_train.models.renderer import Renderer
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 PAD = 429
@@ -24,6 +26,11 @@ def processor() -> Phi3VProcessor:
     """The processor with the golden tokenizer, whose special ids are the official ones minus 31571."""
     tokenizer = Phi3VTokenizer.from_pretrained(GOLDEN / "tiny_tokenizer")
     return Phi3VProcessor(Phi3VImageProcessor(num_crops=4), tokenizer)
+
+
+def renderer() -> Renderer:
+    """What encodes with that processor."""
+    return PHI3V.renderer(processor())
 
 
 def picture(seed: int, mode: str = "RGB") -> Image.Image:

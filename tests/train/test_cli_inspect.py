@@ -4,14 +4,15 @@ import json
 import shutil
 
 import pytest
-from sample_dirs import GOLDEN, mixed_directory, processor, write_rows
+from sample_dirs import GOLDEN, mixed_directory, renderer, write_rows
 
 from phi3v_data.cli.base import CommandSpec, make_group, run
 from phi3v_data.schema import Sample, Turn
-from phi3v_train.data.encode import IGNORED, Encoder
+from phi3v_train.data.encode import Encoder
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_source
+from phi3v_train.models.renderer import NO_LABEL
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def inspect(model, capsys):
 
 
 def test_json_is_what_the_loader_gives(inspect, directory):
-    reader = Reader([open_source(directory, "train", num_crops=4)], Encoder(processor()))
+    reader = Reader([open_source(directory, "train", num_crops=4)], Encoder(renderer()))
     for row in (0, 2, 3, 7, 11):
         code, out, _ = inspect(directory, "--row", row, "--num_crops", 4, "--json")
         view = json.loads(out)
@@ -51,14 +52,14 @@ def test_json_is_what_the_loader_gives(inspect, directory):
         assert view["labels"] == encoded.labels.tolist()
         assert view["num_supervised"] == encoded.num_supervised
         assert [[image["canvas_height"], image["canvas_width"]] for image in view["images"]] == (
-            encoded.image_sizes.tolist()
+            [image["image_sizes"].tolist() for image in encoded.images]
         )
         position = 0
         for span in view["spans"]:
             ids = view["input_ids"][position : position + span["length"]]
             labels = view["labels"][position : position + span["length"]]
             assert span["start"] == position
-            assert {label != IGNORED for label in labels} == {span["kind"] == "learnt"}
+            assert {label != NO_LABEL for label in labels} == {span["kind"] == "learnt"}
             assert set(ids) == {-span["image"]} if span["image"] else len(span["tokens"]) == len(ids)
             position += span["length"]
         assert position == len(view["input_ids"]) == view["num_tokens"]

@@ -18,11 +18,12 @@ from phi3v_train.cli.app import main
 from phi3v_train.config import MethodConfig, OptimConfig, OptimName, parse_config
 from phi3v_train.distributed.facts import package_facts
 from phi3v_train.fits import fit_table
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.plan import make_plan
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
 from phi3v_train.training.eight_bit import restore_8bit
-from phi3v_train.training.memory import ModelSize, estimate
+from phi3v_train.training.memory import estimate
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.saving import read_optimizer
 
@@ -50,7 +51,7 @@ def test_the_first_step_is_adamws() -> None:
     """It is taken before moments are rounded: w - lr (wd w + g / (|g| + eps)), decay on the matrix alone."""
     named = named_parameters()
     before = [parameter.detach().clone() for _, parameter in named]
-    optimizer = make_optimizer(named, CONFIG)
+    optimizer = make_optimizer(named, CONFIG, PHI3V)
     set_rates(optimizer, 0.5)
     optimizer.step()
     for (_, parameter), old, decay in zip(named, before, (0.5, 0.0), strict=True):
@@ -63,7 +64,7 @@ def test_the_first_step_is_adamws() -> None:
 def test_later_steps_are_those_of_torch() -> None:
     """Exactly where moments stay in fp32, nearly in 8 bits; beta1 0.8 and beta2 0.95 show from the second step on."""
     named, others = named_parameters(), named_parameters()
-    optimizer = make_optimizer(named, CONFIG.model_copy(update={"wd": 0.0}))
+    optimizer = make_optimizer(named, CONFIG.model_copy(update={"wd": 0.0}), PHI3V)
     other = torch.optim.AdamW([each for _, each in others], lr=1e-2, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.0)
     for each, by in ((named, optimizer), (others, other)):
         steps(each, by, 4)
@@ -75,21 +76,21 @@ def test_later_steps_are_those_of_torch() -> None:
 
 def test_the_paged_optimizer_is_paged() -> None:
     for optim, is_paged in (("adamw_8bit", False), ("paged_adamw_8bit", True)):
-        optimizer: Any = make_optimizer(named_parameters(), OptimConfig.model_validate({"optim": optim}))
+        optimizer: Any = make_optimizer(named_parameters(), OptimConfig.model_validate({"optim": optim}), PHI3V)
         assert optimizer.is_paged is is_paged
 
 
 def test_bytes_of_the_moments() -> None:
     """8,192 elements: two bytes each and two fp32 scales per 256 of them; few elements stay in fp32."""
     named = named_parameters()
-    optimizer = make_optimizer(named, CONFIG)
+    optimizer = make_optimizer(named, CONFIG, PHI3V)
     optimizer.step()
     (matrix, bias) = (optimizer.state[parameter] for _, parameter in named)
     assert matrix["state1"].dtype == matrix["state2"].dtype == torch.uint8
     held = sum(matrix[key].nbytes for key in ("state1", "state2", "absmax1", "absmax2"))
     assert held == 16384 + 2 * 32 * 4
     assert bias["state1"].dtype == bias["state2"].dtype == torch.float32
-    size = ModelSize.from_config({})
+    size = PHI3V.size({})
     for optim, expected in (("adamw", 8), ("adamw_8bit", held / 8192), ("paged_adamw_8bit", held / 8192)):
         memory = estimate(size, MethodConfig(), dtype="bf16", tokens=100, tiles=1, optim=optim)
         assert memory.moments == math.ceil(memory.trained * expected)
@@ -105,11 +106,11 @@ def steps(named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimize
 def test_a_restored_state_continues_with_the_same_bits() -> None:
     """bitsandbytes' own buffers are filled (paged ones are allocated by it alone), and scales and step come along."""
     named = named_parameters()
-    optimizer = make_optimizer(named, CONFIG)
+    optimizer = make_optimizer(named, CONFIG, PHI3V)
     steps(named, optimizer, 3)
     saved = {parameter: copy.deepcopy(optimizer.state[parameter]) for _, parameter in named}
     twins = [(name, nn.Parameter(parameter.detach().clone())) for name, parameter in named]
-    other: Any = make_optimizer(twins, CONFIG)
+    other: Any = make_optimizer(twins, CONFIG, PHI3V)
     allocated = []
     allocate = other.get_state_buffer
 
@@ -131,12 +132,12 @@ def test_a_restored_state_continues_with_the_same_bits() -> None:
 def test_moments_of_another_layout_are_refused() -> None:
     """As a version with other blocks would have left them; they would be copied into the wrong scales."""
     named = named_parameters()
-    optimizer = make_optimizer(named, CONFIG)
+    optimizer = make_optimizer(named, CONFIG, PHI3V)
     optimizer.step()
     parameter = named[0][1]
     saved = {**optimizer.state[parameter], "absmax1": torch.zeros(4)}
     with pytest.raises(UserError, match=r"8-bit moments are absmax1 float32 4, .* keeps absmax1 float32 32, .*install"):
-        restore_8bit(make_optimizer(named, CONFIG), {parameter: saved})
+        restore_8bit(make_optimizer(named, CONFIG, PHI3V), {parameter: saved})
 
 
 def test_a_resumed_run_ends_with_the_same_bits(data_dir: Path, tmp_path: Path) -> None:

@@ -10,26 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sample_dirs import GOLDEN, PAD, mixed_directory, picture, processor, save_picture, write_rows
+from sample_dirs import GOLDEN, PAD, mixed_directory, picture, processor, renderer, save_picture, write_rows
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.tokens.phi3v import CHAT
 from phi3v_train.data.encode import (
-    IGNORED,
     EncodedSample,
     EncodeOptions,
     Encoder,
     Provenance,
     SampleError,
+    check_offsets,
     choose_answer,
-    turn_text,
 )
+from phi3v_train.data.images import image_size, read_image
 from phi3v_train.data.lengths import Lengths, check_lengths, spread
 from phi3v_train.data.order import SampleRef
-from phi3v_train.data.pictures import picture_size, read_picture
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_sources
+from phi3v_train.models.renderer import NO_LABEL, turn_text
 
 PLACE = Provenance("dir", "train", 0, "x")
 
@@ -41,7 +41,7 @@ def one_turn(user="What is shown?", assistant="three", images=(), **fields) -> S
 
 
 def encode(sample: Sample, pictures=(), num_crops=4, **options) -> EncodedSample:
-    return Encoder(processor(), EncodeOptions(**options)).encode(
+    return Encoder(renderer(), EncodeOptions(**options)).encode(
         sample, list(pictures), num_crops=num_crops, provenance=PLACE
     )
 
@@ -54,7 +54,7 @@ def reference(user: str, answer: str, pictures: list[Image.Image], num_crops: in
     )
     prompt_ids = processor()(prompt, pictures or None, num_crops=num_crops)["input_ids"][0].tolist()
     answer_ids = processor().tokenizer(f"{answer}<|end|>\n<|endoftext|>", add_special_tokens=False)["input_ids"]
-    return prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids
+    return prompt_ids + answer_ids, [NO_LABEL] * len(prompt_ids) + answer_ids
 
 
 @pytest.mark.parametrize("num_crops", [1, 4])
@@ -67,7 +67,7 @@ def test_one_turn_is_the_reference(count, answer, num_crops):
     ids, labels = reference("What is\nshown? ", answer, pictures, num_crops)
     assert encoded.input_ids.tolist() == ids
     assert encoded.labels.tolist() == labels
-    assert encoded.num_supervised == sum(label != IGNORED for label in labels)
+    assert encoded.num_supervised == sum(label != NO_LABEL for label in labels)
     assert encoded.input_ids.dtype == encoded.labels.dtype == np.int64
 
 
@@ -75,10 +75,10 @@ def test_pixels_are_the_processors():
     pictures = [picture(0), picture(1, "L"), picture(4)]
     encoded = encode(one_turn(images="abc"), pictures)
     features = processor().image_processor(pictures, num_crops=4, return_canvas=True)
-    assert np.concatenate([canvas.reshape(-1) for canvas in encoded.canvases]).tobytes() == (
+    assert np.concatenate([image["canvases"].reshape(-1) for image in encoded.images]).tobytes() == (
         features["canvases"].numpy().tobytes()
     )
-    assert encoded.image_sizes.tolist() == features["image_sizes"].tolist()
+    assert [image["image_sizes"].tolist() for image in encoded.images] == features["image_sizes"].tolist()
 
 
 def test_golden_multi_turn_ids():
@@ -107,13 +107,13 @@ def test_labels_of_several_turns():
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     expected_ids = [tokenizer.bos_token_id, *ids("<|system|>\nBe brief.<|end|>\n")]
-    expected = [IGNORED] * len(expected_ids)
+    expected = [NO_LABEL] * len(expected_ids)
     for n, answer in enumerate(("one", " two", "three")):
         prompt = ids(f"<|user|>\nq{n}<|end|>\n<|assistant|>\n")
         learnt = ids(f"{answer}<|end|>")
         rest = ids("<|end|>\n")[1:]
         expected_ids += prompt + learnt + rest
-        expected += [IGNORED] * len(prompt) + learnt + (rest if n == 2 else [IGNORED] * len(rest))
+        expected += [NO_LABEL] * len(prompt) + learnt + (rest if n == 2 else [NO_LABEL] * len(rest))
     assert encoded.input_ids.tolist() == [*expected_ids, PAD]
     assert encoded.labels.tolist() == [*expected, PAD]
     assert encoded.input_ids.tolist().count(tokenizer.bos_token_id) == 1
@@ -128,9 +128,9 @@ def test_tags_are_numbered_through_the_conversation():
     encoded = encode(Sample(id="x", source="s", conversations=turns), [picture(n) for n in range(3)])
     runs = [token for token in encoded.input_ids.tolist() if token < 0]
     assert list(dict.fromkeys(runs)) == [-1, -2, -3]
-    sizes = [(height // 336, width // 336) for height, width in encoded.image_sizes.tolist()]
+    sizes = [(height // 336, width // 336) for height, width in (image["image_sizes"] for image in encoded.images)]
     assert Counter(runs) == {-n - 1: (h * w + 1) * 144 + 1 + (h + 1) * 12 for n, (h, w) in enumerate(sizes)}
-    assert (encoded.labels[encoded.input_ids < 0] == IGNORED).all()
+    assert (encoded.labels[encoded.input_ids < 0] == NO_LABEL).all()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_image_offsets(offsets, text):
 def test_impossible_offsets_are_refused(offsets):
     turn = Turn(images=("a", "b"), user="left or right", assistant="x", image_offsets=offsets)
     with pytest.raises(SampleError, match="image_offsets"):
-        turn_text(turn)
+        check_offsets(turn)
 
 
 def test_a_tag_in_the_text_is_refused():
@@ -209,7 +209,7 @@ def test_cut_at_a_turn_border_is_the_shorter_conversation():
             cut = encode(whole, pictures, max_length=limit, truncate="turns")
             assert cut.input_ids.tolist() == expected.input_ids.tolist()
             assert cut.labels.tolist() == expected.labels.tolist()
-            assert len(cut.canvases) == len(cut.image_sizes) == min(kept, 2)
+            assert len(cut.images) == min(kept, 2)
             assert cut.dropped_turns == 3 - kept
     with pytest.raises(
         SampleError, match=f"first turn alone has {lengths[1]} tokens, over --max_length {lengths[1] - 1}"
@@ -234,19 +234,19 @@ def test_any_conversation_keeps_the_rules(parts, with_system, limit, data):
         conversations.append(Turn(images=("p",) * count, user=user, assistant=assistant, image_offsets=tuple(offsets)))
         sizes += [data.draw(st.sampled_from([(40, 30), (336, 336), (30, 200)])) for _ in range(count)]
     sample = Sample(id="x", source="s", conversations=tuple(conversations), system="Be brief." if with_system else "")
-    encoder = Encoder(processor())
+    encoder = Encoder(renderer())
     tokens = encoder.tokenize(sample, sizes, num_crops=1)
     ids, labels = tokens.input_ids, tokens.labels
     assert len(ids) == len(labels)
-    assert ((labels == IGNORED) | (labels == ids)).all()
-    assert labels[0] == IGNORED
+    assert ((labels == NO_LABEL) | (labels == ids)).all()
+    assert labels[0] == NO_LABEL
     assert (ids[:1] == 1).all()
     assert (labels[-1], ids[-1]) == (PAD, PAD)
     assert (labels == 436).sum() == len(parts)  # each answer's <|end|>
     assert set(np.flatnonzero(ids == 1)[1:]) == {
         place + 1 for place in np.flatnonzero(ids < 0) if ids[place + 1] != ids[place]
     }
-    cutter = Encoder(processor(), EncodeOptions(max_length=limit, truncate="turns"))
+    cutter = Encoder(renderer(), EncodeOptions(max_length=limit, truncate="turns"))
     try:
         cut = cutter.tokenize(sample, sizes, num_crops=1)
     except SampleError:
@@ -262,7 +262,7 @@ def test_any_conversation_keeps_the_rules(parts, with_system, limit, data):
 
 def test_prompts_are_what_stands_before_each_answer():
     sample, pictures = three_turns(), [picture(0), picture(1)]
-    encoder = Encoder(processor())
+    encoder = Encoder(renderer())
     trained = encoder.encode(sample, pictures, num_crops=4, provenance=PLACE)
     prompts = encoder.encode_prompts(sample, pictures, num_crops=4, provenance=PLACE, turns="all")
     assert [prompt.turn for prompt in prompts] == [0, 1, 2]
@@ -270,20 +270,22 @@ def test_prompts_are_what_stands_before_each_answer():
     starts = [
         place
         for place in range(1, len(trained.labels))
-        if trained.labels[place] != IGNORED and trained.labels[place - 1] == IGNORED
+        if trained.labels[place] != NO_LABEL and trained.labels[place - 1] == NO_LABEL
     ]
     for prompt, start in zip(prompts, starts, strict=True):
         assert prompt.input_ids.tolist() == trained.input_ids[:start].tolist()
-    assert [len(prompt.canvases) for prompt in prompts] == [1, 2, 2]
+    assert [len(prompt.images) for prompt in prompts] == [1, 2, 2]
     for turns, index in (("first", 0), ("last", 2)):
         (prompt,) = encoder.encode_prompts(sample, pictures, num_crops=4, provenance=PLACE, turns=turns)
         assert prompt.turn == index
         assert prompt.input_ids.tolist() == prompts[index].input_ids.tolist()
-        assert prompt.image_sizes.tolist() == prompts[index].image_sizes.tolist()
+        assert [image["image_sizes"].tolist() for image in prompt.images] == [
+            image["image_sizes"].tolist() for image in prompts[index].images
+        ]
 
 
 def test_an_unlabelled_row_can_be_predicted():
-    (prompt,) = Encoder(processor()).encode_prompts(
+    (prompt,) = Encoder(renderer()).encode_prompts(
         one_turn(assistant="", images="a"), [picture(2)], num_crops=4, provenance=PLACE
     )
     expected = processor()("<|user|>\n<|image_1|>\nWhat is shown?<|end|>\n<|assistant|>\n", [picture(2)])
@@ -301,15 +303,15 @@ def test_jpeg_pixels_are_pillows(tmp_path, mode, options):
         name = save_picture(tmp_path, f"{seed}.jpg", seed, mode, **options)
         path = tmp_path / "images" / name
         with Image.open(path) as expected:
-            assert read_picture(path).convert("RGB").tobytes() == expected.convert("RGB").tobytes()
-        assert picture_size(path) == read_picture(path).size
+            assert read_image(path).convert("RGB").tobytes() == expected.convert("RGB").tobytes()
+        assert image_size(path) == read_image(path).size
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 def test_a_grey_picture_gives_the_canvas_of_its_rgb_copy(tmp_path, ending):
     for seed in range(6):
         path = tmp_path / "images" / save_picture(tmp_path, f"{seed}.{ending}", seed, "L")
-        grey = read_picture(path)
+        grey = read_image(path)
         assert grey.mode == "L"
         for num_crops in (1, 4, 16):
             canvases = [processor().image_processor.make_canvas(one, num_crops) for one in (grey, grey.convert("RGB"))]
@@ -320,14 +322,14 @@ def test_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "images" / save_picture(tmp_path, "a.jpg", 0, exif=exif)
-    assert read_picture(path).size == picture_size(path) == (640, 480)
+    assert read_image(path).size == image_size(path) == (640, 480)
 
 
 @pytest.mark.parametrize(("mode", "name"), [("P", "a.png"), ("RGBA", "a.png"), ("L", "a.png"), ("RGB", "a.webp")])
 def test_other_formats(tmp_path, mode, name):
     path = tmp_path / "images" / save_picture(tmp_path, name, 0, mode)
     with Image.open(path) as expected:
-        assert read_picture(path).convert("RGB").tobytes() == expected.convert("RGB").tobytes()
+        assert read_image(path).convert("RGB").tobytes() == expected.convert("RGB").tobytes()
 
 
 # Rows of a directory
@@ -335,24 +337,24 @@ def test_other_formats(tmp_path, mode, name):
 
 def test_every_row_of_a_directory(tmp_path):
     sources = open_sources([mixed_directory(tmp_path / "d")], "train", num_crops=4)
-    reader = Reader(sources, Encoder(processor()))
+    reader = Reader(sources, Encoder(renderer()))
     for row in range(12):
         encoded = reader.encode(SampleRef(0, row, 0))
         measure = reader.measure(SampleRef(0, row, 0))
         assert measure.cost.tokens == len(encoded.input_ids)
         assert measure.num_supervised == encoded.num_supervised > 0
-        assert measure.num_images == len(encoded.canvases) == row % 4
-        assert measure.cost.tiles == sum(canvas.size // (336 * 336 * 3) + 1 for canvas in encoded.canvases)
+        assert measure.num_images == len(encoded.images) == row % 4
+        assert measure.cost.tiles == sum(image["canvases"].size // (336 * 336 * 3) + 1 for image in encoded.images)
         assert encoded.provenance == Provenance(str(tmp_path / "d"), "train", row, f"train-{row:010d}")
 
 
 def test_errors_name_file_line_and_id(tmp_path):
     directory = mixed_directory(tmp_path / "d", 6)
     sources = open_sources([directory], "train", num_crops=4)
-    reader = Reader(sources, Encoder(processor(), EncodeOptions(max_length=30)))
+    reader = Reader(sources, Encoder(renderer(), EncodeOptions(max_length=30)))
     with pytest.raises(UserError, match=r"set_train\.jsonl:3 \(id 'train-0000000002'\): it has .* tokens, over"):
         reader.encode(SampleRef(0, 2, 0))
-    reader = Reader(sources, Encoder(processor()))
+    reader = Reader(sources, Encoder(renderer()))
     (directory / "images" / "1" / "p1_0.jpg").unlink()
     for ask in (reader.encode, reader.measure, reader.prompts):
         with pytest.raises(UserError, match=r"set_train\.jsonl:2 \(id 'train-0000000001'\).*p1_0\.jpg.*validate"):
@@ -375,7 +377,7 @@ def test_errors_name_file_line_and_id(tmp_path):
 def test_long_conversations_are_fine(tmp_path):
     turns = tuple(Turn(user=f"question {n} " * 20, assistant="answer " * 30) for n in range(60))
     directory = write_rows(Path(tmp_path), [Sample(id="long", source="s", conversations=turns)])
-    reader = Reader(open_sources([directory], "train"), Encoder(processor()))
+    reader = Reader(open_sources([directory], "train"), Encoder(renderer()))
     encoded = reader.encode(SampleRef(0, 0, 0))
     assert len(encoded.input_ids) > 4096
     assert encoded.num_supervised > 60 * 30
@@ -386,18 +388,18 @@ def test_long_conversations_are_fine(tmp_path):
 
 def test_lengths_are_checked_before_a_run(tmp_path):
     sources = open_sources([mixed_directory(tmp_path / "a"), mixed_directory(tmp_path / "b", 5)], "train", num_crops=1)
-    free = Reader(sources, Encoder(processor()))
+    free = Reader(sources, Encoder(renderer()))
     lengths = [free.measure(SampleRef(s, r, 0)).cost.tokens for s, size in enumerate((12, 5)) for r in range(size)]
     assert check_lengths(free) == Lengths(17, 0, max(lengths))
-    strict = Reader(sources, Encoder(processor(), EncodeOptions(max_length=700)))
+    strict = Reader(sources, Encoder(renderer(), EncodeOptions(max_length=700)))
     count = sum(length > 700 for length in lengths)
     with pytest.raises(
         UserError, match=rf"{count} of 17 samples .* longest has {max(lengths)} .*set_train.jsonl:3 with"
     ):
         check_lengths(strict)
     with pytest.raises(UserError, match=r"set_train.jsonl:4 .* first turn alone has \d+ tokens"):
-        check_lengths(Reader(sources, Encoder(processor(), EncodeOptions(max_length=700, truncate="turns"))))
-    cutting = Reader(sources, Encoder(processor(), EncodeOptions(max_length=1000, truncate="turns")))
+        check_lengths(Reader(sources, Encoder(renderer(), EncodeOptions(max_length=700, truncate="turns"))))
+    cutting = Reader(sources, Encoder(renderer(), EncodeOptions(max_length=1000, truncate="turns")))
     count = sum(length > 1000 for length in lengths)
     assert check_lengths(cutting) == Lengths(17, count, max(lengths))
     assert count > 0

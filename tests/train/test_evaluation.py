@@ -13,7 +13,7 @@ from run_dirs import arguments, colour_directory, command, read_lines, settings_
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.config import EvalConfig, MethodConfig, OptimConfig
-from phi3v_train.data.encode import IGNORED, Encoder
+from phi3v_train.data.encode import EncodedPrompt, EncodedSample, Encoder
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_source
@@ -24,7 +24,9 @@ from phi3v_train.evaluation.evaluate import Evaluator
 from phi3v_train.evaluation.generate import Generator, undisturbed, word_ids
 from phi3v_train.evaluation.predictions import PredictionFolder
 from phi3v_train.evaluation.prompts import make_batches
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor, tiny_tokenizer
+from phi3v_train.models.renderer import NO_LABEL
 from phi3v_train.precision import Precision
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.parallel.single import SingleEngine
@@ -33,6 +35,7 @@ CPU = torch.device("cpu")
 SINGLE = SingleProcess(CPU)
 FP32 = Precision("fp32", "cpu")
 ROWS = 7
+RENDERER = PHI3V.renderer(tiny_processor(1))
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +48,19 @@ def model() -> Any:
     return tiny_model(seed=1)
 
 
+def image_tensors(encoded: EncodedPrompt | EncodedSample) -> dict[str, torch.Tensor]:
+    """The image inputs of one prompt or sample, put together by hand; empty if it has no image."""
+    if not encoded.images:
+        return {}
+    flat = np.concatenate([image["canvases"].reshape(-1) for image in encoded.images])
+    sizes = [image["image_sizes"].tolist() for image in encoded.images]
+    return {"canvases": torch.from_numpy(flat), "image_sizes": torch.tensor(sizes)}
+
+
 def make_evaluator(data_dir: Path, split: str = "val", num_workers: int = 0, **changes: Any) -> Evaluator:
     config = EvalConfig.model_validate({"max_new_tokens": 6, **changes})
     source = open_source(data_dir, split, num_crops=1)
-    return Evaluator(source, tiny_processor(1), config, (find_metric("accuracy"),), num_workers)
+    return Evaluator(source, RENDERER, config, (find_metric("accuracy"),), num_workers)
 
 
 def predict(evaluator: Evaluator, model: Any, path: Path) -> list[Any]:
@@ -64,16 +76,12 @@ def without_scores(records: list[Any]) -> list[Any]:
 def test_answers_do_not_depend_on_the_batch(data_dir, model, tmp_path):
     """Against plain generation of one prompt at a time through the processor's own tensors."""
     expected = []
-    reader = Reader([open_source(data_dir, "val", num_crops=1)], Encoder(tiny_processor(1)))
+    reader = Reader([open_source(data_dir, "val", num_crops=1)], Encoder(PHI3V.renderer(tiny_processor(1))))
     tokenizer = tiny_tokenizer()
     for row in range(ROWS):
         (prompt,) = reader.prompts(SampleRef(0, row, 0))
-        pictures = {}
-        if prompt.canvases:
-            flat = np.concatenate([canvas.reshape(-1) for canvas in prompt.canvases])
-            pictures = {"canvases": torch.from_numpy(flat), "image_sizes": torch.from_numpy(prompt.image_sizes)}
         ids = torch.from_numpy(prompt.input_ids)[None]
-        output = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, **pictures)
+        output = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, **image_tensors(prompt))
         expected.append(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
     reference: list[Any] = []
     for batch_size, workers in ((1, 0), (3, 2), (100, 0)):
@@ -99,9 +107,7 @@ def test_p_yes_is_that_of_the_first_answer_token(data_dir, model, tmp_path):
     for row in (1, 3, 5):
         (prompt,) = evaluator.reader.prompts(SampleRef(0, row, 0))
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(prompt.input_ids)[None]}
-        if prompt.canvases:
-            inputs["canvases"] = torch.from_numpy(np.concatenate([c.reshape(-1) for c in prompt.canvases]))
-            inputs["image_sizes"] = torch.from_numpy(prompt.image_sizes)
+        inputs.update(image_tensors(prompt))
         with torch.no_grad():
             shares = torch.softmax(model(**inputs).logits[0, -1].double(), -1)
         for word, spellings in {"yes": ("▁yes", "▁Yes"), "no": ("▁no", "▁No")}.items():
@@ -192,13 +198,11 @@ def test_the_loss_is_over_tokens_whatever_the_batch(data_dir, model):
     for row in range(ROWS):
         sample = evaluator.reader.encode(SampleRef(0, row, 0))
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(sample.input_ids)[None]}
-        if sample.canvases:
-            inputs["canvases"] = torch.from_numpy(np.concatenate([c.reshape(-1) for c in sample.canvases]))
-            inputs["image_sizes"] = torch.from_numpy(sample.image_sizes)
+        inputs.update(image_tensors(sample))
         with torch.no_grad():
             logits = model(**inputs).logits[0, :-1].double()
         labels = torch.from_numpy(sample.labels)[1:]
-        kept = labels != IGNORED
+        kept = labels != NO_LABEL
         total -= torch.log_softmax(logits[kept], -1).gather(1, labels[kept][:, None]).sum().item()
         count += int(kept.sum())
     for batch_size in (3, 100):
@@ -252,7 +256,7 @@ def test_rows_without_answers_are_predicted_and_not_scored(model, tmp_path):
 def test_what_a_metric_needs_is_looked_for_before_a_model_is_loaded(tmp_path):
     evaluator = make_evaluator(unlabelled(tmp_path / "d", ("yes", "yes")), "test")
     for name, words in (("consistency", r"no meta\.sentence_id"), ("auroc", "")):
-        asked = Evaluator(evaluator.source, evaluator.processor, evaluator.config, (find_metric(name),))
+        asked = Evaluator(evaluator.source, evaluator.renderer, evaluator.config, (find_metric(name),))
         if words:
             with pytest.raises(UserError, match=words):
                 asked.check()
@@ -327,6 +331,7 @@ class Scripted(torch.nn.Module):
         self.model.generation_config.eos_token_id = stop
         self.pieces = pieces
         self.generation_config = self.model.generation_config
+        self.config = self.model.config
         head, self.step = self.model.lm_head, 0
 
         def force(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -351,9 +356,9 @@ def test_any_of_the_stop_ids_ends_an_answer(data_dir, position):
     yes, no = vocabulary["▁yes"], vocabulary["▁no"]
     prompts = make_evaluator(data_dir).reader.prompts(SampleRef(0, 3, 0))
     ends = [yes, stop[position], no, no]
-    (answer,) = Generator(Scripted(ends, stop), tiny_tokenizer(), max_new_tokens=4)(prompts)
+    (answer,) = Generator(Scripted(ends, stop), RENDERER, max_new_tokens=4)(prompts)
     assert answer.text == "yes"
-    (answer,) = Generator(Scripted([stop[position], yes], stop), tiny_tokenizer(), max_new_tokens=4)(prompts)
+    (answer,) = Generator(Scripted([stop[position], yes], stop), RENDERER, max_new_tokens=4)(prompts)
     assert answer.text == ""
-    (answer,) = Generator(Scripted([yes, no], stop), tiny_tokenizer(), max_new_tokens=3)(prompts)
+    (answer,) = Generator(Scripted([yes, no], stop), RENDERER, max_new_tokens=3)(prompts)
     assert answer.text.split() == ["yes", "no", "no"]

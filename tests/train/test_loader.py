@@ -11,17 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from sample_dirs import PAD, mixed_directory, processor, write_manifest
+from sample_dirs import mixed_directory, renderer, write_manifest
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.validate import validate
-from phi3v_train.data.encode import IGNORED, EncodeOptions, Encoder
+from phi3v_train.data.encode import EncodeOptions, Encoder
 from phi3v_train.data.loader import MicroBatch, TrainLoader
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import choose_eval_split, open_source, open_sources, require_valid, resolve_num_crops
 from phi3v_train.data.workers import Workers, measure_all
+from phi3v_train.models.renderer import NO_LABEL
 
 RANDOM = EncodeOptions(answer_choice="random", seed=3)
 
@@ -36,9 +37,8 @@ def loader(directories, *, batch_size=4, mix=(), options=RANDOM, **settings) -> 
     sources = open_sources(directories, "train", num_crops=1)
     order = SampleOrder(tuple(map(len, sources)), batch_size, seed=5, mix=mix)
     return TrainLoader(
-        Reader(sources, Encoder(processor(), options)),
+        Reader(sources, Encoder(renderer(), options)),
         order,
-        pad_token_id=PAD,
         **{"micro_batch_size": 2, **settings},
     )
 
@@ -76,7 +76,7 @@ def test_an_epoch_has_every_row_once_and_counts_agree(directories):
             plan = step.plan
             assert plan.num_supervised == sum(part.num_supervised for part in parts)
             for part in parts:
-                assert part.num_supervised == int((part.inputs["labels"] != IGNORED).sum())
+                assert part.num_supervised == int((part.inputs["labels"] != NO_LABEL).sum())
                 assert part.shape.num_samples == len(part.measures)
             assert plan.num_tokens == sum(part.shape.num_tokens for part in parts)
             assert plan.num_images == sum(part.shape.num_images for part in parts)
@@ -104,7 +104,7 @@ def test_processes_share_a_step(directories, pack):
             assert {part.measures for part in real} == {part.measures for part in whole}
         for part in (part for parts in split for part in parts if not part.measures):
             assert part.num_supervised == 0
-            assert (part.inputs["labels"] == IGNORED).all()
+            assert (part.inputs["labels"] == NO_LABEL).all()
             assert part.inputs["input_ids"].numel()
 
 
@@ -129,7 +129,7 @@ def test_micro_batches_not_taken_are_passed_over(directories):
 
 
 def test_another_epoch_draws_another_answer(directories):
-    reader = Reader(open_sources(directories, "train", num_crops=1), Encoder(processor(), RANDOM))
+    reader = Reader(open_sources(directories, "train", num_crops=1), Encoder(renderer(), RANDOM))
     drawn = {tuple(reader.tokenize(SampleRef(0, 1, epoch))[1].labels.tolist()) for epoch in range(20)}
     assert len(drawn) == 4
     assert len({tuple(reader.tokenize(SampleRef(0, 2, epoch))[1].labels.tolist()) for epoch in range(20)}) == 1
@@ -296,7 +296,7 @@ def test_training_believes_only_a_receipt_of_a_full_check_of_the_files_as_they_a
 
 
 def test_work_can_be_handed_to_the_workers_of_a_reader(directories):
-    reader = Reader(open_sources(directories, "train", num_crops=1), Encoder(processor()))
+    reader = Reader(open_sources(directories, "train", num_crops=1), Encoder(renderer()))
     refs = [(SampleRef(0, row, 0),) for row in range(11)]
     expected = [measure_all(reader, ref) for ref in refs]
     for num_workers in (0, 2):

@@ -13,13 +13,14 @@ from phi3v_train.config import OptimConfig
 from phi3v_train.data.loader import MicroBatch, StepBatch, TrainLoader
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.loss import mean_loss
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.precision import Precision
 from phi3v_train.settings import resolve
 from phi3v_train.training.loop import NonFiniteLossError, StepResult, TrainLoop
 from phi3v_train.training.methods import apply_method
-from phi3v_train.training.optimizer import make_optimizer, part_of, rate_factor, set_rates
+from phi3v_train.training.optimizer import make_optimizer, rate_factor, set_rates
 from phi3v_train.training.parallel.single import SingleEngine
 from phi3v_train.training.seeds import derive_seed
 
@@ -48,7 +49,6 @@ def make_loader(plan: Plan) -> TrainLoader:
         plan.reader(),
         plan.order,
         micro_batch_size=plan.config.optim.batch_size_per_gpu,
-        pad_token_id=0,
         pack=plan.config.data.pack,
     )
 
@@ -252,18 +252,23 @@ MODEL = tiny_model()
 
 def test_each_component_has_its_own_rate_and_vectors_do_not_decay() -> None:
     config = OptimConfig(learning_rate=1e-4, vision_learning_rate=1e-5, projector_learning_rate=2e-5, wd=0.1)
-    optimizer = make_optimizer(MODEL.named_parameters(), config)
+    optimizer = make_optimizer(MODEL.named_parameters(), config, PHI3V)
     assert set_rates(optimizer, 0.5) == 5e-5
     found = rates_and_decay(optimizer)
     for name, (rate, decay) in RATES_AND_DECAY.items():
         assert found[name] == (pytest.approx(rate), decay), name
-    assert part_of("base_model.model.model.vision_embed_tokens.img_projection.0.lora_A.default.weight") == "projector"
+    assert (
+        PHI3V.part_of("base_model.model.model.vision_embed_tokens.img_projection.0.lora_A.default.weight")
+        == "projector"
+    )
 
 
 def test_rates_that_are_not_given_are_the_learning_rate() -> None:
-    optimizer = make_optimizer(MODEL.named_parameters(), OptimConfig(learning_rate=1e-4, wd=0.1))
+    optimizer = make_optimizer(MODEL.named_parameters(), OptimConfig(learning_rate=1e-4, wd=0.1), PHI3V)
     assert {rate for rate, _ in rates_and_decay(optimizer).values()} == {1e-4}
-    optimizer = make_optimizer(MODEL.named_parameters(), OptimConfig(learning_rate=1e-4, vision_learning_rate=1e-6))
+    optimizer = make_optimizer(
+        MODEL.named_parameters(), OptimConfig(learning_rate=1e-4, vision_learning_rate=1e-6), PHI3V
+    )
     found = rates_and_decay(optimizer)
     assert found["model.vision_embed_tokens.img_projection.0.weight"][0] == 1e-4
     assert found["model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.bias"][0] == 1e-6
@@ -271,9 +276,11 @@ def test_rates_that_are_not_given_are_the_learning_rate() -> None:
 
 def test_adamw_takes_the_sample_s_betas_and_epsilon() -> None:
     """Of the Phi-3.5-vision sample: .9, .95 and 1e-7."""
-    optimizer = make_optimizer(MODEL.named_parameters(), OptimConfig())
+    optimizer = make_optimizer(MODEL.named_parameters(), OptimConfig(), PHI3V)
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.95), 1e-7)
-    other = make_optimizer(MODEL.named_parameters(), OptimConfig(adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-6))
+    other = make_optimizer(
+        MODEL.named_parameters(), OptimConfig(adam_beta1=0.8, adam_beta2=0.99, adam_epsilon=1e-6), PHI3V
+    )
     assert (other.defaults["betas"], other.defaults["eps"]) == ((0.8, 0.99), 1e-6)
 
 

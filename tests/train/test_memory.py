@@ -7,9 +7,10 @@ import pytest
 from processes import HERE, finish, start_ranks
 
 from phi3v_train.config import MethodConfig
-from phi3v_train.training.memory import Memory, ModelSize, Parallel, estimate, fits
+from phi3v_train.models.phi3v.family import PHI3V
+from phi3v_train.training.memory import Memory, Parallel, estimate, fits
 
-SIZE = ModelSize.from_config({})
+SIZE = PHI3V.size({})
 
 
 def memory(parallel: Parallel, world_size: int, **method: Any) -> Memory:

@@ -16,15 +16,15 @@ from phi3v_data.errors import UserError
 from phi3v_train.config import MethodConfig, parse_config
 from phi3v_train.data.loader import TrainLoader
 from phi3v_train.distributed.group import SingleProcess
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.precision import Precision
 from phi3v_train.settings import resolve
 from phi3v_train.training.folder import config_text
 from phi3v_train.training.loop import TrainLoop
-from phi3v_train.training.memory import ModelSize, estimate
+from phi3v_train.training.memory import estimate
 from phi3v_train.training.methods import apply_method
-from phi3v_train.training.optimizer import part_of
 from phi3v_train.training.parallel.single import SingleEngine
 from phi3v_train.training.saving import read_model
 from phi3v_train.training.targets import lora_targets
@@ -48,7 +48,7 @@ def one_step(plan: Plan, *, dtype: str = "fp32", steps: int = 1) -> tuple[TrainL
     before = {name: tensor.detach().clone() for name, tensor in tensors(trained.model).items()}
     engine = SingleEngine(SingleProcess(CPU), trained, precision, plan.config.optim)
     loop = TrainLoop(engine, plan.config, total_steps=100)
-    with TrainLoader(plan.reader(), plan.order, micro_batch_size=2, pad_token_id=0) as loader:
+    with TrainLoader(plan.reader(), plan.order, micro_batch_size=2) as loader:
         loop.run(loader.steps(0, steps), lambda result: None)
     return loop, before
 
@@ -82,13 +82,13 @@ def test_every_trained_parameter_moves_and_nothing_else(data_dir: Path, name: st
     loop, before = one_step(planned(data_dir, lora_rank=4, **values), steps=2)
     trainable = {name for name, _ in loop.engine.trained.trainable()}
     assert moved(loop, before) == trainable
-    assert {part_of(each) for each in trainable} == parts
+    assert {PHI3V.part_of(each) for each in trainable} == parts
     if values.get("use_lora") or values.get("use_qlora"):
         assert all("lora_" in each for each in trainable)
         kinds = {each.split(".lora_")[1].split(".")[0] for each in trainable}
         assert kinds == ({"A", "B", "magnitude_vector"} if values.get("use_dora") else {"A", "B"})
     else:
-        expected = {each for each, _ in loop.engine.trained.model.named_parameters() if part_of(each) in parts}
+        expected = {each for each, _ in loop.engine.trained.model.named_parameters() if PHI3V.part_of(each) in parts}
         assert trainable == expected
 
 
@@ -128,7 +128,7 @@ def test_qlora_packs_the_decoder_and_keeps_gradients_after_an_evaluation(data_di
     def gradients(evaluate_first: bool) -> dict[str, torch.Tensor]:
         trained = apply_method(tiny_model(), plan.config.method, Precision("bf16", "cpu"), seed=0, device=CPU)
         model = trained.model
-        with TrainLoader(plan.reader(), plan.order, micro_batch_size=4, pad_token_id=0) as loader:
+        with TrainLoader(plan.reader(), plan.order, micro_batch_size=4) as loader:
             micro = next(iter(next(iter(loader.steps(0, 1)))))
         if evaluate_first:
             model.eval()
@@ -151,7 +151,7 @@ def test_qlora_packs_the_decoder_and_keeps_gradients_after_an_evaluation(data_di
 
 def test_memory_arithmetic_counts_what_is_trained() -> None:
     config = tiny_model().config.to_dict()
-    size = ModelSize.from_config(config)
+    size = PHI3V.size(config)
     assert size.total == sum(tensor.numel() for tensor in stored(tiny_model()))
     for values, _ in PARTS.values():
         method = MethodConfig.model_validate({**values, "lora_rank": 4})
@@ -166,7 +166,7 @@ def stored(model: Any) -> list[torch.Tensor]:
 
 def test_memory_of_the_released_model() -> None:
     """16 bytes a trained parameter; 592 tensors of 4,146,621,440 parameters."""
-    size = ModelSize.from_config({})
+    size = PHI3V.size({})
     assert size.total == 4_146_621_440
 
     def gigabytes(**values: Any) -> float:
@@ -186,8 +186,8 @@ def test_pissa_niter_is_refused() -> None:
 
 
 def test_targets_leave_out_the_frozen_part() -> None:
-    assert "vision" not in lora_targets(MethodConfig(use_lora=True, freeze_vision_model=True), 2)
-    assert "lm_head" not in lora_targets(MethodConfig(use_lora=True, freeze_language_model=True), 2)
+    assert "vision" not in lora_targets(MethodConfig(use_lora=True, freeze_vision_model=True), PHI3V.size({}))
+    assert "lm_head" not in lora_targets(MethodConfig(use_lora=True, freeze_language_model=True), PHI3V.size({}))
 
 
 ATTENTION = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in ("o", "qkv")]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.data.encode import Encoder, Provenance
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 210)}
@@ -32,15 +34,15 @@ def our_rows() -> list[dict[str, Tensor]]:
     """The samples as our encoder makes them."""
     rows = []
     for sample, images in samples():
-        encoded = Encoder(PROCESSOR).encode(
+        encoded = Encoder(PHI3V.renderer(PROCESSOR)).encode(
             sample, images, num_crops=1, provenance=Provenance("d", "train", 0, sample.id)
         )
         rows.append(
             {
                 "input_ids": torch.from_numpy(encoded.input_ids),
                 "labels": torch.from_numpy(encoded.labels),
-                "canvases": torch.cat([torch.tensor(canvas).flatten() for canvas in encoded.canvases]),
-                "image_sizes": torch.from_numpy(encoded.image_sizes),
+                "canvases": torch.cat([torch.tensor(image["canvases"]).flatten() for image in encoded.images]),
+                "image_sizes": torch.tensor(np.array([image["image_sizes"] for image in encoded.images])),
             }
         )
     return rows

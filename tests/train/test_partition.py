@@ -13,9 +13,9 @@ from phi3v_train.build import make_loader
 from phi3v_train.config import MethodConfig
 from phi3v_train.data.order import permutation
 from phi3v_train.data.partition import Cost, Rates, accumulation_steps, partition
+from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.plan import make_plan
 from phi3v_train.settings import resolve
-from phi3v_train.training.memory import ModelSize
 from phi3v_train.training.work import work_rates
 
 costs = st.lists(st.builds(Cost, st.integers(1, 9000), st.integers(0, 40)), min_size=1, max_size=40)
@@ -150,7 +150,7 @@ def test_rates_of_the_released_model():
 
     Training everything is 4 times that with checkpointing, 3 times without.
     """
-    size = ModelSize.from_config({})
+    size = PHI3V.size({})
     for checkpointing, passes in ((True, 4), (False, 3)):
         found = work_rates(size, MethodConfig(), checkpointing=checkpointing)
         assert found.token * 2443 / passes == pytest.approx(17.7e12, rel=0.01)
@@ -162,7 +162,7 @@ def test_rates_of_the_released_model():
 
 
 def test_rates_follow_what_is_trained():
-    size = ModelSize.from_config({})
+    size = PHI3V.size({})
 
     def tile_in_tokens(**method):
         found = work_rates(size, MethodConfig.model_validate(method), checkpointing=True)

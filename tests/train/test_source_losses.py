@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from run_dirs import colour_directory, read_lines, settings_for
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.data.collate import collate
 from phi3v_train.data.sources import open_source, unique_names
-from phi3v_train.loss import token_losses
 from phi3v_train.models.loading import load_base
 from phi3v_train.plan import make_plan, plan_lines
 from phi3v_train.run import run as train
@@ -52,12 +50,12 @@ def settings(data_dirs: list[str], output_dir: Path, **changes: Any) -> dict[str
 def expected_lines(options: dict[str, Any]) -> list[dict[str, float]]:
     """Losses of each step: plain forward passes over one sample at a time, and means over their tokens by source."""
     plan = make_plan(resolve(options))
-    model = load_base(plan.place, plan.compute, seed=plan.config.optim.seed).eval()
+    model = load_base(plan.files, plan.compute, seed=plan.config.optim.seed).eval()
     reader, lines = plan.reader(), []
     for step in range(plan.total_steps):
         losses: dict[str, list[float]] = {"colours": [], "sums": []}
         for ref in plan.order.batch(step):
-            inputs = collate([reader.encode(ref)], pad_token_id=0)
+            inputs = collate([reader.encode(ref)], plan.renderer)
             targets = inputs.pop("labels")[0, 1:]
             with torch.no_grad():
                 scores = torch.log_softmax(model(**inputs).logits[0, :-1].double(), -1)
@@ -149,15 +147,6 @@ def test_a_directory_called_total_gets_another_key(tmp_path: Path) -> None:
     """`total` is the key of the loss of all."""
     source = open_source(number_directory(tmp_path / "total", 1), "train")
     assert unique_names([source, source]) == ("total (2)", "total (3)")
-
-
-def test_token_losses_of_a_model_that_returns_logits_only() -> None:
-    """Two rows, the second padded: ln 4 for uniform scores, ln(1 + 3/e) where the right one of four scores 1."""
-    labels = torch.tensor([[-100, 2, 1], [-100, 3, -100]])
-    logits = torch.zeros(2, 3, 4)
-    logits[1, 0, 3] = 1.0
-    losses = token_losses(SimpleNamespace(logits=logits), {"labels": labels})
-    assert losses.tolist() == pytest.approx([1.386294, 1.386294, 0.743668], abs=1e-6)
 
 
 def test_the_plot_has_a_line_for_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

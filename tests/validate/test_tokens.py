@@ -10,6 +10,7 @@ from validate_pictures import encoded, picture
 
 from phi3v_data.errors import NotFoundError
 from phi3v_data.validate import validate
+from phi3v_train.models.phi3v.family import PHI3V
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 TOKENIZER = GOLDEN / "tiny_tokenizer"
@@ -66,7 +67,7 @@ def test_with_a_tokenizer_the_length_is_that_of_training(tmp_path: Path, value: 
     for path in sample.images:
         with Image.open(tmp_path / "images" / path) as image:
             sizes.append(image.size)
-    expected = len(Encoder(processor).tokenize(sample, sizes, num_crops=4).input_ids)
+    expected = len(Encoder(PHI3V.renderer(processor)).tokenize(sample, sizes, num_crops=4).input_ids)
     assert total(tmp_path, num_crops=4, tokenizer=TOKENIZER) == expected
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from phi3v_data.tokens.phi3v import CHAT
+from phi3v_train.models.renderer import PromptError
 
 IMAGE_TAG = CHAT.image_pattern
 
 
-class ImageTagError(ValueError):
+class ImageTagError(PromptError):
     """The image tags of a text do not fit its images."""
 
 

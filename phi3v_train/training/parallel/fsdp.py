@@ -22,8 +22,6 @@ from phi3v_data.files import write_text
 from phi3v_train.config import OptimConfig
 from phi3v_train.distributed.group import Group
 from phi3v_train.models.loading import SHARDS
-from phi3v_train.models.phi3v.decoder import Phi3VDecoderLayer
-from phi3v_train.models.phi3v.tower import TowerLayer
 from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import WrongEngineError
@@ -31,9 +29,6 @@ from phi3v_train.training.parallel.shards import SCALER, Part, local_part, rows_
 from phi3v_train.training.parallel.torch_engine import OPTIMIZER, TorchEngine
 from phi3v_train.training.saving import ADAPTER_WEIGHTS, stored_name, stored_slices, write_model, write_optimizer
 from phi3v_train.training.saving import cast as to_dtype
-
-LAYERS = (Phi3VDecoderLayer, TowerLayer)
-"""What is brought together at once; everything outside of them is one more unit."""
 
 
 class FSDPEngine(TorchEngine):
@@ -70,13 +65,20 @@ class FSDPEngine(TorchEngine):
             cast_forward_inputs=False,
         )
         model = self.trained.model
-        for layer in [module for module in model.modules() if isinstance(module, LAYERS)]:
+        for layer in self.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         return self.loss_module
 
     def backward_scale(self) -> float:
         return float(self.group.world_size)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Modules that are gathered one by one; everything outside of them is one more unit."""
+        classes = self.trained.family.layer_classes()
+        modules: Iterator[nn.Module] = self.trained.model.modules()
+        return [module for module in modules if isinstance(module, classes)]
 
     @property
     def root(self) -> FSDPModule:
@@ -91,7 +93,7 @@ class FSDPEngine(TorchEngine):
     def check(self) -> None:
         world_size = self.group.world_size
         model = self.trained.model
-        units = [model, *(module for module in model.modules() if isinstance(module, LAYERS))]
+        units = [model, *self.layers]
         bare = [type(unit).__name__ for unit in units if not isinstance(unit, FSDPModule)]
         if bare:
             raise WrongEngineError(f"--parallel fsdp: {bare[0]} is not sharded")

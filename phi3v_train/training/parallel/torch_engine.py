@@ -33,7 +33,7 @@ class TorchEngine(Engine):
         self._module = self.wrap()
         self.names = [name for name, _ in trained.trainable()]
         self.parameters = [parameter for _, parameter in trained.trainable()]
-        self.optimizer = make_optimizer(trained.trainable(), optim)
+        self.optimizer = make_optimizer(trained.trainable(), optim, trained.family)
         self.is_8bit = optim.is_8bit
         self.scaler = precision.make_scaler()
         self.check()

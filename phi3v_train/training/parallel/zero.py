@@ -74,7 +74,7 @@ class ZeroEngine(Engine):
         super().__init__(group, trained, precision)
         self.deepspeed = import_deepspeed(group.device.type)
         self.names = {parameter: name for name, parameter in trained.trainable()}
-        self.adam = make_optimizer(trained.trainable(), optim)
+        self.adam = make_optimizer(trained.trainable(), optim, trained.family)
         self.ds: Any
         self.zero: Any
         from deepspeed.runtime.config import DeepSpeedConfigError

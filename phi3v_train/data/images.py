@@ -1,8 +1,8 @@
 """Images from files, through the one door (`phi3v_data.media.images`), faster for JPEG with Pillow's own pixels.
 
-libjpeg-turbo through `simplejpeg` decodes a JPEG in about a third of Pillow's time. Both must round alike: a process
-checks that once on pictures made in memory, and goes on with Pillow where they differ. What simplejpeg does not take
-(CMYK, warnings of any kind) Pillow decodes. An EXIF turn is ignored, as the processor does.
+libjpeg-turbo through `simplejpeg` decodes a JPEG in about a third of Pillow's time. Both must round equally: a process
+checks that once on images made in memory, and uses Pillow where they differ. Pillow decodes what simplejpeg
+does not take (CMYK, warnings of any kind). An EXIF turn is ignored, as the processor does.
 """
 
 import io
@@ -18,12 +18,12 @@ from phi3v_data.media.images import check_jpeg, load_image, probe, read_image_fi
 
 _JPEG_START = b"\xff\xd8\xff"
 _MAX_PIXELS = 50_000_000
-"""Pixels from which `load_image` decodes, whose limits know of scans and frames."""
+"""Larger images are decoded by `load_image`, whose limits know of scans and frames."""
 
 _EXACT_COLORSPACES = frozenset({"YCbCr", "Gray"})
 
 
-def read_picture(image: Any) -> Image.Image:
+def read_image(image: Any) -> Image.Image:
     """The decoded image of a path; a Pillow image is returned as it is.
 
     Raises:
@@ -39,8 +39,8 @@ def read_picture(image: Any) -> Image.Image:
         raise type(error)(f"{image} {error}") from None
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) as the file's header says, without decoding. Raises as `read_picture`."""
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) as the file's header says, without decoding. Raises as `read_image`."""
     try:
         info = probe(path)
     except UnreadableImageError as error:
@@ -77,8 +77,8 @@ def jpeg_is_exact() -> bool:
         for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
             for progressive in (False, True):
                 buffer = io.BytesIO()
-                picture = Image.fromarray(pixels).convert(mode)
-                picture.save(buffer, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
+                image = Image.fromarray(pixels).convert(mode)
+                image.save(buffer, "JPEG", quality=80, subsampling=subsampling, progressive=progressive)
                 with Image.open(buffer) as decoded:
                     expected = np.asarray(decoded).reshape(*pixels.shape[:2], -1)
                 found = simplejpeg.decode_jpeg(buffer.getvalue(), "RGB" if mode == "RGB" else "GRAY")

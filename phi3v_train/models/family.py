@@ -1,0 +1,245 @@
+"""A model family: the one object that tells the rest of the package about a kind of model.
+
+Nothing in `training/`, `data/`, `evaluation/` or the commands knows a model's modules, markers or numbers; they ask
+its `ModelFamily`, which `phi3v_train.models.registry` finds by name or by the `model_type` of a `config.json`. A new
+family is one folder `models/NAME/` with a `family.py`, or an object of another package (entry point group
+`phi3v_train.families`). Nothing here imports torch before a model is loaded.
+"""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from phi3v_data.errors import UserError
+from phi3v_data.tokens.chat import TurnText
+from phi3v_data.tokens.family import TokenFamily
+from phi3v_train.models.renderer import Renderer
+from phi3v_train.models.size import ModelSize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Part: TypeAlias = Literal["language", "vision", "projector"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleNames:
+    """Names of modules by component, as prefixes of parameter names; the longest prefix that fits counts.
+
+    What fits none belongs to the language model.
+    """
+
+    language: tuple[str, ...]
+    head: tuple[str, ...] = ()
+    tower: tuple[str, ...] = ()
+    projector: tuple[str, ...] = ()
+
+    def part_of(self, name: str) -> Part:
+        """The part of the model that a parameter belongs to; a wrapper's prefix before its name does not matter."""
+        best, part = 0, "language"
+        for prefixes, each in ((self.tower, "vision"), (self.projector, "projector"), (self.language, "language")):
+            for prefix in prefixes:
+                if len(prefix) > best and re.search(rf"(^|\.){re.escape(prefix)}(\.|$)", name):
+                    best, part = len(prefix), each
+        return part  # type: ignore[return-value]  # one of the three above
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBudget:
+    """The budget that limits the tokens of an image, as a processor carries it.
+
+    `name` is the attribute of the image processor and its key in `preprocessor_config.json`; `tuned` is the key under
+    which a run of ours writes the budget that it trained with.
+    """
+
+    name: str = "num_crops"
+    tuned: str = "tuned_num_crops"
+
+
+class ModelFamily(ABC):
+    """Everything that this package knows of one kind of model. Instances have no state and pickle by class."""
+
+    name: ClassVar[str]
+    """Name on the command line, `tiny:NAME`; that of its `TokenFamily` too."""
+
+    title: ClassVar[str]
+    """Its models in a sentence: `Phi-3-vision and Phi-3.5-vision`."""
+
+    modules: ClassVar[ModuleNames]
+    """Names of tower, projector, language model and head."""
+
+    needed_files: ClassVar[Mapping[str, str]] = {
+        "config.json": "the model's shapes",
+        "tokenizer.json": "the tokenizer",
+        "preprocessor_config.json": "the image processor",
+    }
+    """Files of a model directory beside the weights, each with its purpose."""
+
+    budget: ClassVar[ImageBudget | None] = None
+    """How its processor carries the image budget; None if images have no budget."""
+
+    no_packing: ClassVar[str] = "attention of this model family crosses the samples of a packed row"
+    """Why several samples cannot share a row exactly; empty if they can."""
+
+    no_decay: ClassVar[tuple[str, ...]] = ("bias",)
+    """Endings of the names of matrices that weight decay leaves out, beside all vectors."""
+
+    host_inputs: ClassVar[frozenset[str]] = frozenset()
+    """Model inputs that stay on the CPU."""
+
+    card_tags: ClassVar[tuple[str, ...]] = ("phi3v",)
+    """Tags of a tuned model's card."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> TokenFamily:
+        """Chat format, special strings and image tokens, which the validator uses as well."""
+
+    @abstractmethod
+    def size(self, config: Mapping[str, Any]) -> ModelSize:
+        """Sizes by a parsed `config.json`, with the one table of linear layers."""
+
+    @abstractmethod
+    def renderer(self, processor: Any) -> Renderer:
+        """What encodes conversations with a processor of this family."""
+
+    @abstractmethod
+    def load_model(self, directory: Path, *, dtype: Any, attn_implementation: str) -> Any:
+        """The model on the CPU, weights in the torch dtype `dtype`."""
+
+    @abstractmethod
+    def empty_model(self, directory: Path) -> Any:
+        """The model by its config.json and generation_config.json alone, its weights not read."""
+
+    @abstractmethod
+    def load_processor(self, directory: Path) -> Any:
+        """Tokenizer and image processor of a directory.
+
+        Raises:
+            ValueError, TypeError: a value in its files cannot be used.
+        """
+
+    @abstractmethod
+    def tiny_config(self) -> dict[str, Any]:
+        """`config.json` of a small model for tests and demonstrations, as a dictionary."""
+
+    @abstractmethod
+    def tiny_model(self, seed: int) -> Any:
+        """The small model with random weights that depend on `seed` alone, in fp32 on the CPU."""
+
+    @abstractmethod
+    def tiny_processor(self) -> Any:
+        """A processor for the small model."""
+
+    @abstractmethod
+    def layer_classes(self) -> tuple[type, ...]:
+        """Module classes that FSDP shards and gathers one by one; everything outside of them is one more unit."""
+
+    def chat_template(self) -> str:
+        """The Jinja template that writes a conversation as it is encoded here; empty if there is none to compare."""
+        return ""
+
+    def check_processor(self, processor: Any, model_name: str) -> None:  # noqa: B027  # most support any
+        """Refuse a processor whose settings this family does not support.
+
+        Raises:
+            UserError: which one, and what to do.
+        """
+
+    def part_of(self, name: str) -> Part:
+        """The part of the model that a parameter belongs to, by its name; a wrapper's prefix does not matter."""
+        return self.modules.part_of(name)
+
+    def check_budget(self, value: int | None) -> None:
+        """Refuse an image budget of an option that this family does not take; None is no option.
+
+        Raises:
+            UserError: why not.
+        """
+        if value is not None:
+            try:
+                self.tokens.check_budget(value)
+            except ValueError as error:
+                raise UserError(f"--num_crops {value}: {error}") from None
+
+    def set_budget(self, processor: Any, value: int | None) -> None:
+        """Let a processor cut images under this budget; None leaves it as it is."""
+        if self.budget is not None and value is not None:
+            setattr(processor.image_processor, self.budget.name, value)
+
+    def mark_tuned(self, processor: Any, value: int | None) -> None:
+        """Let a processor's files say under which budget the model was trained."""
+        if self.budget is not None and value is not None:
+            setattr(processor.image_processor, self.budget.tuned, value)
+
+    def tuned_budget(self, processor: Any) -> int | None:
+        """The budget that `mark_tuned` wrote into the processor's files; None for any other model."""
+        value: int | None = None if self.budget is None else getattr(processor.image_processor, self.budget.tuned, None)
+        return value
+
+    def stop_ids(self, model: Any, tokenizer: Any) -> list[int]:
+        """Ids at which generation stops: the model's own, else those of the chat format's stop strings."""
+        own = model.generation_config.eos_token_id
+        if own is not None:
+            return sorted(set(own if isinstance(own, list) else [own]))
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        return sorted({vocabulary[text] for text in self.tokens.chat.stop_strings if text in vocabulary})
+
+    def loss(
+        self, model: Any, inputs: "Mapping[str, Tensor]", count: float, *, per_token: bool = False
+    ) -> "tuple[Tensor, Tensor | None]":
+        """Sum of cross-entropy over the supervised tokens of a micro-batch, divided by `count`; 0 if there are none.
+
+        `labels` (rows, columns) are not shifted. Summed in fp64, so that the sum does not depend on how a batch is
+        divided. The second value is the cross-entropy (supervised tokens,) of each, without a gradient, in the order of
+        rows and columns; it may be None unless `per_token`.
+        """
+        import torch
+        from torch.nn import functional
+
+        given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        logits: Tensor = model(**given, use_cache=False).logits
+        targets = inputs["labels"][:, 1:].flatten().to(logits.device)
+        labelled = (targets >= 0).nonzero().squeeze(1)
+        chosen = logits[:, :-1].flatten(0, 1).index_select(0, labelled).float()
+        if not len(labelled):
+            return logits.float().sum() * 0, chosen.new_zeros(0)
+        losses = functional.cross_entropy(chosen, targets[labelled], reduction="none")
+        total = losses.double().sum()
+        return (total / torch.tensor(count, device=total.device)).float(), losses.detach()
+
+    def card_note(self) -> list[str]:
+        """Markdown lines of a model card before its example in Python; empty if the model needs no package of ours."""
+        return []
+
+    def card_usage(self, model: str, budget: int | None, *, adapter: bool) -> list[str]:
+        """Python lines of a model card that ask the model in the folder `model` a question about an image."""
+        auto = "AutoModelForImageTextToText"
+        prompt = self.tokens.chat.turn_prompt(TurnText("What is this?", num_images=1))
+        limit = f", {self.budget.name}={budget}" if self.budget is not None else ""
+        return [
+            "from PIL import Image",
+            f"from transformers import {auto}, AutoProcessor",
+            "",
+            f'processor = AutoProcessor.from_pretrained("{model}"{limit})',
+            f'model = {auto}.from_pretrained("{model}", dtype="auto")  # with peft installed, an adapter too'
+            if adapter
+            else f'model = {auto}.from_pretrained("{model}", dtype="auto")',
+            f"prompt = {json.dumps(prompt)}",
+            'inputs = processor(text=prompt, images=Image.open("image.jpg"), return_tensors="pt")',
+            "ids = model.generate(**inputs, max_new_tokens=64)",
+            'print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])',
+        ]
+
+    def refuse_packing(self) -> None:
+        """Refuse `--pack` where several samples in a row would see one another.
+
+        Raises:
+            UserError: they would, and why.
+        """
+        if self.no_packing:
+            raise UserError(f"--pack: {self.no_packing}; leave --pack out")
