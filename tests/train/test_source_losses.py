@@ -109,13 +109,14 @@ def test_two_processes_sum_the_losses_of_each_source(data_dirs: list[str], tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_of_deepspeed_sum_the_losses_of_each_source(data_dirs: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_two_processes_of_deepspeed_sum_the_losses_of_each_source(
+    data_dirs: list[str], tmp_path: Path, strategy: str
+) -> None:
     pytest.importorskip("deepspeed")
-    one = settings(data_dirs, tmp_path / "one", batch_size_per_gpu=1)
-    runs = [{**one, "output_dir": str(tmp_path / name), "parallel": name} for name in ("zero2", "zero3")]
-    train_together(2, runs, tmp_path)
-    for name in ("zero2", "zero3"):
-        assert_lines(tmp_path / name, expected_lines(one))
+    options = settings(data_dirs, tmp_path / "out", batch_size_per_gpu=1, parallel=strategy)
+    train_together(2, [options], tmp_path)
+    assert_lines(tmp_path / "out", expected_lines({**options, "parallel": "auto"}))
 
 
 def test_the_loss_of_all_is_the_same_bits_without_those_of_the_sources(
