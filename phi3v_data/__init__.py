@@ -1,4 +1,4 @@
-"""Prepare and prove conversations directories; the public names, loaded when first used.
+"""Prepare and validate conversations directories; the public names are imported on first use.
 
 import phi3v_data
 

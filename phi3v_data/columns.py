@@ -1,10 +1,10 @@
-"""Files of numbers that we keep for ourselves under `DIR/.phi3v/`: columns behind a JSON header, with a checksum.
+"""Internal files of numbers under `DIR/.phi3v/`: columns after a JSON header, with a checksum.
 
     magic, 8 bytes | checksum of all that follows, 8 | length of the header, 8 | header, JSON | columns
 
-Numbers are in the machine's own byte order. Whoever reads such a file has another way to know what it says, so one that
-is damaged, of another version, too large, or reached through a link is not used. Where a whole directory came from
-somebody else, the file was theirs too: nothing in it is believed before the reader has compared it with what is there.
+Numbers are in native byte order. The content can always be recomputed, so a file that is damaged, of another version,
+too large, or reached through a link is not used. If the directory came from someone else, so did the file:
+readers compare its content with the actual files before they use it.
 """
 
 import json
@@ -22,11 +22,11 @@ from phi3v_data.files import write_whole
 
 _PREFIX = struct.Struct("=8sQQ")
 _MAX_HEADER = 64 << 20
-_PIECE = 1 << 24  # checked at a time, so that a signal gets through
+_PIECE = 1 << 24  # checked at a time, so that signals are handled
 
 
 class DamagedFileError(ValueError):
-    """A file of ours whose content is not what was written."""
+    """An internal file is damaged."""
 
 
 def read_small(path: Path, limit: int) -> bytes | None:
@@ -46,7 +46,7 @@ def read_small(path: Path, limit: int) -> bytes | None:
 
 
 def write_columns(path: Path, magic: bytes, header: Any, columns: Sequence[Any]) -> None:
-    """Write a file whole. `columns` are buffers; the header is padded so that they begin at a multiple of 8 bytes.
+    """Write a file atomically. `columns` are buffers; the header is padded so that they start at a multiple of 8 bytes.
 
     Raises:
         OSError: it cannot be written.
@@ -66,10 +66,10 @@ def write_columns(path: Path, magic: bytes, header: Any, columns: Sequence[Any])
 
 
 def read_columns(path: Path, magic: bytes, limit: int) -> tuple[Any, memoryview] | None:
-    """The header, and the columns mapped into memory; None where there is no regular file of this magic.
+    """Return the header and the memory-mapped columns; None if there is no regular file with this magic.
 
     Raises:
-        DamagedFileError: the checksum is not that of the content, or the file is larger than `limit` bytes.
+        DamagedFileError: the checksum is wrong, or the file is larger than `limit` bytes.
     """
     try:
         descriptor = _open(path)
@@ -88,12 +88,12 @@ def read_columns(path: Path, magic: bytes, limit: int) -> tuple[Any, memoryview]
     if found != magic:
         return None
     if len(data) > limit:
-        raise DamagedFileError(f"{path}: larger than it can be")
+        raise DamagedFileError(f"{path}: is larger than possible")
     hasher = xxhash.xxh3_64()
     for start in range(16, len(data), _PIECE):
         hasher.update(data[start : start + _PIECE])
     if hasher.intdigest() != checksum or length % 8 or not length <= min(len(data) - _PREFIX.size, _MAX_HEADER):
-        raise DamagedFileError(f"{path}: its checksum is not that of its content")
+        raise DamagedFileError(f"{path}: its checksum does not match its content")
     try:
         return json.loads(bytes(data[_PREFIX.size : _PREFIX.size + length])), data[_PREFIX.size + length :]
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Read a conversations directory: `Dataset(DIR)["train"][i]` is a `Sample`.
+"""Reads a conversations directory: `Dataset(DIR)["train"][i]` is a `Sample`.
 
-Nothing is loaded until it is asked for. A split opens its index (`phi3v_data.line_index`) and reads single rows by
-their byte offset, so it may hold more rows than fit in memory, and any row costs the same. Objects are safe in threads
-and in forked workers (reads carry their own position), and travel to spawned ones as a path and a name.
+Everything is loaded lazily. A split opens its index (`phi3v_data.line_index`) and reads single rows by their byte
+offset, so it can have more rows than fit in memory, and every row takes the same time. Objects are safe in threads and
+in forked workers (each read has its own position), and are pickled to spawned ones as a path and a name.
 """
 
 import os
@@ -22,7 +22,7 @@ from phi3v_data.splits import Splits, canonical_split, find_splits
 from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_interrupted, refuse_marker, refuse_unfinished
 
 _MAX_OPEN_FILES = 64
-"""Shards of a split that stay open; of a split with more, each read opens its file again."""
+"""Most shards of a split that are kept open; with more, each read opens its file again."""
 
 
 def read_manifest(directory: str | Path) -> Manifest | None:
@@ -30,7 +30,7 @@ def read_manifest(directory: str | Path) -> Manifest | None:
 
     Raises:
         UnfinishedError: the set's files are still being moved into place.
-        UserError: it is not what this version reads.
+        UserError: it is not in a format that this version reads.
     """
     refuse_unfinished(Path(directory))
     path = Path(directory) / MANIFEST
@@ -44,11 +44,11 @@ def read_manifest(directory: str | Path) -> Manifest | None:
 
 
 def parse_manifest(text: bytes, path: Path) -> Manifest:
-    """Read the text of a `dataset.json` that lies at `path`.
+    """Parse the text of the `dataset.json` at `path`.
 
     Raises:
         UnfinishedError: it is the marker of a set whose files are still being moved into place.
-        UserError: not JSON, another format, or a field that is not as documented.
+        UserError: it is not JSON, has another format, or an invalid field.
     """
     from pydantic import ValidationError
     from pydantic_core import from_json
@@ -74,7 +74,7 @@ def first_error(error: Any) -> str:
     """The first finding of a pydantic ValidationError: `conversations[0].user: Field required`."""
     detail = error.errors(include_url=False, include_input=False)[0]
     loc, message = detail["loc"], str(detail["msg"])
-    if loc[-1:] == ("[key]",):  # pydantic's mark of a name that is wrong, not what stands under it
+    if loc[-1:] == ("[key]",):  # pydantic's marker for an invalid key instead of an invalid value
         loc, message = loc[:-2], f"the name {shown(loc[-2])}: {message}"
     parts = (f"[{part}]" if isinstance(part, int) else f".{escaped(part)[:60]}" for part in loc)
     field = "".join(parts).removeprefix(".")
@@ -82,7 +82,7 @@ def first_error(error: Any) -> str:
 
 
 def list_directory(directory: Path) -> list[str]:
-    """Sorted names of what is in a conversations directory.
+    """The sorted names in a conversations directory.
 
     Raises:
         NotFoundError: there is no such directory, or it is a file.
@@ -96,7 +96,7 @@ def list_directory(directory: Path) -> list[str]:
         if directory.is_file():
             own = directory.name.endswith(".jsonl") or directory.name == MANIFEST
             hint = (
-                f"give the directory that holds it: {directory.parent}"
+                f"give the directory that contains it: {directory.parent}"
                 if own
                 else "not a conversations directory; `phi3v-data convert` makes one, see `phi3v-data convert --help`"
             )
@@ -110,9 +110,9 @@ class Dataset(Mapping[str, "Split"]):
     """A conversations directory, complete or bare: a mapping of split names to `Split`.
 
     Args:
-        directory: DIR, which holds `images/` and `NAME_SPLIT.jsonl`.
-        strict: refuse a split whose files are incomplete or do not go together; False reads what is there, for tools
-            that report on broken directories.
+        directory: DIR, which contains `images/` and `NAME_SPLIT.jsonl`.
+        strict: reject a split whose files are incomplete or inconsistent; False reads what exists, for tools that
+            report on broken directories.
 
     Raises:
         NotFoundError: no such directory, or no JSONL file in it.
@@ -130,13 +130,13 @@ class Dataset(Mapping[str, "Split"]):
         if not self._found.splits:
             refuse_interrupted(self.directory)
             reason = (
-                f"{', '.join(self._found.unnamed)} end in no split's name"
+                f"{', '.join(self._found.unnamed)} do not end in the name of a split"
                 if self._found.unnamed
-                else "it holds no NAME_SPLIT.jsonl file, such as train.jsonl"
+                else "it contains no NAME_SPLIT.jsonl file, such as train.jsonl"
             )
             raise NotFoundError(f"{self.directory}: no split found; {reason}")
         self._opened: dict[str, Split] = {}
-        self._pickled: Mapping[str, tuple[FileState, ...]] = {}  # of the splits that were open where this came from
+        self._pickled: Mapping[str, tuple[FileState, ...]] = {}  # of the splits that were open before pickling
 
     def __getitem__(self, split: str) -> "Split":
         if split not in self._found.splits:
@@ -180,7 +180,7 @@ class Dataset(Mapping[str, "Split"]):
         return {split: found.files for split, found in self._found.splits.items()}
 
     def image_path(self, name: str) -> Path:
-        """Where the image of a turn lies; see `Split.image_path`."""
+        """Path of an image of a turn; see `Split.image_path`."""
         return image_path(self.directory, name)
 
 
@@ -200,7 +200,7 @@ def _read_manifest_if_valid(directory: Path) -> Manifest | None:
 
 
 def image_path(directory: Path, name: str) -> Path:
-    """`DIR/images/name`, never outside: absolute paths, `..`, backslashes and folders linked from outside are refused.
+    """Return `DIR/images/name`; absolute paths, `..`, backslashes and links that lead outside are rejected.
 
     Raises:
         UserError: the name is not a plain POSIX path below `images/`.
@@ -215,7 +215,7 @@ def image_path(directory: Path, name: str) -> Path:
 
 
 class Split(Sequence[Sample]):
-    """The rows of one split in order: an integer, negative too, gives a `Sample`, a slice a `Split` without copying."""
+    """The rows of one split in order: an integer (also negative) gives a `Sample`, a slice a `Split` without a copy."""
 
     def __init__(self, directory: Path, name: str, files: Sequence[str]) -> None:
         self.directory = directory
@@ -227,14 +227,14 @@ class Split(Sequence[Sample]):
 
     @property
     def states(self) -> tuple[FileState, ...]:
-        """The identity of each of its files."""
+        """The state of each of its files."""
         return self._index.files
 
     def require(self, states: tuple[FileState, ...] | None) -> None:
-        """Refuse to be another split than one whose files were in these states; None: any will do.
+        """Check that the files are still in these states; None: any state is accepted.
 
         Raises:
-            UserError: a file was changed or replaced since.
+            UserError: a file was changed or replaced.
         """
         if states is None:
             return
@@ -276,7 +276,7 @@ class Split(Sequence[Sample]):
         return f"Split({self.name!r}, {counted(len(self), 'row')}, {str(self.directory)!r})"
 
     def raw(self, index: int) -> bytes:
-        """The bytes of a row as they stand in the file, without line end and byte order mark.
+        """The bytes of a row as in the file, without line end and byte order mark.
 
         Raises:
             IndexError: no such row.
@@ -334,10 +334,10 @@ def _changed(path: Path) -> UserError:
 
 
 class _Descriptors:
-    """File descriptors of a split's files, opened on first use. `pread` moves no shared position, so forks are safe.
+    """File descriptors of a split's files, opened on first use. `pread` has no shared position, so forks are safe.
 
-    A file that was changed, or replaced by another, is refused, also where the old one is still open: every process
-    sees the same rows or none.
+    A file that was changed or replaced is rejected, even if the old one is still open, so that all processes see the
+    same rows or none.
     """
 
     def __init__(self, directory: Path, states: Sequence[FileState]) -> None:
@@ -370,7 +370,7 @@ class _Descriptors:
 
 
 def _pread(descriptor: int, start: int, size: int) -> bytes:
-    """`os.pread` that goes on after a short read (Linux gives at most 2 GiB at a time)."""
+    """`os.pread` that continues after a short read (Linux returns at most 2 GiB at a time)."""
     piece = os.pread(descriptor, size, start)
     while 0 < len(piece) < size:
         more = os.pread(descriptor, size - len(piece), start + len(piece))

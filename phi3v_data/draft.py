@@ -1,8 +1,8 @@
-"""The interface that a converter's author imports; the built-in converters use nothing else to describe their work.
+"""The interface for authors of converters; the built-in converters use the same.
 
     source --plan--> items (cheap, ordered, picklable) --convert--> drafts (pure, on any worker) --> DatasetWriter
 
-`plan` lists the samples without opening media; `convert` makes one sample and does not know where it runs.
+`plan` lists the samples without opening media; `convert` makes one sample, independent of where it runs.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ ImageContent: TypeAlias = "str | Path | bytes | PILImage.Image | np.ndarray[Any,
 
 
 class Options(BaseModel):
-    """Base of a converter's options; each field becomes a command-line option and is saved in `dataset.json`."""
+    """Base class of a converter's options; each field is a command-line option and is saved in `dataset.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,37 +33,39 @@ class Options(BaseModel):
 class Item:
     """One planned sample.
 
-    Everything in it is compared when a run is resumed, paths below the source by what follows its root, so that the
-    source may move: keep plain values that are the same in every run. `path`, if it is a file, counts by its content.
+    All fields are compared when a run is resumed, so use plain values that are the same in every run. Paths below the
+    source are compared relative to its root, so that the source can be moved. If `path` is a file, its content is
+    compared.
     """
 
     split: str
     key: str  # unique within the plan, stable between runs: a POSIX path relative to the source, or file and row
-    path: str = ""  # where it lies now; any worker may open it
-    group: str = ""  # what must not straddle splits
-    size: int = 0  # bytes of the source file or row, 0 where unknown
+    path: str = ""  # current path; any worker can open it
+    group: str = ""  # samples of one group must be in the same split
+    size: int = 0  # bytes of the source file or row, 0 if unknown
     part: str = (
-        ""  # items with the same non-empty value follow each other and travel together, so shared media are read once
+        ""  # consecutive items with the same non-empty value are converted together, so shared media are read once
     )
     label: str = ""  # class, for stratified splits
-    data: Mapping[str, Any] = field(default_factory=dict)  # whatever else `convert` needs; picklable
-    reject: str = ""  # reason code of a sample that cannot be made, where the plan knows it: `convert` is not called
-    message: str = ""  # the sentence for it
+    data: Mapping[str, Any] = field(default_factory=dict)  # further input of `convert`; picklable
+    reject: str = ""  # reason code if the plan already rejects the sample; `convert` is then not called
+    message: str = ""  # message of the reject
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftImage:
-    """A picture of a draft.
+    """An image of a draft.
 
     `content`: a path, encoded bytes, a PIL image, or a uint8 array (H, W, 3) RGB or (H, W) grey.
-    `name`: POSIX path under `images/`; empty: chosen from the content (`{split}/{digest}{suffix}`), which also stores
-    equal files once. A path or bytes are stored as they are; a PIL image or an array is encoded (`format`, `quality`).
+    `name`: POSIX path under `images/`; if empty, it is derived from the content (`{split}/{digest}{suffix}`), so that
+    equal files are stored once. Paths and bytes are stored unchanged; PIL images and arrays are encoded (`format`,
+    `quality`).
     """
 
     content: ImageContent
     name: str = ""
     format: str = "png"  # jpeg | png | webp; only for a PIL image or an array
-    quality: int = 0  # 0: the encoder's usual default
+    quality: int = 0  # 0: the default of the encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class DraftTurn:
 class Draft:
     """One sample before it is numbered and written.
 
-    The short form `Draft(user=..., assistant=..., images=[...])` is one turn; `turns` holds a longer conversation.
+    The short form `Draft(user=..., assistant=..., images=[...])` is one turn; `turns` is for longer conversations.
     """
 
     user: str = ""
@@ -91,11 +93,11 @@ class Draft:
     answers: Sequence[str] = ()
     group: str = ""
     meta: Mapping[str, Scalar] = field(default_factory=dict)
-    split: str = ""  # only for generator converters; elsewhere the item has it
-    notes: Sequence[str] = ()  # kebab-case codes of what was done to a kept sample; counted (`frames-repeated`)
+    split: str = ""  # only for generator converters; otherwise given by the item
+    notes: Sequence[str] = ()  # codes of notes on the sample (`frames-repeated`), counted in `dataset.json`
 
     def all_turns(self) -> tuple[DraftTurn, ...]:
-        """The turns, whichever form the draft was given in."""
+        """The turns, for both forms of a draft."""
         if self.turns:
             return tuple(self.turns)
         return (DraftTurn(self.user, self.assistant, self.images),)
@@ -103,7 +105,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What a converter knows of the whole set; goes into `dataset.json`."""
+    """Facts about the whole set for `dataset.json`."""
 
     name: str
     task: Task = "chat"
@@ -113,7 +115,7 @@ class DatasetInfo:
     source: str = ""
     license: str = ""
     unlabelled: Sequence[str] | None = None  # the source's splits without answers; None: --unlabelled means all splits
-    notes: Sequence[str] = ()  # sentences for the user, which go into no file
+    notes: Sequence[str] = ()  # messages for the user, not written to any file
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741 - the usual one-letter name of a type variable
@@ -122,12 +124,12 @@ O = TypeVar("O", bound=Options)  # noqa: E741 - the usual one-letter name of a t
 class Converter(Generic[O]):
     """Subclass with an `Options` model: `class MyDocs(Converter[MyOptions])`.
 
-    An instance is made once a run, and again in each worker; keep no state between calls.
+    One instance is created per run, and one in each worker; keep no state between calls.
     """
 
     name: ClassVar[str]
-    version: ClassVar[str] = "1"  # part of the journal's identity: raise it when the output changes
-    hub_id: ClassVar[str] = ""  # used when `--source` is left out
+    version: ClassVar[str] = "1"  # part of the journal's identity: change it if the output changes
+    hub_id: ClassVar[str] = ""  # default of `--source`
     Options: ClassVar[type[Options]] = Options
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -145,16 +147,16 @@ class Converter(Generic[O]):
     def plan(self, source: "Source", options: O) -> Iterable[Item]:
         """List the samples, cheaply and in order; opens no media.
 
-        Order within a split is the order of numbering. Raise `UserError` where the source is not what is expected.
+        Samples of a split are numbered in this order. Raise `UserError` if the source is not as expected.
         """
         raise NotImplementedError(f"{type(self).__name__} must define plan(source, options)")
 
     def convert(self, item: Item, options: O) -> Draft:
-        """Make one sample; pure, so that it can run anywhere and again. Raise `Reject` where it cannot be made."""
+        """Convert one sample; pure, so that it can run anywhere and repeatedly. Raise `Reject` if it is impossible."""
         raise NotImplementedError(f"{type(self).__name__} must define convert(item, options)")
 
     def describe(self, source: "Source", options: O) -> DatasetInfo:
-        """What goes into `dataset.json`; the default says only the name. Called after `plan`, with the same source."""
+        """Facts for `dataset.json`; by default only the name. Called after `plan`, with the same source."""
         return DatasetInfo(name=self.name)
 
 
@@ -162,7 +164,7 @@ GeneratorFunction: TypeAlias = Callable[["Source"], Iterable[Draft]]
 
 
 class GeneratorConverter(Converter[Options]):
-    """A converter made of one generator function; runs in one process, samples are numbered as they come."""
+    """A converter made from a generator function; runs in one process, samples are numbered in order."""
 
     function: ClassVar[GeneratorFunction]
 
@@ -177,7 +179,7 @@ class GeneratorConverter(Converter[Options]):
 def converter(
     name: str, *, version: str = "1", hub_id: str = ""
 ) -> Callable[[GeneratorFunction], type[Converter[Any]]]:
-    """Make a generator function a converter: `@converter("my-docs")` over `def my_docs(source): yield Draft(...)`."""
+    """Make a converter from a generator: `@converter("my-docs")` on `def my_docs(source): yield Draft(...)`."""
 
     def wrap(function: GeneratorFunction) -> type[Converter[Any]]:
         return type(

@@ -1,4 +1,4 @@
-"""What an earlier run left in a directory, and whether this run is the same: identity, complete, interrupted."""
+"""Detects an earlier run in a directory, complete or interrupted, and whether this run can resume it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from phi3v_data.writing.request import Request
 
 
 def run_identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan | None) -> dict[str, Any]:
-    """What makes two runs the same; never workers, engine, or where the source lies."""
+    """The settings and source state that identify a run, without workers, engine and location of the source."""
     identity: dict[str, Any] = {
         "converter": request.cls.name,
         "version": request.cls.version,
@@ -39,12 +39,12 @@ def run_identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan
 def already_complete(
     request: Request, output: Output, identity: Mapping[str, Any], planned: Reads | None = None
 ) -> Manifest | None:
-    """The manifest of an earlier run that did just this; None where there is none.
+    """The manifest of an identical earlier run; None if there is none.
 
-    `planned`: what the plan of today was made from; None for a generator, which plans nothing.
+    `planned`: the files from which the current plan was made; None for a generator, which has no plan.
 
     Raises:
-        UserError: the directory holds the result of another run, or of another state of the source.
+        UserError: the directory contains the result of another run, or of another state of the source.
     """
     saved = output.journal.begun(output.journal.complete)
     if request.overwrite or output.manifest is None or saved is None:
@@ -68,18 +68,18 @@ _FROM_SOURCE = ("items", "plan", "content")
 
 
 def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity without what the source decides."""
+    """An identity without the parts that depend on the source."""
     return {key: value for key, value in identity.items() if key not in _FROM_SOURCE}
 
 
 def _source_changes(
     before: Iterable[ReadRecord], old: Mapping[str, Any], new: Mapping[str, Any], planned: Reads | None
 ) -> str:
-    """Which files differ from those that the plan was made from (`before`, one record a file), or which counts do."""
+    """The files that differ from the earlier plan (`before`, one record per file), or else the differing counts."""
     then = {(read.root, read.path): read.digest for read in before}
     now = {(read.root, read.path): read.digest for read in by_file(planned.records())} if planned else {}
     files = [
-        f"'{path}' {'has other content' if (root, path) in now else 'is not read any more'}"
+        f"'{path}' {'has other content' if (root, path) in now else 'is no longer read'}"
         for (root, path), digest in then.items()
         if now.get((root, path)) != digest
     ]
@@ -94,20 +94,20 @@ def _source_changes(
 
 
 def _as_old(identity: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity without what versions before this one did not keep."""
+    """An identity without the parts that earlier versions did not record."""
     return {key: value for key, value in identity.items() if key in saved or key not in ("content", "converter_file")}
 
 
 def interrupted(
     request: Request, output: Output, identity: Mapping[str, Any], planned: Reads | None = None
 ) -> Begun | None:
-    """What the journal says of the interrupted run that this one resumes; None where a new one is to be begun.
+    """The journal's record of the interrupted run to resume; None if a new run is to be started.
 
     `planned`: as for `already_complete`.
 
     Raises:
-        UserError: an interrupted run with other settings, of another state of the source, or of an older version, is
-            there.
+        UserError: there is an interrupted run with other settings, of another state of the source, or of an older
+            version.
     """
     journal = output.journal
     saved = journal.begun(journal.identity)
@@ -124,7 +124,7 @@ def interrupted(
         return None
     if changed := differences(_settings(old), _settings(new)):
         raise UserError(
-            f"{request.out_dir} holds an interrupted conversion with other settings: {join_words(changed)}; "
+            f"{request.out_dir} contains an interrupted conversion with other settings: {join_words(changed)}; "
             "--overwrite starts over, or choose another --out_dir"
         )
     if new != old:
@@ -133,10 +133,10 @@ def interrupted(
             f"'{file.path}' has other content" if file else _source_changes(by_file(saved.planned), old, new, planned)
         )
         raise UserError(
-            f"{request.out_dir} holds an interrupted conversion, but the source has changed since: {said}; put the old "
-            "content back, or start over with --overwrite"
+            f"{request.out_dir} contains an interrupted conversion, but the source has changed since: {said}; restore "
+            "the old content, or start over with --overwrite"
         )
     raise UserError(
-        f"{request.out_dir} holds a conversion that another version of phi3v was interrupted in; that version kept no "
-        "digests of the source, so finish it with that one, or start over with --overwrite"
+        f"{request.out_dir} contains an interrupted conversion of an older version of phi3v, which did not record "
+        "digests of the source; finish it with that version, or start over with --overwrite"
     )

@@ -1,9 +1,9 @@
-"""Where each row of a split begins: built in one pass, kept in `DIR/.phi3v/index/`, mapped into memory when opened.
+"""Index of the row offsets of a split: built in one pass, stored in `DIR/.phi3v/index/`, memory-mapped when opened.
 
-The file of a split (`phi3v_data.columns`): a header (each JSONL file's name, identity and number of rows), then for
-each file its rows' byte offsets and its size. A row is a line that is not blank; a byte order mark belongs to no row.
-An index is used only while size, times and inode of every file are those it was built from, and its checksum is right;
-it is written aside and renamed, so several processes may build it at once.
+The file of a split (`phi3v_data.columns`): a header (name, state and number of rows of each JSONL file), then for each
+file its rows' byte offsets and its size. A row is a line that is not blank; a byte order mark is not part of a row. An
+index is used only if size, times and inode of every file are unchanged and its checksum is correct; it is written
+atomically, so several processes may build it at once.
 """
 
 import os
@@ -21,7 +21,7 @@ from phi3v_data.files import hidden_path, open_regular, unreadable
 from phi3v_data.jsonl import BOM
 
 BLANK = b" \t\r\n\v\f"
-"""Bytes of which a blank line consists."""
+"""Bytes that a blank line can contain."""
 
 _MAGIC = b"phi3vix2"
 _LIMIT = 1 << 20  # bytes of an index on top of 8 for each byte of the files
@@ -31,7 +31,7 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """Identity of one JSONL file: another value means other content."""
+    """State of one JSONL file: another value means other content."""
 
     name: str
     size: int
@@ -41,10 +41,10 @@ class FileState:
 
     @classmethod
     def of(cls, directory: Path, name: str) -> "FileState":
-        """Look the file up.
+        """Read the state of the file.
 
         Raises:
-            UserError: it is not there or cannot be looked at.
+            UserError: it does not exist or cannot be accessed.
         """
         try:
             status = os.stat(directory / name)
@@ -54,7 +54,7 @@ class FileState:
 
     @property
     def content(self) -> tuple[int, int, int]:
-        """What differs once a file has other content or was replaced; its rights and links to it do not matter."""
+        """The part that differs if the file has other content or was replaced; permissions and links are ignored."""
         return self.size, self.mtime_ns, self.inode
 
 
@@ -64,7 +64,7 @@ def state_content(status: os.stat_result) -> tuple[int, int, int]:
 
 
 class LineIndex:
-    """Offsets of all rows of a split. `cached` says whether they lie in a file, or in this process's memory."""
+    """Offsets of all rows of a split. `cached`: whether they are in a file, or in the memory of this process."""
 
     def __init__(
         self, files: Sequence[FileState], rows: Sequence[int], offsets: "memoryview[int]", cached: bool
@@ -89,7 +89,7 @@ class LineIndex:
 
 
 def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:
-    """The index of a split: from its file when that is fresh, else built and, where DIR can be written, saved.
+    """Open the index of a split: load it if it is up to date, else build it and save it if DIR is writable.
 
     Raises:
         UserError: a file is missing, unreadable, or changes while it is read.
@@ -119,12 +119,12 @@ def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:
 
 
 def _load(path: Path, states: Sequence[FileState]) -> LineIndex | None:
-    """Map the saved index; None where there is none, or it is not of these files as they are now, or is damaged."""
+    """Map the saved index; None if there is none, it is out of date, or damaged."""
     limit = _LIMIT + 8 * sum(state.size + 1 for state in states)
     try:
         stored = read_columns(path, _MAGIC, limit)
     except DamagedFileError as error:
-        warnings.warn(f"{error}; it is built again", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{error}; it is rebuilt", RuntimeWarning, stacklevel=2)
         return None
     if stored is None:
         return None
@@ -140,7 +140,7 @@ def _load(path: Path, states: Sequence[FileState]) -> LineIndex | None:
 
 
 def _save(path: Path, states: Sequence[FileState], built: Sequence["array[int]"]) -> bool:
-    """Write the index whole; False where DIR takes no files (read-only, full, a name too long)."""
+    """Write the index atomically; False if DIR is not writable (read-only, full, a name too long)."""
     entries = [
         [state.name, state.size, state.mtime_ns, state.ctime_ns, state.inode, len(offsets) - 1]
         for state, offsets in zip(states, built, strict=True)
@@ -189,7 +189,7 @@ def _scan(path: Path) -> "array[int]":
 
 
 def _is_blank(descriptor: int, start: int) -> bool:
-    """Whether nothing but white space stands between `start` and the line's end."""
+    """Whether there is only white space between `start` and the end of the line."""
     while piece := os.pread(descriptor, 4096, start):
         line, newline, _ = piece.partition(b"\n")
         if line.strip(BLANK):

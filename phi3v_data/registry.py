@@ -1,10 +1,10 @@
-"""Where converters are found: in `converters/`, installed by other packages, in a file of the user's, or passed.
+"""Finds converters: in `converters/`, installed by other packages, in a user's file, or passed as a class.
 
     find("ucf101")                     the module of that name in `converters/`, then an entry point
     find("my_docs.py:MyDocs")          a class, or a function marked by `@converter`, in a file
     find(MyDocs)                       from Python
 
-A `ConverterRef` says the same in a form that can be sent to a worker.
+A `ConverterRef` is the same in a form that can be sent to a worker.
 """
 
 import ast
@@ -36,7 +36,7 @@ ConverterLike: TypeAlias = "str | type[Converter[Any]]"
 
 @dataclass(frozen=True, slots=True)
 class ConverterRef:
-    """How a worker finds the class again: `module:qualname`, or a file where there is no module to import."""
+    """Reference by which a worker finds the class: `module:qualname`, or a file if there is no module to import."""
 
     module: str
     qualname: str
@@ -60,7 +60,7 @@ class ConverterRef:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One line of `phi3v-data converters`; `problem` says why an installed one cannot be used."""
+    """One line of `phi3v-data converters`; `problem` is the reason why an installed one cannot be used."""
 
     name: str
     origin: str
@@ -70,7 +70,7 @@ class Found:
 
 
 def find(wanted: "ConverterLike | Converter[Any]") -> type[Converter[Any]]:
-    """The converter class that a name, a `FILE.py:NAME`, or a class means.
+    """Find the converter class for a name, a `FILE.py:NAME`, or a class.
 
     Raises:
         UserError: there is none, or it cannot be loaded.
@@ -90,17 +90,17 @@ def find(wanted: "ConverterLike | Converter[Any]") -> type[Converter[Any]]:
         if point.name == wanted:
             return _load_entry_point(point)
     near = get_close_matches(wanted, names())
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}."
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the converters are {', '.join(names())}."
     raise NotFoundError(f"no converter {wanted!r}; {hint} For one of your own pass --converter FILE.py:NAME")
 
 
 def names() -> list[str]:
-    """Names that need no file: built in and installed."""
+    """Names of built-in and installed converters."""
     return [*_built_in(), *(point.name for point in _entry_points())]
 
 
 def reference(cls: type[Converter[Any]]) -> ConverterRef | None:
-    """How a worker can find a class again; None where it cannot (a notebook, a class inside a function)."""
+    """Reference by which a worker can find a class; None if it cannot (a notebook, a class inside a function)."""
     module = sys.modules.get(cls.__module__)
     file = getattr(module, "__file__", None)
     if "<" in cls.__qualname__:
@@ -137,15 +137,15 @@ def _listed(name: str, origin: str, load: Callable[[], type[Converter[Any]]]) ->
 
 
 def source_file(cls: type[Converter[Any]]) -> str:
-    """The file that defines a class, empty where there is none."""
+    """The file that defines a class; empty if there is none."""
     return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
 
 
 def own_file_digest(cls: type[Converter[Any]]) -> str:
     """sha256 of the file that defines a converter and of the files beside it that it imports.
 
-    Empty for what is installed, where `version` says it, and for what has no file. Of the script that was started, what
-    stands under `if __name__ == "__main__":` is left out: how a conversion is called says nothing about what it makes.
+    Empty for installed converters, which have a `version`, and for converters without a file. For the script that was
+    started, the block under `if __name__ == "__main__":` is ignored, since it does not affect the converter.
     """
     file = source_file(cls)
     if not file or _is_installed(Path(file)):
@@ -209,8 +209,8 @@ def summary_of(cls: type[Converter[Any]]) -> str:
 def _as_converter(target: Any, where: str) -> type[Converter[Any]]:
     if not isinstance(target, type) or not issubclass(target, Converter):
         raise UserError(
-            f"{where} is not a converter; subclass phi3v_data.Converter, or put @phi3v_data.converter('name') over a "
-            "generator function"
+            f"{where} is not a converter; subclass phi3v_data.Converter, or decorate a generator function with "
+            "@phi3v_data.converter('name')"
         )
     name = getattr(target, "name", None)
     if not isinstance(name, str) or not name:
@@ -226,13 +226,13 @@ def _find_in_file(path: Path, name: str) -> type[Converter[Any]]:
         if len(classes) == 1:
             return _as_converter(classes[0], str(path))
         raise UserError(
-            f"{path} holds {len(classes)} converters; say which: --converter FILE.py:NAME"
-            + (f" with NAME out of {', '.join(cls.__qualname__ for cls in classes)}" if classes else "")
+            f"{path} contains {len(classes)} converters; choose one with --converter FILE.py:NAME"
+            + (f", where NAME is one of {', '.join(cls.__qualname__ for cls in classes)}" if classes else "")
         )
     target = getattr(module, name, None) or named.get(name)
     if target is None:
-        known = ", ".join(cls.__qualname__ for cls in classes) or "no converter at all"
-        raise NotFoundError(f"{path} has no {name!r}; it holds {known}")
+        known = ", ".join(cls.__qualname__ for cls in classes) or "no converters"
+        raise NotFoundError(f"{path} has no {name!r}; it contains {known}")
     return _as_converter(target, f"{path}:{name}")
 
 
@@ -246,7 +246,7 @@ def _classes_of(module: ModuleType) -> list[type[Converter[Any]]]:
 
 @cache
 def _built_in() -> tuple[str, ...]:
-    """The modules in `converters/`, in alphabetical order; what helps them lies in a folder there."""
+    """Names of the modules in `converters/`, in alphabetical order."""
     return tuple(sorted(found.name for found in iter_modules(converters.__path__) if not found.ispkg))
 
 

@@ -72,7 +72,7 @@ def open_streams() -> None:
                 os.close(nowhere)
             os.set_inheritable(number, True)
             stream = open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - stays
-        else:  # something else has the number by now
+        else:  # the descriptor is in use for something else by now
             stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 - stays
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)

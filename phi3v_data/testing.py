@@ -1,10 +1,10 @@
-"""Prove a converter in one line of a test: `check_converter(MyDocs, "tests/data/docs")`.
+"""Tests a converter in one line: `check_converter(MyDocs, "tests/data/docs")`.
 
-deterministic   the same samples and the same bytes from another process, another place of the source, other workers
+deterministic   the same samples and bytes from another process, another location of the source, other workers
 pure            a sample does not depend on those converted before it
-resumable       interrupted after any part, the next run ends with the same bytes
-honest          every planned sample is a row or a reject; what is damaged or gone becomes a reject, never a sample
-                with something else in its place, and never silence
+resumable       interrupted after any part, the next run gives the same bytes
+honest          every planned sample is a row or a reject; a damaged or missing file becomes a reject, and is neither
+                replaced nor ignored
 """
 
 import hashlib
@@ -33,16 +33,16 @@ from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from phi3v_data.writing.request import parse_options
 
 MAX_DAMAGED = 4
-"""Files of the source that are damaged, one after another, evenly spread."""
+"""Number of files of the source that are damaged, one after another, evenly spread."""
 
 MAX_COPIED = 1 << 28
-"""Bytes of a source that is copied in order to damage the copy."""
+"""Largest source that is copied in order to damage the copy, in bytes."""
 
 MEDIA = (*SOURCE_IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 
 class ConverterCheckError(AssertionError):
-    """What is wrong with a converter; `findings` lists it all."""
+    """The converter failed the check; `findings` lists all problems."""
 
     def __init__(self, name: str, findings: Sequence[str]) -> None:
         self.findings = tuple(findings)
@@ -50,7 +50,7 @@ class ConverterCheckError(AssertionError):
 
 
 class _Stop(BaseException):
-    """Breaks a run off where a user's Ctrl-C would."""
+    """Interrupts a run like a user's Ctrl-C."""
 
 
 def check_converter(
@@ -60,19 +60,19 @@ def check_converter(
     *,
     unlabelled: bool = False,
 ) -> ConvertResult:
-    """Prove that a converter is deterministic, resumable and honest about rejects, on a small source.
+    """Check on a small source that a converter is deterministic, pure, resumable and reports rejects.
 
     Args:
         converter: a class, a name, or `FILE.py:NAME`.
-        source: some ten samples are enough; a folder is copied as well, and pictures and clips of the copy damaged.
-        unlabelled: the source has splits without answers, and they are to be converted.
+        source: about ten samples are enough; a folder is also copied, and images and clips of the copy are damaged.
+        unlabelled: convert splits without answers, too.
 
     Returns:
         The result of converting the whole source.
 
     Raises:
-        ConverterCheckError: an AssertionError that says everything that was found.
-        UserError: the source cannot be converted at all.
+        ConverterCheckError: an AssertionError that lists all findings.
+        UserError: the source cannot be converted.
     """
     with tempfile.TemporaryDirectory(prefix="phi3v-check-") as folder:
         check = _Check(find(converter), str(source), options, unlabelled, Path(folder))
@@ -109,22 +109,22 @@ class _Check:
         )
 
     def check_rejects(self, out: Path) -> None:
-        """No crash passed off as a reject, no path of this machine in what is written."""
+        """Check that no crash is reported as a reject, and no path of this machine is written."""
         for reject in _rejects(out):
             if reject["reason"] == "converter-error":
                 self.findings.append(
                     f"not honest: convert() crashes on {reject['item']} ({reject['message']}); raise "
-                    "Reject(code, message) where a sample cannot be made"
+                    "Reject(code, message) if a sample cannot be converted"
                 )
         here = [str(Path(self.source).absolute()), str(self.work), str(self.work.resolve())]
         for path in sorted(out.glob("*.json*")):
             text = path.read_text(encoding="utf-8")
             for place in here:
                 if len(place) > 1 and Path(self.source).exists() and place in text:
-                    self.findings.append(f"not deterministic: {path.name} holds a path of this machine ({place})")
+                    self.findings.append(f"not deterministic: {path.name} contains a path of this machine ({place})")
 
     def check_plan(self) -> None:
-        """The plan twice, and every sample alone and in reverse order."""
+        """Run the plan twice, and convert every sample alone and in reverse order."""
         options = parse_options(self.cls, self.options)
         source = Source.open(self.source, work_dir=self.work / "plan")
         once, twice = self.cls(), self.cls()
@@ -137,12 +137,12 @@ class _Check:
             copy = pickle.loads(pickle.dumps(item))  # as a worker gets it
             if self.fingerprint(self.cls(), copy, options) != fingerprints[item.key]:
                 self.findings.append(
-                    f"not pure: convert() makes something else of {item.key!r} when other samples come before it"
+                    f"not pure: convert() gives another result for {item.key!r} if other samples come before it"
                 )
                 return
 
     def fingerprint(self, converter: Converter[Any], item: Item, options: Options) -> str:
-        """Digest of what `convert` makes of an item, its pictures included."""
+        """Digest of the result of `convert` for an item, including its images."""
         if item.reject:
             return f"{item.reject}: {item.message}"
         try:
@@ -151,7 +151,7 @@ class _Check:
             return f"{reject.code}: {reject.message}"
         except UserError:
             raise
-        except Exception as error:  # told by `check_rejects`, with its line
+        except Exception as error:  # reported by `check_rejects`, with its line
             return f"{type(error).__name__}: {error}"
         digest = hashlib.sha256()
         for piece in _pieces(draft):
@@ -159,7 +159,7 @@ class _Check:
         return digest.hexdigest()
 
     def check_again(self, first: Path) -> None:
-        """Other processes, each with another order of sets."""
+        """Convert in other processes, each with another hash seed."""
         ref = reference(self.cls)
         if ref is None:
             self.convert(self.work / "again", workers=0)
@@ -185,21 +185,21 @@ class _Check:
             self.compare(first, out, "another process")
 
     def check_elsewhere(self, first: Path) -> None:
-        """The same source by another path, with two workers."""
+        """Convert the same source at another path, with two workers."""
         path = Path(self.source)
         if not path.exists():
             return
-        folder = path.resolve() if path.is_dir() else path.resolve().parent  # a table's pictures lie beside it
+        folder = path.resolve() if path.is_dir() else path.resolve().parent  # the images of a table are next to it
         place = self.work / "elsewhere" / (folder.name or "root")
         place.parent.mkdir()
         place.symlink_to(folder, target_is_directory=True)
         moved = place if path.is_dir() else place / path.resolve().name
         workers = 0 if reference(self.cls) is None else 2
         self.convert(self.work / "moved", str(moved), workers=workers)
-        self.compare(first, self.work / "moved", "the source at another place, two workers")
+        self.compare(first, self.work / "moved", "the source at another path, two workers")
 
     def check_resume(self, first: Path) -> None:
-        """Broken off in the middle, then finished."""
+        """Interrupt a run in the middle, then finish it."""
         out = self.work / "resumed"
         planned = _planned(first)
 
@@ -220,12 +220,12 @@ class _Check:
         one, two = _tree(first), _tree(other)
         for name in sorted({*one, *two}):
             if one.get(name) != two.get(name):
-                how = "is missing" if name not in two else "is there only" if name not in one else "differs"
+                how = "is missing" if name not in two else "only exists" if name not in one else "differs"
                 self.findings.append(f"{kind}: {name} {how} after {what}")
                 return
 
     def check_damage(self, first: Path) -> None:
-        """Cut pictures and clips of a copy: the samples that use one must become rejects."""
+        """Truncate images and clips of a copy: the samples that use one must become rejects."""
         root = Path(self.source)
         if not root.is_dir():
             return
@@ -248,25 +248,25 @@ class _Check:
         try:
             self.convert(out, copy, workers=0)
         except UserError:
-            return  # told, and nothing is written
+            return  # reported, and nothing is written
         before, after = _contents(first), _contents(out)
         lost, other = before - after, after - before
         rejected = len(_rejects(out)) - len(_rejects(first))
         if other:
             self.findings.append(
-                f"not honest: with '{path}' damaged, a sample is made of something else; raise Reject in convert()"
+                f"not honest: with '{path}' damaged, a sample is made from something else; raise Reject in convert()"
             )
         elif lost.total() > rejected:
             self.findings.append(
-                f"not honest: with '{path}' damaged, {counted(lost.total(), 'sample')} gone and {rejected} rejected; "
-                "plan them all the same, and raise Reject in convert()"
+                f"not honest: with '{path}' damaged, {counted(lost.total(), 'sample')} lost and {rejected} rejected; "
+                "plan them anyway, and raise Reject in convert()"
             )
 
 
 def _convert_there(call: bytes, out: str) -> None:
-    """One conversion in a process of its own; only what `check_converter` has pickled is read."""
+    """Run one conversion in its own process; only data pickled by `check_converter` are read."""
     ref, options, source, unlabelled = pickle.loads(call)
-    cls = ref.load()  # first: the options' class may lie in the same file
+    cls = ref.load()  # first: the options' class may be in the same file
     convert(cls, source, out, options=pickle.loads(options), unlabelled=unlabelled, workers=0)
 
 
@@ -275,11 +275,11 @@ def _place(item: Item) -> tuple[str, str, int, str]:
 
 
 def _pieces(draft: Any) -> Iterator[bytes]:
-    """Everything in a draft, pictures by content."""
+    """Yield everything in a draft, images by content."""
     from phi3v_data.writing.pictures import prepare_picture
 
     if not isinstance(draft, Draft):
-        yield f"no Draft but a {type(draft).__name__}".encode()
+        yield f"not a Draft but a {type(draft).__name__}".encode()
         return
     yield repr((draft.system, list(draft.answers), draft.group, dict(draft.meta), list(draft.notes))).encode()
     for turn in draft.all_turns():
@@ -313,7 +313,7 @@ def _planned(out: Path) -> int:
 
 
 def _contents(out: Path) -> Counter[str]:
-    """What each sample says and shows, without its number and the names of its pictures."""
+    """Texts and image contents of each sample, without its number and the names of its images."""
     found: Counter[str] = Counter()
     for split in Dataset(out).values():
         for sample in split:

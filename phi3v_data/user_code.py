@@ -1,4 +1,4 @@
-"""The one place that runs a Python file of the user's: a converter's, a metric's."""
+"""Loads Python files of the user: converters and metrics."""
 
 import importlib.util
 import sys
@@ -9,11 +9,11 @@ from types import ModuleType
 from phi3v_data.errors import NotFoundError, UserError
 
 MODULE_PREFIX = "phi3v_data_user_"
-"""What the names of modules that were loaded from a file begin with."""
+"""Prefix of the names of modules loaded from a file."""
 
 
 def load_file(path: Path, *, option: str) -> ModuleType:
-    """A user's file as a module, run once per process; its folder can be imported from, as in a script.
+    """Load a user's file as a module, once per process; it can import from its folder, like a script.
 
     Args:
         path: the file.
@@ -24,7 +24,7 @@ def load_file(path: Path, *, option: str) -> ModuleType:
     """
     resolved = path.expanduser().resolve()
     if not resolved.is_file():
-        raise NotFoundError(f"{option} {path}: there is no such file")
+        raise NotFoundError(f"{option} {path}: the file does not exist")
     name = f"{MODULE_PREFIX}{sha256(str(resolved).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]

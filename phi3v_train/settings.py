@@ -90,7 +90,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFoundError(f"--config {path}: there is no such file") from None
+        raise NotFoundError(f"--config {path}: the file does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read ({error})") from None
     try:

@@ -78,11 +78,11 @@ def test_a_wrong_value_is_one_sentence(source: Path, tmp_path: Path, args: list[
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "which converter? There are ucf101"),
+        ([], "which converter? There are cauldron"),
         (["ucf101"], "Say --out_dir"),
         (["nothing", "--out_dir", "x"], "no converter 'nothing'"),
-        (["--converter", "nowhere.py:A", "--out_dir", "x"], "--converter nowhere.py: there is no such file"),
-        (["ucf101", "--source", "nowhere", "--out_dir", "x"], "there is no 'nowhere'"),
+        (["--converter", "nowhere.py:A", "--out_dir", "x"], "--converter nowhere.py: the file does not exist"),
+        (["ucf101", "--source", "nowhere", "--out_dir", "x"], "'nowhere' does not exist"),
     ],
 )
 def test_what_is_missing_is_asked_for(tmp_path: Path, args: list[str], said: str) -> None:
@@ -103,7 +103,7 @@ def test_help_shows_the_common_and_the_converters_own_options() -> None:
         for option in ("--allow_rejects", "--engine", "--overwrite", "--converter", "--quiet", "Examples"):
             assert option in done.stdout
     assert "--frames" not in plain.stdout
-    for text in ("--frames", "--image_format", "Frames to take from a clip.", "[jpeg|png|webp]", "Options of ucf101"):
+    for text in ("--frames", "--image_format", "Number of frames per clip.", "[jpeg|png|webp]", "Options of ucf101"):
         assert text in own.stdout
     assert "phi3v-data convert ucf101 --out_dir out" in own.stdout
 
@@ -164,7 +164,7 @@ def test_the_shares_that_a_split_by_hash_got_are_printed(tmp_path: Path) -> None
     assert code == 0
     assert stdout == f"{tmp_path / 'out'}: 40 samples (train 28, val 12), 40 images\n"
     assert stderr == (
-        "note: the groups' hashes gave train 70.0 %, val 30.0 %, where train 68 %, val 32 % was asked for; "
+        "note: hashing the groups gave train 70.0 %, val 30.0 % instead of train 68 %, val 32 %; "
         "`phi3v-data split` meets shares exactly\n"
     )
 
@@ -176,6 +176,6 @@ def test_empty_and_small_splits_of_a_split_by_hash_are_said(tmp_path: Path) -> N
     code, stdout, stderr = toy(tmp_path / "source", "--out_dir", tmp_path / "out", "--split", shares)
     assert (code, stdout) == (0, f"{tmp_path / 'out'}: 10 samples (train 4, val 6), 10 images\n")
     assert stderr.splitlines()[1:] == [
-        "note: split test got no sample: there are too few groups for its share",
-        "note: split train has only 4 rows: a score over so few means little",
+        "note: split test has no samples: there are too few groups for its share",
+        "note: split train has only 4 rows, too few for a meaningful score",
     ]

@@ -79,7 +79,7 @@ def test_a_file_with_one_converter_needs_no_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "name", "said"),
     [
-        (None, "x.py:A", "there is no such file"),
+        (None, "x.py:A", "the file does not exist"),
         ("def f(:\n", "x.py:A", r"cannot be loaded: SyntaxError: .* \(x\.py:1\)"),
         ("\n1 / 0\n", "x.py:A", r"cannot be loaded: ZeroDivisionError: division by zero \(x\.py:2\)"),
         ("import nowhere_to_be_found\n", "x.py:A", r"ModuleNotFoundError: .*nowhere_to_be_found.* \(x\.py:1\)"),

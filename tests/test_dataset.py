@@ -242,7 +242,7 @@ def test_what_is_not_there_is_named(directory: Path, tmp_path_factory: pytest.Te
     with pytest.raises(NotFoundError, match="no such directory"):
         Dataset(directory / "nowhere")
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(NotFoundError, match=r"no split found; it holds no NAME_SPLIT\.jsonl file"):
+    with pytest.raises(NotFoundError, match=r"no split found; it contains no NAME_SPLIT\.jsonl file"):
         Dataset(empty)
     (empty / "data.jsonl").touch()
     with pytest.raises(NotFoundError, match=r"data\.jsonl end in no split's name"):

@@ -98,7 +98,7 @@ def test_every_ending_beside_clips_is_converted_or_named(tmp_path: Path) -> None
         put(source / name, b"x")
     result = run("ucf101", tmp_path / "s", tmp_path / "o")
     assert result.warnings == (
-        "left out 5 files of the source, of which no sample is made: 1 .jpg, 1 .srt, 2 .swf, 1 .txt "
+        "left out 5 files of the source, not used by any sample: 1 .jpg, 1 .srt, 2 .swf, 1 .txt "
         "('train/A/a.srt', 'train/A/a.swf', 'train/A/b.swf', ...)",
     )
     again = run("ucf101", tmp_path / "s", tmp_path / "o")
@@ -115,7 +115,7 @@ def test_pipes_among_the_files_are_named_and_never_opened(tmp_path: Path) -> Non
     result = run("ucf101", tmp_path / "s", tmp_path / "o", options={"frames": 1})
     assert (result.samples, result.rejects) == (1, 0)
     assert result.warnings == (
-        "left out 3 files of the source, of which no sample is made: 1 .avi, 2 .csv "
+        "left out 3 files of the source, not used by any sample: 1 .avi, 2 .csv "
         "('A/b.avi', 'A/link.csv', 'A/rows.csv')",
     )
     for name in ("b.avi", "rows.csv"):

@@ -289,7 +289,7 @@ def test_what_is_left_out_of_an_archive_is_remembered_with_what_was_unpacked(tmp
         assert [file.path for file in source.files()] == ["a.txt"]
         assert [(archive, member.name, member.why) for archive, member in source.rejected] == [
             ("s.tar", "a.txt/b.txt", "another member is a file where this one needs a folder"),
-            ("s.tar", "link", "it is a link to a member that is left out"),
+            ("s.tar", "link", "it is a link to a member that was left out"),
         ]
 
 
@@ -468,7 +468,7 @@ class TestHub:
         make_tar(repo / "snapshots" / commit / "UCF101_subset.tar.gz")
         monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
         source = Source.open("sayakpaul/ucf101-subset", work_dir=tmp_path / "work")
-        assert source.describe() == "Hub data set sayakpaul/ucf101-subset (archive)"
+        assert source.describe() == "Hub dataset sayakpaul/ucf101-subset (archive)"
         assert len(source.files()) == len(FILES)
 
     def test_without_huggingface_hub_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:

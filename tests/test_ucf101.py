@@ -122,7 +122,7 @@ class TestSplitFolders:
 
     def test_a_clip_outside_the_class_folders_is_named(self, subset: Path, clip: Path) -> None:
         shutil.copy(clip, subset / "sample.avi")
-        with pytest.raises(UserError, match=r"'sample\.avi' lies in no class folder"):
+        with pytest.raises(UserError, match=r"'sample\.avi' is not in a class folder"):
             plan(subset)
 
 

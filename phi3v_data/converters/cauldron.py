@@ -1,10 +1,10 @@
-"""The Cauldron: fifty vision-language sets in one form, `images: [..]` and `texts: [{user, assistant, source}]` a row.
+"""The Cauldron: fifty vision-language sets with rows of `images: [..]` and `texts: [{user, assistant, source}]`.
 
-    CONFIG/train-*.parquet          a snapshot of the Hub data set, or the Hub itself
+    CONFIG/train-*.parquet          a snapshot of the Hub dataset, or the Hub itself
     train-*.parquet, save_to_disk   one configuration
 
-https://huggingface.co/datasets/HuggingFaceM4/the_cauldron. For its evaluation the reference holds out the first 500
-rows and asks only their first question: `--holdout 500`.
+https://huggingface.co/datasets/HuggingFaceM4/the_cauldron. For its evaluation the Phi-3.5-vision sample holds out
+the first 500 rows and uses only their first question: `--holdout 500`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,8 +15,8 @@ from pydantic import Field
 
 from phi3v_data.converters.helpers.annotations import (
     check_columns,
-    embedded_picture,
-    pictures_digest,
+    embedded_image,
+    images_digest,
     table_splits,
 )
 from phi3v_data.converters.helpers.values import text_of
@@ -33,25 +33,27 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "visualmrc": ("anls",),
     "hateful_memes": ("auroc", "accuracy"),
 }
-"""Of the configurations whose headline is not accuracy."""
+"""Metrics of configurations whose headline metric is not accuracy."""
 
 HOLDOUT_SPLIT = "val"
 
 
 class CauldronOptions(Options):
-    """What can be chosen."""
+    """Options of the converter."""
 
-    config: str = Field("", description="Which configuration; may be left out where the source holds only one.")
+    config: str = Field("", description="Configuration; optional if the source contains only one.")
     texts: Literal["all", "first", "each"] = Field(
-        "all", description="All texts of a row as one conversation, only the first, or one sample each."
+        "all", description="One conversation with all texts of a row, only the first text, or one sample per text."
     )
     holdout: int = Field(
-        0, ge=0, description="Make the first N rows the split 'val', with their first text only; the reference has 500."
+        0,
+        ge=0,
+        description="Use the first N rows as split 'val', with their first text only (Phi-3.5-vision sample: 500).",
     )
     group_by: Literal["auto", "images", "row"] = Field(
         "auto",
-        description="What --split and --holdout keep together: rows with the same pictures, or each row alone. auto: "
-        "images on disk, row on the Hub, where looking at every picture beforehand means downloading it twice.",
+        description="Rows that --split and --holdout keep together: those with the same images, or each row alone. "
+        "auto: images on disk, row on the Hub, where comparing images would mean to download them twice.",
     )
 
 
@@ -79,7 +81,7 @@ class Cauldron(Converter[CauldronOptions]):
 
 
 def is_cauldron(source: Source) -> bool:
-    """Whether the rows have the Cauldron's form."""
+    """Whether the rows have the format of the Cauldron."""
     if not source.has_rows:
         return False
     columns = source.columns(next(iter(source.split_names()), ""))
@@ -87,7 +89,7 @@ def is_cauldron(source: Source) -> bool:
 
 
 def config_of(source: Source, config: str) -> str:
-    """The configuration's name: what was asked for, or the folder of the one that is there; may be empty."""
+    """Name of the configuration: as requested, or the folder of the only one; may be empty."""
     if config:
         return config.lower()
     folders = {name.rpartition("/")[0] for name in source.split_names()}
@@ -101,7 +103,7 @@ def plan_rows(source: Source, options: CauldronOptions) -> Iterator[Item]:
     """Items of one configuration, in the order of its rows.
 
     Raises:
-        UserError: not the Cauldron's form, or a configuration that is not there.
+        UserError: the rows do not have the format of the Cauldron, or the configuration does not exist.
     """
     config = config_of(source, options.config) or "row"
     by_images = options.group_by == "images" or (options.group_by == "auto" and not source.hub_id)
@@ -110,7 +112,7 @@ def plan_rows(source: Source, options: CauldronOptions) -> Iterator[Item]:
         rows = source.rows(full, columns=("images", "texts") if by_images else ("texts",))
         held: set[str] = set()
         for index, (place, row) in enumerate(zip(source.places(full), rows, strict=True)):
-            group = pictures_digest(row["images"] or ()) if by_images else f"{config}/{index}"
+            group = images_digest(row["images"] or ()) if by_images else f"{config}/{index}"
             reserved = index < options.holdout
             if reserved:
                 held.add(group)
@@ -151,19 +153,19 @@ def _items(
 
 
 def convert_row(item: Item, prompt: str = "") -> Draft:
-    """One sample out of a row; `prompt`, if any, stands in for the row's own wording.
+    """Convert a row to one sample; `prompt`, if any, replaces the row's own wording.
 
     Raises:
         Reject: `image-missing`, `no-turns`, `image-in-holdout`.
     """
     if item.data["leaks"]:
-        raise Reject("image-in-holdout", f"{item.key} has the very pictures of a row that is held out")
+        raise Reject("image-in-holdout", f"{item.key} has the same images as a row that is held out")
     place: RowPlace = item.data["place"]
     row = place.read()
     texts = [row["texts"][number] for number in item.data["texts"]]
     if not texts:
         raise Reject("no-turns", f"{item.key} has no text")
-    images = [embedded_picture(value, item.key, place) for value in row["images"] or ()]
+    images = [embedded_image(value, item.key, place) for value in row["images"] or ()]
     turns = [
         DraftTurn(prompt or text_of(text.get("user")), text_of(text.get("assistant")), images if first else ())
         for first, text in zip((True, *[False] * len(texts)), texts, strict=False)
@@ -171,17 +173,17 @@ def convert_row(item: Item, prompt: str = "") -> Draft:
     meta = {"source_id": item.data["source_id"]}
     if origin := text_of(texts[0].get("source")):
         meta["origin"] = origin
-    return Draft(turns=turns, group=item.group or pictures_digest(row["images"] or ()), meta=meta)
+    return Draft(turns=turns, group=item.group or images_digest(row["images"] or ()), meta=meta)
 
 
 def only_config(source: Source, config: str) -> CauldronOptions:
-    """Options with which another converter takes its own configuration, one sample a text.
+    """Options for another converter to read its own configuration, with one sample per text.
 
     Raises:
-        UserError: the source holds another configuration only.
+        UserError: the source only contains another configuration.
     """
     found = config_of(source, "")
     folders = {name.rpartition("/")[0].rpartition("/")[2] for name in source.split_names()}
     if found and found != config and config not in folders:
-        raise UserError(f"'{source.spec}' holds the configuration '{found}' of the_cauldron, not '{config}'")
+        raise UserError(f"'{source.spec}' contains the configuration '{found}' of the_cauldron, not '{config}'")
     return CauldronOptions(config=config if len(folders) > 1 else "", texts="each")

@@ -1,4 +1,4 @@
-"""DocVQA, single page: a scanned page and a question whose answer can be read off it.
+"""DocVQA, single page: a scanned page and a question that it answers.
 
 `docvqa_layout` lists the layouts. The set: https://www.docvqa.org/datasets
 """
@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from phi3v_data.converters.helpers.annotations import embedded_picture, once_a_source
+from phi3v_data.converters.helpers.annotations import embedded_image, once_a_source
 from phi3v_data.converters.helpers.docvqa_layout import Question, find_questions
 from phi3v_data.converters.helpers.image_names import stored_name
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
@@ -19,21 +19,22 @@ PROMPT = "{question}\nAnswer briefly."
 
 
 class DocVqaOptions(Options):
-    """What can be chosen; prompt and languages as in the reference."""
+    """Options of the converter; prompt and languages as in the Phi-3.5-vision sample."""
 
-    prompt: str = Field(PROMPT, description="The user's text; {question} becomes the question.")
+    prompt: str = Field(PROMPT, description="The user's text; {question} is replaced by the question.")
     answer: Literal["first", "random", "all"] = Field(
-        "first", description="Which accepted answer is trained on; all: one sample for each. All stay in `answers`."
+        "first",
+        description="Accepted answer to train on; all: one sample for each. `answers` always contains all of them.",
     )
-    answer_seed: int = Field(0, description="Seed of --answer random, which hashes it with the question's id.")
-    language: Literal["en", "de", "es", "fr", "it"] = Field("en", description="Where a set has several.")
-    config: str = Field("", description="Configuration of a Hub data set that holds several (DocVQA).")
+    answer_seed: int = Field(0, description="Seed of --answer random, hashed together with the question's id.")
+    language: Literal["en", "de", "es", "fr", "it"] = Field("en", description="Language, if a set has several.")
+    config: str = Field("", description="Configuration of a Hub dataset that has several (DocVQA).")
 
     @field_validator("prompt", mode="after")
     @classmethod
     def _holds_question(cls, value: str) -> str:
         if "{question}" not in value:
-            raise ValueError("it must hold {question}")
+            raise ValueError("it must contain {question}")
         return value
 
 
@@ -55,7 +56,7 @@ class DocVqa(Converter[DocVqaOptions]):
             name, notes = stored_name(question.name, question.path)
             image = DraftImage(question.path, name=name)
         else:
-            image = embedded_picture(question.place.read().get("image"), item.key, question.place)
+            image = embedded_image(question.place.read().get("image"), item.key, question.place)
         return Draft(
             user=options.prompt.replace("{question}", question.text),
             assistant=item.data["answer"],

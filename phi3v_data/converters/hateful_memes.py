@@ -1,11 +1,11 @@
-"""Hateful memes: a picture with text on it, hateful or not.
+"""Hateful memes: an image with text on it, hateful or not.
 
     img/*.png (or img.tar.gz)   train, dev_seen, dev_unseen, test_seen, test_unseen .jsonl     official
     img/*.png                   train, dev, test .jsonl (test without labels)                  phase 1
     parquet or save_to_disk: id, img, image, label, text            neuralcatcher/hateful_memes and alike
     the_cauldron, configuration hateful_memes
 
-https://ai.meta.com/tools/hatefulmemes. Pictures are found by `img`: an `id` has often lost its leading zero.
+https://ai.meta.com/tools/hatefulmemes. Images are found by `img`: many `id`s have lost their leading zero.
 """
 
 import re
@@ -18,13 +18,13 @@ from pydantic import Field
 from phi3v_data.converters.cauldron import convert_row, is_cauldron, only_config, plan_rows
 from phi3v_data.converters.helpers.annotations import (
     check_columns,
-    embedded_picture,
+    embedded_image,
     once_a_source,
     read_json_lines,
     table_splits,
     yes_or_no,
 )
-from phi3v_data.converters.helpers.image_names import PictureFiles, stored_name
+from phi3v_data.converters.helpers.image_names import ImageFiles, stored_name
 from phi3v_data.converters.helpers.values import field_of, text_of
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.errors import NotFoundError, Reject
@@ -37,9 +37,9 @@ _FILE = re.compile(r"(train|dev|val|test|(dev|test)_(seen|unseen))\.jsonl", re.I
 
 
 class HatefulMemesOptions(Options):
-    """What can be chosen."""
+    """Options of the converter."""
 
-    prompt: str = Field(PROMPT, description="The user's text; {text} becomes the words on the meme.")
+    prompt: str = Field(PROMPT, description="The user's text; {text} is replaced by the text on the meme.")
 
 
 class HatefulMemes(Converter[HatefulMemesOptions]):
@@ -64,7 +64,7 @@ class HatefulMemes(Converter[HatefulMemesOptions]):
             image = DraftImage(item.path, name=name)
         else:
             row = data["place"].read()
-            image = embedded_picture(field_of(row, ("image", "img")), item.key, data["place"])
+            image = embedded_image(field_of(row, ("image", "img")), item.key, data["place"])
         return Draft(
             user=options.prompt.replace("{text}", data["text"]),
             assistant=item.label,
@@ -96,10 +96,10 @@ def _from_files(source: Source) -> Iterator[Item]:
     files = [file for file in source.all_files((".jsonl",)) if _FILE.fullmatch(PurePosixPath(file.path).name)]
     if not files:
         raise NotFoundError(
-            f"'{source.spec}' holds no annotations of Hateful Memes (train.jsonl, dev_seen.jsonl, ...), and no parquet "
-            "files either"
+            f"'{source.spec}' contains no annotations of Hateful Memes (train.jsonl, dev_seen.jsonl, ...), and no "
+            "parquet files either"
         )
-    pictures = PictureFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
+    images = ImageFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
     source.use(files)
     for file in files:
         path = PurePosixPath(file.path)
@@ -110,12 +110,12 @@ def _from_files(source: Source) -> Iterator[Item]:
                 yield _item(path.stem.lower(), key, {}, reject="row-invalid", message=f"{key} {line.problem}")
                 continue
             try:
-                picture = pictures.find(_reference(line.value, key), folder)
+                image = images.find(_reference(line.value, key), folder)
             except Reject as reject:
                 message = f"{key}: {reject.message}"
                 yield _item(path.stem.lower(), key, line.value, reject=reject.code, message=message, size=line.size)
                 continue
-            yield _item(path.stem.lower(), key, line.value, path=str(picture.file), size=line.size + picture.size)
+            yield _item(path.stem.lower(), key, line.value, path=str(image.file), size=line.size + image.size)
 
 
 def _from_tables(source: Source) -> Iterator[Item]:
@@ -159,7 +159,7 @@ def _item(
 
 
 def _reference(row: Mapping[str, Any], key: str) -> str:
-    """What the row calls its picture: `img/01235.png`, made up from the id where it says nothing."""
+    """Path of a row's image: `img/01235.png`, built from the id if the row does not contain it."""
     if (img := row.get("img")) and isinstance(img, str):
         return img
     if isinstance(img, Mapping) and text_of(img.get("path")):

@@ -1,7 +1,7 @@
-"""Images sorted into class folders: each image becomes the question which class it is.
+"""Images in class folders: each image becomes a question about its class.
 
 DIR/<split>/<Class>/*.jpg      split folders (train, val, validation, dev, test)
-DIR/<Class>/*.jpg              class folders: all `train` unless --split says else
+DIR/<Class>/*.jpg              class folders: all `train` without --split
 """
 
 from collections.abc import Iterable
@@ -29,21 +29,21 @@ from phi3v_data.sources.source import Source
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 RENAMED = "image-renamed"
-"""Note: an image is stored under another name than it has in the source, where another one has that."""
+"""Note: an image is stored under another name, because another image has its name."""
 
 PROMPT = "Classify the image into one of the following classes: {classes}."
 
 
 class ImageFolderOptions(Options):
-    """What can be chosen."""
+    """Options of the converter."""
 
-    prompt: str = Field(PROMPT, description="The user's text; {classes} becomes the list of class names.")
-    classes: str = Field("", description="Only these classes: names with commas between, or a file with one a line.")
+    prompt: str = Field(PROMPT, description="The user's text; {classes} is replaced by the class names.")
+    classes: str = Field("", description="Only these classes: names separated by commas, or a file with one per line.")
 
     @field_validator("classes", mode="after")
     @classmethod
     def _read_file(cls, value: str) -> str:
-        """A file of class names becomes its names, so that no path of a machine gets into `dataset.json`."""
+        """Replace a file of class names by the names, so that `dataset.json` contains no path of this machine."""
         return read_class_filter(value)
 
 
@@ -96,7 +96,7 @@ def _images(source: Source, classes: str) -> tuple[ClassFile, ...]:
     """All images in the order of numbering.
 
     Raises:
-        UserError: no images, an image that lies in no class folder, an unknown class.
+        UserError: there are no images, an image is not in a class folder, or a class is unknown.
     """
     files = source.all_files(SOURCE_IMAGE_SUFFIXES)
     if not files:

@@ -1,12 +1,12 @@
-"""NLVR2: two photographs and a sentence that is true of them or not.
+"""NLVR2: two photos and a sentence that is true or false for them.
 
     {train,dev,test1,test2}.json (JSON lines), also balanced_ and unbalanced_ ones     official
     images: images/train/<directory>/, dev/, test1/, test2/, or all in one folder
     parquet or save_to_disk: identifier or question_id, sentence or question, label or answer, left_image, right_image
     the_cauldron, configuration nlvr2
 
-https://lil.nlp.cornell.edu/nlvr. An identifier reads split-set-pair-sentence; a sentence is right when it is judged
-rightly on all its pairs, so `meta.sentence_id` is the identifier without the pair.
+https://lil.nlp.cornell.edu/nlvr. An identifier is split-set-pair-sentence; for consistency, a sentence is correct if
+it is judged correctly for all its pairs, so `meta.sentence_id` is the identifier without the pair.
 """
 
 import re
@@ -20,13 +20,13 @@ from pydantic import Field, field_validator
 from phi3v_data.converters.cauldron import HUB_ID, convert_row, is_cauldron, only_config, plan_rows
 from phi3v_data.converters.helpers.annotations import (
     check_columns,
-    embedded_picture,
+    embedded_image,
     once_a_source,
     read_json_lines,
     table_splits,
     yes_or_no,
 )
-from phi3v_data.converters.helpers.image_names import PictureFiles, stored_name
+from phi3v_data.converters.helpers.image_names import ImageFiles, stored_name
 from phi3v_data.converters.helpers.values import field_of, text_of
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.errors import NotFoundError, Reject
@@ -41,28 +41,28 @@ _IDENTIFIER = re.compile(r"(?P<split>[A-Za-z]+[0-9]?)-(?P<set>[0-9]+)-(?P<pair>[
 _IDENTIFIERS = ("identifier", "question_id", "id")
 _SENTENCES = ("sentence", "question", "caption")
 _LABELS = ("label", "answer")
-_PICTURE_COLUMNS = (("left_image", "right_image"), ("image0", "image1"), ("image_0", "image_1"), ("images",))
+_IMAGE_COLUMNS = (("left_image", "right_image"), ("image0", "image1"), ("image_0", "image_1"), ("images",))
 
 
 class Nlvr2Options(Options):
-    """What can be chosen."""
+    """Options of the converter."""
 
-    prompt: str = Field(PROMPT, description="The user's text; {sentence} becomes the sentence.")
+    prompt: str = Field(PROMPT, description="The user's text; {sentence} is replaced by the sentence.")
     subset: Literal["all", "balanced", "unbalanced"] = Field(
-        "all", description="The whole files, or the official balanced or unbalanced part of each."
+        "all", description="All rows of each file, or its official balanced or unbalanced subset."
     )
 
     @field_validator("prompt", mode="after")
     @classmethod
     def _holds_sentence(cls, value: str) -> str:
         if "{sentence}" not in value:
-            raise ValueError("it must hold {sentence}")
+            raise ValueError("it must contain {sentence}")
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class Identifier:
-    """`dev-850-0-1`, taken apart."""
+    """The components of an identifier such as `dev-850-0-1`."""
 
     text: str
 
@@ -70,23 +70,23 @@ class Identifier:
     def _match(self) -> "re.Match[str]":
         match = _IDENTIFIER.fullmatch(self.text)
         if match is None:
-            raise Reject("row-invalid", f"{shown(self.text)} is no identifier of the form split-set-pair-sentence")
+            raise Reject("row-invalid", f"{shown(self.text)} is not an identifier of the form split-set-pair-sentence")
         return match
 
     @property
     def pair_id(self) -> str:
-        """Start of the names of its pictures: `dev-850-0`."""
+        """Prefix of the names of its images: `dev-850-0`."""
         return self.text.rpartition("-")[0] if self._match else ""
 
     @property
     def sentence_id(self) -> str:
-        """Equal for one sentence on several pairs: `dev-850-1`."""
+        """The sentence, for all its pairs: `dev-850-1`."""
         match = self._match
         return f"{match['split']}-{match['set']}-{match['sentence']}"
 
     @property
     def set_id(self) -> str:
-        """The image set, whose pairs share pictures: `dev-850`."""
+        """The image set, whose pairs share images: `dev-850`."""
         match = self._match
         return f"{match['split']}-{match['set']}"
 
@@ -107,7 +107,7 @@ class Nlvr2(Converter[Nlvr2Options]):
         if "texts" in item.data:
             return convert_row(item)
         data = item.data
-        images, notes = _pictures(item)
+        images, notes = _images(item)
         return Draft(
             user=options.prompt.replace("{sentence}", data["sentence"]),
             assistant=item.label,
@@ -131,19 +131,19 @@ class Nlvr2(Converter[Nlvr2Options]):
         )
 
 
-def _pictures(item: Item) -> tuple[list[DraftImage], tuple[str, ...]]:
-    """Left and right, and notes on how they are stored."""
+def _images(item: Item) -> tuple[list[DraftImage], tuple[str, ...]]:
+    """The left and the right image, and notes on how they are stored."""
     data = item.data
     if data["place"] is None:
         named = [stored_name(name, path) for path, name in data["files"]]
         images = [DraftImage(path, name=name) for (path, _), (name, _) in zip(data["files"], named, strict=True)]
         return images, tuple(note for _, notes in named for note in notes)
     row = data["place"].read()
-    columns = next(names for names in _PICTURE_COLUMNS if names[0] in row)
+    columns = next(names for names in _IMAGE_COLUMNS if names[0] in row)
     values = row[columns[0]] if len(columns) == 1 else [row[name] for name in columns]
     if len(values or ()) != 2:
-        raise Reject("image-missing", f"{item.key} has {len(values or ())} pictures, not 2")
-    return [embedded_picture(value, item.key, data["place"]) for value in values], ()
+        raise Reject("image-missing", f"{item.key} has {len(values or ())} images instead of 2")
+    return [embedded_image(value, item.key, data["place"]) for value in values], ()
 
 
 @once_a_source
@@ -152,7 +152,7 @@ def _statements(source: Source, subset: str) -> tuple[Item, ...]:
 
 
 def _from_files(source: Source, subset: str) -> Iterator[Item]:
-    pictures = PictureFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
+    images = ImageFiles(source.all_files(SOURCE_IMAGE_SUFFIXES))
     annotations = _annotations(source, subset)
     source.use(annotations.values())
     for split, file in annotations.items():
@@ -163,7 +163,7 @@ def _from_files(source: Source, subset: str) -> Iterator[Item]:
                 yield _item(split, key, {}, size=line.size, reject="row-invalid", message=f"{key} {line.problem}")
                 continue
             try:
-                files = _find_pair(line.value, split, pictures)
+                files = _find_pair(line.value, split, images)
             except Reject as reject:
                 message = f"{key}: {reject.message}"
                 yield _item(split, key, line.value, size=line.size, reject=reject.code, message=message)
@@ -184,19 +184,19 @@ def _annotations(source: Source, subset: str) -> dict[str, SourceFile]:
         elif match:
             others.append(file.path)
     if not chosen:
-        hint = f"; there is '{others[0]}', for which --subset must say so" if others else ""
+        hint = f"; there is '{others[0]}', which needs --subset" if others else ""
         raise NotFoundError(
-            f"'{source.spec}' holds no annotations of NLVR2 ({prefix}train.json, {prefix}dev.json, "
+            f"'{source.spec}' contains no annotations of NLVR2 ({prefix}train.json, {prefix}dev.json, "
             f"{prefix}test1.json), and no parquet files either{hint}"
         )
     return chosen
 
 
-def _find_pair(row: Mapping[str, Any], split: str, pictures: PictureFiles) -> list[SourceFile]:
+def _find_pair(row: Mapping[str, Any], split: str, images: ImageFiles) -> list[SourceFile]:
     pair = Identifier(text_of(field_of(row, _IDENTIFIERS))).pair_id
     directory = text_of(row.get("directory"))
     folder = f"images/train/{directory}" if directory else split
-    return [pictures.find(f"{folder}/{pair}-img{side}.png") for side in (0, 1)]
+    return [images.find(f"{folder}/{pair}-img{side}.png") for side in (0, 1)]
 
 
 def _from_tables(source: Source, subset: str) -> Iterator[Item]:
@@ -206,7 +206,7 @@ def _from_tables(source: Source, subset: str) -> Iterator[Item]:
     wanted = {split: full for split, full in splits.items() if prefix and split.startswith(prefix)} or whole or splits
     for split, full in wanted.items():
         columns = source.columns(full)
-        check_columns(source, full, (_IDENTIFIERS, _SENTENCES, [names[0] for names in _PICTURE_COLUMNS]), "NLVR2 set")
+        check_columns(source, full, (_IDENTIFIERS, _SENTENCES, [names[0] for names in _IMAGE_COLUMNS]), "NLVR2 set")
         texts = [name for name in columns if name in (*_IDENTIFIERS, *_SENTENCES, *_LABELS)]
         for index, (place, row) in enumerate(zip(source.places(full), source.rows(full, columns=texts), strict=True)):
             yield _item(split, f"{split}[{index}]", row, place=place)
@@ -232,7 +232,7 @@ def _item(
             sentence_id, group = identifier.sentence_id, identifier.set_id
             label = yes_or_no(field_of(row, _LABELS))
             if not sentence.strip():
-                raise Reject("row-invalid", "there is no sentence")
+                raise Reject("row-invalid", "the row has no sentence")
     except Reject as found:
         reject, message = found.code, f"{key}: {found.message}"
     return Item(

@@ -1,10 +1,10 @@
-"""A plain table and a mapping file: data of one's own without code.
+"""A plain table and a mapping file: converts your own data without code.
 
     phi3v-data convert table --source rows.csv --map map.yaml --out_dir out
 
-`table_map` says what a mapping file holds, `table_rows` which tables are read. Pictures are paths relative to the
-table, or to `--image_dir`, embedded as `datasets` stores them, or base64 text. Without a mapping file the columns'
-names decide (`table_guess`).
+`table_map` describes mapping files, `table_rows` the supported tables. Images are paths relative to the table or to
+`--image_dir`, embedded as `datasets` stores them, or base64 text. Without a mapping file the map is guessed from the
+column names (`table_guess`).
 """
 
 import json
@@ -34,20 +34,22 @@ from phi3v_data.splits import is_split_name
 
 
 class TableOptions(Options):
-    """What can be chosen."""
+    """Options of the converter."""
 
     map: str = Field(
         "",
-        description="The mapping file (YAML): which columns make up a sample. Left out: image, question, answer, or "
-        "columns with other usual names.",
+        description="Mapping file (YAML) from columns to samples. Default: image, question, answer, or columns with "
+        "other common names.",
     )
-    table: str = Field("", description="Which file of the source is the table, where it holds several.")
-    image_dir: str = Field("", exclude=True, description="Where the pictures' paths start, if not at the table.")
+    table: str = Field("", description="The table file, if the source contains several.")
+    image_dir: str = Field(
+        "", exclude=True, description="Folder that image paths are relative to. Default: the folder of the table."
+    )
 
     @field_validator("map", mode="before")
     @classmethod
     def _read(cls, value: Any) -> str:
-        """A file becomes its text, so that `dataset.json` says what was done and names no path of this machine."""
+        """Replace the file by its text, so that `dataset.json` records it without a path of this machine."""
         if isinstance(value, Mapping):
             value = json.dumps(value, ensure_ascii=False)
         if not isinstance(value, str | Path):
@@ -62,7 +64,7 @@ class TableOptions(Options):
 
 
 class TableConverter(Converter[TableOptions]):
-    """Rows of CSV, JSON lines or parquet → samples, as a mapping file says."""
+    """Rows of CSV, JSON lines or parquet → samples, according to a mapping file."""
 
     name = "table"
     version = "1"
@@ -164,36 +166,36 @@ class _RowReader:
         return [each for each in values if not is_absent(each) and each != ""]
 
     def named(self, value: Any, name: str) -> str:
-        """A value as text, through `values` of the map.
+        """A value as text, replaced according to `values` of the map.
 
         Raises:
             Reject: `field-not-text`.
         """
         text = scalar_text(value)
         if text is None:
-            raise Reject("field-not-text", f"{self.row.where}: '{name}' holds a {type(value).__name__}, not a text")
+            raise Reject("field-not-text", f"{self.row.where}: '{name}' is a {type(value).__name__}, not text")
         return _replaced(text, value, name, self.mapping)
 
     def text(self, template: str) -> str:
-        """A template with the row's cells."""
+        """Fill a template with the row's cells."""
         return fill(template, {name: self.named(self.cell(name), name) for name in placeholders(template)})
 
     def question(self, turn: TurnMap) -> str:
-        """The user's text; noted where all cells that it is made of are empty."""
+        """The user's text; adds a note if all its cells are empty."""
         names = list(placeholders(turn.user))
         if names and not any(self.named(self.cell(name), name).strip() for name in names):
             self.notes.append("question-cell-empty")
         return self.text(turn.user)
 
     def answer(self, turn: TurnMap) -> str:
-        """The answer; empty where all cells that it is made of are. Of a cell with several answers it is the first."""
+        """The answer; empty if all its cells are empty. The first one of a cell with several answers."""
         cells = {name: self.named(self.first(name), name) for name in placeholders(turn.assistant)}
         if cells and not any(map(str.strip, cells.values())):
             return ""
         return fill(turn.assistant, cells)
 
     def first(self, name: str) -> Any:
-        """A cell, or the first of the texts in it."""
+        """The cell, or its first text if it contains several."""
         value = self.cell(name)
         return value[0] if isinstance(value, list) and value and isinstance(value[0], str) else value
 
@@ -220,7 +222,7 @@ def _mapping(text: str) -> TableMap:
 
 
 def _map_text(source: Source, options: TableOptions) -> str:
-    """The mapping file's text; without one, what the columns' names suggest."""
+    """The text of the mapping file, or of a map guessed from the column names."""
     return options.map or _guess(source, options)[0]
 
 
@@ -231,12 +233,12 @@ def _guess(source: Source, options: TableOptions) -> tuple[str, str]:
 
 def _open(source: Source, options: TableOptions) -> Table:
     mapping = _mapping(_map_text(source, options))
-    pictures = frozenset(name for turn in mapping.all_turns() for name in turn.images)
-    return open_table(source, options.table, mapping.delimiter, pictures)
+    images = frozenset(name for turn in mapping.all_turns() for name in turn.images)
+    return open_table(source, options.table, mapping.delimiter, images)
 
 
 def _folders(row: TableRow, root: str, options: TableOptions) -> list[str | Path]:
-    """Where the paths of a row start: --image_dir, else beside the row's own file, else at the source."""
+    """The folders to which paths of a row are relative: --image_dir, else that of the row's file, else the source."""
     if row.place is None or options.image_dir or row.place.folder is None:
         return [root]
     return [row.place.folder, root]
@@ -251,10 +253,10 @@ def _image_root(table: Table, options: TableOptions) -> str:
 
 
 def _check_columns(mapping: TableMap, table: Table, text: str) -> None:
-    """Refuse a map that names a column which is not there.
+    """Reject a map with a column that the table does not have.
 
     Raises:
-        UserError: names the line of the map and what was probably meant.
+        UserError: naming the line of the map and the column that was probably meant.
     """
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     for field, name in mapping.columns():
@@ -279,7 +281,7 @@ def _replaced(text: str, value: Any, name: str, mapping: TableMap) -> str:
 
 @once_a_source
 def _unlabelled(source: Source, options: TableOptions) -> tuple[str, ...]:
-    """Splits in which no row has an answer to the last turn."""
+    """The splits in which no row has an answer to the last turn."""
     mapping = _mapping(_map_text(source, options))
     names = list(placeholders(mapping.all_turns()[-1].assistant))
     answered: dict[str, bool] = {}
@@ -302,7 +304,7 @@ def _lookup(cells: Mapping[str, Any], name: str) -> Any:
 
 
 def _quiet_text(cells: Mapping[str, Any], name: str) -> str:
-    """A cell as text, empty where it is not there or no text: for the plan, which rejects nothing."""
+    """A cell as text, empty if it is missing or not text; for the plan, which rejects nothing."""
     try:
         value = _lookup(cells, name) if name else None
         return scalar_text(value[0] if isinstance(value, list) and value else value) or ""
@@ -317,4 +319,4 @@ def _scalar(value: Any, name: str, row: TableRow) -> Scalar:
         return value
     if (text := scalar_text(value)) is not None:
         return text
-    raise Reject("field-not-text", f"{row.where}: '{name}' holds a {type(value).__name__}, which meta cannot hold")
+    raise Reject("field-not-text", f"{row.where}: '{name}' is a {type(value).__name__}, which is not allowed in meta")

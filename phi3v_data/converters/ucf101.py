@@ -1,8 +1,8 @@
-"""UCF-101, and any folders of clips sorted by class: each clip becomes N frames and the question which class it is.
+"""UCF-101 and other clips in class folders: each clip becomes N frames and a question about its class.
 
     .../{train,val,test}/<Class>/<clip>.avi                      split folders, as in UCF101_subset
     .../UCF-101/<Class>/<clip>.avi + trainlist01.txt, ...        the full set with its official lists, `--fold 1|2|3`
-    .../<Class>/<clip>.mp4                                       class folders: all `train` unless --split says else
+    .../<Class>/<clip>.mp4                                       class folders: all `train` without --split
 
 The full set: https://www.crcv.ucf.edu/data/UCF101.php
 """
@@ -21,27 +21,31 @@ PROMPT = "Classify the video into one of the following classes: {classes}."
 
 
 class Ucf101Options(Options):
-    """What can be chosen; the defaults are the reference's."""
+    """Options of the converter; the defaults are those of the Phi-3.5-vision sample."""
 
-    frames: int = Field(8, ge=1, le=1000, description="Frames to take from a clip.")
+    frames: int = Field(8, ge=1, le=1000, description="Number of frames per clip.")
     sampling: Literal["floor", "center", "fps"] = Field(
-        "floor", description="Starts of equal stretches, their middles, or evenly in time by the timestamps."
+        "floor", description="Starts of equal intervals, their middles, or evenly in time by the timestamps."
     )
-    image_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="How frames are stored.")
-    quality: int = Field(0, ge=0, le=100, description="JPEG or WebP quality; 0: the usual (75, 80).")
-    max_side: int = Field(0, ge=0, description="Scale frames down to at most this many pixels a side; 0: as they are.")
-    prompt: str = Field(PROMPT, description="The user's text; {classes} becomes the list of class names.")
-    classes: str = Field("", description="Only these classes: names with commas between, or a file with one a line.")
-    fold: int | None = Field(None, ge=1, le=3, description="Which official lists to use with the full set (1).")
-    lists: str = Field("", exclude=True, description="Folder of the official lists, where it is not beside the clips.")
-    decoder: Literal["pyav", "decord"] = Field("pyav", description="decord needs the extra of that name.")
-    salvage: bool = Field(False, description="Take what decodes of cut or damaged clips.")
+    image_format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="Format of the stored frames.")
+    quality: int = Field(0, ge=0, le=100, description="JPEG or WebP quality; 0: default (75, 80).")
+    max_side: int = Field(
+        0, ge=0, description="Scale frames down to at most this many pixels per side; 0: keep their size."
+    )
+    prompt: str = Field(PROMPT, description="The user's text; {classes} is replaced by the class names.")
+    classes: str = Field("", description="Only these classes: names separated by commas, or a file with one per line.")
+    fold: int | None = Field(None, ge=1, le=3, description="Official lists to use with the full set. Default: 1.")
+    lists: str = Field("", exclude=True, description="Folder of the official lists, if it is not next to the clips.")
+    decoder: Literal["pyav", "decord"] = Field(
+        "pyav", description="Video decoder; decord needs the extra of that name."
+    )
+    salvage: bool = Field(False, description="Use the frames of cut or damaged clips that decode.")
     verify: bool = Field(False, description="Decode every clip to its end.")
 
     @field_validator("classes", mode="after")
     @classmethod
     def _read_file(cls, value: str) -> str:
-        """A file of class names becomes its names, so that no path of a machine gets into `dataset.json`."""
+        """Replace a file of class names by the names, so that `dataset.json` contains no path of this machine."""
         return read_class_filter(value)
 
 

@@ -1,4 +1,4 @@
-"""A dataset card: `README.md` with the header that the Hugging Face Hub reads, counts, sources and sample pictures."""
+"""Dataset cards: `README.md` with the header that the Hugging Face Hub reads, counts, sources and sample images."""
 
 import html
 import re
@@ -22,7 +22,7 @@ from phi3v_data.validate import validate
 CARD = "README.md"
 MARK = "<!-- Written by `phi3v-data card`; run it again after a change. -->"
 MAX_TEXT = 200
-MAX_PICTURES = 4
+MAX_IMAGES = 4
 MAX_LABELS = 20
 
 _TASKS = {
@@ -43,13 +43,13 @@ def write_card(
     """Write `DIR/README.md`.
 
     Args:
-        num_samples: samples that are shown, spread over splits and labels.
-        embed: pictures inside the file as data URIs instead of links to `images/`.
-        license_id: an identifier of the Hub such as `cc-by-4.0`, in place of that of `dataset.json`.
-        overwrite: replace a README.md that is not ours.
+        num_samples: number of samples to show, spread over splits and labels.
+        embed: embed the images as data URIs instead of linking to `images/`.
+        license_id: an identifier of the Hub such as `cc-by-4.0`, instead of the licence in `dataset.json`.
+        overwrite: replace a README.md that this function did not write.
 
     Raises:
-        UserError: a README.md of the user's is there, or it cannot be written.
+        UserError: there is another README.md, or the card cannot be written.
     """
     path = Path(directory) / CARD
     text = make_card(directory, num_samples=num_samples, embed=embed, license_id=license_id)
@@ -98,7 +98,7 @@ def _yaml(value: Mapping[str, Any]) -> str:
 
 
 def _header(dataset: Dataset, manifest: Manifest, stats: Mapping[str, Any], license_id: str) -> dict[str, Any]:
-    """What the Hub reads: licence, task, size, and which file is which split."""
+    """The metadata for the Hub: licence, task, size, and the files of each split."""
     name = (license_id or manifest.license).strip()
     if not name:
         known = {"license": "unknown"}
@@ -124,7 +124,7 @@ def _summary(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{counted(stats['num_samples'], 'sample')} with {counted(stats['num_turns'], 'turn')} and "
         f"{counted(stats['num_images'], 'image')}, as a "
-        "conversations directory: one JSON object a line, pictures under `images/`."
+        "conversations directory: one JSON object per line, images under `images/`."
     )
     yield ""
     metrics = ", ".join(map(markdown_code, manifest.metrics))
@@ -136,7 +136,7 @@ def _summary(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
     tokens = stats["tokens"]
     if "median" in tokens:
         yield (
-            f"- Tokens a sample under Phi-3-vision at `num_crops` {stats['num_crops']}: median {tokens['median']:,}, "
+            f"- Tokens per sample with Phi-3-vision at `num_crops` {stats['num_crops']}: median {tokens['median']:,}, "
             f"at most {tokens['max']:,} (images exact, text estimated)"
         )
 
@@ -175,7 +175,7 @@ def _provenance(manifest: Manifest, license_id: str) -> Iterator[str]:
     yield ""
     yield f"- Source: {_text(manifest.source) or 'not stated'}"
     stated = _text(license_id or manifest.license)
-    yield f"- Licence: {stated or 'not stated; ask whoever holds the rights before sharing'}"
+    yield f"- Licence: {stated or 'not stated; ask the rights holder before sharing'}"
     steps = [*([manifest.converter] if manifest.converter else []), *manifest.history]
     for step in steps:
         yield f"- Made by {markdown_code(step.name)} version {_text(step.version)}{_options(step)}"
@@ -195,13 +195,13 @@ def _options(step: ConverterInfo) -> str:
 
 
 def _samples(dataset: Dataset, num_samples: int, embed: bool) -> Iterator[str]:
-    """Samples spread over splits and labels, each with its first pictures."""
+    """Yield the section with samples spread over splits and labels, each with its first images."""
     if not num_samples:
         return
     report = validate(dataset.directory, level="quick", max_problems=1, use_receipt=False)
     report = report.model_copy(update={"problems": ()})
     chosen = collect(dataset, report, limit=num_samples).samples
-    thumbnails = Thumbnailer(dataset.directory, num_samples * MAX_PICTURES, budget=4_000_000) if embed else None
+    thumbnails = Thumbnailer(dataset.directory, num_samples * MAX_IMAGES, budget=4_000_000) if embed else None
     classes = frozenset(dataset.manifest.classes) if dataset.manifest else frozenset()
     yield "## Samples"
     yield ""
@@ -211,10 +211,10 @@ def _samples(dataset: Dataset, num_samples: int, embed: bool) -> Iterator[str]:
         turns = row_turns(parse_row(Line(data, candidate.location.line, candidate.offset)))
         if not turns:
             continue
-        names = [name for turn in turns for name in turn_images(turn)][:MAX_PICTURES]
-        pictures = [tag for name in names if (tag := _picture(name, thumbnails))]
-        if pictures:
-            yield " ".join(pictures)
+        names = [name for turn in turns for name in turn_images(turn)][:MAX_IMAGES]
+        images = [tag for name in names if (tag := _image(name, thumbnails))]
+        if images:
+            yield " ".join(images)
             yield ""
         yield f"> {_text(turns[0].get('user'))}"
         yield ">"
@@ -222,7 +222,7 @@ def _samples(dataset: Dataset, num_samples: int, embed: bool) -> Iterator[str]:
         yield ""
 
 
-def _picture(name: str, thumbnails: Thumbnailer | None) -> str:
+def _image(name: str, thumbnails: Thumbnailer | None) -> str:
     if unsafe_reason(name):
         return ""
     source = thumbnails.make(name).uri if thumbnails else f"images/{quote(name)}"
@@ -231,7 +231,7 @@ def _picture(name: str, thumbnails: Thumbnailer | None) -> str:
 
 def _use(dataset: Dataset) -> Iterator[str]:
     split = next(iter(dataset))
-    yield "## Reading it"
+    yield "## Usage"
     yield ""
     yield "```python"
     yield "from phi3v_data import Dataset"

@@ -18,8 +18,8 @@ from phi3v_data.jsonl import encode_line
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.schema import ConverterInfo, Diagnostic, Manifest, Severity
-from phi3v_data.sets.mend import Mends, mended_picture
-from phi3v_data.sets.pictures import place_pictures
+from phi3v_data.sets.fix import Mends, fixed_image
+from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import (
     Progress,
     SourceSet,
@@ -116,7 +116,7 @@ class RowFindings(Findings):
 
     @property
     def wants_each(self) -> bool:
-        """Whether each occurrence matters, although one sentence would say them all."""
+        """Whether each occurrence must be added, even if one finding could summarize them."""
         return True
 
     def has_room(self, code: str) -> bool:
@@ -292,11 +292,11 @@ class _Clean:
         source = SourceSet(self.survey, self.name)
         for entry in sorted(self.mends.contents):
             try:
-                stage.place_bytes(mended_picture(self.mends.path(entry)), self.mends.name(entry))
+                stage.place_bytes(fixed_image(self.mends.path(entry)), self.mends.name(entry))
             except (UnreadableImageError, OSError) as error:
                 self.mends.contents.discard(entry)
                 stage.notes.append(f"{self.survey.tree.path(entry)} could not be mended and is as it was: {error}")
-        place_pictures(
+        place_images(
             stage,
             source,
             self.progress,

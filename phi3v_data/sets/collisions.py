@@ -1,6 +1,6 @@
-"""Names that several sets use: which rows and pictures must take another one, and which.
+"""Finds names used by several sets, and new names for the rows and images affected.
 
-Everything is found by 64-bit hashes in arrays, 8 bytes a name; texts are read again only where names collide.
+Names are compared by 64-bit hashes in arrays, 8 bytes per name; texts are read again only for names that collide.
 """
 
 import os
@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 
 
 def set_labels(names: Sequence[str]) -> list[str]:
-    """A label for each set: its name, numbered where a set before it has the same."""
+    """A label for each set: its name, with a number if an earlier set has the same name."""
     result: list[str] = []
     for name in names:
         label, number = name, 1
@@ -41,7 +41,7 @@ def repeated(values: Ints) -> Ints:
 
 
 def is_among(values: Ints, ordered: Ints) -> Flags:
-    """Which values stand in a sorted array."""
+    """Which values are in a sorted array."""
     if not len(ordered):
         return np.zeros(len(values), np.bool_)
     place = np.searchsorted(ordered, values)
@@ -51,7 +51,7 @@ def is_among(values: Ints, ordered: Ints) -> Flags:
 
 
 class IdNames:
-    """Ids that are not unique get the label of their set in front, and a number where that is taken, too."""
+    """Renames ids that are not unique: the label of their set in front, and a number if the result is in use too."""
 
     def __init__(self, sources: Sequence[SourceSet], labels: Sequence[str]) -> None:
         self.labels = labels
@@ -68,10 +68,10 @@ class IdNames:
         self.new = np.sort(np.concatenate(new)) if new else np.empty(0, np.int64)
         twice = self.new[1:][self.new[1:] == self.new[:-1]]
         self.taken = np.unique(np.concatenate([twice, self.new[is_among(self.new, self.kept)]]))
-        self.given: set[str] = set()  # ids that were taken, as handed out
+        self.given: set[str] = set()  # new ids given to rows whose first choice was in use
 
     def _new_hashes(self, number: int, ids: Iterator[str]) -> Iterator[Ints]:
-        """Hashes of the ids with labels, some at a time."""
+        """Yield hashes of the ids with labels, in batches."""
         while some := [self._new(number, row_id) for row_id in islice(ids, 1 << 16)]:
             yield hash_texts(some)
 
@@ -79,7 +79,7 @@ class IdNames:
         return f"{self.labels[number]}-{row_id}"
 
     def rename(self, number: int, row: int, row_id: str) -> str:
-        """The id of a row whose own is not unique."""
+        """The new id of a row whose id is not unique."""
         new = self._new(number, row_id)
         if not self._holds(self.taken, new):
             return new
@@ -87,7 +87,7 @@ class IdNames:
         while candidate in self.given or self._holds(self.kept, candidate):
             count += 1
             candidate = f"{new}-{count}"
-            if self._holds(self.new, candidate):  # what another row is to have
+            if self._holds(self.new, candidate):  # the new id of another row
                 self.given.add(candidate)
         self.given.add(candidate)
         return candidate
@@ -97,7 +97,7 @@ class IdNames:
         return bool(is_among(hash_texts([text]), ordered)[0])
 
     def notes(self) -> Iterator[str]:
-        """How many ids changed, for people."""
+        """Yield a note for each set whose ids changed."""
         for changed, label in zip(self.changed, self.labels, strict=True):
             if changed.any():
                 yield f"{int(changed.sum()):,} ids of {label} are not unique and now start with {label + '-'!r}"
@@ -114,7 +114,7 @@ def _ids(source: SourceSet, wanted: Flags) -> Iterator[str]:
 
 
 class GroupNames:
-    """Groups that sets of different names both have get the set's name in front."""
+    """Renames groups that occur in sets of different names: the name of the set is put in front."""
 
     def __init__(self, sources: Sequence[SourceSet]) -> None:
         self.names = [source.name for source in sources]
@@ -128,17 +128,17 @@ class GroupNames:
         self.changed: list[Flags] = [is_among(source.table.groups, colliding) for source in sources]
 
     def rename(self, number: int, group: str) -> str:
-        """The group of a row of a set."""
+        """The new group of a row."""
         return f"{self.names[number]}/{group}"
 
     def notes(self) -> Iterator[str]:
-        """How many groups changed, for people."""
+        """Yield a note if groups were renamed."""
         if self.num_colliding:
             yield f"{counted(self.num_colliding, 'group')} in sets of different names, now with the set's name in front"
 
 
-class PictureNames:
-    """A picture whose name another set has for other content moves to a folder named after its set."""
+class ImageNames:
+    """Renames images whose path another set uses for other content: they move to a folder named after their set."""
 
     def __init__(self, sources: Sequence[SourceSet], labels: Sequence[str], progress: Progress) -> None:
         self.sources = sources
@@ -147,7 +147,9 @@ class PictureNames:
         self.trees = [source.survey.tree for source in sources]
         self.brought: list[Flags] = [_brought(source) for source in sources]
         self.moved: list[Flags] = [np.zeros(len(tree), np.bool_) for tree in self.trees]
-        self.known: list[Flags] = [np.zeros(len(tree), np.bool_) for tree in self.trees]  # an earlier set brings them
+        self.known: list[Flags] = [
+            np.zeros(len(tree), np.bool_) for tree in self.trees
+        ]  # they come from an earlier set
         self.folders_of: dict[int, set[str]] = {}
         for number in range(len(sources)):
             self._compare(number)
@@ -155,7 +157,7 @@ class PictureNames:
         self.changed = [self._changed(number) for number in range(len(sources))]
 
     def _compare(self, number: int) -> None:
-        """Compare the files of a set with those of the sets before it."""
+        """Compare the files of a set with those of earlier sets."""
         tree, brought = self.trees[number], self.brought[number]
         wanted = np.flatnonzero(brought)
         for start in range(0, len(wanted) if number else 0, 1 << 16):
@@ -166,7 +168,7 @@ class PictureNames:
                 for entry, match in zip(entries[found >= 0].tolist(), found[found >= 0].tolist(), strict=True):
                     if not self.brought[other][match] or self.moved[other][match] or self.moved[number][entry]:
                         continue
-                    if same_file(self.sources[number].picture_path(entry), self.sources[other].picture_path(match)):
+                    if same_file(self.sources[number].image_path(entry), self.sources[other].image_path(match)):
                         self.known[number][entry] = True
                     else:
                         self.moved[number][entry] = True
@@ -175,7 +177,7 @@ class PictureNames:
             self._move_out_of_the_way(number)
 
     def _move_out_of_the_way(self, number: int) -> None:
-        """Move pictures whose folder has the name of another set's picture, and the other way round."""
+        """Move images whose folder has the path of another set's image, and vice versa."""
         own = self._folders(number)
         for other in range(number):
             for folder in own:
@@ -210,7 +212,7 @@ class PictureNames:
                 self.moved[number][entry] = True
 
     def _free_prefixes(self) -> list[str]:
-        """A folder for each set that no path of any set starts with."""
+        """A folder name for each set that is not the first component of any path."""
         if not any(moved.any() for moved in self.moved) and not any(map(_has_missing, self.sources)):
             return list(self.labels)
         tops = {path.partition("/")[0] for tree in self.trees for path in tree.paths()}
@@ -225,17 +227,17 @@ class PictureNames:
         return result
 
     def _changed(self, number: int) -> Flags:
-        """Rows that use a picture under a new name."""
+        """Which rows use an image with a new name."""
         table, moved = self.sources[number].table, self.moved[number]
         uses = table.uses
         hit = (uses >= 0) & moved[uses] if len(moved) else np.zeros(len(uses), np.bool_)
-        hit |= uses < 0  # what is not there must not be found in another set
+        hit |= uses < 0  # a missing image must not be found in another set
         result = np.zeros(len(table), np.bool_)
         result[np.searchsorted(table.starts, np.flatnonzero(hit), side="right") - 1] = True
         return result
 
     def rename(self, number: int, row: int, value: dict[str, Any]) -> None:
-        """Write a row's new picture names into it."""
+        """Replace the image names of a row by the new ones."""
         table = self.sources[number].table
         position = int(table.starts[row])
         for turn in value["conversations"]:
@@ -250,7 +252,7 @@ class PictureNames:
                     names[index] = f"{self.prefixes[number]}/{path}"
 
     def placer(self, number: int) -> Callable[[int], str | None]:
-        """The name under which an entry of a set is brought in; None where an earlier set brings it."""
+        """A function that returns the new name of an entry of a set; None if it comes from an earlier set."""
         tree, moved, known = self.trees[number], self.moved[number], self.known[number]
 
         def name(entry: int) -> str | None:
@@ -262,15 +264,15 @@ class PictureNames:
         return name
 
     def notes(self) -> Iterator[str]:
-        """How many pictures moved or were the same, for people."""
+        """Yield notes on images that were moved, or were equal to those of an earlier set."""
         for moved, known, label, prefix in zip(self.moved, self.known, self.labels, self.prefixes, strict=True):
             if moved.any():
                 yield (
-                    f"{counted(int(moved.sum()), 'image')} of {label} whose name another had before, now under "
+                    f"{counted(int(moved.sum()), 'image')} of {label} with the path of another image, now under "
                     f"images/{prefix}/"
                 )
             if same := int((known & ~moved).sum()):
-                yield f"{counted(same, 'image')} of {label} already in a set before it, taken once"
+                yield f"{counted(same, 'image')} of {label} also in an earlier set, stored once"
 
 
 def _brought(source: SourceSet) -> Flags:
@@ -284,7 +286,7 @@ def _has_missing(source: SourceSet) -> bool:
 
 
 def same_file(left: str, right: str) -> bool:
-    """Whether two files have equal bytes; files that are one are not read."""
+    """Whether two files have equal bytes; two links to the same file are not read."""
     one, two = os.stat(left), os.stat(right)
     if (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino):
         return True

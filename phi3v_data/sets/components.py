@@ -1,6 +1,6 @@
-"""Rows that belong together: those of one group, and those that share a picture or all their text.
+"""Finds rows that belong together: rows of one group, and rows that share an image or all their text.
 
-Rows are joined by hooking and pointer jumping over whole arrays (Shiloach and Vishkin, 1982), 8 bytes a row.
+Rows are joined by hooking and pointer jumping over whole arrays (Shiloach and Vishkin, 1982), with 8 bytes per row.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ _USES_AT_ONCE = 1 << 18
 
 
 def join_rows(num_rows: int, links: Iterable[Links]) -> Ints:
-    """The first row of what each row belongs to, given pairs of rows that belong together."""
+    """The first row of each row's component, given pairs of rows that belong together."""
     parent = np.arange(num_rows, dtype=np.int64)
     for left, right in links:
         while True:
@@ -37,18 +37,18 @@ def join_rows(num_rows: int, links: Iterable[Links]) -> Ints:
 
 
 def group_links(table: RowTable) -> Iterator[Links]:
-    """Rows of one group."""
+    """Yield pairs of rows with the same group."""
     yield from value_links(np.flatnonzero(table.groups), table.groups[table.groups != 0])
 
 
 def text_links(table: RowTable) -> Iterator[Links]:
-    """Rows without pictures whose texts are equal."""
+    """Yield pairs of rows without images whose texts are equal."""
     rows = np.flatnonzero(table.num_uses == 0)
     yield from value_links(rows, table.texts[rows])
 
 
 def value_links(rows: Ints, values: Ints) -> Iterator[Links]:
-    """Rows that have equal values."""
+    """Yield pairs of rows with equal values."""
     if len(rows):
         order = np.argsort(values, kind="stable")
         ordered = values[order]
@@ -58,14 +58,14 @@ def value_links(rows: Ints, values: Ints) -> Iterator[Links]:
         yield rows[order], rows[order[first]]
 
 
-def picture_links(table: RowTable, identity: PixelIdentity) -> Iterator[Links]:
-    """Rows that share a picture."""
+def image_links(table: RowTable, identity: PixelIdentity) -> Iterator[Links]:
+    """Yield pairs of rows that share an image."""
     first = np.full(len(identity.identities), len(table), np.int64)  # row of the first use
     for uses in range(0, len(table.uses), _USES_AT_ONCE):
-        pictures = identity.of_uses(table.uses[uses : uses + _USES_AT_ONCE])
-        rows = np.searchsorted(table.starts, np.arange(uses, uses + len(pictures)), side="right") - 1
-        there = pictures >= 0
-        pictures, rows = pictures[there], rows[there].astype(np.int64)
-        np.minimum.at(first, pictures, rows)
-        shared = first[pictures] != rows
-        yield rows[shared], first[pictures[shared]]
+        images = identity.of_uses(table.uses[uses : uses + _USES_AT_ONCE])
+        rows = np.searchsorted(table.starts, np.arange(uses, uses + len(images)), side="right") - 1
+        there = images >= 0
+        images, rows = images[there], rows[there].astype(np.int64)
+        np.minimum.at(first, images, rows)
+        shared = first[images] != rows
+        yield rows[shared], first[images[shared]]

@@ -1,4 +1,4 @@
-"""Pictures that are the same, and pictures that look almost the same, within each split and across splits."""
+"""Finds equal images and near duplicates, within each split and across splits."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,37 +12,37 @@ import numpy.typing as npt
 from phi3v_data.media.integrity import DECODED, FLAT
 from phi3v_data.sets.components import Ints, join_rows
 from phi3v_data.sets.reading import Progress
-from phi3v_data.validate.alike import Looks
+from phi3v_data.validate.lookalikes import Looks
 from phi3v_data.validate.near import near_pairs_within
 from phi3v_data.validate.pixels import PixelIdentity
 from phi3v_data.validate.survey import Survey
 
 MAX_COMPARED = 50_000
-"""Pairs with near hashes whose pictures are opened and compared."""
+"""Most pairs with near hashes whose images are decoded and compared."""
 
 MAX_EXAMPLES = 20
 
 
 @dataclass(slots=True)
 class Duplicates:
-    """Groups of pictures: `groups` of them, `pictures` in all of them.
+    """Counts of duplicates: the number of groups, and of images in them.
 
-    within: split -> pictures of it that another one of the split equals. across: `train/val` -> groups that stand in
-    both. examples: names of two pictures of a group each.
+    within: split -> images that have a duplicate in the same split. across: `train/val` -> groups with images in both.
+    examples: names of two images of a group.
     """
 
     groups: int = 0
-    pictures: int = 0
+    images: int = 0
     within: Counter[str] = field(default_factory=Counter)
     across: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[str, str]] = field(default_factory=list)
     unchecked: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """As `stats --json` prints it."""
+        """The counts as printed by `stats --json`."""
         return {
             "groups": self.groups,
-            "pictures": self.pictures,
+            "pictures": self.images,
             "within": dict(self.within),
             "across": dict(self.across),
             "examples": [list(pair) for pair in self.examples],
@@ -51,7 +51,7 @@ class Duplicates:
 
 
 class DuplicateSearch:
-    """Finds both kinds among the pictures that the rows of a directory use."""
+    """Searches the images used by the rows of a directory."""
 
     def __init__(self, survey: Survey, identity: PixelIdentity, progress: Progress) -> None:
         self.survey = survey
@@ -61,7 +61,7 @@ class DuplicateSearch:
         self.masks = self._split_masks()
 
     def _split_masks(self) -> npt.NDArray[np.uint64]:
-        """Bit n is set where split n of the table uses the picture."""
+        """Bit masks of the splits that use each image: bit n for split n of the table."""
         table = self.survey.table
         masks = np.zeros(len(self.survey.tree), np.uint64)
         for split, first, end in table.split_rows():
@@ -70,7 +70,7 @@ class DuplicateSearch:
         return masks
 
     def exact(self) -> Duplicates:
-        """Files with equal pixels, and files that several splits use."""
+        """Find files with equal pixels, and files used by several splits."""
         result = Duplicates()
         identities = self.identity.identities[self.entries]
         order = np.argsort(identities, kind="stable")
@@ -89,7 +89,7 @@ class DuplicateSearch:
         return result
 
     def near(self) -> Duplicates:
-        """Pictures that look almost the same but are not."""
+        """Find images that look almost the same but are not equal."""
         result = Duplicates()
         facts = self.survey.images.facts
         flags = facts["flags"][self.entries]
@@ -119,7 +119,7 @@ class DuplicateSearch:
 
     @staticmethod
     def _candidates(hashes: npt.NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
-        """Positions of pictures with equal hashes (each with the first of them) and with near ones."""
+        """Yield positions of images with equal hashes (each with the first of them), then with near ones."""
         order = np.argsort(hashes, kind="stable")
         new = np.concatenate(([True], np.diff(hashes[order]) != 0)) if len(order) else np.empty(0, np.bool_)
         first = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
@@ -129,11 +129,11 @@ class DuplicateSearch:
         yield distinct[left], distinct[right]
 
     def _count(self, result: Duplicates, members: Sequence[int]) -> None:
-        """Enter a group of entries."""
+        """Count a group of entries."""
         if len(members) < 2:
             return
         result.groups += 1
-        result.pictures += len(members)
+        result.images += len(members)
         union = np.uint64(0)
         for number, split in enumerate(self.survey.table.splits):
             bit = np.uint64(1 << min(number, 63))
@@ -154,7 +154,7 @@ class DuplicateSearch:
 
 
 def _groups(entries: Ints, bounds: Ints) -> Iterator[list[int]]:
-    """Slices between bounds that hold more than one entry."""
+    """Yield the slices between bounds that contain more than one entry."""
     starts = np.concatenate(([0], bounds))
     ends = np.append(bounds, len(entries))
     for start, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):

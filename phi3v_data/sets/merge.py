@@ -1,9 +1,9 @@
-"""Join sets into one: what collides is told apart in an order that the arguments alone decide, and said.
+"""Joins sets into one. Collisions are resolved in the order of the arguments, and reported.
 
-ids       kept where they are unique; where not, each such row gets its set's name in front
-pictures  equal files under one name are one; a file with other content moves to a folder named after its set
-groups    a group that sets of different names both have gets the set's name in front
-splits    those of one name are joined, in the order of the arguments
+ids       kept if they are unique; otherwise each such row gets the name of its set in front
+images    equal files with the same path are kept once; a file with other content moves to a folder named after its set
+groups    a group that occurs in sets of different names gets the name of the set in front
+splits    splits with the same name are joined, in the order of the arguments
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from typing import Any
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import encode_line
 from phi3v_data.schema import ConverterInfo, Manifest
-from phi3v_data.sets.collisions import Flags, GroupNames, IdNames, PictureNames, set_labels
+from phi3v_data.sets.collisions import Flags, GroupNames, IdNames, ImageNames, set_labels
 from phi3v_data.sets.merged_manifest import merge_facts
-from phi3v_data.sets.pictures import place_pictures
+from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
 from phi3v_data.splits import canonical_split, is_split_name
@@ -37,21 +37,21 @@ def merge_sets(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SetResult:
-    """Join the rows and pictures of directories into one.
+    """Join the rows and images of directories into one.
 
     Args:
-        name: of the new set; else that of the sets where they agree, else their names joined by `-`.
+        name: name of the new set. Default: the common name of the sets, else their names joined by `-`.
 
     Raises:
-        UserError: a row that cannot be read, or a name that cannot name files.
+        UserError: a row cannot be read, or the name is not allowed in file names.
     """
     if not directories:
         raise UserError("merge needs at least one directory to read: phi3v-data merge DIR... OUT")
     folders = [Path(directory) for directory in directories]
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("merge: a directory is named twice; name each once")
+        raise UserError("merge: a directory is given twice; give each directory once")
     if name and not is_split_name(name):
-        raise UserError(f"--name {name!r} cannot name files; use letters, digits, _ and -")
+        raise UserError(f"--name {name!r} cannot be used in file names; use letters, digits, _ and -")
     target = check_places(Path(out_dir), folders)
     progress = progress or (lambda stage, done, total: None)
     with paused_collector(), ExitStack() as stack:
@@ -72,7 +72,7 @@ def merge_sets(
 
 
 class _Merge:
-    """One merge of sets."""
+    """Merges the sets."""
 
     def __init__(self, sources: Sequence[SourceSet], name: str, progress: Progress) -> None:
         self.sources = sources
@@ -82,23 +82,23 @@ class _Merge:
         self.name = name or "-".join(names)[:100].rstrip("-_.")
 
     def build(self, stage: Stage) -> Manifest:
-        """Tell apart, write, say."""
+        """Resolve collisions, write the rows and images, and collect notes."""
         self.ids = IdNames(self.sources, self.labels)
         self.groups = GroupNames(self.sources)
-        self.pictures = PictureNames(self.sources, self.labels, self.progress)
+        self.images = ImageNames(self.sources, self.labels, self.progress)
         splits, labelled = self.target_splits(stage)
         done, total = 0, sum(len(source.table) for source in self.sources)
         for number, source in enumerate(self.sources):
             done = self.write(stage, number, source, splits[number], done, total)
         for number, source in enumerate(self.sources):
-            place_pictures(stage, source, self.progress, rename=self.pictures.placer(number))
+            place_images(stage, source, self.progress, rename=self.images.placer(number))
         stage.write_file(REJECTS, b"".join(map(_whole_lines, self.sources)))
-        for notes in (self.ids.notes(), self.groups.notes(), self.pictures.notes()):
+        for notes in (self.ids.notes(), self.groups.notes(), self.images.notes()):
             stage.notes.extend(notes)
         return self.manifest(stage, labelled)
 
     def target_splits(self, stage: Stage) -> tuple[list[dict[str, str]], dict[str, bool]]:
-        """For each set, its splits' names in the new one; and which of the new splits have answers."""
+        """The new name of each split of each set, and whether each new split has answers."""
         labelled: dict[str, bool] = {}
         result: list[dict[str, str]] = []
         origins: dict[str, list[str]] = {}
@@ -111,7 +111,7 @@ class _Merge:
                     apart = f"{target}_{label}"
                     words = "has" if has_answers else "has no"
                     stage.notes.append(
-                        f"split {split} of {label} {words} answers, other than those before it, and is called {apart}"
+                        f"split {split} of {label} {words} answers, unlike those of earlier sets, and is called {apart}"
                     )
                     target = apart
                     labelled[target] = has_answers
@@ -124,11 +124,11 @@ class _Merge:
         return result, labelled
 
     def write(self, stage: Stage, number: int, source: SourceSet, splits: dict[str, str], done: int, total: int) -> int:
-        """Write the rows of one set: as they stand where nothing of them collides."""
+        """Write the rows of one set; rows without collisions are unchanged."""
         table = source.table
         targets = [splits[split] for split in table.splits]
         row_splits = table.split_of_rows()
-        changed: Flags = self.ids.changed[number] | self.groups.changed[number] | self.pictures.changed[number]
+        changed: Flags = self.ids.changed[number] | self.groups.changed[number] | self.images.changed[number]
         for row, line in source.rows():
             if changed[row]:
                 line = self.rewrite(number, row, line)
@@ -139,23 +139,23 @@ class _Merge:
         return done
 
     def rewrite(self, number: int, row: int, line: bytes) -> bytes:
-        """A row under its new names."""
+        """A row with its new names."""
         value = load_row(line)
         if self.ids.changed[number][row]:
             value["id"] = self.ids.rename(number, row, value["id"])
         if self.groups.changed[number][row]:
             value["group"] = self.groups.rename(number, value["group"])
-        if self.pictures.changed[number][row]:
-            self.pictures.rename(number, row, value)
+        if self.images.changed[number][row]:
+            self.images.rename(number, row, value)
         try:
             return encode_line(value)[:-1]
-        except UnicodeEncodeError:  # a lone surrogate, which only an escape can spell
+        except UnicodeEncodeError:  # a lone surrogate, which can only be written as an escape
             import json
 
             return json.dumps(value).encode()
 
     def manifest(self, stage: Stage, labelled: dict[str, bool]) -> Manifest:
-        """One manifest out of all; says where they disagree."""
+        """The manifest of the new set; differences between the sets become notes."""
         facts, notes = merge_facts(
             [source.manifest for source in self.sources], [source.name for source in self.sources]
         )
@@ -168,7 +168,7 @@ class _Merge:
         )
 
     def origins(self) -> list[dict[str, Any]]:
-        """What each set was, for `dataset.json`."""
+        """Records of the sets for `dataset.json`."""
         result = []
         for source, label in zip(self.sources, self.labels, strict=True):
             manifest = source.manifest

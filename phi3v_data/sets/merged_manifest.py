@@ -1,4 +1,4 @@
-"""What several manifests come to as one, and where they disagree."""
+"""Merges manifests and reports their differences."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from typing import Any
 from phi3v_data.schema import Manifest, Task
 
 _WIDER: tuple[Task, ...] = ("classification", "vqa", "chat")
-"""Each task takes the samples of those before it."""
+"""Tasks, each of which includes the samples of those before it."""
 
 
 def merge_facts(manifests: Sequence[Manifest | None], names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Fields of the joint manifest (all but name, splits, history), and sentences on conflicts.
+    """Return the fields of the merged manifest (all but name, splits, history), and notes on differences.
 
-    task: the widest. metrics: all, in order of first appearance. num_crops: where sets disagree, the larger; none where
-    one of them suggests none. classes: all, where every set names some; else none. A bare directory counts as `chat`.
+    task: the most general. metrics: all, in order of first appearance. num_crops: the largest; none if one of the sets
+    suggests none. classes: all, if every set names its classes; else none. A bare directory counts as `chat`.
     """
     notes: list[str] = []
     tasks: list[Task] = [manifest.task if manifest else "chat" for manifest in manifests]
@@ -30,9 +30,9 @@ def merge_facts(manifests: Sequence[Manifest | None], names: Sequence[str]) -> t
     joint_classes = tuple(sorted({label for each in classes for label in each})) if all(classes) else ()
     if len(set(classes)) > 1:
         notes.append(
-            f"the sets name different classes: the new set names all {len(joint_classes)}"
+            f"the sets have different classes: the new set has all {len(joint_classes)}"
             if joint_classes
-            else "not every set names its classes: the new set names none"
+            else "not every set names its classes: the new set has none"
         )
     known = [manifest for manifest in manifests if manifest]
     licenses = list(dict.fromkeys(manifest.license for manifest in known if manifest.license))

@@ -1,4 +1,4 @@
-"""A directory that a new set is made from: every row readable, or a sentence that says which one is not."""
+"""Reads the directory from which a new set is made; if a row cannot be read, an error names the first one."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from phi3v_data.jsonl import BOM, read_lines
 from phi3v_data.media.integrity import UNREADABLE as UNREADABLE_IMAGE
 from phi3v_data.schema import Manifest
 from phi3v_data.splits import is_split_name, parse_file_name
-from phi3v_data.validate.badrow import keep_sound_parts, load_row
+from phi3v_data.validate.badrow import keep_valid_fields, load_row
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import closed_images
 from phi3v_data.validate.pixels import PixelIdentity
@@ -44,7 +44,7 @@ UNREADABLE = (
     "no-turns",
     "line-too-long",
 )
-"""Problems with which it is not certain what the rows are; all others travel with the rows."""
+"""Problems because of which rows cannot be read; rows with other problems are copied."""
 
 
 @dataclass
@@ -76,40 +76,40 @@ class SourceSet:
         yield from table_lines(self.table)
 
     def rejects(self) -> bytes:
-        """`rejects.jsonl` of the set, empty where it has none."""
+        """Content of the set's `rejects.jsonl`, empty if it has none."""
         try:
             return (self.directory / REJECTS).read_bytes()
         except FileNotFoundError:
             return b""
 
     def identity(self) -> dict[str, Any]:
-        """What must be unchanged for a result to be the same."""
+        """The state of the files on which the result depends."""
         state, tree = self.survey.state(), self.survey.tree
-        # Linking an image into the result changes its change time, so this looks at sizes and modification times only.
+        # Linking an image into the result changes its change time, so only sizes and modification times are compared.
         return {"files": dict(state.files), "pictures": tree_digest(tree, tree.sizes, tree.mtimes)}
 
     def pixel_identity(self, *, pixels: bool, workers: int) -> PixelIdentity:
-        """Which pictures are the same: by path, or with `pixels` by what they show."""
+        """Identities of the images: by path, or with `pixels` by their pixels."""
         self.survey.look(load_images(self.directory, self.survey.tree), pixels=pixels, workers=workers)
         refuse_closed_images(self.survey)
         return PixelIdentity(self.survey.tree, self.survey.images, pixels=pixels)
 
-    def picture_path(self, entry: int) -> str:
-        """Where a picture lies."""
+    def image_path(self, entry: int) -> str:
+        """Path of an image."""
         return os.path.join(self.survey.tree.root, self.survey.tree.path(entry))
 
     def close(self) -> None:
-        """Close the files that were opened for single rows."""
+        """Close the files opened to read single rows."""
         self.table.close()
 
 
 def read_set(directory: Path, progress: Progress, *, mixed_names: bool = False) -> SourceSet:
     """Read all rows of a directory.
 
-    `mixed_names`: take files of several NAMEs for one split as well.
+    `mixed_names`: allow files with several NAMEs in one split.
 
     Raises:
-        UserError: a row or file that cannot be read for certain.
+        UserError: a row or file cannot be read.
     """
     findings = Findings(1)
     survey = Survey(directory, findings, progress)
@@ -122,7 +122,7 @@ def read_set(directory: Path, progress: Progress, *, mixed_names: bool = False) 
         refuse_closed(survey)
         _refuse(survey, refused)
         if not len(survey.table):
-            raise UserError(f"{directory}: it holds no rows")
+            raise UserError(f"{directory}: contains no rows")
     except UserError:
         survey.table.close()
         raise
@@ -130,32 +130,32 @@ def read_set(directory: Path, progress: Progress, *, mixed_names: bool = False) 
 
 
 def refuse_no_files(survey: Survey) -> None:
-    """Refuse a directory without a split.
+    """Refuse a directory without splits.
 
     Raises:
         NotFoundError: it has none.
     """
     if not survey.files:
         raise NotFoundError(
-            f"{survey.directory}: no split found; it holds no NAME_SPLIT.jsonl file, such as train.jsonl"
+            f"{survey.directory}: no split found; it contains no NAME_SPLIT.jsonl file, such as train.jsonl"
         )
 
 
 def refuse_closed(survey: Survey) -> None:
-    """Refuse a directory of which something may not be read: the rest would pass for the whole.
+    """Refuse a directory with files or folders that cannot be read, since the rest would look complete.
 
     Raises:
-        UserError: it names the first such file or folder.
+        UserError: naming the first such file or folder.
     """
     for name, reason in survey.closed:
         raise _closed(survey.directory / name, reason)
 
 
 def refuse_closed_images(survey: Survey) -> None:
-    """Refuse a directory with an image in use that may not be read, once images have been looked at.
+    """Refuse a directory with a used image that cannot be read, once images have been checked.
 
     Raises:
-        UserError: it names the first such image.
+        UserError: naming the first such image.
     """
     for entry in np.flatnonzero(closed_images(survey.images) & survey.used).tolist():
         words = survey.images.details.get((entry, UNREADABLE_IMAGE), "")
@@ -173,13 +173,13 @@ def _refuse(survey: Survey, codes: list[str]) -> None:
         found = next(each for each in survey.findings.listed if each.code == code)
         where = f"{survey.directory / found.file}:{found.line}" if found.line else str(survey.directory / found.file)
         raise UserError(
-            f"{where}: {code}: {found.message}; `phi3v-data clean {survey.directory} OUT` writes a sound copy without "
-            "what cannot be read"
+            f"{where}: {code}: {found.message}; `phi3v-data clean {survey.directory} OUT` writes a valid copy without "
+            "rows that cannot be read"
         )
 
 
 def set_name(survey: Survey) -> str:
-    """Name of a set: that of its manifest, else what its files are called, else its folder's."""
+    """Name of a set: from its manifest, else from its file names, else that of its folder."""
     if survey.layout.manifest is not None:
         return survey.layout.manifest.name
     names = {entry.name for _, file in survey.files if (entry := parse_file_name(file))}
@@ -190,20 +190,20 @@ def set_name(survey: Survey) -> str:
 
 
 def decode_row(line: bytes) -> Row:
-    """A row; one that the validator has words about comes with its sound parts."""
+    """Decode a row; of a row with findings only the valid fields are kept."""
     try:
         return DECODER.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return keep_sound_parts(load_row(line))
+        return keep_valid_fields(load_row(line))
 
 
 def row_images(row: Row) -> list[str]:
-    """The pictures of all turns, in order."""
+    """The images of all turns, in order."""
     return [path for turn in row.conversations if turn.images is not UNSET for path in turn.images]
 
 
 def table_lines(table: RowTable) -> Iterator[tuple[int, bytes]]:
-    """Number and line of each row of a table."""
+    """Yield number and line of each row of a table."""
     bounds = [(first, end) for _, first, end in table.split_rows()]
     for file, (row, end) in zip(table.files, bounds, strict=True):
         if row == end:

@@ -1,4 +1,4 @@
-"""Which split gets which rows: quotas that add up, filled by whole groups in the order of their hashes."""
+"""Assigns rows to splits: quotas that add up, filled with whole groups in the order of their hashes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import floor
@@ -15,16 +15,16 @@ MAX_LABELS = 10_000
 """With more different answers than this, answers are free text."""
 
 SLACK = 0.1
-"""Of all rows: by how much rows that belong together may exceed a split's share."""
+"""Fraction of all rows by which rows that belong together may exceed the share of a split."""
 
 FEW_ROWS = 5
-"""A split of fewer rows is worth a note: no score over it means anything."""
+"""A split with fewer rows gets a note: its scores would be meaningless."""
 
 Splits = npt.NDArray[np.uint8]
 
 
 def quotas(exact: Sequence[float], total: int) -> list[int]:
-    """Whole numbers that add up to `total` and are nearest to `exact`: largest remainders first, then the first."""
+    """Integers nearest to `exact` that add up to `total`, by largest remainder; earlier ones win ties."""
     result = [max(0, floor(each)) for each in exact]
     by_remainder = sorted(range(len(exact)), key=lambda split: (result[split] - exact[split], split))
     for index in range(total - sum(result)):
@@ -42,15 +42,15 @@ def divide(
 ) -> Splits:
     """The split (by number) of each component of rows.
 
-    Each label gets quotas of its own, which add up to the quotas of the whole set. Within a label the largest
-    components come first, those of one size in the order of their hashes; the hash draws one of the splits that still
-    have room for it, and where none has, it goes where most rows are missing. Single rows come last: they fill the
-    splits one after another up to their quotas.
+    Each label has its own quotas, which add up to the quotas of the whole set. Within a label, components are assigned
+    from the largest to the smallest, and in the order of their hashes if they have the same size. The hash draws one of
+    the splits that still have room for the component; if none has, it goes to the split with most rows missing. Single
+    rows come last: they fill the splits one after another up to their quotas.
 
     Args:
-        sizes: rows of each component.
-        points: the hash of each component's name, from 0 to below 1.
-        labels: the label of each component by number; all 0 without labels.
+        sizes: number of rows of each component.
+        points: hash of each component's name, in [0, 1).
+        labels: number of each component's label; all 0 without labels.
     """
     result = np.zeros(len(sizes), np.uint8)
     rows = 0
@@ -75,18 +75,18 @@ def divide(
 
 
 def _drawn(fits: Ints, wanted: Ints, point: float) -> int:
-    """One of the splits that have room, each with a chance in proportion to its room."""
+    """One of the splits that have room, with probabilities proportional to their room."""
     edges = np.cumsum(wanted[fits])
     return int(fits[min(int(np.searchsorted(edges, point * edges[-1], side="right")), len(fits) - 1)])
 
 
 def refuse_misfits(sizes: Ints, splits: Splits, shares: Mapping[str, float], *, name: Callable[[int], str]) -> None:
-    """Refuse a division that only dividing what belongs together could improve, naming what is too big.
+    """Reject a division that misses the shares by far because of rows that belong together.
 
-    `sizes`: number of rows that go with each row which is the first of its kind, 0 for the others.
+    `sizes`: for the first row of each component, its number of rows; 0 for the others.
 
     Raises:
-        UserError: rows that belong together exceed their split's share by far, or a split stays empty.
+        UserError: a component exceeds the share of its split by far, or a split is empty.
     """
     total = len(splits)
     first = np.flatnonzero(sizes)
@@ -103,41 +103,41 @@ def refuse_misfits(sizes: Ints, splits: Splits, shares: Mapping[str, float], *, 
         )
         more = f"; and {len(too_big) - 3:,} more" if len(too_big) > 3 else ""
         raise UserError(
-            f"these shares would need a leak, because rows that belong together are too many for their split: {words}"
-            f"{more}; change the shares, or take such rows out"
+            f"these shares cannot be met without a leak, because too many rows belong together: {words}"
+            f"{more}; change the shares, or remove such rows"
         )
     if empty and len(first) < len(names):
         biggest = int(first[np.argmax(sizes[first])])
         raise UserError(
-            f"{len(names)} splits cannot be made of {counted(len(first), 'group')} of rows "
+            f"{len(names)} splits cannot be made from {counted(len(first), 'group')} of rows "
             f"that belong together without a leak; the largest is {name(biggest)}: {sizes[biggest]:,} of "
             f"{counted(total, 'row')}"
         )
     if empty:
         raise UserError(
             f"split {', '.join(empty)} would be empty: its share of {counted(total, 'row')} in "
-            f"{counted(len(first), 'group')} is less than a group; choose larger shares"
+            f"{counted(len(first), 'group')} is less than one group; choose larger shares"
         )
 
 
 def note_few_rows(rows: Mapping[str, int]) -> list[str]:
-    """A sentence for each split with fewer than 5 rows."""
+    """A note for each split with fewer than 5 rows."""
     return [
-        f"split {name} has only {counted(count, 'row')}: a score over so few means little"
+        f"split {name} has only {counted(count, 'row')}, too few for a meaningful score"
         for name, count in rows.items()
         if count < FEW_ROWS
     ]
 
 
 def hash_notes(shares: Mapping[str, float], manifest: Manifest) -> list[str]:
-    """What the hash of groups made of the shares that were asked for, and which splits are small or missing."""
+    """Notes on the shares that hashing the groups gave, and on splits that are small or missing."""
     rows = {name: manifest.splits[name].rows for name in shares if name in manifest.splits}
     total = sum(rows.values())
     got = ", ".join(f"{name} {100 * rows.get(name, 0) / total:.1f} %" for name in shares)
     asked = ", ".join(f"{name} {100 * share:g} %" for name, share in shares.items())
     empty = [name for name in sorted(shares) if name not in rows]
     return [
-        f"the groups' hashes gave {got}, where {asked} was asked for; `phi3v-data split` meets shares exactly",
-        *(f"split {name} got no sample: there are too few groups for its share" for name in empty),
+        f"hashing the groups gave {got} instead of {asked}; `phi3v-data split` meets shares exactly",
+        *(f"split {name} has no samples: there are too few groups for its share" for name in empty),
         *note_few_rows(rows),
     ]

@@ -1,8 +1,8 @@
-"""Divide a set into splits that leak nothing: by group, by image or by id.
+"""Divides a set into splits without leaks: by group, by image or by id.
 
-The shares are met exactly where whole groups allow it: groups are taken in the order of the hashes of their names, and
-cut at each split's quota. Rows of one group, rows that share an image (its pixels) and rows without images that share
-their whole text stay together; the first of them gives the name that is hashed.
+The shares are met exactly if whole groups allow it: groups are taken in the order of the hashes of their names, up to
+the quota of each split. Rows of one group, rows that share an image (by its pixels) and rows without images that have
+the same text stay together; the first of them provides the name that is hashed.
 """
 
 from enum import StrEnum
@@ -17,8 +17,8 @@ from msgspec import UNSET
 from phi3v_data.errors import UserError
 from phi3v_data.messages import counted
 from phi3v_data.schema import ConverterInfo, Manifest
-from phi3v_data.sets.components import Ints, Links, group_links, join_rows, picture_links, text_links, value_links
-from phi3v_data.sets.pictures import place_pictures
+from phi3v_data.sets.components import Ints, Links, group_links, image_links, join_rows, text_links, value_links
+from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
 from phi3v_data.sets.shares import MAX_LABELS, Splits, divide, note_few_rows, refuse_misfits
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
@@ -31,7 +31,7 @@ VERSION = "2"
 
 
 class By(StrEnum):
-    """What gives a row its name: rows of one name stay together."""
+    """The key of a row: rows with the same key stay together."""
 
     group = "group"
     image = "image"
@@ -56,13 +56,13 @@ def split_set(
 
     Args:
         split: shares such as `train=0.8,val=0.1,test=0.1`.
-        by: `group` keeps groups whole; rows without one, and all rows under `image`, go by their first picture, `id` by
-            their id. Rows that share a picture stay together in any case.
-        stratify: give each split its share of every label (last answer), too.
-        pixels: find shared pictures by their pixels; False: by their paths only, which reads no picture.
+        by: the key is the group with `group`, the first image with `image` (also for rows without a group), and the id
+            with `id`. Rows that share an image stay together in any case.
+        stratify: give each split its share of every label (last answer).
+        pixels: compare images by their pixels; False: by their paths, without reading them.
 
     Raises:
-        UserError: a row that cannot be read, or shares that cannot be had without dividing what belongs together.
+        UserError: a row cannot be read, or the shares cannot be met without dividing rows that belong together.
     """
     shares = parse_split_shares(split)
     source = Path(directory)
@@ -79,7 +79,7 @@ def split_set(
 
 
 class _Split:
-    """One division of a set."""
+    """Divides one set."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class _Split:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides where a row goes."""
+        """The options that determine the split of each row."""
         return {
             "split": dict(self.shares),
             "by": self.by.value,
@@ -115,7 +115,7 @@ class _Split:
         }
 
     def build(self, stage: Stage) -> Manifest:
-        """Decide, refuse or write."""
+        """Divide the rows, check the result, and write it."""
         table = self.source.table
         self.mixed_labels()
         roots = join_rows(len(table), self.links())
@@ -134,19 +134,19 @@ class _Split:
         """All pairs of rows that must stay together."""
         table = self.source.table
         identity = self.source.pixel_identity(pixels=self.pixels, workers=self.workers)
-        links = [picture_links(table, identity), text_links(table), self.missing_links()]
+        links = [image_links(table, identity), text_links(table), self.missing_links()]
         if self.by == By.group:
             links.append(group_links(table))
         return chain(*links)
 
     def missing_links(self) -> "list[Links]":
-        """Rows that name the same picture which is not there."""
+        """Pairs of rows with the same missing image."""
         table = self.source.table
         missing = np.unique(np.searchsorted(table.starts, np.flatnonzero(table.uses < 0), side="right") - 1)
         if not len(missing):
             return []
         self.notes.append(
-            f"{counted(len(missing), 'row')} with images that are not under images/ (first: "
+            f"{counted(len(missing), 'row')} with images that are missing under images/ (first: "
             f"{table.name(int(missing[0]))})"
         )
         wanted = np.zeros(len(table), np.bool_)
@@ -161,13 +161,13 @@ class _Split:
         return list(value_links(np.concatenate(rows), np.concatenate(paths)))
 
     def mixed_labels(self) -> None:
-        """Refuse to mix rows with and without answers."""
+        """Raise UserError if the set has rows with and without answers."""
         labelled = {self.source.is_labelled(split) for split, _ in self.source.survey.files}
         if len(labelled) > 1:
             raise UserError(
-                f"{self.source.directory}: some of its splits have no answers (labelled: false in dataset.json), and a "
-                "split holds rows with or without answers, not both; keep them apart: copy the files of the others to "
-                "a directory of their own first"
+                f"{self.source.directory}: some of its splits have no answers (labelled: false in dataset.json), and "
+                "rows with and without answers cannot be in the same split; copy the files of one kind to a separate "
+                "directory first"
             )
 
     def assign(self, roots: Ints, sizes: Ints) -> Splits:
@@ -197,14 +197,14 @@ class _Split:
         return chosen
 
     def key(self, row: Row) -> str:
-        """What a row is called: the text whose hash decides."""
+        """The key of a row: the text whose hash determines its split."""
         if self.by == By.group and row.group is not UNSET and row.group:
             return row.group
         images = row_images(row) if self.by != By.id else []
         return images[0] if images else row.id
 
     def describe(self, root: int, roots: Ints) -> str:
-        """Rows that belong together, in words."""
+        """A description of rows that belong together."""
         table = self.source.table
         row = table.load(root)
         members = np.flatnonzero(roots == root)
@@ -213,12 +213,12 @@ class _Split:
         words = f"group {name!r}" if name else f"the rows with {row.get('id')!r}"
         if self.by == By.group and groups > 1:
             words += f" and {counted(groups - 1, 'more group')}" if name else ""
-        if shared := self.shared_picture(members):
-            words += f" (they share pictures, such as {shared!r})"
+        if shared := self.shared_image(members):
+            words += f" (they share images, such as {shared!r})"
         return words
 
-    def shared_picture(self, members: Ints) -> str:
-        """The picture that most of some rows use; empty where none is used twice."""
+    def shared_image(self, members: Ints) -> str:
+        """The image used by most of the rows; empty if none is used twice."""
         table = self.source.table
         use = np.concatenate([table.uses[table.starts[row] : table.starts[row + 1]] for row in members.tolist()])
         use = use[use >= 0]
@@ -228,7 +228,7 @@ class _Split:
         return self.source.survey.tree.path(int(found[counts.argmax()]))
 
     def note_groups(self, roots: Ints, splits: npt.NDArray[np.uint8]) -> None:
-        """Say where groups ended up in several splits, because they were not what counted."""
+        """Add a note if groups are in several splits, because rows were not divided by group."""
         groups = self.source.table.groups
         if self.by == By.group or not groups.any():
             return
@@ -241,7 +241,7 @@ class _Split:
             )
 
     def write(self, stage: Stage, splits: npt.NDArray[np.uint8]) -> None:
-        """Write every row, as it stands, to its split."""
+        """Write every row, unchanged, to its split."""
         total = len(splits)
         for number, line in self.source.rows():
             stage.write(self.names[splits[number]], line, row_images(decode_row(line)))
@@ -250,11 +250,11 @@ class _Split:
         stage.write_file(REJECTS, self.source.rejects())
 
     def place(self, stage: Stage) -> None:
-        """Bring in the pictures that rows use."""
-        place_pictures(stage, self.source, self.progress)
+        """Link or copy the images that rows use."""
+        place_images(stage, self.source, self.progress)
 
     def manifest(self, stage: Stage) -> Manifest:
-        """The set's manifest with its new splits."""
+        """The manifest of the set with its new splits."""
         labelled = self.source.is_labelled(self.source.survey.files[0][0])
         old = self.source.manifest or Manifest(name=self.source.name, task="chat", splits={})
         step = ConverterInfo(name="split", version=VERSION, options=self.options)

@@ -49,7 +49,7 @@ def set_stats(
         try:
             refuse_closed(survey)
             if not any(survey.scan.num_lines.values()):
-                raise UserError(f"{directory}: it holds no rows")
+                raise UserError(f"{directory}: contains no rows")
             return _count(survey, level, num_crops, workers, progress)
         finally:
             survey.table.close()

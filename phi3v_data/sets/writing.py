@@ -1,7 +1,7 @@
-"""A new set: staged under the hidden folder of its directory, then published as a conversion is.
+"""Writes a new set: staged in the hidden folder of its directory, then published like a conversion.
 
-A run that is killed leaves either nothing but its stage, which the next run starts afresh, or a publication that the
-next run completes; `dataset.json` comes last.
+A killed run leaves either only its stage, which the next run starts over, or a publication that the next run
+completes; `dataset.json` comes last.
 """
 
 import os
@@ -26,7 +26,7 @@ from phi3v_data.writing.publish import SplitFile, publish
 
 
 class ImageMode(StrEnum):
-    """How pictures come into a new set; they are never moved."""
+    """Whether images are linked or copied into a new set; they are never moved."""
 
     link = "link"
     copy = "copy"
@@ -34,7 +34,7 @@ class ImageMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """What a run came to; `notes` are sentences that a person should read."""
+    """Result of a command that writes a set; `notes` are messages for the user."""
 
     out_dir: Path
     manifest: Manifest
@@ -49,7 +49,7 @@ class SetResult:
 
 @dataclass
 class Stage:
-    """Where a new set grows; `name` is the NAME of its files."""
+    """The staging folder of a new set; `name` is the NAME of its files."""
 
     root: Path
     name: str
@@ -61,19 +61,19 @@ class Stage:
     _folders: set[str] = field(default_factory=set)
 
     def write(self, split: str, line: bytes, images: Iterable[str]) -> None:
-        """Add a row, given as its line without line end, to a split."""
+        """Add a row to a split, given as a line without line end."""
         if split not in self._splits:
             name = file_name(self.name, split)
             self._splits[split] = SplitFile(name, inside(self.root, name).open("wb"))
         self._splits[split].write(line + b"\n", images)
 
     def write_file(self, name: str, content: bytes) -> None:
-        """Add a file beside the splits, unless it would be empty."""
+        """Add a file next to the splits, unless it would be empty."""
         if content:
             inside(self.root, name).write_bytes(content)
 
     def place(self, source: str, name: str) -> None:
-        """Bring a picture in under `images/name`, by a link where that was asked for and is possible."""
+        """Link or copy an image to `images/name`; it is copied if links are not possible."""
         target = self._target(name)
         if self.images == ImageMode.link:
             try:
@@ -85,12 +85,12 @@ class Stage:
                 self.num_linked += 1
                 return
         shutil.copyfile(source, target)
-        with suppress(OSError):  # SMB and exFAT keep no modes
+        with suppress(OSError):  # SMB and exFAT do not store modes
             shutil.copystat(source, target)
         self.num_copied += 1
 
     def place_bytes(self, content: bytes, name: str) -> None:
-        """Write a new picture under `images/name`."""
+        """Write a new image under `images/name`."""
         with open(self._target(name), "wb") as file:
             file.write(content)
 
@@ -100,19 +100,19 @@ class Stage:
             split.file.close()
 
     def splits(self, is_labelled: Callable[[str], bool]) -> dict[str, SplitInfo]:
-        """What the manifest records of each split, in order; nothing can be written any more."""
+        """Close the files and return the manifest's record of each split, in order."""
         self.close()
         return {
             split: self._splits[split].info(labelled=is_labelled(split))
             for split in sorted(self._splits, key=split_sort_key)
         }
 
-    def note_pictures(self) -> None:
-        """Say where pictures had to be copied although links were asked for."""
+    def note_images(self) -> None:
+        """Add a note if images had to be copied although links were requested."""
         if self.images == ImageMode.link and self.num_copied:
             self.notes.append(
-                f"{self.num_copied:,} of {counted(self.num_linked + self.num_copied, 'image')} copied, because no link "
-                "to the original can be made (another disk, or files of another owner)"
+                f"{self.num_copied:,} of {counted(self.num_linked + self.num_copied, 'image')} copied, because they "
+                "cannot be linked (another disk, or files of another owner)"
             )
 
     def _target(self, name: str) -> str:
@@ -135,10 +135,10 @@ def make_set(
     images: ImageMode = ImageMode.link,
     overwrite: bool = False,
 ) -> SetResult:
-    """Make a set in `out_dir`: `build` fills the stage and returns the manifest.
+    """Write a set to `out_dir`: `build` fills the stage and returns the manifest.
 
     Raises:
-        UserError: the directory holds something else, or is being written by another process.
+        UserError: the directory contains something else, or another process is writing to it.
     """
     with open_output(out_dir, overwrite=overwrite) as output:
         known = _finished_before(output, identity, overwrite)
@@ -150,7 +150,7 @@ def make_set(
             manifest = build(stage)
         finally:
             stage.close()
-        stage.note_pictures()
+        stage.note_images()
         write_text(stage.root / MANIFEST, manifest.to_json())
         for path in sorted(stage.root.iterdir()):
             if path.name != MANIFEST:
@@ -172,14 +172,14 @@ def _finished_before(output: Output, identity: Mapping[str, Any], overwrite: boo
 
 
 def check_places(out_dir: Path, sources: Sequence[Path]) -> Path:
-    """The absolute path of OUT, which must not lie in a source, nor a source in it.
+    """The absolute path of OUT, which must not be inside a source or contain one.
 
     Raises:
-        UserError: they do.
+        UserError: one contains the other.
     """
     target = out_dir.expanduser().resolve()
     for source in sources:
         other = source.expanduser().resolve()
         if target.is_relative_to(other) or other.is_relative_to(target):
-            raise UserError(f"OUT {out_dir} and {source} lie one in the other; choose a folder elsewhere for OUT")
+            raise UserError(f"OUT {out_dir} and {source} contain each other; choose another folder for OUT")
     return Path(os.path.abspath(out_dir.expanduser()))

@@ -1,11 +1,11 @@
-"""Unpack archives that nobody vouches for: tar (plain, gz, bz2, xz) and zip, told by content, not by name.
+"""Unpacks untrusted archives: tar (plain, gz, bz2, xz) and zip, detected by content, not by name.
 
-Refused: paths outside, links outside, devices, more files or bytes than the limits, and more than a sane ratio of
-unpacked to packed bytes. Bytes are counted as they come out, those of members that are passed over and of headers
-included; a size that the archive itself puts beyond the limits is refused before anything of it is read.
+Rejected: paths and links that lead outside, devices, more files or bytes than the limits, and a too high ratio of
+unpacked to packed bytes. Decompressed bytes are counted, including those of skipped members and headers; a declared
+size over the limits is rejected before anything is read.
 
-A member that has no place in a folder (a name that is not UTF-8 or too long, a file where another member needs a
-folder) is left out and named by `rejected_members`; the rest is unpacked.
+A member that cannot be unpacked (a name that is not UTF-8 or too long, a file where another member needs a folder) is
+left out and listed by `rejected_members`; the rest is unpacked.
 A finished folder has a marker and is used again; a killed or failed extraction leaves only a `.partial` folder, which
 the next one clears.
 """
@@ -70,7 +70,7 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
     """Unpack `archive` under `work_dir` and return the folder; a finished one is used again.
 
     Raises:
-        UserError: unsafe, damaged, cut short, too large, of a kind that is not read, or no space left.
+        UserError: the archive is unsafe, damaged, cut short, too large or of an unsupported type, or the disk is full.
     """
     try:
         stat = archive.stat()
@@ -85,7 +85,7 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
     if kind in ("rar", "7z", "tar.zst"):
         tool = {"rar": "unrar x", "7z": "7z x", "tar.zst": "tar --zstd -xf"}[kind]
         raise UserError(
-            f"'{archive}' is a {kind} archive, which is not read here; unpack it ({tool} {archive.name}) and give "
+            f"'{archive}' is a {kind} archive, which is not supported; unpack it ({tool} {archive.name}) and give "
             "the folder as --source"
         )
     if not kind:
@@ -185,14 +185,14 @@ def _untar(archive: Path, kind: str, writer: MemberWriter) -> None:
                     writer.link(path, member.linkname, base=PurePosixPath())
                 else:
                     writer.refuse(f"has '{path}', which is a device or a pipe")
-        while stream.read(BLOCK):  # to the end, so that the checksum of gzip is looked at
+        while stream.read(BLOCK):  # to the end, so that the checksum of gzip is verified
             pass
         if not stream.ends_in_zeros:
             raise EOFError("no end mark")
 
 
 def _members(packed: tarfile.TarFile, writer: MemberWriter) -> Iterable[tarfile.TarInfo]:
-    """The headers one after another, forgetting those that are done."""
+    """Yield the headers one after another, without keeping earlier ones."""
     while (member := packed.next()) is not None:
         packed.members = []  # type: ignore[attr-defined]  # typeshed leaves it out; it would hold every header
         writer.count()
@@ -216,19 +216,19 @@ def _decompressed(archive: Path, kind: str) -> Iterator[Readable]:
 
 
 def _member_class(writer: MemberWriter) -> type[tarfile.TarInfo]:
-    """`TarInfo` that looks at the size of an extended header before it reads it into memory."""
+    """A `TarInfo` that checks the size of an extended header before it reads it into memory."""
 
     class Member(tarfile.TarInfo):
         def _proc_member(self, packed: tarfile.TarFile) -> Any:
             if self.type in _EXTENDED and self.size > writer.limits.max_header:
-                writer.refuse(f"has a header of {self.size} bytes; one has at most {writer.limits.max_header}")
+                writer.refuse(f"has a header of {self.size} bytes, over the limit of {writer.limits.max_header}")
             return super()._proc_member(packed)  # type: ignore[misc]  # typeshed leaves it out
 
     return Member
 
 
 class _Counted:
-    """A stream that is counted and remembers its last block: a whole tar ends in zeros, a cut one does not."""
+    """A stream that counts its bytes and keeps its last block: a complete tar ends in zeros, a cut one does not."""
 
     def __init__(self, stream: Readable, writer: MemberWriter) -> None:
         self._stream = stream

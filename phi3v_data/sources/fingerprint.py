@@ -1,4 +1,4 @@
-"""A digest of plain values that is the same in every process: items, drafts and rows of tables, compared on resume."""
+"""Digests of items, drafts and rows that are the same in every process, to be compared on resume."""
 
 import sys
 from collections.abc import Mapping, Set
@@ -19,8 +19,8 @@ _NO_ROOTS = Roots()
 def fingerprint(value: object, roots: Roots = _NO_ROOTS) -> str:
     """xxh3-128 of a value, as hex digits.
 
-    Strings and paths that start with one of `roots` count by what follows it, so that the source may be moved. Arrays
-    and PIL images count by their pixels, other objects by what `pickle` would store of them.
+    For strings and paths below one of `roots` only the rest is used, so that the source can be moved. Arrays and PIL
+    images are digested by their pixels, other objects as `pickle` would store them.
     """
     hasher = xxhash.xxh3_128()
     _feed(hasher, value, roots, 0)
@@ -28,7 +28,7 @@ def fingerprint(value: object, roots: Roots = _NO_ROOTS) -> str:
 
 
 def item_fingerprint(item: Item, roots: Roots) -> str:
-    """Digest of what a plan says of an item; its `path` counts only below one of `roots`."""
+    """Digest of a planned item; of its `path` only the part below one of `roots` is used."""
     name = roots.name(item.path) if item.path else None
     rejected = (item.reject, item.message) if item.reject else ()
     content = (item.split, item.key, name, item.group, item.size, item.label, item.data, *rejected)
@@ -42,17 +42,17 @@ def item_fingerprint(item: Item, roots: Roots) -> str:
 
 
 def drawn_fingerprint(drawn: Draft | Item, split: str, roots: Roots, *, images: bool) -> str:
-    """Digest of what a generator gave: a draft, or an item for a member of an archive that has no place."""
+    """Digest of what a generator yielded: a draft, or an item for a rejected member of an archive."""
     if isinstance(drawn, Item):
         return item_fingerprint(drawn, roots)
     return draft_fingerprint(drawn, split, roots, images=images)
 
 
 def draft_fingerprint(draft: Draft, split: str, roots: Roots, *, images: bool) -> str:
-    """Digest of a drawn draft. Images given as paths count by their path: their content is compared apart.
+    """Digest of a draft. Of images given as paths only the path is used; their content is compared separately.
 
     Args:
-        images: whether the contents of images count; not for a draft that was rejected.
+        images: whether to include the content of images; False for a rejected draft.
     """
     turns = [
         (turn.user, turn.assistant, list(turn.image_offsets) if images else (), list(turn.images) if images else ())
@@ -105,7 +105,7 @@ def _put(hasher: Any, kind: str, content: Any) -> None:
 
 
 def _pixels(value: Any) -> tuple[Any, ...] | None:
-    """What makes up an array or a PIL image; None for anything else. Loads neither library."""
+    """Shape, type and bytes of an array or a PIL image; None for anything else. Imports neither library."""
     numpy, pil = sys.modules.get("numpy"), sys.modules.get("PIL.Image")
     if numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
         return ("array", str(value.dtype), value.shape, numpy.ascontiguousarray(value).tobytes())
@@ -118,10 +118,10 @@ def _pixels(value: Any) -> tuple[Any, ...] | None:
 
 
 def _state(value: Any) -> Any:
-    """What pickle would store of an object, without its own memory addresses."""
+    """The pickled object, without memory addresses."""
     try:
         reduced = value.__reduce_ex__(4)
-    except Exception:  # an open file, a lock: nothing that could be compared
+    except Exception:  # an open file, a lock: cannot be compared
         return None
     return (
         reduced

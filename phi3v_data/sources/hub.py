@@ -1,4 +1,4 @@
-"""Data sets on the Hub: parquet files are read where they are, by ranges; an archive or plain files are downloaded."""
+"""Datasets on the Hub: parquet files are read by byte ranges; archives and other files are downloaded."""
 
 import sys
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
 
 REMOTE = "hf://"
-# Data sets that are one archive among other files.
+# Datasets that consist of one archive among other files.
 _ARCHIVES = {"sayakpaul/ucf101-subset": "UCF101_subset.tar.gz"}
 
 
@@ -21,10 +21,10 @@ class RemoteFiles:
 
 
 def fetch(hub_id: str) -> Path | RemoteFiles:
-    """Parquet files to be streamed, or what was downloaded: the one archive that is needed, else a snapshot.
+    """Return parquet files to stream, or the path of a download: the needed archive, else a snapshot.
 
     Raises:
-        UserError: huggingface_hub is missing, no network, no such data set, no access.
+        UserError: huggingface_hub is not installed, there is no network, no such dataset, or no access.
     """
     try:
         from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
@@ -39,7 +39,9 @@ def fetch(hub_id: str) -> Path | RemoteFiles:
     if archive and isinstance(cached := try_to_load_from_cache(hub_id, archive, repo_type="dataset"), str):
         return Path(cached)
     try:
-        info = HfApi().dataset_info(hub_id, timeout=10)  # one question, so that no network is known at once
+        info = HfApi().dataset_info(
+            hub_id, timeout=10
+        )  # one request, so that a missing network is detected immediately
         if archive:
             return Path(hf_hub_download(hub_id, archive, repo_type="dataset"))
         names = [sibling.rfilename for sibling in info.siblings or ()]
@@ -47,15 +49,15 @@ def fetch(hub_id: str) -> Path | RemoteFiles:
             return RemoteFiles(f"{REMOTE}datasets/{hub_id}@{info.sha}", found)
         return Path(snapshot_download(hub_id, repo_type="dataset", revision=info.sha))
     except GatedRepoError as error:
-        raise UserError(f"'{hub_id}' asks for consent: accept its terms at {where} and run `hf auth login`") from error
+        raise UserError(f"'{hub_id}' is gated: accept its terms at {where} and run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise NotFoundError(
-            f"there is no folder, archive or public Hub data set '{hub_id}'; check the spelling, or log in with "
+            f"there is no folder, archive or public Hub dataset '{hub_id}'; check the spelling, or log in with "
             "`hf auth login`"
         ) from error
     except HfHubHTTPError as error:
         raise UserError(
-            f"the Hub refuses to hand out '{hub_id}' ({type(error).__name__}); try again, or download it from {where} "
+            f"the Hub refused to serve '{hub_id}' ({type(error).__name__}); try again, or download it from {where} "
             "and give its path as --source"
         ) from error
     except remote_errors() as error:
@@ -66,14 +68,14 @@ def fetch(hub_id: str) -> Path | RemoteFiles:
 
 
 def open_remote(path: str) -> Any:
-    """A file of the Hub that can be sought; each read asks for its range, and nothing is kept on disk."""
+    """A seekable file on the Hub; each read requests its byte range, and nothing is stored on disk."""
     from huggingface_hub import HfFileSystem
 
     return HfFileSystem().open(path, "rb", cache_type="none")
 
 
 def remote_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub lets through of the library it talks through: requests (OSErrors), httpx, now httpx2."""
+    """Exceptions of the HTTP library that huggingface_hub does not wrap: requests (OSErrors), httpx, now httpx2."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     libraries = [sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules]

@@ -1,4 +1,4 @@
-"""Which files of a source no sample is made of, said once: nothing is passed over silently."""
+"""Reports the files of a source that were left out, so that nothing is skipped silently."""
 
 import os
 from array import array
@@ -18,19 +18,19 @@ MAX_NAMED = 3
 
 @dataclass(slots=True)
 class UsedPaths:
-    """The paths that a plan or its drafts name, 8 bytes each."""
+    """The paths used by a plan or its drafts, 8 bytes each."""
 
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
 
     def of_items(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Pass items on, noting where each lies."""
+        """Yield items and record their paths."""
         for item in items:
             if isinstance(item, Item) and item.path:
                 self.hashes.append(_hash(item.path))
             yield item
 
     def of_drafts(self, drafts: Iterable[Draft]) -> Iterator[Draft]:
-        """Pass drafts on, noting the files that are their images."""
+        """Yield drafts and record the paths of their images."""
         for draft in drafts:
             if isinstance(draft, Draft):
                 for content in _contents(draft):
@@ -39,17 +39,17 @@ class UsedPaths:
             yield draft
 
     def left_out(self, source: Source) -> tuple[str, ...]:
-        """A sentence on the files of the source that are not used, if there are any."""
+        """A message about the unused files of the source, if there are any."""
         used = set(self.hashes)
         files = source.left_out(lambda file: _hash(str(file)) in used)
         if not files:
             return ()
-        endings = Counter(PurePosixPath(file.path).suffix.lower() or "without an ending" for file in files)
+        endings = Counter(PurePosixPath(file.path).suffix.lower() or "without an extension" for file in files)
         counts = ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
         named = ", ".join(shown(file.path) for file in files[:MAX_NAMED])
         more = ", ..." if len(files) > MAX_NAMED else ""
         number = counted(len(files), "file")
-        return (f"left out {number} of the source, of which no sample is made: {counts} ({named}{more})",)
+        return (f"left out {number} of the source, not used by any sample: {counts} ({named}{more})",)
 
 
 def _contents(draft: Draft) -> Iterator[object]:
@@ -57,7 +57,7 @@ def _contents(draft: Draft) -> Iterator[object]:
         for turn in draft.all_turns():
             for image in turn.images:
                 yield image.content if isinstance(image, DraftImage) else image
-    except (AttributeError, TypeError):  # a draft that is none: the writer says what is wrong with it
+    except (AttributeError, TypeError):  # an invalid draft: the writer reports it
         return
 
 

@@ -1,4 +1,4 @@
-"""Members of an archive on their way into a folder: which have a place there, how much may come out of it."""
+"""Writes the members of an archive to a folder: safe paths and limits on the unpacked size."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from phi3v_data.mounts import NO_HARD_LINKS
 
 BLOCK = 1 << 20
 MAX_NAME_BYTES = 255
-"""Of one component of a path, on the file systems in use."""
+"""Longest component of a path, in bytes, on common file systems."""
 
 _NO_PLACE = {
     errno.ENAMETOOLONG: "its path is too long",
@@ -27,7 +27,7 @@ _NO_PLACE = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Beyond these an archive is taken for a bomb. The ratio counts only above `ratio_from` unpacked bytes."""
+    """Limits on archives. The ratio is only checked above `ratio_from` unpacked bytes."""
 
     max_files: int = 2_000_000
     max_bytes: int = 1 << 40
@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RejectedMember:
-    """A member of an archive that was left out: its name there, made printable, and why."""
+    """A member of an archive that was left out: its printable name, and the reason."""
 
     name: str
     why: str
@@ -49,12 +49,12 @@ class Readable(Protocol):
 
 
 def is_junk(path: PurePosixPath) -> bool:
-    """Hidden files, and what macOS leaves in archives and on foreign disks."""
+    """Whether a path is a hidden file, or metadata of macOS."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 class MemberWriter:
-    """Puts members under `root`, counting them and their bytes."""
+    """Writes members under `root`, and counts them and their bytes."""
 
     def __init__(self, archive: Path, root: Path, limits: Limits, packed: int) -> None:
         self.archive = archive
@@ -68,7 +68,7 @@ class MemberWriter:
         self.rejected: list[RejectedMember] = []
 
     def place(self, name: str) -> PurePosixPath | None:
-        """A member's path under the root; None for junk, for the root itself and for a name that cannot be kept."""
+        """Path of a member under the root; None for junk, the root itself and names that cannot be used."""
         if "\0" in name:
             self.refuse(f"has a NUL in the name {shown(name)}")
         path = PurePosixPath(name)
@@ -88,13 +88,13 @@ class MemberWriter:
         return path
 
     def reject(self, name: "str | PurePosixPath", why: str) -> None:
-        """Leave a member out and remember it."""
+        """Leave a member out and record it."""
         plain = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         self.rejected.append(RejectedMember(short(plain), why))
 
     @contextmanager
     def fits(self, path: PurePosixPath) -> Iterator[None]:
-        """Reject a member for which the others leave no place."""
+        """Reject a member whose path conflicts with another member."""
         try:
             yield
         except OSError as error:
@@ -103,7 +103,7 @@ class MemberWriter:
             self.reject(path, _NO_PLACE[error.errno])
 
     def count(self) -> None:
-        """One more member."""
+        """Count a member."""
         self.files += 1
         if self.files > self.limits.max_files:
             self.refuse(f"has more than {self.limits.max_files} entries")
@@ -123,23 +123,23 @@ class MemberWriter:
                     out.write(block)
 
     def came_out(self, length: int) -> None:
-        """Count bytes that came out of the decompression, whatever they are."""
+        """Count decompressed bytes of any kind."""
         self.read += length
         self.allow(self.read)
 
     def announced(self, length: int) -> None:
-        """Refuse a member whose own header puts it beyond the limits, before it is read."""
+        """Reject a member whose declared size exceeds the limits, before it is read."""
         self.allow(self.read + length)
 
     def allow(self, total: int) -> None:
-        """Refuse what is more than the limits."""
+        """Raise an error if the limits are exceeded."""
         if total > self.limits.max_bytes:
             self.refuse(f"unpacks to more than {self.limits.max_bytes} bytes")
         if total > self.limits.ratio_from and total > self.limits.max_ratio * self.packed:
-            self.refuse(f"unpacks to more than {self.limits.max_ratio} times its size, as a decompression bomb does")
+            self.refuse(f"unpacks to more than {self.limits.max_ratio} times its size, like a decompression bomb")
 
     def link(self, path: PurePosixPath, target: str, *, base: PurePosixPath) -> None:
-        """Remember a link; it is made at the end, when all regular files are there."""
+        """Record a link; it is created at the end, when all regular files exist."""
         parts: list[str] = list(base.parts)
         for part in target.split("/"):
             if part == "..":
@@ -153,10 +153,10 @@ class MemberWriter:
         self.links.append((path, PurePosixPath(*parts)))
 
     def link_all(self) -> None:
-        """Links to files of the archive become further names of these files, links to links included.
+        """Create links to files of the archive (also links to links) as additional names of these files.
 
-        No symbolic link is ever made, so none can be used to step outside. A link to a folder, or to what is not
-        there, cannot become a name of a file and is an error.
+        Symbolic links are never created, so none can lead outside. A link to a folder, or to a missing member, is an
+        error.
         """
         targets = dict(self.links)
         for path, target in self.links:
@@ -166,10 +166,10 @@ class MemberWriter:
                 target = targets[target]
             source = self.root / target
             if any(member.name == str(target) for member in self.rejected):
-                self.reject(path, "it is a link to a member that is left out")
+                self.reject(path, "it is a link to a member that was left out")
                 continue
             if not source.is_file():
-                self.refuse(f"has the link '{path}' to '{target}', which is no file of the archive")
+                self.refuse(f"has the link '{path}' to '{target}', which is not a file of the archive")
             with self.fits(path):
                 self._link(source, self.root / path)
 
@@ -185,5 +185,5 @@ class MemberWriter:
             shutil.copyfile(source, place)
 
     def refuse(self, what: str) -> NoReturn:
-        """Refuse the whole archive."""
+        """Reject the whole archive."""
         raise UserError(f"the archive '{self.archive}' {what}; it is not unpacked")

@@ -1,10 +1,10 @@
-"""What was read from the source: noted while samples are planned and converted, compared when a run is resumed.
+"""Records what was read from the source while samples are planned and converted, and compares it on resume.
 
-Files are compared by their state (size, mtime, ctime) first, and by content only where the state differs: a source
-that was moved or unpacked again is still the same.
+Files are compared by their state (size, mtime, ctime) first, and by content only if the state differs: a source that
+was moved or unpacked again is still the same.
 
-Whatever Python opens below the source is noted by an audit hook, so that a converter need not say what it reads. What
-other libraries open (the clip of an item, rows of parquet files) is noted by those who know of it.
+An audit hook records the files that Python opens below the source, so that a converter need not declare them. Files
+opened by other libraries (the clip of an item, rows of parquet files) are recorded by the code that opens them.
 """
 
 import os
@@ -23,10 +23,10 @@ import xxhash
 from phi3v_data.errors import UserError
 
 MISSING = "missing"
-"""State of a file that was looked for and is not there."""
+"""State of a file that does not exist."""
 
 RACY_NS = 2_000_000_000
-"""A file changed within so short a time before it is read may change again and keep its times (FAT: 2 s)."""
+"""Seconds before reading within which a changed file may change again with the same times (FAT: 2 s)."""
 
 _BLOCK = 1 << 20
 _MAX_KNOWN = 4096
@@ -34,10 +34,10 @@ _REMOTE = "hf://"
 
 
 class ReadRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A file, or a row of one, as it was when it was read.
+    """State of a file, or of a row of one, when it was read.
 
-    `root` names one of `Roots` (empty: `path` is absolute), `path` is relative to it; `state` is empty where times
-    prove nothing; `digest` is the xxh3-128 of the content (empty: there is no file); `place` is the row, as
+    `root` is the name of one of `Roots` (empty: `path` is absolute), `path` is relative to it; `state` is empty if the
+    times are not reliable; `digest` is the xxh3-128 of the content (empty: there is no file); `place` is the row, as
     `row group:row` or `split:row`, empty for the whole file.
     """
 
@@ -50,13 +50,13 @@ class ReadRecord(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Roots:
-    """Named folders of this machine below which a source's files lie; the first that fits gives a file its name."""
+    """Named folders with the files of a source; a file is named relative to the first folder that contains it."""
 
     folders: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, source: str, unpacked: Path) -> "Roots":
-        """The folder (or Hub address) of a source and the one where its inner archives are unpacked."""
+        """The roots of a source: its folder (or Hub address), and the folder where its archives are unpacked."""
         pairs = [("source", source), ("unpacked", str(unpacked.absolute()))]
         if not source.startswith(_REMOTE):
             pairs = [("source", os.path.abspath(source)), ("source", os.path.realpath(source)), *pairs[1:]]
@@ -70,18 +70,18 @@ class Roots:
             yield f'"{label}:'.encode(), msgspec.json.encode(folder)[:-1]
 
     def plus(self, label: str, folder: str) -> "Roots":
-        """With one more folder."""
+        """The roots with one more folder."""
         return replace(self, folders=(*self.folders, (label, os.path.abspath(folder))))
 
     def name(self, path: str) -> tuple[str, str] | None:
-        """(root, path below it) of a path; None where it lies below none of them."""
+        """The root and the relative path of a path; None if it is not below any root."""
         for label, folder in self.folders:
             if path.startswith(folder) and path[len(folder) : len(folder) + 1] in ("", "/"):
                 return label, path[len(folder) + 1 :]
         return None
 
     def locate(self, record: ReadRecord) -> str:
-        """Where a record's file lies now; empty where its root is not known any more, or it leads out of it."""
+        """Current path of a record's file; empty if its root is unknown, or it leads out of it."""
         if not record.root:
             return record.path
         if ".." in record.path.split("/"):
@@ -100,32 +100,32 @@ class _Note:
 
 @dataclass(slots=True)
 class Reads:
-    """Collects what is read; `records` turns it into something to keep."""
+    """Collects the files that are read; `records` returns their states and digests."""
 
     roots: Roots
     _notes: dict[tuple[str, str], _Note] = field(default_factory=dict)
 
     def file(self, path: str) -> None:
-        """Note a file, before it is read; folders, pipes and devices are passed over."""
+        """Record a file before it is read; folders, pipes and devices are ignored."""
         if (path, "") not in self._notes and (state := state_of(path)) is not None:
             self._notes[path, ""] = _Note(path, state)
 
     def row(self, path: str, place: str, digest: str) -> None:
-        """Note a row of a table that was just read."""
+        """Record a row of a table that was just read."""
         self._notes[path, place] = _Note(path, state_of(path) or folder_state(path), digest, place)
 
     def opened(self, path: str) -> None:
-        """Note a file that Python opens, if it belongs to the source."""
+        """Record a file that Python opens, if it belongs to the source."""
         if self.roots.name(path) is not None:
             self.file(path)
 
     def watch(self, folder: str) -> None:
-        """Count another folder as part of the source: lists that lie beside it."""
+        """Add another folder to the source, such as lists next to it."""
         if self.roots.name(os.path.abspath(folder)) is None:
             self.roots = self.roots.plus(f"other{len(self.roots.folders)}", folder)
 
     def records(self) -> tuple[ReadRecord, ...]:
-        """All that was read, with digests.
+        """The records of everything that was read, with digests.
 
         Raises:
             UserError: a file changed in the meantime.
@@ -137,13 +137,15 @@ class Reads:
             root, path = self.roots.name(note.path) or ("", note.path)
             if (state_of(note.path) or folder_state(note.path)) != note.state:
                 raise UserError(f"'{path}' of the source changed while it was read; run the same command again")
-            path = path.encode("utf-8", "backslashreplace").decode()  # JSON holds no other bytes; not found on resume
+            path = path.encode(
+                "utf-8", "backslashreplace"
+            ).decode()  # JSON cannot represent other bytes; not found on resume
             found.append(ReadRecord(root, path, "" if _is_racy(note.state, now) else note.state, digest, note.place))
         return tuple(found)
 
 
 def by_file(records: Iterable[ReadRecord]) -> tuple[ReadRecord, ...]:
-    """One record a file of the source, with neither state nor place: the same wherever and whenever it was read."""
+    """One record per file of the source, without state and place: independent of where and when it was read."""
     digests: dict[tuple[str, str], list[str]] = {}
     for record in records:
         if record.root:
@@ -157,12 +159,12 @@ def by_file(records: Iterable[ReadRecord]) -> tuple[ReadRecord, ...]:
 _active: Reads | None = None
 _is_hooked = False
 _known: dict[str, tuple[str, str]] = {}
-"""Path -> state and digest of files read of late: many samples share a page or a table."""
+"""Path -> state and digest of recently read files: many samples share a page or a table."""
 
 
 @contextmanager
 def noting(roots: Roots) -> Iterator[Reads]:
-    """Note what is read until the block ends."""
+    """Record the files that are read in the block."""
     global _active, _is_hooked
     if not _is_hooked:
         sys.addaudithook(_on_event)
@@ -176,7 +178,7 @@ def noting(roots: Roots) -> Iterator[Reads]:
 
 @contextmanager
 def not_noting() -> Iterator[None]:
-    """Note nothing until the block ends: an archive is opened only to unpack it."""
+    """Record nothing in the block: an archive is only opened to unpack it."""
     global _active
     before, _active = _active, None
     try:
@@ -186,19 +188,19 @@ def not_noting() -> Iterator[None]:
 
 
 def note_file(path: str | Path) -> None:
-    """Note a file that is about to be read, wherever it lies."""
+    """Record a file that is about to be read, at any location."""
     if _active is not None:
         _active.file(os.path.abspath(path))
 
 
 def note_row(path: str, place: str, digest: Callable[[], str]) -> None:
-    """Note a row of a table."""
+    """Record a row of a table."""
     if _active is not None:
         _active.row(path, place, digest())
 
 
 def note_folder(folder: str) -> None:
-    """Count a folder as part of the source."""
+    """Add a folder to the source."""
     if _active is not None:
         _active.watch(folder)
 
@@ -239,7 +241,7 @@ def folder_state(folder: str) -> str:
 
 
 def known_digest(path: str, state: str) -> str:
-    """xxh3-128 of a file's content, remembered as long as its state stays; empty where there is no regular file."""
+    """xxh3-128 of a file's content, cached while its state is unchanged; empty if there is no regular file."""
     if state == MISSING or not os.path.isfile(path):
         return ""
     if (known := _known.get(path)) and known[0] == state:

@@ -1,11 +1,11 @@
-"""Where a converter's data come from, whatever form they were given in.
+"""The source of a converter's data, in any form.
 
-folder          used as it lies
+folder          used directly
 archive         tar, tar.gz, tar.bz2, tar.xz, zip: unpacked once into the working folder, with limits
-file            one table (CSV, TSV, JSON lines), used as it lies
-Hub id          OWNER/NAME: parquet is read from there by ranges, anything else downloaded, then one of the others
+file            one table (CSV, TSV, JSON lines), used directly
+Hub id          OWNER/NAME: parquet is read by byte ranges, anything else is downloaded and then one of the others
 parquet         a folder (a snapshot of a Hub dataset) or a file: rows
-save_to_disk    what `datasets` wrote: rows
+save_to_disk    a folder written by `datasets`: rows
 """
 
 import hashlib
@@ -36,14 +36,14 @@ _DOCUMENT = re.compile(
     r"|dataset_infos\.json|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
-"""Files that go with a data set and are none of its data."""
+"""Files that accompany a dataset without being part of its data."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the source: its POSIX path relative to the source, where it lies now, its size in bytes."""
+    """A file of the source: POSIX path relative to the source, current path, and size in bytes."""
 
     path: str
     file: Path
@@ -54,11 +54,11 @@ class Source:
     """A source that has been found and can be listed.
 
     Attributes:
-        kind: what it turned out to be.
-        root: absolute folder under which its files lie now (for an archive, where it was unpacked); a table's file.
-        spec: what the user wrote.
-        hub_id: the Hub data set it was downloaded from, or empty.
-        rejected: members of its archives that have no place in a folder, with the name of the archive.
+        kind: the detected type.
+        root: absolute folder of its files (for an archive, where it was unpacked), or the file of a table.
+        spec: the source as given by the user.
+        hub_id: the Hub dataset that it was downloaded from, or empty.
+        rejected: members of its archives that could not be unpacked, with the name of the archive.
     """
 
     def __init__(
@@ -89,23 +89,23 @@ class Source:
             note_folder(str(root if root.is_dir() else root.parent))
 
     def roots(self, unpacked: Path) -> Roots:
-        """What names of its files are relative to; `unpacked` is the working folder of its archives."""
+        """The folders to which names of files are relative; `unpacked` is the working folder of its archives."""
         if self._remote is not None:
             return Roots.of(self._remote.root, unpacked)
         return Roots.of(str(self.root if self.root.is_dir() else self.root.parent), unpacked)
 
     @classmethod
     def open(cls, spec: str | Path, *, work_dir: str | Path | None = None, limits: Limits | None = None) -> "Source":
-        """Find out what `spec` is.
+        """Detect the type of `spec` and open it.
 
         Args:
-            spec: a path, or the id of a Hub data set (`OWNER/NAME`); a path that exists wins.
-            work_dir: where archives are unpacked, kept for the next run; None: a temporary folder that goes with the
-                returned object.
+            spec: a path, or the id of a Hub dataset (`OWNER/NAME`); an existing path has precedence.
+            work_dir: where archives are unpacked, kept for the next run; None: a temporary folder that is deleted
+                with the returned object.
 
         Raises:
-            NotFoundError: no such path, and no id.
-            UserError: an archive that is damaged or unsafe, a download that failed.
+            NotFoundError: neither an existing path nor an id.
+            UserError: an archive is damaged or unsafe, or a download failed.
         """
         text = str(spec)
         path = Path(text).expanduser()
@@ -118,7 +118,7 @@ class Source:
         if not there:
             if not _HUB_ID.fullmatch(text):
                 raise NotFoundError(
-                    f"there is no '{text}'; give a folder, an archive, or the id of a Hub data set (OWNER/NAME)"
+                    f"'{text}' does not exist; give a folder, an archive, or the id of a Hub dataset (OWNER/NAME)"
                 )
             found = fetch(text)
             if isinstance(found, RemoteFiles):
@@ -141,9 +141,9 @@ class Source:
         return source
 
     def describe(self) -> str:
-        """What it is, for people: `archive UCF101_subset.tar.gz`."""
+        """A description such as `archive UCF101_subset.tar.gz`."""
         if self.hub_id:
-            return f"Hub data set {self.hub_id} ({self.kind}{', streamed' if self._remote else ''})"
+            return f"Hub dataset {self.hub_id} ({self.kind}{', streamed' if self._remote else ''})"
         return f"{self.kind} {Path(self.spec).name or self.spec}"
 
     def files(self, suffixes: Sequence[str] = ()) -> tuple[SourceFile, ...]:
@@ -152,7 +152,7 @@ class Source:
         Hidden files and the junk of macOS are left out; links to folders are followed, but not in circles.
 
         Raises:
-            UserError: a folder that cannot be read, or a name that is not UTF-8.
+            UserError: a folder cannot be read, or a name is not UTF-8.
         """
         if self._files is None:
             found = list(_walk(self.root, self._special)) if self.root.is_dir() else [_single(self.root)]
@@ -160,12 +160,12 @@ class Source:
         return self._select(self._files, suffixes)
 
     def all_files(self, suffixes: Sequence[str] = ()) -> tuple[SourceFile, ...]:
-        """Like `files`, with what lies in the archives of the source as if each had been unpacked where it is.
+        """Like `files`, with the contents of the source's archives as if each had been unpacked in place.
 
-        An archive beside a folder of its name (`img.tar.gz` beside `img/`) has been unpacked already and is passed by.
+        An archive next to a folder of its name (`img.tar.gz` next to `img/`) has already been unpacked and is ignored.
 
         Raises:
-            UserError: as `files`; an archive that is damaged or unsafe.
+            UserError: as `files`, or an archive is damaged or unsafe.
         """
         if self._all_files is None:
             files = {entry.path: entry for entry in self._inner_files()}
@@ -183,19 +183,19 @@ class Source:
         return tuple(entry for entry in files if entry.path.lower().endswith(endings))
 
     def use(self, files: Iterable[SourceFile]) -> None:
-        """Say which files samples, labels or splits come from: in this source, all others then count as left out.
+        """Declare the files that provide samples, labels or splits; all others then count as left out.
 
-        Where it is never called, a file counts as left out that no call of `files` or `all_files` asked for.
+        If it is never called, a file counts as left out if no call of `files` or `all_files` requested it.
         """
         if self._used is None:
             self._used = set()
         self._used.update(entry.path for entry in files)
 
     def left_out(self, is_used: Callable[[Path], bool] = lambda file: False) -> tuple[SourceFile, ...]:
-        """The files that no sample is made of, as far as can be told; documents such as a README do not count.
+        """The files that no sample uses, as far as known; documents such as a README do not count.
 
         Args:
-            is_used: whether a file is known to be used, by where it lies now.
+            is_used: whether a file is used, by its current path.
         """
         files = self._all_files or self._files or ()
         of_tables = self.kind == "parquet" and self._opened is not None and not self._remote
@@ -278,8 +278,7 @@ class Source:
         """Rows of one split, one at a time; images as `{"bytes": ..., "path": ...}`, not decoded.
 
         Args:
-            columns: read only these, so that a plan leaves the pictures where they are; those that are not there are
-                left out.
+            columns: read only these, so that a plan does not read images; columns that do not exist are left out.
 
         Raises:
             NotFoundError: no such split.
@@ -288,7 +287,7 @@ class Source:
         return self._tables().rows(split, start, stop, columns)
 
     def places(self, split: str) -> "Iterator[RowPlace]":
-        """Where each row of a split lies, in order: what an item carries for `convert` to `read()`.
+        """The location of each row of a split, in order, stored in an item for `convert` to `read()`.
 
         Raises:
             NotFoundError: no such split.
@@ -313,9 +312,9 @@ def _folder_kind(path: Path) -> Kind:
 
 
 def _absolute(path: Path) -> Path:
-    """The path from the top, without `..`, so that nothing depends on how the source was spelled."""
+    """The absolute path without `..`, so that nothing depends on how the source was written."""
     plain, real = os.path.abspath(path), os.path.realpath(path)
-    return Path(plain if os.path.realpath(plain) == real else real)  # `link/..` is not where `link` lies
+    return Path(plain if os.path.realpath(plain) == real else real)  # `link/..` is not the folder of `link`
 
 
 def _single(file: Path) -> SourceFile:
@@ -323,7 +322,7 @@ def _single(file: Path) -> SourceFile:
 
 
 def _walk(root: Path, special: list[SourceFile] | None = None) -> Iterator[SourceFile]:
-    """Every file below `root`, in no particular order; what is neither file nor folder goes to `special`."""
+    """Yield every file below `root`, in no particular order; pipes, devices and sockets go to `special`."""
     pending: list[tuple[str, str, tuple[str, ...]]] = [(str(root), "", (os.path.realpath(root),))]
     while pending:
         folder, prefix, above = pending.pop()
@@ -346,6 +345,6 @@ def _walk(root: Path, special: list[SourceFile] | None = None) -> Iterator[Sourc
             elif entry.is_file():
                 yield SourceFile(path, Path(entry.path), entry.stat().st_size)
             elif entry.is_symlink() and not os.path.exists(entry.path):
-                yield SourceFile(path, Path(entry.path), 0)  # it leads nowhere: listed, so that it can be rejected
+                yield SourceFile(path, Path(entry.path), 0)  # a broken link: listed, so that it can be rejected
             elif special is not None:
                 special.append(SourceFile(path, Path(entry.path), 0))

@@ -1,11 +1,11 @@
-"""Rows of parquet files (local or on the Hub) and of what `datasets` saved with `save_to_disk`.
+"""Rows of parquet files (local or on the Hub) and of folders written by `save_to_disk` of `datasets`.
 
-Rows come one at a time as plain Python values; an image stays `{"bytes": ..., "path": ...}`, not decoded. Splits are
-read off the files' names (`data/train-00000-of-00002.parquet`, `docvqa/train.parquet`); where files lie in several
-folders, as the configurations of the_cauldron do, a split is called `FOLDER/SPLIT`.
+Rows are read one at a time as plain Python values; an image is `{"bytes": ..., "path": ...}`, not decoded. Splits are
+parsed from the file names (`data/train-00000-of-00002.parquet`, `docvqa/train.parquet`); if the files are in several
+folders, like the configurations of the_cauldron, a split is called `FOLDER/SPLIT`.
 
-A plan reads the columns that it needs (`rows(..., columns=[...])`) and gives each item its `RowPlace`; whichever worker
-converts the item calls `read()`. Files on the Hub are read by ranges, a row group at a time, and never kept.
+A plan reads the columns that it needs (`rows(..., columns=[...])`) and gives each item its `RowPlace`; the worker that
+converts the item calls `read()`. Files on the Hub are read by byte ranges, one row group at a time, and never stored.
 """
 
 import re
@@ -23,13 +23,13 @@ from phi3v_data.sources.reads import folder_state, not_noting, note_row, state_o
 from phi3v_data.splits import canonical_split, split_sort_key
 
 _SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(-[0-9a-f]+)?$")
-_BATCH = 16  # rows read together: pictures make rows large
+_BATCH = 16  # rows read together: images make rows large
 _TEXT_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """Where a row lies; picklable and small, so that a plan can hold millions and any worker can read one.
+    """Location of a row; picklable and small, so that a plan can contain millions and any worker can read one.
 
     `file` is a parquet file (`hf://` for one on the Hub) or a `save_to_disk` folder, `chunk` a row group of the file or
     a split of the folder, `row` counts from 0 within the chunk.
@@ -41,18 +41,18 @@ class RowPlace:
 
     @property
     def part(self) -> str:
-        """Equal for rows that are best read together: `Item.part`."""
+        """A key that is equal for rows to be read together: `Item.part`."""
         return f"{self.file}\0{self.chunk}" if isinstance(self.chunk, int) else ""
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the row's file lies in, where a path in a cell may lead; None on the Hub."""
+        """The folder of the row's file, to which paths in cells are relative; None on the Hub."""
         if self.file.startswith(REMOTE):
             return None
         return Path(self.file) if isinstance(self.chunk, str) else Path(self.file).parent
 
     def read(self) -> dict[str, Any]:
-        """The whole row. Reading places in order is cheap, in any other order right.
+        """Read the whole row. Reading locations in order is fast; other orders work too.
 
         Raises:
             UserError: the file is gone or damaged, or the Hub cannot be reached.
@@ -64,7 +64,7 @@ class RowPlace:
 
     @classmethod
     def of(cls, file: str, place: str) -> "RowPlace":
-        """The place that `note_row` wrote down as `place`."""
+        """The location recorded by `note_row` as `place`."""
         where, _, row = place.rpartition(":")
         kind, _, chunk = where.partition(" ")
         return cls(file, int(chunk) if kind == "group" else chunk, int(row))
@@ -92,20 +92,20 @@ class Tables(Protocol):
     def rows(
         self, split: str, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Rows `start` up to `stop` of a split, with these of its columns (None: all)."""
+        """Yield rows `start` up to `stop` of a split, with these columns (None: all)."""
 
     def places(self, split: str) -> Iterator[RowPlace]:
-        """Where each row of a split lies, in order."""
+        """The location of each row of a split, in order."""
 
     def files_read(self) -> Sequence[str]:
-        """The files of the splits whose rows were asked for."""
+        """The files of the splits whose rows were requested."""
 
 
 def open_tables(kind: str, root: Path, remote: RemoteFiles | None = None) -> Tables:
-    """The rows of a source of kind `parquet` or `save_to_disk`; `remote`: parquet files of the Hub, not of `root`.
+    """Open the rows of a source of kind `parquet` or `save_to_disk`; `remote`: parquet files on the Hub, not `root`.
 
     Raises:
-        UserError: another kind, or pyarrow or datasets is not installed.
+        UserError: the kind is another one, or pyarrow or datasets is not installed.
     """
     if kind == "parquet":
         if remote is not None:
@@ -212,7 +212,7 @@ class _SavedTables:
 
 
 class _Cursor:
-    """Reads rows of one parquet file; remembers where it stands, so that rows in order cost one pass."""
+    """Reads rows of one parquet file; keeps its position, so that rows in order need one pass."""
 
     def __init__(self, file: str) -> None:
         self._path = file
@@ -234,7 +234,7 @@ class _Cursor:
 
 
 class _told:  # noqa: N801 - reads as a phrase: `with _told(path):`
-    """Turns what goes wrong while a parquet file is read into one sentence."""
+    """Converts errors of reading a parquet file to a UserError."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -247,11 +247,11 @@ class _told:  # noqa: N801 - reads as a phrase: `with _told(path):`
             return
         if self._path.startswith(REMOTE) and isinstance(error, remote_errors()):
             raise UserError(
-                f"the Hub broke off while '{self._path}' was read ({type(error).__name__}); run the same command again "
-                "to go on from there"
+                f"the connection to the Hub failed while '{self._path}' was read ({type(error).__name__}); run the "
+                "same command again to resume"
             ) from error
         if isinstance(error, StopIteration | OSError) or type(error).__module__.startswith("pyarrow"):
-            raise UserError(f"'{self._path}' is damaged or no parquet file; download it again") from error
+            raise UserError(f"'{self._path}' is damaged or not a parquet file; download it again") from error
 
 
 def _cursor(file: str) -> _Cursor:
@@ -264,13 +264,13 @@ def _cursor_in(file: str, state: str | None) -> _Cursor:
 
 
 def _parquet(path: str) -> Any:
-    """An opened file; a local one is mapped, so that a large row group is not copied into memory."""
+    """Open a file; a local one is memory-mapped, so that a large row group is not copied."""
     return _opened(path, state_of(path))
 
 
 @lru_cache(maxsize=4)
 def _opened(path: str, state: str | None) -> Any:
-    """`state` keeps apart what a file held before and after it was replaced."""
+    """Cached reader; `state` distinguishes the contents of a file before and after it was replaced."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -282,7 +282,7 @@ def _opened(path: str, state: str | None) -> Any:
 
 
 def _saved(root: str) -> dict[str, Any]:
-    """The splits of a `save_to_disk` folder, mapped."""
+    """The splits of a `save_to_disk` folder, memory-mapped."""
     return _loaded(root, folder_state(root))
 
 
@@ -293,7 +293,7 @@ def _loaded(root: str, state: str) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(f"reading a save_to_disk folder needs datasets: {how_to_install('hub')}") from error
     try:
-        with not_noting():  # a fingerprint in it is new with every saving; the rows are compared
+        with not_noting():  # it contains a fingerprint that changes with every save; the rows are compared
             found = datasets.load_from_disk(root)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"'{root}' cannot be loaded as a save_to_disk folder: {error}") from error
@@ -312,7 +312,7 @@ def _local_files(root: Path) -> dict[str, Sequence[str]]:
 
 
 def _by_split(names: Iterable[str], locate: Callable[[str], str]) -> dict[str, Sequence[str]]:
-    """The parquet files of each split, by the bytes of their paths; `locate` says where a path lies."""
+    """The parquet files of each split, by the bytes of their paths; `locate` returns the location of a path."""
     paths = sorted((PurePosixPath(name) for name in names), key=lambda path: str(path).encode())
     paths = [path for path in paths if not is_junk(path)]
     folders = {path.parent for path in paths}

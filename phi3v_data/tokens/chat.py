@@ -1,4 +1,4 @@
-"""The chat format of a model family: every marker once, and the texts that follow from them.
+"""The chat format of a model family: its markers, and the texts built from them.
 
     {system}{after_role}SYSTEM{end_of_turn}{after_end}                        where there is a system message
     {user}{after_role}IMAGES AND USER{end_of_turn}{after_end}{assistant}{after_role}      the prompt of a turn
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 NUMBER = "{number}"
-"""Stands for a number in an image tag or a special string, such as `<|image_{number}|>`."""
+"""Placeholder of the number in an image tag or a special string, such as `<|image_{number}|>`."""
 
 
 class TurnText(NamedTuple):
-    """The texts of a turn and where its images stand in `user`; no offsets mean that all images come first."""
+    """The texts of a turn and the offsets of its images in `user`; without offsets all images come first."""
 
     user: str
     assistant: str = ""
@@ -32,7 +32,7 @@ class ChatFormat:
     """Markers of a conversation and the texts built from them.
 
     Args:
-        image_tag: stands for one image in a prompt; with `{number}`, images are numbered from 1 through all turns.
+        image_tag: represents one image in a prompt; with `{number}`, images are numbered from 1 over all turns.
         after_images: follows the images that come before the user's text; images inside the text stand alone.
         end_of_turn: ends each message; an answer is trained up to it.
         after_end: follows `end_of_turn`; trained only behind the last answer.
@@ -64,7 +64,7 @@ class ChatFormat:
 
     @property
     def image_pattern(self) -> re.Pattern[str]:
-        """Finds an image tag; a numbered tag's number is group 1."""
+        """Regular expression for an image tag; the number of a numbered tag is group 1."""
         return re.compile(marker_pattern(self.image_tag))
 
     def numbered_tag(self, number: int) -> str:
@@ -83,7 +83,7 @@ class ChatFormat:
         return [*parts, before + turn.user[position:]]
 
     def prompt_parts(self, turn: TurnText, *, system: str = "") -> list[str]:
-        """What a turn adds up to its generation point, cut at its image tags; `system` before the first turn only."""
+        """The text of a turn up to its generation point, cut at its image tags; `system` only for the first turn."""
         opening = f"{self.system}{self.after_role}{system}{self.end_of_turn}{self.after_end}" if system else ""
         parts = self.user_parts(turn)
         parts[0] = f"{opening}{self.user}{self.after_role}{parts[0]}"
@@ -95,11 +95,11 @@ class ChatFormat:
         return self._with_tags(self.user_parts(turn), first_image)
 
     def turn_prompt(self, turn: TurnText, *, system: str = "", first_image: int = 1) -> str:
-        """What a turn adds up to its generation point; `system` before the first turn only."""
+        """The text of a turn up to its generation point; `system` only for the first turn."""
         return self._with_tags(self.prompt_parts(turn, system=system), first_image)
 
     def answer_ending(self, *, last: bool) -> str:
-        """What follows an answer; `last`: it is the last one of a training sample."""
+        """The text after an answer; `last`: it is the last one of a training sample."""
         return self.end_of_turn + self.after_end + (self.end_of_text if last else "")
 
     def supervised_ending(self, *, last: bool) -> str:
@@ -107,7 +107,7 @@ class ChatFormat:
         return self.answer_ending(last=True) if last else self.end_of_turn
 
     def answer_text(self, answer: str, *, last: bool) -> str:
-        """An answer and what follows it."""
+        """An answer with the text after it."""
         return answer + self.answer_ending(last=last)
 
     def conversation_text(self, turns: Sequence[TurnText], *, system: str = "") -> str:

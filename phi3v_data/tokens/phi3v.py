@@ -1,6 +1,6 @@
 """Phi-3-vision and Phi-3.5-vision: chat format, special strings, image tokens.
 
-The released image processor puts one `<s>` at the start of a prompt and one after every image.
+The released image processor adds one `<s>` at the start of a prompt and one after every image.
 """
 
 from dataclasses import dataclass

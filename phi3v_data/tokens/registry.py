@@ -20,7 +20,7 @@ from phi3v_data.tokens.family import TokenFamily
 GROUP = "phi3v_data.token_families"
 
 DEFAULT = "phi3v"
-"""Family of a run that names none."""
+"""Family of a run without `--model`."""
 
 
 def family_names() -> list[str]:
@@ -29,7 +29,7 @@ def family_names() -> list[str]:
 
 
 def default_family() -> TokenFamily:
-    """The family that is used where none is named."""
+    """The family that is used if none is given."""
     return get_family(DEFAULT)
 
 
@@ -48,10 +48,10 @@ def get_family(name: str) -> TokenFamily:
 
 
 def find_family(wanted: str | Path) -> tuple[TokenFamily, Path | None]:
-    """The family that `--model` means: by name, or of a model directory, which is then returned as well.
+    """The family given by `--model`: a name, or a model directory, which is then returned as well.
 
     Raises:
-        NotFoundError: no such family and no such directory, or no family reads the directory's model.
+        NotFoundError: neither a family nor a directory, or no family supports the directory's model.
         UserError: the family, or the directory's config.json, cannot be read.
     """
     text = str(wanted)
@@ -110,7 +110,7 @@ def family_of_type(model_type: str) -> TokenFamily | None:
 
 
 def load_families() -> tuple[list[TokenFamily], list[str]]:
-    """All families that can be loaded, and a sentence about each that cannot."""
+    """All families that can be loaded, and a message about each that cannot."""
     families, problems = [], []
     for name in family_names():
         try:
@@ -139,7 +139,7 @@ def _built_in() -> Mapping[str, TokenFamily]:
 
 @cache
 def _installed() -> Mapping[str, EntryPoint]:
-    """Families of other packages; a built-in name is not overruled, and of two equal names the first counts."""
+    """Families of other packages; built-in names have precedence, and of two equal names the first is used."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         if point.name not in _built_in():

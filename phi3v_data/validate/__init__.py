@@ -1,4 +1,4 @@
-"""Prove that a directory is sound before a run stands on it: `validate(DIR)` gives a report of all that is wrong."""
+"""Validates a directory before a run uses it: `validate(DIR)` returns a report of all problems."""
 
 from phi3v_data.validate.runner import fresh_report, validate
 

@@ -1,6 +1,6 @@
-"""One line that the fast path did not take: what is wrong with it, all of it, in words.
+"""Reports all problems of a line that the fast path rejected.
 
-Whatever can still be read of the row is kept (`keep_sound_parts`), so that its id, texts and pictures are checked too.
+The valid fields of the row are kept (`keep_valid_fields`), so that its id, texts and images are checked too.
 """
 
 import difflib
@@ -28,7 +28,7 @@ _WANTED = {
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object that remembers keys given twice."""
+    """A JSON object that records duplicate keys."""
 
     duplicates: tuple[str, ...] = ()
 
@@ -67,7 +67,7 @@ def field_path(parts: tuple[str | int, ...]) -> str:
 
 
 class BadRows:
-    """Reports what is wrong with single lines of one file."""
+    """Reports problems of single lines of one file."""
 
     def __init__(self, findings: Findings, file: str, *, labelled: bool = True) -> None:
         self.findings = findings
@@ -75,7 +75,7 @@ class BadRows:
         self.labelled = labelled
 
     def read(self, line: Line) -> Row | None:
-        """Report all that is wrong with a line; the sound parts of the row, None where there is no row."""
+        """Report all problems of a line; return the valid fields of the row, or None if there is no row."""
         add, number = self.findings.add, line.number
         if line.too_long:
             add(
@@ -83,7 +83,7 @@ class BadRows:
                 f"the line is over {MAX_LINE_BYTES >> 20} MB and was not read",
                 file=self.file,
                 line=number,
-                hint="is a picture embedded as text? store it under images/ and name its path",
+                hint="is an image embedded as text? store it under images/ and refer to it by path",
             )
             return None
         data = line.data
@@ -113,14 +113,14 @@ class BadRows:
                 f"a row must be an object, not {_kind(value[0])}",
                 file=self.file,
                 line=number,
-                hint="is the whole file one JSON array? write one object a line" if text.lstrip()[0] == "[" else "",
+                hint="is the whole file one JSON array? write one object per line" if text.lstrip()[0] == "[" else "",
             )
             return None
         self._check_object(value[0], number)
-        return keep_sound_parts(value[0])
+        return keep_valid_fields(value[0])
 
     def _parse(self, text: str, number: int) -> tuple[Any] | None:
-        """The line's value in a tuple (it may be null), reporting syntax; None where it cannot be read."""
+        """Parse the line and report syntax errors; return its value in a tuple (it may be null), or None."""
         try:
             value = _LOADER.decode(text)
         except json.JSONDecodeError as error:
@@ -145,7 +145,7 @@ class BadRows:
         return (value,)
 
     def _check_raw_control(self, text: str, number: int) -> None:
-        """JSON wants control characters inside strings escaped."""
+        """Report raw control characters inside strings, which JSON requires to be escaped."""
         try:
             _STRICT.decode(text)
         except json.JSONDecodeError as error:
@@ -173,7 +173,7 @@ class BadRows:
                 for key in item.duplicates:
                     self.findings.add(
                         "duplicate-key",
-                        f"the key {shown(key)} stands twice in one object; readers keep only one of the values",
+                        f"the key {shown(key)} is in the object twice; readers keep only one of the values",
                         **place,
                         field=field_path((*path, key)),
                     )
@@ -181,7 +181,7 @@ class BadRows:
                 infinite.add(path)
                 self.findings.add(
                     "non-finite-number",
-                    f"{item} is not a number that JSON can hold",
+                    f"{item} is not a valid number in JSON",
                     **place,
                     field=field_path(path),
                     hint="use null or leave the key out",
@@ -212,7 +212,7 @@ class BadRows:
         infinite: set[tuple[str | int, ...]],
         place: dict[str, Any],
     ) -> None:
-        """Pydantic's errors under our codes, one a place."""
+        """Report Pydantic's errors with our codes, one per field."""
         seen: set[tuple[str | int, ...]] = set()
         for found in error.errors(include_url=False, include_context=False):
             path = found["loc"][:2] if found["loc"][:1] == ("meta",) else found["loc"]
@@ -246,13 +246,13 @@ class BadRows:
 def check_blank(
     findings: Findings, turn: int, user: object, assistant: object, has_images: bool, place: dict[str, Any]
 ) -> None:
-    """Report texts of a turn that hold nothing: the answer (an error), the question (an error without images, a warning
-    with them). None is not looked at.
+    """Report empty texts of a turn: the answer (an error), the question (an error without images, a warning with them).
+    None is ignored.
     """
     if isinstance(assistant, str) and not assistant.strip():
         findings.add(
             "empty-text",
-            "the answer is empty: there is nothing to learn from it",
+            "the answer is empty, so the model cannot learn from it",
             **place,
             field=f"conversations[{turn}].assistant",
             hint="a split without answers is marked `labelled: false` in dataset.json",
@@ -278,22 +278,22 @@ def check_offsets(
     offsets: tuple[int, ...] | list[int],
     place: dict[str, Any],
 ) -> None:
-    """Report `image_offsets` that do not fit the turn: one an image, non-decreasing, inside the text."""
+    """Report invalid `image_offsets`: they must be one per image, non-decreasing and inside the text."""
     if not offsets:
         return
     message = ""
     if len(offsets) != len(images):
-        message = f"{len(offsets)} image_offsets for {counted(len(images), 'image')}: there must be one an image"
+        message = f"{len(offsets)} image_offsets for {counted(len(images), 'image')}: there must be one per image"
     elif list(offsets) != sorted(offsets):
-        message = "image_offsets must not decrease: images stand in the order of their tags"
+        message = "image_offsets must not decrease: images are in the order of their tags"
     elif offsets[-1] > len(user):
-        message = f"image offset {shown(offsets[-1])} lies behind the end of 'user' ({len(user)} characters)"
+        message = f"image offset {shown(offsets[-1])} is after the end of 'user' ({len(user)} characters)"
     if message:
         findings.add("wrong-type", message, **place, field=f"conversations[{turn}].image_offsets")
 
 
-def keep_sound_parts(value: dict[str, Any]) -> Row:
-    """The row with everything left empty that has a wrong type; turns keep their number."""
+def keep_valid_fields(value: dict[str, Any]) -> Row:
+    """The row with all fields of a wrong type left empty; turns keep their number."""
     turns = value.get("conversations")
     answers = value.get("answers")
     return Row(
@@ -313,7 +313,7 @@ def keep_sound_parts(value: dict[str, Any]) -> Row:
 
 
 def image_fields(value: object) -> Iterator[tuple[str, str]]:
-    """(field, path) of every picture of a row, in the order of `keep_sound_parts`."""
+    """(field, path) of every image of a row, in the order of `keep_valid_fields`."""
     turns = value.get("conversations") if isinstance(value, dict) else None
     for index, turn in enumerate(turns if isinstance(turns, list) else ()):
         if isinstance(turn, dict):
@@ -322,7 +322,7 @@ def image_fields(value: object) -> Iterator[tuple[str, str]]:
 
 
 def load_row(data: bytes) -> dict[str, Any]:
-    """A line that was read before, again; empty if it has changed since into what is no row."""
+    """Decode a line that was read before; empty if it has changed and is not a row any more."""
     try:
         value = _LOADER.decode(data.removeprefix(BOM).decode(errors="replace"))
     except (ValueError, RecursionError):
@@ -349,7 +349,7 @@ def _turn_images(turn: dict[str, Any]) -> list[tuple[int, str]]:
 
 
 def _walk(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Every value of a JSON document with its path; a stack of our own, since depth is the user's."""
+    """Yield every value of a JSON document with its path, without recursion, since the depth is not limited."""
     stack: list[tuple[tuple[str | int, ...], Any]] = [(path, value)]
     while stack:
         path, item = stack.pop()
@@ -387,4 +387,4 @@ def _unknown_hint(path: tuple[str | int, ...]) -> str:
     near = difflib.get_close_matches(str(path[-1])[:60], names, 1)
     if near:
         return f"meant '{near[0]}'?"
-    return "facts of your own go into 'meta'" if len(path) == 1 else ""
+    return "put your own fields into 'meta'" if len(path) == 1 else ""

@@ -1,4 +1,4 @@
-"""Where findings are gathered: every occurrence counted, the first of each code listed."""
+"""Collects findings: counts all, and lists the first of each code."""
 
 from collections import Counter
 
@@ -19,11 +19,11 @@ class Findings:
 
     @property
     def wants_each(self) -> bool:
-        """Whether each occurrence matters, although one sentence would say them all."""
+        """Whether each occurrence must be added, even if one finding could summarize them."""
         return False
 
     def has_room(self, code: str) -> bool:
-        """Whether a further finding of this code would still be listed; else `count` does."""
+        """Whether another finding of this code would be listed; if not, `count` is enough."""
         return self._listed[code] < self.max_problems
 
     def count(self, code: str, number: int = 1, *, severity: Severity | None = None) -> None:
@@ -63,7 +63,7 @@ class Findings:
         )
 
     def extend(self, other: "Findings", line_offset: int) -> None:
-        """Take over the findings of a part of a file, whose lines were counted from its beginning."""
+        """Add the findings of a part of a file, with lines counted from the start of that part."""
         self.counts.update(other.counts)
         self.severities.update(other.severities)
         for found in other.listed:
@@ -73,9 +73,9 @@ class Findings:
                 self.listed.append(found.model_copy(update={"line": line}))
 
     def is_ok(self) -> bool:
-        """Whether there is no error; `strict` is applied to the report."""
+        """Whether there are no errors; `strict` is applied to the report."""
         return not self.severities["error"]
 
     def in_order(self) -> tuple[Diagnostic, ...]:
-        """The listed findings by file and line; what concerns the whole directory comes first."""
+        """The listed findings by file and line; those about the whole directory come first."""
         return tuple(sorted(self.listed, key=lambda found: (found.file, found.line or 0)))

@@ -1,7 +1,7 @@
-"""64-bit hashes of many texts at once, over their UTF-8 bytes: the same for a text as it stands in a file and as `str`.
+"""64-bit hashes of many texts at once, of their UTF-8 bytes: equal for text in a file and as `str`.
 
-They hold within one process and those forked from it: the seed is drawn when it starts, so no file can be made to
-have texts with equal hashes.
+They are only valid in one process and its forks: the seed is random, so that no file can be crafted to contain texts
+with equal hashes.
 """
 
 import secrets
@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 PADDING = bytes(8)
-"""What `word_view` wants behind the last byte."""
+"""Padding that `word_view` needs after the last byte."""
 
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
 _SHIFT = np.uint64(29)
@@ -25,12 +25,12 @@ _MASKS: Words = np.array([(1 << (8 * count)) - 1 for count in range(8)], np.uint
 
 
 def word_view(padded: bytes) -> Words:
-    """The eight bytes from each position on as one little-endian number; no copy."""
+    """A view of the eight bytes from each position as one little-endian number, without a copy."""
     return np.ndarray((len(padded) - 7,), "<u8", buffer=padded, strides=(1,))
 
 
 def hash_spans(padded: bytes, starts: Ints, lengths: Ints) -> Ints:
-    """Hash of each stretch of a text that ends in `PADDING`."""
+    """Hash of each range of a text that ends in `PADDING`."""
     words = word_view(padded)
     hashes: Words = (lengths.astype(np.uint64) ^ np.uint64(_SEED)) * FACTOR
     if not len(lengths):
@@ -85,7 +85,7 @@ def _mix(hashes: Words, words: Words) -> None:
 
 
 def _encode(text: str) -> bytes:
-    """As `os.fsencode` spells file names; lone surrogates that it does not know stay apart, too."""
+    """Encode a file name like `os.fsencode`; other lone surrogates stay distinct, too."""
     try:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:

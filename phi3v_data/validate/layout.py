@@ -1,4 +1,4 @@
-"""What the directory says of itself: `dataset.json`, the names of its files, shards; and whether the rows agree."""
+"""Checks `dataset.json`, file names and shards of a directory, and whether the rows agree with them."""
 
 import hashlib
 import json
@@ -25,32 +25,32 @@ from phi3v_data.validate.table import RowTable
 
 @dataclass
 class Layout:
-    """The files of a directory by split, and its manifest where it has a sound one."""
+    """The files of a directory by split, and its manifest if it has a valid one."""
 
     directory: Path
     splits: Splits
     manifest: Manifest | None
-    digests: dict[str, str] = field(default_factory=dict)  # sha256 of each file as read, where the manifest gives one
-    unread: set[str] = field(default_factory=set)  # splits of which a file cannot be read, so that rows are not counted
-    closed: list[tuple[str, str]] = field(default_factory=list)  # (path in DIR, reason) of what may not be read
+    digests: dict[str, str] = field(default_factory=dict)  # sha256 of each file as read, if the manifest contains one
+    unread: set[str] = field(default_factory=set)  # splits with a file that cannot be read: rows are not counted
+    closed: list[tuple[str, str]] = field(default_factory=list)  # (path in DIR, reason) of files that cannot be read
 
     def is_labelled(self, split: str) -> bool:
-        """Whether a split's answers must not be empty."""
+        """Whether the answers of a split must not be empty."""
         info = self.manifest.splits.get(split) if self.manifest else None
         return info is None or info.labelled
 
     def wants_digest(self, split: str, file: str) -> bool:
-        """Whether the manifest gives a digest of the file."""
+        """Whether the manifest contains a digest of the file."""
         info = self.manifest.splits.get(split) if self.manifest else None
         return info is not None and file in info.files
 
 
 def read_layout(directory: Path, findings: Findings) -> Layout:
-    """List the directory and read its manifest, reporting names, shards and the manifest's form.
+    """List the directory and read its manifest; report problems of names, shards and the manifest.
 
     Raises:
-        NotFoundError: no such directory.
-        UserError: it cannot be listed, or no set is complete in it: its conversion was interrupted.
+        NotFoundError: the directory does not exist.
+        UserError: it cannot be listed, or its conversion was interrupted.
     """
     names = list_directory(directory)
     refuse_unfinished(directory)
@@ -61,7 +61,7 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
     for file in splits.unnamed:
         findings.add(
             "split-name",
-            "no split can be read off this name, so its rows are not used",
+            "the name contains no split, so its rows are not used",
             file=file,
             hint="name it NAME_SPLIT.jsonl, such as train.jsonl or docs_val.jsonl",
         )
@@ -71,21 +71,21 @@ def read_layout(directory: Path, findings: Findings) -> Layout:
                 "split-name",
                 conflict,
                 file=split.files[0] if split.files else "",
-                hint="give each split one NAME, either whole or in shards of one number",
+                hint="give each split one NAME, and either one file or one complete set of shards",
             )
         for file in split.missing:
             findings.add(
                 "shard-missing",
-                f"the file is not there; split {shown(split.split)} needs it",
+                f"the file is missing; split {shown(split.split)} needs it",
                 file=file,
-                hint="copy it again from its source, or write the split anew",
+                hint="copy it again from its source, or write the split again",
             )
     if not splits.splits:
         refuse_interrupted(directory)
         findings.add(
             "split-empty",
-            "the directory holds no NAME_SPLIT.jsonl",
-            hint="is this the right directory? it should hold files such as train.jsonl" + _near_names(names),
+            "the directory contains no NAME_SPLIT.jsonl",
+            hint="is this the right directory? it should contain files such as train.jsonl" + _near_names(names),
         )
     return Layout(directory, splits, manifest, closed=closed)
 
@@ -94,16 +94,16 @@ _NEAR = re.compile(r".*\.(jsonl|ndjson|json|csv|tsv|parquet)(\.(gz|bz2|xz|zst|zi
 
 
 def _near_names(names: list[str]) -> str:
-    """The files that were probably meant to be splits, for a hint."""
+    """The files that are probably splits with a wrong name, for a hint."""
     near = [name for name in sorted(names) if _NEAR.fullmatch(name) and name not in {MANIFEST, *NOT_SPLITS}]
     if not near:
         return ""
     more = ", ..." if len(near) > 5 else ""
-    return f", and holds {', '.join(map(shown, near[:5]))}{more}: unpack, rename or convert them"
+    return f", and contains {', '.join(map(shown, near[:5]))}{more}: unpack, rename or convert them"
 
 
 def _read_manifest(directory: Path, findings: Findings, closed: list[tuple[str, str]]) -> Manifest | None:
-    """A sound manifest; None, reported, where it is not. Entered in `closed` where it may not be read."""
+    """Read the manifest; if it is invalid, report it and return None. If it cannot be read, add it to `closed`."""
 
     def invalid(message: str, hint: str = "", name: str | None = None) -> None:
         findings.add("manifest-invalid", message, file=MANIFEST, field=name, hint=hint)
@@ -141,13 +141,13 @@ def _read_manifest(directory: Path, findings: Findings, closed: list[tuple[str, 
 
 
 def file_digest(path: Path) -> str:
-    """`sha256:...` of a file, as the manifest spells it. Raises OSError."""
+    """The digest `sha256:...` of a file, as in the manifest. Raises OSError."""
     with open_regular(path) as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"  # type: ignore[arg-type]  # typeshed's BinaryIO lacks readinto
 
 
 def report_empty(layout: Layout, num_rows: Mapping[str, int], findings: Findings) -> None:
-    """Splits without a row."""
+    """Report splits without rows."""
     for split, files in layout.splits.splits.items():
         if files.files and not num_rows.get(split) and split not in layout.unread:
             findings.add(
@@ -158,9 +158,9 @@ def report_empty(layout: Layout, num_rows: Mapping[str, int], findings: Findings
 def report_stale(
     layout: Layout, num_rows: Mapping[str, int], table: RowTable, findings: Findings, *, count_images: bool = True
 ) -> None:
-    """Where the manifest disagrees with the files: digests, counts of rows and of pictures, splits.
+    """Report where the manifest disagrees with the files: digests, numbers of rows and images, splits.
 
-    `count_images` is False where a folder of images cannot be read, so that their number is not known.
+    `count_images` is False if a folder of images cannot be read, so that their number is not known.
     """
     if layout.manifest is None:
         return
@@ -183,27 +183,25 @@ def report_stale(
             continue
         if num_rows.get(split, 0) != info.rows:
             stale(
-                f"it says {counted(info.rows, 'row')} in split {shown(split)}, the files have {num_rows.get(split, 0)}",
+                f"it has {counted(info.rows, 'row')} in split {shown(split)}, the files have {num_rows.get(split, 0)}",
                 f"{where}.rows",
             )
         if count_images and images.get(split, 0) != info.images:
             stale(
-                f"it says {counted(info.images, 'image')} in split {shown(split)}, the rows use {images.get(split, 0)}",
+                f"it has {counted(info.images, 'image')} in split {shown(split)}, the rows use {images.get(split, 0)}",
                 f"{where}.images",
             )
         for file, digest in info.files.items():
             found = layout.digests.get(file)
             if found is not None and found != digest:
-                stale(
-                    f"the content of {shown(file)} is not what it was when dataset.json was written", f"{where}.files"
-                )
+                stale(f"the content of {shown(file)} has changed since dataset.json was written", f"{where}.files")
     for split in layout.splits.splits:
         if split not in layout.manifest.splits:
-            stale(f"it does not list split {shown(split)}, which is there", "splits")
+            stale(f"it does not list split {shown(split)}, which exists", "splits")
 
 
 def _images_of_splits(table: RowTable) -> dict[str, int]:
-    """Distinct pictures that each split's rows use; those that are not there are counted by use."""
+    """Number of distinct images used by the rows of each split; missing ones are counted by use."""
     result: Counter[str] = Counter()
     starts = table.starts
     uses: dict[int, list[Any]] = {}
@@ -216,7 +214,7 @@ def _images_of_splits(table: RowTable) -> dict[str, int]:
 
 
 def report_labels(layout: Layout, labels: Mapping[str, Counter[str] | None], findings: Findings) -> None:
-    """Classes that a held-out split asks for and that training never shows."""
+    """Report classes of held-out splits that train does not have."""
     train = labels.get("train")
     if layout.manifest is None or not layout.manifest.classes or not train or "train" in layout.unread:
         return

@@ -1,7 +1,7 @@
-"""Pictures that stand in more than one split: with the same pixels, or nearly the same.
+"""Finds images in more than one split: with the same pixels, or nearly the same.
 
-One finding a held-out row, at its first such picture: an error where train holds the row's whole picture set, a warning
-where it holds only some of them, or where the other split is held out as well.
+There is one finding per held-out row, at its first such image: an error if train contains all images of the row, a
+warning if it contains only some of them, or if the other split is also held out.
 """
 
 import numpy as np
@@ -11,9 +11,9 @@ from phi3v_data.media.integrity import DECODED, FLAT
 from phi3v_data.messages import shown
 from phi3v_data.schema import Severity
 from phi3v_data.splits import split_sort_key
-from phi3v_data.validate.alike import Looks
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport
+from phi3v_data.validate.lookalikes import Looks
 from phi3v_data.validate.near import MAX_PAIRS, near_pairs
 from phi3v_data.validate.pixels import PixelIdentity
 from phi3v_data.validate.repeats import TRAIN
@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class ImageLeaks:
-    """Compares the splits' pictures two by two, in the order train, val, dev, test, then by name."""
+    """Compares the images of each pair of splits, in the order train, val, dev, test, then by name."""
 
     def __init__(
         self, table: RowTable, tree: ImageTree, pixels: PixelIdentity, report: ImageReport, findings: Findings
@@ -42,16 +42,16 @@ class ImageLeaks:
         self._first_use: Ints = np.empty(0, np.int64)
 
     def report_same(self) -> None:
-        """`leak-image`: the same pixels in an earlier split."""
+        """Report `leak-image`: the same pixels in an earlier split."""
         size = len(self.tree)
-        earlier = np.full(size, -1, np.int64)  # first use of a picture in the splits before
+        earlier = np.full(size, -1, np.int64)  # first use of an image in earlier splits
         in_train = np.zeros(size, np.bool_)
         for split in self.order:
             uses = np.flatnonzero((self.use_splits == split) & (self.identities >= 0))
-            pictures = self.identities[uses]
-            self._report_split(uses[earlier[pictures] >= 0], earlier, in_train)
+            images = self.identities[uses]
+            self._report_split(uses[earlier[images] >= 0], earlier, in_train)
             if self.table.splits[split] == TRAIN:
-                in_train[pictures] = True
+                in_train[images] = True
             fresh = uses[::-1]
             fresh = fresh[earlier[self.identities[fresh]] < 0]
             earlier[self.identities[fresh]] = fresh
@@ -69,7 +69,7 @@ class ImageLeaks:
                 self._report_row(row, confirmed, earlier, in_train)
 
     def _same(self, use: int, other: int) -> bool:
-        """Whether two uses of one identity are of the same pixels."""
+        """Whether two uses with the same identity have the same pixels."""
         left, right = int(self.table.uses[use]), int(self.table.uses[other])
         return left == right or self.pixels.exact(left) == self.pixels.exact(right)
 
@@ -82,16 +82,14 @@ class ImageLeaks:
             severity = "error"
         other = int(earlier[self.identities[use]])
         other_row = self.table.row_of_use(other)
-        count = (
-            f"{len(trained or leaking)} of its {num_images} pictures stand" if num_images > 1 else "its picture stands"
-        )
+        count = f"{len(trained or leaking)} of its {num_images} images are" if num_images > 1 else "its image is"
         self.report.report_use(
             "leak-image",
             use,
-            f"{count} in split {shown(self.table.splits[self.table.split_of_row(other_row)])} as well: "
+            f"{count} also in split {shown(self.table.splits[self.table.split_of_row(other_row)])}: "
             f"{shown(self._path(use), 160)} has the pixels of {shown(self._path(other), 160)} "
             f"({self.table.name(other_row)})",
-            "keep a picture in one split: scores on seen pictures flatter",
+            "keep an image in one split: scores on images seen in training are too high",
             severity=severity,
         )
 
@@ -99,7 +97,7 @@ class ImageLeaks:
         return self.tree.path(int(self.table.uses[use]))
 
     def _set_recurs(self, row: int) -> bool:
-        """Whether one row of train holds all pictures of this row."""
+        """Whether one row of train contains all images of this row."""
         start, end = int(self.table.starts[row]), int(self.table.starts[row + 1])
         wanted = set(self.identities[start:end].tolist())
         if len(wanted) == 1:
@@ -120,19 +118,19 @@ class ImageLeaks:
         return False
 
     def report_near(self) -> None:
-        """`leak-near-image`: almost the same picture in an earlier split, each held-out picture once."""
+        """Report `leak-near-image`: almost the same image in an earlier split, once per held-out image."""
         facts = self.report.images.facts
         good = (facts["flags"] & DECODED != 0) & (facts["flags"] & FLAT == 0)
-        seen_pictures = np.zeros(len(self.tree), np.bool_)
-        seen = np.empty(0, np.int64)  # entries of the splits before, one a picture
+        seen_images = np.zeros(len(self.tree), np.bool_)
+        seen = np.empty(0, np.int64)  # entries of earlier splits, one per image
         self._first_use = np.full(len(self.tree), -1, np.int64)
         for split in self.order:
             uses = np.flatnonzero((self.use_splits == split) & (self.table.uses >= 0))
             entries, first = np.unique(self.table.uses[uses], return_index=True)
-            keep = good[entries] & ~seen_pictures[self.pixels.identities[entries]]
+            keep = good[entries] & ~seen_images[self.pixels.identities[entries]]
             entries, uses = entries[keep].astype(np.int64), uses[first[keep]]
             self._report_near_split(entries, uses, seen)
-            seen_pictures[self.pixels.identities[entries]] = True
+            seen_images[self.pixels.identities[entries]] = True
             self._first_use[entries] = uses
             seen = np.concatenate((seen, entries))
 
@@ -146,8 +144,8 @@ class ImageLeaks:
         if not complete:
             self.findings.add(
                 "check-skipped",
-                f"more than {MAX_PAIRS:,} pairs of pictures may look alike: only so many were looked at",
-                hint="pictures that are nearly empty all look alike",
+                f"more than {MAX_PAIRS:,} pairs of images may look alike: only that many were compared",
+                hint="images that are nearly empty all look alike",
             )
         partners: dict[int, list[int]] = {}
         for i, j in zip(left.tolist(), right.tolist(), strict=True):
@@ -175,6 +173,6 @@ class ImageLeaks:
             use,
             f"{shown(self.tree.path(entry), 160)} {words} {shown(self.tree.path(match), 160)} of split "
             f"{shown(splits[self.table.split_of_row(other_row)])} ({self.table.name(other_row)})",
-            "look at both; if they are one picture, keep it in one split",
+            "look at both; if they are the same image, keep it in one split",
             severity=severity,
         )

@@ -1,13 +1,13 @@
-"""Pairs of nearly equal 64-bit difference hashes, without comparing all with all.
+"""Finds pairs of nearly equal 64-bit difference hashes without comparing all pairs.
 
 Two hashes that differ in at most 4 bits agree on at least two of six bands of 10 or 11 bits (Manku, Jain and Das
 Sarma, "Detecting near-duplicates for web crawling", 2007). For each of the 15 pairs of bands the hashes are sorted by
-those bits, so that candidates stand side by side, and each candidate is counted exactly. Where very many share a pair
-of bands, as pages with white margins do, they are told apart by the same means in the bits that are left. A pair is
-taken where its first two equal bands are looked at, so it comes once.
+those bits, so that candidates are adjacent, and the exact distance of each candidate is computed. If very many share a
+pair of bands, like pages with white margins, the same method is applied to the remaining bits. A pair is accepted only
+at its first two equal bands, so that it is found once.
 
-This runs in one process and on no engine: it is arithmetic on whole arrays, and two million hashes take 1.25 s
-(`python benchmarks/validate.py near`), about as long as it takes to start workers and gather what they find.
+This runs in one process without an engine: it is arithmetic on whole arrays, and two million hashes take 1.25 s
+(`python benchmarks/validate.py near`), about as long as starting workers and collecting their results.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ import numpy.typing as npt
 MAX_DISTANCE = 4
 
 MAX_PAIRS = 4_000_000
-"""Pairs that are gathered; a set with more has hashes that mean little."""
+"""Most pairs that are collected; with more, the hashes of a set are not meaningful."""
 
 Hashes = npt.NDArray[np.uint64]
 Indexes = npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ _32 = np.uint64(32)
 
 
 class NearPairs(NamedTuple):
-    """Positions of the two of each pair; not `complete` where there were more than `MAX_PAIRS`."""
+    """The positions of each pair; not `complete` if there were more than `MAX_PAIRS`."""
 
     left: Indexes
     right: Indexes
@@ -44,7 +44,7 @@ class NearPairs(NamedTuple):
 def near_pairs(left: Hashes, right: Hashes) -> NearPairs:
     """Positions (i, j) with `left[i]` and `right[j]` at most 4 bits apart, each pair once.
 
-    Both must be free of repeats. Memory besides the result: about 40 bytes a hash.
+    Both must be free of duplicates. Memory besides the result: about 40 bytes per hash.
     """
     side = np.arange(len(left) + len(right)) >= len(left)
     found = _Found(side)
@@ -54,14 +54,14 @@ def near_pairs(left: Hashes, right: Hashes) -> NearPairs:
 
 
 def near_pairs_within(hashes: Hashes) -> NearPairs:
-    """Positions i < j of hashes at most 4 bits apart, each pair once; the hashes must be free of repeats."""
+    """Positions i < j of hashes at most 4 bits apart, each pair once; the hashes must be free of duplicates."""
     found = _Found(None)
     _search(hashes, 64, found)
     return found.pairs()
 
 
 class _Found:
-    """Gathers pairs; with `side`, only those of two sides."""
+    """Collects pairs; with `side`, only those between the two sides."""
 
     def __init__(self, side: npt.NDArray[np.bool_] | None) -> None:
         self.side = side
@@ -87,8 +87,8 @@ class _Found:
 
 
 def _search(values: Hashes, num_bits: int, accept: Accept) -> None:
-    """Hand positions of values at most `MAX_DISTANCE` bits apart to `accept`, each pair once."""
-    long_run = _LONG_RUN if num_bits >= 2 * _NUM_BANDS else len(values)  # of so few bits, nothing is left to tell apart
+    """Pass positions of values at most `MAX_DISTANCE` bits apart to `accept`, each pair once."""
+    long_run = _LONG_RUN if num_bits >= 2 * _NUM_BANDS else len(values)  # with so few bits, none are left to compare
     edges = [num_bits * band // _NUM_BANDS for band in range(_NUM_BANDS + 1)]
     masks = [np.uint64((1 << edges[band + 1]) - (1 << edges[band])) for band in range(_NUM_BANDS)]
     for first, second in combinations(range(_NUM_BANDS), 2):

@@ -1,8 +1,8 @@
-"""Which picture files hold the same picture.
+"""Identifies image files with the same content.
 
-At the quick level a picture is its path. At the full level it is its pixels: files with one digest share an identity.
-The digest of a JPEG is of its grey, reduced decoding, so an identity is a strong suspicion there; `exact` settles it
-by decoding in colour, once a file, and only for files whose digest another file shares.
+At level quick an image is identified by its path, at level full by the digest of its pixels. The digest of a JPEG is
+that of its reduced grey version, so equal JPEG digests are only very likely equal images; `exact` verifies this by
+decoding in colour, once per file, and only for files whose digest is not unique.
 """
 
 import os
@@ -37,13 +37,13 @@ class PixelIdentity:
         self._exact: dict[int, tuple[int, bytes]] = {}
 
     def of_uses(self, uses: npt.NDArray[np.int32]) -> Ints:
-        """Identity of each use; -1 where the file is not there."""
+        """Identity of each use; -1 if the file does not exist."""
         if not len(self.identities):
             return np.full(len(uses), -1, np.int64)
         return np.where(uses >= 0, self.identities[uses], -1)
 
     def exact(self, index: int) -> tuple[int, bytes]:
-        """What equals that of another entry only if all pixels do."""
+        """A value that equals that of another entry only if all pixels are equal."""
         identity = int(self.identities[index])
         if not self._shared[index] or not self._flags[index] & JPEG:
             return identity, b""

@@ -1,6 +1,6 @@
-"""Rows that repeat: equal ids, equal samples within a split and across splits, groups that straddle splits.
+"""Finds repeated rows: equal ids, equal samples within a split and across splits, groups in several splits.
 
-Hashes find the candidates; two rows count as equal only when their texts, read again, are.
+Candidates are found by hashes; two rows count as equal only if their texts, read again, are equal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ def equal_groups(hashes: Ints) -> Iterator[Ints]:
 
 
 def report_duplicate_ids(table: RowTable, findings: Findings) -> None:
-    """Every row whose id an earlier row has."""
+    """Report every row with the id of an earlier row."""
     for rows in equal_groups(table.ids):
         first: dict[str, int] = {}
         for row in rows.tolist():
@@ -63,7 +63,7 @@ def report_duplicate_ids(table: RowTable, findings: Findings) -> None:
 
 
 def report_repeated_samples(table: RowTable, pixels: PixelIdentity, findings: Findings) -> None:
-    """Rows with texts and pictures of an earlier one: `leak-sample` across splits, `duplicate-sample` within one."""
+    """Report rows with the texts and images of an earlier one: `leak-sample` across splits, else `duplicate-sample`."""
     splits = table.split_of_rows()
     for rows in equal_groups(_sample_hashes(table, pixels)):
         known: dict[Any, dict[int, int]] = {}  # content -> first row of each split
@@ -77,13 +77,13 @@ def report_repeated_samples(table: RowTable, pixels: PixelIdentity, findings: Fi
             if split in first:
                 findings.add(
                     "duplicate-sample",
-                    f"texts and pictures are those of {table.name(first[split])}",
+                    f"has the same texts and images as {table.name(first[split])}",
                     **table.place(row, value),
                     hint="drop one of them: it counts twice in training and in scores",
                 )
                 continue
             if first:
-                _report_across(table, findings, "leak-sample", row, value, first, "texts and pictures are also in")
+                _report_across(table, findings, "leak-sample", row, value, first, "texts and images are also in")
             first[split] = row
 
 
@@ -96,7 +96,7 @@ def _report_across(
     first: dict[int, int],
     words: str,
 ) -> None:
-    """A sample that other splits hold as well; named beside train where that is one of them."""
+    """Report a sample that is also in other splits; the message names train if it is one of them."""
     names = {table.splits[split]: other for split, other in first.items()}
     here = table.splits[table.split_of_row(row)]
     other = names.get(TRAIN, next(iter(names.values())))
@@ -106,12 +106,12 @@ def _report_across(
         f"{words} split {shown(other_split)} ({table.name(other)})",
         **table.place(row, value),
         severity="error" if TRAIN in (here, other_split) else "warning",
-        hint="keep it in one split: scores on seen samples say nothing",
+        hint="keep it in one split: scores on samples seen in training are meaningless",
     )
 
 
 def report_straddling_groups(table: RowTable, findings: Findings) -> None:
-    """Groups with rows in more than one split: at the first such row of each further split."""
+    """Report groups with rows in more than one split, at the first such row of each further split."""
     grouped = np.flatnonzero(table.groups)
     if not len(grouped):
         return
@@ -157,7 +157,7 @@ def _report_group(table: RowTable, findings: Findings, parts: Sequence[tuple[int
 
 
 def _sample_hashes(table: RowTable, pixels: PixelIdentity) -> Ints:
-    """Hash of each row's texts and of its pictures in order."""
+    """Hash of each row's texts and of its images in order."""
 
     def mixed(uses: npt.NDArray[np.int32], position: Ints) -> Ints:
         value: Ints = (pixels.of_uses(uses) + 2) * np.int64(-7046029254386353131) * (2 * position + 3)
@@ -170,7 +170,7 @@ def _sample_hashes(table: RowTable, pixels: PixelIdentity) -> Ints:
 
 
 def _content(value: dict[str, Any], row: int, table: RowTable, pixels: PixelIdentity) -> Any:
-    """What makes two samples the same; None for a row without turns."""
+    """The content by which two samples are compared; None for a row without turns."""
     turns = value.get("conversations")
     if not isinstance(turns, list) or not turns:
         return None
@@ -180,11 +180,11 @@ def _content(value: dict[str, Any], row: int, table: RowTable, pixels: PixelIden
         if isinstance(turn, dict)
     )
     start = int(table.starts[row])
-    pictures = []
+    images = []
     for position, (_, path) in enumerate(image_fields(value)):
         index = int(table.uses[start + position]) if start + position < len(table.uses) else -1
-        pictures.append(pixels.exact(index) if index >= 0 else path)
-    return repr(value.get("system") or ""), texts, tuple(pictures)
+        images.append(pixels.exact(index) if index >= 0 else path)
+    return repr(value.get("system") or ""), texts, tuple(images)
 
 
 def _length(value: object) -> int:

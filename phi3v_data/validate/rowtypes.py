@@ -1,7 +1,7 @@
-"""The row as msgspec reads it: `phi3v_data.schema.Sample` again, for speed, telling "left out" from "empty".
+"""The row for msgspec: `phi3v_data.schema.Sample` again, for speed, distinguishing absent from empty fields.
 
-A test holds both to the same verdict on generated rows. Only the path for sound rows uses these types; the words
-about a bad row come from Pydantic.
+A test compares the verdicts of both on generated rows. Only valid rows use these types; messages about invalid rows
+come from Pydantic.
 """
 
 from typing import Annotated

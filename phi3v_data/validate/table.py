@@ -1,6 +1,6 @@
-"""All rows of a directory as columns of numbers: what the checks across rows need, below 100 bytes a row.
+"""All rows of a directory as columns of numbers, for checks across rows, with less than 100 bytes per row.
 
-Texts are kept as 64-bit hashes of this process; whoever finds two equal ones reads both rows again and compares.
+Texts are stored as 64-bit hashes of this process; rows with equal hashes are read again and compared.
 """
 
 import os
@@ -25,10 +25,10 @@ _COLUMNS = {
     "ids": "q",  # hash of the id
     "texts": "q",  # hash of system, questions and answers
     "groups": "q",  # hash of the group, 0 for none
-    "units": "i",  # text tokens, or bytes of text where they are estimated
+    "units": "i",  # text tokens, or bytes of text if they are estimated
     "num_turns": "i",
-    "num_uses": "i",  # pictures
-    "uses": "i",  # index into the image tree of each picture of each row, -1 where it is not there
+    "num_uses": "i",  # images
+    "uses": "i",  # index into the image tree of each image of each row, -1 if it does not exist
 }
 """Type codes of `array`: it grows in place, where joining arrays would take the memory twice."""
 
@@ -63,7 +63,7 @@ class RowTable:
         return self._num_rows
 
     def begin_file(self, file: str, split: str) -> None:
-        """Rows that follow come from this file."""
+        """Start a file: the rows that follow come from it."""
         if split not in self.splits:
             self.splits.append(split)
         self.files.append(file)
@@ -71,7 +71,7 @@ class RowTable:
         self._first_rows.append(self._num_rows)
 
     def append(self, **columns: Column) -> None:
-        """Add a batch: all columns, equally long but for `uses`; `groups` is left out where no row has one."""
+        """Add a batch: all columns, of equal length except `uses`; `groups` is omitted if no row has one."""
         if "groups" in columns:
             missing = self._num_rows - len(self._columns["groups"])
             self._columns["groups"].frombytes(bytes(8 * missing))
@@ -80,7 +80,7 @@ class RowTable:
         self._num_rows += len(columns["ids"])
 
     def extend(self, other: "RowTable", line_offset: int) -> None:
-        """Add the rows of a part of the current file, whose lines were counted from its beginning."""
+        """Add the rows of a part of the current file, with lines counted from the start of that part."""
         columns = {name: np.frombuffer(column, _COLUMNS[name]) for name, column in other._columns.items()}
         columns["lines"] = columns["lines"] + np.uint32(line_offset)
         groups = columns.pop("groups")
@@ -89,7 +89,7 @@ class RowTable:
         self.append(**columns)
 
     def finish(self) -> None:
-        """Make the columns arrays; nothing can be appended any more."""
+        """Convert the columns to arrays; after that, nothing can be appended."""
         for name, code in _COLUMNS.items():
             setattr(self, name, np.frombuffer(self._columns[name], code))
         if not len(self.groups):
@@ -98,7 +98,7 @@ class RowTable:
             self.groups = np.concatenate((self.groups, np.zeros(self._num_rows - len(self.groups), "q")))
 
     def subset(self, keep: npt.NDArray[np.bool_]) -> "RowTable":
-        """Some rows as a finished table of their own, over the same files."""
+        """A finished table of the selected rows, over the same files."""
         result = RowTable(self.directory)
         result.files, result.file_splits, result.splits = self.files, self.file_splits, self.splits
         before = np.concatenate(([0], np.cumsum(keep)))
@@ -111,13 +111,13 @@ class RowTable:
 
     @property
     def starts(self) -> Ints:
-        """Where each row's pictures begin in `uses`; one more entry than rows."""
+        """Start of each row's images in `uses`; one more entry than rows."""
         if self._starts is None:
             self._starts = np.concatenate(([0], np.cumsum(self.num_uses, dtype=np.int64)))
         return self._starts
 
     def sum_uses(self, value: Callable[[Column, Ints], Ints]) -> Ints:
-        """Sum over each row's pictures of `value(uses, position in the row)`; in parts, to spare memory."""
+        """Sum of `value(uses, position in the row)` over each row's images, computed in chunks to save memory."""
         sums = np.zeros(self._num_rows, np.int64)
         starts = self.starts
         for first in range(0, self._num_rows, _ROWS_AT_ONCE):
@@ -150,11 +150,11 @@ class RowTable:
         return self.file_splits[bisect_right(self._first_rows, row) - 1]
 
     def file_of(self, row: int) -> str:
-        """The file that a row stands in."""
+        """The file of a row."""
         return self.files[bisect_right(self._first_rows, row) - 1]
 
     def load(self, row: int) -> dict[str, Any]:
-        """The row as it stands in the file."""
+        """Read the row from its file."""
         number = bisect_right(self._first_rows, row) - 1
         if number not in self._descriptors:
             self._descriptors[number] = os.open(self.directory / self.files[number], os.O_RDONLY | os.O_CLOEXEC)
@@ -163,7 +163,7 @@ class RowTable:
         return load_row(read_line_at(self._descriptors[number], int(self.offsets[row])))
 
     def place(self, row: int, value: dict[str, Any] | None = None) -> dict[str, Any]:
-        """File, line and id of a row, as arguments of `Findings.add`; `value` is the row where it is at hand."""
+        """File, line and id of a row, as arguments of `Findings.add`; `value` is the row if already loaded."""
         row_id = (self.load(row) if value is None else value).get("id")
         return {
             "file": self.file_of(row),
@@ -172,11 +172,11 @@ class RowTable:
         }
 
     def name(self, row: int) -> str:
-        """A row as a message names it: `train.jsonl:41`."""
+        """The name of a row in messages: `train.jsonl:41`."""
         return f"{self.file_of(row)}:{self.lines[row]}"
 
     def image_field(self, row: int, position: int, value: dict[str, Any]) -> str | None:
-        """The field of the picture at `position` among all of a row."""
+        """The field of the image at `position` among all images of a row."""
         fields = [field for field, _ in image_fields(value)]
         return fields[position] if position < len(fields) else None
 

@@ -1,8 +1,7 @@
-"""The files under `images/`, listed once: a compact table that rows are looked up in.
+"""The files under `images/`, listed once in a compact table.
 
-A directory of a million images costs about 120 bytes each here (path, size, times, inode, hash), so no Python object
-is kept per file. Links are followed as long as they stay inside; folders reached by two ways are listed under both
-names.
+Each image takes about 120 bytes (path, size, times, inode, hash); no Python object is kept per file. Links are followed
+as long as they stay inside; folders reached in two ways are listed under both names.
 """
 
 import os
@@ -25,7 +24,7 @@ from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 Ints = npt.NDArray[np.int64]
 
 FILE, OUTSIDE, BROKEN, LOOP, OTHER, UNSAFE = range(6)
-"""What an entry is: a file, a link to outside, one to nothing, a loop of links, neither file nor folder, a bad name."""
+"""Kinds of entries: file, link to outside, broken link, loop of links, neither file nor folder, invalid name."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "com", "lpt"})
@@ -44,11 +43,11 @@ _COLUMNS = {
 
 
 class ImageTree:
-    """The entries under one folder, folders left out, by the bytes of their path within each folder.
+    """The entries under one folder, without folders, by the bytes of their path within each folder.
 
-    `sizes`, `mtimes` and `ctimes` (ns) and `inodes` are the state of each file. Where it is reached through a link, the
-    change time is the later of the two, and a hash of both inodes, the link's change time and where it leads stands
-    for the inode. `devices` are those that the files lie on.
+    `sizes`, `mtimes` and `ctimes` (ns) and `inodes` are the state of each file. For a file reached through a link, the
+    change time is the later of the two, and instead of the inode a hash of both inodes, the link's change time and its
+    target is used. `devices` are the devices of the files.
     """
 
     sizes: Ints
@@ -76,7 +75,7 @@ class ImageTree:
         return len(self._ends)
 
     def path(self, index: int) -> str:
-        """The entry's path relative to the root, as rows spell it."""
+        """The path of an entry relative to the root, as in rows."""
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(bytes(self.blob[start : self._ends[index]]))
 
@@ -85,11 +84,11 @@ class ImageTree:
         return map(self.path, range(len(self)))
 
     def index(self, path: str) -> int:
-        """Index of a path as rows spell it; -1 where there is none."""
+        """Index of a path as in rows; -1 if there is none."""
         return int(self.find(hash_texts([path]))[0])
 
     def find(self, hashes: Ints) -> Ints:
-        """Index of each path, given by its hash (`hashes.hash_texts`); -1 where there is none."""
+        """Index of each path, given by its hash (`hashes.hash_texts`); -1 if there is none."""
         if self._sorted is None or self._order is None:
             starts = np.concatenate(([0], self.ends))[:-1]
             known = hash_spans(bytes(self.blob) + PADDING, starts, self.ends - starts)
@@ -102,13 +101,13 @@ class ImageTree:
         return np.where(self._sorted[place] == hashes, self._order[place], -1)
 
     def find_folded(self, path: str) -> int:
-        """Index of a path that differs only in letter case or Unicode form; -1 where there is none."""
+        """Index of a path that differs only in letter case or Unicode form; -1 if there is none."""
         if self._folded is None:
             self._folded = {hash(fold(known)): index for index, known in enumerate(self.paths())}
         return self._folded.get(hash(fold(path)), -1)
 
     def _enter(self, path: str, kind: int, *state: int) -> None:
-        """Enter one path with its state in the order of the columns; without one it is all 0."""
+        """Add one path with its state in the order of the columns; without a state, all are 0."""
         self.blob += os.fsencode(path)
         self._ends.append(len(self.blob))
         for column, value in zip(self._columns.values(), state or (0,) * len(_COLUMNS), strict=True):
@@ -158,7 +157,7 @@ class ImageTree:
             stack.extend(reversed(folders))
 
     def _enter_files(self, prefix: str, entries: "list[os.DirEntry[str]]") -> bool:
-        """Enter all entries of a folder if they are files with plain names; False, and none entered, otherwise."""
+        """Add all entries of a folder if they are files with plain names; otherwise add none and return False."""
         if not all(map(_is_file, entries)):
             return False
         columns = {name: array(code) for name, (code, _) in _COLUMNS.items()}
@@ -223,7 +222,7 @@ class ImageTree:
 
 
 def fold(path: str) -> str:
-    """One spelling for all letter cases and Unicode forms of a path."""
+    """The same string for all letter cases and Unicode forms of a path."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 

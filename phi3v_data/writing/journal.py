@@ -1,16 +1,16 @@
 """The journal of a directory that is being written, under `DIR/.phi3v/convert/`.
 
     identity.json     what is being written; another identity is refused
-    parts/000012.json receipt of one finished part: its rows, its images, its rejects
-    stage/            the finished files wait here; nothing of an unfinished run is seen in DIR
-    collisions/       pictures whose name another row had taken with different content
+    parts/000012.json record of one finished part: its rows, images and rejects
+    stage/            finished files; nothing of an unfinished run is visible in DIR
+    collisions/       images whose name is used by another row with different content
     publishing.json   all parts are done, the files are being moved into DIR
-    marker.json       on its way to DIR/dataset.json, which it is until all files are moved
-    complete.json     identity of what stands in DIR, and digests of the files it was planned from
-    source/           what the source unpacked        run/  scratch of the running process
+    marker.json       content of DIR/dataset.json until all files are moved
+    complete.json     identity of the set in DIR, and digests of the files it was planned from
+    source/           unpacked archives of the source        run/  temporary files of the running process
 
-Everything is written aside and renamed, so a file that is there is whole. What a power cut may leave is caught when a
-run is resumed: a receipt counts only if it reads and its images have the sizes it names.
+All files are written atomically, so an existing file is complete. Damage by a power failure is detected on resume: a
+record is only used if it can be read and its images have the recorded sizes.
 """
 
 import json
@@ -28,9 +28,9 @@ from phi3v_data.files import HIDDEN, hidden_path, write_json
 from phi3v_data.sources.reads import ReadRecord
 
 FORMAT = 2
-"""Of the journal: 2 since it keeps what was read; an older one cannot be resumed."""
+"""Format of the journal: 2 since it records the files that were read; older ones cannot be resumed."""
 
-# What becomes a path is checked where it is read: these files may have come with the directory from elsewhere.
+# Paths are checked when they are read, since these files may come from an untrusted directory.
 SafePath: TypeAlias = Annotated[
     str, msgspec.Meta(pattern=r"\A(?![A-Za-z]:)(?!.*(?:^|/)\.{0,2}(?:/|$))[^\\\x00-\x1f\x7f]+\Z")
 ]
@@ -39,7 +39,7 @@ SplitName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-
 
 
 class ImageRecord(msgspec.Struct, frozen=True, array_like=True):
-    """One picture of a row: POSIX path under `images/`, bytes, sha256."""
+    """One image of a row: POSIX path under `images/`, size in bytes, sha256."""
 
     name: SafePath
     size: int
@@ -58,7 +58,7 @@ class RowRecord(msgspec.Struct, frozen=True):
 
 
 class RejectRecord(msgspec.Struct, frozen=True):
-    """One planned sample that could not be made."""
+    """One planned sample that could not be converted."""
 
     number: int
     split: str
@@ -68,7 +68,7 @@ class RejectRecord(msgspec.Struct, frozen=True):
 
 
 class SourceRecord(msgspec.Struct, frozen=True, array_like=True):
-    """What one planned sample was made from: a digest of its item or draft, and what was read to convert it."""
+    """Origin of one sample: a digest of its item or draft, and the files that were read to convert it."""
 
     number: int
     digest: str
@@ -76,10 +76,10 @@ class SourceRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What one part made.
+    """Record of one finished part.
 
-    `collided` names images that lie under `collisions/` because the name was taken; `sources` is in the order of
-    numbers; `boot` is the boot of the machine that wrote the part.
+    `collided` lists images stored under `collisions/` because their name was in use; `sources` is in the order of
+    numbers; `boot` identifies the boot of the machine that wrote the part.
     """
 
     rows: tuple[RowRecord, ...] = ()
@@ -95,10 +95,10 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """What is being written, or stands there: `identity.json`, or `complete.json` with the identity and `planned`.
+    """Identity of a set: `identity.json` while it is being written, then `complete.json`.
 
-    `planned`: the files that the plan was made from, in `complete.json` one record a file; `format` is 1 in journals
-    that do not say.
+    `planned`: the files from which the plan was made, in `complete.json` one record per file; `format` is 1 if the
+    journal does not contain it.
     """
 
     identity: dict[str, Any]
@@ -113,9 +113,9 @@ _decode_receipt = msgspec.json.Decoder(Receipt).decode
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """Paths and files of one directory's journal; holds no state of its own.
+    """Paths and files of one directory's journal, without state in memory.
 
-    `scratch` is where a run's temporary files go, when the directory itself is not to be touched.
+    `scratch` is the folder for temporary files of a run that must not change the directory itself.
     """
 
     out_dir: Path
@@ -186,9 +186,9 @@ class Journal:
         return self.root / "marker.json"
 
     def start(self, identity: Mapping[str, Any], *, overwrite: bool, planned: Sequence[ReadRecord] = ()) -> None:
-        """Begin a new journal; whatever an earlier, other run left is gone first.
+        """Start a new journal, after removing that of an earlier run.
 
-        `planned`: the files that the plan was made from.
+        `planned`: the files from which the plan was made.
         """
         self.discard()
         for folder in (self.parts, self.stage, self.collisions):
@@ -196,15 +196,15 @@ class Journal:
         self.write_identity(identity, overwrite=overwrite, planned=planned)
 
     def write_identity(self, identity: Mapping[str, Any], *, overwrite: bool, planned: Sequence[ReadRecord]) -> None:
-        """Say what is being written, and from which files it was planned."""
+        """Write the identity of the set, and the files from which it was planned."""
         begun = Begun(dict(identity), overwrite, FORMAT, tuple(planned))
         write_json(self.identity, msgspec.to_builtins(begun))
 
     def begun(self, path: Path) -> Begun | None:
-        """What `self.identity` or `self.complete` says; None if absent, or cut short.
+        """Read `self.identity` or `self.complete`; None if absent or incomplete.
 
         Raises:
-            UserError: it says what phi3v never writes.
+            UserError: phi3v cannot have written it.
         """
         try:
             return _decode_begun(path.read_bytes())
@@ -217,12 +217,12 @@ class Journal:
 
     def _foreign(self, path: Path, error: Exception) -> UserError:
         return UserError(
-            f"{path}: is not what phi3v writes ({error}); nothing was changed: remove {self.root} if it came with the "
+            f"{path}: was not written by phi3v ({error}); nothing was changed: remove {self.root} if it came with the "
             "directory from elsewhere"
         )
 
     def discard(self) -> None:
-        """Remove the journal of an unfinished run: its identity first, so that no half of it is ever resumed."""
+        """Remove the journal of an unfinished run: its identity first, so that an incomplete one is never resumed."""
         self.identity.unlink(missing_ok=True)
         for folder in (self.parts, self.stage, self.collisions):
             remove_tree(folder)
@@ -231,15 +231,15 @@ class Journal:
         return self.parts / f"{part:06d}.json"
 
     def write_receipt(self, part: int, receipt: Receipt, scratch: Path) -> None:
-        """Make a part count as done."""
+        """Mark a part as done."""
         scratch.write_bytes(msgspec.json.encode(receipt))
         os.replace(scratch, self.receipt_path(part))
 
     def check(self) -> None:
-        """Refuse a journal in which anything is a link, or that says what phi3v never writes; nothing is changed.
+        """Reject a journal that contains links, or that phi3v cannot have written; nothing is changed.
 
         Raises:
-            UserError: what is wrong, and where.
+            UserError: naming the problem and the file.
         """
         for name in ("run", "source", "old"):
             self._refuse_link("convert", name)
@@ -261,16 +261,15 @@ class Journal:
         if path is None:
             where = "/".join((HIDDEN, *names))
             raise UserError(
-                f"{self.out_dir}: {where} is a link or behind one, and nothing there is followed through a link; "
-                "remove it"
+                f"{self.out_dir}: {where} is a link or behind one, and links are not followed there; remove it"
             )
         return path
 
     def read_receipt(self, part: int) -> Receipt | None:
-        """The receipt of a finished part; None if the part is not done.
+        """The record of a finished part; None if the part is not done.
 
         Raises:
-            UserError: it says what phi3v never writes, such as a name that leads out of `images/`.
+            UserError: phi3v cannot have written it, such as a name that leads out of `images/`.
         """
         path = self.receipt_path(part)
         try:
@@ -283,7 +282,7 @@ class Journal:
             return None
 
     def receipts(self, num_parts: int) -> Iterator[Receipt]:
-        """All receipts in the order of numbering."""
+        """Yield all records in the order of numbering."""
         for part in range(num_parts):
             receipt = self.read_receipt(part)
             if receipt is None:
@@ -293,7 +292,7 @@ class Journal:
             yield receipt
 
     def receipts_there(self) -> Iterator[Receipt]:
-        """The receipts of whatever parts are done, in order."""
+        """Yield the records of the finished parts, in order."""
         for path in sorted(self.parts.glob("*.json")):
             receipt = self.read_receipt(int(path.stem)) if path.stem.isdecimal() else None
             if receipt is not None:
@@ -309,7 +308,7 @@ class Journal:
 
 
 def _entries(folder: Path, *, nested: bool) -> Iterator["os.DirEntry[str]"]:
-    """What is in a folder; with `nested`, what is in its folders instead of these."""
+    """The entries of a folder; with `nested`, those of its subfolders."""
     folders: list[str | Path] = [folder]
     while folders:
         try:
@@ -324,7 +323,7 @@ def _entries(folder: Path, *, nested: bool) -> Iterator["os.DirEntry[str]"]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder of ours; one that is not there is fine."""
+    """Remove a folder of ours, if it exists."""
     if path.is_symlink():
         path.unlink()
     elif path.exists():
@@ -335,7 +334,7 @@ _IN_WORDS = {"converter_file": "the converter's own file"}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two identities, in words: `options.quality 90 -> 95`."""
+    """Differences between two identities, as messages: `options.quality 90 -> 95`."""
     result = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)

@@ -1,4 +1,4 @@
-"""The directory that a run writes to: who may write, what stands there already, and leaving it as it was on failure."""
+"""The output directory of a run: locking, checks of its content, and cleanup after a failure."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from phi3v_data.writing.publish import IMAGES, REJECTS, REMOVED, finish_publishi
 _OBSTACLES = {
     errno.ENOSPC: "the disk is full: make room and run the same command again",
     errno.EDQUOT: "the disk quota is used up: make room and run the same command again",
-    errno.EFBIG: "the file would be larger than is allowed here",
+    errno.EFBIG: "the file would be larger than allowed",
     errno.EACCES: "permission denied",
     errno.EPERM: "not permitted",
     errno.EROFS: "the file system is read-only",
@@ -40,8 +40,8 @@ class Output:
     """An opened directory.
 
     Attributes:
-        manifest: of the finished set that stands there, if one does.
-        owned: top-level names that belong to that set; only filled when it is to be overwritten.
+        manifest: manifest of the finished set in it, if there is one.
+        owned: top-level names that belong to that set; only set if it is to be overwritten.
     """
 
     journal: Journal
@@ -51,10 +51,10 @@ class Output:
 
 @contextmanager
 def open_output(out_dir: Path, *, overwrite: bool) -> Iterator[Output]:
-    """Hold the directory for writing; made if need be, and as it was before if nothing worth keeping was done.
+    """Lock the directory for writing in the block; it is created if needed, and restored if nothing was completed.
 
     Raises:
-        UserError: it cannot be written, holds the user's own files, or is being written by another process.
+        UserError: it is not writable, contains other files, or another process is writing to it.
     """
     try:
         with _hold(out_dir, overwrite) as output:
@@ -75,7 +75,7 @@ def finish(out_dir: Path) -> tuple[Manifest, bool]:
     Returns its manifest, and whether there was anything left to do.
 
     Raises:
-        UserError: there is no such set, or it is being written by another process.
+        UserError: there is no such set, or another process is writing to it.
     """
     journal = Journal(out_dir)
     list_directory(out_dir)
@@ -86,7 +86,7 @@ def finish(out_dir: Path) -> tuple[Manifest, bool]:
             reason = (
                 "no files are being moved there yet; run the interrupted command again"
                 if journal.root.exists() and not journal.complete.exists()
-                else "no interrupted run of phi3v is there"
+                else "it contains no interrupted run of phi3v"
             )
             raise UserError(f"{out_dir}: there is nothing to finish, {reason}")
         return manifest, False
@@ -125,7 +125,7 @@ def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
 
 
 def _inspect(journal: Journal, overwrite: bool) -> None:
-    """Refuse a directory that holds something else than our own work."""
+    """Refuse a directory that contains other files."""
     out_dir = journal.out_dir
     journal.check()
     try:
@@ -140,17 +140,17 @@ def _inspect(journal: Journal, overwrite: bool) -> None:
         return
     if MANIFEST not in names:
         raise UserError(
-            f"{out_dir} holds files that are no dataset of ours ({join_words(names, 3)}); choose a new or empty folder"
+            f"{out_dir} contains files that are not a dataset of ours ({join_words(names, 3)}); choose an empty folder"
         )
     refuse_marker(out_dir, read_json(out_dir / MANIFEST))
     if not overwrite and not journal.complete.exists():
         raise UserError(
-            f"{out_dir} holds a finished dataset of another origin; --overwrite replaces it, or choose another folder"
+            f"{out_dir} contains a finished dataset of other origin; --overwrite replaces it, or choose another folder"
         )
 
 
 def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
-    """What a finished set consists of; refuses to lose pictures that none of its rows uses."""
+    """The top-level names of a finished set; raises UserError if unused images would be lost."""
     files = [name for split in manifest.splits.values() for name in split.files]
     used: set[str] = set()
     for name in files:
@@ -163,7 +163,7 @@ def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
             continue
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
-                f"{out_dir / name} cannot be read, so it is not known which pictures belong to it; "
+                f"{out_dir / name} cannot be read, so it is not known which images belong to it; "
                 "nothing was overwritten: remove the directory yourself, or choose another folder"
             ) from None
     root = out_dir / IMAGES
@@ -172,20 +172,20 @@ def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
             path = (Path(folder) / name).relative_to(root).as_posix()
             if path not in used:
                 raise UserError(
-                    f"{root / path} belongs to no row of {out_dir}; nothing was overwritten: move it away first"
+                    f"{root / path} is not used by a row of {out_dir}; nothing was overwritten: move it away first"
                 )
     return tuple(name for name in (*files, REJECTS, REMOVED, IMAGES) if (out_dir / name).exists())
 
 
 def check_free(output: Output, name: str) -> None:
-    """Refuse to replace a file of the user's that lies beside the set being overwritten."""
+    """Refuse to replace a file next to the set being overwritten that is not part of it."""
     path = inside(output.journal.out_dir, name, link_ok=True)
     if path.exists() and name not in output.owned:
-        raise UserError(f"{path} belongs to no finished set; nothing was overwritten: move it away first")
+        raise UserError(f"{path} is not part of a finished set; nothing was overwritten: move it away first")
 
 
 def _make_folders(path: Path) -> list[Path]:
-    """Make a folder and its parents; returns those that were not there, outermost first."""
+    """Create a folder and its parents; return those that did not exist, outermost first."""
     missing = []
     while not path.exists():
         missing.append(path)
@@ -199,7 +199,7 @@ def _make_folders(path: Path) -> list[Path]:
         for folder in reversed(created):
             _remove_if_empty(folder)
         reason = _OBSTACLES.get(error.errno or 0) or error.strerror
-        raise UserError(f"cannot make the folder {error.filename}: {reason}") from error
+        raise UserError(f"cannot create the folder {error.filename}: {reason}") from error
     return created
 
 
@@ -212,7 +212,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _leave(journal: Journal) -> None:
-    """Clear the scratch; where no part was finished, every other trace as well."""
+    """Remove temporary files and, if no part was finished, everything else, too."""
     remove_tree(journal.run)
     if journal.publishing.exists() or (journal.identity.exists() and journal.has_receipts()):
         return

@@ -1,7 +1,7 @@
-"""From a converter's items to numbered parts, with memory that does not grow with an item's content.
+"""Divides a converter's items into numbered parts, in memory that does not depend on the content of items.
 
-Items go to one spool file a split under the journal's scratch folder; what stays in memory is 9 bytes an item and 8
-for the check that keys are unique. Numbers and the borders of parts follow from the plan alone, never from the workers.
+Items are written to one spool file per split under the journal's scratch folder; memory is 9 bytes per item, and 8 for
+the check that keys are unique. Numbers and boundaries of parts depend only on the plan, never on the workers.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from phi3v_data.sources.reads import Roots
 from phi3v_data.splits import canonical_split, is_split_name, split_sort_key
 
 MIN_PART, MAX_PART, WANTED_PARTS = 2, 256, 1024
-"""Items a part: as many as give 1024 parts, within limits; items of one source row or file stay together."""
+"""Items per part: enough for 1024 parts, within limits; items of one source row or file stay together."""
 
 SPLIT_PRECISION = 1e-6
 _NO_ROOTS = Roots()
@@ -29,7 +29,7 @@ _NO_ROOTS = Roots()
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A run of items of one split; `first` is the number of its first sample."""
+    """Consecutive items of one split; `first` is the number of its first sample."""
 
     index: int
     split: str
@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All parts in the order of numbering, planned samples per split, digests of keys and sizes, and of all content."""
+    """All parts in the order of numbering, samples per split, and digests of keys, sizes and contents."""
 
     folder: Path
     parts: tuple[Part, ...]
@@ -56,14 +56,14 @@ class Plan:
 
 @dataclass(slots=True)
 class _Spool:
-    """Items of one split as they come."""
+    """Spools the items of one split."""
 
     file: IO[bytes]
     name: str
     digest: Any = field(default_factory=hashlib.sha256)
     content: Any = field(default_factory=hashlib.sha256)
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
-    joined: bytearray = field(default_factory=bytearray)  # 1 where an item travels with the one before it
+    joined: bytearray = field(default_factory=bytearray)  # 1 if an item belongs together with the previous one
     last_part: str = ""
 
 
@@ -71,7 +71,7 @@ def parse_split_shares(text: str) -> dict[str, float]:
     """Read `train=0.8,val=0.1,test=0.1`.
 
     Raises:
-        UserError: not of that form, or the shares do not add up to 1.
+        UserError: it does not have this form, or the shares do not add up to 1.
     """
     shares: dict[str, float] = {}
     for word in text.split(","):
@@ -93,7 +93,7 @@ def parse_split_shares(text: str) -> dict[str, float]:
 
 
 def choose_split(group: str, shares: Mapping[str, float], seed: int) -> str:
-    """The split of a group: by its hash, so that rows added later move no one."""
+    """The split of a group, by its hash, so that rows added later do not move others."""
     point = group_point(group, seed)
     edge = 0.0
     for name, share in shares.items():
@@ -104,7 +104,7 @@ def choose_split(group: str, shares: Mapping[str, float], seed: int) -> str:
 
 
 def group_point(group: str, seed: int) -> float:
-    """Where the hash of a group falls, from 0 to below 1; the same on every machine."""
+    """The hash of a group as a number in [0, 1); the same on every machine."""
     digest = hashlib.sha256(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -122,7 +122,7 @@ def spool_plan(
     """Write a converter's items to `folder` and cut them into parts.
 
     Raises:
-        UserError: an item that is none, an impossible split name, or a key that comes twice.
+        UserError: an object is not an Item, a split name is invalid, or a key is repeated.
     """
     spools: dict[str, _Spool] = {}
     keys = array("Q")
@@ -190,7 +190,7 @@ def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
 
 
 def read_items(folder: Path, part: Part) -> Iterator[Item]:
-    """The items of a part, one at a time; only files that this process's own run has written are unpickled."""
+    """Yield the items of a part; only files written by this run are unpickled."""
     with (folder / part.spool).open("rb") as file:
         file.seek(part.offset)
         for _ in range(part.count):
@@ -202,7 +202,7 @@ def _hash(key: str) -> int:
 
 
 def _find_duplicate(keys: "array[int]", folder: Path, spools: Mapping[str, _Spool]) -> str:
-    """A key that occurs twice, empty where there is none; keys are compared as text only where their hashes meet."""
+    """A key that occurs twice, or empty; keys are compared as text only if their hashes are equal."""
     if not keys:
         return ""
     import numpy as np

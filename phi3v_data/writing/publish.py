@@ -1,7 +1,7 @@
-"""From finished parts to a complete directory: merge, decide collisions, move into place, `dataset.json` last.
+"""Publishes finished parts: merges them, resolves collisions, moves files into place, and writes `dataset.json` last.
 
-Each step can be cut short and done again. While files are moved, `publishing.json` says so, and `dataset.json` is a
-marker that every reader refuses, so that a mixture never counts as complete: not here, nor in a copy without `.phi3v/`.
+Each step can be interrupted and repeated. While files are moved, `publishing.json` exists, and `dataset.json` is a marker
+that every reader refuses, so that a mixture is never read, even from a copy without `.phi3v/`.
 """
 
 import hashlib
@@ -39,12 +39,12 @@ REJECTS, REMOVED, IMAGES = "rejects.jsonl", "removed.jsonl", "images"
 
 
 class NothingMadeError(UserError):
-    """Each planned sample was rejected."""
+    """All planned samples were rejected."""
 
 
 @dataclass(slots=True)
 class SplitFile:
-    """One split's JSONL while it is written."""
+    """Writes the JSONL file of one split."""
 
     name: str
     file: IO[bytes]
@@ -53,7 +53,7 @@ class SplitFile:
     images: "array[int]" = field(default_factory=lambda: array("Q"))
 
     def write(self, line: bytes, images: Iterable[str]) -> None:
-        """Add a row: its line, with the line end, and the names of its pictures."""
+        """Add a row: its line, with the line end, and the names of its images."""
         self.file.write(line)
         self.digest.update(line)
         self.rows += 1
@@ -61,13 +61,13 @@ class SplitFile:
             self.images.append(xxhash.xxh3_64_intdigest(image.encode("utf-8", "surrogatepass")))
 
     def num_images(self) -> int:
-        """Distinct pictures, 8 bytes each in memory."""
+        """Number of distinct images, with 8 bytes of memory each."""
         import numpy as np
 
         return len(np.unique(np.frombuffer(self.images, dtype=np.uint64))) if self.images else 0
 
     def info(self, *, labelled: bool) -> SplitInfo:
-        """What `dataset.json` records of the split, once all rows are written."""
+        """The record of the split for `dataset.json`, once all rows are written."""
         digest = f"sha256:{self.digest.hexdigest()}"
         return SplitInfo(rows=self.rows, images=self.num_images(), files={self.name: digest}, labelled=labelled)
 
@@ -75,12 +75,12 @@ class SplitFile:
 def merge(
     journal: Journal, num_parts: int, info: DatasetInfo, converter: ConverterInfo, unlabelled: frozenset[str] | None
 ) -> Manifest:
-    """Write the splits' files, the rejects and `dataset.json` into the stage; returns the manifest.
+    """Write the files of the splits, the rejects and `dataset.json` into the stage; return the manifest.
 
-    `unlabelled` names splits without answers; None: all of them.
+    `unlabelled` lists splits without answers; None: all of them.
 
     Raises:
-        NothingMadeError: not one sample was made.
+        NothingMadeError: no sample was converted.
     """
     splits: dict[str, SplitFile] = {}
     reasons: Counter[str] = Counter()
@@ -111,7 +111,7 @@ def merge(
         item = first_reject.item
         where = "" if first_reject.message.startswith(item) else f"{item}: "
         raise NothingMadeError(
-            f"not one of {counted(sum(reasons.values()), 'planned sample')} could be made "
+            f"none of {counted(sum(reasons.values()), 'planned sample')} could be converted "
             f"({', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))}); "
             f"the first, {where}{first_reject.message}"
         )
@@ -148,7 +148,7 @@ def _reject_line(record: RejectRecord) -> bytes:
 
 
 def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectRecord]:
-    """All records in the order of numbering; a name that two contents want goes to the first row that uses it."""
+    """Yield all records in the order of numbering; a name with two contents belongs to the first row that uses it."""
     disputed = {name for receipt in journal.receipts(num_parts) for name in receipt.collided}
     fold = str.lower if disputed and is_case_blind(journal.run) else str  # two spellings may be one file
     disputed = set(map(fold, disputed))
@@ -171,7 +171,7 @@ def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectReco
                 record.split,
                 record.item,
                 "image-name-collision",
-                f"the image name {lost.name!r} already belongs to a sample before it, with other content",
+                f"the image name {lost.name!r} is used by an earlier sample, with other content",
             )
     if disputed:
         _install_owners(journal, owners)
@@ -183,7 +183,7 @@ def _in_order(receipt: Receipt) -> Iterable[RowRecord | RejectRecord]:
 
 
 def _install_owners(journal: Journal, owners: dict[str, ImageRecord]) -> None:
-    """Put the owner's content where another row's was written first."""
+    """Replace the content of a name by that of its owner, if another row's was written first."""
     for image in owners.values():
         target = inside(journal.images, image.name)
         if not target.exists() or hashlib.sha256(target.read_bytes()).hexdigest() != image.digest:
@@ -191,14 +191,14 @@ def _install_owners(journal: Journal, owners: dict[str, ImageRecord]) -> None:
             scratch = journal.run / "owner"
             scratch.write_bytes(aside.read_bytes())
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)  # it may have another spelling
+            target.unlink(missing_ok=True)  # it may have another letter case
             os.replace(scratch, target)
 
 
 def _remove_orphans(
     journal: Journal, num_parts: int, owners: dict[str, ImageRecord], orphans: set[str], fold: Callable[[str], str]
 ) -> None:
-    """Remove pictures that only rejected rows used."""
+    """Remove images that only rejected rows used."""
     left = orphans - owners.keys()
     for receipt in journal.receipts(num_parts):
         for record in receipt.rows:
@@ -222,17 +222,17 @@ def publish(journal: Journal, replaced: Iterable[str]) -> None:
 
 
 def finish_publishing(journal: Journal) -> None:
-    """Do, or complete, what `publishing.json` says; nothing if it is absent.
+    """Carry out or complete the moves of `publishing.json`; do nothing if it is absent.
 
     Raises:
-        UserError: an entry of it is not what phi3v writes, or a file that it names is gone; nothing was moved.
+        UserError: phi3v cannot have written an entry, or a file in it is missing; nothing was moved.
     """
     todo = read_publication(journal)
     if todo is None:
         return
     out_dir = journal.out_dir
     if (journal.stage / MANIFEST).exists():
-        write_json(journal.marker, MARKER)  # not beside the files, where a kill would leave a stray one
+        write_json(journal.marker, MARKER)  # not next to the files, where a kill would leave it behind
         os.replace(journal.marker, out_dir / MANIFEST)
         sync_folder(out_dir)
         journal.complete.unlink(missing_ok=True)
@@ -257,10 +257,10 @@ def finish_publishing(journal: Journal) -> None:
 
 
 def read_publication(journal: Journal) -> Publication | None:
-    """`publishing.json`, checked whole; None if absent.
+    """Read and check `publishing.json`; None if absent.
 
     Raises:
-        UserError: an entry of it is not what phi3v writes, or a file that it names is gone.
+        UserError: phi3v cannot have written an entry, or a file in it is missing.
     """
     path = journal.publishing
     todo = read_publishing(path)
@@ -276,11 +276,11 @@ def read_publication(journal: Journal) -> Publication | None:
     there = {path.name for folder in (journal.stage, journal.out_dir) if folder.exists() for path in folder.iterdir()}
     if staged and (lost := [name for name in todo.install if name not in there]):
         raise UserError(
-            f"{journal.out_dir}: cannot be completed, {lost[0]} is gone from it; convert again to a new folder"
+            f"{journal.out_dir}: cannot be completed, {lost[0]} is missing from it; convert again to a new folder"
         )
     if not staged and _is_marked(journal.out_dir):
         raise UserError(
-            f"{journal.out_dir}: cannot be completed, {journal.stage / MANIFEST} is gone; convert again to a new folder"
+            f"{journal.out_dir}: cannot be completed, {journal.stage / MANIFEST} is missing; convert again to a new folder"
         )
     return todo
 

@@ -1,8 +1,8 @@
-"""Which parts of an interrupted run still count.
+"""Finds the parts of an interrupted run that can be kept.
 
-A part counts if its receipt reads, is about the planned samples, and all its images lie there with the right size.
-What an earlier boot of the machine wrote may be zeros of the right size since a power cut: there the digests must be
-right as well. Images that no such receipt names are removed: they belong to parts that were cut short.
+A part is kept if its record can be read, matches the planned samples, and all its images exist with the correct size.
+Files written before the machine was restarted may contain zeros after a power failure, so their digests must match,
+too. Images that are in no such record are removed: they belong to interrupted parts.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from phi3v_data.writing.plan import Part
 
 
 def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:
-    """Numbers of the planned parts that need not be done again; the others leave no trace."""
+    """Numbers of the planned parts that can be kept; all traces of the others are removed."""
     disputed = {name for part in parts if (receipt := journal.read_receipt(part.index)) for name in receipt.collided}
     finished: set[int] = set()
     known = array("Q")
@@ -36,9 +36,9 @@ def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:
 
 
 def finished_in_order(journal: Journal) -> tuple[int, int]:
-    """How many parts in a row, from the first, are done, and how many samples they hold by their own records.
+    """Number of consecutive finished parts from the first, and the number of samples in their records.
 
-    That is what a run without a plan can rely on; parts may have had another size when they were written.
+    A run without a plan continues from there; the parts may have been written with another size.
     """
     parts = samples = 0
     known = array("Q")
@@ -57,7 +57,7 @@ def finished_in_order(journal: Journal) -> tuple[int, int]:
 
 
 def _numbers(receipt: Receipt) -> set[int]:
-    """Numbers of the samples that a part made or rejected; empty where it does not say what each was made from."""
+    """Numbers of the samples that a part converted or rejected; empty if their sources are not recorded."""
     numbers = {row.number for row in receipt.rows} | {reject.number for reject in receipt.rejects}
     return numbers if [source.number for source in receipt.sources] == sorted(numbers) else set()
 
@@ -95,7 +95,7 @@ def _hash(name: str) -> int:
 
 
 def _remove_unknown(root: Path, known: "array[int]") -> None:
-    """Remove files whose name's hash is not known; 8 bytes of memory for each that is."""
+    """Remove files with an unknown name; known names take 8 bytes of memory each, as hashes."""
     import numpy as np
 
     hashes = np.unique(np.frombuffer(known, dtype=np.uint64)) if known else np.empty(0, dtype=np.uint64)

@@ -82,7 +82,7 @@ def find_metric(name: str) -> Metric:
 
 
 def metric_names() -> list[str]:
-    """Names that need no file: built in and installed."""
+    """Names of built-in and installed metrics."""
     return [*built_in_names(), *(point.name for point in installed_metrics())]
 
 

@@ -75,7 +75,7 @@ def read_predictions(path: Path, *, completed: bool = False) -> list[Prediction]
             seen[key] = line.number
             records.append(record)
     except FileNotFoundError:
-        raise NotFoundError(f"{path}: there is no such file") from None
+        raise NotFoundError(f"{path}: the file does not exist") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not records:

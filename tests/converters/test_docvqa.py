@@ -92,7 +92,7 @@ def test_the_file_with_question_types_is_preferred(tmp_path: Path) -> None:
 def test_two_files_for_a_split_are_refused(tmp_path: Path) -> None:
     source = docvqa_official(tmp_path / "s")
     put(source / "again" / "val_v1.0_withQT.json", annotation("val", DOCVQA["val"]))
-    with pytest.raises(phi3v_data.UserError, match="split val is there twice"):
+    with pytest.raises(phi3v_data.UserError, match="split val exists twice"):
         run("docvqa", source, tmp_path / "o")
 
 
@@ -137,7 +137,7 @@ def test_damaged_annotations_are_one_sentence(tmp_path: Path, content: str, word
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "s" / "train.json", "{}")
-    with pytest.raises(phi3v_data.NotFoundError, match="holds no DocVQA annotations"):
+    with pytest.raises(phi3v_data.NotFoundError, match="contains no DocVQA annotations"):
         run("docvqa", tmp_path / "s", tmp_path / "o")
 
 

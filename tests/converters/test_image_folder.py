@@ -48,15 +48,15 @@ def test_what_is_beside_the_images_is_counted_and_a_wrong_ending_is_corrected(tm
     result = run("image_folder", source, tmp_path / "o")
     assert stored(tmp_path / "o") == ["train/cat/a.png", "train/cat/b.jpg"]
     assert result.warnings == (
-        "left out 2 files of the source, of which no sample is made: 1 .mp4, 1 .txt ('cat/c.mp4', 'labels.txt')",
+        "left out 2 files of the source, not used by any sample: 1 .mp4, 1 .txt ('cat/c.mp4', 'labels.txt')",
     )
 
 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (("a.png",), "lies in no class folder"),
-        (("cat/a.png", "x/dog/b.png"), "lie at different depths"),
+        (("a.png",), "is not in a class folder"),
+        (("cat/a.png", "x/dog/b.png"), "are at different depths"),
         ((), "there is no image in .*; expected train/<Class>"),
     ],
 )

@@ -26,7 +26,7 @@ def test_every_converter_says_which_files_it_left_out(tmp_path: Path) -> None:
         assert "'words.txt'" in said or said.endswith(", ...)")
     source = cauldron(tmp_path / "cauldron")
     [said] = run("cauldron", source, tmp_path / "c", options={"config": "docvqa"}).warnings
-    assert said.startswith("left out 1 file of the source, of which no sample is made: 1 .parquet ('nlvr2/train-")
+    assert said.startswith("left out 1 file of the source, not used by any sample: 1 .parquet ('nlvr2/train-")
 
 
 def test_a_table_says_which_files_it_left_out(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_table_says_which_files_it_left_out(tmp_path: Path) -> None:
     result = run("table", tmp_path / "s", tmp_path / "o", options={"table": "rows.csv"})
     assert result.notes == ("columns: images from 'image', question from 'question', answer from 'answer'",)
     assert result.warnings == (
-        "left out 2 files of the source, of which no sample is made: 1 .csv, 1 .png ('other.csv', 'p/unused.png')",
+        "left out 2 files of the source, not used by any sample: 1 .csv, 1 .png ('other.csv', 'p/unused.png')",
     )
 
 

@@ -115,7 +115,7 @@ def test_balanced_subsets(tmp_path: Path) -> None:
     assert {name: split.rows for name, split in result.manifest.splits.items()} == {"dev": 2}
     for file in source.glob("*.json"):
         file.unlink()
-    with pytest.raises(phi3v_data.NotFoundError, match=r"balanced_dev.json', for which --subset must say so"):
+    with pytest.raises(phi3v_data.NotFoundError, match=r"balanced_dev.json', which needs --subset"):
         run("nlvr2", source, tmp_path / "n")
 
 

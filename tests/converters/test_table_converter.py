@@ -186,7 +186,7 @@ def test_rows_that_are_broken_or_lack_a_field(tmp_path: Path) -> None:
         ),
         ("user: x\nturns:\n  - user: '{a}'\n", "the map:1 the whole: give either 'user'"),
         ("turns:\n  - user: x\n  - user: '{nope}'\n", r"line 3, turns\.1\.user: .* no column 'nope'"),
-        ("user: x\nimage: picture\n", "the map:2 image: there is no such key; there are name,"),
+        ("user: x\nimage: picture\n", "the map:2 image: unknown key; the keys are name,"),
         ("user: 'a {b'\nname: x\n", "the map:1 user: a single '{' at character 3; write '{{' for one"),
         ("user: '{}'\nname: x\n", "an empty {}"),
         ("user: x\ntask: poem\n", "the map:2 task"),
@@ -226,7 +226,7 @@ def test_which_table_and_where_the_pictures_lie(tmp_path: Path) -> None:
     options = {"table": "two/two.csv", "image_dir": str(tmp_path / "s")}
     assert convert(tmp_path / "s", tmp_path / "o", options=options).samples == 3
     assert str(tmp_path) not in (tmp_path / "o" / "dataset.json").read_text()
-    with pytest.raises(phi3v_data.NotFoundError, match="holds no table"):
+    with pytest.raises(phi3v_data.NotFoundError, match="contains no table"):
         convert(tmp_path / "s" / "p", tmp_path / "n")
 
 
@@ -411,7 +411,7 @@ def test_images_in_an_archive_beside_the_table(tmp_path: Path) -> None:
     put(tmp_path / "s" / "rows.csv", "image,question,answer\np/a.png,Why,So\n")
     result = run("table", tmp_path / "s", tmp_path / "o")
     assert plain(tmp_path / "o") == [("Why", "So", ["p/a.png"])]
-    assert result.warnings[0] == "left out 1 file of the source, of which no sample is made: 1 .png ('p/b.png')"
+    assert result.warnings[0] == "left out 1 file of the source, not used by any sample: 1 .png ('p/b.png')"
 
 
 def test_empty_cells_are_counted(tmp_path: Path) -> None:

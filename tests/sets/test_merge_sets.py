@@ -67,8 +67,8 @@ def test_other_content_under_one_name_moves_and_equal_content_is_one_file(tmp_pa
     assert found["e"] == ["gone.png"]
     assert (images / "y_2/q.png").read_bytes() == png(3)
     assert not (images / "y_2/gone.png").exists()
-    assert "1 image of y whose name another had before, now under images/y_2/" in result.notes
-    assert "1 image of y already in a set before it, taken once" in result.notes
+    assert "1 image of y with the path of another image, now under images/y_2/" in result.notes
+    assert "1 image of y also in an earlier set, stored once" in result.notes
     problems = validate(tmp_path / "out", num_crops=1).summary.problems
     assert problems == {"image-missing": 1}
 
@@ -154,5 +154,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert "note: split train joins x/train, x-2/train" in done.stderr
     assert (tree(a), tree(b)) == before
     assert run("merge", a).returncode == 2
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="given twice"):
         merge_sets([a, a], tmp_path / "twice")

@@ -113,6 +113,6 @@ def test_no_name_or_text_makes_markup_in_the_card(tmp_path: Path) -> None:
     kinds = {token.type for token in (*tokens, *inline)}
     assert not kinds & {"hr", "link_open", "image", "em_open", "code_block"}
     headings = [tokens[n + 1].content for n, token in enumerate(tokens) if token.type == "heading_open"]
-    assert headings[1:] == ["Labels", "Source and licence", "Samples", "Reading it"]
+    assert headings[1:] == ["Labels", "Source and licence", "Samples", "Usage"]
     raw = [token.content for token in (*tokens, *inline) if token.type in ("html_inline", "html_block")]
     assert all(re.match(r'<img src="images/a\.png"|<!-- Written by', piece) for piece in raw), raw

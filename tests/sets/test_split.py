@@ -98,8 +98,8 @@ def test_a_split_of_few_rows_is_noted(tmp_path: Path) -> None:
         f"{tmp_path / 'out'}: 50 samples (train 45, val 4, test 1), 0 images\n",
     )
     assert done.stderr.splitlines() == [
-        "note: split val has only 4 rows: a score over so few means little",
-        "note: split test has only 1 row: a score over so few means little",
+        "note: split val has only 4 rows, too few for a meaningful score",
+        "note: split test has only 1 row, too few for a meaningful score",
     ]
 
 
@@ -208,7 +208,7 @@ def test_one_picture_in_all_rows_cannot_be_split(tmp_path: Path) -> None:
     write_set(tmp_path / "in", {"train.jsonl": rows}, {f"{n}.png": png(n) for n in range(12)} | {"logo.png": png(99)})
     done = run("split", tmp_path / "in", tmp_path / "out", "--split", "train=0.8,val=0.2")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "the rows with 'r0' (they share pictures, such as 'logo.png'): 12 of 12 rows" in done.stderr
+    assert "the rows with 'r0' (they share images, such as 'logo.png'): 12 of 12 rows" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -261,7 +261,7 @@ def test_other_content_is_refused_and_overwrite_replaces_a_set(grouped: Path, tm
 
 
 def test_out_inside_dir_is_refused(grouped: Path) -> None:
-    with pytest.raises(UserError, match="one in the other"):
+    with pytest.raises(UserError, match="contain each other"):
         split_set(grouped, grouped / "out", "train=0.5,val=0.5")
 
 

@@ -83,11 +83,11 @@ def test_one_of_a_thing_is_no_plural_and_nothing_is_an_error(
     code, _, err = cli("preview", one, "--row", 5)
     assert (code, err) == (2, f"error: {one}: no row 5 in split 'val', which has 1 row\n")
     (tmp_path / "empty").mkdir()
-    sentence = "no split found; it holds no NAME_SPLIT.jsonl file, such as train.jsonl"
+    sentence = "no split found; it contains no NAME_SPLIT.jsonl file, such as train.jsonl"
     for command in ("stats", "card"):
         assert cli(command, tmp_path / "empty") == (2, "", f"error: {tmp_path}/empty: {sentence}\n")
     (tmp_path / "empty/train.jsonl").touch()
-    assert cli("stats", tmp_path / "empty") == (2, "", f"error: {tmp_path}/empty: it holds no rows\n")
+    assert cli("stats", tmp_path / "empty") == (2, "", f"error: {tmp_path}/empty: contains no rows\n")
 
 
 @settings(max_examples=30, deadline=None)

@@ -269,7 +269,7 @@ def test_help_shows_a_list_as_it_is_typed(capsys: pytest.CaptureFixture[str], mo
 
 
 def test_a_missing_config_file(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="there is no such file"):
+    with pytest.raises(NotFoundError, match="the file does not exist"):
         resolve({}, config_file=tmp_path / "none.yaml")
 
 

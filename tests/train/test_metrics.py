@@ -286,7 +286,7 @@ def test_an_error_in_it_is_reported(tmp_path, name, words):
 
 
 def test_a_file_without_a_metric(tmp_path):
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="the file does not exist"):
         find_metric(f"{tmp_path}/none.py:f")
     (tmp_path / "bad.py").write_text("x = 1\ny = = 2\n")
     with pytest.raises(UserError, match=r"cannot be loaded: SyntaxError.*\(bad\.py:2\)"):

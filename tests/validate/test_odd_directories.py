@@ -70,6 +70,6 @@ def test_near_names_are_in_the_hint(tmp_path: Path) -> None:
     [found] = validate(tmp_path).problems
     assert found.code == "split-empty"
     assert found.hint == (
-        "is this the right directory? it should hold files such as train.jsonl, and holds 'e_train.JSONL', "
+        "is this the right directory? it should contain files such as train.jsonl, and contains 'e_train.JSONL', "
         "'e_val.jsonl.gz', 'train.json': unpack, rename or convert them"
     )

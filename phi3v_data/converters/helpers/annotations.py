@@ -1,6 +1,6 @@
-"""What the converters of annotated pictures share: JSON out of source files, fields out of rows, splits out of tables.
+"""Shared by converters of annotated images: reads JSON files, fields of rows, and splits of tables.
 
-No message made here holds a sample's text: it may be private or hateful, and rejects and errors are shared around.
+No message contains the text of a sample: it may be private or hateful, and rejects and errors are often passed on.
 """
 
 import json
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class JsonLine:
-    """A line of a JSONL file; `problem` says why `value` is empty."""
+    """A line of a JSONL file; `problem` is the reason for an empty `value`."""
 
     number: int  # from 1
     size: int  # bytes
@@ -35,7 +35,7 @@ class JsonLine:
 
 
 def read_json_lines(file: SourceFile) -> Iterator[JsonLine]:
-    """The lines that are not blank, one at a time; one that is no JSON object is told, not passed over.
+    """Yield the lines that are not blank; a line that is not a JSON object has a `problem`.
 
     Raises:
         UserError: the file cannot be read.
@@ -53,11 +53,11 @@ def read_json_lines(file: SourceFile) -> Iterator[JsonLine]:
 
 
 NOT_UTF8 = "is not UTF-8; save the file again as UTF-8"
-"""What is wrong with a line of a table or of annotations in another encoding."""
+"""The problem of a line of a table or annotation file in another encoding."""
 
 
 class _Counted:
-    """Lines, and the number and size of the last one: `jsonlines` tells neither of a sound line."""
+    """Lines, with the number and size of the last one, which `jsonlines` does not report for valid lines."""
 
     def __init__(self, lines: Iterable[bytes]) -> None:
         self._lines = lines
@@ -86,7 +86,7 @@ def _read_line(reader: jsonlines.Reader, lines: _Counted) -> JsonLine:
 
 
 def read_json(file: SourceFile) -> Any:
-    """One JSON document.
+    """Read one JSON document.
 
     Raises:
         UserError: the file cannot be read or is not JSON.
@@ -102,7 +102,7 @@ def read_json(file: SourceFile) -> Any:
 
 
 def yes_or_no(value: Any) -> str:
-    """`Yes`, `No`, or empty where there is no label (-1 in some mirrors).
+    """`Yes`, `No`, or empty if there is no label (-1 in some mirrors).
 
     Raises:
         Reject: `row-invalid`: the label is something else.
@@ -117,11 +117,11 @@ def yes_or_no(value: Any) -> str:
     raise Reject("row-invalid", "the label is neither yes nor no (1 or 0, True or False)")
 
 
-def embedded_picture(value: Any, what: str, place: RowPlace | None = None) -> DraftImage:
-    """An image field: its encoded bytes, or, where it holds only a path, the file of that path beside the table.
+def embedded_image(value: Any, what: str, place: RowPlace | None = None) -> DraftImage:
+    """Read an image field: its encoded bytes, or the file of its path relative to the table.
 
     Args:
-        place: where the field's row lies.
+        place: location of the row.
 
     Raises:
         Reject: `image-missing`, `image-path-unsafe`, `image-unreadable`.
@@ -131,10 +131,10 @@ def embedded_picture(value: Any, what: str, place: RowPlace | None = None) -> Dr
     return DraftImage(image.content)
 
 
-def pictures_digest(values: Iterable[Any]) -> str:
-    """Names a set of pictures by content: rows with the same pictures in the same order get the same name.
+def images_digest(values: Iterable[Any]) -> str:
+    """Digest of the content of several images: equal for rows with the same images in the same order.
 
-    A picture of which only the path is there counts by its path.
+    An image with only a path is identified by the path.
     """
     hasher = xxhash.xxh3_128()
     for value in values:
@@ -147,14 +147,14 @@ def pictures_digest(values: Iterable[Any]) -> str:
 
 
 def table_splits(source: Source, config: str = "", *, default: str = "") -> dict[str, str]:
-    """Split -> its full name in a source with rows, out of one configuration.
+    """Map each split of one configuration to its full name in a source with rows.
 
     Args:
-        config: folder of the configuration; needed where there are several.
-        default: taken where there are several and none was named.
+        config: folder of the configuration; required if there are several.
+        default: used if there are several and none was given.
 
     Raises:
-        UserError: there is no such configuration, or several and none was named.
+        UserError: the configuration does not exist, or there are several and none was given.
     """
     by_config: dict[str, dict[str, str]] = {}
     for name in source.split_names():
@@ -168,27 +168,27 @@ def table_splits(source: Source, config: str = "", *, default: str = "") -> dict
         names = ", ".join(sorted(folder.rpartition("/")[2] for folder in by_config))
         if config:
             raise NotFoundError(f"'{source.spec}' has no configuration '{config}'; it has {names}")
-        raise UserError(f"'{source.spec}' holds several configurations; choose one with --config: {names}")
+        raise UserError(f"'{source.spec}' contains several configurations; choose one with --config: {names}")
     return by_config[folder]
 
 
 def check_columns(source: Source, split: str, wanted: Sequence[Sequence[str]], what: str) -> None:
-    """Refuse a table that lacks a field; `wanted` lists the names that each field may have.
+    """Reject a table without a required field; `wanted` lists the possible names of each field.
 
     Raises:
-        UserError: names the field and the columns that are there.
+        UserError: naming the field and the existing columns.
     """
     columns = source.columns(split)
     for names in wanted:
         if not any(name in columns for name in names):
             raise UserError(
-                f"'{source.spec}' is no {what}: split '{split}' has no column {' or '.join(map(repr, names))}; "
+                f"'{source.spec}' is not a {what}: split '{split}' has no column {' or '.join(map(repr, names))}; "
                 f"it has {', '.join(columns)}"
             )
 
 
 def once_a_source(function: Callable[..., T]) -> Callable[..., T]:
-    """Remember what `function(source, *args)` found, so that `plan` and `describe` look only once."""
+    """Cache the result of `function(source, *args)`, so that `plan` and `describe` share it."""
     memory: WeakKeyDictionary[Source, dict[tuple[Any, ...], T]] = WeakKeyDictionary()
 
     @wraps(function)

@@ -10,7 +10,7 @@ from phi3v_data.converters.helpers.values import text_of
 
 INDEX = "index"
 MAX_REFERENCE = 64
-"""Characters of a cell up to which VLMEvalKit takes it for an index."""
+"""Longest cell that VLMEvalKit treats as an index, in characters."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class BorrowedImages:
     def of(
         cls, columns: Sequence[str], images: Sequence[str], rows: Callable[[], Iterable[TableRow]]
     ) -> "BorrowedImages":
-        """Read the table for references, and, where there are some, once more for what they refer to.
+        """Read the table for references, and, if there are any, once more for the images that they refer to.
 
         Args:
             columns: all columns of the table.

@@ -1,4 +1,4 @@
-"""What a cell of a table holds where an image is expected: a path, an address, base64 text, encoded bytes, several."""
+"""Reads images from table cells: paths, URLs, base64 text, encoded bytes, or several of these."""
 
 import ast
 import base64
@@ -20,7 +20,7 @@ from phi3v_data.messages import shown
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 MAX_PATH = 4096
-"""Characters beyond which a text is taken for no path."""
+"""Longest text that is treated as a path, in characters."""
 
 _DATA_URI = re.compile(r"data:[^,]{0,100};base64,", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{32,}")
@@ -28,7 +28,7 @@ _HEAD = 32  # characters of base64: 24 bytes
 
 
 def image_values(value: Any, separator: str = "") -> list[Any]:
-    """The images of a cell: one, a list, a list written as text (`['a.png', 'b.png']`), or parts of a text."""
+    """Split a cell into images: one, a list, a list written as text (`['a.png', 'b.png']`), or separated paths."""
     if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
         value = _listed(value)
     if isinstance(value, str) and separator:
@@ -49,7 +49,7 @@ def _listed(text: str) -> Any:
 
 
 def cell_path(value: Any) -> str:
-    """The relative path that a value holds, with `/`; empty where it is something else."""
+    """The relative path in a value, with `/`; empty if it is something else."""
     if isinstance(value, Mapping) and not value.get("bytes"):
         value = value.get("path")
     if not isinstance(value, str) or not value or len(value) > MAX_PATH or "://" in value[:10] or is_base64(value):
@@ -58,7 +58,7 @@ def cell_path(value: Any) -> str:
 
 
 def is_base64(text: str) -> bool:
-    """Whether a text is an image in base64: by its `data:` mark, or because its start decodes to an image's."""
+    """Whether a text is a base64 image: by its `data:` prefix, or because its start decodes to that of an image."""
     if _DATA_URI.match(text[:120]):
         return True
     head = text[:_HEAD]
@@ -71,13 +71,13 @@ def is_base64(text: str) -> bool:
 def cell_image(
     value: Any, what: str, folders: Sequence[str | Path], files: Mapping[str, str] | None = None
 ) -> tuple[DraftImage, tuple[str, ...]]:
-    """An image out of a cell, and notes on how it is stored.
+    """Read an image from a cell; return it with notes on how it is stored.
 
     Args:
         value: encoded bytes, `{"bytes": ..., "path": ...}`, a relative path, or base64 text.
-        what: names the cell in messages.
-        folders: where paths start, in this order.
-        files: where the files of some paths lie instead.
+        what: name of the cell in messages.
+        folders: folders to which paths are relative, in this order.
+        files: other locations of some paths.
 
     Raises:
         Reject: `image-missing`, `image-path-unsafe`, `image-unreadable`.
@@ -87,16 +87,16 @@ def cell_image(
         return DraftImage(data), ()
     text = value.get("path") if isinstance(value, Mapping) else value
     if not isinstance(text, str) or not text:
-        raise Reject("image-missing", f"{what} holds no image")
+        raise Reject("image-missing", f"{what} contains no image")
     if is_base64(text):
         return DraftImage(_decoded(text, what)), ()
     if "://" in text[:10]:
-        raise Reject("image-missing", f"{what} holds an address; download the images first")
+        raise Reject("image-missing", f"{what} contains a URL; download the images first")
     if len(text) > MAX_PATH:
-        raise Reject("image-missing", f"{what} holds {len(text):,} characters that are neither a path nor base64")
+        raise Reject("image-missing", f"{what} contains {len(text):,} characters that are neither a path nor base64")
     path = str(PurePosixPath(text.replace("\\", "/")))
     if why := unsafe_reason(path):
-        raise Reject("image-path-unsafe", f"{what} holds the path {shown(path)}, which {why}; write it relative")
+        raise Reject("image-path-unsafe", f"{what} contains the path {shown(path)}, which {why}; use a relative path")
     return _from_file(path, what, folders, files or {})
 
 
@@ -105,7 +105,7 @@ def _decoded(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise Reject("image-unreadable", f"{what} holds base64 text that is damaged or cut short") from None
+        raise Reject("image-unreadable", f"{what} contains base64 text that is damaged or cut short") from None
 
 
 def _from_file(

@@ -1,7 +1,7 @@
-"""Files sorted into class folders: `<split>/<Class>/<file>` or `<Class>/<file>`; nothing is opened.
+"""Files in class folders: `<split>/<Class>/<file>` or `<Class>/<file>`; no file is opened.
 
-What clips and images in such folders have in common: which folder is the split and which the class, one spelling for
-a class, a name under `images/` that no other file shares.
+Shared by the converters of clips and images: the split and class of each file, one spelling per class, and unique names
+under `images/`.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from phi3v_data.splits import SPLIT_FOLDERS, split_sort_key
 
 @dataclass(frozen=True, slots=True)
 class ClassFile:
-    """A clip or an image, or an entry of a list for which there is none (`reject` says why)."""
+    """A clip or an image, or an entry of a list without a file (`reject` is the reason)."""
 
     split: str
     label: str
@@ -32,7 +32,7 @@ class ClassFile:
     size: int = 0
     group: str = ""
     stem: str = ""  # {Class}/{file}, safe as a path; with its suffix, where that is kept, unique in the split
-    renamed: bool = False  # the stem is not the file's own
+    renamed: bool = False  # the stem differs from the file's name
     spare: str = ""  # a stem that is unique in the source; empty where the other is
     is_shared: bool = False  # a file of the split differs in nothing but its suffix
     notes: tuple[str, ...] = ()
@@ -41,12 +41,12 @@ class ClassFile:
 
 
 def order(file: ClassFile) -> tuple[object, ...]:
-    """By split, then by the bytes of the path; files without a split come after all of train and move no number."""
+    """Sort key: split, then the bytes of the path; files without a split come after train and do not change numbers."""
     return *split_sort_key(file.split), file.reject == "not-in-lists", file.key.encode()
 
 
 def read_class_filter(value: str) -> str:
-    """`A, B` as it is; a file with one class a line (a number before it, as in classInd.txt, is passed over) joined."""
+    """Return `A, B` unchanged, or the joined lines of a file of classes (numbers as in classInd.txt are ignored)."""
     if not value or "\n" in value or not Path(value).is_file():
         return value
     try:
@@ -58,12 +58,12 @@ def read_class_filter(value: str) -> str:
 
 
 def chosen_classes(text: str) -> list[str]:
-    """The names in what `read_class_filter` gives."""
+    """The class names in a result of `read_class_filter`."""
     return [name.strip() for name in text.split("\n" if "\n" in text else ",") if name.strip()]
 
 
 def _split_place(path: PurePosixPath) -> int | None:
-    """Which folder of a path is a split with a class folder below it."""
+    """Index of the split folder of a path, with a class folder below it."""
     for place, part in enumerate(path.parts[:-2]):
         if part.lower() in SPLIT_FOLDERS:
             return place
@@ -71,7 +71,7 @@ def _split_place(path: PurePosixPath) -> int | None:
 
 
 def are_split_folders(files: Iterable[SourceFile]) -> bool:
-    """Whether files lie in split folders; a lone class called `test` does not make one."""
+    """Whether files are in split folders; a single class called `test` is not a split."""
     return any(_split_place(PurePosixPath(file.path)) is not None for file in files)
 
 
@@ -82,15 +82,15 @@ def from_folders(
     what: str,
     group_of: Callable[[str, str], str] = lambda label, key: "",
 ) -> list[ClassFile]:
-    """The files with the split and the class that their folders say.
+    """The files with the split and the class of their folders.
 
     Args:
-        in_splits: whether there are split folders; else all is train.
-        what: what a file is called in messages.
-        group_of: the group of a file by class and key; empty: none.
+        in_splits: whether there are split folders; else all files are train.
+        what: word for a file in messages.
+        group_of: returns the group of a file by class and key; empty for none.
 
     Raises:
-        UserError: a file that lies in no class folder, or class folders at different depths.
+        UserError: a file is not in a class folder, or class folders are at different depths.
     """
     first = PurePosixPath(files[0].path)
     depth = len(first.parts)
@@ -105,13 +105,13 @@ def from_folders(
             split, inner = "train", path.parts[-2:]
             if len(path.parts) != depth:
                 raise UserError(
-                    f"the {what}s {shown(str(first))} and {shown(str(path))} lie at different depths, so it is unclear "
+                    f"the {what}s {shown(str(first))} and {shown(str(path))} are at different depths, so it is unclear "
                     f"which folder is the class; expected <Class>/<{what}> for all"
                 )
         if len(inner) < 2:
             shape = f"<split>/<Class>/<{what}>" if in_splits else f"<Class>/<{what}>"
             raise UserError(
-                f"the {what} {shown(file.path)} lies in no class folder, so its class is unknown; expected {shape} "
+                f"the {what} {shown(file.path)} is not in a class folder, so its class is unknown; expected {shape} "
                 f"under '{source_name(file)}': move it into its class or out of the source"
             )
         key = "/".join((split, *inner)) if in_splits else "/".join(inner)
@@ -120,7 +120,7 @@ def from_folders(
 
 
 def source_name(video: SourceFile) -> str:
-    """The source's root as this file sees it."""
+    """The root of the source that this file belongs to."""
     root = video.file
     for _ in PurePosixPath(video.path).parts:
         root = root.parent
@@ -128,10 +128,11 @@ def source_name(video: SourceFile) -> str:
 
 
 def one_spelling(files: list[ClassFile], official: Mapping[str, str]) -> list[ClassFile]:
-    """One spelling per class where letter case differs; a file whose class is respelled is noted.
+    """Use one spelling per class if only the letter case differs; files whose class changes get a note.
 
-    The spelling of `official` wins (class name in lower case -> as it is spelled); else, where splits differ, as in
-    repackaged sets, that of the first split, train before all. Two spellings within one split are two classes.
+    The spelling in `official` has precedence (class name in lower case -> official spelling); otherwise, if splits
+    differ, as in repackaged sets, that of the first split, starting with train. Two spellings in one split are two
+    classes.
     """
     spellings: dict[str, dict[str, set[str]]] = {}
     for file in files:
@@ -155,7 +156,7 @@ def one_spelling(files: list[ClassFile], official: Mapping[str, str]) -> list[Cl
 
 
 def keep_classes(files: list[ClassFile], wanted: Sequence[str]) -> list[ClassFile]:
-    """The files of these classes, named in any letter case; all where none is named.
+    """The files of these classes, in any letter case; all files if no class is given.
 
     Raises:
         NotFoundError: there is no such class.
@@ -173,13 +174,13 @@ def keep_classes(files: list[ClassFile], wanted: Sequence[str]) -> list[ClassFil
 
 
 def with_stems(files: list[ClassFile], *, whole_names: bool = False) -> list[ClassFile]:
-    """Give each file its place under `images/<split>/`: `<Class>/<file>`.
+    """Assign each file its path under `images/<split>/`: `<Class>/<file>`.
 
-    Files of one split that would share one on some file system (another case, or another suffix unless `whole_names`
-    are kept) get `~2`, `~3` in the order of the plan. No place with a number is one that a file has without.
+    Files of one split that would have the same path on some file system (other letter case, or other extension unless
+    `whole_names`) get `~2`, `~3` in the order of the plan. A path with a number never equals the path of another file.
 
     Args:
-        whole_names: images keep their suffix, so that `1.jpg` and `1.png` are two names; frames of clips do not.
+        whole_names: images keep their extension, so that `1.jpg` and `1.png` are two names; frames of clips do not.
     """
     plains = [f"{safe_component(file.label)}/{safe_component(PurePosixPath(file.key).stem)}" for file in files]
     used = {plain.lower() for plain in plains}
@@ -214,7 +215,7 @@ def with_stems(files: list[ClassFile], *, whole_names: bool = False) -> list[Cla
 
 
 def place_data(file: ClassFile) -> dict[str, Any]:
-    """What an item's `data` holds for `place`."""
+    """The entries of an item's `data` for `place`."""
     data: dict[str, Any] = {"stem": file.stem, "notes": file.notes}
     if file.renamed:
         data["renamed"] = True
@@ -224,14 +225,14 @@ def place_data(file: ClassFile) -> dict[str, Any]:
 
 
 def place(item: Item, note: str, *, other_suffix: bool = False) -> tuple[str, tuple[str, ...]]:
-    """`<Class>/<file>` of an item, without its suffix, and its notes with `note` where that is not its own name.
+    """`<Class>/<file>` of an item, without its extension, and its notes, including `note` if it was renamed.
 
     Args:
-        note: counted for an item that is renamed.
-        other_suffix: it is stored with another suffix than it has in the source.
+        note: code of the note for a renamed item.
+        other_suffix: it is stored with another extension than in the source.
     """
     data = item.data
-    moved = item.split != data.get("split", item.split)  # by --split, to where the other file of its name may be
+    moved = item.split != data.get("split", item.split)  # by --split, to the split of another file with its name
     if data.get("spare") and (moved or (other_suffix and data["is_shared"])):
         return data["spare"], (*data["notes"], note)
     return data["stem"], (*data["notes"], note) if data.get("renamed") else tuple(data["notes"])

@@ -1,4 +1,4 @@
-"""Find the picture that an annotation names, in layouts that put it elsewhere or spell it otherwise."""
+"""Finds the image that an annotation names, even in another folder or with another spelling."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -11,11 +11,11 @@ from phi3v_data.sources.source import SourceFile
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 
 SUFFIX_MENDED = "image-suffix-mended"
-"""Note: a picture is stored with the ending of its content, not with the one that the source gave it."""
+"""Note: an image is stored with the extension of its format instead of the one in the source."""
 
 
-class PictureFiles:
-    """The pictures of a source by path, by name, and by name without case and ending."""
+class ImageFiles:
+    """The images of a source by path, by name, and by name without letter case and extension."""
 
     def __init__(self, files: Iterable[SourceFile]) -> None:
         self._by_path: dict[str, SourceFile] = {}
@@ -28,17 +28,17 @@ class PictureFiles:
             self._by_stem.setdefault(_stem(name), []).append(file)
 
     def find(self, reference: str, folder: str = "") -> SourceFile:
-        """The picture that `reference` names in an annotation file that lies in `folder`.
+        """Find the image named `reference` in an annotation file in `folder`.
 
-        Looked for in this order: the path below `folder`, the path from the top, the file's name anywhere, the name
-        without case and ending.
+        Tried in this order: the path below `folder`, the path from the root, the file name anywhere, the name without
+        letter case and extension.
 
         Raises:
-            Reject: `image-missing`, or `image-ambiguous` where several files fit equally well.
+            Reject: `image-missing`, or `image-ambiguous` if several files match equally well.
         """
         parts = [part for part in reference.replace("\\", "/").split("/") if part not in ("", ".")]
         if not parts or ".." in parts:
-            raise Reject("image-missing", f"{shown(reference)} names no picture")
+            raise Reject("image-missing", f"{shown(reference)} is not an image")
         path, name = "/".join(parts), parts[-1]
         for wanted in (f"{folder}/{path}" if folder else path, path):
             if wanted in self._by_path:
@@ -49,14 +49,14 @@ class PictureFiles:
         if len(found) > 1 and folder:
             found = [file for file in found if file.path.startswith(f"{folder}/")] or found
         if not found:
-            raise Reject("image-missing", f"the source has no picture {shown(path)}")
+            raise Reject("image-missing", f"the source has no image {shown(path)}")
         if len(found) > 1:
             raise Reject("image-ambiguous", f"{shown(path)} could be '{found[0].path}' or '{found[1].path}'")
         return found[0]
 
 
 def stored_format(head: bytes) -> str:
-    """Pillow's name of the format in which an image is stored that begins with `head`; empty if it is not an image."""
+    """Pillow's name of the format in which an image with this `head` is stored; empty if it is not an image."""
     try:
         kind = identify(head)
     except UnreadableImageError:
@@ -65,11 +65,11 @@ def stored_format(head: bytes) -> str:
 
 
 def stored_name(name: str, file: str | Path) -> tuple[str, tuple[str, ...]]:
-    """`name` with the ending that fits what is stored of the file, and the notes on that."""
+    """`name` with the extension of the stored format, and notes about the change."""
     try:
         head = read_image_file(file, head=True)
     except (OSError, UnreadableImageError):
-        return name, ()  # the writer says what is wrong with it
+        return name, ()  # the writer reports the problem
     suffixes = STORED_IMAGES.get(stored_format(head), ())
     path = PurePosixPath(name)
     if not suffixes or path.suffix.lower() in suffixes:

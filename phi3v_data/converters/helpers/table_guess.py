@@ -1,4 +1,4 @@
-"""A mapping for tables whose columns have the usual names, so that `convert table` needs no `--map`."""
+"""Guesses the mapping of tables with common column names, so that `convert table` needs no `--map`."""
 
 import json
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ HELP = "docs/converters.md shows a mapping file, and phi3v-data schema table-map
 
 
 def guess_map(columns: Sequence[str]) -> tuple[str, str]:
-    """A mapping file as JSON, and a sentence that says which column became what and which are not used.
+    """Guess a mapping file (as JSON); also return a message that lists the columns used and not used.
 
     Raises:
-        UserError: there is no column that is known to hold the images, or none for the questions.
+        UserError: no column is known to contain the images, or the questions.
     """
     found = {name: _first(columns, names) for name, names in _ROLES.items()}
     for role, names in (("images", IMAGES), ("user", QUESTIONS)):

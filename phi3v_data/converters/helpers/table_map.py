@@ -1,15 +1,15 @@
-"""The mapping file of `convert table`: which columns of a plain table make up a sample.
+"""The mapping file of `convert table`: maps the columns of a table to samples.
 
-    images: photo                     # a column or several; a cell may hold a list, or paths with `separator` between
+    images: photo                     # one or several columns; a cell may be a list, or paths with `separator`
     user: "{question}\\nAnswer briefly."
     assistant: "{answer}"
-    answers: accepted                 # all accepted answers, for scoring
-    split: part                       # where it is empty: train
-    group: shop                       # what must not straddle splits
+    answers: accepted                 # all accepted answers, for scores
+    split: part                       # train if it is empty
+    group: shop                       # samples of one group must be in the same split
     metrics: [anls]
 
-`{column}` stands for a cell, `{query.en}` for a field inside one, `{{` and `}}` for braces. `turns:` holds a longer
-conversation. The full list of keys: `phi3v-data schema table-map`.
+`{column}` is replaced by a cell, `{query.en}` by a field inside one; write `{{` and `}}` for braces. `turns:` contains
+a longer conversation. The full list of keys: `phi3v-data schema table-map`.
 """
 
 import re
@@ -54,11 +54,11 @@ class _Model(BaseModel):
 
 
 class TurnMap(_Model):
-    """One turn out of a row."""
+    """Map of one turn."""
 
     user: str = Field(description="Template of the user's text.")
     assistant: str = Field("", description="Template of the answer.")
-    images: Names = Field((), description="Columns with the turn's pictures.")
+    images: Names = Field((), description="Columns with the images of the turn.")
 
     @field_validator("user", "assistant", mode="after")
     @classmethod
@@ -69,29 +69,29 @@ class TurnMap(_Model):
 
 
 class TableMap(_Model):
-    """What a row of a plain table becomes."""
+    """Map from a row of a table to a sample."""
 
-    name: str = Field("", description="Name of the set and its files; default: the table's file name.")
-    task: Task = Field("vqa", description="What kind of task it is.")
-    metrics: Names = Field(("accuracy",), description="How it is scored; the first is the headline.")
-    images: Names = Field((), description="Columns with the pictures: paths relative to the table, or embedded.")
+    name: str = Field("", description="Name of the set and its files. Default: the file name of the table.")
+    task: Task = Field("vqa", description="Kind of task.")
+    metrics: Names = Field(("accuracy",), description="Metrics; the first is the headline.")
+    images: Names = Field((), description="Columns with the images: paths relative to the table, or embedded.")
     user: str = Field("", description="Template of the user's text.")
-    assistant: str = Field("", description="Template of the answer; empty: the table has none (--unlabelled).")
-    turns: Annotated[tuple[TurnMap, ...], Field(strict=False)] = Field((), description="Several turns, instead.")
+    assistant: str = Field("", description="Template of the answer; empty if the table has no answers (--unlabelled).")
+    turns: Annotated[tuple[TurnMap, ...], Field(strict=False)] = Field((), description="Several turns instead of one.")
     system: str = Field("", description="Template of a system message.")
-    answers: Names = Field((), description="Columns with accepted answers, in order; cells may hold lists.")
-    split: str = Field("", description="Column that names the split; without one all rows are train.")
-    group: str = Field("", description="Column that says what must not straddle splits.")
-    id: str = Field("", description="Column with the row's own id; default: its number.")
-    meta: Names = Field((), description="Columns to keep in the sample's meta.")
+    answers: Names = Field((), description="Columns with accepted answers, in order; cells may be lists.")
+    split: str = Field("", description="Column with the split. Default: all rows are train.")
+    group: str = Field("", description="Column with the group; samples of one group must be in the same split.")
+    id: str = Field("", description="Column with the id of the row. Default: its number.")
+    meta: Names = Field((), description="Columns to keep in `meta` of the sample.")
     values: dict[str, dict[str, str]] = Field(
-        default_factory=dict, description="Column -> cell -> what stands for it: {label: {'0': 'No', '1': 'Yes'}}."
+        default_factory=dict, description="Replacements of cells, by column: {label: {'0': 'No', '1': 'Yes'}}."
     )
-    separator: str = Field("", description="What parts several paths or answers in one cell.")
-    delimiter: str = Field("", description="What parts the cells of a CSV file; default: a comma, a tab in .tsv.")
-    classes: Names = Field((), description="Class names, for task classification.")
+    separator: str = Field("", description="Separator of several paths or answers in one cell.")
+    delimiter: str = Field("", description="Separator of the cells of a CSV file. Default: a comma; a tab in .tsv.")
+    classes: Names = Field((), description="Class names, for the task classification.")
     source: str = Field("", description="Where the data come from, for people.")
-    license: str = Field("", description="The data's licence.")
+    license: str = Field("", description="Licence of the data.")
 
     @field_validator("user", "assistant", "system", mode="after")
     @classmethod
@@ -123,11 +123,11 @@ class TableMap(_Model):
         return self
 
     def all_turns(self) -> tuple[TurnMap, ...]:
-        """The turns, whichever form they were given in."""
+        """The turns, given in either form."""
         return self.turns or (TurnMap(user=self.user, assistant=self.assistant, images=self.images),)
 
     def columns(self) -> Iterator[tuple[str, str]]:
-        """(field of the map, column that it needs)."""
+        """Pairs of a field of the map and a column that it needs."""
         for number, turn in enumerate(self.all_turns()):
             where = f"turns.{number}." if self.turns else ""
             for field in ("user", "assistant"):
@@ -149,19 +149,19 @@ def placeholders(template: str) -> Iterator[str]:
     """The columns that a template needs.
 
     Raises:
-        ValueError: a brace alone, or an empty placeholder.
+        ValueError: a single brace, or an empty placeholder.
     """
     for match in _PLACEHOLDER.finditer(template):
         if match[0] in ("{", "}"):
             raise ValueError(f"a single '{match[0]}' at character {match.start() + 1}; write '{match[0] * 2}' for one")
         if match[1] is not None:
             if not match[1].strip():
-                raise ValueError(f"an empty {{}} at character {match.start() + 1}; put a column's name in")
+                raise ValueError(f"an empty {{}} at character {match.start() + 1}; write a column name into it")
             yield match[1].strip()
 
 
 def fill(template: str, cells: Mapping[str, str]) -> str:
-    """A template with its cells put in."""
+    """Fill a template with cells."""
 
     def put(match: "re.Match[str]") -> str:
         return match[0][0] if match[1] is None else cells[match[1].strip()]
@@ -170,10 +170,10 @@ def fill(template: str, cells: Mapping[str, str]) -> str:
 
 
 def read_map(path: str | Path) -> str:
-    """The text of a mapping file, checked.
+    """Read and check a mapping file; return its text.
 
     Raises:
-        UserError: not there, not YAML, or a key that is wrong; with the line.
+        UserError: it does not exist, is not YAML, or has an invalid key; with the line.
     """
     try:
         text = read_text(Path(path))
@@ -186,10 +186,10 @@ def read_map(path: str | Path) -> str:
 
 
 def parse_map(text: str, where: str = "the map") -> TableMap:
-    """Check the text of a mapping file.
+    """Parse the text of a mapping file.
 
     Raises:
-        UserError: not YAML, or a key that is wrong; with the line.
+        UserError: it is not YAML, or has an invalid key; with the line.
     """
     try:
         content = yaml.safe_load(text)
@@ -200,7 +200,7 @@ def parse_map(text: str, where: str = "the map") -> TableMap:
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise UserError(f"{where}{line} is not YAML: {problem}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{where} must hold keys such as 'images: photo' and 'user: \"{{question}}\"'")
+        raise UserError(f"{where} must contain keys such as 'images: photo' and 'user: \"{{question}}\"'")
     try:
         return TableMap.model_validate(content)
     except ValidationError as error:
@@ -209,12 +209,12 @@ def parse_map(text: str, where: str = "the map") -> TableMap:
         name = ".".join(str(piece) for piece in location) or "the whole"
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = f"there is no such key; there are {', '.join(TableMap.model_fields)}"
+            message = f"unknown key; the keys are {', '.join(TableMap.model_fields)}"
         raise UserError(f"{where}:{line_of(node, location)} {name}: {message}") from None
 
 
 def line_of(node: Any, location: "list[str | int]") -> int:
-    """The 1-based line of a key in a composed YAML document; that of the nearest key above where it is not there."""
+    """The line (from 1) of a key in a composed YAML document, or of the nearest key above if it is missing."""
     line = 1
     for piece in location:
         found = None

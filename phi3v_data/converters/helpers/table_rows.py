@@ -1,4 +1,4 @@
-"""Rows of plain tables, each with its place: CSV, TSV, JSON lines, a JSON list, parquet, `save_to_disk`."""
+"""Reads rows of tables with their location: CSV, TSV, JSON lines, a JSON list, parquet, `save_to_disk`."""
 
 import csv
 import io
@@ -19,12 +19,12 @@ from phi3v_data.suffixes import TABLE_SUFFIXES, is_table, table_suffix
 
 MAX_CELL = 1 << 26
 LOOKED_AT = 1000
-"""Rows of a JSON table whose fields count as its columns."""
+"""Number of rows of a JSON table whose fields define its columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A row: where it is (`rows.csv:12`), its cells, or why it has none; embedded pictures are left in `place`."""
+    """A row: its location (`rows.csv:12`), and its cells or a problem; embedded images are read later from `place`."""
 
     where: str
     cells: Mapping[str, Any]
@@ -36,7 +36,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that has been found; `root` is the folder where its paths start."""
+    """A table of a source; `root` is the folder to which its paths are relative."""
 
     name: str
     columns: tuple[str, ...]
@@ -46,7 +46,7 @@ class Table:
 
 
 class NamedFiles:
-    """The files of a source by the paths that a table in it uses: what is named counts as used."""
+    """The files of a source by the paths in its table; files that are looked up count as used."""
 
     def __init__(self, source: Source, table: SourceFile | None) -> None:
         self._source = source
@@ -57,7 +57,7 @@ class NamedFiles:
             self._files = {file.path: file for file in source.all_files()}
 
     def elsewhere(self, paths: Iterable[str]) -> dict[str, str]:
-        """Where the files of some paths lie, if not below the table's folder: in an unpacked archive beside it."""
+        """Locations of files that are not below the table's folder, but in an unpacked archive next to it."""
         found = {}
         for path in paths:
             file = self._files.get(normpath(f"{self._folder}/{path}"))
@@ -68,18 +68,18 @@ class NamedFiles:
         return found
 
 
-def open_table(source: Source, file: str, delimiter: str, pictures: frozenset[str]) -> Table:
+def open_table(source: Source, file: str, delimiter: str, images: frozenset[str]) -> Table:
     """Find the table in a source.
 
     Args:
-        file: which one, where the source holds several.
-        pictures: columns that are not read beforehand, as they may embed pictures.
+        file: the table file, if the source contains several.
+        images: columns that are not read by the plan, as they may contain embedded images.
 
     Raises:
-        UserError: no table, or several and none was named.
+        UserError: there is no table, or there are several and none was given.
     """
     if source.has_rows:
-        return _embedded(source, pictures)
+        return _embedded(source, images)
     found = _find(source, file)
     path = PurePosixPath(found.path)
     root = str(found.file.parent.absolute())
@@ -102,9 +102,9 @@ def _find(source: Source, file: str) -> SourceFile:
     if len(tables) == 1:
         return tables[0]
     if not tables:
-        raise NotFoundError(f"'{source.spec}' holds no table ({', '.join(TABLE_SUFFIXES)}, .parquet)")
+        raise NotFoundError(f"'{source.spec}' contains no table ({', '.join(TABLE_SUFFIXES)}, .parquet)")
     names = ", ".join(table.path for table in tables[:8])
-    raise UserError(f"'{source.spec}' holds several tables; choose one with --table: {names}")
+    raise UserError(f"'{source.spec}' contains several tables; choose one with --table: {names}")
 
 
 def _csv(file: SourceFile, delimiter: str) -> tuple[tuple[str, ...], Iterator[TableRow]]:
@@ -134,7 +134,7 @@ def _opened(file: SourceFile) -> TextIO:
 
 
 def _delimiter(file: SourceFile, usual: str) -> str:
-    """What parts the columns' names in the first line: the usual character of such a file, or another that does."""
+    """The separator of the column names in the first line: the default of such a file, or another common one."""
     with _opened(file) as lines:
         line = lines.readline(MAX_CELL)
     counts: dict[str, int] = {}
@@ -154,9 +154,9 @@ def _header(reader: Iterator[list[str]], name: str) -> tuple[str, ...]:
     except csv.Error as error:
         raise UserError(f"{name}:1 is not CSV: {error}") from error
     if not header:
-        raise UserError(f"{name} is empty; the first line must name the columns")
+        raise UserError(f"{name} is empty; the first line must contain the column names")
     if twice := sorted({column for column in header if header.count(column) > 1}):
-        raise UserError(f"{name} names the column '{twice[0]}' twice; rename one")
+        raise UserError(f"{name} has two columns '{twice[0]}'; rename one")
     return header
 
 
@@ -179,7 +179,9 @@ def _json(file: SourceFile) -> Iterator[TableRow]:
     name = PurePosixPath(file.path).name
     content = read_json(file)
     if not isinstance(content, list):
-        raise UserError(f"'{file.path}' is no table: it must hold a list of objects, or be JSON lines called .jsonl")
+        raise UserError(
+            f"'{file.path}' is not a table: it must be a list of objects, or JSON lines with the extension .jsonl"
+        )
     for index, row in enumerate(content):
         good = isinstance(row, dict)
         problem = "" if good else "is not a JSON object"
@@ -191,10 +193,10 @@ def _peek(rows: Iterator[TableRow]) -> tuple[tuple[str, ...], Iterator[TableRow]
     return tuple(dict.fromkeys(name for row in first for name in row.cells)), chain(first, rows)
 
 
-def _embedded(source: Source, pictures: frozenset[str]) -> Table:
+def _embedded(source: Source, images: frozenset[str]) -> Table:
     splits = list(source.split_names())
     columns = tuple(dict.fromkeys(name for split in splits for name in source.columns(split)))
-    text = [name for name in columns if name not in pictures]
+    text = [name for name in columns if name not in images]
 
     def rows() -> Iterator[TableRow]:
         for split in splits:

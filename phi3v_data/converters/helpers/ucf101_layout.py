@@ -1,4 +1,4 @@
-"""Which clips a UCF-101-shaped source has, in which split and of which class; no clip is opened."""
+"""The clips of a source with the layout of UCF-101, with split and class; clips are not opened."""
 
 import re
 from collections.abc import Sequence
@@ -36,15 +36,15 @@ class Layout:
 
 
 def find_layout(source: Source, *, fold: int | None = None, lists: str = "", wanted: Sequence[str] = ()) -> Layout:
-    """Recognise the layout and list its clips, ordered by split, then by the bytes of the path.
+    """Detect the layout and list its clips, ordered by split, then by the bytes of the path.
 
     Args:
-        fold: which official lists to use; None: fold 1 where there are lists.
-        lists: folder of the lists, where it is not in the source or beside it.
-        wanted: names of the classes to keep, in any case; empty: all.
+        fold: official lists to use; None: fold 1 if there are lists.
+        lists: folder of the lists, if it is not in the source or next to it.
+        wanted: names of the classes to keep, in any letter case; empty: all.
 
     Raises:
-        UserError: no clips, clips that lie in no class folder, lists of another task, an unknown class.
+        UserError: no clips, clips outside of class folders, lists of another task, or an unknown class.
     """
     videos = source.files(VIDEO_SUFFIXES)
     if not videos:
@@ -56,7 +56,7 @@ def find_layout(source: Source, *, fold: int | None = None, lists: str = "", wan
     elif fold:
         raise NotFoundError(
             f"--fold {fold} needs the official lists (trainlist0{fold}.txt, testlist0{fold}.txt); put their folder "
-            "ucfTrainTestlist beside the clips or name it with --lists"
+            "ucfTrainTestlist next to the clips, or give it with --lists"
         )
     else:
         clips = from_folders(videos, in_splits=in_splits, what="clip", group_of=_group)
@@ -71,7 +71,7 @@ def find_layout(source: Source, *, fold: int | None = None, lists: str = "", wan
 
 
 def _group(label: str, key: str) -> str:
-    """The film that a clip was cut from, by UCF-101's names; empty for others."""
+    """The film that a clip was cut from, by the naming of UCF-101; empty for other names."""
     group = _GROUP.search(PurePosixPath(key).stem)
     return f"{label}/{group[1].lower()}" if group else ""
 
@@ -79,7 +79,7 @@ def _group(label: str, key: str) -> str:
 def _nothing_found(source: Source) -> str:
     packed = [file.path for file in source.files((".rar", ".zip", ".tar", ".tar.gz", ".tgz"))]
     if packed:
-        return f"there is no clip in '{source.spec}', but the archive '{packed[0]}': unpack it, or give it as --source"
+        return f"there is no clip in '{source.spec}', but the archive '{packed[0]}': unpack it, or use it as --source"
     if images := source.files(IMAGE_SUFFIXES):
         return (
             f"there is no clip in '{source.spec}', but {len(images):,} images: for images in class folders, "
@@ -92,13 +92,13 @@ def _nothing_found(source: Source) -> str:
 
 
 def _find_lists(source: Source, lists: str) -> list[SourceFile]:
-    """The official lists and class names: named by the user, in the source, or in a folder beside it."""
+    """The official lists and class names: given by the user, in the source, or in a folder next to it."""
     if lists:
         if not Path(lists).is_dir():
-            raise NotFoundError(f"--lists '{lists}' is not a folder; give the one that holds trainlist01.txt")
+            raise NotFoundError(f"--lists '{lists}' is not a folder; give the one with trainlist01.txt")
         found = list(Source.open(lists).files((".txt",)))
         if not any(is_list(Path(file.path).name) for file in found):
-            raise NotFoundError(f"--lists '{lists}' holds no trainlist01.txt")
+            raise NotFoundError(f"--lists '{lists}' contains no trainlist01.txt")
         return found
     texts = list(source.files((".txt",)))
     if any(is_list(PurePosixPath(file.path).name) for file in texts):
@@ -114,9 +114,9 @@ def _find_lists(source: Source, lists: str) -> list[SourceFile]:
 
 
 def _from_lists(videos: Sequence[SourceFile], entries: Sequence[ListEntry]) -> list[ClassFile]:
-    """Match entries with files, by folder and name without case, else by name alone.
+    """Match entries with files, by folder and name ignoring letter case, else by name only.
 
-    An entry without a file and a file without an entry are both planned as rejects, so that they are counted.
+    Entries without a file and files without an entry are planned as rejects, so that they are counted.
     """
     by_path: dict[tuple[str, str], list[SourceFile]] = {}
     by_name: dict[str, list[SourceFile]] = {}
@@ -140,7 +140,7 @@ def _from_lists(videos: Sequence[SourceFile], entries: Sequence[ListEntry]) -> l
         if len(found) > 1:
             raise UserError(
                 f"{entry.where}: '{entry.path}' could be '{found[0].path}' or '{found[1].path}'; give a source that "
-                "holds each clip once"
+                "contains each clip once"
             )
         if not found:
             message = f"{entry.where} names {shown(entry.path)}, which is not in the source"
@@ -156,7 +156,7 @@ def _from_lists(videos: Sequence[SourceFile], entries: Sequence[ListEntry]) -> l
         clips.append(ClassFile(entry.split, entry.label, key, str(video.file), video.size, _group(entry.label, key)))
     for video in videos:
         if video.path not in used:
-            message = f"{shown(video.path)} is in none of the two lists, so its split is unknown"
+            message = f"{shown(video.path)} is in neither of the two lists, so its split is unknown"
             label = PurePosixPath(video.path).parent.name
             clips.append(ClassFile("train", label, video.path, reject="not-in-lists", message=message))
     return clips

@@ -1,4 +1,4 @@
-"""The official lists of UCF-101 (`ucfTrainTestlist/`): which clip is in train, which in test, and of which class.
+"""The official lists of UCF-101 (`ucfTrainTestlist/`): split and class of each clip.
 
 classInd.txt        1 ApplyEyeMakeup
 trainlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
@@ -43,7 +43,7 @@ def read_lists(files: Iterable[SourceFile], fold: int) -> list[ListEntry]:
     """All entries of one fold, train first, in the order of the lines.
 
     Raises:
-        UserError: lists of the DetectionTask, several sets of lists, one of the pair missing, a line that is none.
+        UserError: lists of the DetectionTask, several sets of lists, a missing list, or an invalid line.
     """
     every = [file for file in files if is_list(PurePosixPath(file.path).name)]
     recognition = [file for file in every if "detection" not in file.path.lower()]
@@ -57,14 +57,14 @@ def read_lists(files: Iterable[SourceFile], fold: int) -> list[ListEntry]:
         split = match["split"].lower()
         if split in chosen and chosen[split].file.read_bytes() != file.file.read_bytes():
             raise UserError(
-                f"two different lists for the same split, '{chosen[split].path}' and '{file.path}': remove one, or say "
-                "which folder with --lists"
+                f"two different lists for the same split, '{chosen[split].path}' and '{file.path}': remove one, or "
+                "choose the folder with --lists"
             )
         chosen.setdefault(split, file)
     for split in ("train", "test"):
         if split not in chosen:
             raise NotFoundError(
-                f"there is no {split}list0{fold}.txt among the official lists of fold {fold}; copy it beside the "
+                f"there is no {split}list0{fold}.txt among the official lists of fold {fold}; copy it next to the "
                 "others (UCF101TrainTestSplits-RecognitionTask.zip), or choose another --fold"
             )
     classes = _class_numbers(recognition, files)
@@ -95,13 +95,13 @@ def is_class_index(file: SourceFile) -> bool:
 
 
 def class_names(files: Iterable[SourceFile]) -> dict[str, str]:
-    """Class names as `classInd.txt` spells them, by their lower case; empty where there is none."""
+    """Class names as spelled in `classInd.txt`, by their lower case; empty if there is no such file."""
     indices = [file for file in files if is_class_index(file)]
     return {name.lower(): name for name in _class_numbers(indices, indices).values()}
 
 
 def _class_numbers(lists: list[SourceFile], files: Iterable[SourceFile]) -> dict[int, str]:
-    """`classInd.txt` beside the lists: 1-based number to class name; empty where there is none."""
+    """Map each number in `classInd.txt` to its class name; empty if there is no such file."""
     folders = {Path(file.file).parent for file in lists}
     numbers: dict[int, str] = {}
     for file in files:
@@ -132,6 +132,8 @@ def _read(file: SourceFile, split: str, classes: dict[int, str]) -> list[ListEnt
         folder = PurePosixPath(path).parent.name
         label = folder or classes.get(number, "")
         if not label or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise UserError(f"{where}: expected 'Class/file.avi' and perhaps a class number, found {shown(stripped)}")
+            raise UserError(
+                f"{where}: expected 'Class/file.avi' and optionally a class number, found {shown(stripped)}"
+            )
         entries.append(ListEntry(split, path, label, where))
     return entries

@@ -195,7 +195,7 @@ def read_file(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotFoundError(f"--deepspeed {file}: there is no such file") from None
+        raise NotFoundError(f"--deepspeed {file}: the file does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--deepspeed {file}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:

@@ -1,9 +1,9 @@
-"""What can be mended of pictures and of the paths to them without guessing.
+"""Fixes for images and image paths that are unambiguous.
 
-image-name-mismatch    the row names the file as it is spelled, where only one file can be meant
-image-format-mismatch  the file gets the ending of what it holds
-image-orientation      the pixels are turned as the mark says, and the mark goes
-image-mode             CMYK becomes RGB, with the values that the image processor would see
+image-name-mismatch    the path in the row is corrected if exactly one file can be meant
+image-format-mismatch  the file gets the extension of its format
+image-orientation      the pixels are rotated according to the EXIF orientation, which is removed
+image-mode             CMYK is converted to RGB, with the values that the image processor would use
 """
 
 import io
@@ -25,11 +25,11 @@ from phi3v_data.validate.tree import FILE, ImageTree, fold
 
 _QUALITY = 95
 _ENCODED = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"})
-"""Formats in which an image is stored again."""
+"""Formats that can be encoded again."""
 
 
 class Mends:
-    """What is mended in one directory: uses of pictures, names, contents; `counts` by problem code."""
+    """The fixes for one directory: paths in rows, names and contents of files; `counts` by problem code."""
 
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
@@ -40,7 +40,7 @@ class Mends:
         self.rows: set[int] = set()  # rows whose paths were corrected
 
     def correct_paths(self) -> None:
-        """Point uses that are spelled in another letter case or Unicode form at the file that is meant."""
+        """Correct uses of an image with another letter case or Unicode form."""
         table = self.survey.table
         missing = np.flatnonzero(table.uses < 0)
         if not len(missing):
@@ -61,7 +61,7 @@ class Mends:
                     self.counts["image-name-mismatch"] += 1
 
     def plan(self) -> None:
-        """Choose new names and contents for the pictures that are used."""
+        """Choose the used images that get a new name or new content."""
         flags = self.survey.images.facts["flags"]
         for entry in np.flatnonzero(self.survey.used & (flags & (MISMATCH | MODE | ORIENTATION) != 0)).tolist():
             try:
@@ -80,15 +80,15 @@ class Mends:
         self.counts = +self.counts
 
     def path(self, entry: int) -> str:
-        """Where a picture lies."""
+        """Path of an image."""
         return os.path.join(self.tree.root, self.tree.path(entry))
 
     def name(self, entry: int) -> str:
-        """What a picture is called in the new set."""
+        """Name of an image in the new set."""
         return self.names.get(entry) or self.tree.path(entry)
 
     def free_name(self, stem: str, suffix: str) -> str:
-        """A name that no file has and that none is to have."""
+        """A name that is not in use, neither now nor in the new set."""
         name, count = stem + suffix, 1
         while self.tree.find_folded(name) >= 0 or name in self.names.values():
             count += 1
@@ -96,7 +96,7 @@ class Mends:
         return name
 
     def correct_row(self, row: int, value: dict[str, Any]) -> None:
-        """Write the names of the new set into a row."""
+        """Replace the image names of a row by those of the new set."""
         table = self.survey.table
         use = int(table.starts[row])
         for turn in value["conversations"]:
@@ -106,11 +106,11 @@ class Mends:
                 use += 1
 
 
-def mended_picture(path: str) -> bytes:
-    """A picture turned as its EXIF mark says and, if CMYK, in RGB; a JPEG keeps its quantization where it can.
+def fixed_image(path: str) -> bytes:
+    """Encode an image with its EXIF orientation applied and, if CMYK, as RGB; a JPEG keeps its quantization if it can.
 
     Raises:
-        UnreadableImageError: it cannot be read, or does not come out whole.
+        UnreadableImageError: it cannot be decoded, or the result is not valid.
         OSError: the file cannot be read.
     """
     buffer = io.BytesIO()
@@ -121,7 +121,7 @@ def mended_picture(path: str) -> bytes:
         options: dict[str, Any] = {}
         if kind == "JPEG":
             options = {"quality": _QUALITY, "subsampling": 0}
-            if not cmyk:  # as fine as before; colours at full size, so that they are not thinned out once more
+            if not cmyk:  # the same quantization; full chroma resolution, so that it is not subsampled again
                 options = {"qtables": image.quantization, "subsampling": 0}  # type: ignore[attr-defined]  # of a JPEG
         elif kind == "WEBP":
             options = {"quality": _QUALITY}
@@ -131,5 +131,5 @@ def mended_picture(path: str) -> bytes:
         (turned.convert("RGB") if cmyk else turned).save(buffer, kind, **options)
     content = buffer.getvalue()
     if check_content(content).orientation != 1:
-        raise UnreadableImageError("still carries an EXIF turn")
+        raise UnreadableImageError("still has an EXIF orientation")
     return content

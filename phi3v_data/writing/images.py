@@ -1,4 +1,4 @@
-"""A draft's picture on its way to `images/`: read, proved to be a picture, named, written once."""
+"""Stores the images of drafts under `images/`: reads, verifies and names them, and writes each once."""
 
 import errno
 import hashlib
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from phi3v_data.media.encoding import ImageFormat
 
 MAX_NAME_BYTES = 200
-MAX_PROVED = 4096
+MAX_VERIFIED = 4096
 _Kind: TypeAlias = tuple[str, int, int]
-"""The ending that fits an image's format, its width and height."""
+"""The extension for an image's format, its width and height."""
 
-_proved: dict[str, _Kind] = {}
-"""Digests of images that this process has checked, with what they are: one page of many questions is decoded once."""
+_verified: dict[str, _Kind] = {}
+"""Digests of images verified by this process, with their facts: a page of many questions is decoded once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A checked picture, ready to be stored."""
+class PreparedImage:
+    """A verified image, ready to be stored."""
 
     record: ImageRecord
     data: bytes
@@ -36,8 +36,8 @@ class Picture:
     height: int
 
 
-def prepare_picture(image: "ImageContent | DraftImage", split: str) -> Picture:
-    """Read or encode a draft's picture, check it and name it.
+def prepare_image(image: "ImageContent | DraftImage", split: str) -> PreparedImage:
+    """Read or encode the image of a draft, verify it and name it.
 
     Raises:
         Reject: `image-missing`, `image-unreadable`, `image-too-large`, `image-path-unsafe`, `draft-invalid`.
@@ -49,21 +49,21 @@ def prepare_picture(image: "ImageContent | DraftImage", split: str) -> Picture:
     data, digest, (suffix, width, height) = _content(image)
     name = _upgraded(image.name, suffix) or f"{split}/{digest[:32]}{suffix}"
     check_name(name)
-    return Picture(ImageRecord(name, len(data), digest), data, width, height)
+    return PreparedImage(ImageRecord(name, len(data), digest), data, width, height)
 
 
 def _upgraded(name: str, suffix: str) -> str:
-    """The name that a source gave; one of a HEIC photo with the ending of what is stored."""
+    """The name from the source; that of a HEIC photo gets the extension of the stored file."""
     return name.removesuffix(PurePosixPath(name).suffix) + suffix if name.lower().endswith(HEIC_SUFFIXES) else name
 
 
-def forget_proved() -> None:
-    """Prove every picture again; for measurements."""
-    _proved.clear()
+def forget_verified() -> None:
+    """Verify every image again; for measurements."""
+    _verified.clear()
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is not a plain relative POSIX path with a picture's ending.
+    """Reject a name that is not a plain relative POSIX path with the extension of an image.
 
     Raises:
         Reject: `image-path-unsafe`.
@@ -80,51 +80,51 @@ def check_name(name: str) -> None:
     elif not pieces[-1].lower().endswith(IMAGE_SUFFIXES):
         why = f"does not end in {', '.join(IMAGE_SUFFIXES)}"
     elif any(piece.lower().endswith(SOURCE_IMAGE_SUFFIXES) for piece in pieces[:-1]):
-        why = "has a folder named like a picture"
+        why = "has a folder named like an image"
     else:
         return
     raise Reject("image-path-unsafe", f"the image name {name!r} {why}; give a relative path such as 'train/cat.jpg'")
 
 
-def store_picture(picture: Picture, journal: Journal, scratch: Path) -> bool:
-    """Write a picture under the staged `images/`, unless it is there; False where other content has the name.
+def store_image(image: PreparedImage, journal: Journal, scratch: Path) -> bool:
+    """Write an image under the staged `images/`, unless it exists; return False if the name has other content.
 
-    In that case the picture is kept under `collisions/`, and which of the two stays is decided by the order of the
-    rows when the directory is published.
+    In that case the image is kept under `collisions/`, and the order of the rows decides which of the two is used when
+    the directory is published.
     """
-    target = journal.images / picture.record.name
-    if (same := _same(target, picture)) is not None:
-        return same or _set_aside(picture, journal, scratch)
-    scratch.write_bytes(picture.data)
+    target = journal.images / image.record.name
+    if (same := _same(target, image)) is not None:
+        return same or _set_aside(image, journal, scratch)
+    scratch.write_bytes(image.data)
     try:
         placed = _place(scratch, target, journal)
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
         placed = _place(scratch, target, journal)
     if not placed:
-        return bool(_same(target, picture)) or _set_aside(picture, journal, scratch)
+        return bool(_same(target, image)) or _set_aside(image, journal, scratch)
     scratch.unlink(missing_ok=True)
     return True
 
 
-def _same(target: Path, picture: Picture) -> bool | None:
-    """Whether the file that is there has the picture's content; None where there is no file."""
+def _same(target: Path, image: PreparedImage) -> bool | None:
+    """Whether the existing file has the content of the image; None if there is no file."""
     try:
-        if target.stat().st_size != picture.record.size:
+        if target.stat().st_size != image.record.size:
             return False
-        return target.read_bytes() == picture.data
+        return target.read_bytes() == image.data
     except FileNotFoundError:
         return None
 
 
-def _set_aside(picture: Picture, journal: Journal, scratch: Path) -> bool:
-    scratch.write_bytes(picture.data)
-    os.replace(scratch, journal.collisions / picture.record.digest)
+def _set_aside(image: PreparedImage, journal: Journal, scratch: Path) -> bool:
+    scratch.write_bytes(image.data)
+    os.replace(scratch, journal.collisions / image.record.digest)
     return False
 
 
 def _place(scratch: Path, target: Path, journal: Journal) -> bool:
-    """Give the finished file its name; False where another worker has taken the name, or is about to."""
+    """Give the finished file its name; False if another worker has taken the name, or is about to."""
     try:
         os.link(scratch, target)
     except FileExistsError:
@@ -141,12 +141,12 @@ def _place(scratch: Path, target: Path, journal: Journal) -> bool:
 
 
 def _claim(target: Path, journal: Journal) -> bool:
-    """Take a name for this worker, where there are no hard links: only one can make the file of the claim.
+    """Claim a name for this worker, if there are no hard links: only one worker can create the file of the claim.
 
-    Claims are gone with the run. The loser may find nothing at the name yet; then it sets its image aside, and which
-    of the two stays is decided when the directory is published.
+    Claims are removed with the run. The other worker may not find a file with the name yet; then it keeps its image
+    aside, and which of the two is used is decided when the directory is published.
     """
-    name = target.relative_to(journal.images).as_posix().lower()  # exFAT and SMB tell no letter case apart
+    name = target.relative_to(journal.images).as_posix().lower()  # exFAT and SMB ignore letter case
     journal.claims.mkdir(parents=True, exist_ok=True)
     try:
         os.close(os.open(journal.claims / hashlib.sha256(name.encode()).hexdigest(), os.O_CREAT | os.O_EXCL))
@@ -156,7 +156,7 @@ def _claim(target: Path, journal: Journal) -> bool:
 
 
 def _content(image: DraftImage) -> tuple[bytes, str, _Kind]:
-    """An image's bytes, their digest, and what they are."""
+    """The bytes of an image, their digest, and the facts about it."""
     content = image.content
     if isinstance(content, str | Path):
         from phi3v_data.media.formats import UnreadableImageError
@@ -167,7 +167,7 @@ def _content(image: DraftImage) -> tuple[bytes, str, _Kind]:
         except UnreadableImageError as error:
             raise Reject(error.code, f"{content} {error}") from None
         except FileNotFoundError:
-            raise Reject("image-missing", f"there is no file {content}") from None
+            raise Reject("image-missing", f"the file {content} does not exist") from None
         except (NotADirectoryError, PermissionError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise Reject("image-unreadable", f"{content}: {reason}") from None
@@ -182,9 +182,9 @@ def _content(image: DraftImage) -> tuple[bytes, str, _Kind]:
 
 
 def _check(data: bytes, where: str) -> tuple[bytes, str, _Kind]:
-    """Judge bytes as the validator does, once for equal bytes; a HEIC photo becomes a JPEG.
+    """Check bytes like the validator, once for equal bytes; a HEIC photo becomes a JPEG.
 
-    Returns the bytes to store, their digest, and what they are.
+    Returns the bytes to store, their digest, and the facts about the image.
     """
     from phi3v_data.media.formats import HEIC, UnreadableImageError, identify
     from phi3v_data.media.heic import heic_to_jpeg
@@ -194,14 +194,14 @@ def _check(data: bytes, where: str) -> tuple[bytes, str, _Kind]:
         if identify(data) == HEIC:
             data = heic_to_jpeg(data)
         digest = hashlib.sha256(data).hexdigest()
-        if digest not in _proved:
+        if digest not in _verified:
             info = check_content(data)
-            if len(_proved) >= MAX_PROVED:
-                _proved.clear()
-            _proved[digest] = STORED_IMAGES[info.format][0], info.width, info.height
+            if len(_verified) >= MAX_VERIFIED:
+                _verified.clear()
+            _verified[digest] = STORED_IMAGES[info.format][0], info.width, info.height
     except UnreadableImageError as error:
         raise Reject(error.code, f"{where} {error}") from None
-    return data, digest, _proved[digest]
+    return data, digest, _verified[digest]
 
 
 def _encode(image: DraftImage) -> tuple[bytes, str]:
@@ -217,14 +217,14 @@ def _encode(image: DraftImage) -> tuple[bytes, str]:
     content = image.content
     if not isinstance(content, np.ndarray | Image.Image):
         raise Reject(
-            "draft-invalid", f"a {type(content).__name__} is no picture; give a path, bytes, a PIL image or an array"
+            "draft-invalid", f"a {type(content).__name__} is not an image; give a path, bytes, a PIL image or an array"
         )
     if image.format not in ENCODED:
         raise Reject("draft-invalid", f"DraftImage.format is {image.format!r}; it can be {', '.join(ENCODED)}")
     if not isinstance(image.quality, int) or not 0 <= image.quality <= 100:
-        raise Reject("draft-invalid", f"DraftImage.quality is {image.quality!r}; it can be 0 (the usual) to 100")
+        raise Reject("draft-invalid", f"DraftImage.quality is {image.quality!r}; it can be 0 (the default) to 100")
     try:
-        with decoding():  # an opened PIL image is only now read to its end
+        with decoding():  # an opened PIL image is only now read completely
             return encode(content, cast("ImageFormat", image.format), image.quality), ENCODED[image.format]
     except UnreadableImageError as error:
         raise Reject(error.code, f"an image cannot be encoded as {image.format}: it {error}") from None

@@ -1,4 +1,4 @@
-"""The pictures of one set on their way into another."""
+"""Links or copies the images of one set into another."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ from phi3v_data.sets.writing import Stage
 from phi3v_data.validate.tree import FILE, UNSAFE
 
 
-def place_pictures(
+def place_images(
     stage: Stage, source: SourceSet, progress: Progress, *, rename: Callable[[int], str | None] | None = None
 ) -> None:
-    """Bring in all pictures that rows use, each under its own name.
+    """Link or copy all images that rows use.
 
-    `rename` gives another name for an entry, or None for one that is not to be brought in. Notes say which files stay
-    behind: those that no row uses, and those that are no files (links to outside or to nothing).
+    `rename` returns the new name of an entry, or None to leave it out. Notes count the files that are left out: unused
+    ones, and links that lead outside or nowhere.
     """
     survey = source.survey
     kinds = np.frombuffer(bytes(survey.tree.kinds), np.uint8)
@@ -25,10 +25,10 @@ def place_pictures(
     for done, entry in enumerate(wanted.tolist()):
         name = rename(entry) if rename else survey.tree.path(entry)
         if name is not None:
-            stage.place(source.picture_path(entry), name)
+            stage.place(source.image_path(entry), name)
         if done % 256 == 0:
-            progress("pictures", done, len(wanted))
-    progress("pictures", len(wanted), len(wanted))
+            progress("images", done, len(wanted))
+    progress("images", len(wanted), len(wanted))
     if others := int((survey.used & ~is_file).sum()):
         stage.notes.append(
             f"{source.directory}: left out {counted(others, 'link')} under images/ that lead nowhere or outside"

@@ -1,4 +1,4 @@
-"""Whether two pictures whose difference hashes are near really look alike: their small grey copies, level by level."""
+"""Compares images with near difference hashes by their small grey versions."""
 
 import os
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ Thumbnail = npt.NDArray[np.float32]
 
 
 class Looks:
-    """Compares pictures of a tree; keeps some thousand of their small copies, 4 KB each."""
+    """Compares images of a tree; caches some thousand small versions, 4 KB each."""
 
     def __init__(self, tree: ImageTree) -> None:
         self._tree = tree
@@ -44,7 +44,7 @@ class Looks:
         return self._thumbnails[entry]
 
     def _shrink(self, entry: int) -> Thumbnail | None:
-        """Grey levels of a picture at 32 x 32, with mean 0 and deviation 1; None where it cannot be read."""
+        """Grey levels of an image at 32 x 32, with mean 0 and standard deviation 1; None if it cannot be read."""
         try:
             path = os.path.join(self._tree.root, self._tree.path(entry))
             image = load_image(path, draft=("L", (2 * _THUMBNAIL, 2 * _THUMBNAIL)))
