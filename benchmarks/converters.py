@@ -28,7 +28,7 @@ from common import machine, save
 from PIL import Image, ImageDraw
 
 import phi3v_data
-import phi3v_data.writing.pictures
+import phi3v_data.writing.images
 
 Way = Callable[[Path], None]
 
@@ -369,7 +369,7 @@ def measure(case: Case, work: Path, runs: int) -> dict[str, Any]:
         for name, way in ways.items():
             out = work / name
             shutil.rmtree(out, ignore_errors=True)
-            phi3v_data.writing.pictures.forget_proved()  # what the run before has proved does not count
+            phi3v_data.writing.images.forget_verified()  # what the run before has proved does not count
             start = time.process_time()
             way(out)
             if run:

@@ -276,7 +276,7 @@ def _place(item: Item) -> tuple[str, str, int, str]:
 
 def _pieces(draft: Any) -> Iterator[bytes]:
     """Yield everything in a draft, images by content."""
-    from phi3v_data.writing.pictures import prepare_picture
+    from phi3v_data.writing.images import prepare_image
 
     if not isinstance(draft, Draft):
         yield f"not a Draft but a {type(draft).__name__}".encode()
@@ -286,7 +286,7 @@ def _pieces(draft: Any) -> Iterator[bytes]:
         yield repr((turn.user, turn.assistant, list(turn.image_offsets))).encode()
         for image in turn.images:
             try:
-                picture = prepare_picture(image if isinstance(image, DraftImage) else DraftImage(image), "split")
+                picture = prepare_image(image if isinstance(image, DraftImage) else DraftImage(image), "split")
             except Reject as reject:
                 yield str(reject).encode()
             else:

@@ -189,7 +189,7 @@ def test_pictures_that_no_row_uses_are_not_overwritten(source: Path, tmp_path: P
     convert(source, tmp_path / "out")
     (tmp_path / "out/images/mine.png").write_bytes(b"x")
     before = tree(tmp_path / "out", hidden=True)
-    with pytest.raises(phi3v_data.UserError, match=r"mine\.png belongs to no row"):
+    with pytest.raises(phi3v_data.UserError, match=r"mine\.png is not used by a row"):
         convert(source, tmp_path / "out", overwrite=True, limit=1)
     assert tree(tmp_path / "out", hidden=True) == before
 
@@ -248,7 +248,7 @@ def test_a_plan_that_fails_says_where(tmp_path: Path) -> None:
 def test_not_one_sample_is_an_error_that_tells_the_reasons(tmp_path: Path) -> None:
     source = make_source(tmp_path / "source", {"train/g/a.txt": "reject", "train/g/b.txt": "bytes cut"})
     with pytest.raises(
-        phi3v_data.UserError, match=r"not one of 2 .*1 image-unreadable, 1 toy-reject.*train/g/a\.txt asked"
+        phi3v_data.UserError, match=r"none of 2 .*1 image-unreadable, 1 toy-reject.*train/g/a\.txt asked"
     ):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()

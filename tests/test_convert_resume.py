@@ -604,7 +604,7 @@ def test_a_journal_that_says_what_is_never_written_is_refused(tmp_path: Path, ch
     interrupt(Toy, source, tmp_path / "out")
     path = tmp_path / "out/.phi3v/convert/identity.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(phi3v_data.UserError, match=r"identity\.json: is not what phi3v writes"):
+    with pytest.raises(phi3v_data.UserError, match=r"identity\.json: was not written by phi3v"):
         resume(Toy, source, tmp_path / "out")
 
 

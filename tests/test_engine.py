@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(source: Path, tmp
 def test_a_read_only_disk_is_one_sentence(source: Path, tmp_path: Path) -> None:
     done = in_namespace(READ_ONLY_DISK, source, tmp_path)
     assert done.stdout.splitlines() == ["exit 2", f"{tmp_path}/disk/out"]
-    assert done.stderr == f"error: cannot make the folder {tmp_path}/disk/out/.phi3v: the file system is read-only\n"
+    assert done.stderr == f"error: cannot create the folder {tmp_path}/disk/out/.phi3v: the file system is read-only\n"
 
 
 def as_nobody(*args: object) -> "subprocess.CompletedProcess[str]":
@@ -148,7 +148,7 @@ def test_no_permission_is_one_sentence(source: Path, open_folder: Path) -> None:
     for place in ("out", "out/deeper"):
         done = as_nobody(*args, open_folder / place)
         assert done.returncode == 2
-        assert done.stderr.startswith(f"error: cannot make the folder {open_folder}/out/")
+        assert done.stderr.startswith(f"error: cannot create the folder {open_folder}/out/")
         assert done.stderr.endswith("permission denied\n")
         assert done.stderr.count("\n") == 1
     assert not list((open_folder / "out").iterdir())

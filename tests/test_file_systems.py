@@ -23,8 +23,8 @@ from phi3v_data.mounts import mount_of
 from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.merge import merge_sets
 from phi3v_data.sets.split import split_set
+from phi3v_data.writing.images import prepare_image, store_image
 from phi3v_data.writing.journal import Journal
-from phi3v_data.writing.pictures import prepare_picture, store_picture
 
 TESTS = Path(__file__).parent
 
@@ -93,14 +93,14 @@ def test_two_workers_without_hard_links_lose_no_image(tmp_path: Path, monkeypatc
     journal = Journal(tmp_path)
     for folder in (journal.images, journal.collisions, journal.run):
         folder.mkdir(parents=True)
-    one, two = (prepare_picture(DraftImage(noise(n, 8, "colour"), name="x.png"), "train") for n in (1, 2))
+    one, two = (prepare_image(DraftImage(noise(n, 8, "colour"), name="x.png"), "train") for n in (1, 2))
     rename = os.replace
     outcomes: list[bool] = []
 
     def other_first(source: Path, target: Path) -> None:
         if not outcomes:
             outcomes.append(True)
-            outcomes[0] = store_picture(two, journal, tmp_path / "scratch-two")
+            outcomes[0] = store_image(two, journal, tmp_path / "scratch-two")
         rename(source, target)
 
     def no_link(*args: object) -> None:
@@ -108,11 +108,11 @@ def test_two_workers_without_hard_links_lose_no_image(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "link", no_link)
     monkeypatch.setattr(os, "replace", other_first)
-    assert store_picture(one, journal, tmp_path / "scratch-one")
+    assert store_image(one, journal, tmp_path / "scratch-one")
     assert outcomes == [False]
     assert (journal.images / "x.png").read_bytes() == one.data
     assert (journal.collisions / two.record.digest).read_bytes() == two.data
-    assert store_picture(one, journal, tmp_path / "scratch-one")
+    assert store_image(one, journal, tmp_path / "scratch-one")
 
 
 def test_what_a_claim_left_open_is_settled_when_the_set_is_published(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_forged_identity_is_refused_whole(
         value = {"identity": []}
     (interrupted / f".phi3v/convert/{name}.json").write_text(json.dumps(value))
     before = tree(interrupted, hidden=True)
-    refused(cli, *toy(source, interrupted), words=f"{name}.json: is not what phi3v writes")
+    refused(cli, *toy(source, interrupted), words=f"{name}.json: was not written by phi3v")
     assert tree(interrupted, hidden=True) == before
 
 
@@ -323,7 +323,7 @@ def test_overwriting_never_believes_rows_about_files_outside(
     line["conversations"][0]["images"].append("../../victim/x.png")
     (directory / "toy_train.jsonl").write_text(json.dumps(line) + "\n")
     before = state(victim)
-    refused(cli, *toy(source, directory, "--overwrite"), words="belongs to no row")
+    refused(cli, *toy(source, directory, "--overwrite"), words="is not used by a row")
     assert state(victim) == before
 
 

@@ -33,7 +33,7 @@ from phi3v_data.media.images import load_image, probe, read_image_file
 from phi3v_data.media.integrity import check_content, check_image, rgb_digest
 from phi3v_data.suffixes import STORED_IMAGES
 from phi3v_data.validate import validate
-from phi3v_data.writing.pictures import prepare_picture
+from phi3v_data.writing.images import prepare_image
 from phi3v_train.data.images import image_size, jpeg_is_exact, read_image
 
 READ = {
@@ -496,9 +496,9 @@ def test_a_heic_photo_is_stored_as_jpeg(tmp_path: Path) -> None:
         assert (jpeg.format, jpeg.size, jpeg.mode) == ("JPEG", (96, 64), "RGB")
         difference = np.abs(np.asarray(jpeg).astype(int) - np.asarray(image(1, (96, 64))))
     assert difference.mean() < 6
-    named = prepare_picture(DraftImage(photo, name="x/IMG_0001.HEIC"), "train")
+    named = prepare_image(DraftImage(photo, name="x/IMG_0001.HEIC"), "train")
     assert named.record.name == "x/IMG_0001.jpg"
-    assert prepare_picture(DraftImage(photo), "train").data == named.data == split.image_path(name).read_bytes()
+    assert prepare_image(DraftImage(photo), "train").data == named.data == split.image_path(name).read_bytes()
     assert [item for item in validate(tmp_path / "out").problems if item.severity == "error"] == []
 
 
@@ -506,7 +506,7 @@ def test_without_the_extra_a_heic_photo_is_a_reject_that_names_it(monkeypatch: p
     photo = heic()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(Reject) as caught:
-        prepare_picture(DraftImage(photo), "train")
+        prepare_image(DraftImage(photo), "train")
     assert caught.value.code == "image-unreadable"
     assert "is a HEIC photo; install the extra that reads it with" in caught.value.message
     assert "'.[heic]' in a clone of phi3v" in caught.value.message

@@ -184,10 +184,10 @@ def test_finish_says_what_it_cannot_do(cli: Cli, half: Path, source: Path, tmp_p
 
     (tmp_path / "empty").mkdir()
     assert "no such directory" in refused("--finish", tmp_path / "gone")
-    assert "nothing to finish, no interrupted run of phi3v is there" in refused("--finish", tmp_path / "empty")
+    assert "nothing to finish, it contains no interrupted run of phi3v" in refused("--finish", tmp_path / "empty")
     bare = write_set(tmp_path / "bare", {"x_train.jsonl": [row("a")]})
     assert refused("--finish", bare) == (
-        f"error: {bare}: there is nothing to finish, no interrupted run of phi3v is there\n"
+        f"error: {bare}: there is nothing to finish, it contains no interrupted run of phi3v\n"
     )
     assert "is a file; give the directory" in refused("--finish", bare / "x_train.jsonl")
     assert "stands alone, without 'ucf101'" in refused("ucf101", "--finish", half)

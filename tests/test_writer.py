@@ -10,7 +10,7 @@ from PIL import Image
 from toy_converter import Toy, encoded, make_source, noise, rows, tree
 
 import phi3v_data
-from phi3v_data.writing.pictures import check_name
+from phi3v_data.writing.images import check_name
 from phi3v_data.writing.writer import hide_roots
 
 

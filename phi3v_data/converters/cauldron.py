@@ -108,7 +108,7 @@ def plan_rows(source: Source, options: CauldronOptions) -> Iterator[Item]:
     config = config_of(source, options.config) or "row"
     by_images = options.group_by == "images" or (options.group_by == "auto" and not source.hub_id)
     for split, full in table_splits(source, options.config).items():
-        check_columns(source, full, (("images",), ("texts",)), "configuration of the_cauldron")
+        check_columns(source, full, (("images",), ("texts",)), "a configuration of the_cauldron")
         rows = source.rows(full, columns=("images", "texts") if by_images else ("texts",))
         held: set[str] = set()
         for index, (place, row) in enumerate(zip(source.places(full), rows, strict=True)):

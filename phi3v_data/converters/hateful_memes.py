@@ -120,7 +120,7 @@ def _from_files(source: Source) -> Iterator[Item]:
 
 def _from_tables(source: Source) -> Iterator[Item]:
     for split, full in table_splits(source).items():
-        check_columns(source, full, (("image", "img"), ("img", "id"), ("text",)), "set of Hateful Memes")
+        check_columns(source, full, (("image", "img"), ("img", "id"), ("text",)), "a set of Hateful Memes")
         columns = [name for name in source.columns(full) if name in ("id", "img", "label", "text")]
         for index, (place, row) in enumerate(zip(source.places(full), source.rows(full, columns=columns), strict=True)):
             yield _item(split, f"{split}[{index}]", row, place=place)

@@ -206,7 +206,7 @@ def _from_tables(source: Source, subset: str) -> Iterator[Item]:
     wanted = {split: full for split, full in splits.items() if prefix and split.startswith(prefix)} or whole or splits
     for split, full in wanted.items():
         columns = source.columns(full)
-        check_columns(source, full, (_IDENTIFIERS, _SENTENCES, [names[0] for names in _IMAGE_COLUMNS]), "NLVR2 set")
+        check_columns(source, full, (_IDENTIFIERS, _SENTENCES, [names[0] for names in _IMAGE_COLUMNS]), "an NLVR2 set")
         texts = [name for name in columns if name in (*_IDENTIFIERS, *_SENTENCES, *_LABELS)]
         for index, (place, row) in enumerate(zip(source.places(full), source.rows(full, columns=texts), strict=True)):
             yield _item(split, f"{split}[{index}]", row, place=place)

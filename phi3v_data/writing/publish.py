@@ -1,7 +1,7 @@
 """Publishes finished parts: merges them, resolves collisions, moves files into place, and writes `dataset.json` last.
 
-Each step can be interrupted and repeated. While files are moved, `publishing.json` exists, and `dataset.json` is a marker
-that every reader refuses, so that a mixture is never read, even from a copy without `.phi3v/`.
+Each step can be interrupted and repeated. While files are moved, `publishing.json` exists, and `dataset.json` is a
+marker that every reader refuses, so that a mixture is never read, even from a copy without `.phi3v/`.
 """
 
 import hashlib
@@ -280,7 +280,7 @@ def read_publication(journal: Journal) -> Publication | None:
         )
     if not staged and _is_marked(journal.out_dir):
         raise UserError(
-            f"{journal.out_dir}: cannot be completed, {journal.stage / MANIFEST} is missing; convert again to a new folder"
+            f"{journal.out_dir}: cannot be completed, {journal.stage / MANIFEST} is gone; convert again to a new folder"
         )
     return todo
 

@@ -1,6 +1,6 @@
 """From drafts to the finished parts of a directory.
 
-A `PartWriter` takes the drafts of one part on any worker: pictures go to the staged `images/`, rows and rejects into
+A `PartWriter` takes the drafts of one part on any worker: images go to the staged `images/`, rows and rejects into
 the part's receipt, which is written last and makes the part count as done.
 """
 
@@ -20,8 +20,8 @@ from phi3v_data.sources.reads import ReadRecord, note_file
 from phi3v_data.tokens.family import ImageShapeError
 from phi3v_data.tokens.registry import default_family
 from phi3v_data.writing.boot import boot_id
+from phi3v_data.writing.images import PreparedImage, prepare_image, store_image
 from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord, SourceRecord
-from phi3v_data.writing.pictures import Picture, prepare_picture, store_picture
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """A NUL as JSON spells it, not the six characters of its spelling."""
@@ -85,15 +85,15 @@ class PartWriter:
             OSError: the disk is full, not writable or failing.
         """
         try:
-            sample, pictures, notes = make_sample(slot, draft, self.settings)
+            sample, prepared, notes = make_sample(slot, draft, self.settings)
             line = to_line(sample, plain=self.settings.plain)
         except Reject as reject:
             self.reject(slot, reject.code, reject.message)
             return
-        for picture in pictures.values():
-            if not store_picture(picture, self.journal, self.scratch):
-                self.collided.add(picture.record.name)
-        images: dict[str, ImageRecord] = {name: picture.record for name, picture in pictures.items()}
+        for image in prepared.values():
+            if not store_image(image, self.journal, self.scratch):
+                self.collided.add(image.record.name)
+        images: dict[str, ImageRecord] = {name: image.record for name, image in prepared.items()}
         self.rows.append(RowRecord(slot.number, slot.split, slot.name, line, tuple(images.values()), notes))
 
     def reject(self, slot: Slot, reason: str, message: str) -> None:
@@ -120,23 +120,23 @@ class PartWriter:
 
 def make_sample(
     slot: Slot, draft: Draft, settings: RowSettings
-) -> tuple[Sample, Mapping[str, Picture], tuple[str, ...]]:
-    """A draft as a row, its pictures by name, and notes on what was done to it.
+) -> tuple[Sample, Mapping[str, PreparedImage], tuple[str, ...]]:
+    """Convert a draft to a row; return it with its images by name, and notes.
 
     Raises:
-        Reject: a picture or a text that cannot stand in a row.
+        Reject: an image or a text is not valid in a row.
     """
     if not isinstance(draft, Draft):
         raise Reject("draft-invalid", f"convert() returned a {type(draft).__name__}; it must return a Draft")
     _check_shape(draft)
-    pictures: dict[str, Picture] = {}
+    prepared: dict[str, PreparedImage] = {}
     turns: list[Turn] = []
     notes = list(draft.notes)
     drafts = draft.all_turns()
     unlabelled = settings.is_unlabelled(slot.split)
     try:
         for index, turn in enumerate(drafts):
-            names = [_take(picture, pictures) for picture in _prepare_all(turn, slot.split, settings.num_crops)]
+            names = [_take(image, prepared) for image in _prepare_all(turn, slot.split, settings.num_crops)]
             offsets = tuple(turn.image_offsets)
             _check_offsets(offsets, turn.user, len(names), index)
             if settings.plain and any(offsets):
@@ -144,7 +144,7 @@ def make_sample(
             last = index == len(drafts) - 1
             answer = "" if unlabelled and last else turn.assistant
             if isinstance(answer, str) and not answer.strip() and not unlabelled:
-                raise Reject("empty-text", f"turn {index} has no answer; pass --unlabelled where the source has none")
+                raise Reject("empty-text", f"turn {index} has no answer; use --unlabelled if the source has none")
             if not names and isinstance(turn.user, str) and not turn.user.strip():
                 raise Reject("empty-text", f"turn {index} has neither text nor images")
             turns.append(Turn(images=tuple(names), user=turn.user, assistant=answer, image_offsets=offsets))
@@ -161,11 +161,11 @@ def make_sample(
         first = error.errors(include_url=False)[0]
         where = ".".join(str(piece) for piece in first["loc"])
         raise Reject("draft-invalid", f"{where}: {first['msg']}, not a {type(first['input']).__name__}") from None
-    return sample, pictures, tuple(notes)
+    return sample, prepared, tuple(notes)
 
 
 def to_line(sample: Sample, *, plain: bool) -> str:
-    """The row's line, proved to be UTF-8 and JSON.
+    """The line of a row, verified to be UTF-8 and JSON.
 
     Raises:
         Reject: `invalid-text`, `non-finite-number`.
@@ -174,19 +174,21 @@ def to_line(sample: Sample, *, plain: bool) -> str:
         line = sample.to_json(plain=plain)
         line.encode()
     except UnicodeEncodeError as error:
-        raise Reject("invalid-text", f"the text holds {error.object[error.start]!r}, which is no character") from None
+        raise Reject(
+            "invalid-text", f"the text contains {error.object[error.start]!r}, which is not a character"
+        ) from None
     except ValueError:
-        raise Reject("non-finite-number", "meta holds NaN or infinity, which JSON cannot spell") from None
+        raise Reject("non-finite-number", "meta contains NaN or infinity, which JSON cannot represent") from None
     if "\\u0000" in line and _NUL.search(line):
-        raise Reject("invalid-text", "the text holds a NUL (\\x00), which the validator refuses")
+        raise Reject("invalid-text", "the text contains a NUL (\\x00), which the validator rejects")
     return line
 
 
 def hide_roots(message: str, roots: Sequence[str]) -> str:
-    """Take this machine's folders and memory addresses out of a message that goes into the output.
+    """Remove this machine's folders and memory addresses from a message that is written to the output.
 
-    What lies below one of `roots` is named from there, the root itself `.`; a folder whose name only begins or ends
-    alike stays. A relative root counts only where a path goes on after it: by itself it may be any word.
+    Paths below one of `roots` become relative to it, the root itself becomes `.`; folders with similar names are kept.
+    A relative root is only replaced if a path follows it, since alone it may be any word.
     """
     if roots:
         message = _roots_pattern(tuple(roots)).sub(lambda found: "." if found["itself"] else "", message)
@@ -202,47 +204,47 @@ def _roots_pattern(roots: tuple[str, ...]) -> "re.Pattern[str]":
     return re.compile(rf"(?:(?<![\w.~+/-])|(?<=://))(?:(?:{every})/(?=[^\s'\"])|(?P<itself>(?:{absolute})/?){end})")
 
 
-_LISTS = {"images": "pictures", "turns": "DraftTurn objects", "answers": "strings", "notes": "strings"}
+_LISTS = {"images": "images", "turns": "DraftTurn objects", "answers": "strings", "notes": "strings"}
 
 
 def _check_shape(draft: Draft) -> None:
-    """Refuse what the format's models do not get to see: a string where a list belongs, and the like."""
+    """Reject invalid types that the format's models do not check, such as a string instead of a list."""
     parts = [draft, *(draft.turns if isinstance(draft.turns, Sequence) else ())]
     for part in parts:
         if not isinstance(part, Draft | DraftTurn):
-            raise Reject("draft-invalid", f"turns holds a {type(part).__name__}; it must hold DraftTurn objects")
+            raise Reject("draft-invalid", f"turns contains a {type(part).__name__}; it must contain DraftTurn objects")
         for name, content in _LISTS.items():
             value = getattr(part, name, ())
             if not isinstance(value, Sequence) or isinstance(value, str | bytes):
                 raise Reject("draft-invalid", f"{name} is a {type(value).__name__}; it must be a list of {content}")
         if not all(isinstance(offset, int) for offset in getattr(part, "image_offsets", ())):
-            raise Reject("draft-invalid", "image_offsets must be whole numbers")
+            raise Reject("draft-invalid", "image_offsets must be integers")
     if not isinstance(draft.meta, Mapping):
         raise Reject("draft-invalid", f"meta is a {type(draft.meta).__name__}; it must be a dict")
     if not all(isinstance(note, str) and _CODE.fullmatch(note) for note in draft.notes):
         raise Reject("draft-invalid", f"notes must be kebab-case codes, not {list(draft.notes)!r:.80}")
 
 
-def _prepare_all(turn: DraftTurn, split: str, num_crops: int | None) -> list[Picture]:
+def _prepare_all(turn: DraftTurn, split: str, num_crops: int | None) -> list[PreparedImage]:
     for image in turn.images:
         content = image.content if isinstance(image, DraftImage) else image
         if isinstance(content, str | Path):
             note_file(content)
-    pictures = [prepare_picture(image, split) for image in turn.images]
+    prepared = [prepare_image(image, split) for image in turn.images]
     family = default_family()
     budget = family.choose_budget(None, num_crops)
-    for picture in pictures:
+    for each in prepared:
         try:
-            family.image_tokens(picture.width, picture.height, budget)
+            family.image_tokens(each.width, each.height, budget)
         except ImageShapeError as error:
-            raise Reject("image-aspect", f"{shown(picture.record.name)}: {error}") from None
-    return pictures
+            raise Reject("image-aspect", f"{shown(each.record.name)}: {error}") from None
+    return prepared
 
 
-def _take(picture: Picture, pictures: dict[str, Picture]) -> str:
-    name = picture.record.name
-    if pictures.setdefault(name, picture).record != picture.record:
-        raise Reject("image-name-collision", f"the sample uses the image name {shown(name)} for two different pictures")
+def _take(image: PreparedImage, prepared: dict[str, PreparedImage]) -> str:
+    name = image.record.name
+    if prepared.setdefault(name, image).record != image.record:
+        raise Reject("image-name-collision", f"the sample uses the image name {shown(name)} for two different images")
     return name
 
 

@@ -108,7 +108,7 @@ def test_save_to_disk(tmp_path: Path) -> None:
 
 def test_another_table_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "s" / "train.parquet", [{"images": [], "text": "x"}])
-    with pytest.raises(phi3v_data.UserError, match=r"no configuration of the_cauldron: .* no column 'texts'"):
+    with pytest.raises(phi3v_data.UserError, match=r"is not a configuration of the_cauldron: .* no column 'texts'"):
         run("cauldron", tmp_path / "s", tmp_path / "o")
 
 

@@ -117,7 +117,7 @@ def run_without(tmp_path: Path) -> dict[str, int]:
     """Without the flag nothing is left, and the error counts why."""
     with pytest.raises(phi3v_data.UserError) as caught:
         run("hateful_memes", tmp_path / "s", tmp_path / "p")
-    assert "not one of 3 planned samples" in str(caught.value)
+    assert "none of 3 planned samples" in str(caught.value)
     return {"empty-text": 2, "image-missing": 1} if "2 empty-text, 1 image-missing" in str(caught.value) else {}
 
 

@@ -432,6 +432,6 @@ def test_a_table_in_latin_1_is_told_to_be_saved_again(tmp_path: Path) -> None:
     with pytest.raises(phi3v_data.UserError) as error:
         run("table", tmp_path / "s", tmp_path / "o")
     assert str(error.value) == (
-        "not one of 1 planned sample could be made (1 row-invalid); the first, l1.csv:2 is not UTF-8; save the file "
+        "none of 1 planned sample could be converted (1 row-invalid); the first, l1.csv:2 is not UTF-8; save the file "
         "again as UTF-8"
     )

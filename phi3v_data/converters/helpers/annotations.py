@@ -182,7 +182,7 @@ def check_columns(source: Source, split: str, wanted: Sequence[Sequence[str]], w
     for names in wanted:
         if not any(name in columns for name in names):
             raise UserError(
-                f"'{source.spec}' is not a {what}: split '{split}' has no column {' or '.join(map(repr, names))}; "
+                f"'{source.spec}' is not {what}: split '{split}' has no column {' or '.join(map(repr, names))}; "
                 f"it has {', '.join(columns)}"
             )
 

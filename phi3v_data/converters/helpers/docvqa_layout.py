@@ -134,7 +134,7 @@ def _length(text: str, answers: Iterable[str]) -> int:
 
 def _from_tables(source: Source, language: str, config: str) -> Iterator[Question]:
     for split, full in table_splits(source, config, default="DocVQA").items():
-        check_columns(source, full, (_QUESTIONS, _IMAGES), "DocVQA set")
+        check_columns(source, full, (_QUESTIONS, _IMAGES), "a DocVQA set")
         columns = source.columns(full)
         told = any(name in columns for name in (*_GROUPS, "other_metadata"))
         wanted = {*_IDS, *_QUESTIONS, *_ANSWERS, *_GROUPS, "other_metadata"}
