@@ -1,4 +1,4 @@
-"""What this machine can compute with: device, dtype and attention, each with the reason for the choice."""
+"""Chooses device, dtype and attention for this machine, each with the reason."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ AMPERE = (8, 0)
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A value and why it was chosen."""
+    """A chosen value and the reason."""
 
     value: str
     reason: str
@@ -27,7 +27,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """How a model computes here."""
+    """Device, dtype and attention of a run."""
 
     device: Chosen
     dtype: Chosen
@@ -44,7 +44,7 @@ def choose_compute(config: ModelConfig) -> Compute:
     """Device, dtype and attention for a configuration.
 
     Raises:
-        UserError: something was asked for that this machine does not have.
+        UserError: the machine does not have what was requested.
     """
     import torch
 
@@ -57,7 +57,7 @@ def choose_compute(config: ModelConfig) -> Compute:
 
 
 def choose_device(wanted: str) -> Chosen:
-    """A GPU where there is one."""
+    """A GPU if there is one."""
     import torch
 
     if wanted == "cpu":
@@ -73,7 +73,7 @@ def choose_device(wanted: str) -> Chosen:
 
 
 def choose_dtype(wanted: str, device: str, capability: tuple[int, int], card: str) -> Chosen:
-    """bf16 where the card has it, fp16 on older cards, fp32 on a CPU."""
+    """bf16 if the GPU supports it, fp16 on older GPUs, fp32 on a CPU."""
     if device == "cuda" and capability < AMPERE and wanted == "bf16":
         raise UserError(f"--dtype bf16: {card} has no bf16, which begins with Ampere (A100, RTX 30); use --dtype fp16")
     if wanted != "auto":
@@ -86,7 +86,7 @@ def choose_dtype(wanted: str, device: str, capability: tuple[int, int], card: st
 
 
 def choose_attention(wanted: str, dtype: str, device: str, capability: tuple[int, int], card: str) -> Chosen:
-    """FlashAttention 2 where it is installed and runs, else torch's own kernels."""
+    """FlashAttention 2 if it is installed and can run, else torch's own kernels."""
     obstacle = flash_obstacle(dtype, device, capability, card)
     if wanted == "flash":
         if obstacle:
@@ -98,7 +98,7 @@ def choose_attention(wanted: str, dtype: str, device: str, capability: tuple[int
 
 
 def flash_obstacle(dtype: str, device: str, capability: tuple[int, int], card: str) -> str:
-    """Why FlashAttention 2 cannot run; empty where it can."""
+    """Why FlashAttention 2 cannot run; empty if it can."""
     if device != "cuda":
         return "it needs a GPU"
     if capability < AMPERE:
@@ -121,7 +121,7 @@ def device_memory(device: str) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that programs can still take, as Linux says it; 0 where it does not."""
+    """Available memory in bytes, as reported by Linux; 0 if it is not."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file)

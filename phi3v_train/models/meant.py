@@ -1,4 +1,4 @@
-"""What a user probably meant by a model name that cannot be used."""
+"""Suggests the model that a user probably meant by an invalid name."""
 
 from difflib import get_close_matches
 from pathlib import Path

@@ -185,5 +185,5 @@ def test_what_is_refused() -> None:
         Phi3VImageProcessor(num_crops=1)(noise(6000, 1))
     with pytest.raises(ValueError, match="num_img_tokens must be 144"):
         Phi3VImageProcessor(num_img_tokens=64)
-    with pytest.raises(ValueError, match="return_canvas leaves normalising to the model"):
+    with pytest.raises(ValueError, match="with return_canvas the model normalises"):
         Phi3VImageProcessor(image_mean=[0.5, 0.5, 0.5])(noise(9, 9), return_canvas=True)

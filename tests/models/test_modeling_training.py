@@ -202,9 +202,9 @@ def test_the_tower_is_touched_in_training_without_pictures_when_it_is_trained() 
 def test_pictures_and_tags_that_do_not_fit_are_refused_with_a_sentence() -> None:
     model, case = golden_model(), golden_case("multiturn_two_images_nc4")
     ids, pixels, sizes = (case.inputs[name] for name in ("input_ids", "pixel_values", "image_sizes"))
-    with pytest.raises(ValueError, match="no pictures were handed over"):
+    with pytest.raises(ValueError, match="no images were given"):
         model(input_ids=ids)
-    with pytest.raises(ValueError, match="name 2 pictures, but 1 were handed over"):
+    with pytest.raises(ValueError, match="contain 2 images, but 1 were given"):
         model(input_ids=ids, pixel_values=pixels[:1], image_sizes=sizes[:1])
     with pytest.raises(ValueError, match="name 0 pictures, but 2"):
         model(input_ids=ids.clamp_min(1), pixel_values=pixels, image_sizes=sizes)
@@ -212,7 +212,7 @@ def test_pictures_and_tags_that_do_not_fit_are_refused_with_a_sentence() -> None
         model(input_ids=ids, pixel_values=pixels, image_sizes=sizes.flip(0))
     with pytest.raises(ValueError, match=r"numbered \[1, 3\]"):
         model(input_ids=torch.where(ids == -2, -3, ids), pixel_values=pixels, image_sizes=sizes)
-    with pytest.raises(ValueError, match="hold fewer tiles"):
+    with pytest.raises(ValueError, match="contain fewer tiles"):
         model(input_ids=ids, pixel_values=pixels[:, :3], image_sizes=sizes)
     with pytest.raises(ValueError, match="image_sizes"):
         model(input_ids=ids, pixel_values=pixels)

@@ -28,7 +28,7 @@ from phi3v_train.models.phi3v.vision import ImageEmbedding, ImageTokensError, ga
 
 
 class Phi3VPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped for mypy
-    """What transformers should know of both model classes."""
+    """Settings for transformers of both model classes."""
 
     config_class = Phi3VConfig
     base_model_prefix = "model"
@@ -85,10 +85,10 @@ class Phi3VModel(Phi3VPreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
-        """Features of images: `last_hidden_state` of the tower, `pooler_output` as they stand among the text.
+        """Features of images: `last_hidden_state` of the tower, `pooler_output` as inserted into the text.
 
-        Images come as in `forward`. The tower's features are (t, 576, c) over the tiles of all images, each image's
-        global view first; `pooler_output` has an entry (tokens, hidden) per image.
+        Images are given as in `forward`. The tower's features are (t, 576, c) over the tiles of all images, each
+        image's global view first; `pooler_output` has an entry (tokens, hidden) per image.
         """
         if image_sizes is None:
             raise ValueError("images need image_sizes, their padded (height, width), as the image processor gives it")
@@ -114,8 +114,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
             or len(image_sizes) != len(pixel_values)
         ):
             raise ValueError(
-                f"pixel_values {tuple(pixel_values.shape) if pixel_values is not None else None} hold fewer tiles "
-                f"than image_sizes {image_sizes.tolist()} say: both must come from the same processor call"
+                f"pixel_values {tuple(pixel_values.shape) if pixel_values is not None else None} contain fewer tiles "
+                f"than image_sizes {image_sizes.tolist()} require: both must come from the same processor call"
             )
         return drop_padding(pixel_values.to(device=device), image_sizes)
 
@@ -130,32 +130,32 @@ class Phi3VModel(Phi3VPreTrainedModel):
         """Text and images as one `inputs_embeds` (rows, columns, hidden), for `forward` or `generate`."""
         rows, columns = input_ids.shape
         layout = plan_layout(rows, columns, input_ids.device, attention_mask=attention_mask)
-        return self._embed(input_ids, layout, False, named_pictures(pixel_values, image_sizes, canvases))
+        return self._embed(input_ids, layout, False, named_images(pixel_values, image_sizes, canvases))
 
-    def _embed(self, input_ids: Tensor, layout: Layout, resumed: bool, pictures: dict[str, Tensor]) -> Tensor:
+    def _embed(self, input_ids: Tensor, layout: Layout, resumed: bool, images: dict[str, Tensor]) -> Tensor:
         """Text embeddings with the images' features at their tokens, (rows, columns, hidden)."""
         embeds: Tensor = self.embed_tokens(input_ids.clamp_min(0))
         positions = (input_ids < 0).flatten().nonzero().squeeze(1)
-        if not pictures:
+        if not images:
             if len(positions):
-                raise ImageTokensError("input_ids hold image tokens, but no pictures were handed over")
+                raise ImageTokensError("input_ids contain image tokens, but no images were given")
             return embeds
-        if "image_sizes" not in pictures:
-            raise ValueError("pictures need image_sizes, their padded (height, width), as the image processor gives it")
-        sizes: list[list[int]] = pictures["image_sizes"].tolist()
+        if "image_sizes" not in images:
+            raise ValueError("images need image_sizes, their padded (height, width), as the image processor gives it")
+        sizes: list[list[int]] = images["image_sizes"].tolist()
         tags = input_ids.flatten()[positions].cpu()
         order = match_images(tags, positions.cpu(), layout.sample_starts, sizes, resumed)
-        tiles = self._tiles(pictures["image_sizes"], pictures.get("pixel_values"), pictures.get("canvases"))
+        tiles = self._tiles(images["image_sizes"], images.get("pixel_values"), images.get("canvases"))
         rows, _ = self.vision_embed_tokens(tiles)
         placed = rows.index_select(0, gather_index(sizes, order).to(rows.device))
         flat = embeds.flatten(0, 1).index_copy(0, positions, placed.to(embeds.device, embeds.dtype))
         return flat.view_as(embeds)
 
     def _untouched_tower(self) -> Tensor | None:
-        """Zero, through tower and projector, for a training batch without pictures; None where nobody waits for it.
+        """Zero, computed by tower and projector, for a training batch without images; None if it is not needed.
 
-        Data-parallel training needs every process to run the same modules: one whose batch has no picture would
-        leave the others waiting for its gradients (or, with sharded weights, for its part of them).
+        Data-parallel training requires every process to run the same modules: otherwise the others would wait for the
+        gradients of a process without images (or, with sharded weights, for its shard of them).
         """
         parameters = list(self.vision_embed_tokens.parameters())
         trained = self.training and torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
@@ -188,8 +188,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Hidden states (rows, columns, hidden) of a batch; see `Phi3VForConditionalGeneration.forward`.
 
-        What else transformers hands to its base models (`cu_seq_lens_k`, `max_length_q`, `max_length_k`, ...) is taken
-        and not needed: `cu_seq_lens_q` says it all.
+        Other arguments that transformers passes to its base models (`cu_seq_lens_k`, `max_length_q`, `max_length_k`,
+        ...) are accepted and ignored: `cu_seq_lens_q` is enough.
         """
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
@@ -208,23 +208,23 @@ class Phi3VModel(Phi3VPreTrainedModel):
                 bounds=cu_seq_lens_q,
                 num_cached=num_cached,
             )
-        pictures = named_pictures(pixel_values, image_sizes, canvases)
+        images = named_images(pixel_values, image_sizes, canvases)
         if inputs_embeds is None:
-            if cache is not None and columns == 1 and not pictures:
+            if cache is not None and columns == 1 and not images:
                 inputs_embeds = self.embed_tokens(input_ids)
             else:
-                resumed = bool(num_cached) if pictures and num_cached is not None else False
-                inputs_embeds = self._embed(given, layout, resumed, pictures)
-                if not pictures and cache is None and (zero := self._untouched_tower()) is not None:
+                resumed = bool(num_cached) if images and num_cached is not None else False
+                inputs_embeds = self._embed(given, layout, resumed, images)
+                if not images and cache is None and (zero := self._untouched_tower()) is not None:
                     inputs_embeds = inputs_embeds + zero.to(inputs_embeds.device, inputs_embeds.dtype)
-        elif pictures:
+        elif images:
             raise ValueError(
                 "inputs_embeds have no image tokens to put images at: leave the images out and put them in with "
                 "model.model.embed(input_ids, ...), or pass input_ids"
             )
         trained = self.training and torch.is_grad_enabled() and any(p.requires_grad for p in self.layers.parameters())
         if self.gradient_checkpointing and trained and not inputs_embeds.requires_grad:
-            # Reentrant checkpointing drops the gradients of a layer none of whose inputs asks for one.
+            # Reentrant checkpointing drops the gradients of a layer if none of its inputs requires a gradient.
             inputs_embeds = inputs_embeds.detach().requires_grad_(True)
         if output_attentions is None:
             output_attentions = bool(getattr(self.config, "output_attentions", False))
@@ -244,9 +244,9 @@ class Phi3VModel(Phi3VPreTrainedModel):
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
     def _usable_cache(self, cache: Cache | None, use_cache: bool | None, packed: bool) -> Cache | None:
-        """The cache to fill, None where none is wanted or checkpointing would fill it twice.
+        """The cache to fill; None if it is not requested, or checkpointing would fill it twice.
 
-        Rows that may be packed (positions are given) get one only when asked for.
+        Rows that may be packed (positions are given) get one only on request.
         """
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             return None
@@ -265,7 +265,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         output_hidden_states: bool | int | Sequence[int],
         output_attentions: bool,
     ) -> tuple[Tensor, tuple[Tensor | None, ...] | None, tuple[Tensor, ...] | None]:
-        """Run the layers: batches of unequal or packed samples as one row of real tokens."""
+        """Run the layers; batches of unequal or packed samples are flattened to one row of real tokens."""
         segments = layout.segments
         hidden, positions = inputs_embeds, layout.position_ids
         lengths = layout.lengths.expand_as(positions)
@@ -309,10 +309,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
         return hidden, tuple(states) if kept else None, tuple(attentions) if output_attentions else None
 
 
-def named_pictures(
-    pixel_values: Tensor | None, image_sizes: Tensor | None, canvases: Tensor | None
-) -> dict[str, Tensor]:
-    """The image inputs that are there; an empty tensor counts as none."""
+def named_images(pixel_values: Tensor | None, image_sizes: Tensor | None, canvases: Tensor | None) -> dict[str, Tensor]:
+    """The given image inputs; an empty tensor counts as none."""
     named = {"pixel_values": pixel_values, "image_sizes": image_sizes, "canvases": canvases}
     return {name: tensor for name, tensor in named.items() if tensor is not None and len(tensor)}
 

@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
 ARCHITECTURE = "Phi3VForCausalLM"
-"""Name of the architecture in every config.json, as the official files have it."""
+"""Name of the architecture in every config.json, as in the official files."""
 
 OFFICIAL_VISION_CONFIG: dict[str, Any] = {
     "hidden_size": 1024,
@@ -23,7 +23,7 @@ OFFICIAL_VISION_CONFIG: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-"""CLIP ViT-L/14-336. The official code has it hard-coded; no official config.json says it."""
+"""CLIP ViT-L/14-336. It is hard-coded in the official code and not in any official config.json."""
 
 OFFICIAL_IMG_PROCESSOR: dict[str, Any] = {
     "name": "clip_vision_model",
@@ -45,9 +45,9 @@ DROPPED_ON_SAVE = ("rope_parameters", "auto_map", "_attn_implementation")
 
 @strict
 class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped for mypy
-    """Phi-3's fields, plus `embd_layer` and `img_processor` as the official config.json has them.
+    """Phi-3's fields, plus `embd_layer` and `img_processor` as in the official config.json.
 
-    `img_processor` may carry a key of our own, `vision_config`: sizes of another CLIP tower (hidden_size,
+    `img_processor` may have an additional key, `vision_config`: sizes of another CLIP tower (hidden_size,
     intermediate_size, num_hidden_layers, num_attention_heads, patch_size, image_size, hidden_act, layer_norm_eps).
     Without it the tower is CLIP ViT-L/14-336.
     """
@@ -58,7 +58,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped 
     img_processor: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # The official file asks for flash attention, which is a choice of the machine and not of the weights.
+        # The official file requests flash attention, which depends on the machine and not on the weights.
         kwargs.pop("_attn_implementation", None)
         kwargs.pop("auto_map", None)
         embd_layer = self.embd_layer if isinstance(self.embd_layer, dict) else {}
@@ -81,7 +81,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped 
 
     @property
     def layer_types(self) -> list[str]:
-        """All layers attend to everything before: the sliding window of the official files is never shorter."""
+        """All layers use full causal attention: the sliding window of the official files is never shorter."""
         return ["full_attention"] * self.num_hidden_layers
 
     @property
@@ -97,7 +97,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped 
         return total + 1 + layer_idx if layer_idx < 0 else layer_idx
 
     def _check(self) -> None:
-        """Refuse, with a sentence, what the official code would compute differently."""
+        """Raise ValueError for settings that the official code would compute differently."""
         if self.img_processor.get("type_feature", "patch") != "patch":
             raise ValueError("img_processor.type_feature must be 'patch': no released model uses another")
         used, total = self.num_vision_layers_used, self.vision_settings["num_hidden_layers"]
@@ -133,7 +133,7 @@ class Phi3VConfig(Phi3Config):  # type: ignore[misc]  # transformers is untyped 
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written to config.json: the dtype also by the name of transformers 4, under which others read it."""
+        """Content of config.json: the dtype also under its name in transformers 4, which others read."""
         output: dict[str, Any] = super().to_diff_dict()
         if output.get("dtype") is not None:
             output["torch_dtype"] = output["dtype"]

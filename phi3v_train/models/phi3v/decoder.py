@@ -1,7 +1,7 @@
-"""Phi-3's decoder layers, on the official key names, with attention that stays within a sample.
+"""Phi-3's decoder layers, with the official key names and attention within each sample.
 
 The arithmetic is transformers' own (`Phi3MLP`, `Phi3RMSNorm`, `apply_rotary_pos_emb`, its attention functions); the
-layer is ours because a packed row needs a say in attention, and because transformers renamed the cache argument
+layer is our own because packed rows change attention, and because transformers renamed the cache argument
 (`past_key_values`, since 5.2x `cache`) between the versions supported.
 """
 
@@ -42,7 +42,7 @@ class Phi3VAttention(nn.Module):
         cache: Cache | None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | list[Tensor] | None]:
-        """(b, s, hidden) -> (b, s, hidden); with `segments`, b is 1 and the row holds samples end to end.
+        """(b, s, hidden) -> (b, s, hidden); with `segments`, b is 1 and the row contains concatenated samples.
 
         The second value is the attention weights (b, heads, s, cached + s), if asked for, or those of each segment.
         """

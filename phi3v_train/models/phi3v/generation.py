@@ -1,8 +1,8 @@
-"""What `generate` needs to know of this model: pictures, the rope switch, beams and stop ids.
+"""Support of `generate` for this model: images, the rope switch, beams and stop ids.
 
-When a sample's length first passes `original_max_position_embeddings`, its earlier keys were turned by the short
-factors and no longer fit. The cache is then emptied and the whole batch is read again, pictures included, each sample
-by the factors of its own length: the others get the same keys as before. So cached and uncached, batched and single
+When a sample first exceeds `original_max_position_embeddings`, its cached keys were rotated by the short factors and
+are no longer correct. The cache is then cleared and the whole batch is computed again, including images, each sample
+with the factors of its own length: the others get the same keys as before. So cached and uncached, batched and single
 generation agree, as in the released code of Phi-3.5-vision for single samples.
 """
 
@@ -20,12 +20,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from phi3v_data.tokens.phi3v import CHAT
 
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-"""What this version of transformers calls the cache in model inputs and outputs."""
+"""Name of the cache in model inputs and outputs in this version of transformers."""
 
 OFFICIAL_STOP_IDS = [32000, 32001, 32007]
 OFFICIAL_VOCAB_SIZE = 32064
 
-PICTURE_INPUTS = ("pixel_values", "canvases", "image_sizes")
+IMAGE_INPUTS = ("pixel_values", "canvases", "image_sizes")
 
 
 class TextLogitsProcessors(LogitsProcessorList):  # type: ignore[misc]  # transformers is untyped for mypy
@@ -38,7 +38,7 @@ class TextLogitsProcessors(LogitsProcessorList):  # type: ignore[misc]  # transf
 
 
 class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is untyped for mypy
-    """`generate` for a model whose cache may have to be read anew, and whose pictures are not one a row."""
+    """`generate` for a model whose cache may have to be rebuilt, with any number of images per row."""
 
     def prepare_inputs_for_generation(
         self,
@@ -49,21 +49,21 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs of the next step; pictures only where their tokens are among them."""
-        pictures = {name: kwargs.pop(name) for name in PICTURE_INPUTS if name in kwargs}
+        """Inputs of the next step; images only if their tokens are among them."""
+        images = {name: kwargs.pop(name) for name in IMAGE_INPUTS if name in kwargs}
         cache: Cache | None = kwargs.get(CACHE_NAME)
         from_start = bool(is_first_iteration) or not kwargs.get("use_cache", True) or cache is None
         if cache is not None and self._passes_rope_switch(input_ids, attention_mask, cache, inputs_embeds):
             kwargs[CACHE_NAME] = self._emptied(cache)
             next_sequence_length, from_start = None, True
         if inputs_embeds is not None and from_start and attention_mask is not None:
-            # A prompt in embeddings is read with what has been generated behind it, also when all is read again.
+            # A prompt in embeddings is computed with the tokens generated after it, also when the cache is rebuilt.
             added = attention_mask.shape[-1] - inputs_embeds.shape[1]
             if added > 0:
                 behind = self.get_input_embeddings()(input_ids[:, -added:])
                 inputs_embeds = torch.cat((inputs_embeds, behind), dim=1)
             is_first_iteration = True
-        kwargs.pop("position_ids", None)  # the mask says them, at every step
+        kwargs.pop("position_ids", None)  # derived from the mask at every step
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -72,12 +72,12 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        given = {name: value for name, value in pictures.items() if isinstance(value, Tensor)}
+        given = {name: value for name, value in images.items() if isinstance(value, Tensor)}
         ids: Tensor | None = inputs.get("input_ids")
-        # Beyond the first reading, several tokens at once come from a prompt on a cache or from an assistant model.
+        # After the first step, several tokens at once come from a prompt on a cache or from an assistant model.
         if given and (from_start or (ids is not None and ids.shape[1] > 1)):
             if ids is not None and "image_sizes" in given:
-                given = pictures_within(given, input_ids, ids)
+                given = images_within(given, input_ids, ids)
             inputs |= {name: value if ids is None else value.to(ids.device) for name, value in given.items()}
         return inputs
 
@@ -104,13 +104,13 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
             passes = bool(((before <= original) & (now > original)).any())
         if passes and embeds is None and input_ids.shape[-1] < total:
             raise ValueError(
-                f"this step passes {original} tokens, where the long-context rope factors begin and the cache must be "
-                "read anew: pass the whole conversation as input_ids, not only its new part"
+                f"this step exceeds {original} tokens, where the long-context rope factors begin and the cache must be "
+                "rebuilt: pass the whole conversation as input_ids, not only its new part"
             )
         return passes
 
     def _emptied(self, cache: Cache) -> Cache:
-        """The same cache without content; where this version of transformers cannot empty it, a new dynamic one."""
+        """The same cache without content, or a new dynamic one if this version of transformers cannot clear it."""
         cache.reset()
         return cache if int(cache.get_seq_length()) == 0 else DynamicCache(config=self.config)
 
@@ -120,58 +120,58 @@ class Phi3VGeneration(GenerationMixin):  # type: ignore[misc]  # transformers is
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Copies for beams and several answers: a sample's pictures are repeated together, not one by one.
+        """Repeat the inputs for beams and several answers: the images of a sample are repeated together.
 
-        A prompt in embeddings gets a mask, which tells how much of a sequence it is.
+        A prompt in embeddings gets a mask, which gives its length.
         """
         embeds = kwargs.get("inputs_embeds")
         if embeds is not None and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        pictures = {name: kwargs.pop(name) for name in PICTURE_INPUTS if kwargs.get(name) is not None}
-        if pictures and expand_size > 1 and input_ids is not None:
-            kwargs.update(repeat_pictures(pictures, pictures_per_row(input_ids), expand_size))
-            pictures = {name: kwargs.pop(name) for name in pictures}
+        images = {name: kwargs.pop(name) for name in IMAGE_INPUTS if kwargs.get(name) is not None}
+        if images and expand_size > 1 and input_ids is not None:
+            kwargs.update(repeat_images(images, images_per_row(input_ids), expand_size))
+            images = {name: kwargs.pop(name) for name in images}
         expanded_ids, expanded = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        return expanded_ids, {**expanded, **pictures}
+        return expanded_ids, {**expanded, **images}
 
 
-def pictures_per_row(input_ids: Tensor) -> list[int]:
-    """How many pictures the image tokens of each row name."""
+def images_per_row(input_ids: Tensor) -> list[int]:
+    """Number of images in the image tokens of each row."""
     return [int((-row[row < 0]).unique().numel()) for row in input_ids]
 
 
-def pictures_within(pictures: dict[str, Tensor], whole: Tensor, part: Tensor) -> dict[str, Tensor]:
-    """Picture inputs of the rows `whole` whose tokens are in their ends `part`: the others are in the cache already."""
+def images_within(images: dict[str, Tensor], whole: Tensor, part: Tensor) -> dict[str, Tensor]:
+    """Image inputs of the rows `whole` whose tokens are in their ends `part`: the others are already in the cache."""
     if part.shape[1] == whole.shape[1]:
-        return pictures
+        return images
     order: list[int] = []
     begin = 0
-    for count, kept in zip(pictures_per_row(whole), pictures_per_row(part), strict=True):
+    for count, kept in zip(images_per_row(whole), images_per_row(part), strict=True):
         begin += count
         order += range(begin - kept, begin)
-    return chosen_pictures(pictures, order) if order else {}
+    return chosen_images(images, order) if order else {}
 
 
-def repeat_pictures(pictures: dict[str, Tensor], per_row: list[int], times: int) -> dict[str, Tensor]:
-    """Picture inputs of rows repeated `times` each: rows a, b with pictures 1 | 2, 3 -> 1 1 | 2 3 2 3."""
+def repeat_images(images: dict[str, Tensor], per_row: list[int], times: int) -> dict[str, Tensor]:
+    """Image inputs of rows repeated `times` each: rows a, b with images 1 | 2, 3 -> 1 1 | 2 3 2 3."""
     order: list[int] = []
     begin = 0
     for count in per_row:
         order += list(range(begin, begin + count)) * times
         begin += count
-    return chosen_pictures(pictures, order)
+    return chosen_images(images, order)
 
 
-def chosen_pictures(pictures: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
-    """Picture inputs of the pictures with these numbers, in this order."""
-    sizes = pictures["image_sizes"]
+def chosen_images(images: dict[str, Tensor], order: list[int]) -> dict[str, Tensor]:
+    """Image inputs of the images with these numbers, in this order."""
+    sizes = images["image_sizes"]
     chosen = {"image_sizes": sizes[order]}
-    if "pixel_values" in pictures:
-        chosen["pixel_values"] = pictures["pixel_values"][order]
-    if "canvases" in pictures:
-        pieces = torch.split(pictures["canvases"], (sizes[:, 0] * sizes[:, 1] * 3).tolist())
+    if "pixel_values" in images:
+        chosen["pixel_values"] = images["pixel_values"][order]
+    if "canvases" in images:
+        pieces = torch.split(images["canvases"], (sizes[:, 0] * sizes[:, 1] * 3).tolist())
         chosen["canvases"] = torch.cat([pieces[index] for index in order])
     return chosen
 
@@ -183,7 +183,7 @@ def stop_ids_of(tokenizer: Any) -> list[int]:
 
 
 def stop_ids_in(directory: str | Path) -> list[int]:
-    """The same from a directory's tokenizer.json; empty where there is none."""
+    """The same from a directory's tokenizer.json; empty if there is none."""
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         return []

@@ -1,8 +1,9 @@
-"""Phi-3-vision's image processor, with Pillow and torch alone.
+"""Phi-3-vision's image processor, with only Pillow and torch.
 
-Every picture is enlarged or reduced to fill a budget of `num_crops` squares of 336 pixels and padded with white
-(`phi3v_data.tokens.phi3v_geometry` says where), normalised, and cut into tiles behind a global view
-(`phi3v_train.models.phi3v.tiles`). As in the original, alpha is dropped, not composited, and an EXIF turn is ignored.
+Every image is scaled to fill a budget of `num_crops` squares of 336 pixels and padded with white
+(`phi3v_data.tokens.phi3v_geometry`), normalised, and cut into tiles after a global view
+(`phi3v_train.models.phi3v.tiles`). As in the original, alpha is dropped, not composited, and EXIF orientation is
+ignored.
 """
 
 from collections.abc import Sequence
@@ -22,18 +23,18 @@ from phi3v_train.models.phi3v.tiles import CLIP_MEAN, CLIP_STD, pad_tiles, tiles
 
 
 class Phi3VImagesKwargs(ImagesKwargs, total=False):  # type: ignore[misc, call-arg]  # transformers is untyped for mypy
-    """What may be given to the image processor, when it is built or at a call."""
+    """Options of the image processor, given when it is built or at a call."""
 
     num_crops: int | None
     return_canvas: bool | None
 
 
 class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transformers is untyped for mypy
-    """Pictures to `pixel_values`, or to padded canvases in bytes which the model cuts on its own device.
+    """Converts images to `pixel_values`, or to padded canvases in bytes that the model cuts on its own device.
 
-    `num_crops` (1 to 16) is the tile budget: a picture costs up to num_crops + 1 tiles. The released models use 4 for
-    several pictures and 16 for one. `tuned_num_crops` is the budget that a training run of this package used to make
-    the model; it is None, and not written, for every other model.
+    `num_crops` (1 to 16) is the tile budget: an image takes up to num_crops + 1 tiles. The released models use 4 for
+    several images and 16 for one. `tuned_num_crops` is the budget of the training run of this package that made the
+    model; it is None, and not written, for all other models.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012  # transformers' own form
@@ -70,7 +71,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         return config
 
     def num_image_tokens(self, width: int, height: int, num_crops: int | None = None) -> int:
-        """Image tokens of a picture of `width` x `height` pixels; see `phi3v_data.tokens.phi3v_geometry`."""
+        """Image tokens of an image of `width` x `height` pixels; see `phi3v_data.tokens.phi3v_geometry`."""
         return crop_geometry(width, height, num_crops or self.num_crops).num_tokens
 
     def preprocess(
@@ -81,23 +82,23 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """One picture or a flat or nested list of pictures (PIL, numpy, torch, path) to model inputs.
+        """Convert one image or a flat or nested list of images (PIL, numpy, torch, path) to model inputs.
 
         Returns `pixel_values` (n, num_crops + 1, 3, 336, 336) fp32, or, with `return_canvas`, `canvases`, a flat uint8
         tensor (see `tiles`); `image_sizes` (n, 2), padded (H, W); and `num_img_tokens`, a list of n counts.
         """
         num_crops = self.num_crops if num_crops is None else num_crops
         check_num_crops(num_crops)
-        pictures = make_flat_list_of_images(self.fetch_images(images))
-        padded = [self.make_canvas(picture, num_crops) for picture in pictures]
+        images = make_flat_list_of_images(self.fetch_images(images))
+        padded = [self.make_canvas(image, num_crops) for image in images]
         canvases = torch.from_numpy(np.concatenate([canvas.reshape(-1) for canvas in padded]))
         image_sizes = torch.tensor([canvas.shape[:2] for canvas in padded], dtype=torch.long)
         data: dict[str, Any] = {}
         if return_canvas:
             if tuple(self.image_mean) != CLIP_MEAN or tuple(self.image_std) != CLIP_STD:
                 raise ValueError(
-                    "return_canvas leaves normalising to the model, which knows CLIP's image_mean and image_std only: "
-                    "leave return_canvas out, or use CLIP's values"
+                    "with return_canvas the model normalises, and it only knows CLIP's image_mean and image_std: "
+                    "use CLIP's values, or no return_canvas"
                 )
             data["canvases"] = canvases
         else:
@@ -108,13 +109,13 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         feature["num_img_tokens"] = [grid_num_tokens(*map(int, size)) for size in image_sizes // TILE_SIZE]
         return feature
 
-    def make_canvas(self, picture: Any, num_crops: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The padded picture in bytes, (H, W, 3).
+    def make_canvas(self, image: Any, num_crops: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The padded image in bytes, (H, W, 3).
 
-        A picture taller than wide is mirrored on its diagonal before resizing and back after padding, as the original
-        does it: Pillow's two resizing passes do not commute to the last bit.
+        An image taller than wide is transposed before resizing and back after padding, as in the original: Pillow's two
+        resizing passes do not commute exactly.
         """
-        image = as_grey_or_rgb(picture)
+        image = as_grey_or_rgb(image)
         geometry = crop_geometry(*image.size, num_crops)
         size = (geometry.width, geometry.height)
         corner = (geometry.left, geometry.top)
@@ -133,7 +134,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         return np.asarray(canvas.convert("RGB"))
 
 
-def as_grey_or_rgb(picture: Any) -> Image.Image:
-    """A picture of any kind transformers knows, in mode L if it is, else in mode RGB; alpha is dropped."""
-    image = picture if isinstance(picture, Image.Image) else to_pil_image(picture)
-    return image if image.mode == "L" else image.convert("RGB")
+def as_grey_or_rgb(image: Any) -> Image.Image:
+    """An image of any type that transformers supports, in mode L if it is grey, else in RGB; alpha is dropped."""
+    known: Image.Image = image if isinstance(image, Image.Image) else to_pil_image(image)
+    return known if known.mode == "L" else known.convert("RGB")

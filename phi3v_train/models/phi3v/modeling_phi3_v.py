@@ -1,9 +1,9 @@
 """Phi-3-vision and Phi-3.5-vision on current transformers.
 
-    input_ids (-N marks a token of picture N) + pictures -> embeddings -> decoder -> logits, or a loss without them
+    input_ids (-N is a token of image N) + images -> embeddings -> decoder -> logits, or a loss without them
 
-Differences from the original code, and why, are told in docs/model.md. The parts: `backbone` (embeddings and decoder),
-`vision` (tower, projector and where image tokens stand), `rope`, `packing` (which tokens see which), `decoder`,
+Differences from the original code are described in docs/model.md. Modules: `backbone` (embeddings and decoder),
+`vision` (tower, projector and positions of image tokens), `rope`, `packing` (attention within samples), `decoder`,
 `generation`.
 """
 
@@ -40,14 +40,14 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         self.model = Phi3VModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-        # Buffers never trained: DistributedDataParallel need not send them round at every step.
+        # Buffers are never trained: DistributedDataParallel need not broadcast them at every step.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         if config.vocab_size == OFFICIAL_VOCAB_SIZE:
             self.set_stop_ids(OFFICIAL_STOP_IDS)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any) -> Self:
-        """As every transformers model; stop ids come from generation_config.json, else from the tokenizer's names."""
+        """Load like every transformers model; stop ids come from generation_config.json, else from the tokenizer."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model: Self = loaded[0] if isinstance(loaded, tuple) else loaded
         if not isinstance(model.generation_config.eos_token_id, list):
@@ -106,21 +106,20 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits, a loss, or both.
 
-        `input_ids` (rows, columns): text ids, and -N for each token of picture N of its sample. Pictures: either
+        `input_ids` (rows, columns): text ids, and -N for each token of image N of its sample. Images: either
         `pixel_values` (n, tiles, 3, 336, 336) or `canvases` (flat uint8), with `image_sizes` (n, 2), in the order of
-        the samples. `attention_mask` (rows, columns): 0 at padding. `position_ids` (rows, columns) that begin anew, or
-        `cu_seq_lens_q` (n + 1,) for one row, mean several samples a row; they do not see each other.
+        the samples. `attention_mask` (rows, columns): 0 at padding. `position_ids` (rows, columns) that restart, or
+        `cu_seq_lens_q` (n + 1,) for one row, mean several samples per row; attention is within each sample.
 
-        `labels` (rows, columns), not shifted, negative where there is no loss. The loss is the mean over labelled
+        `labels` (rows, columns), not shifted; negative labels are ignored. The loss is the mean over labelled
         tokens, or their sum over `num_items_in_batch`; 0 for a batch without labels. In training, logits are then
         computed at labelled tokens only and not returned (`return_logits=True` returns all). `shift_labels` are labels
-        already shifted, which stand in for `labels`. `return_token_losses` adds `token_losses`: the cross-entropy of
+        already shifted, given instead of `labels`. `return_token_losses` adds `token_losses`: the cross-entropy of
         each labelled token, without a gradient, in the order of rows and columns. `output_hidden_states` (all, or some
-        by their indices) and `output_attentions` (eager attention only) are the configuration's where they are not
-        given.
+        by their indices) and `output_attentions` (eager attention only) default to the configuration.
         """
         given = input_ids if input_ids is not None else inputs_embeds
-        # Not an argument by name: transformers' Trainer would take every `label` in the signature for one to be given.
+        # Not a named argument: transformers' Trainer treats every `label` in the signature as a required label.
         targets: Tensor | None = kwargs.get("shift_labels")
         layout = None
         wants_loss = labels is not None or targets is not None

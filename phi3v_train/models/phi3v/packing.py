@@ -1,7 +1,7 @@
-"""Which tokens of a batch belong together: samples in rows, padded rows, several samples packed into one row.
+"""Layout of the samples of a batch: in rows, in padded rows, or several packed into one row.
 
-Every sample sees only itself. A batch of equal full rows runs as it is; anything else, padded or packed, is flattened
-into one row of real tokens, (1, t), and attention runs sample by sample, so padding costs nothing and no mask exists.
+Attention is within each sample. A batch of equal full rows is computed directly; any other batch, padded or packed, is
+flattened to one row of real tokens, (1, t), and attention runs sample by sample, without padding or a mask.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of a (rows, columns) batch lie.
+    """Layout of the samples in a (rows, columns) batch.
 
     `position_ids` (rows, columns) count within each sample, padding has 0. `lengths` (rows, columns or 1) are those of
     the samples that the tokens belong to. `sample_starts` are flat indices. `segments` is None for a batch of equal
@@ -33,10 +33,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Segments:
-    """Samples laid end to end in one row of t tokens.
+    """Samples concatenated to one row of t tokens.
 
-    `lengths` are theirs. `bounds` (n + 1,) int32 is their running sum, on the device. `kept` (t,) are the flat indices
-    of the real tokens in the padded batch, None when nothing was padded.
+    `lengths` are the lengths of the samples, `bounds` (n + 1,) int32 their cumulative sum, on the device. `kept` (t,)
+    are the flat indices of the real tokens in the padded batch; None if there is no padding.
     """
 
     lengths: tuple[int, ...]
@@ -82,12 +82,11 @@ def plan_layout(
     bounds: Tensor | None = None,
     num_cached: int | None = None,
 ) -> Layout:
-    """Read a batch's layout from what a caller gave.
+    """Determine the layout of a batch from the model inputs.
 
     `attention_mask` (rows, cached + columns): 0 at padding, left or right. `position_ids` (1 or rows, columns): a
-    position that does not rise begins a new sample. `bounds` (n + 1,): running sum of the samples' lengths in one
-    row, which decides where both are given. `num_cached` is None where no cache is in use; with a cache, packing is
-    not possible.
+    position that does not increase begins a new sample. `bounds` (n + 1,): cumulative sum of the samples' lengths in
+    one row, which takes precedence. `num_cached` is None without a cache; with a cache, packing is not possible.
     """
     if attention_mask is not None and attention_mask.dim() != 2:
         attention_mask = None  # a mask per query: positions are taken as given
@@ -109,9 +108,7 @@ def plan_layout(
         falls = position_ids[:, 1:] < position_ids[:, :-1]
         falls = falls if real is None else falls & real[:, 1:]
         if columns > 1 and given is not None and bool(falls.any()):
-            raise ValueError(
-                "position_ids begin anew inside a row: packed rows cannot use a cache, pass use_cache=False"
-            )
+            raise ValueError("position_ids restart inside a row: packed rows cannot use a cache, pass use_cache=False")
         return Layout(position_ids, row_lengths, row_starts)
     packed = bounds is not None or (given is not None and bool((position_ids[:, 1:] <= position_ids[:, :-1]).any()))
     if not packed and (real is None or bool(real.all())):
@@ -145,7 +142,7 @@ def _segmented(position_ids: Tensor, real: Tensor | None) -> Layout:
 
 
 def positions_from_bounds(bounds: Tensor, rows: int, columns: int) -> Tensor:
-    """Positions (1, columns) of the samples whose running lengths are `bounds`; tokens behind the last have 0."""
+    """Positions (1, columns) of the samples with cumulative lengths `bounds`; 0 for tokens after the last sample."""
     if rows != 1:
         raise ValueError(f"cu_seq_lens_q describes one packed row, but the batch has {rows}")
     bounds = bounds.long()
@@ -170,9 +167,9 @@ def segment_attention(
     """Causal attention within each sample of a flattened row.
 
     `query` (1, heads, t, d), `key` and `value` (1, kv heads, t, d) -> (1, t, heads, d). `attend` is transformers'
-    function for `implementation`. With eager attention, `weights` takes those of each sample. Flash attention gets all
-    samples at once by their bounds; with sdpa, torch's own kernel for samples of varied lengths does where it can
-    (CUDA, half precision); else one call per sample.
+    function for `implementation`. With eager attention, the weights of each sample are appended to `weights`. Flash
+    attention gets all samples at once with their bounds, as does torch's varlen kernel with sdpa if it can run (CUDA,
+    half precision); otherwise there is one call per sample.
     """
     if implementation.startswith("flash_attention"):
         bounds, longest = segments.bounds, segments.longest
@@ -202,7 +199,7 @@ def _one_by_one(
     scaling: float,
     weights: list[Tensor] | None,
 ) -> Tensor:
-    """One call of `attend` per sample; a token alone in its sample takes its own value."""
+    """Call `attend` once per sample; a sample of one token gets its own value."""
     pieces, begin, pending = [], 0, 0
     groups = query.shape[1] // key.shape[1]
     for length in (*lengths, 0):
@@ -241,7 +238,7 @@ def _fits_varlen(query: Tensor) -> bool:
 
 @lru_cache(maxsize=1)
 def varlen_kernel() -> Callable[..., Tensor] | None:
-    """`torch.nn.attention.varlen.varlen_attn`, causal, or None where torch has none; its signature has changed."""
+    """`torch.nn.attention.varlen.varlen_attn`, causal, or None if torch lacks it; its signature has changed."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -253,9 +250,9 @@ def varlen_kernel() -> Callable[..., Tensor] | None:
 
 
 def shifted_labels(labels: Tensor, layout: Layout) -> Tensor:
-    """What each token should predict, (rows, columns): the next token's label within its sample, else -100.
+    """Target of each token, (rows, columns): the label of the next token of its sample, else -100.
 
-    Every negative label counts as none, and so does the first label of each sample, which no token of it predicts.
+    Negative labels are ignored, and so is the first label of each sample, which no token predicts.
     """
     starts = torch.tensor(layout.sample_starts, device=labels.device, dtype=torch.long)
     inner = labels.flatten().index_fill(0, starts, -100).view_as(labels)

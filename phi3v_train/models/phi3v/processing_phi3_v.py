@@ -1,7 +1,7 @@
-"""Phi-3-vision's processor: texts with image tags and their images to model inputs, several at once.
+"""Phi-3-vision's processor: converts texts with image tags and their images to model inputs, in batches.
 
-Where the released processor takes one text, this one takes a batch; where it lets wrong tags through, this one refuses
-them (`prompts.check_image_tags`). For one text with its images the ids, pixels and sizes are the released processor's.
+Unlike the released processor, it accepts several texts and rejects invalid tags (`prompts.check_image_tags`). For one
+text with its images, ids, pixels and sizes are the same.
 """
 
 import json
@@ -33,11 +33,11 @@ from phi3v_train.models.phi3v.prompts import (
 from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer, without_negatives
 
 OF_TOKENIZING = ("tokenize", "return_dict", "return_tensors", "sanitize_control_tokens", "load_audio_from_video")
-"""Arguments of `apply_chat_template` that no template sees."""
+"""Arguments of `apply_chat_template` that are not passed to the template."""
 
 
 class Phi3VProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc, call-arg]  # transformers is untyped
-    """Keyword arguments of a call; tensors are returned unless the caller asks otherwise, as in the original."""
+    """Keyword arguments of a call; tensors are returned by default, as in the original."""
 
     images_kwargs: Phi3VImagesKwargs
     _defaults = {"common_kwargs": {"return_tensors": "pt"}}  # noqa: RUF012  # transformers' own form
@@ -48,8 +48,8 @@ def default_chat_template(chat: ChatFormat = CHAT) -> str:
     """The Jinja template of a conversation: `chat_template.jinja` with the markers of `chat` filled in.
 
     Every message is `<|ROLE|>`, newline, content, end of turn, newline. Content may be a text as it is, or blocks:
-    image tags are numbered through the conversation; where images lead, all tags come first and one newline follows.
-    What an answer's mask covers is marked by `{% generation %}`, which transformers reads since 4.43.
+    image tags are numbered over the conversation; if images come first, all tags are followed by one newline. Answers
+    are marked by `{% generation %}` for masks, which transformers supports since 4.43.
     """
     source = resources.files("phi3v_train.models.phi3v").joinpath("chat_template.jinja").read_text(encoding="utf-8")
     before_number, after_number = chat.image_tag.split(NUMBER)
@@ -69,20 +69,20 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
         template = chat_template or default_chat_template()
         super().__init__(image_processor, tokenizer, chat_template=template)
-        # Both answer to apply_chat_template and both are saved: one template for both.
+        # Both implement apply_chat_template and both are saved: one template for both.
         self.tokenizer.chat_template = template
 
     def __call__(self, text: Any = None, images: Any = None, **kwargs: Any) -> BatchFeature:
-        """One text or a list of texts, and their images, to the model's inputs.
+        """Convert one text or a list of texts, with their images, to model inputs.
 
-        `images` is one picture, a list of pictures (in the order of the tags, through all texts), or a list of lists,
-        one a text; None and [] mean none. Text and images may be given in either order. Returned are `input_ids` and
-        `attention_mask` (b, length), and where there are images `pixel_values` and `image_sizes`, or `canvases` and
-        `image_sizes` with `return_canvas=True` (see `Phi3VImageProcessor`), images row by row. Several texts are padded
-        to the longest unless `padding` says otherwise, on the side `padding_side` (the tokenizer's by default);
-        the mask comes from lengths, so a text may well end in the padding token.
+        `images` is one image, a list of images (in the order of the tags, over all texts), or a list of lists, one per
+        text; None and [] mean none. Text and images may be given in either order. Returns `input_ids` and
+        `attention_mask` (b, length), and with images `pixel_values` and `image_sizes`, or `canvases` and `image_sizes`
+        with `return_canvas=True` (see `Phi3VImageProcessor`), images row by row. Several texts are padded to the
+        longest by default, on the side `padding_side` (that of the tokenizer by default); the mask is computed from
+        lengths, so a text may end in the padding token.
 
-        Raises ImageTagError, a ValueError, where tags and images do not fit, ValueError where `truncation` would cut
+        Raises ImageTagError, a ValueError, if tags and images do not match, and ValueError if `truncation` would cut
         into an image.
         """
         if images is not None and is_text(images) and not is_text(text):
@@ -97,7 +97,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         groups = group_images(images, texts)
         for number, (one, group) in enumerate(zip(texts, groups, strict=True), 1):
             check_one_of_many(number, len(texts), one, len(group))
-        flat = [picture for group in groups for picture in group]
+        flat = [image for group in groups for image in group]
         features = self.image_processor(flat, **options["images_kwargs"]) if flat else BatchFeature({})
         counts = iter(features.pop("num_img_tokens", []))
         bos = options["text_kwargs"].get("add_special_tokens") is not False
@@ -117,9 +117,9 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         *,
         single: bool,
     ) -> dict[str, Any]:
-        """Cut (never into an image), pad and convert rows of ids; gives `input_ids` and `attention_mask`.
+        """Truncate (never within an image), pad and convert rows of ids; return `input_ids` and `attention_mask`.
 
-        With `offsets`, the characters of each id, `offset_mapping` too; padding stands for none.
+        With `offsets`, the characters of each id, also `offset_mapping`; padding has no characters.
         """
         for name in ("return_overflowing_tokens", "is_split_into_words", "text_pair"):
             if options.get(name):
@@ -157,12 +157,12 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         return dict(BatchFeature({name: batch[name] for name in names}, tensor_type=tensors))
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
-        """As every processor of transformers, with two differences where it tokenizes.
+        """Apply the chat template like every processor of transformers, with two differences in tokenization.
 
-        BOS stands first whatever `add_special_tokens` says: callers that leave it out (TRL) take it to be in the
-        template. `return_assistant_tokens_mask` also works around images, and marks what `data.encode` supervises:
-        answers and their `<|end|>`, of a last answer the newline too. Text is then returned as lists, not as tensors,
-        unless `return_tensors` is given.
+        BOS is always first, for any `add_special_tokens`: callers that disable it (TRL) expect it in the template.
+        `return_assistant_tokens_mask` also works with images, and marks the tokens that `data.encode` supervises:
+        answers and their `<|end|>`, and the newline of the last answer. Text is then returned as lists instead of
+        tensors, unless `return_tensors` is given.
         """
         if not kwargs.get("tokenize"):
             return super().apply_chat_template(conversation, chat_template, **kwargs)
@@ -206,9 +206,10 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         return texts
 
     def to_dict(self) -> dict[str, Any]:
-        """What `processor_config.json` holds: the class name. The image processor has `preprocessor_config.json`.
+        """Content of `processor_config.json`: the class name. The image processor has `preprocessor_config.json`.
 
-        That is the name vLLM and the released code read; transformers 5 reads it too where this file says nothing.
+        vLLM and the released code read the latter; transformers 5 reads it too if this file does not contain the
+        values.
         """
         config: dict[str, Any] = super().to_dict()
         config.pop("image_processor", None)
@@ -227,13 +228,12 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], processor_dict: Any = None, **kwargs: Any
     ) -> list[Any]:
-        """Both parts by their own classes.
+        """Load image processor and tokenizer with our own classes.
 
-        transformers' choice is not asked: it may take another tokenizer (`tokenization_phi3_v`), and before 5.23 it
-        wants torchvision.
+        transformers might choose another tokenizer (`tokenization_phi3_v`), and before 5.23 it requires torchvision.
         """
-        pictures = set(Phi3VImagesKwargs.__annotations__)
-        for_text = {name: value for name, value in kwargs.items() if name not in pictures}
+        images = set(Phi3VImagesKwargs.__annotations__)
+        for_text = {name: value for name, value in kwargs.items() if name not in images}
         return [
             Phi3VImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
             Phi3VTokenizer.from_pretrained(pretrained_model_name_or_path, **for_text),
@@ -243,7 +243,7 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
 def spanned(offsets: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> list[int]:
     """1 for each token that begins within one of the `spans` of characters, else 0.
 
-    A token that ends in a span does not count: `<|assistant|>` takes the white space behind it along.
+    A token that only ends in a span does not count: `<|assistant|>` includes the white space after it.
     """
     return [int(any(start <= begin < end and begin < stop for start, end in spans)) for begin, stop in offsets]
 
@@ -254,9 +254,9 @@ def is_text(value: Any) -> bool:
 
 
 def group_images(images: Any, texts: Sequence[str]) -> list[list[Any]]:
-    """The images of each text; a flat list is dealt out by the number of tags in each text.
+    """The images of each text; a flat list is divided by the number of tags in each text.
 
-    Raises ValueError where lists and texts, or a flat list and all the tags, differ in number.
+    Raises ValueError if the numbers of lists and texts, or of images and tags, differ.
     """
     if images is None:
         return [[] for _ in texts]
@@ -282,7 +282,7 @@ def group_images(images: Any, texts: Sequence[str]) -> list[list[Any]]:
 
 
 def check_one_of_many(number: int, total: int, text: str, num_images: int) -> None:
-    """Check the tags of one text of several; the error says which text it was."""
+    """Check the tags of one text of several; the error names the text."""
     try:
         check_image_tags(text, num_images)
     except ImageTagError as error:
@@ -292,7 +292,7 @@ def check_one_of_many(number: int, total: int, text: str, num_images: int) -> No
 
 
 def cut_row(row: list[int], limit: int, side: str) -> list[int]:
-    """`row` without what is over `limit`; raises ValueError rather than cut into or lose an image."""
+    """`row` truncated to `limit`; raises ValueError if this would cut into or lose an image."""
     lost = row[limit:] if side == "right" else row[: max(len(row) - limit, 0)]
     if any(token < 0 for token in lost):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Make transformers' Auto classes know Phi-3-vision, without importing either before it is wanted.
+"""Registers Phi-3-vision with transformers' Auto classes, without importing either before it is needed.
 
 `import phi3v_train` arranges that `register` runs as soon as transformers has been imported, or at once if it has been
 already. So these two lines are enough, in either order, and a command line that never needs a model stays light:
@@ -39,7 +39,7 @@ def register() -> None:
 
 
 def register_with_transformers() -> None:
-    """Call `register` now if transformers is imported, else right after it will have been.
+    """Call `register` now if transformers is imported, else right after its import.
 
     Without torch (an installation that only prepares data) nothing is registered.
     """
@@ -52,10 +52,10 @@ def register_with_transformers() -> None:
 
 
 class _TransformersFinder(MetaPathFinder):
-    """Finds transformers and this package's modules as the other finders do, but lets `register` follow them.
+    """Import finder that runs `register` after transformers has been imported.
 
-    It stays until then: others look the package up without importing it. When one of our own modules is what brings
-    transformers in, `register` waits for the outermost of them, as it needs them whole.
+    It remains installed until then, since some code looks the package up without importing it. If one of our own
+    modules imports transformers, `register` waits for the outermost of them, which must be fully loaded.
     """
 
     def __init__(self) -> None:

@@ -2,8 +2,8 @@
 
     inv_freq[i] = 1 / (factor[i] * theta ** (2 i / d));  cos and sin times sqrt(1 + ln(max / original) / ln(original))
 
-The released code looks at the longest sequence of a batch and rotates all of it alike, so that a sample's logits
-depend on its neighbours. Here every token is rotated by the length of its own sample.
+The released code uses the longest sequence of a batch for all of it, so that the logits of a sample depend on the other
+samples. Here every token is rotated according to the length of its own sample.
 """
 
 import math
@@ -18,8 +18,8 @@ from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig, rope_kind
 class Phi3VRotary(nn.Module):
     """cos and sin of each token, in fp32.
 
-    The frequencies are no buffers: nothing that casts the model to half precision can round them (a bf16 frequency is
-    off by up to 0.4 %, which turns a far position by whole radians).
+    The frequencies are not buffers, so casting the model to half precision cannot round them (a bf16 frequency is off
+    by up to 0.4 %, which rotates a far position by whole radians).
     """
 
     def __init__(self, config: Phi3VConfig) -> None:
@@ -61,10 +61,10 @@ class Phi3VRotary(nn.Module):
 
 
 def has_factors(rope: dict[str, Any]) -> bool:
-    """Whether positions are rotated by the two sets of factors, or plainly.
+    """Whether positions are rotated with the two sets of factors, instead of plain rotary positions.
 
     Raises:
-        ValueError: another kind of rotary positions, which this model has not.
+        ValueError: another type of rotary positions, which this model does not support.
     """
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
@@ -78,7 +78,7 @@ def has_factors(rope: dict[str, Any]) -> bool:
 
 
 def attention_scale(stretch: float, original_length: int, kind: str) -> float:
-    """Factor on cos and sin for a context `stretch` times the pretrained one; the same below and above the switch."""
+    """Factor of cos and sin for a context `stretch` times the pretrained one; the same below and above the switch."""
     if stretch <= 1.0:
         return 1.0
     if kind == "yarn":

@@ -1,16 +1,16 @@
-"""From a padded picture to what the vision tower eats: normalised global views and tiles, on any device.
+"""Converts padded images to the input of the vision tower, on any device: normalised global views and tiles.
 
-A *canvas* is a picture after resizing and padding (`phi3v_data.tokens.phi3v_geometry`), still in bytes: (H, W, 3)
-uint8 with H and W multiples of 336. Canvases of several pictures travel as one flat byte tensor, one after another,
-beside `image_sizes` (n, 2), their (H, W): a quarter of the bytes of fp32 tiles, no padding between unequal pictures,
-and two samples are batched by `torch.cat`.
+A *canvas* is an image after resizing and padding (`phi3v_data.tokens.phi3v_geometry`), still in bytes: (H, W, 3) uint8
+with H and W multiples of 336. Canvases of several images are concatenated to one flat byte tensor, together with
+`image_sizes` (n, 2), their (H, W): a quarter of the bytes of fp32 tiles, without padding between images of different
+size, and samples are batched by `torch.cat`.
 
     canvases (sum of H * W * 3) uint8, image_sizes (n, 2)
-        -> tiles_from_canvases -> (total tiles, 3, 336, 336): [global, row-major tiles] of picture 1, then of 2, ...
-        -> pad_tiles           -> pixel_values (n, num_crops + 1, 3, 336, 336), the original's layout, zeros behind
+        -> tiles_from_canvases -> (total tiles, 3, 336, 336): [global, row-major tiles] of image 1, then of 2, ...
+        -> pad_tiles           -> pixel_values (n, num_crops + 1, 3, 336, 336), the original's layout, padded with zeros
 
-The image processor makes its `pixel_values` with these same functions, so both ways give the same bits in fp32 on a
-CPU.
+The image processor creates its `pixel_values` with the same functions, so both ways give exactly the same values in
+fp32 on a CPU.
 """
 
 from collections.abc import Sequence
@@ -29,25 +29,25 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def num_tiles(image_sizes: Tensor) -> Tensor:
-    """Tiles that carry each picture, its global view among them: (n, 2) padded (H, W) -> (n,)."""
+    """Number of tiles of each image, including its global view: (n, 2) padded (H, W) -> (n,)."""
     grid = image_sizes // TILE_SIZE
     return grid[:, 0] * grid[:, 1] + 1
 
 
 def tile_mask(image_sizes: Tensor, max_tiles: int) -> Tensor:
-    """Which of the `max_tiles` places of `pixel_values` hold a picture and not zero padding: (n, max_tiles) bool."""
+    """Mask of the `max_tiles` tiles of `pixel_values` that are not zero padding: (n, max_tiles) bool."""
     places = torch.arange(max_tiles, device=image_sizes.device)
     return places[None, :] < num_tiles(image_sizes)[:, None]
 
 
 def drop_padding(pixel_values: Tensor, image_sizes: Tensor) -> Tensor:
-    """The tiles of `pixel_values` (n, t, 3, 336, 336) that carry a picture, in order: (total tiles, 3, 336, 336)."""
+    """The tiles of `pixel_values` (n, t, 3, 336, 336) without padding, in order: (total tiles, 3, 336, 336)."""
     mask = tile_mask(image_sizes.to(pixel_values.device), pixel_values.shape[1])
     return pixel_values[mask]
 
 
 def pad_tiles(tiles: Tensor, image_sizes: Tensor, max_tiles: int) -> Tensor:
-    """The inverse of `drop_padding`: zero tiles behind each picture's own, up to `max_tiles`."""
+    """The inverse of `drop_padding`: each image padded with zero tiles up to `max_tiles`."""
     mask = tile_mask(image_sizes.to(tiles.device), max_tiles)
     padded = tiles.new_zeros((*mask.shape, *tiles.shape[1:]))
     padded[mask] = tiles
@@ -57,7 +57,7 @@ def pad_tiles(tiles: Tensor, image_sizes: Tensor, max_tiles: int) -> Tensor:
 def split_canvases(canvases: Tensor, image_sizes: Tensor) -> list[Tensor]:
     """Views of the single canvases, each (H, W, 3) uint8, of a flat byte tensor.
 
-    Raises ValueError when the sizes are not multiples of 336 or do not add up to the bytes given.
+    Raises ValueError if the sizes are not multiples of 336 or do not add up to the given bytes.
     """
     sizes: list[list[int]] = image_sizes.tolist()
     if any(height < 1 or width < 1 or height % TILE_SIZE or width % TILE_SIZE for height, width in sizes):
@@ -80,9 +80,9 @@ def tiles_from_canvases(
     std: Sequence[float] = CLIP_STD,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Global views and tiles of all pictures, (total tiles, 3, 336, 336), on the device of `canvases`.
+    """Global views and tiles of all images, (total tiles, 3, 336, 336), on the device of `canvases`.
 
-    Canvases of one size are worked on together. The arithmetic is fp32 whatever `dtype` of the result is asked for.
+    Canvases of the same size are processed together. Computation is in fp32 for any `dtype` of the result.
     """
     counts: list[int] = num_tiles(image_sizes).tolist()
     result = torch.empty((sum(counts), 3, TILE_SIZE, TILE_SIZE), dtype=dtype, device=canvases.device)
@@ -94,9 +94,9 @@ def tiles_from_canvases(
     for indices in groups.values():
         normalised = normalise(torch.stack([singles[index] for index in indices]), mean, std)
         views = global_view(normalised)
-        for index, view, picture in zip(indices, views, normalised, strict=True):
+        for index, view, image in zip(indices, views, normalised, strict=True):
             places[index][0] = view
-            places[index][1:] = cut(picture)
+            places[index][1:] = cut(image)
     return result
 
 
@@ -109,16 +109,16 @@ def normalise(canvases: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence
 
 
 def global_view(normalised: Tensor) -> Tensor:
-    """(k, 3, H, W) -> (k, 3, 336, 336): the whole picture, aspect not kept, bicubic without antialiasing.
+    """(k, 3, H, W) -> (k, 3, 336, 336): the whole image, without its aspect ratio, bicubic without antialiasing.
 
-    It is made of the normalised values, because bicubic overshoots what a byte can hold.
+    It is computed from the normalised values, because bicubic interpolation exceeds the range of a byte.
     """
     return functional.interpolate(normalised, size=(TILE_SIZE, TILE_SIZE), mode="bicubic", align_corners=False)
 
 
-def cut(picture: Tensor) -> Tensor:
+def cut(image: Tensor) -> Tensor:
     """(3, H, W) -> (rows * cols, 3, 336, 336), row by row."""
-    channels, height, width = picture.shape
+    channels, height, width = image.shape
     rows, cols = height // TILE_SIZE, width // TILE_SIZE
-    grid = picture.view(channels, rows, TILE_SIZE, cols, TILE_SIZE)
+    grid = image.view(channels, rows, TILE_SIZE, cols, TILE_SIZE)
     return grid.permute(1, 3, 0, 2, 4).reshape(rows * cols, channels, TILE_SIZE, TILE_SIZE)

@@ -1,6 +1,6 @@
 """Phi-3-vision's tokenizer: the tokenizers library reading `tokenizer.json`, whatever class a directory names.
 
-Official directories name `LlamaTokenizer`. Where no `config.json` stands beside it (an adapter, a saved processor),
+Official directories name `LlamaTokenizer`. If there is no `config.json` next to it (an adapter, a saved processor),
 transformers 5 then rebuilds a Llama tokenizer and gets other ids: `<|user|>` newline becomes two ids instead of three.
 This class always reads `tokenizer.json`, and writes a class name that 4.x and 5.x both read the same way.
 """
@@ -17,10 +17,10 @@ from transformers.utils.generic import to_py_obj
 from phi3v_data.files import write_json
 
 SAVED_CLASS = "PreTrainedTokenizerFast"
-"""`tokenizer_class` on disk: in transformers 4.x and 5.x alike it means `tokenizer.json` as it stands."""
+"""`tokenizer_class` on disk: in transformers 4.x and 5.x it means `tokenizer.json` as it is."""
 
 OF_THIS_MACHINE = ("backend", "is_local", "local_files_only")
-"""What transformers 5 writes about how the tokenizer was loaded."""
+"""Keys that transformers 5 writes about how the tokenizer was loaded."""
 
 
 class Phi3VTokenizer(TokenizersBackend):  # type: ignore[misc]  # transformers is untyped for mypy
@@ -55,7 +55,7 @@ class Phi3VTokenizer(TokenizersBackend):  # type: ignore[misc]  # transformers i
 def readable_merges(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """`tokenizer.json` with each merge as one text, "a b", which tokenizers before 0.20 need and later ones read too.
 
-    No piece of this vocabulary has a space in it: the normalizer has replaced them all.
+    No piece of this vocabulary contains a space: the normalizer has replaced all spaces.
     """
     model = tokenizer["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]

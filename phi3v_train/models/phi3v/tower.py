@@ -1,7 +1,7 @@
 """The CLIP vision tower, with the official key names, and only the layers whose output is used.
 
-The features are the hidden states before the last layer, so that layer and the final norm never touch the loss. They
-are not built: their tensors ride along as buffers (`Shelf`), loaded and saved under their official names, unseen by
+The features are the hidden states before the last layer, so that layer and the final norm do not affect the loss. They
+are not built: their tensors are kept as buffers (`Shelf`), loaded and saved under their official names, and ignored by
 optimizers, gradients, sharding and adapters.
 """
 
@@ -17,7 +17,7 @@ from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 
 
 class Shelf(nn.Module):
-    """Tensors of a module that is not run: its parameters as buffers, its parts as shelves, under the same names."""
+    """Tensors of a module that is not run: parameters as buffers, submodules as shelves, with the same names."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class TowerLayer(GradientCheckpointingLayer):  # type: ignore[misc]  # transform
 
 
 class TowerEncoder(nn.Module):
-    """The layers: built up to the last one used, shelved behind it."""
+    """The layers: built up to the last one used; the rest are shelves."""
 
     def __init__(self, settings: dict[str, Any], num_used: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class VisionTransformer(nn.Module):
         hidden = self.pre_layrnorm(self.embeddings(tiles))
         trained = self.training and torch.is_grad_enabled()
         if trained and not hidden.requires_grad and any(p.requires_grad for p in self.encoder.parameters()):
-            # Reentrant checkpointing drops the gradients of a layer none of whose inputs asks for one.
+            # Reentrant checkpointing drops the gradients of a layer if none of its inputs requires a gradient.
             hidden.requires_grad_(True)
         encoded: Tensor = self.encoder(hidden)
         return encoded[:, 1:]

@@ -1,9 +1,9 @@
-"""From tiles to the embeddings of image tokens, and where those stand in the sequence.
+"""Computes the embeddings of image tokens from tiles, and their positions in the sequence.
 
     tiles (t, 3, 336, 336) -> tower (t, 576, c) -> 2 x 2 merged (t * 144, 4 c) -> projected (t * 144, hidden)
 
-The two separators are projected once each, and the sequence of a picture is gathered from the projected rows: its
-grid of tiles row by row, each row of tokens ended by `sub_GN`, then `glb_GN`, then the global view, ended likewise.
+The two separators are projected once each, and the sequence of an image is gathered from the projected rows: its grid
+of tiles row by row, with `sub_GN` after each row of tokens, then `glb_GN`, then the global view in the same way.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ SUB_SEPARATOR, GLOBAL_SEPARATOR, NUM_SEPARATORS = 0, 1, 2
 
 
 class ImageTokensError(ValueError):
-    """The image tokens in `input_ids` and the pictures handed over do not fit together."""
+    """The image tokens in `input_ids` do not match the given images."""
 
 
 class ImageEmbedding(nn.Module):
@@ -58,7 +58,7 @@ class ImageEmbedding(nn.Module):
 
 
 def merge_patches(features: Tensor) -> Tensor:
-    """(t, 576, c) -> (t, 144, 4 c): squares of 2 x 2 patches side by side, row by row within a square."""
+    """(t, 576, c) -> (t, 144, 4 c): squares of 2 x 2 patches concatenated, row by row within a square."""
     count, num_patches, width = features.shape
     side = int(num_patches**0.5) // 2
     squares = features.view(count, side, 2, side, 2, width).permute(0, 1, 3, 2, 4, 5)
@@ -67,9 +67,9 @@ def merge_patches(features: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def image_rows(rows: int, cols: int) -> Tensor:
-    """Which projected row each token of a picture of `rows` x `cols` tiles takes, (tokens,) on the CPU.
+    """Index of the projected row for each token of an image of `rows` x `cols` tiles, (tokens,) on the CPU.
 
-    Rows of tiles are counted from 0, the picture's global view first; separators are negative: -2 sub, -1 global.
+    Rows of tiles are counted from 0, with the global view first; separators are negative: -2 sub, -1 global.
     """
     cell = torch.arange(TOKENS_PER_TILE).view(SIDE, SIDE)
     tile = 1 + torch.arange(rows * cols).view(rows, cols)
@@ -84,7 +84,7 @@ def image_rows(rows: int, cols: int) -> Tensor:
 
 
 def gather_index(image_sizes: Sequence[Sequence[int]], order: Sequence[int]) -> Tensor:
-    """Index into the output of `ImageEmbedding` that yields the tokens of the pictures in the given order (CPU)."""
+    """Index into the output of `ImageEmbedding` that gives the tokens of the images in this order (CPU)."""
     grids = [(height // TILE_SIZE, width // TILE_SIZE) for height, width in image_sizes]
     bases, total = [], NUM_SEPARATORS
     for rows, cols in grids:
@@ -100,17 +100,17 @@ def gather_index(image_sizes: Sequence[Sequence[int]], order: Sequence[int]) -> 
 def match_images(
     ids: Tensor, positions: Tensor, sample_starts: Sequence[int], image_sizes: Sequence[Sequence[int]], resumed: bool
 ) -> list[int]:
-    """Which picture each run of image tokens shows, in the order of the sequence.
+    """Image of each run of image tokens, in the order of the sequence.
 
-    `ids` are the negative ids (CPU) at the flat `positions` (CPU), `sample_starts` where each sample begins. Picture N
-    of a sample has the id -N; pictures come in the order of the samples and, within one, of their numbers. With
-    `resumed` (an earlier part of the sample is in a cache) numbering may start above 1.
+    `ids` are the negative ids (CPU) at the flat `positions` (CPU), `sample_starts` the starts of the samples. Image N
+    of a sample has the id -N; images are in the order of the samples and, within a sample, of their numbers. With
+    `resumed` (an earlier part of the sample is in a cache) numbers may start above 1.
 
-    Raises ImageTokensError, naming the tag, when numbers have gaps or a run is not as long as its picture needs.
+    Raises ImageTokensError, naming the tag, if numbers have gaps or a run has the wrong length for its image.
     """
     starts = torch.tensor(list(sample_starts))
     samples = torch.bucketize(positions, starts, right=True) - 1
-    # Within a run positions rise by one, so their distance to a plain count stays the same.
+    # Within a run positions increase by one, so their difference to a simple count is constant.
     offsets = positions - torch.arange(len(positions))
     runs, counts = torch.unique_consecutive(torch.stack((samples, -ids, offsets)), dim=1, return_counts=True)
     found = [(sample, tag) for sample, tag, _ in runs.T.tolist()]
@@ -122,14 +122,14 @@ def match_images(
         first = min(numbers) if resumed else 1
         if sorted(numbers) != list(range(first, first + len(numbers))):
             raise ImageTokensError(
-                f"sample {sample} has image tokens numbered {sorted(numbers)}: they must run from {first} without a gap"
+                f"sample {sample} has image tokens numbered {sorted(numbers)}: they must run from {first} without gaps"
             )
         for number in sorted(numbers):
             images[sample, number] = len(images)
     if len(images) != len(image_sizes):
         raise ImageTokensError(
-            f"input_ids name {len(images)} pictures, but {len(image_sizes)} were handed over: every <|image_N|> "
-            "needs its picture, and every picture its tag"
+            f"input_ids contain {len(images)} images, but {len(image_sizes)} were given: every <|image_N|> "
+            "needs its image, and every image its tag"
         )
     order = []
     for (sample, tag), count in zip(found, counts.tolist(), strict=True):
@@ -138,8 +138,8 @@ def match_images(
         expected = grid_num_tokens(height // TILE_SIZE, width // TILE_SIZE)
         if count != expected or image in order:
             raise ImageTokensError(
-                f"<|image_{tag}|> of sample {sample} has {count} tokens in input_ids, but its picture, padded to "
-                f"{width} x {height} pixels, needs {expected} in one run: a tag may stand only once, and input_ids "
+                f"<|image_{tag}|> of sample {sample} has {count} tokens in input_ids, but its image, padded to "
+                f"{width} x {height} pixels, needs {expected} in one run: a tag may be used only once, and input_ids "
                 "and image_sizes must come from the same processor call"
             )
         order.append(image)

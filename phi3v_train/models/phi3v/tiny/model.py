@@ -1,7 +1,7 @@
-"""A small random Phi-3-vision for demonstrations and tests: every part of the real one, a thousandth of its size.
+"""A small random Phi-3-vision for demonstrations and tests: every component of the real one, a thousandth of its size.
 
-It goes with the tiny tokenizer and answers noise until it is trained. A step on eight frames takes about a second on
-two cores, and it is wide enough to learn to tell simple pictures apart.
+It uses the tiny tokenizer and answers noise until it is trained. A step on eight frames takes about a second on two
+cores, and it is large enough to learn to distinguish simple images.
 """
 
 import torch

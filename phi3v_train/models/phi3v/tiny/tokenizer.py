@@ -1,4 +1,4 @@
-"""The tiny tokenizer and a processor with it; `train_tokenizer` says how it was made, and from which text."""
+"""The tiny tokenizer and a processor with it; `train_tokenizer` made it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ def tiny_tokenizer() -> "Phi3VTokenizer":
 
 
 def tiny_processor(num_crops: int = 16) -> "Phi3VProcessor":
-    """A processor with the tiny tokenizer and a budget of `num_crops` tiles a picture."""
+    """A processor with the tiny tokenizer and a budget of `num_crops` tiles per image."""
     from phi3v_train.models.phi3v.image_processing_phi3_v import Phi3VImageProcessor
     from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
 

@@ -1,9 +1,9 @@
-"""Train the tiny tokenizer: `python -m phi3v_train.models.phi3v.tiny.train_tokenizer [FOLDER]` writes its files anew.
+"""Train the tiny tokenizer: `python -m phi3v_train.models.phi3v.tiny.train_tokenizer [FOLDER]` writes its files again.
 
-A tokenizer of the released model's kind in every respect but its pieces: Llama BPE with byte fallback, the same
-normalizer, decoder, BOS rule, special tokens in the same order with the same flags. The pieces are learned from
-`corpus.txt`, a text written for this purpose, in which the class names of UCF-101, yes and no, digits and plain
-English stand, so that answers are a few tokens long.
+It differs from the released tokenizer only in its pieces: Llama BPE with byte fallback, the same normalizer, decoder,
+BOS rule, special tokens in the same order with the same flags. The pieces are learned from `corpus.txt`, a text written
+for this purpose with the class names of UCF-101, yes and no, digits and plain English, so that answers are a few tokens
+long.
 
 Ids: `<unk>` `<s>` `</s>`, 256 bytes, merged pieces, single characters, then the 45 special tokens.
 """
@@ -43,7 +43,7 @@ SPECIAL = [
 """In the released order: 32000 to 32044 there, NUM_PIECES onwards here."""
 
 KEEP_WHAT_FOLLOWS = {"<unk>", "<s>", "<|endoftext|>", "<|system|>", "<|end|>", "<|user|>"}
-"""Special tokens that leave the white space behind them alone; the others swallow it."""
+"""Special tokens that keep the white space after them; the others absorb it."""
 
 
 def learn_merges(text: str) -> list[tuple[str, str]]:
