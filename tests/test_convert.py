@@ -198,7 +198,7 @@ def test_pictures_that_no_row_uses_are_not_overwritten(source: Path, tmp_path: P
 def test_a_folder_with_files_of_the_users_is_refused(source: Path, tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "out/images").mkdir(parents=True)
     (tmp_path / "out/photo.jpg").write_bytes(b"x")
-    with pytest.raises(phi3v_data.UserError, match=r"no dataset of ours \(images, photo\.jpg\)"):
+    with pytest.raises(phi3v_data.UserError, match=r"not a dataset of ours \(images, photo\.jpg\)"):
         convert(source, tmp_path / "out", overwrite=overwrite)
     assert sorted(tree(tmp_path / "out", hidden=True)) == ["images", "photo.jpg"]
 

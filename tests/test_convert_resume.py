@@ -427,8 +427,8 @@ def test_a_table_that_grew_during_an_interrupted_run_is_named(tmp_path: Path) ->
     with pytest.raises(phi3v_data.UserError) as error:
         resume("table", source, tmp_path / "out", options={"map": MAP})
     assert str(error.value) == (
-        f"{tmp_path / 'out'} holds an interrupted conversion, but the source has changed since: 'rows.csv' has other "
-        "content; put the old content back, or start over with --overwrite"
+        f"{tmp_path / 'out'} contains an interrupted conversion, but the source has changed since: 'rows.csv' has "
+        "other content; restore the old content, or start over with --overwrite"
     )
 
 
@@ -509,7 +509,7 @@ def test_a_journal_of_the_version_before_is_refused_with_a_sentence(tmp_path: Pa
         make_source(source, {"train/g02/s005.txt": "reject"})
     out = old(kind, tmp_path / "out")
     message = refusal(Toy if kind == "planned" else drafts, source, out)
-    assert "another version of phi3v" in message
+    assert "an older version of phi3v" in message
     assert len(rows(out, "toy_train.jsonl" if kind == "planned" else "drafts_train.jsonl")) == (
         5 if kind == "planned" else 6
     )

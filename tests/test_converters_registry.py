@@ -84,9 +84,9 @@ def test_a_file_with_one_converter_needs_no_name(tmp_path: Path) -> None:
         ("\n1 / 0\n", "x.py:A", r"cannot be loaded: ZeroDivisionError: division by zero \(x\.py:2\)"),
         ("import nowhere_to_be_found\n", "x.py:A", r"ModuleNotFoundError: .*nowhere_to_be_found.* \(x\.py:1\)"),
         ("A = 3\n", "x.py:A", "is not a converter; subclass phi3v_data.Converter"),
-        ("A = 3\n", "x.py:B", "has no 'B'; it holds no converter at all"),
-        ("A = 3\n", "x.py", "holds 0 converters"),
-        (PLUGIN + PLUGIN.replace("Plugin", "Other"), "x.py", "holds 2 converters; say which: .* Plugin, Other"),
+        ("A = 3\n", "x.py:B", "has no 'B'; it contains no converters"),
+        ("A = 3\n", "x.py", "contains 0 converters"),
+        (PLUGIN + PLUGIN.replace("Plugin", "Other"), "x.py", "contains 2 converters; choose one with .* Plugin, Other"),
         (PLUGIN.replace('name = "plugin"', ""), "x.py:Plugin", "has no name"),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_file_that_will_not_do_is_one_sentence(tmp_path: Path, text: str | Non
 def test_an_unknown_name_is_answered_with_one_like_it() -> None:
     with pytest.raises(phi3v_data.NotFoundError, match=r"no converter 'ucf-101'; did you mean ucf101\?"):
         find("ucf-101")
-    with pytest.raises(phi3v_data.NotFoundError, match="there are cauldron, docvqa"):
+    with pytest.raises(phi3v_data.NotFoundError, match="the converters are cauldron, docvqa"):
         find("zzz")
 
 
@@ -143,7 +143,7 @@ def test_the_list_shows_built_in_installed_and_local_ones(site: Path) -> None:
         "type": "INTEGER",
         "default": 8,
         "required": False,
-        "help": "Frames to take from a clip.",
+        "help": "Number of frames per clip.",
     }
     assert found["plugin"]["origin"] == "installed: good-plugin"
     assert found["plugin"]["summary"] == "Comes with another package."

@@ -156,7 +156,7 @@ def test_a_flipped_bit_anywhere_in_an_index_is_noticed_and_healed(directory: Pat
     for position in range(8, len(whole), 5):
         index_file(directory).write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
         with pytest.warns(
-            RuntimeWarning, match=r"train\.idx: its checksum is not that of its content; it is built again"
+            RuntimeWarning, match=r"train\.idx: its checksum does not match its content; it is rebuilt"
         ):
             train = Dataset(directory)["train"]
         assert [train[n] for n in range(10)] == [sample(n) for n in range(10)]
@@ -166,7 +166,7 @@ def test_a_flipped_bit_anywhere_in_an_index_is_noticed_and_healed(directory: Pat
 def test_an_index_of_another_size_than_it_can_have_is_not_read(directory: Path) -> None:
     Dataset(directory)["train"]
     os.truncate(index_file(directory), 1 << 40)  # a hole: it takes no space
-    with pytest.warns(RuntimeWarning, match="larger than it can be; it is built again"):
+    with pytest.warns(RuntimeWarning, match="is larger than possible; it is rebuilt"):
         assert Dataset(directory)["train"][9] == sample(9)
     assert index_file(directory).stat().st_size < 2000
 
@@ -245,9 +245,9 @@ def test_what_is_not_there_is_named(directory: Path, tmp_path_factory: pytest.Te
     with pytest.raises(NotFoundError, match=r"no split found; it contains no NAME_SPLIT\.jsonl file"):
         Dataset(empty)
     (empty / "data.jsonl").touch()
-    with pytest.raises(NotFoundError, match=r"data\.jsonl end in no split's name"):
+    with pytest.raises(NotFoundError, match=r"data\.jsonl do not end in the name of a split"):
         Dataset(empty)
-    with pytest.raises(NotFoundError, match=r"d_train\.jsonl: is a file; give the directory that holds it"):
+    with pytest.raises(NotFoundError, match=r"d_train\.jsonl: is a file; give the directory that contains it"):
         Dataset(directory / "d_train.jsonl")
     (empty / "UCF101_subset.tar.gz").touch()
     with pytest.raises(NotFoundError) as caught:

@@ -233,7 +233,7 @@ class TestClassFolders:
     def test_clips_at_different_depths_are_named(self, clip: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="different depths"):
             plan(lay(clip, tmp_path / "set", ["A/a.avi", "B/more/b.avi"]))
-        with pytest.raises(UserError, match="no class folder"):
+        with pytest.raises(UserError, match="not in a class folder"):
             plan(lay(clip, tmp_path / "flat", ["a.avi", "b.avi"]))
 
     def test_same_stem_never_shares_a_picture(self, clip: Path, tmp_path: Path) -> None:

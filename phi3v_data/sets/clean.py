@@ -1,7 +1,7 @@
-"""A sound copy of a set, and a list of what was left out and why.
+"""Writes a valid copy of a set, and a list of what was left out and why.
 
-What the validator calls an error is left out row by row (`removed.jsonl` has each with its code), first what is wrong
-with a row itself, then what only shows between the rows that are left. The rest is copied as it stands.
+Rows with errors of the validator are left out (`removed.jsonl` lists each with its code): first rows with problems of
+their own, then rows that repeat or leak others. The rest is copied unchanged.
 """
 
 import json
@@ -18,7 +18,7 @@ from phi3v_data.jsonl import encode_line
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.schema import ConverterInfo, Diagnostic, Manifest, Severity
-from phi3v_data.sets.fix import Mends, fixed_image
+from phi3v_data.sets.fix import Fixes, fixed_image
 from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import (
     Progress,
@@ -71,18 +71,18 @@ def clean_set(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> SetResult:
-    """Copy what is sound of a directory; the copy validates without an error.
+    """Copy the valid rows of a directory; the copy validates without errors.
 
     Args:
-        fix: mend what needs no guessing (`phi3v_data.sets.mend`) instead of leaving it out or as it is.
-        drop: codes of warnings whose rows are left out as well, such as `duplicate-sample`.
+        fix: fix what is unambiguous (`phi3v_data.sets.fix`) instead of leaving it out or as it is.
+        drop: codes of warnings whose rows are also left out, such as `duplicate-sample`.
 
     Raises:
-        UserError: an unknown code, or no row is sound.
+        UserError: a code is unknown, or no row is valid.
     """
     for code in drop:
         if code not in DROPPABLE:
-            raise UserError(f"--drop {code}: no code of a warning about a row; it can be {', '.join(DROPPABLE)}")
+            raise UserError(f"--drop {code}: not a code of a warning about a row; it can be {', '.join(DROPPABLE)}")
     source = Path(directory)
     target = check_places(Path(out_dir), [source])
     progress = progress or (lambda stage, done, total: None)
@@ -98,7 +98,7 @@ def clean_set(
 
 
 def count_removed(out_dir: Path) -> Counter[str]:
-    """Rows that `removed.jsonl` of a cleaned set lists, by code."""
+    """Number of rows in `removed.jsonl` of a cleaned set, by code."""
     try:
         entries = list(map(json.loads, (out_dir / REMOVED).read_bytes().splitlines()))
     except FileNotFoundError:
@@ -124,7 +124,7 @@ class RowFindings(Findings):
         return PROBLEMS[code].severity == "error" or code in self.drop
 
     def add(self, code: str, message: str, *, severity: Severity | None = None, **place: Any) -> None:
-        """Count a finding, and keep it where it is an error or to be dropped."""
+        """Count a finding, and keep it if its row is to be left out."""
         severity = severity or PROBLEMS[code].severity
         self.count(code, severity=severity)
         if severity == "error" or code in self.drop:
@@ -133,7 +133,7 @@ class RowFindings(Findings):
 
 
 class _Clean:
-    """One cleaning of a directory."""
+    """Cleans one directory."""
 
     def __init__(
         self,
@@ -155,34 +155,34 @@ class _Clean:
         manifest = self.survey.layout.manifest
         self.family = default_family()
         self.num_crops = self.family.choose_budget(num_crops, manifest.num_crops if manifest else None)
-        self.mends = Mends(self.survey)
+        self.fixes = Fixes(self.survey)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What decides which rows are left out."""
+        """The options that determine which rows are left out."""
         return {"fix": self.fix, "drop": sorted(self.drop), "num_crops": self.num_crops}
 
     def build(self, stage: Stage) -> Manifest:
-        """Find, leave out, mend, write."""
+        """Find problems, leave out or fix, and write the copy."""
         survey = self.survey
         survey.read_rows()
         try:
             refuse_closed(survey)
             if self.fix:
-                self.mends.correct_paths()
+                self.fixes.correct_paths()
             survey.look(load_images(survey.directory, survey.tree), pixels=True, workers=self.workers)
             refuse_closed_images(survey)
             survey.report_images(self.family, self.num_crops)
-            keep = self.keep_sound(self.findings.decisive, np.ones(len(survey.table), np.bool_))
+            keep = self.keep_valid(self.findings.decisive, np.ones(len(survey.table), np.bool_))
             keep = self.keep_unrelated(keep)
             if not keep.any():
                 raise UserError(
-                    f"{survey.directory}: not one of its rows is sound, so nothing was written; "
-                    f"`phi3v-data validate {survey.directory}` says what is wrong with them"
+                    f"{survey.directory}: none of its rows is valid, so nothing was written; "
+                    f"`phi3v-data validate {survey.directory}` reports the problems"
                 )
             survey.used = used_images(survey.table.subset(keep), survey.tree)
             if self.fix:
-                self.mends.plan()
+                self.fixes.plan()
             self.write(stage, keep)
             reasons = self.write_removed(stage)
             self.place(stage)
@@ -191,8 +191,8 @@ class _Clean:
         self.note(stage)
         return self.manifest(stage, reasons)
 
-    def keep_sound(self, found: Sequence[Diagnostic], keep: Flags) -> Flags:
-        """Without the rows that findings point at."""
+    def keep_valid(self, found: Sequence[Diagnostic], keep: Flags) -> Flags:
+        """`keep` without the rows of these findings."""
         keep = keep.copy()
         for row in self.rows_of(found):
             if row is not None:
@@ -200,7 +200,7 @@ class _Clean:
         return keep
 
     def rows_of(self, found: Sequence[Diagnostic]) -> list[int | None]:
-        """The table's row at each finding; None where the line is no row, or the finding is of no line."""
+        """The table's row of each finding; None if the line is not a row, or the finding has no line."""
         table = self.survey.table
         bounds = {file: (first, end) for file, (_, first, end) in zip(table.files, table.split_rows(), strict=True)}
         result: list[int | None] = []
@@ -211,7 +211,7 @@ class _Clean:
         return result
 
     def keep_unrelated(self, keep: Flags) -> Flags:
-        """Without the rows that repeat or leak others that are kept."""
+        """`keep` without rows that repeat or leak others that are kept."""
         survey = self.survey
         known = len(self.findings.decisive)
         part = survey.table.subset(keep)
@@ -221,10 +221,10 @@ class _Clean:
             part.close()
         found = self.findings.decisive[known:]
         self.findings.decisive += self.whole_groups(found, keep)
-        return self.keep_sound(self.findings.decisive[known:], keep)
+        return self.keep_valid(self.findings.decisive[known:], keep)
 
     def whole_groups(self, found: Sequence[Diagnostic], keep: Flags) -> list[Diagnostic]:
-        """A `leak-group` names the first row of a split; all others of the group there leak as well."""
+        """Add findings for all rows of a leaking group: `leak-group` is only reported at the first row of a split."""
         table = self.survey.table
         splits = table.split_of_rows()
         more = []
@@ -236,7 +236,7 @@ class _Clean:
         return more
 
     def write(self, stage: Stage, keep: Flags) -> None:
-        """Write the kept rows, with the names of mended pictures."""
+        """Write the kept rows, with the names of fixed images."""
         table = self.survey.table
         row_splits = table.split_of_rows()
         changed = self.changed_rows()
@@ -245,7 +245,7 @@ class _Clean:
                 continue
             if changed[row]:
                 value = load_row(line)
-                self.mends.correct_row(row, value)
+                self.fixes.correct_row(row, value)
                 line = encode_line(value)[:-1]
             stage.write(table.splits[row_splits[row]], line, row_images(decode_row(line)))
             if row % 4096 == 0:
@@ -254,17 +254,17 @@ class _Clean:
         stage.write_file(REJECTS, source.rejects())
 
     def changed_rows(self) -> Flags:
-        """Rows that name a picture otherwise than the new set does."""
+        """Rows with an image that has another name in the new set."""
         table = self.survey.table
         result = np.zeros(len(table), np.bool_)
-        result[list(self.mends.rows)] = True
-        if self.mends.names:
-            uses = np.flatnonzero(np.isin(table.uses, list(self.mends.names)))
+        result[list(self.fixes.rows)] = True
+        if self.fixes.names:
+            uses = np.flatnonzero(np.isin(table.uses, list(self.fixes.names)))
             result[np.searchsorted(table.starts, uses, side="right") - 1] = True
         return result
 
     def write_removed(self, stage: Stage) -> Counter[str]:
-        """One line for each row or file that was left out; returns the reasons of rows."""
+        """Write one line for each row or file that was left out; return the reasons of rows."""
         by_place: dict[tuple[str, int], list[Diagnostic]] = {}
         for each in self.findings.decisive:
             by_place.setdefault((each.file, each.line or 0), []).append(each)
@@ -288,45 +288,45 @@ class _Clean:
         return +reasons
 
     def place(self, stage: Stage) -> None:
-        """Bring in the pictures of kept rows, mended or as they are."""
+        """Link, copy or fix the images of kept rows."""
         source = SourceSet(self.survey, self.name)
-        for entry in sorted(self.mends.contents):
+        for entry in sorted(self.fixes.contents):
             try:
-                stage.place_bytes(fixed_image(self.mends.path(entry)), self.mends.name(entry))
+                stage.place_bytes(fixed_image(self.fixes.path(entry)), self.fixes.name(entry))
             except (UnreadableImageError, OSError) as error:
-                self.mends.contents.discard(entry)
-                stage.notes.append(f"{self.survey.tree.path(entry)} could not be mended and is as it was: {error}")
+                self.fixes.contents.discard(entry)
+                stage.notes.append(f"{self.survey.tree.path(entry)} could not be fixed and is unchanged: {error}")
         place_images(
             stage,
             source,
             self.progress,
-            rename=lambda entry: None if entry in self.mends.contents else self.mends.name(entry),
+            rename=lambda entry: None if entry in self.fixes.contents else self.fixes.name(entry),
         )
 
     def note(self, stage: Stage) -> None:
-        """What a person should know besides the numbers of the last line."""
+        """Add notes for the user, besides the numbers of the last line."""
         layout, counts = self.survey.layout, self.findings.counts
         if counts["manifest-invalid"]:
-            stage.notes.append("dataset.json was not valid and was written anew: task, metrics and classes are lost")
+            stage.notes.append("dataset.json was not valid and was written again: task, metrics and classes are lost")
         for code in ("split-name", "shard-missing", "file-encoding"):
             if counts[code]:
-                stage.notes.append(f"{counts[code]} {code}: files that are not, or not wholly, in the new set")
+                stage.notes.append(f"{counts[code]} {code}: files that are not, or not completely, in the new set")
         for split in layout.splits.splits:
             if split not in stage.splits(layout.is_labelled):
-                stage.notes.append(f"split {split} has no sound row and was left out")
+                stage.notes.append(f"split {split} has no valid rows and was left out")
         if not self.fix and counts["image-name-mismatch"]:
             stage.notes.append("--fix corrects the letter case of paths instead of leaving the rows out")
 
     def manifest(self, stage: Stage, reasons: Counter[str]) -> Manifest:
-        """The manifest with what was left out and mended."""
+        """The manifest with the counts of what was left out and fixed."""
         layout = self.survey.layout
         old = layout.manifest or Manifest(name=self.name, task="chat", splits={})
-        mended = {f"mended-{code}": count for code, count in self.mends.counts.items()}
+        fixed = {f"mended-{code}": count for code, count in self.fixes.counts.items()}
         return old.model_copy(
             update={
                 "splits": stage.splits(layout.is_labelled),
                 "rejects": dict(sorted((Counter(old.rejects) + reasons).items())),
-                "notes": dict(sorted((Counter(old.notes) + Counter(mended)).items())),
+                "notes": dict(sorted((Counter(old.notes) + Counter(fixed)).items())),
                 "history": (*old.history, ConverterInfo(name="clean", version=VERSION, options=self.options)),
             }
         )

@@ -28,7 +28,7 @@ _ENCODED = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"})
 """Formats that can be encoded again."""
 
 
-class Mends:
+class Fixes:
     """The fixes for one directory: paths in rows, names and contents of files; `counts` by problem code."""
 
     def __init__(self, survey: Survey) -> None:

@@ -1,4 +1,4 @@
-"""One row as text, its pictures described: for a terminal."""
+"""Shows one row as text, with a description of its images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -
 
 
 def describe_row(split: Split, row: int, *, num_crops: int | None = None) -> Iterator[str]:
-    """Lines that show a row: where it stands, what it is, its turns."""
+    """Yield the lines that show a row: its location, fields and turns."""
     sample = split[row]
     file, line = split.location(row)
     yield f"{file}:{line}  row {row:,} of {len(split):,} in split {split.name}"
@@ -55,13 +55,13 @@ def describe_row(split: Split, row: int, *, num_crops: int | None = None) -> Ite
 def _describe_turn(directory: Path, turn: Turn, num_crops: int | None) -> Iterator[str]:
     for number, name in enumerate(turn.images):
         place = f", at character {turn.image_offsets[number]}" if any(turn.image_offsets) else ""
-        yield f"image    {escaped(name)}  {describe_picture(directory, name, num_crops)}{place}"
+        yield f"image    {escaped(name)}  {describe_image(directory, name, num_crops)}{place}"
     yield f"user     {_indented(turn.user)}"
     yield f"answer   {_indented(turn.assistant)}"
 
 
-def describe_picture(directory: Path, name: str, num_crops: int | None) -> str:
-    """`320 x 240 JPEG, 14,203 bytes, 757 tokens`, or what is wrong."""
+def describe_image(directory: Path, name: str, num_crops: int | None) -> str:
+    """A description such as `320 x 240 JPEG, 14,203 bytes, 757 tokens`, or the problem."""
     try:
         path = inside(directory / "images", name)
     except UnsafeNameError:
@@ -77,7 +77,7 @@ def describe_picture(directory: Path, name: str, num_crops: int | None) -> str:
     if info.mode not in ("RGB", "L"):
         text += f", {info.mode}"
     if info.orientation != 1:
-        text += f", EXIF turn {info.orientation}"
+        text += f", EXIF orientation {info.orientation}"
     try:
         return f"{text}, {default_family().image_tokens(info.width, info.height, num_crops):,} tokens"
     except ImageShapeError as error:
@@ -85,7 +85,7 @@ def describe_picture(directory: Path, name: str, num_crops: int | None) -> str:
 
 
 def _indented(text: str) -> str:
-    """Text whose further lines stand under the first; what could steer a terminal is spelled out."""
+    """The text with further lines aligned under the first, and control characters escaped."""
     return "\n         ".join(map(escaped, text.split("\n")))
 
 
@@ -94,10 +94,10 @@ def _accepted(sample: Sample) -> str:
 
 
 def check_row_options(html: Path | None, row: int | None, split: str | None) -> None:
-    """Refuse options that do not go together.
+    """Reject options that cannot be combined.
 
     Raises:
-        UserError: a row was asked for together with a page.
+        UserError: both a row and a page were requested.
     """
     if html is not None and (row is not None or split is not None):
         raise UserError("--html makes a gallery of the whole set; --row and --split show one row in the terminal")

@@ -1,4 +1,4 @@
-"""What a set holds, in numbers: splits, labels, texts, pictures, tokens, duplicates."""
+"""Statistics of a set: splits, labels, texts, images, tokens, duplicates."""
 
 from array import array
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ def set_stats(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Count a directory; what cannot be read is left out and counted under `problems`.
+    """Compute the statistics of a directory; unreadable parts are left out and counted under `problems`.
 
-    Level `quick` reads only the headers of pictures, so it knows no duplicates (`duplicates` is null).
+    Level `quick` reads only the headers of images, so it finds no duplicates (`duplicates` is null).
 
     Raises:
         NotFoundError: no such directory, or no JSONL file in it.
@@ -103,7 +103,7 @@ def _count(survey: Survey, level: Level, num_crops: int | None, workers: int, pr
 
 
 def text_lengths(source: SourceSet) -> dict[str, Any]:
-    """Characters of questions and answers, over all turns: histograms as those of `Report.stats`."""
+    """Histograms of the characters of questions and answers over all turns, as in `Report.stats`."""
     questions, answers = array("I"), array("I")
     for _, line in source.rows():
         for turn in decode_row(line).conversations:
@@ -117,7 +117,7 @@ def text_lengths(source: SourceSet) -> dict[str, Any]:
 
 
 def balance(counts: Mapping[str, int] | None) -> dict[str, Any] | None:
-    """How even the labels of a split are; null where answers are free text.
+    """Balance of the labels of a split; null if answers are free text.
 
     `ratio`: rows of the most frequent label over those of the rarest. `evenness`: entropy over that of even labels, 1
     for even ones.

@@ -170,7 +170,7 @@ class TestAnswers:
 def test_the_prompt(tmp_path: Path) -> None:
     run("docvqa", docvqa_official(tmp_path / "s"), tmp_path / "o", options={"prompt": "Q: {question} A:"})
     assert turn(rows(tmp_path / "o", "docvqa_train.jsonl")[0])[0] == "Q: How many are in line 11? A:"
-    with pytest.raises(phi3v_data.UserError, match=r"must hold \{question\}"):
+    with pytest.raises(phi3v_data.UserError, match=r"must contain \{question\}"):
         run("docvqa", tmp_path / "s", tmp_path / "p", options={"prompt": "What?"})
 
 

@@ -149,8 +149,8 @@ def test_sets_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     phi3v_data.convert("ucf101", ROOT / "examples/data/UCF101_subset", "ucf")
-    shutil.copytree("ucf", "ill", ignore=shutil.ignore_patterns(".phi3v"))
-    val = Path("ill/ucf101_val.jsonl")
+    shutil.copytree("ucf", "broken", ignore=shutil.ignore_patterns(".phi3v"))
+    val = Path("broken/ucf101_val.jsonl")
     lines = val.read_bytes().splitlines(keepends=True)
     lines[0] = lines[0].replace(b".0.jpg", b".0.JPG")  # a path in the wrong letter case
     lines[1] = lines[1][:100] + b"\n"  # a line that was cut off

@@ -192,7 +192,7 @@ def test_rows_that_are_broken_or_lack_a_field(tmp_path: Path) -> None:
         ("user: x\ntask: poem\n", "the map:2 task"),
         ("user: x\nvalues:\n  label:\n    0: [1]\n", "the map:"),
         ("user: [\n", "is not YAML"),
-        ("- user\n- x\n", "must hold keys such as"),
+        ("- user\n- x\n", "must contain keys such as"),
         ("user: x\ndelimiter: ab\n", "the map:2 delimiter: it must be one character"),
         ("user: x\nname: a b\n", "the map:2 name: it becomes part of file names"),
     ],
