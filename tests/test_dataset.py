@@ -155,9 +155,7 @@ def test_a_flipped_bit_anywhere_in_an_index_is_noticed_and_healed(directory: Pat
     whole = index_file(directory).read_bytes()
     for position in range(8, len(whole), 5):
         index_file(directory).write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
-        with pytest.warns(
-            RuntimeWarning, match=r"train\.idx: its checksum does not match its content; it is rebuilt"
-        ):
+        with pytest.warns(RuntimeWarning, match=r"train\.idx: its checksum does not match its content; it is rebuilt"):
             train = Dataset(directory)["train"]
         assert [train[n] for n in range(10)] == [sample(n) for n in range(10)]
         assert index_file(directory).read_bytes() == whole
