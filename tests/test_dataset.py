@@ -197,7 +197,7 @@ def test_a_cut_index_is_built_again(directory: Path) -> None:
     Dataset(directory)["train"]
     whole = index_file(directory).read_bytes()
     index_file(directory).write_bytes(whole[:-8])
-    with pytest.warns(RuntimeWarning, match="built again"):
+    with pytest.warns(RuntimeWarning, match="rebuilt"):
         Dataset(directory)["train"]
     assert Dataset(directory)["train"][9] == sample(9)
     assert index_file(directory).read_bytes() == whole
