@@ -206,7 +206,7 @@ def test_a_folder_with_files_of_the_users_is_refused(source: Path, tmp_path: Pat
 def test_a_set_of_another_origin_is_only_overwritten_on_demand(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "out", limit=1)
     shutil.rmtree(tmp_path / "out/.phi3v")
-    with pytest.raises(phi3v_data.UserError, match="another origin"):
+    with pytest.raises(phi3v_data.UserError, match="of other origin"):
         convert(source, tmp_path / "out")
     convert(source, tmp_path / "out", overwrite=True)
     convert(source, tmp_path / "fresh")
