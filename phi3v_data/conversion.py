@@ -37,14 +37,11 @@ from phi3v_data.user_code import describe_error
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output
 from phi3v_data.writing.parts import DISK_ERRORS, ConvertWork, Job, PartCounts, describe_death
-from phi3v_data.writing.plan import Plan, choose_split, spool_plan
+from phi3v_data.writing.plan import Plan, choose_split, part_size, spool_plan
 from phi3v_data.writing.publish import NothingMadeError, merge, publish
 from phi3v_data.writing.request import Progress, Request, make_request
 from phi3v_data.writing.resume import finished_in_order, finished_parts
 from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
-
-GENERATOR_PART = 64
-"""Drafts of a generator that are kept together: what a kill can cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ class ConvertResult:
 
     @property
     def images(self) -> int:
-        """Pictures written, those of one split counted once."""
+        """Images written, those of one split counted once."""
         return sum(split.images for split in self.manifest.splits.values())
 
     @property
@@ -256,7 +253,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
             journal.start(identity, overwrite=True)
             drafts, part, resumed = draw(), 0, 0
     splits: set[str] = set()
-    while batch := list(islice(drafts, GENERATOR_PART)):
+    while batch := list(islice(drafts, part_size(None))):
         writer = PartWriter(journal, part, settings, journal.run / "scratch")
         for slot, draft in batch:
             if slot.split not in splits:

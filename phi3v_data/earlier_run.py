@@ -111,7 +111,7 @@ def interrupted(
     """
     journal = output.journal
     saved = journal.begun(journal.identity)
-    if saved is None or not journal.has_receipts():
+    if saved is None or not journal.has_parts():
         return None
     old = saved.identity
     is_ours = saved.format == FORMAT

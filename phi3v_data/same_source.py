@@ -13,7 +13,7 @@ from phi3v_data.draft import Draft, Item
 from phi3v_data.errors import UserError
 from phi3v_data.sources.fingerprint import drawn_fingerprint, fingerprint, item_fingerprint
 from phi3v_data.sources.reads import ReadRecord, Roots, folder_state, known_digest, state_of
-from phi3v_data.sources.tables import RowPlace
+from phi3v_data.sources.tables import RowLocation
 from phi3v_data.writing.journal import Journal, SourceRecord
 from phi3v_data.writing.parts import item_roots
 from phi3v_data.writing.plan import Plan, read_items
@@ -56,7 +56,7 @@ class SourceCheck:
 
     def changed_read(self, journal: Journal) -> ReadRecord | None:
         """The first of the source's files that finished samples were made from that has other content now."""
-        reads = (read for receipt in journal.receipts_there() for record in receipt.sources for read in record.reads)
+        reads = (read for kept in journal.finished_parts() for record in kept.sources for read in record.reads)
         return next((read for read in reads if self.roots.locate(read) and read.root and self.differs(read)), None)
 
     def _finished(
@@ -66,9 +66,9 @@ class SourceCheck:
         for part in plan.parts:
             if part.index not in done:
                 continue
-            receipt = journal.read_receipt(part.index)
-            assert receipt is not None
-            for item, record in zip(read_items(plan.folder, part), receipt.sources, strict=True):
+            kept = journal.read_part(part.index)
+            assert kept is not None
+            for item, record in zip(read_items(plan.folder, part), kept.sources, strict=True):
                 yield item.key, record, item_fingerprint(item, self.roots), item_roots(self.roots, item)
 
     def check_drafts(self, journal: Journal, parts: int, drafts: Iterator[Drawn]) -> None:
@@ -77,9 +77,9 @@ class SourceCheck:
         Raises:
             SourceChangedError: names the first draft that differs, or says that there are fewer.
         """
-        for receipt in journal.receipts(parts):
-            rows = {row.number for row in receipt.rows}
-            for record in receipt.sources:
+        for kept in journal.part_records(parts):
+            rows = {row.number for row in kept.rows}
+            for record in kept.sources:
                 drawn = next(drafts, None)
                 if drawn is None:
                     raise self._refusal("the source", f": the generator now ends before draft {record.number}")
@@ -109,7 +109,7 @@ class SourceCheck:
         if not read.place:
             return known_digest(path, state) != read.digest
         try:
-            return fingerprint(RowPlace.of(path, read.place).read()) != read.digest
+            return fingerprint(RowLocation.of(path, read.place).read()) != read.digest
         except (UserError, ValueError, LookupError, StopIteration):
             return True
 

@@ -18,7 +18,7 @@ from toy_converter import Toy, tree
 
 import phi3v_data
 from phi3v_data import conversion  # noqa: F401 - loaded once, before the forks
-from phi3v_data.writing import pictures  # noqa: F401 - as above
+from phi3v_data.writing import images  # noqa: F401 - as above
 
 
 def main(source: Path, work: Path, mode: str) -> None:

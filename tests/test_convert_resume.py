@@ -18,7 +18,7 @@ import pytest
 from toy_converter import Toy, drafts, make_source, noise, plain_source, rows, tree
 
 import phi3v_data
-from phi3v_data import conversion
+from phi3v_data.writing import plan
 
 OLD = Path(__file__).parent / "data/old_journals"
 """Directories that the code of commit a5e38ca left, `.phi3v` called `phi3v`: one interrupted in a planned conversion,
@@ -483,7 +483,7 @@ def test_the_images_of_a_generator_are_compared_by_content(tmp_path: Path, chang
 def test_a_generator_resumes_by_what_its_records_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts may have had another size when they were written; nothing is lost and nothing comes twice."""
     source = plain_source(tmp_path / "source", {"train": 150})
-    monkeypatch.setattr(conversion, "GENERATOR_PART", 32)
+    monkeypatch.setattr(plan, "GENERATOR_PART", 32)
     interrupt(drafts, source, tmp_path / "out", after=128)
     monkeypatch.undo()
     result = resume(drafts, source, tmp_path / "out")
@@ -544,7 +544,7 @@ def test_what_an_earlier_boot_wrote_is_compared_with_its_digest(tmp_path: Path) 
 def test_the_state_of_a_file_spares_reading_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not that of a file which changed right before it was read: it may change again and keep its times."""
     from phi3v_data import same_source
-    from phi3v_data.converters import reads
+    from phi3v_data.sources import reads
 
     source = plain_source(tmp_path / "source", {"train": 6})
 

@@ -121,9 +121,9 @@ def test_what_a_claim_left_open_is_settled_when_the_set_is_published(tmp_path: P
     script = (
         "import sys, os, errno; sys.path.insert(0, sys.argv[3])\n"
         "import kills, phi3v_data\nfrom toy_converter import Toy\n"
-        "from phi3v_data.writing import pictures\n"
+        "from phi3v_data.writing import images\n"
         "kills.fail(errno.EPERM, 'os.link')\n"
-        "pictures._claim = lambda target, journal: False\n"
+        "images._claim = lambda target, journal: False\n"
         "phi3v_data.convert(Toy, sys.argv[1], sys.argv[2], workers=0)\n"
     )
     args = [sys.executable, "-c", script, str(source), str(tmp_path / "out"), str(TESTS)]
@@ -170,7 +170,7 @@ def test_what_did_not_reach_the_disk_is_not_published(
 def test_an_archive_counts_as_unpacked_only_once_its_files_are_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from phi3v_data.converters import archive
+    from phi3v_data.sources import archive
 
     (tmp_path / "files").mkdir()
     (tmp_path / "files/a.txt").write_text("a")

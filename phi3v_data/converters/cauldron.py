@@ -23,7 +23,7 @@ from phi3v_data.converters.helpers.values import text_of
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftTurn, Item, Options
 from phi3v_data.errors import Reject, UserError
 from phi3v_data.sources.source import Source
-from phi3v_data.sources.tables import RowPlace
+from phi3v_data.sources.tables import RowLocation
 
 HUB_ID = "HuggingFaceM4/the_cauldron"
 METRICS: Mapping[str, tuple[str, ...]] = {
@@ -122,7 +122,7 @@ def plan_rows(source: Source, options: CauldronOptions) -> Iterator[Item]:
 def _items(
     split: str,
     index: int,
-    place: RowPlace,
+    place: RowLocation,
     row: Mapping[str, Any],
     group: str,
     options: CauldronOptions,

@@ -29,7 +29,7 @@ from phi3v_data.converters.helpers.values import field_of, text_of
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.errors import NotFoundError, Reject
 from phi3v_data.sources.source import Source
-from phi3v_data.sources.tables import RowPlace
+from phi3v_data.sources.tables import RowLocation
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 PROMPT = "Is this an offensive meme?\nAnswer yes or no."
@@ -133,7 +133,7 @@ def _item(
     *,
     path: str = "",
     size: int = 0,
-    place: RowPlace | None = None,
+    place: RowLocation | None = None,
     reject: str = "",
     message: str = "",
 ) -> Item:

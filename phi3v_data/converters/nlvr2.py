@@ -32,7 +32,7 @@ from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Op
 from phi3v_data.errors import NotFoundError, Reject
 from phi3v_data.messages import shown
 from phi3v_data.sources.source import Source, SourceFile
-from phi3v_data.sources.tables import RowPlace
+from phi3v_data.sources.tables import RowLocation
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 PROMPT = 'For the images displayed, is the sentence "{sentence}" factually correct?\nAnswer yes or no.'
@@ -218,7 +218,7 @@ def _item(
     row: Mapping[str, Any],
     *,
     size: int = 0,
-    place: RowPlace | None = None,
+    place: RowLocation | None = None,
     files: Sequence[tuple[str, str]] = (),
     reject: str = "",
     message: str = "",

@@ -47,8 +47,6 @@ CHECKED, DECODED, UNREADABLE, TOO_LARGE, MISMATCH, ANIMATED, MODE, ORIENTATION, 
 """Flags: header read; pixels read; findings from UNREADABLE to ORIENTATION; a JPEG; so uniform that its difference hash
 is meaningless; one more finding, stray bytes in a JPEG."""
 
-FINDINGS = (UNREADABLE, TOO_LARGE, MISMATCH, ANIMATED, MODE, ORIENTATION, STRAY)
-
 Facts = npt.NDArray[np.void]
 Details = list[tuple[int, int, str]]
 """(position, flag, message) of each finding."""

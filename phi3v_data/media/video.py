@@ -113,15 +113,6 @@ def read_clip(
     return reader.whole(verify=verify)
 
 
-def count_frames(path: str | Path) -> int:
-    """Count the frames of a clip by a full decode.
-
-    Raises:
-        Reject: as `read_clip`.
-    """
-    return read_clip(path, 1, verify=True).total
-
-
 @contextmanager
 def _opened(file: Path, name: str) -> Iterator[tuple[Any, Any]]:
     """Yield the container and its video stream, set to one thread.

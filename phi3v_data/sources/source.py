@@ -27,7 +27,7 @@ from phi3v_data.sources.reads import Roots, not_noting, note_folder
 from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, is_table
 
 if TYPE_CHECKING:
-    from phi3v_data.sources.tables import RowPlace, Tables
+    from phi3v_data.sources.tables import RowLocation, Tables
 
 Kind: TypeAlias = Literal["folder", "archive", "file", "parquet", "save_to_disk"]
 

@@ -155,13 +155,13 @@ class _Parquet:
                     if stop is not None and at >= stop:
                         return
 
-    def places(self, split: str) -> Iterator[RowPlace]:
+    def places(self, split: str) -> Iterator[RowLocation]:
         self._read.update(self._of(split))
         for path in self._of(split):
             metadata = _parquet(path).metadata
             for group in range(metadata.num_row_groups):
                 for row in range(metadata.row_group(group).num_rows):
-                    yield RowPlace(path, group, row)
+                    yield RowLocation(path, group, row)
 
     def files_read(self) -> Sequence[str]:
         return tuple(self._read)
@@ -198,9 +198,9 @@ class _SavedTables:
         for first in range(start, end, size):
             yield from table[first : min(first + size, end)].to_pylist()
 
-    def places(self, split: str) -> Iterator[RowPlace]:
+    def places(self, split: str) -> Iterator[RowLocation]:
         for row in range(self._of(split).num_rows):
-            yield RowPlace(str(self._root), split, row)
+            yield RowLocation(str(self._root), split, row)
 
     def files_read(self) -> Sequence[str]:
         return ()

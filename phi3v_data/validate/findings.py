@@ -1,10 +1,14 @@
 """Collects findings: counts all, and lists the first of each code."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from phi3v_data.messages import escaped
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.schema import Diagnostic, Severity
+
+T = TypeVar("T")
 
 
 class Findings:
@@ -30,6 +34,14 @@ class Findings:
         """Count findings without listing them."""
         self.counts[code] += number
         self.severities[severity or PROBLEMS[code].severity] += number
+
+    def up_to_limit(self, code: str, items: Sequence[T], *, severity: Severity | None = None) -> Iterator[T]:
+        """Yield the items at which a finding of this code is to be added while there is room; the rest are counted."""
+        for position, item in enumerate(items):
+            if not self.has_room(code):
+                self.count(code, len(items) - position, severity=severity)
+                return
+            yield item
 
     def add(
         self,

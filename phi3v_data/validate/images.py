@@ -127,7 +127,7 @@ def _one_by_one(tree: ImageTree, batch: npt.NDArray[np.int64], work: Work[list[s
 
 
 class ImageReport:
-    """Turns what is known of the pictures into findings at the rows that use them."""
+    """Turns what is known of the images into findings at the rows that use them."""
 
     def __init__(self, table: RowTable, tree: ImageTree, images: ImageTable, findings: Findings) -> None:
         self.table = table
@@ -162,15 +162,12 @@ class ImageReport:
             return
         uses = self.table.uses
         positions = np.flatnonzero((uses >= 0) & flagged[uses])
-        for done, use in enumerate(positions.tolist()):
-            if not self.findings.has_room(code):
-                self.findings.count(code, len(positions) - done)
-                return
+        for use in self.findings.up_to_limit(code, positions.tolist()):
             index = int(uses[use])
             self.report_use(code, use, f"{shown(self.tree.path(index), 160)} {words(index)}", hint)
 
     def report_use(self, code: str, use: int, message: str, hint: str = "", **more: Any) -> None:
-        """A finding at the row and field of one picture's use."""
+        """A finding at the row and field of one image's use."""
         row = self.table.row_of_use(use)
         value = self.table.load(row)
         field_name = self.table.image_field(row, use - int(self.table.starts[row]), value)
@@ -274,12 +271,10 @@ class ImageReport:
 
 def report_orphans(tree: ImageTree, used: Flags, findings: Findings) -> None:
     """Files under `images/` that no row uses; system files and hidden ones left out."""
-    for index in np.flatnonzero(~used).tolist():
-        if not findings.has_room("image-orphan"):
-            path = tree.path(index)
-            if not basename(path).startswith(".") and basename(path) != "Thumbs.db":
-                findings.count("image-orphan")
-            continue
-        path = tree.path(index)
-        if not basename(path).startswith(".") and basename(path) != "Thumbs.db":
-            findings.add("image-orphan", "no row uses this file", file=f"images/{escaped(path)}")
+    unused = [index for index in np.flatnonzero(~used).tolist() if not _is_system_file(basename(tree.path(index)))]
+    for index in findings.up_to_limit("image-orphan", unused):
+        findings.add("image-orphan", "no row uses this file", file=f"images/{escaped(tree.path(index))}")
+
+
+def _is_system_file(name: str) -> bool:
+    return name.startswith(".") or name == "Thumbs.db"

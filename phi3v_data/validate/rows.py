@@ -24,8 +24,8 @@ from phi3v_data.validate.control import ControlTokens, invalid_character
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts, pair_hashes
 from phi3v_data.validate.rowtypes import Row
-from phi3v_data.validate.shapes import Alike, Shapes
 from phi3v_data.validate.table import RowTable
+from phi3v_data.validate.templates import TemplateRows, Templates
 from phi3v_data.validate.tree import ImageTree
 
 Ints = npt.NDArray[np.int64]
@@ -39,7 +39,7 @@ PART_BYTES = 32 << 20
 _MIX = np.int64(-7046029254386353131)  # odd: multiplying by it loses nothing
 
 _BLOCK_BYTES = 1 << 20
-"""Read at a time: rows that are alike cost less the more of them there are."""
+"""Read at a time: rows of one template cost less the more of them there are."""
 
 _get_id = attrgetter("id")
 _get_user = attrgetter("user")
@@ -73,7 +73,7 @@ class RowScan:
         self.labels: dict[str, Counter[str] | None] = {}  # per split; None where there are too many
         self.num_lines: Counter[str] = Counter()  # per split: lines that are not blank
         self.num_read = 0  # lines
-        self._shapes = Shapes(markers)
+        self._templates = Templates(markers)
 
     def scan(
         self, file: str, split: str, *, labelled: bool, workers: int = 1, observe: Callable[[int], None] | None = None
@@ -140,8 +140,8 @@ class RowScan:
         blocks = read_blocks(path, block_bytes=_BLOCK_BYTES, count_lines=count_lines, start=start, end=end)
         for block in blocks:
             blank = self.findings.counts["blank-line"]
-            groups, left = self._shapes.sort(block, labelled=labelled) if self.units is text_bytes else ([], None)
-            entries = [self._enter_alike(group, block, file, split) for group in groups]
+            groups, left = self._templates.sort(block, labelled=labelled) if self.units is text_bytes else ([], None)
+            entries = [self._enter_template_rows(group, block, file, split) for group in groups]
             if left is None or len(left):
                 batch = read_batch(block, bad, self.markers, left)
                 if batch.rows:
@@ -190,30 +190,30 @@ class RowScan:
             **more,
         }
 
-    def _enter_alike(self, group: Alike, block: Block, file: str, split: str) -> dict[str, Ints]:
-        """Columns of rows with one shape."""
-        shape, num_rows = group.shape, len(group.lines)
-        self._check_alike_labels(group, block, file, split)
+    def _enter_template_rows(self, group: TemplateRows, block: Block, file: str, split: str) -> dict[str, Ints]:
+        """Columns of rows with one template."""
+        template, num_rows = group.template, len(group.lines)
+        self._check_template_labels(group, block, file, split)
         texts = np.zeros(num_rows, np.int64)
         units = np.zeros(num_rows, np.int64)
-        for turn, (user, answer) in enumerate(zip(shape.users, shape.answers, strict=True)):
-            texts += _turn_hashes(group.hashes(user), group.hashes(answer), turn, shape.num_images[turn])
+        for turn, (user, answer) in enumerate(zip(template.users, template.answers, strict=True)):
+            texts += _turn_hashes(group.hashes(user), group.hashes(answer), turn, template.num_images[turn])
             units += group.lengths(user) + group.lengths(answer)
         more = {}
-        if shape.system is not None:
-            texts += group.optional_hashes(shape.system)
-            units += group.lengths(shape.system)
-        if shape.group is not None:
-            more["groups"] = group.optional_hashes(shape.group)
+        if template.system is not None:
+            texts += group.optional_hashes(template.system)
+            units += group.lengths(template.system)
+        if template.group is not None:
+            more["groups"] = group.optional_hashes(template.group)
         return {
             "lines": group.lines + block.first_line,
             "offsets": group.starts + block.offset,
-            "ids": group.hashes(shape.id),
+            "ids": group.hashes(template.id),
             "texts": texts,
             "units": units,
-            "num_turns": np.full(num_rows, len(shape.users), np.int64),
-            "num_uses": np.full(num_rows, len(shape.images), np.int64),
-            "uses": self.tree.find(group.hashes(list(shape.images)).T.reshape(-1)),
+            "num_turns": np.full(num_rows, len(template.users), np.int64),
+            "num_uses": np.full(num_rows, len(template.images), np.int64),
+            "uses": self.tree.find(group.hashes(list(template.images)).T.reshape(-1)),
             **more,
         }
 
@@ -258,7 +258,7 @@ class RowScan:
                     severity="error" if own else "warning",
                     hint="remove it"
                     if own
-                    else "remove it: the model reads it as plain letters; pictures go into 'images'",
+                    else "remove it: the model reads it as plain letters; images go into 'images'",
                 )
         others = [("id", row.id), ("source", row.source)]
         if row.group is not UNSET:
@@ -294,12 +294,12 @@ class RowScan:
                         label, len(batch.rows[position].conversations) - 1, _place(batch, position, file)
                     )
 
-    def _check_alike_labels(self, group: Alike, block: Block, file: str, split: str) -> None:
+    def _check_template_labels(self, group: TemplateRows, block: Block, file: str, split: str) -> None:
         """As `_check_labels`, over the different answers only."""
         labels = self.labels[split]
         if labels is None and not self.classes:
             return
-        answer = group.shape.answers[-1]
+        answer = group.template.answers[-1]
         _, first, which, counts = np.unique(
             group.hashes(answer), return_index=True, return_inverse=True, return_counts=True
         )
@@ -313,15 +313,14 @@ class RowScan:
             place = {
                 "file": file,
                 "line": int(group.lines[position]) + block.first_line,
-                "id": group.text(group.shape.id, position),
+                "id": group.text(group.template.id, position),
             }
-            self._report_label(different[which[position]], len(group.shape.answers) - 1, place)
+            self._report_label(different[which[position]], len(group.template.answers) - 1, place)
 
     def _report_label(self, label: str, turn: int, place: dict[str, Any]) -> None:
-        if not self.findings.has_room("label-unknown"):
-            self.findings.count("label-unknown")
-            return
-        near = difflib.get_close_matches(label[:200], self.classes, 1)
+        near = (
+            difflib.get_close_matches(label[:200], self.classes, 1) if self.findings.has_room("label-unknown") else []
+        )
         self.findings.add(
             "label-unknown",
             f"the answer {shown(label)} is not among the {len(self.classes)} class names of dataset.json",
@@ -348,13 +347,13 @@ def merge_rows(entries: list[dict[str, Ints]]) -> dict[str, Ints]:
 
 
 def _turn_hashes(users: Ints, answers: Ints, turn: "int | Ints", num_images: "int | Ints") -> Ints:
-    """What a turn adds to the hash of a row's texts: question, answer, its place, how many pictures it has."""
+    """What a turn adds to the hash of a row's texts: question, answer, its place, how many images it has."""
     result: Ints = (pair_hashes(users, answers) * _MIX + num_images) * (2 * turn + 3)
     return result
 
 
 def _row_hashes(batch: Batch, users: Ints, answers: Ints, first_turns: Ints) -> Ints:
-    """Hash of a row's texts, turn by turn, with the number of pictures in each."""
+    """Hash of a row's texts, turn by turn, with the number of images in each."""
     position = np.arange(len(users)) - np.repeat(first_turns, batch.num_turns)
     hashes = _turn_hashes(users, answers, position, batch.num_images)
     hashes = sum_turns(hashes, batch.num_turns, first_turns)

@@ -144,10 +144,7 @@ def report_aspect(
     if not len(per_image):
         return
     uses = np.flatnonzero((table.uses >= 0) & (per_image[table.uses] < 0))
-    for done, use in enumerate(uses.tolist()):
-        if not findings.has_room("image-aspect"):
-            findings.count("image-aspect", len(uses) - done)
-            return
+    for use in findings.up_to_limit("image-aspect", uses.tolist()):
         index = int(table.uses[use])
         try:
             family.image_tokens(int(facts["width"][index]), int(facts["height"][index]), budget)
@@ -176,10 +173,7 @@ def report_lengths(
     about = "" if exact else "about "
 
     def report(code: str, rows: npt.NDArray[np.intp], words: Callable[[int], str], hint: str, **more: Any) -> None:
-        for done, row in enumerate(rows.tolist()):
-            if not findings.has_room(code):
-                findings.count(code, len(rows) - done, **more)
-                return
+        for row in findings.up_to_limit(code, rows.tolist(), **more):
             findings.add(code, words(row), **table.place(row), hint=hint, **more)
 
     if max_tokens is not None:

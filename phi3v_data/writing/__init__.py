@@ -1,1 +1,1 @@
-"""Writing a directory: plan, numbered parts, pictures stored once, a journal to resume from, and publishing whole."""
+"""Writing a directory: plan, numbered parts, images stored once, a journal to resume from, and publishing whole."""

@@ -108,7 +108,7 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 _decode_begun = msgspec.json.Decoder(Begun).decode
-_decode_receipt = msgspec.json.Decoder(Receipt).decode
+_decode_part = msgspec.json.Decoder(PartRecord).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ class Journal:
         for folder in (self.parts, self.stage, self.collisions):
             remove_tree(folder)
 
-    def receipt_path(self, part: int) -> Path:
+    def part_path(self, part: int) -> Path:
         return self.parts / f"{part:06d}.json"
 
     def write_receipt(self, part: int, receipt: Receipt, scratch: Path) -> None:
@@ -271,9 +271,9 @@ class Journal:
         Raises:
             UserError: phi3v cannot have written it, such as a name that leads out of `images/`.
         """
-        path = self.receipt_path(part)
+        path = self.part_path(part)
         try:
-            return _decode_receipt(path.read_bytes())
+            return _decode_part(path.read_bytes())
         except FileNotFoundError:
             return None
         except (msgspec.ValidationError, RecursionError) as error:
@@ -284,21 +284,21 @@ class Journal:
     def receipts(self, num_parts: int) -> Iterator[Receipt]:
         """Yield all records in the order of numbering."""
         for part in range(num_parts):
-            receipt = self.read_receipt(part)
-            if receipt is None:
+            part_record = self.read_part(part)
+            if part_record is None:
                 raise UserError(
-                    f"{self.receipt_path(part)} vanished or was damaged during the run; run the same command again"
+                    f"{self.part_path(part)} vanished or was damaged during the run; run the same command again"
                 )
-            yield receipt
+            yield part_record
 
     def receipts_there(self) -> Iterator[Receipt]:
         """Yield the records of the finished parts, in order."""
         for path in sorted(self.parts.glob("*.json")):
-            receipt = self.read_receipt(int(path.stem)) if path.stem.isdecimal() else None
-            if receipt is not None:
-                yield receipt
+            part_record = self.read_part(int(path.stem)) if path.stem.isdecimal() else None
+            if part_record is not None:
+                yield part_record
 
-    def has_receipts(self) -> bool:
+    def has_parts(self) -> bool:
         """Whether at least one part is done."""
         try:
             with os.scandir(self.parts) as entries:

@@ -214,7 +214,7 @@ def _remove_if_empty(folder: Path) -> None:
 def _leave(journal: Journal) -> None:
     """Remove temporary files and, if no part was finished, everything else, too."""
     remove_tree(journal.run)
-    if journal.publishing.exists() or (journal.identity.exists() and journal.has_receipts()):
+    if journal.publishing.exists() or (journal.identity.exists() and journal.has_parts()):
         return
     journal.discard()
     remove_tree(journal.source)

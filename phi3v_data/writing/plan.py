@@ -167,7 +167,7 @@ def _add(spool: _Spool, item: Item, roots: Roots) -> None:
 
 def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
     total = sum(len(spool.offsets) for spool in spools.values())
-    size = min(MAX_PART, max(MIN_PART, -(-total // WANTED_PARTS)))
+    size = part_size(total)
     digest, content = hashlib.sha256(), hashlib.sha256()
     parts: list[Part] = []
     counts: dict[str, int] = {}

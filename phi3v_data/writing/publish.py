@@ -29,7 +29,7 @@ from phi3v_data.unfinished import MANIFEST, MARKER, Publication, is_marker, read
 from phi3v_data.writing.journal import (
     ImageRecord,
     Journal,
-    Receipt,
+    PartRecord,
     RejectRecord,
     RowRecord,
     remove_tree,
@@ -154,8 +154,8 @@ def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectReco
     disputed = set(map(fold, disputed))
     owners: dict[str, ImageRecord] = {}
     orphans: set[str] = set()
-    for receipt in journal.receipts(num_parts):
-        for record in _in_order(receipt):
+    for part_record in journal.part_records(num_parts):
+        for record in _in_order(part_record):
             if isinstance(record, RejectRecord) or not disputed:
                 yield record
                 continue
@@ -178,8 +178,8 @@ def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectReco
         _remove_orphans(journal, num_parts, owners, orphans, fold)
 
 
-def _in_order(receipt: Receipt) -> Iterable[RowRecord | RejectRecord]:
-    return sorted([*receipt.rows, *receipt.rejects], key=lambda record: record.number)
+def _in_order(part_record: PartRecord) -> Iterable[RowRecord | RejectRecord]:
+    return sorted([*part_record.rows, *part_record.rejects], key=lambda record: record.number)
 
 
 def _install_owners(journal: Journal, owners: dict[str, ImageRecord]) -> None:
@@ -200,8 +200,8 @@ def _remove_orphans(
 ) -> None:
     """Remove images that only rejected rows used."""
     left = orphans - owners.keys()
-    for receipt in journal.receipts(num_parts):
-        for record in receipt.rows:
+    for part_record in journal.part_records(num_parts):
+        for record in part_record.rows:
             if not any(owners.get(fold(image.name), image) != image for image in record.images):
                 left.difference_update(fold(image.name) for image in record.images)
     for name in left:

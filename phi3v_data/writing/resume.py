@@ -14,7 +14,7 @@ from pathlib import Path
 import xxhash
 
 from phi3v_data.writing.boot import boot_id
-from phi3v_data.writing.journal import ImageRecord, Journal, Receipt
+from phi3v_data.writing.journal import ImageRecord, Journal, PartRecord
 from phi3v_data.writing.plan import Part
 
 
@@ -24,13 +24,13 @@ def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:
     finished: set[int] = set()
     known = array("Q")
     for part in parts:
-        receipt = journal.read_receipt(part.index)
+        kept = journal.read_part(part.index)
         numbers = set(range(part.first, part.first + part.count))
-        if receipt and _numbers(receipt) == numbers and _has_images(journal, receipt, disputed):
+        if kept and _numbers(kept) == numbers and _has_images(journal, kept, disputed):
             finished.add(part.index)
-            known.extend(_hash(image.name) for row in receipt.rows for image in row.images)
+            known.extend(_hash(image.name) for row in kept.rows for image in row.images)
         else:
-            journal.receipt_path(part.index).unlink(missing_ok=True)
+            journal.part_path(part.index).unlink(missing_ok=True)
     _remove_unknown(journal.images, known)
     return finished
 
@@ -42,13 +42,13 @@ def finished_in_order(journal: Journal) -> tuple[int, int]:
     """
     parts = samples = 0
     known = array("Q")
-    while receipt := journal.read_receipt(parts):
-        numbers = set(range(samples, samples + receipt.num_items))
-        if not numbers or _numbers(receipt) != numbers or not _has_images(journal, receipt, set(receipt.collided)):
+    while kept := journal.read_part(parts):
+        numbers = set(range(samples, samples + kept.num_items))
+        if not numbers or _numbers(kept) != numbers or not _has_images(journal, kept, set(kept.collided)):
             break
-        known.extend(_hash(image.name) for row in receipt.rows for image in row.images)
+        known.extend(_hash(image.name) for row in kept.rows for image in row.images)
         parts += 1
-        samples += receipt.num_items
+        samples += kept.num_items
     for path in journal.parts.iterdir():
         if path.name >= f"{parts:06d}":
             path.unlink()
@@ -62,10 +62,10 @@ def _numbers(receipt: Receipt) -> set[int]:
     return numbers if [source.number for source in receipt.sources] == sorted(numbers) else set()
 
 
-def _has_images(journal: Journal, receipt: Receipt, disputed: set[str]) -> bool:
-    verify = not receipt.boot or receipt.boot != boot_id()
+def _has_images(journal: Journal, kept: PartRecord, disputed: set[str]) -> bool:
+    verify = not kept.boot or kept.boot != boot_id()
     verified: set[ImageRecord] = set()
-    for row in receipt.rows:
+    for row in kept.rows:
         for image in row.images:
             path = journal.images / image.name
             try:

@@ -109,13 +109,13 @@ class PartWriter:
         """Record what the planned sample was made from, for the run that resumes this one."""
         self.sources.append(SourceRecord(slot.number, digest, tuple(reads)))
 
-    def finish(self) -> Receipt:
-        """Write the receipt: from now on the part is done."""
-        receipt = Receipt(
+    def finish(self) -> PartRecord:
+        """Write the part_record: from now on the part is done."""
+        part_record = PartRecord(
             tuple(self.rows), tuple(self.rejects), tuple(sorted(self.collided)), tuple(self.sources), boot_id()
         )
-        self.journal.write_receipt(self.part, receipt, self.scratch)
-        return receipt
+        self.journal.write_part(self.part, part_record, self.scratch)
+        return part_record
 
 
 def make_sample(

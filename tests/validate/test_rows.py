@@ -20,7 +20,7 @@ from phi3v_data.validate import validate
 def alike() -> Iterator[None]:
     """Learn the shape of every row, not only where there are many alike."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("phi3v_data.validate.shapes.MIN_ROWS", 1)
+        patch.setattr("phi3v_data.validate.templates.MIN_ROWS", 1)
         yield
 
 

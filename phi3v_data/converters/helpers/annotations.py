@@ -19,7 +19,7 @@ from phi3v_data.draft import DraftImage
 from phi3v_data.encodings import open_utf8, read_text
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.sources.source import Source, SourceFile
-from phi3v_data.sources.tables import RowPlace
+from phi3v_data.sources.tables import RowLocation
 
 T = TypeVar("T")
 

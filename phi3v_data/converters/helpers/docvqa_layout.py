@@ -24,7 +24,7 @@ from phi3v_data.converters.helpers.image_names import ImageFiles
 from phi3v_data.converters.helpers.values import field_of, text_of, texts_of
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.sources.source import Source, SourceFile
-from phi3v_data.sources.tables import RowPlace
+from phi3v_data.sources.tables import RowLocation
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 _FILE = re.compile(r"(?P<split>train|val|validation|test)_v[0-9.]*[0-9](?P<types>_withQT)?\.json", re.IGNORECASE)
@@ -48,7 +48,7 @@ class Question:
     size: int = 0
     path: str = ""
     name: str = ""
-    place: RowPlace | None = None
+    place: RowLocation | None = None
     part: str = ""
     reject: str = ""
     message: str = ""
@@ -145,7 +145,7 @@ def _from_tables(source: Source, language: str, config: str) -> Iterator[Questio
             yield _from_row(split, f"{split}[{index}]", row, place, language)
 
 
-def _from_row(split: str, key: str, row: Mapping[str, Any], place: RowPlace, language: str) -> Question:
+def _from_row(split: str, key: str, row: Mapping[str, Any], place: RowLocation, language: str) -> Question:
     question = field_of(row, _QUESTIONS)
     if isinstance(question, Mapping):
         question = question.get(language)

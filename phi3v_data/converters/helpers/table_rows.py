@@ -14,7 +14,7 @@ from phi3v_data.converters.helpers.annotations import NOT_UTF8, read_json, read_
 from phi3v_data.encodings import open_utf8
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.sources.source import Source, SourceFile
-from phi3v_data.sources.tables import RowPlace
+from phi3v_data.sources.tables import RowLocation
 from phi3v_data.suffixes import TABLE_SUFFIXES, is_table, table_suffix
 
 MAX_CELL = 1 << 26
@@ -30,7 +30,7 @@ class TableRow:
     cells: Mapping[str, Any]
     size: int = 0
     split: str = ""  # the source's own, of a source with rows
-    place: RowPlace | None = None
+    place: RowLocation | None = None
     problem: str = ""
 
 

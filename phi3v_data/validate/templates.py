@@ -1,8 +1,8 @@
 """Rows that differ in nothing but plain strings, checked and measured a whole block at a time without parsing each.
 
-One sound line is parsed; what stands between its string values is its *shape*. A line that consists of the same fixed
-text around strings of valid UTF-8 without quote, backslash or control character is sound as well, has the same keys,
-and its values lie where the shape says. All other lines go the long way, through `batch`.
+One valid line is parsed; what stands between its string values is its *template*. A line that consists of the same
+fixed text around strings of valid UTF-8 without quote, backslash or control character is valid as well, has the same
+keys, and its values are where the template says. All other lines go the long way, through `batch`.
 """
 
 import json
@@ -23,7 +23,7 @@ Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
 MIN_ROWS = 16
-"""Rows of one shape in a block; for fewer, parsing each costs less."""
+"""Rows of one template in a block; for fewer, parsing each costs less."""
 
 _MAX_SHAPES = 8  # with the same number of values
 _MAX_FAILURES = 8  # lines with the same number of values that turned out to be like few others
@@ -32,7 +32,7 @@ _TO_CLOSE = 0x20  # set in "]", it makes "}"
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Template:
     """Fixed texts around the string values of a row; the rest are indices of values."""
 
     parts: tuple[bytes, ...]  # before, between and behind the values, quotes included; the last ends in LF
@@ -48,7 +48,7 @@ class Shape:
     words: tuple[tuple[tuple[int, np.uint64, np.uint64], ...], ...] = field(repr=False)  # per part: offset, mask, value
 
     def match(self, words: Words, starts: Ints, ends: Ints, closings: Ints) -> tuple[Ints, Ints]:
-        """Which lines have this shape, and where their values begin (one row a value, one column such a line).
+        """Which lines have this template, and where their values begin (one row a value, one column such a line).
 
         `closings` are the positions of the quotes behind the values, one column a line.
         """
@@ -69,10 +69,10 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Alike:
-    """Rows of one block with one shape; `opens` and `closes`: one row a value, one column a line."""
+class TemplateRows:
+    """Rows of one block with one template; `opens` and `closes`: one row a value, one column a line."""
 
-    shape: Shape
+    template: Template
     padded: bytes  # the block's text and `PADDING`
     lines: Ints  # 0-based within the block, rising
     starts: Ints  # byte offsets within the block
@@ -100,18 +100,18 @@ class Alike:
         return self.padded[int(self.opens[value, position]) : int(self.closes[value, position])].decode()
 
 
-class Shapes:
-    """The shapes met so far; more are learned on the way."""
+class Templates:
+    """The templates met so far; more are learned on the way."""
 
     def __init__(self, markers: ControlTokens) -> None:
         self._markers = markers
-        self._known: dict[int, list[Shape]] = {}  # by number of values
+        self._known: dict[int, list[Template]] = {}  # by number of values
         self._failures: Counter[int] = Counter()  # by the same
 
-    def sort(self, block: Block, *, labelled: bool) -> tuple[list[Alike], Ints | None]:
-        """Rows by shape, and the 0-based lines that are left; None where all are.
+    def sort(self, block: Block, *, labelled: bool) -> tuple[list[TemplateRows], Ints | None]:
+        """Rows by template, and the 0-based lines that are left; None where all are.
 
-        No row found alike has anything to report but repetitions, labels and its pictures.
+        No row found alike has anything to report but repetitions, labels and its images.
         """
         if block.too_long or block.num_lines < MIN_ROWS:
             return [], None
@@ -123,8 +123,8 @@ class Shapes:
         whole = matched == len(text.ends)
         if not (
             whole
-            and np.count_nonzero(text.array == _QUOTE) == sum(len(g.lines) * g.shape.num_quotes for g in groups)
-            and np.count_nonzero(text.array == _BRACKET) == sum(len(g.lines) * g.shape.num_brackets for g in groups)
+            and np.count_nonzero(text.array == _QUOTE) == sum(len(g.lines) * g.template.num_quotes for g in groups)
+            and np.count_nonzero(text.array == _BRACKET) == sum(len(g.lines) * g.template.num_brackets for g in groups)
         ):
             groups = text.without_rough(groups)
         groups = [_without_blank(group, text.array, labelled=labelled) for group in groups]
@@ -136,7 +136,7 @@ class Shapes:
             left[group.lines] = False
         return groups, np.flatnonzero(left) if groups else None
 
-    def _groups(self, text: "_BlockText") -> Iterator[Alike]:
+    def _groups(self, text: "_BlockText") -> Iterator[TemplateRows]:
         for lines, closings in text.by_num_values():
             number = len(closings)
             known = self._known.setdefault(number, [])
@@ -145,23 +145,25 @@ class Shapes:
                 new = not untried
                 if new and (len(known) >= _MAX_SHAPES or self._failures[number] >= _MAX_FAILURES):
                     break
-                shape = learn_shape(text.line(int(lines[0])), self._markers) if new else untried.pop(0)
+                template = learn_template(text.line(int(lines[0])), self._markers) if new else untried.pop(0)
                 found = np.empty(0, np.int64)
-                if shape is not None and len(shape.parts) == number + 1:
-                    found, opens = shape.match(text.words, text.starts[lines], text.ends[lines], closings)
-                if new and (shape is None or len(found) < MIN_ROWS):
+                if template is not None and len(template.parts) == number + 1:
+                    found, opens = template.match(text.words, text.starts[lines], text.ends[lines], closings)
+                if new and (template is None or len(found) < MIN_ROWS):
                     self._failures[number] += 1
                     lines, closings = lines[1:], closings[:, 1:]
                     continue
-                assert shape is not None
+                assert template is not None
                 if new:
-                    known.append(shape)
+                    known.append(template)
                 if not len(found):
                     continue
                 if len(found) == len(lines):
-                    yield Alike(shape, text.padded, lines, text.starts[lines], opens, closings)
+                    yield TemplateRows(template, text.padded, lines, text.starts[lines], opens, closings)
                     break
-                yield Alike(shape, text.padded, lines[found], text.starts[lines[found]], opens, closings[:, found])
+                yield TemplateRows(
+                    template, text.padded, lines[found], text.starts[lines[found]], opens, closings[:, found]
+                )
                 lines, closings = np.delete(lines, found), np.delete(closings, found, axis=1)
 
 
@@ -196,7 +198,7 @@ class _BlockText:
         return self.padded[self.starts[index] : self.ends[index] + 1]
 
     def by_num_values(self) -> Iterator[tuple[Ints, Ints]]:
-        """Lines that are not rough, by how many string values they have, with the quotes behind these, as `Shape`."""
+        """Lines that are not rough, by how many string values they have, and the quotes behind these."""
         assert self.rough is not None
         behind = (self._next == _COMMA) | ((self._next | _TO_CLOSE) == _CLOSE)
         closings: Ints = np.flatnonzero((self.array == _QUOTE) & behind)
@@ -216,14 +218,14 @@ class _BlockText:
             if number and len(chosen) >= MIN_ROWS:
                 yield chosen, closings[first[chosen] + np.arange(number)[:, None]]
 
-    def without_rough(self, groups: Sequence[Alike]) -> list[Alike]:
+    def without_rough(self, groups: Sequence[TemplateRows]) -> list[TemplateRows]:
         """Leave out lines with a quote too many, or with a bracket that may begin a marker."""
         rough = np.zeros(len(self.ends), np.bool_)
         brackets = np.flatnonzero(self.array == _BRACKET)
         self._mark(rough, brackets[self._markers.may_follow_bracket(self._next[brackets])])
         num_quotes = np.diff(np.searchsorted(np.flatnonzero(self.array == _QUOTE), self.ends), prepend=0)
         return [
-            _choose(group, ~rough[group.lines] & (num_quotes[group.lines] == group.shape.num_quotes))
+            _choose(group, ~rough[group.lines] & (num_quotes[group.lines] == group.template.num_quotes))
             for group in groups
         ]
 
@@ -231,8 +233,8 @@ class _BlockText:
         rough[np.searchsorted(self.ends, positions)] = True
 
 
-def learn_shape(line: bytes, markers: ControlTokens) -> Shape | None:
-    """The shape of a line with its LF; None where it is not sound or has more to check than its strings."""
+def learn_template(line: bytes, markers: ControlTokens) -> Template | None:
+    """The template of a line with its LF; None where it is not sound or has more to check than its strings."""
     row, suspect = read_valid_line(line[:-1], markers)
     if row is None or suspect or b"\\" in line:
         return None
@@ -253,7 +255,7 @@ def learn_shape(line: bytes, markers: ControlTokens) -> Shape | None:
             end = close
     parts.append(line[end:])
     turns = value["conversations"]
-    return Shape(
+    return Template(
         tuple(parts),
         roles["id"][0],
         tuple(roles["user"]),
@@ -293,11 +295,11 @@ def _part_words(part: bytes) -> tuple[tuple[int, np.uint64, np.uint64], ...]:
     )
 
 
-def _without_blank(group: Alike, array: Bytes, *, labelled: bool) -> Alike:
+def _without_blank(group: TemplateRows, array: Bytes, *, labelled: bool) -> TemplateRows:
     """Leave out rows whose id is empty, and those with a text that may be blank where that is to be reported."""
-    shape = group.shape
-    keep = group.closes[shape.id] > group.opens[shape.id]
-    for value in (*shape.users, *(shape.answers if labelled else ())):
+    template = group.template
+    keep = group.closes[template.id] > group.opens[template.id]
+    for value in (*template.users, *(template.answers if labelled else ())):
         # A character over " " that is ASCII is no white space; others are looked at the long way.
         begin = array[group.opens[value]]
         plain = (begin > ord(" ")) & ((begin < 0x80) | _is_letter(begin, array[group.opens[value] + 1]))
@@ -312,9 +314,9 @@ def _is_letter(begin: Bytes, following: Bytes) -> Bools:
     return ~space
 
 
-def _choose(group: Alike, keep: Bools) -> Alike:
-    return Alike(
-        group.shape,
+def _choose(group: TemplateRows, keep: Bools) -> TemplateRows:
+    return TemplateRows(
+        group.template,
         group.padded,
         group.lines[keep],
         group.starts[keep],

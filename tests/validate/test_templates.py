@@ -14,7 +14,7 @@ from phi3v_data.schema import Report
 from phi3v_data.validate import validate
 from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
-from phi3v_data.validate.shapes import learn_shape
+from phi3v_data.validate.templates import learn_template
 
 
 def both(directory: Path, **options: Any) -> Report:
@@ -22,7 +22,7 @@ def both(directory: Path, **options: Any) -> Report:
     with pytest.MonkeyPatch.context() as patch:
         reports = []
         for least in (1, 1 << 30):
-            patch.setattr("phi3v_data.validate.shapes.MIN_ROWS", least)
+            patch.setattr("phi3v_data.validate.templates.MIN_ROWS", least)
             reports.append(validate(directory, level="quick", use_receipt=False, **options))
     assert reports[0] == reports[1]
     return reports[0]
@@ -103,14 +103,14 @@ def test_turns_with_images_and_no_text_among_rows_that_are_alike(tmp_path: Path)
 
 def test_what_has_more_to_check_than_strings_has_no_shape() -> None:
     plain = row("a", turn("q", "a", images=("x.png",)))
-    assert learn_shape(line(plain).encode(), control_tokens()) is not None
+    assert learn_template(line(plain).encode(), control_tokens()) is not None
     for other in (
         row("a", turn("q", "a", images=("x.png",), image_offsets=[0])),
         row("a", turn("a\nb", "a")),
         row("a", turn("<|end|>", "a")),
         {**plain, "extra": 1},
     ):
-        assert learn_shape(line(other).encode(), control_tokens()) is None
+        assert learn_template(line(other).encode(), control_tokens()) is None
 
 
 @given(st.lists(st.one_of(st.text(max_size=30), st.integers(240, 300).map("ab".__mul__)), min_size=1))
