@@ -11,11 +11,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from phi3v_data.draft import Converter, DatasetInfo, Draft, GeneratorConverter, Item, Options
 from phi3v_data.earlier_run import already_complete, interrupted, run_identity
-from phi3v_data.engine.base import EngineName, WorkerDiedError
+from phi3v_data.engine.base import WorkerDiedError
 from phi3v_data.engine.make_engine import make_engine
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
@@ -39,7 +39,7 @@ from phi3v_data.writing.output import finish as finish_output
 from phi3v_data.writing.parts import DISK_ERRORS, ConvertWork, Job, PartCounts, describe_death
 from phi3v_data.writing.plan import Plan, choose_split, part_size, spool_plan
 from phi3v_data.writing.publish import NothingMadeError, merge, publish
-from phi3v_data.writing.request import Progress, Request, make_request
+from phi3v_data.writing.request import ConvertSettings, Progress, Request, make_request
 from phi3v_data.writing.resume import finished_in_order, finished_parts
 from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
 
@@ -77,32 +77,17 @@ def convert(
     out_dir: str | Path = "",
     *,
     options: Options | Mapping[str, Any] | None = None,
-    split: str | Mapping[str, float] | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    plain: bool = False,
-    unlabelled: bool = False,
-    workers: int | None = None,
-    engine: EngineName = "local",
-    overwrite: bool = False,
     progress: Progress | None = None,
-    name: str = "",
+    **settings: Unpack[ConvertSettings],
 ) -> ConvertResult:
-    """Convert a source into a conversations directory; interrupted, the same call goes on where it was.
+    """Convert a source into a conversations directory; interrupted, the same call resumes.
 
     Args:
         converter: a name, `FILE.py:NAME`, or a class.
         source: a folder, an archive, a Hub id; left out, the converter's own Hub id.
         options: the converter's options, as its model or as a dict.
-        split: shares such as `train=0.8,val=0.1,test=0.1` in place of the source's own splits, by group.
-        limit: at most so many planned samples a split.
-        plain: write the three keys of the reference format only.
-        unlabelled: the source has no answers; the splits serve prediction only.
-        workers: processes; left out, the machine's cores; 0 converts in this process. Never changes the output.
-        engine: `local` processes, or a `ray` cluster that shares the file system.
-        overwrite: replace the finished set in `out_dir`, which stays untouched until the new one is complete.
         progress: called as `progress(stage, done, total)`.
-        name: name of the set and start of its files' names; left out, the converter's own choice.
+        settings: as the options of `phi3v-data convert`: `limit`, `split`, `seed`, `workers`, ... (`ConvertSettings`).
 
     Raises:
         UserError: anything that keeps the run from its end; the message says what to do.
@@ -111,23 +96,8 @@ def convert(
         raise UserError(
             "convert() was called while a worker imported this script; put the call under if __name__ == '__main__':"
         )
-    request = make_request(
-        converter,
-        source,
-        out_dir,
-        options=options,
-        split=split,
-        seed=seed,
-        limit=limit,
-        plain=plain,
-        unlabelled=unlabelled,
-        workers=workers,
-        engine=engine,
-        overwrite=overwrite,
-        progress=progress,
-        name=name,
-    )
-    with open_output(request.out_dir, overwrite=overwrite) as output:
+    request = make_request(converter, source, out_dir, options=options, progress=progress, settings=settings)
+    with open_output(request.out_dir, overwrite=request.overwrite) as output:
         if issubclass(request.cls, GeneratorConverter):
             return _convert_generator(request, output)
         return _convert_planned(request, output)

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
-from toy_converter import FILE, TOY, make_source, plain_source, rows, run_cli, tree
+from toy_converter import FILE, TOY, Toy, make_source, plain_source, rows, run_cli, tree
 
+import phi3v_data
 from phi3v_data.cli.convert import wanted
+from phi3v_data.writing.request import SETTINGS
 
 CLIPS = FILE.parent.parent / "examples/data/UCF101_subset"
 
@@ -179,3 +181,13 @@ def test_empty_and_small_splits_of_a_split_by_hash_are_said(tmp_path: Path) -> N
         "note: split test has no samples: there are too few groups for its share",
         "note: split train has only 4 rows, too few for a meaningful score",
     ]
+
+
+def test_the_settings_of_a_conversion_are_listed_once() -> None:
+    """`convert()` takes as keywords what the command has as options; one that does not exist is named."""
+    settings = ["limit", "split", "seed", "plain", "unlabelled", "workers", "engine", "overwrite", "name"]
+    assert list(SETTINGS) == settings
+    shown = run_cli("convert", "--help").stdout
+    assert [name for name in settings if f"--{name}" not in shown] == []
+    with pytest.raises(TypeError, match=r"no setting 'worker'; there are limit, split, seed, plain"):
+        phi3v_data.convert(Toy, "nowhere", "out", worker=2)  # type: ignore[call-arg]

@@ -1,7 +1,8 @@
 """`phi3v-data convert NAME`: a command whose options depend on the converter that is named."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NoReturn
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 
@@ -21,7 +22,7 @@ EXAMPLES = [
 
 
 def convert(
-    name: Annotated[
+    converter_name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Which converter; `phi3v-data converters` lists them.")
     ] = None,
     source: Annotated[
@@ -34,31 +35,9 @@ def convert(
     converter: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="A converter of your own, instead of NAME.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="At most N samples a split.")] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SHARES", help="Splits of your own, by group: train=0.8,val=0.1,test=0.1. Default: the source's."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of --split.")] = 0,
-    plain: Annotated[bool, typer.Option("--plain", help="Write the three keys of the reference format only.")] = False,
-    unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="The source has no answers: the splits serve prediction only.")
-    ] = False,
     allow_rejects: Annotated[
         int, typer.Option(metavar="N", help="Exit with 0 although up to N samples could not be made.")
     ] = 0,
-    workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Processes; default: the cores. 0: in this one. Never changes the output."),
-    ] = None,
-    engine: Annotated[str, typer.Option(metavar="[local|ray]", help="Where the work runs.".replace("[", r"\["))] = (
-        "local"
-    ),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start over; the old dataset stays until the new one is complete.")
-    ] = False,
     finish: Annotated[
         str | None,
         typer.Option(
@@ -66,13 +45,10 @@ def convert(
             help="Only complete DIR, whose convert, split, merge or clean was killed at its end; needs no source.",
         ),
     ] = None,
-    set_name: Annotated[
-        str,
-        typer.Option("--name", metavar="NAME", help="Name of the set and start of its files' names."),
-    ] = "",
     quiet: Quiet = False,
     *,
     options: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> None:
     """Turn a dataset into a conversations directory.
 
@@ -85,27 +61,12 @@ def convert(
     from phi3v_data.registry import find
 
     if finish is not None:
-        finish_only(finish, allow_rejects, name or converter or source or out_dir)
-    cls = find(which(name, converter))
+        finish_only(finish, allow_rejects, converter_name or converter or source or out_dir)
+    cls = find(which(converter_name, converter))
     if out_dir is None:
         raise UserError("where is the dataset to go? Say --out_dir DIR")
     with progress_bar(quiet=quiet) as progress:
-        result = run_conversion(
-            cls,
-            source,
-            out_dir,
-            options=options,
-            split=split,
-            seed=seed,
-            limit=limit,
-            plain=plain,
-            unlabelled=unlabelled,
-            workers=workers,
-            engine=engine,  # type: ignore[arg-type]  # checked there
-            overwrite=overwrite,
-            progress=progress,
-            name=set_name,
-        )
+        result = run_conversion(cls, source, out_dir, options=options, progress=progress, **settings)
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     for note in result.notes:
@@ -171,6 +132,34 @@ class ConvertCommand:
         return build_command(wanted(args)).make_context(info_name, args, parent=parent, **extra)
 
 
+def with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """`function(**common, **settings)` as a Typer function that has the settings of a conversion as options."""
+    from phi3v_data.writing.request import SETTINGS, ConvertSettings
+
+    hints = get_type_hints(ConvertSettings)
+
+    def option(name: str) -> inspect.Parameter:
+        setting, hint = SETTINGS[name], hints[name]
+        kind: Any = bool if hint is bool else int if int in (hint, *get_args(hint)) else str
+        about = typer.Option(f"--{name}", metavar=setting.metavar or None, help=setting.help)
+        value: Any = kind if setting.default is not None else kind | None
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=setting.default, annotation=Annotated[value, about]
+        )
+
+    def run(**values: Any) -> None:
+        function(**values)
+
+    signature = inspect.signature(function)
+    common = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in common]
+    place = 1 + list(signature.parameters).index("converter")
+    keyword_only[place:place] = map(option, SETTINGS)
+    run.__signature__ = signature.replace(parameters=keyword_only)  # type: ignore[attr-defined]
+    run.__doc__ = function.__doc__
+    return run
+
+
 def build_command(name: str | None) -> Any:
     """The command with the options of one converter; None: only those that all have."""
     from phi3v_data.cli.options import with_options
@@ -178,10 +167,10 @@ def build_command(name: str | None) -> Any:
     from phi3v_data.registry import find, summary_of
 
     if name is None:
-        function = with_options(convert, Options, "", "")
+        function = with_options(with_settings(convert), Options, "", "")
     else:
         cls = find(name)
-        function = with_options(convert, cls.Options, f"Options of {cls.name}", cls.name)
+        function = with_options(with_settings(convert), cls.Options, f"Options of {cls.name}", cls.name)
         is_file = ".py" in name
         start = f"phi3v-data convert {'--converter ' if is_file else ''}{name}"
         source = "" if cls.hub_id else " --source PATH"
@@ -191,14 +180,18 @@ def build_command(name: str | None) -> Any:
     return make_command(command_info(examples=EXAMPLES, interrupted=INTERRUPTED)(function), name="convert")
 
 
-TAKE_VALUES = {"source", "out_dir", "name", "limit", "split", "seed", "allow_rejects", "workers", "engine", "finish"}
-FLAGS = {"plain", "unlabelled", "overwrite", "quiet", "help", "q", "h"}
+TAKE_VALUES = {"source", "out_dir", "allow_rejects", "finish"}
+FLAGS = {"quiet", "help", "q", "h"}
+"""Options of the command besides the settings of a conversion."""
 
 
 def wanted(args: Sequence[str]) -> str | None:
     """Find the converter in unparsed arguments: `--converter`, else the first word that no option takes."""
     from phi3v_data.registry import names
+    from phi3v_data.writing.request import SETTINGS
 
+    take_values = TAKE_VALUES | {name for name, setting in SETTINGS.items() if setting.metavar}
+    flags = FLAGS | {name for name, setting in SETTINGS.items() if not setting.metavar}
     name = converter = None
     words = list(args)
     while words:
@@ -210,9 +203,9 @@ def wanted(args: Sequence[str]) -> str | None:
         option = snake_case(option)
         if option == "converter":
             converter = value if equals else words.pop(0) if words else None
-        elif option in TAKE_VALUES:
+        elif option in take_values:
             del words[: 0 if equals else 1]
-        elif option not in FLAGS and not equals and words and not words[0].startswith("-"):
+        elif option not in flags and not equals and words and not words[0].startswith("-"):
             following = words.pop(0)  # the value of an option of the converter's own, or NAME after a flag of its own
             name = name or (following if following in names() else None)
     return which(name, converter) if name or converter else None

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypedDict, get_type_hints
 
 from pydantic import ValidationError
 
@@ -20,13 +20,48 @@ Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a conversion: its default, and how the command line shows it."""
+
+    default: Any
+    help: str
+    metavar: str = ""  # empty for a flag
+
+
+class ConvertSettings(TypedDict, total=False):
+    """Settings of a conversion: the keyword arguments of `convert()` and the options of `phi3v-data convert`."""
+
+    limit: Annotated[int | None, Setting(None, "At most N samples per split.", "N")]
+    split: Annotated[
+        str | Mapping[str, float] | None,
+        Setting(None, "Splits of your own, by group: train=0.8,val=0.1,test=0.1. Default: the source's.", "SHARES"),
+    ]
+    seed: Annotated[int, Setting(0, "Seed of --split.", "N")]
+    plain: Annotated[bool, Setting(False, "Write only the three keys that the Phi-3.5-vision sample knows.")]
+    unlabelled: Annotated[bool, Setting(False, "The source has no answers: the splits serve prediction only.")]
+    workers: Annotated[
+        int | None, Setting(None, "Processes; default: the cores. 0: in this one. Never changes the output.", "N")
+    ]
+    engine: Annotated[EngineName, Setting("local", "Where the work runs.", "[local|ray]")]
+    overwrite: Annotated[bool, Setting(False, "Start over; the old dataset stays until the new one is complete.")]
+    name: Annotated[str, Setting("", "Name of the set and start of its files' names.", "NAME")]
+
+
+SETTINGS: Mapping[str, Setting] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(ConvertSettings, include_extras=True).items()
+}
+"""The settings by name, as `ConvertSettings` lists them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """What `convert` was asked to do."""
+    """One call of `convert`, complete."""
 
     cls: type[Converter[Any]]
     options: Options
     out_dir: Path
     source: str
+    progress: Progress
     shares: Mapping[str, float] | None
     seed: int
     limit: int | None
@@ -35,7 +70,6 @@ class Request:
     workers: int
     engine: EngineName
     overwrite: bool
-    progress: Progress
     name: str
 
 
@@ -45,44 +79,35 @@ def make_request(
     out_dir: str | Path,
     *,
     options: Options | Mapping[str, Any] | None,
-    split: str | Mapping[str, float] | None,
-    seed: int,
-    limit: int | None,
-    plain: bool,
-    unlabelled: bool,
-    workers: int | None,
-    engine: EngineName,
-    overwrite: bool,
     progress: Progress | None,
-    name: str,
+    settings: ConvertSettings,
 ) -> Request:
     """Check what can be checked before anything is opened.
 
     Raises:
         UserError: an argument that cannot be.
+        TypeError: a setting that does not exist.
     """
+    if unknown := settings.keys() - SETTINGS.keys():
+        raise TypeError(f"convert() has no setting {sorted(unknown)[0]!r}; there are {', '.join(SETTINGS)}")
+    values: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items()} | {**settings}
     cls = find(converter)
     request = Request(
         cls=cls,
         options=parse_options(cls, options),
         out_dir=_out_dir(out_dir),
         source=_source_spec(cls, source),
-        shares=_shares(split),
-        seed=seed,
-        limit=_at_least(limit, 1, "limit"),
-        plain=plain,
-        unlabelled=unlabelled,
-        workers=_workers(workers),
-        engine=engine,
-        overwrite=overwrite,
         progress=progress or (lambda stage, done, total: None),
-        name=name,
+        shares=_shares(values.pop("split")),
+        limit=_at_least(values.pop("limit"), 1, "limit"),
+        workers=_workers(values.pop("workers")),
+        **values,
     )
-    if name and not is_split_name(name):
-        raise UserError(f"--name {shown(name)} cannot start a file name; use letters, digits, _ and -")
+    if request.name and not is_split_name(request.name):
+        raise UserError(f"--name {shown(request.name)} cannot start a file name; use letters, digits, _ and -")
     _check_places(request)
-    if engine not in ("local", "ray"):
-        raise UserError(f"engine is {engine!r}; it can be local or ray")
+    if request.engine not in ("local", "ray"):
+        raise UserError(f"engine is {request.engine!r}; it can be local or ray")
     return request
 
 
