@@ -160,7 +160,7 @@ def convert_row(item: Item, prompt: str = "") -> Draft:
     """
     if item.data["leaks"]:
         raise Reject("image-in-holdout", f"{item.key} has the same images as a row that is held out")
-    place: RowPlace = item.data["place"]
+    place: RowLocation = item.data["place"]
     row = place.read()
     texts = [row["texts"][number] for number in item.data["texts"]]
     if not texts:

@@ -13,7 +13,7 @@ from phi3v_data.draft import Draft, Item
 from phi3v_data.sources.reads import Roots
 
 MAX_DEPTH = 100
-_SAVED_NAMES = {"RowLocation": "RowPlace"}
+_SAVED_NAMES = {"RowLocation": "RowLocation"}
 """Names under which classes that have another one now count in digests that journals hold."""
 
 _NO_ROOTS = Roots()

@@ -286,7 +286,7 @@ class Source:
         """
         return self._tables().rows(split, start, stop, columns)
 
-    def places(self, split: str) -> "Iterator[RowPlace]":
+    def places(self, split: str) -> "Iterator[RowLocation]":
         """The location of each row of a split, in order, stored in an item for `convert` to `read()`.
 
         Raises:

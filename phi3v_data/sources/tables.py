@@ -4,8 +4,8 @@ Rows are read one at a time as plain Python values; an image is `{"bytes": ..., 
 parsed from the file names (`data/train-00000-of-00002.parquet`, `docvqa/train.parquet`); if the files are in several
 folders, like the configurations of the_cauldron, a split is called `FOLDER/SPLIT`.
 
-A plan reads the columns that it needs (`rows(..., columns=[...])`) and gives each item its `RowPlace`; the worker that
-converts the item calls `read()`. Files on the Hub are read by byte ranges, one row group at a time, and never stored.
+A plan reads the columns that it needs (`rows(..., columns=[...])`) and gives each item its `RowLocation`; the worker
+that converts the item calls `read()`. Files on the Hub are read by byte ranges, one row group at a time, and never stored.
 """
 
 import re
@@ -28,7 +28,7 @@ _TEXT_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class RowPlace:
+class RowLocation:
     """Location of a row; picklable and small, so that a plan can contain millions and any worker can read one.
 
     `file` is a parquet file (`hf://` for one on the Hub) or a `save_to_disk` folder, `chunk` a row group of the file or
@@ -63,7 +63,7 @@ class RowPlace:
         return row
 
     @classmethod
-    def of(cls, file: str, place: str) -> "RowPlace":
+    def of(cls, file: str, place: str) -> "RowLocation":
         """The location recorded by `note_row` as `place`."""
         where, _, row = place.rpartition(":")
         kind, _, chunk = where.partition(" ")
@@ -94,7 +94,7 @@ class Tables(Protocol):
     ) -> Iterator[dict[str, Any]]:
         """Yield rows `start` up to `stop` of a split, with these columns (None: all)."""
 
-    def places(self, split: str) -> Iterator[RowPlace]:
+    def places(self, split: str) -> Iterator[RowLocation]:
         """The location of each row of a split, in order."""
 
     def files_read(self) -> Sequence[str]:

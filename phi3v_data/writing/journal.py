@@ -75,7 +75,7 @@ class SourceRecord(msgspec.Struct, frozen=True, array_like=True):
     reads: tuple[ReadRecord, ...] = ()
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class PartRecord(msgspec.Struct, frozen=True):
     """Record of one finished part.
 
     `collided` lists images stored under `collisions/` because their name was in use; `sources` is in the order of
@@ -230,10 +230,10 @@ class Journal:
     def part_path(self, part: int) -> Path:
         return self.parts / f"{part:06d}.json"
 
-    def write_receipt(self, part: int, receipt: Receipt, scratch: Path) -> None:
+    def write_part(self, part: int, part_record: PartRecord, scratch: Path) -> None:
         """Mark a part as done."""
-        scratch.write_bytes(msgspec.json.encode(receipt))
-        os.replace(scratch, self.receipt_path(part))
+        scratch.write_bytes(msgspec.json.encode(part_record))
+        os.replace(scratch, self.part_path(part))
 
     def check(self) -> None:
         """Reject a journal that contains links, or that phi3v cannot have written; nothing is changed.
@@ -265,7 +265,7 @@ class Journal:
             )
         return path
 
-    def read_receipt(self, part: int) -> Receipt | None:
+    def read_part(self, part: int) -> PartRecord | None:
         """The record of a finished part; None if the part is not done.
 
         Raises:
@@ -281,7 +281,7 @@ class Journal:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
-    def receipts(self, num_parts: int) -> Iterator[Receipt]:
+    def part_records(self, num_parts: int) -> Iterator[PartRecord]:
         """Yield all records in the order of numbering."""
         for part in range(num_parts):
             part_record = self.read_part(part)
@@ -291,7 +291,7 @@ class Journal:
                 )
             yield part_record
 
-    def receipts_there(self) -> Iterator[Receipt]:
+    def finished_parts(self) -> Iterator[PartRecord]:
         """Yield the records of the finished parts, in order."""
         for path in sorted(self.parts.glob("*.json")):
             part_record = self.read_part(int(path.stem)) if path.stem.isdecimal() else None

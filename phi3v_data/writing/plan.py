@@ -21,7 +21,19 @@ from phi3v_data.sources.reads import Roots
 from phi3v_data.splits import canonical_split, is_split_name, split_sort_key
 
 MIN_PART, MAX_PART, WANTED_PARTS = 2, 256, 1024
-"""Items per part: enough for 1024 parts, within limits; items of one source row or file stay together."""
+GENERATOR_PART = 64
+
+
+def part_size(num_items: int | None) -> int:
+    """Items per part, in this one place: as many as give `WANTED_PARTS` parts, within limits.
+
+    `num_items` is None where it is not known before all are converted: then a part is what a kill can cost. Items of
+    one source row or file stay together, so a part may be larger.
+    """
+    if num_items is None:
+        return GENERATOR_PART
+    return min(MAX_PART, max(MIN_PART, -(-num_items // WANTED_PARTS)))
+
 
 SPLIT_PRECISION = 1e-6
 _NO_ROOTS = Roots()

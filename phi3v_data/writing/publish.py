@@ -149,7 +149,7 @@ def _reject_line(record: RejectRecord) -> bytes:
 
 def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectRecord]:
     """Yield all records in the order of numbering; a name with two contents belongs to the first row that uses it."""
-    disputed = {name for receipt in journal.receipts(num_parts) for name in receipt.collided}
+    disputed = {name for part_record in journal.part_records(num_parts) for name in part_record.collided}
     fold = str.lower if disputed and is_case_blind(journal.run) else str  # two spellings may be one file
     disputed = set(map(fold, disputed))
     owners: dict[str, ImageRecord] = {}

@@ -20,7 +20,7 @@ from phi3v_data.writing.plan import Part
 
 def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:
     """Numbers of the planned parts that can be kept; all traces of the others are removed."""
-    disputed = {name for part in parts if (receipt := journal.read_receipt(part.index)) for name in receipt.collided}
+    disputed = {name for part in parts if (kept := journal.read_part(part.index)) for name in kept.collided}
     finished: set[int] = set()
     known = array("Q")
     for part in parts:
@@ -56,10 +56,10 @@ def finished_in_order(journal: Journal) -> tuple[int, int]:
     return parts, samples
 
 
-def _numbers(receipt: Receipt) -> set[int]:
+def _numbers(kept: PartRecord) -> set[int]:
     """Numbers of the samples that a part converted or rejected; empty if their sources are not recorded."""
-    numbers = {row.number for row in receipt.rows} | {reject.number for reject in receipt.rejects}
-    return numbers if [source.number for source in receipt.sources] == sorted(numbers) else set()
+    numbers = {row.number for row in kept.rows} | {reject.number for reject in kept.rejects}
+    return numbers if [source.number for source in kept.sources] == sorted(numbers) else set()
 
 
 def _has_images(journal: Journal, kept: PartRecord, disputed: set[str]) -> bool:

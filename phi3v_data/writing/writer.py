@@ -1,7 +1,7 @@
 """From drafts to the finished parts of a directory.
 
 A `PartWriter` takes the drafts of one part on any worker: images go to the staged `images/`, rows and rejects into
-the part's receipt, which is written last and makes the part count as done.
+the part's part_record, which is written last and makes the part count as done.
 """
 
 import re
@@ -21,7 +21,7 @@ from phi3v_data.tokens.family import ImageShapeError
 from phi3v_data.tokens.registry import default_family
 from phi3v_data.writing.boot import boot_id
 from phi3v_data.writing.images import PreparedImage, prepare_image, store_image
-from phi3v_data.writing.journal import ImageRecord, Journal, Receipt, RejectRecord, RowRecord, SourceRecord
+from phi3v_data.writing.journal import ImageRecord, Journal, PartRecord, RejectRecord, RowRecord, SourceRecord
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """A NUL as JSON spells it, not the six characters of its spelling."""

@@ -117,7 +117,7 @@ def yes_or_no(value: Any) -> str:
     raise Reject("row-invalid", "the label is neither yes nor no (1 or 0, True or False)")
 
 
-def embedded_image(value: Any, what: str, place: RowPlace | None = None) -> DraftImage:
+def embedded_image(value: Any, what: str, place: RowLocation | None = None) -> DraftImage:
     """Read an image field: its encoded bytes, or the file of its path relative to the table.
 
     Args:
