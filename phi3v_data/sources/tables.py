@@ -5,7 +5,7 @@ parsed from the file names (`data/train-00000-of-00002.parquet`, `docvqa/train.p
 folders, like the configurations of the_cauldron, a split is called `FOLDER/SPLIT`.
 
 A plan reads the columns that it needs (`rows(..., columns=[...])`) and gives each item its `RowLocation`; the worker
-that converts the item calls `read()`. Files on the Hub are read by byte ranges, one row group at a time, and never stored.
+that converts the item calls `read()`. Files on the Hub are read by byte ranges, one row group at a time, never stored.
 """
 
 import re
