@@ -316,8 +316,8 @@ def test_the_delimiter_is_found(tmp_path: Path, delimiter: str, name: str) -> No
 
 
 def test_the_usual_delimiter_of_a_suffix_wins_over_commas_in_the_header(tmp_path: Path) -> None:
-    text = "picture\tquestion, as it was asked, in full\tanswer\np/a.png\tWhat?\tone\n"
-    mapping = {**MAP, "user": "{question, as it was asked, in full}"}
+    text = "picture\tquestion, as it was asked, in full, at the start, and so on\tanswer\np/a.png\tWhat?\tone\n"
+    mapping = {**MAP, "user": "{question, as it was asked, in full, at the start, and so on}"}
     convert(write_source(tmp_path / "s", "rows.tsv", text), tmp_path / "o", mapping)
     assert [question for question, _, _ in plain(tmp_path / "o")] == ["What?"]
 
