@@ -338,6 +338,18 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, name: str) -> None:
         extract(archive, tmp_path / "work")
 
 
+def test_damage_without_words_is_named_by_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zipfile raises a bare `EOFError` where a member ends too early."""
+
+    def cut(*_: object) -> bytes:
+        raise EOFError
+
+    archive = MAKERS["s.zip"](tmp_path / "s.zip")
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", cut)
+    with pytest.raises(UserError, match=r"damaged or cut short \(EOFError\); download it again"):
+        extract(archive, tmp_path / "work")
+
+
 def test_what_is_no_archive_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "UCF101.rar").write_bytes(b"Rar!\x1a\x07\x00rest")
     with pytest.raises(UserError, match=r"unrar x UCF101\.rar"):

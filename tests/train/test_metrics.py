@@ -431,3 +431,16 @@ def test_the_metric_of_the_page_runs(tmp_path):
 def test_the_record_of_the_page_is_one(tmp_path):
     (line,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     assert read_predictions(write(tmp_path / "p.jsonl", line.strip()))[0]["scores"] == {"yes": 0.81, "no": 0.12}
+
+
+def test_names_of_classes_are_cut_only_beyond_28_letters(tmp_path, monkeypatch):
+    drawn = []
+
+    def note(figure, *_, **__):
+        drawn.extend(label.get_text() for axis in figure.axes[:1] for label in axis.get_yticklabels())
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", note)
+    names = ["a" * 28, "b" * 29, "cat"]
+    matrix = confusion_of([record(name, name) for name in names for _ in range(2)])
+    draw_confusion(matrix, tmp_path / "confusion.png", title="val")
+    assert drawn == ["a" * 28, "b" * 27 + "…", "cat"]
