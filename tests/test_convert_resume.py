@@ -436,7 +436,7 @@ def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
     source = plain_source(tmp_path / "source", {"train": 8})
     interrupt(Toy, source, tmp_path / "out")
     (source / "train/g00/s000.txt").write_text("image 1 and more")
-    with pytest.raises(phi3v_data.UserError, match=r"changed since: 'train/g00/s000\.txt' has other content; put"):
+    with pytest.raises(phi3v_data.UserError, match=r"changed since: 'train/g00/s000\.txt' has other content; restore"):
         resume(Toy, source, tmp_path / "out")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3v_data.converters.helpers.image_names import ImageFinder
+from phi3v_data.converters.helpers.image_names import ImageFiles
 from phi3v_data.errors import Reject
 from phi3v_data.sources.source import SourceFile
 
@@ -12,7 +12,7 @@ FILES = ("data/img/a/x.png", "data/img/b/x.png", "data/y.JPG", "other/b/z.png", 
 
 
 def find(reference: str, folder: str = "") -> str:
-    return ImageFinder(SourceFile(path, Path("/source") / path, 1) for path in FILES).find(reference, folder).path
+    return ImageFiles(SourceFile(path, Path("/source") / path, 1) for path in FILES).find(reference, folder).path
 
 
 @pytest.mark.parametrize(
