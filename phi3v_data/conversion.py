@@ -46,7 +46,7 @@ from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """What a run came to; `resumed` counts planned samples that an earlier, interrupted run had done."""
+    """Result of a conversion; `resumed` counts planned samples that an earlier, interrupted run had finished."""
 
     out_dir: Path
     manifest: Manifest
@@ -342,7 +342,7 @@ def _unlabelled(request: Request, info: DatasetInfo, counts: Mapping[str, int]) 
 
 
 def _roots(request: Request, source: Source, output: Output) -> tuple[str, ...]:
-    """Folders of this machine that must not show in the output, so that what lies in the source is named from there."""
+    """Folders of this machine that must not be in the output; paths in the source are relative to them."""
     folders = {request.out_dir, output.journal.source, output.journal.run}
     spelled = Path(request.source).expanduser()
     if spelled.exists():

@@ -187,7 +187,7 @@ def is_closed(error: OSError) -> bool:
 
 
 def reading_hint(reason: str) -> str:
-    """What to do about a file or folder that cannot be read; `reason` is the error's `strerror`."""
+    """The fix for a file or folder that cannot be read; `reason` is the error's `strerror`."""
     if reason == os.strerror(errno.EACCES):
         return "fix its permissions (chmod -R u+rX)"
     return "make it readable, or copy it again from its source"

@@ -1,4 +1,4 @@
-"""What a run will do, found out before anything heavy is loaded; every mistake that can be seen now is refused now."""
+"""Plan of a run, made before anything heavy is loaded; every mistake that can be seen now is refused now."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ class Plan:
 
     @property
     def renderer(self) -> Renderer:
-        """What encodes samples."""
+        """The encoder of samples."""
         return self.files.family.renderer(self.processor)
 
     def reader(self) -> Reader:
@@ -233,7 +233,7 @@ def refuse_unavailable_optimizer(config: RunConfig, compute: Compute) -> None:
 
 
 def open_eval_source(config: RunConfig, sources: Sequence[Source]) -> Source | None:
-    """The split to evaluate on, of the first directory that has it; None where none is asked for or there is none.
+    """The split to evaluate on, of the first directory that has it; None if none is requested or there is none.
 
     Raises:
         UserError: `--eval_split` names one that no directory has.
@@ -268,12 +268,12 @@ def probe_rows(reader: Reader) -> Probe:
 
 
 def crops_origin(settings: Settings, source: Source) -> str:
-    """What set a source's tile budget: option, a file, a recipe, its dataset.json, the model, or the default."""
+    """Origin of a source's tile budget: option, a file, a recipe, its dataset.json, the model, or the default."""
     return settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
 
 
 def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
-    """The plan as (what, text) lines; `run_state` says whether the run begins, goes on or is complete."""
+    """The plan as (what, text) lines; `run_state` is whether the run starts, resumes or is complete."""
     config, probe, memory = plan.config, plan.probe, plan.memory
     yield "run", f"{config.output.output_dir}: {run_state}"
     for index, source in enumerate(plan.sources):

@@ -10,7 +10,7 @@ from phi3v_data.cli.base import Quiet, command_info, make_command, snake_case
 from phi3v_data.errors import GOOD, PROBLEMS, UserError
 from phi3v_data.messages import counted
 
-INTERRUPTED = "What is finished is kept: the same command goes on from there."
+INTERRUPTED = "Finished parts are kept: the same command resumes from there."
 
 
 EXAMPLES = [
@@ -52,7 +52,7 @@ def convert(
 ) -> None:
     """Turn a dataset into a conversations directory.
 
-    Stopped at any moment, the same command goes on where it was and ends with the same bytes.
+    An interrupted conversion is resumed by the same command and gives the same bytes.
 
     Exit code 1: more samples than --allow_rejects could not be made; DIR/rejects.jsonl says which and why.
     """
@@ -94,7 +94,7 @@ def finish_only(directory: str, allow_rejects: int, also: str | None) -> NoRetur
 
 
 def summary(out_dir: str, result: Any) -> str:
-    """The last line: what stands in the directory and what is missing from it."""
+    """The last line: contents of the directory, and what was left out."""
     splits = ", ".join(f"{name} {split.rows:,}" for name, split in result.manifest.splits.items())
     text = f"{out_dir}: {'already complete: ' if result.already_complete else ''}"
     text += f"{counted(result.samples, 'sample')} ({splits}), {counted(result.images, 'image')}"
@@ -107,7 +107,7 @@ def summary(out_dir: str, result: Any) -> str:
 
 
 def which(name: str | None, converter: str | None) -> str:
-    """What to look up, out of NAME and `--converter`.
+    """The converter to look up, from NAME and `--converter`.
 
     Raises:
         UserError: neither.

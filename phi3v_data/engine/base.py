@@ -1,4 +1,4 @@
-"""What an engine runs: a list of picklable tasks, each by the same piece of work, on whatever processes there are.
+"""Interface of engines: a list of picklable tasks, all run by the same piece of work, on whatever processes there are.
 
     work.open() -> run           once in each process: loads what all tasks need
     run(task, tick) -> result    for each task; `tick(n)` says that the task has come to its item n
@@ -27,7 +27,7 @@ Tick: TypeAlias = Callable[[int], None]
 
 
 class Work(Protocol[T_contra, R_co]):
-    """What is done to each task; pickled once per worker, unless workers are forked."""
+    """The work done on each task; pickled once per worker, unless workers are forked."""
 
     def open(self) -> AbstractContextManager[Callable[[T_contra, Tick], R_co]]:
         """Load what tasks need, once in each process; returns a context manager that gives what runs a task."""

@@ -31,7 +31,7 @@ def set_stats(
 ) -> dict[str, Any]:
     """Compute the statistics of a directory; unreadable parts are left out and counted under `problems`.
 
-    Level `quick` reads only the headers of images, so it finds no duplicates (`duplicates` is null).
+    Level `quick` reads only the headers of images, so it cannot find duplicates (`duplicates` is null).
 
     Raises:
         NotFoundError: no such directory, or no JSONL file in it.

@@ -72,7 +72,7 @@ class CropGeometry:
 def grid_num_tokens(rows: int, cols: int) -> int:
     """Image tokens of an image cut into `rows` x `cols` tiles.
 
-    Each of the 12 token rows of a tile row, and of the global view, ends in a separator; one more stands between both.
+    Each of the 12 token rows of a tile row, and of the global view, ends in a separator; one more is between both.
     """
     return (rows * cols + 1) * TOKENS_PER_TILE + 1 + (rows + 1) * 12
 

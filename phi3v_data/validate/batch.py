@@ -59,7 +59,7 @@ class Batch:
         self.bad: frozenset[int] = frozenset()  # positions of rows that `BadRows` has reported on
 
     def column(self, name: str) -> list[Any] | None:
-        """An optional field of every row, UNSET where left out; None where every row leaves it out."""
+        """An optional field of every row, UNSET if omitted; None if all rows omit it."""
         if self.is_plain:
             return None
         values = list(map(attrgetter(name), self.rows))

@@ -52,7 +52,7 @@ _KINDS = {
 
 @dataclass
 class ImageTable:
-    """What is known of each entry of the tree; `details` gives the words of a finding by (entry, flag)."""
+    """Facts about each entry of the tree; `details` has the message of a finding by (entry, flag)."""
 
     facts: integrity.Facts
     details: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -198,7 +198,7 @@ class ImageReport:
             self.findings.count("image-missing", lost - 1)
 
     def _explain_missing(self, path: str) -> tuple[str, str, str]:
-        """Code, message and hint for a path that is no entry of the tree."""
+        """Code, message and hint for a path that is not in the tree."""
         known = self._missing.get(path)
         if known is None:
             known = self._explain(path)

@@ -160,7 +160,7 @@ def content_digest(path: Path) -> str:
 
 @cache
 def checker_version() -> str:
-    """What a changed answer about the same image may come from."""
+    """Versions of the packages that can change the findings about an image."""
     return f"{RECEIPT_VERSION}/{version('phi3v')}/{PIL.__version__}/{version('simplejpeg')}/{LIMITS}/{PIXEL_LIMITS}"
 
 
@@ -185,7 +185,7 @@ def load_report(directory: Path, state: State, options: Mapping[str, Any]) -> Re
 
 
 def load_images(directory: Path, tree: ImageTree) -> ImageTable:
-    """What an earlier run found of the images that are as they were; blank facts for all others."""
+    """The facts of an earlier run about unchanged images; blank facts for all others."""
     table = blank(tree)
     try:
         path = hidden_path(directory, _FOLDER, _IMAGES)

@@ -116,7 +116,7 @@ class RowScan:
                 yield scan
 
     def _scan_apart(self, file: str, split: str, labelled: bool, part: tuple[int, int]) -> "RowScan":
-        """One part, in a forked process; what goes back holds no more than was found."""
+        """Check one part in a forked process; only the results are sent back."""
         table = RowTable(self.table.directory)
         findings = Findings(self.findings.max_problems)
         scan = RowScan(table, self.tree, findings, self.units, self.classes, self.markers)

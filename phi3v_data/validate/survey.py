@@ -162,7 +162,7 @@ def _size(path: Path) -> int:
 
 @contextmanager
 def paused_collector() -> Iterator[None]:
-    """Rows hold no cycles, and looking for some among millions of them takes longer than reading them."""
+    """Pause the garbage collector: rows have no cycles, and searching them takes longer than reading them."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -8,7 +8,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @cache
 def boot_id() -> str:
-    """The kernel's id of this boot; empty where it gives none, so that nothing counts as written since."""
+    """The kernel's id of this boot; empty if there is none, so that nothing counts as written since."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):

@@ -37,7 +37,7 @@ DISK_ERRORS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What all parts of a conversion need; picklable."""
+    """Shared data of all parts of a conversion; picklable."""
 
     out_dir: Path
     plan_folder: Path

@@ -32,7 +32,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """What all rows of a directory share."""
+    """Settings shared by all rows of a directory."""
 
     source: str
     num_crops: int | None = None  # of the set's `dataset.json`; the validator judges by it

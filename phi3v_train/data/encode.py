@@ -43,7 +43,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """What of a sample reaches the model. The random answer depends on seed, epoch and id, and on nothing else."""
+    """Choice of a sample's answers and turns. The random answer depends only on seed, epoch and id."""
 
     answer_choice: Literal["stored", "random"] = "stored"
     seed: int = 0
@@ -291,7 +291,7 @@ class Encoder:
     def _arrays(
         self, images: Sequence[Any], layouts: Sequence[ImageLayout], num_crops: int | None
     ) -> tuple[ImageArrays, ...]:
-        """What the model takes of the images that have a layout."""
+        """The model inputs of the images that have a layout."""
         return tuple(
             self.renderer.image_arrays(image, layout, num_crops) for image, layout in zip(images, layouts, strict=False)
         )

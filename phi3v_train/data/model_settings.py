@@ -48,7 +48,7 @@ CONVERSATION = (
     {"role": "assistant", "content": "Blue."},
     {"role": "user", "content": "And now?"},
 )
-"""What chat templates are compared on."""
+"""Conversation on which chat templates are compared."""
 
 
 class ModelNote(NamedTuple):
@@ -72,7 +72,7 @@ def model_notes(
         files: the model.
         processor: its processor.
         sources: what is read with it, each with what set its image budget: `option`, `config FILE`, `model`, ...
-        compute: how it computes here; None where it does not.
+        compute: how it computes here; None if it does not.
         longest: tokens of the longest sample that is known.
 
     Raises:
@@ -152,7 +152,7 @@ def template_notes(files: ModelFiles, processor: Any) -> Iterator[str]:
 
 
 def rendered(processor: Any, template: str) -> str | None:
-    """A short conversation as a template writes it, None where it cannot; whatever a stranger's template raises."""
+    """A short conversation as a template writes it, None if it cannot; whatever a stranger's template raises."""
     try:
         text: str = processor.tokenizer.apply_chat_template(
             list(CONVERSATION), chat_template=template, tokenize=False, add_generation_prompt=True

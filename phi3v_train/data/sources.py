@@ -110,7 +110,7 @@ def open_source(
     Args:
         directory: DIR, complete or bare.
         split: its name.
-        num_crops: the option; none where the user gave none.
+        num_crops: the option; None if not given.
         labelled: refuse a split without answers.
 
     Raises:

@@ -19,7 +19,7 @@ NEWLINE_SIGN = "⏎"
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Neighbouring tokens of one kind: `given` (no label), `learnt` (labels), or the `image` of that number.
+    """Adjacent tokens of one kind: `given` (no label), supervised (labels), or the `image` of that number.
 
     `tokens` are words of the vocabulary, `▁` a space and `⏎` a line end; of an image there are none.
     """

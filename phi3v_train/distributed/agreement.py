@@ -107,7 +107,7 @@ def read_facts(store: Store, key: str) -> dict[str, Fact]:
 
 
 def first_difference(facts: Mapping[int, Facts]) -> str:
-    """A sentence on the first rank whose facts differ from rank 0's; empty where none do."""
+    """A sentence on the first rank whose facts differ from rank 0's; empty if none do."""
     mine = facts[0]
     for rank, theirs in facts.items():
         names = [name for name in dict.fromkeys([*mine, *theirs]) if value_of(mine, name) != value_of(theirs, name)]

@@ -105,7 +105,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def renderer(self, processor: Any) -> Renderer:
-        """What encodes conversations with a processor of this family."""
+        """Encoder of conversations with a processor of this family."""
 
     @abstractmethod
     def load_model(self, directory: Path, *, dtype: Any, attn_implementation: str) -> Any:
@@ -155,7 +155,7 @@ class ModelFamily(ABC):
         return self.modules.part_of(name)
 
     def check_budget(self, value: int | None) -> None:
-        """Refuse an image budget of an option that this family does not take; None is no option.
+        """Refuse an image budget of an option that this family does not take; None means not given.
 
         Raises:
             UserError: why not.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageArrays: TypeAlias = Mapping[str, NDArray[Any]]
-"""What a model takes of one image, by name, before images are collated."""
+"""Model inputs of one image, by name, before images are collated."""
 
 PaddingSide: TypeAlias = Literal["left", "right"]
 
@@ -92,7 +92,7 @@ class Renderer(ABC):
 
     @abstractmethod
     def image_arrays(self, image: "Image", layout: ImageLayout, budget: int | None) -> ImageArrays:
-        """What the model takes of one decoded image, by name; any shapes, as `collate_images` joins them."""
+        """Model inputs of one decoded image, by name; any shapes, as `collate_images` joins them."""
 
     @abstractmethod
     def collate_images(self, images: Sequence[ImageArrays]) -> dict[str, NDArray[Any]]:

@@ -72,7 +72,7 @@ class LinearGroup:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What the table does not say of equal layers, decoder or vision tower.
+    """Sizes of equal layers, decoder or vision tower, that are not in the table.
 
     `hidden` features pass between layers, `attention` are those of all heads together, `kept` those that a token holds
     within one layer until its backward pass; `norms` are a layer's parameters beside its linear layers.

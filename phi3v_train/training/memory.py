@@ -73,7 +73,7 @@ class Memory:
 
     @property
     def state(self) -> int:
-        """What stays from step to step."""
+        """Memory that is kept from step to step."""
         return self.weights + self.gradients + self.moments
 
     @property

@@ -122,7 +122,7 @@ class Phi3VFamily(ModelFamily):
         )
 
     def renderer(self, processor: Any) -> Renderer:
-        """What encodes conversations as the released processor does."""
+        """Encoder of conversations, equal to the released processor."""
         from phi3v_train.models.phi3v.renderer import Phi3VRenderer
 
         return Phi3VRenderer(self.tokens, processor)

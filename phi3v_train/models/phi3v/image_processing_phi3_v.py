@@ -64,7 +64,7 @@ class Phi3VImageProcessor(BaseImageProcessor):  # type: ignore[misc]  # transfor
         self.tuned_num_crops = tuned_num_crops
 
     def to_dict(self) -> dict[str, Any]:
-        """What `preprocessor_config.json` holds."""
+        """Content of `preprocessor_config.json`."""
         config: dict[str, Any] = super().to_dict()
         if self.tuned_num_crops is None:
             config.pop("tuned_num_crops", None)

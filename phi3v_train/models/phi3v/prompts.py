@@ -1,8 +1,8 @@
-"""Text with image tags to token ids: the one code path of processor, training and evaluation.
+"""Converts text with image tags to token ids, for processor, training and evaluation.
 
-The text is split at its image tags and each piece is tokenized alone, with a beginning-of-sequence id of its own, as
-the released processor does it: id 1 stands at the start and after every image, alone where nothing follows the tag.
-Image n becomes a run of the id -n, as long as its geometry says.
+The text is split at its image tags and each piece is tokenized separately, with its own beginning-of-sequence id, as in
+the released processor: id 1 is at the start and after every image, alone if nothing follows the tag. Image n becomes a
+run of the id -n, with the length given by its geometry.
 
     "<|user|>\\n<|image_1|>\\nWhat?<|end|>\\n" with [757]  ->  1 <|user|> 29871 13, 757 times -1, 1 29871 13 ...
 """
@@ -30,8 +30,8 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids of `text`, whose tags stand for images of `num_image_tokens` tokens each, in order.
 
-    A later turn of one sequence goes on counting: `first_image` is the number of its first tag, and `bos=False` leaves
-    out the id at its start (those after images stay). Raises ImageTagError when tags and images do not fit.
+    A later turn of a sequence continues the numbers: `first_image` is the number of its first tag, and `bos=False`
+    omits the id at its start (those after images are kept). Raises ImageTagError if tags and images do not match.
     """
     check_image_tags(text, len(num_image_tokens), first_image=first_image)
     pieces = IMAGE_TAG.split(text)[::2]

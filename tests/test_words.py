@@ -1,0 +1,108 @@
+"""Pages, help and docstrings use the field's words: those of `BANNED` do not come back."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from phi3v_data.cli.app import COMMANDS as DATA_COMMANDS
+from phi3v_data.cli.base import make_group
+from phi3v_data.registry import names
+from phi3v_train.cli.app import COMMANDS as TRAIN_COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+MODULES = sorted([*ROOT.glob("phi3v_data/**/*.py"), *ROOT.glob("phi3v_train/**/*.py")])
+
+BANNED = {
+    r"pictures?": "image",
+    r"mend(s|ed|ing)?": "fix",
+    r"the reference(s|'s)?(?! (to|of))": "the Phi-3.5-vision sample",
+    r"learnt": "supervised, or learned",
+    r"prove[sdn]?": "verify, check",
+    r"sound": "valid",
+    r"begins? anew": "starts over",
+    r"goes on": "resumes, continues",
+    r"(holds?|finds?) no": "contains no, found no",
+    r"(?<!there )is no (?!longer|more)": "is not a",
+    r"(None|empty|-1) where": "None if",
+    r"lies|lie|stands(?! for)": "is, are",
+    r"(samples?|images?|tokens|turns|rows?|bytes|pixels|loss|steps?|files?) an? (split|sample|row|GPU|card|second)":
+        "per",
+}  # fmt: skip
+"""Regular expression for words that are not used -> what to write instead."""
+
+ALLOWED = {
+    "`image-suffix-mended`": "a code in dataset.json, which does not change",
+    "image-suffix-mended": "the same in the output of a command",
+    "images: picture": "the column of a table in examples/data, which is a user's own name",
+    "rows.csv:6: 'picture'": "the same in a message about that column",
+}
+"""Text in which a banned word may stand -> why."""
+
+
+BEING_REPLACED = {"phi3v_data/validate/shapes.py"}
+"""Modules that a change on its way rewrites."""
+
+
+def found_in(text: str) -> list[str]:
+    """Banned words in a text, with what to write instead."""
+    for allowed in ALLOWED:
+        text = text.replace(allowed, "")
+    return [
+        f"{match[0]!r} (write: {instead})"
+        for pattern, instead in BANNED.items()
+        for match in re.finditer(rf"\b(?:{pattern})\b", text, re.IGNORECASE)
+    ]
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of the docstrings of a module, those of constants and fields included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for statement in getattr(node, "body", ()) if not isinstance(node, ast.Lambda | ast.IfExp) else ():
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                value = statement.value.value
+                if isinstance(value, str):
+                    yield statement.lineno, value
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_use_the_words_of_the_field(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [f"{page.name}:{n}: {word}" for n, line in enumerate(lines, 1) for word in found_in(line)] == []
+
+
+def test_docstrings_use_the_words_of_the_field_and_begin_with_what_is_returned_or_done() -> None:
+    problems = []
+    for path in MODULES:
+        if str(path.relative_to(ROOT)) in BEING_REPLACED:
+            continue
+        for line, text in docstrings(path):
+            where = f"{path.relative_to(ROOT)}:{line}"
+            problems += [f"{where}: {word}" for word in found_in(text)]
+            if re.match(r"What\b", text):
+                problems.append(f"{where}: begins with 'What': name the thing itself, such as 'Result of a run'")
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("program", "commands"), [("phi3v-data", DATA_COMMANDS), ("phi3v-train", TRAIN_COMMANDS)], ids=["data", "train"]
+)
+def test_help_uses_the_words_of_the_field(
+    program: str, commands: dict[str, object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    group = make_group(program, "", commands)  # type: ignore[arg-type]  # as the programs do
+    calls = [[], *([name] for name in commands)]
+    if program == "phi3v-data":
+        calls += [["convert", name] for name in names()]
+    problems = []
+    for call in calls:
+        with pytest.raises(SystemExit):
+            group.main(args=[*call, "--help"], prog_name=program)
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Usage" in text
+        problems += [f"{program} {' '.join(call)}: {word}" for word in found_in(text)]
+    assert problems == []
