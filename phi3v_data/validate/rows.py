@@ -347,7 +347,7 @@ def merge_rows(entries: list[dict[str, Ints]]) -> dict[str, Ints]:
 
 
 def _turn_hashes(users: Ints, answers: Ints, turn: "int | Ints", num_images: "int | Ints") -> Ints:
-    """What a turn adds to the hash of a row's texts: question, answer, its place, how many images it has."""
+    """The part of a turn in the hash of a row's texts: question, answer, index, number of images."""
     result: Ints = (pair_hashes(users, answers) * _MIX + num_images) * (2 * turn + 3)
     return result
 

@@ -1,6 +1,6 @@
 """Rows that differ in nothing but plain strings, checked and measured a whole block at a time without parsing each.
 
-One valid line is parsed; what stands between its string values is its *template*. A line that consists of the same
+One valid line is parsed; the text between its string values is its *template*. A line that consists of the same
 fixed text around strings of valid UTF-8 without quote, backslash or control character is valid as well, has the same
 keys, and its values are where the template says. All other lines go the long way, through `batch`.
 """
@@ -109,7 +109,7 @@ class Templates:
         self._failures: Counter[int] = Counter()  # by the same
 
     def sort(self, block: Block, *, labelled: bool) -> tuple[list[TemplateRows], Ints | None]:
-        """Rows by template, and the 0-based lines that are left; None where all are.
+        """Rows by template, and the 0-based lines that are left; None if all are.
 
         No row found alike has anything to report but repetitions, labels and its images.
         """
@@ -234,7 +234,7 @@ class _BlockText:
 
 
 def learn_template(line: bytes, markers: ControlTokens) -> Template | None:
-    """The template of a line with its LF; None where it is not sound or has more to check than its strings."""
+    """The template of a line with its LF; None if it is not valid or has more to check than its strings."""
     row, suspect = read_valid_line(line[:-1], markers)
     if row is None or suspect or b"\\" in line:
         return None
@@ -308,7 +308,7 @@ def _without_blank(group: TemplateRows, array: Bytes, *, labelled: bool) -> Temp
 
 
 def _is_letter(begin: Bytes, following: Bytes) -> Bools:
-    """Whether a UTF-8 sequence that begins so is no white space (C2 85, C2 A0, E1 9A 80, E2 80/81 .., E3 80 80)."""
+    """Whether a UTF-8 sequence with this start is not white space (C2 85, C2 A0, E1 9A 80, E2 80/81 .., E3 80 80)."""
     space: Bools = (begin == 0xC2) | ((begin == 0xE1) & (following == 0x9A)) | (begin == 0xE2)
     space |= (begin == 0xE3) & (following == 0x80)
     return ~space

@@ -27,7 +27,7 @@ GENERATOR_PART = 64
 def part_size(num_items: int | None) -> int:
     """Items per part, in this one place: as many as give `WANTED_PARTS` parts, within limits.
 
-    `num_items` is None where it is not known before all are converted: then a part is what a kill can cost. Items of
+    `num_items` is None if it is not known before all are converted: then a part is what a kill can cost. Items of
     one source row or file stay together, so a part may be larger.
     """
     if num_items is None:
