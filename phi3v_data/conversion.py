@@ -27,17 +27,17 @@ from phi3v_data.registry import (
 )
 from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck
 from phi3v_data.schema import ConverterInfo, Manifest
-from phi3v_data.sets.shares import hash_notes
+from phi3v_data.sets.shares import share_notes
 from phi3v_data.sources.fingerprint import drawn_fingerprint
 from phi3v_data.sources.left_out import UsedPaths
 from phi3v_data.sources.reads import Reads, Roots, noting
 from phi3v_data.sources.source import Source
-from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name
+from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name, split_problem
 from phi3v_data.user_code import describe_error
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output
 from phi3v_data.writing.parts import DISK_ERRORS, ConvertWork, Job, PartCounts, describe_death
-from phi3v_data.writing.plan import Plan, choose_split, part_size, spool_plan
+from phi3v_data.writing.plan import UNNAMED_SPLIT, Plan, choose_split, part_size, spool_plan
 from phi3v_data.writing.publish import NothingMadeError, merge, publish
 from phi3v_data.writing.request import ConvertSettings, Progress, Request, make_request
 from phi3v_data.writing.resume import finished_in_order, finished_parts
@@ -271,8 +271,9 @@ def _numbered(drafts: Iterable[Draft | Item], request: Request) -> Iterator[Draw
         split = canonical_split(draft.split or "train")
         if request.shares:
             split = choose_split(draft.group or str(index), request.shares, request.seed)
-        if not is_split_name(split):
-            raise UserError(f"draft {index}: {split!r} cannot name a split; use letters, digits, _ and -")
+        if problem := split_problem(split):
+            split = UNNAMED_SPLIT
+            draft = Item(split, f"draft {index}", reject="row-invalid", message=f"draft {index}: the split {problem}")
         counts[split] = counts.get(split, 0) + 1
         if request.limit is not None and counts[split] > request.limit:
             continue
@@ -301,7 +302,7 @@ def _finish(
         raise
     publish(journal, output.owned)
     request.progress("finish", 1, 1)
-    notes = (*info.notes, *(hash_notes(request.shares, manifest) if request.shares else ()))
+    notes = (*info.notes, *(share_notes(request.shares, manifest, request.limit) if request.shares else ()))
     return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings, notes=notes)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from phi3v_data.files import unsafe_reason
+from phi3v_data.messages import shown
 
 KNOWN_SPLITS = (
     "train",
@@ -92,6 +93,25 @@ def canonical_split(split: str) -> str:
 def is_split_name(split: str) -> bool:
     """Whether `split` can end a file name: letters, digits, `.`, `-`, `_`, starting with a letter or digit."""
     return _SPLIT_NAME.fullmatch(split) is not None
+
+
+def split_problem(split: object) -> str:
+    """The sentence on a name that no split can have; empty if it can name one."""
+    if isinstance(split, str) and is_split_name(split):
+        return ""
+    return f"{shown(split)} cannot name a split; use letters, digits, ., _ and -, first a letter or a digit"
+
+
+def lone_split(name: str) -> str:
+    """The split of a source's only table: the known split that its name ends in or contains, else `train`.
+
+    A name that contains several is returned unchanged.
+    """
+    parsed = parse_file_name(f"{name}.jsonl")
+    if parsed is not None and parsed.split in KNOWN_SPLITS:
+        return parsed.split
+    known = {word for word in re.split(r"[^a-z0-9]+", name.lower()) if word in KNOWN_SPLITS}
+    return name if len(known) > 1 else next(iter(known), "train")
 
 
 def is_plain_name(name: str) -> bool:

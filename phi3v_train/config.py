@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -49,6 +49,18 @@ class Group(BaseModel):
     """Base of the groups: frozen, closed, JSON and YAML alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_single_values(cls, value: Any) -> Any:
+        """One value of a setting that takes several needs no list: `report_to: none`, `metric: anls`."""
+        if not isinstance(value, dict):
+            return value
+        several = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {
+            name: (item,) if name in several and isinstance(item, str | Path | int | float) else item
+            for name, item in value.items()
+        }
 
 
 class ModelConfig(Group):

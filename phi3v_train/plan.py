@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import counted
 from phi3v_train.config import OptimName, RunConfig
 from phi3v_train.data.encode import EncodeOptions, Encoder
 from phi3v_train.data.lengths import Lengths, check_lengths
@@ -137,7 +138,8 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     )
     total = config.optim.max_steps or order.total_steps(config.optim.num_train_epochs)
     eval_source = open_eval_source(config, sources)
-    choice = choose_metrics(config.eval.metric, eval_source.manifest if eval_source else None)
+    scored = [eval_source] if eval_source is not None else sources
+    choice = choose_metrics(config.eval.metric, next((each.manifest for each in scored if each.manifest), None))
     files = locate_base(config.model.model_name_or_path, weights=weights)
     family = files.family
     if config.data.pack:
@@ -326,16 +328,25 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     yield "memory", memory_text(memory, plan.strategy.available, config.optim.optim)
     for note in plan.notes:
         yield "warning" if note.is_warning else "note", note.text
-    if config.optim.warmup_steps >= plan.total_steps:
-        yield (
-            "note",
-            f"--warmup_steps {config.optim.warmup_steps} is not over when the run ends after {plan.total_steps} steps: "
-            "the learning rate never reaches its highest value",
-        )
+    if warning := warmup_warning(config.optim.warmup_steps, plan.total_steps):
+        yield "warning", warning
     unused = "num_train_epochs" if config.optim.max_steps is not None else ""
     for name, value in config.flat().items():
         if name in plan.settings.origins or (name in SHOWN_DEFAULTS and name != unused):
             yield "setting", f"{name} {format_value(value)} ({plan.settings.origin(name)})"
+
+
+def warmup_warning(warmup_steps: int, total_steps: int) -> str:
+    """Warning that the warm-up takes more than half of the run; empty if it does not."""
+    if warmup_steps * 2 <= total_steps:
+        return ""
+    steps = counted(total_steps, "step")
+    if warmup_steps < total_steps:
+        return f"--warmup_steps {warmup_steps} takes more than half of the {steps}; lower it"
+    return (
+        f"--warmup_steps {warmup_steps} is not over when the run ends after {steps}: the learning rate never reaches "
+        "its highest value; lower --warmup_steps"
+    )
 
 
 MOMENTS_NOTE: dict[OptimName, str] = {

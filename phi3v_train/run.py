@@ -5,6 +5,7 @@
 Every process runs this same path; the main one prints and writes.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -151,6 +152,9 @@ def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()
     check_data(settings.config)
     plan = make_plan(settings, world_size=RankInfo.from_environment().world_size)
     start = find_start(plan)
+    warning = start.past_end(plan.config.output.output_dir, plan.total_steps)
+    if warning and RankInfo.from_environment().is_main:
+        print(f"warning: {warning}", file=sys.stderr)
     if start.complete:
         return earlier_outcome(plan)
     return train(plan, start, quiet=quiet, hooks=hooks)

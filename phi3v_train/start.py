@@ -35,7 +35,7 @@ class Start:
     """How a run begins: at step 0, from a checkpoint, or not at all because it is complete.
 
     `ended`: no step is left. `damaged`: newer checkpoints that cannot be used, each with the reason, oldest first.
-    `starts_over`: the same run has logged steps, but no checkpoint is left of it.
+    `starts_over`: the same run has logged steps, but no checkpoint is left of it. `step`: the last one it has.
     """
 
     identity: Mapping[str, Any]
@@ -44,6 +44,16 @@ class Start:
     ended: bool = False
     damaged: tuple[tuple[Path, str], ...] = ()
     starts_over: bool = False
+    step: int = 0
+
+    def past_end(self, output_dir: Path, total_steps: int) -> str:
+        """Warning that a run of fewer steps than the directory already has trains nothing; empty if it does train."""
+        if self.step <= total_steps:
+            return ""
+        return (
+            f"{output_dir} is already past step {total_steps:,}: nothing is trained, and its model is that of step "
+            f"{self.step:,}; --overwrite starts over, another --output_dir keeps it"
+        )
 
     def words(self, total_steps: int) -> str:
         """For the plan."""
@@ -77,7 +87,7 @@ def find_start(plan: Plan) -> Start:
     if done is not None and (checkpoint is None or done["step"] >= checkpoint.step):
         refuse_other_run(output.output_dir, done["identity"], identity)
         if has_ended(done, plan.total_steps) and output.resume == "auto":
-            return Start(identity, checkpoint, complete=True)
+            return Start(identity, checkpoint, complete=True, step=done["step"])
     newer = tuple(
         (each.path, why_damaged(each.path))
         for each in checkpoint_folders(output.output_dir)
@@ -93,7 +103,7 @@ def find_start(plan: Plan) -> Start:
         return Start(identity, None, starts_over=has_logs_of_this_run(output.output_dir, identity))
     state = checkpoint.state()
     refuse_other_run(checkpoint.path, state["identity"], identity)
-    return Start(identity, checkpoint, ended=has_ended(state, plan.total_steps), damaged=newer)
+    return Start(identity, checkpoint, ended=has_ended(state, plan.total_steps), damaged=newer, step=checkpoint.step)
 
 
 def has_logs_of_this_run(output_dir: Path, identity: Mapping[str, Any]) -> bool:

@@ -171,6 +171,22 @@ def test_the_shares_that_a_split_by_hash_got_are_printed(tmp_path: Path) -> None
     )
 
 
+def test_the_note_on_shares_names_the_cause_and_is_left_out_where_they_are_met(tmp_path: Path) -> None:
+    plain_source(tmp_path / "source", {"train": 40})
+    shares = ("--split", "train=0.7,val=0.3")
+    assert toy(tmp_path / "source", "--out_dir", tmp_path / "out", *shares) == (
+        0,
+        f"{tmp_path / 'out'}: 40 samples (train 28, val 12), 40 images\n",
+        "",
+    )
+    code, _, stderr = toy(tmp_path / "source", "--out_dir", tmp_path / "few", *shares, "--limit", 10)
+    assert (code, stderr) == (
+        0,
+        "note: --limit 10, which is per split, gave train 50.0 %, val 50.0 % instead of train 70 %, val 30 %; "
+        "leave out --limit\n",
+    )
+
+
 def test_empty_and_small_splits_of_a_split_by_hash_are_said(tmp_path: Path) -> None:
     """Five groups of two, at .48, .24, .55, .81 and .66 by sha256sum."""
     plain_source(tmp_path / "source", {"train": 10})

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from phi3v_data.cli.base import command_info
+from phi3v_data.cli.base import Quiet, command_info
 
 
 @command_info(examples=["phi3v-data card DIR", "phi3v-data card DIR --license cc-by-4.0 --samples 10"])
@@ -21,6 +21,7 @@ def card(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a README.md that this command did not write.")
     ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write DIR/README.md: the header that the Hugging Face Hub reads, counts, labels, licence, sources, samples.
 
@@ -28,4 +29,5 @@ def card(
     """
     from phi3v_data.sets.card import write_card
 
+    del quiet  # there is no progress to hide; scripts may give it to every command
     print(write_card(directory, num_samples=samples, embed=embed, license_id=license_id, overwrite=overwrite))

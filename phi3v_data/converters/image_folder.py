@@ -13,6 +13,7 @@ from phi3v_data.converters.helpers.class_folders import (
     ClassFile,
     are_split_folders,
     chosen_classes,
+    folder_notes,
     from_folders,
     keep_classes,
     one_spelling,
@@ -88,6 +89,7 @@ class ImageFolder(Converter[ImageFolderOptions]):
             metrics=("accuracy",),
             classes=_class_names(_images(source, options.classes)),
             source="images sorted into class folders",
+            notes=folder_notes(source, _images(source, options.classes)),
         )
 
 
@@ -102,6 +104,11 @@ def _images(source: Source, classes: str) -> tuple[ClassFile, ...]:
     if not files:
         clips = source.all_files(VIDEO_SUFFIXES)
         hint = f", but {len(clips):,} clips: phi3v-data convert ucf101" if clips else ""
+        if source.has_rows:
+            raise NotFoundError(
+                f"'{source.spec}' holds rows of {', '.join(source.columns(next(iter(source.split_names()))))}, and no "
+                "image files: phi3v-data convert table"
+            )
         raise NotFoundError(
             f"there is no image in '{source.spec}'{hint}; expected train/<Class>/<image>.jpg, or <Class>/<image>.jpg"
         )

@@ -78,7 +78,9 @@ class TableConverter(Converter[TableOptions]):
         files = NamedFiles(source, table.file)
         columns = [name for turn in mapping.all_turns() for name in turn.images]
         borrowed = BorrowedImages.of(table.columns, columns, lambda: _open(source, options).rows)
+        is_empty = True
         for row in map(borrowed.put_in, table.rows):
+            is_empty = False
             named = [
                 path
                 for name in columns
@@ -98,6 +100,9 @@ class TableConverter(Converter[TableOptions]):
                     "map": "" if options.map else text,
                 },
             )
+        if is_empty:
+            name = table.file.path if table.file is not None else source.spec
+            raise UserError(f"'{name}' has {'a header and ' if table.columns else ''}no rows")
 
     def convert(self, item: Item, options: TableOptions) -> Draft:
         row: TableRow = item.data["row"]

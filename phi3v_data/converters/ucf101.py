@@ -12,7 +12,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from phi3v_data.converters.helpers.class_folders import ClassFile, chosen_classes, place, place_data, read_class_filter
+from phi3v_data.converters.helpers.class_folders import (
+    ClassFile,
+    chosen_classes,
+    folder_notes,
+    place,
+    place_data,
+    read_class_filter,
+)
 from phi3v_data.converters.helpers.ucf101_layout import UCF_WORDS, Layout, find_layout
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
 from phi3v_data.sources.source import Source
@@ -103,6 +110,7 @@ class Ucf101(Converter[Ucf101Options]):
             classes=layout.classes,
             num_crops=4,
             source=UCF_WORDS if layout.is_ucf101 else "clips sorted into class folders",
+            notes=folder_notes(source, layout.clips),
         )
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 NOTES: Mapping[str, str] = {
     "class-case-merged": "The class has another letter case elsewhere; one spelling is used.",
-    "clip-renamed": "The frames have another name than the clip: `~2` is added if another clip has the same name.",
+    "clip-renamed": "The frames have another name than the clip: `~2`, `~3`, ... is added if another clip has its name.",
     "constant-rate-assumed": "`--sampling fps` without usable timestamps: a constant frame rate was assumed.",
     "damage-unchecked": "`--no_verify`: only the frames that were taken have been checked for damage.",
     "frames-repeated": "The clip has fewer frames than requested, so some are repeated.",
     "image-cell-empty": "All image cells of a turn are empty; the turn has only text.",
-    "image-renamed": "The image has another name than in the source: `~2` is added if another image has the same path.",
+    "image-renamed": "The image is stored under another name: `~2`, `~3`, ... is added if another image has its path.",
     "image-suffix-mended": "The image is stored with the extension of its format instead of the one in the source.",
     "offsets-dropped": "`--plain`: the positions of images within the text were not written.",
     "question-cell-empty": "All cells of a question are empty; the turn has its images and the fixed text of the map.",
@@ -38,7 +38,7 @@ REJECTS: Mapping[str, str] = {
     "no-turns": "The row has no text.",
     "non-finite-number": "`meta` contains NaN or infinity.",
     "not-in-lists": "The clip is not in the official lists, so its split is unknown.",
-    "row-invalid": "The row cannot be read: invalid encoding, JSON, number of cells, or label.",
+    "row-invalid": "The row cannot be read: invalid encoding, JSON, number of cells, label, or split.",
     "video-corrupt": "The clip does not decode without errors.",
     "video-empty": "No frame of the clip can be decoded.",
     "video-missing": "A clip in the lists is not in the source.",

@@ -34,4 +34,6 @@ def place_images(
             f"{source.directory}: left out {counted(others, 'link')} under images/ that lead nowhere or outside"
         )
     if orphans := int((~survey.used).sum()):
-        stage.notes.append(f"{source.directory}: left out {counted(orphans, 'file')} under images/ that no row uses")
+        stage.notes.append(
+            f"{source.directory}: left out {counted(orphans, 'file')} under images/ that no row of the new set uses"
+        )

@@ -129,15 +129,22 @@ def note_few_rows(rows: Mapping[str, int]) -> list[str]:
     ]
 
 
-def hash_notes(shares: Mapping[str, float], manifest: Manifest) -> list[str]:
+def share_notes(shares: Mapping[str, float], manifest: Manifest, limit: int | None = None) -> list[str]:
     """Notes on the shares that hashing the groups gave, and on splits that are small or missing."""
     rows = {name: manifest.splits[name].rows for name in shares if name in manifest.splits}
     total = sum(rows.values())
     got = ", ".join(f"{name} {100 * rows.get(name, 0) / total:.1f} %" for name in shares)
     asked = ", ".join(f"{name} {100 * share:g} %" for name, share in shares.items())
     empty = [name for name in sorted(shares) if name not in rows]
+    exact = quotas([share * total for share in shares.values()], total)
+    is_off = [rows.get(name, 0) for name in shares] != exact
+    rejected = sum(manifest.rejects.values())
+    if limit is not None and any(count + rejected >= limit for count in rows.values()):
+        off = f"--limit {limit}, which is per split, gave {got} instead of {asked}; leave out --limit"
+    else:
+        off = f"hashing the groups gave {got} instead of {asked}; `phi3v-data split` meets shares exactly"
     return [
-        f"hashing the groups gave {got} instead of {asked}; `phi3v-data split` meets shares exactly",
+        *([off] if is_off else []),
         *(f"split {name} has no samples: there are too few groups for its share" for name in empty),
         *note_few_rows(rows),
     ]

@@ -38,6 +38,9 @@ _DOCUMENT = re.compile(
 )
 """Files that accompany a dataset without being part of its data."""
 
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
+SAVE_AS_CSV = "save the sheet as CSV (UTF-8) and give that file"
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -131,6 +134,8 @@ class Source:
             raise UserError(f"the source '{text}' is a named pipe, a device or a socket; give a folder or a file")
         if path.suffix.lower() == ".parquet":
             return cls("parquet", path, text, hub_id=hub_id, work_dir=work)
+        if path.suffix.lower() in SPREADSHEETS:
+            raise UserError(f"the source '{text}' is a spreadsheet; {SAVE_AS_CSV}")
         if is_table(path.name):
             return cls("file", path, text, hub_id=hub_id, work_dir=work)
         source = cls("archive", path, text, hub_id=hub_id, work_dir=work)

@@ -20,7 +20,7 @@ from phi3v_data.sources.fingerprint import fingerprint
 from phi3v_data.sources.hub import REMOTE, RemoteFiles, open_remote, remote_errors
 from phi3v_data.sources.members import is_junk
 from phi3v_data.sources.reads import folder_state, not_noting, note_row, state_of
-from phi3v_data.splits import canonical_split, split_sort_key
+from phi3v_data.splits import canonical_split, lone_split, split_sort_key
 
 _SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(-[0-9a-f]+)?$")
 _BATCH = 16  # rows read together: images make rows large
@@ -321,4 +321,6 @@ def _by_split(names: Iterable[str], locate: Callable[[str], str]) -> dict[str, S
         stem = _SHARD.sub("", path.stem)
         name = stem if len(folders) == 1 else f"{path.parent.as_posix()}/{stem}"
         files.setdefault(name, []).append(locate(str(path)))
+    if len(files) == 1:
+        files = {lone_split(name): found for name, found in files.items()}
     return {split: tuple(files[split]) for split in sorted(files, key=_order)}

@@ -18,7 +18,7 @@ from phi3v_data.draft import Item
 from phi3v_data.errors import UserError
 from phi3v_data.sources.fingerprint import item_fingerprint
 from phi3v_data.sources.reads import Roots
-from phi3v_data.splits import canonical_split, is_split_name, split_sort_key
+from phi3v_data.splits import canonical_split, is_split_name, split_problem, split_sort_key
 
 MIN_PART, MAX_PART, WANTED_PARTS = 2, 256, 1024
 GENERATOR_PART = 64
@@ -36,6 +36,9 @@ def part_size(num_items: int | None) -> int:
 
 
 SPLIT_PRECISION = 1e-6
+UNNAMED_SPLIT = "train"
+"""Where samples are counted whose own split cannot be one; they are rejects."""
+
 _NO_ROOTS = Roots()
 
 
@@ -134,7 +137,7 @@ def spool_plan(
     """Write a converter's items to `folder` and cut them into parts.
 
     Raises:
-        UserError: an object is not an Item, a split name is invalid, or a key is repeated.
+        UserError: an object is not an Item, or a key is repeated.
     """
     spools: dict[str, _Spool] = {}
     keys = array("Q")
@@ -143,9 +146,9 @@ def spool_plan(
             if not isinstance(item, Item) or not isinstance(item.key, str) or not item.key:
                 raise UserError(f"plan() must yield Item objects with a key; number {index} is {item!r:.200}")
             split = choose_split(item.group or item.key, shares, seed) if shares else canonical_split(item.split)
+            if split not in spools and (problem := split_problem(split)):
+                item, split = _without_split(item, problem), UNNAMED_SPLIT
             if split not in spools:
-                if not is_split_name(split):
-                    raise UserError(f"item {item.key!r}: {split!r} cannot name a split; use letters, digits, _ and -")
                 name = f"items-{len(spools):04d}.pickle"
                 spools[split] = _Spool((folder / name).open("wb"), name)
             spool = spools[split]
@@ -161,6 +164,13 @@ def spool_plan(
     if twice := _find_duplicate(keys, folder, spools):
         raise UserError(f"plan() yields the key {twice!r} twice; keys must be unique so that a run can be resumed")
     return _cut(spools, folder)
+
+
+def _without_split(item: Item, problem: str) -> Item:
+    """A reject among the rows of train, unless the item is one already."""
+    if item.reject:
+        return replace(item, split=UNNAMED_SPLIT)
+    return replace(item, split=UNNAMED_SPLIT, reject="row-invalid", message=f"{item.key}: the split {problem}")
 
 
 def _add(spool: _Spool, item: Item, roots: Roots) -> None:

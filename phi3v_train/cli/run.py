@@ -9,6 +9,7 @@ import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_data.errors import COULD_NOT_RUN, GOOD, PROBLEMS
+from phi3v_data.messages import counted
 from phi3v_train.cli.run_options import SettingsCommand, with_settings
 from phi3v_train.settings import Settings
 
@@ -27,7 +28,7 @@ WARNING = "warning"
         "phi3v-train run --data_dir DIR --nnodes 2 --node_rank 0 --master_addr 10.0.0.1",
         "torchrun --nproc_per_node 8 -m phi3v_train run --data_dir DIR",
     ],
-    interrupted="The same command resumes from the last checkpoint.",
+    interrupted="The same command resumes from the last checkpoint, if there is one.",
 )
 def run(
     dry_run: Annotated[bool, typer.Option("--dry_run", help="Stop after the plan.")] = False,
@@ -74,6 +75,8 @@ def run(
         start = find_start(plan)
     if not shown:
         show(plan, start.words(plan.total_steps), as_json=json_output, quiet=quiet)
+        if warning := start.past_end(config.output.output_dir, plan.total_steps):
+            print(f"{WARNING:<8} {warning}", file=sys.stderr)
     if dry_run:
         return
     if start.complete:
@@ -122,7 +125,7 @@ def show(plan: Any, run_state: str, *, as_json: bool, quiet: bool) -> None:
 
 def summary(outcome: Any) -> str:
     """The last lines: where everything is."""
-    lines = [f"{outcome.output_dir}: complete after {outcome.step:,} steps"]
+    lines = [f"{outcome.output_dir}: complete after {counted(outcome.step, 'step')}"]
     for name, result in (("before", outcome.before), ("after", outcome.after)):
         if result:
             scores = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None)

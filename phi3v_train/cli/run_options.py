@@ -12,7 +12,7 @@ from phi3v_data.cli.base import Command, snake_case
 from phi3v_data.cli.options import option_parameter
 from phi3v_data.errors import UserError
 from phi3v_train.config import RunConfig
-from phi3v_train.foreign_names import own_name
+from phi3v_train.foreign_names import ALIASES, own_name
 from phi3v_train.settings import resolve
 
 PANELS = {
@@ -39,6 +39,19 @@ class SettingsCommand(Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         settings = {**(kwargs.pop("context_settings", None) or {}), "token_normalize_func": typed_name}
         super().__init__(*args, context_settings=settings, **kwargs)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse a setting under two names, of which the parser would take the later one without a word."""
+        spelled: dict[str, str] = {}
+        for word in args:
+            if word == "--":
+                break
+            name = snake_case(word.partition("=")[0].removeprefix("--")) if word.startswith("--") else ""
+            own = ALIASES.get(name, name)
+            if own in ALIASES.values() and spelled.setdefault(own, name) != name:
+                raise UserError(f"--{spelled[own]} and --{name} are two names of one option: give one of them")
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
 
 
 def typed_name(token: str) -> str:

@@ -22,6 +22,7 @@ the job, and torchrun, which gets it too, passes it on.
 """
 
 MESSAGE = "stopping after this step, with a checkpoint; a second signal ends the run at once"
+EARLY = "stopping; nothing is trained yet, so the same command starts over; a second signal ends the run at once"
 
 
 class Interrupted(Exception):  # noqa: N818 - an outcome, not a failure
@@ -33,9 +34,12 @@ class StopRequest:
 
     Args:
         is_main: this process prints what happens.
+
+    `saves`: the run has a checkpoint or writes one before it stops; False until the first step begins.
     """
 
     def __init__(self, *, is_main: bool = True) -> None:
+        self.saves = False
         self._is_main = is_main
         self._launched = LAUNCHED in os.environ
         self._of_many = "RANK" in os.environ
@@ -62,7 +66,7 @@ class StopRequest:
             os._exit(128 + number)
         if not self._received and self._is_main:
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"\n{MESSAGE}\n".encode())
+            os.write(2, f"\n{MESSAGE if self.saves else EARLY}\n".encode())
         self._received.setdefault(number, now)
 
     @property

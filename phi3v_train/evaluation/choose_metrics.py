@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.schema import Manifest
+from phi3v_data.schema import METRICS_GROUP, Manifest
 from phi3v_data.user_code import describe_error, load_file
 from phi3v_train.evaluation import metrics
 from phi3v_train.evaluation.metric import Metric, MetricFunction, Records, Undefined
 
 DEFAULT_METRIC = "accuracy"
-GROUP = "phi3v_train.metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def built_in_names() -> tuple[str, ...]:
 @cache
 def installed_metrics() -> tuple[EntryPoint, ...]:
     """Metrics of other packages; a built-in name cannot be taken."""
-    return tuple(point for point in entry_points(group=GROUP) if point.name not in built_in_names())
+    return tuple(point for point in entry_points(group=METRICS_GROUP) if point.name not in built_in_names())
 
 
 def load_installed(point: EntryPoint) -> Metric:

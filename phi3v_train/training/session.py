@@ -18,7 +18,14 @@ from phi3v_data.files import read_json, write_json, write_text
 from phi3v_train.config import RunConfig
 from phi3v_train.distributed.stopping import Interrupted, StopRequest
 from phi3v_train.training import folder
-from phi3v_train.training.checkpoints import Checkpoint, SaveError, has_ended, write_checkpoint, write_folder
+from phi3v_train.training.checkpoints import (
+    Checkpoint,
+    SaveError,
+    checkpoint_name,
+    has_ended,
+    write_checkpoint,
+    write_folder,
+)
 from phi3v_train.training.loop import StepResult, TrainLoop
 from phi3v_train.training.metrics_log import SOURCE_LOSS, MetricsLog, read_metrics
 from phi3v_train.training.plot import draw_loss
@@ -103,6 +110,7 @@ class Session:
         self._line = state["line"]
         self._was_ended = has_ended(state, self.loop.total_steps)
         self.saved = self.step
+        self.request.saves = True
 
     def open(self) -> None:
         """Open logs at the current step, and make up for what a kill cut off after a checkpoint."""
@@ -124,6 +132,7 @@ class Session:
         except Interrupted:
             pass  # the request, which is asked next, knows the signal
         self.stopped = self.request.agree(self.loop.group)
+        self.request.saves = True
 
     @property
     def has_ended(self) -> bool:
@@ -223,7 +232,8 @@ class Session:
                 lambda staging: self.engine.write_model(staging, self.processor, dtype),
             )
         except SaveError as error:
-            raise UnsavedError(f"{error}; make room and run the same command again: it resumes from here") from error
+            advice = f"make room and run the same command again: {self._where_it_resumes()}"
+            raise UnsavedError(f"{error}; {advice}") from error
         if not self.is_main:
             self.loop.group.barrier()
             return
@@ -243,6 +253,11 @@ class Session:
             },
         )
         self.loop.group.barrier()
+
+    def _where_it_resumes(self) -> str:
+        if self.saved is None:
+            return "it starts over, as no checkpoint could be written"
+        return f"it resumes from {checkpoint_name(self.saved)}"
 
     def last_line(self) -> dict[str, Any] | None:
         """The last training line of the log."""

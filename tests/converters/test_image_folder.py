@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from converter_sources import class_folders, encoded, findings, images, put, rows, run, stored, turn
+from converter_sources import class_folders, encoded, findings, images, put, rows, run, stored, turn, write_parquet
 
 import phi3v_data
 from phi3v_data.testing import check_converter
@@ -114,3 +114,20 @@ def test_rejects_name_files_from_the_source_however_it_was_spelled(
 
 def test_check_converter(tmp_path: Path) -> None:
     assert check_converter("image_folder", class_folders(tmp_path / "animals")).samples == 4
+
+
+def test_two_spellings_in_one_split_and_empty_folders_are_noted(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "s", ("train/A/1.png", "train/a/2.png", "train/b/3.png", "val/A/4.png"))
+    (source / "val" / "b").mkdir()
+    result = run("image_folder", source, tmp_path / "o")
+    assert result.manifest.classes == ("A", "a", "b")
+    assert result.notes == (
+        "'A' and 'a' are 2 classes, because a split has more than one of them; rename a folder if they are one",
+        "empty: 'val/b'; no sample is made of a folder without files",
+    )
+
+
+def test_rows_of_parquet_are_for_another_converter(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "s" / "train.parquet", [{"image": encoded(1), "label": 0}])
+    with pytest.raises(phi3v_data.NotFoundError, match=r"holds rows of image, label, .*: phi3v-data convert table"):
+        run("image_folder", tmp_path / "s", tmp_path / "o")

@@ -83,8 +83,8 @@ def test_parquet_with_embedded_pictures(tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "s" / "mine.parquet", table)
     result = convert(source, tmp_path / "o", {**MAP, "name": "mine", "meta": "n"})
     assert (result.samples, result.images) == (3, 3)
-    made = rows(tmp_path / "o", "mine_mine.jsonl")
-    assert made[1]["meta"] == {"source_id": "mine[1]", "n": 1}
+    made = rows(tmp_path / "o", "mine_train.jsonl")
+    assert made[1]["meta"] == {"source_id": "train[1]", "n": 1}
     assert (tmp_path / "o/images" / images(made[1])[0]).read_bytes() == encoded(1)
 
 
@@ -190,6 +190,10 @@ def test_rows_that_are_broken_or_lack_a_field(tmp_path: Path) -> None:
         ("user: 'a {b'\nname: x\n", "the map:1 user: a single '{' at character 3; write '{{' for one"),
         ("user: '{}'\nname: x\n", "an empty {}"),
         ("user: x\ntask: poem\n", "the map:2 task"),
+        (
+            "user: x\nmetrics: [anls, bleu]\n",
+            "the map:2 metrics: there is no metric 'bleu'; there are accuracy, .* --metric FILE.py:NAME",
+        ),
         ("user: x\nvalues:\n  label:\n    0: [1]\n", "the map:"),
         ("user: [\n", "is not YAML"),
         ("- user\n- x\n", "must contain keys such as"),
@@ -232,7 +236,13 @@ def test_which_table_and_where_the_pictures_lie(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "is empty"), ("a,b,a\n", "the column 'a' twice"), ('a\n"open', r"rows.csv:2 is not CSV")],
+    [
+        ("", "is empty"),
+        ("a,b,a\n", "the column 'a' twice"),
+        ('a\nx\n"open\ny\n', "rows.csv:3 is not CSV: a quote that opens in this row is never closed"),
+        ('a\n"open\ny\n"z"\n', "rows.csv:4 is not CSV: .*; its row begins in line 2, maybe with a quote"),
+        ("a\n", "'rows.csv' has a header and no rows"),
+    ],
 )
 def test_a_broken_csv_file_is_one_sentence(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(phi3v_data.UserError, match=words):
@@ -435,3 +445,57 @@ def test_a_table_in_latin_1_is_told_to_be_saved_again(tmp_path: Path) -> None:
         "none of 1 planned sample could be converted (1 row-invalid); the first, l1.csv:2 is not UTF-8; save the file "
         "again as UTF-8"
     )
+
+
+def test_a_row_whose_split_cannot_be_one_is_a_reject(tmp_path: Path) -> None:
+    parts = ["train", "../evil", "", None, "validation", "a b", " "]
+    cells = [{**CELLS[0], "part": part} for part in parts]
+    source = write_source(tmp_path / "s", "rows.jsonl", json_lines(cells))
+    result = convert(source, tmp_path / "o", {**MAP, "split": "part"})
+    assert {name: split.rows for name, split in result.manifest.splits.items()} == {"train": 4, "val": 1}
+    rule = "cannot name a split; use letters, digits, ., _ and -, first a letter or a digit"
+    assert [reject["message"] for reject in rows(tmp_path / "o", "rejects.jsonl")] == [
+        f"rows.jsonl:2: the split '../evil' {rule}",
+        f"rows.jsonl:6: the split 'a b' {rule}",
+    ]
+    assert result.manifest.rejects == {"row-invalid": 2}
+    source = write_source(tmp_path / "t", "rows.jsonl", json_lines([cells[1], cells[1]]))
+    words = r"not one of 2 planned samples could be made \(2 row-invalid\).*rows\.jsonl:1: the split '\.\./evil' cannot"
+    with pytest.raises(phi3v_data.UserError, match=words):
+        convert(source, tmp_path / "p", {**MAP, "split": "part"})
+
+
+@pytest.mark.parametrize(
+    ("files", "split"),
+    [
+        (["data.parquet"], "train"),
+        (["data/data-00000-of-00002.parquet", "data/data-00001-of-00002.parquet"], "train"),
+        (["my rows.parquet"], "train"),
+        (["val.parquet"], "val"),
+        (["docs_validation.parquet"], "val"),
+        (["memes_dev_unseen.parquet"], "dev_unseen"),
+        (["test-rows.parquet"], "test"),
+    ],
+)
+def test_a_lone_parquet_table_is_train_unless_its_name_has_a_split(
+    tmp_path: Path, files: list[str], split: str
+) -> None:
+    for file in files:
+        write_parquet(tmp_path / "s" / file, [{"question": "Q", "answer": "A"}])
+    result = run(
+        "table", tmp_path / "s", tmp_path / "o", options={"map": {"user": "{question}", "assistant": "{answer}"}}
+    )
+    assert {name: found.rows for name, found in result.manifest.splits.items()} == {split: len(files)}
+
+
+def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path: Path) -> None:
+    sheet = put(tmp_path / "s" / "rows.xlsx", b"PK\x03\x04")
+    with pytest.raises(phi3v_data.UserError) as error:
+        run("table", sheet, tmp_path / "o")
+    assert str(error.value) == (
+        f"the source '{sheet}' is a spreadsheet; save the sheet as CSV (UTF-8) and give that file"
+    )
+    with pytest.raises(
+        phi3v_data.UserError, match=r"contains no table but the spreadsheet 'rows\.xlsx'; save the sheet as CSV"
+    ):
+        run("table", tmp_path / "s", tmp_path / "o")

@@ -284,3 +284,47 @@ def test_the_saved_config_is_the_config(tmp_path: Path) -> None:
     assert "num_crops: 4  # dataset.json" in text
     assert "wd: 0.01  # default" in text
     assert set(yaml.safe_load(text)) == set(RunConfig.GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("report_to", "none", ("none",)),
+        ("metric", "anls", ("anls",)),
+        ("metric", "mine.py:score", ("mine.py:score",)),
+        ("data_dir", "rows", (Path("rows"),)),
+        ("data_dir", Path("rows"), (Path("rows"),)),
+    ],
+)
+def test_one_value_of_a_setting_that_takes_several_needs_no_list(
+    tmp_path: Path, name: str, value: Any, kept: tuple[Any, ...]
+) -> None:
+    file = tmp_path / "config.yaml"
+    group = RunConfig.GROUPS[home_groups()[name]]
+    file.write_text(yaml.safe_dump({name: str(value)}))
+    grouped = tmp_path / "grouped.yaml"
+    grouped.write_text(yaml.safe_dump({home_groups()[name]: {name: str(value)}}))
+    found = [
+        resolve({name: value}).config.flat()[name],
+        resolve({}, config_file=file).config.flat()[name],
+        resolve({}, config_file=grouped).config.flat()[name],
+    ]
+    assert found == [[str(each) for each in kept]] * 3
+    assert getattr(group.model_validate({name: value}), name) == kept
+    assert resolve({"data_dir": ["a"], "mix": 2}).config.data.mix == (2.0,)
+    with pytest.raises(UserError, match="--report_to: should be 'tensorboard', 'wandb', 'trackio' or 'none', got 'x'"):
+        resolve({"report_to": "x"})
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("--lr", "1e-3", "--learning_rate", "1e-4"), "--lr and --learning_rate"),
+        (("--learning-rate=1e-3", "--lr=1e-3"), "--learning_rate and --lr"),
+    ],
+)
+def test_two_names_of_one_option_are_refused(
+    words: tuple[str, ...], names: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = typed("run", "--data_dir", "x", *words, capsys=capsys)
+    assert (code, err) == (2, f"error: {names} are two names of one option: give one of them\n")

@@ -239,7 +239,8 @@ def test_a_run_whose_disk_was_full_says_so_and_exits_with_1(
     errors = capfd.readouterr().err
     assert code == 1, errors
     assert errors.count("could not be written: the disk is full; the run continues without this checkpoint") == 2
-    assert f"error: {out / 'model'} could not be written: the disk is full; make room" in errors
+    assert f"error: {out / 'model'} could not be written: the disk is full; make room and run the " in errors
+    assert "same command again: it starts over, as no checkpoint could be written" in errors
     assert not list_checkpoints(out)
     hog.unlink()
     assert call("run", *options, silent) == 0

@@ -64,6 +64,36 @@ def finished(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return out, result.stdout, result.stderr
 
 
+def test_an_unknown_metric_of_the_set_is_refused_without_a_split_to_evaluate(tmp_path: Path) -> None:
+    data = colour_directory(tmp_path / "data", held_out=0)
+    (data / "colours_val.jsonl").unlink()
+    info = SplitInfo(rows=8, images=6, labelled=True, files={})
+    manifest = Manifest(name="colours", task="vqa", metrics=("bleu",), splits={"train": info})
+    (data / "dataset.json").write_text(manifest.to_json())
+    with pytest.raises(phi3v_data.UserError, match=r"dataset\.json asks for the metric 'bleu', .* choose with"):
+        make_plan(resolve(settings_for(data, tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "text"),
+    [
+        (4, None),
+        (5, "--warmup_steps 5 takes more than half of the 8 steps; lower it"),
+        (
+            50,
+            "--warmup_steps 50 is not over when the run ends after 8 steps: the learning rate never reaches its "
+            "highest value; lower --warmup_steps",
+        ),
+    ],
+)
+def test_a_warm_up_of_more_than_half_the_run_is_a_warning(
+    data_dir: Path, tmp_path: Path, warmup: int, text: str | None
+) -> None:
+    plan = make_plan(resolve(settings_for(data_dir, tmp_path / "out", max_steps=8, warmup_steps=warmup)))
+    warnings = [words for name, words in plan_lines(plan, run_state="begins") if name == "warning"]
+    assert [words for words in warnings if "warmup" in words] == ([text] if text else [])
+
+
 def test_the_folder_explains_itself(finished: tuple[Path, str, str], data_dir: Path) -> None:
     out, stdout, _ = finished
     assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == FOLDER

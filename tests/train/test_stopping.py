@@ -95,6 +95,53 @@ def test_a_signal_during_an_evaluation_leaves_it_for_the_next_start(
     assert [(line["step"], "eval_accuracy" in line) for line in lines] == [(1, False), (2, True), (3, False)]
 
 
+def test_a_signal_before_the_first_step_promises_no_checkpoint(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+    original = Generator.__call__
+
+    def generate(self: Generator, prompts: Any) -> Any:
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, prompts)
+
+    monkeypatch.setattr(Generator, "__call__", generate)
+    outcome = short(data_dir, tmp_path / "out", eval_before=True, eval_batch_size=1, max_new_tokens=1)
+    assert (outcome.stopped, outcome.step) == (signal.SIGTERM, 0)
+    assert capfd.readouterr().err.splitlines() == [
+        "",
+        "stopping; nothing is trained yet, so the same command starts over; a second signal ends the run at once",
+    ]
+    assert list_checkpoints(tmp_path / "out") == []
+
+
+def test_fewer_steps_than_a_run_already_has_are_said(
+    data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that was stopped, and of one that is complete."""
+
+    def send(line: Mapping[str, Any]) -> bool:
+        if line["step"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    constant = {"lr_scheduler": "constant", "warmup_steps": 0}
+    short(data_dir, tmp_path / "out", send, **constant)
+    [checkpoint] = list_checkpoints(tmp_path / "out")
+    assert checkpoint.step == 2
+    capfd.readouterr()
+    warning = (
+        f"warning: {tmp_path / 'out'} is already past step 1: nothing is trained, and its model is that of step 2; "
+        "--overwrite starts over, another --output_dir keeps it"
+    )
+    for complete in (False, True):
+        outcome = short(data_dir, tmp_path / "out", max_steps=1, **constant)
+        assert (outcome.step, outcome.already_complete) == (2, complete)
+        assert capfd.readouterr().err.splitlines() == [warning]
+
+
 def test_a_hook_may_end_a_run_which_is_then_complete(data_dir: Path, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 

@@ -5,6 +5,7 @@ under `images/`.
 """
 
 import difflib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +18,11 @@ from phi3v_data.encodings import read_text
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import safe_component
 from phi3v_data.messages import shown
-from phi3v_data.sources.source import SourceFile
+from phi3v_data.sources.source import Source, SourceFile
 from phi3v_data.splits import SPLIT_FOLDERS, split_sort_key
+
+MAX_NAMED = 5
+"""Empty folders that a note names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,35 @@ def one_spelling(files: list[ClassFile], official: Mapping[str, str]) -> list[Cl
             file = replace(file, label=label, group=group, notes=("class-case-merged",))
         renamed.append(file)
     return renamed
+
+
+def folder_notes(source: Source, files: Iterable[ClassFile]) -> tuple[str, ...]:
+    """Sentences on classes whose names differ in letter case alone, and on class folders without a file."""
+    spellings: dict[str, set[str]] = {}
+    for label in {file.label for file in files}:
+        spellings.setdefault(label.lower(), set()).add(label)
+    notes = [
+        f"{' and '.join(map(shown, sorted(names)))} are {len(names)} classes, because a split has more than one of "
+        "them; rename a folder if they are one"
+        for _, names in sorted(spellings.items())
+        if len(names) > 1
+    ]
+    if empty := _empty_folders(source.root):
+        more = f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else ""
+        notes.append(
+            f"empty: {', '.join(map(shown, empty[:MAX_NAMED]))}{more}; no sample is made of a folder without files"
+        )
+    return tuple(notes)
+
+
+def _empty_folders(root: Path) -> list[str]:
+    """Folders below `root` that hold nothing, by the bytes of their paths relative to it; not hidden ones."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if not folders and not files and Path(folder) != root:
+            found.append(Path(folder).relative_to(root).as_posix())
+    return sorted(found, key=lambda name: name.encode("utf-8", "surrogateescape"))
 
 
 def keep_classes(files: list[ClassFile], wanted: Sequence[str]) -> list[ClassFile]:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from phi3v_data.converters.helpers.annotations import NOT_UTF8, read_json, read_json_lines
 from phi3v_data.encodings import open_utf8
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.sources.source import Source, SourceFile
+from phi3v_data.sources.source import SAVE_AS_CSV, SPREADSHEETS, Source, SourceFile
 from phi3v_data.sources.tables import RowLocation
 from phi3v_data.suffixes import TABLE_SUFFIXES, is_table, table_suffix
 
@@ -102,6 +102,8 @@ def _find(source: Source, file: str) -> SourceFile:
     if len(tables) == 1:
         return tables[0]
     if not tables:
+        if sheet := next((found.path for found in source.all_files(SPREADSHEETS)), ""):
+            raise UserError(f"'{source.spec}' contains no table but the spreadsheet '{sheet}'; {SAVE_AS_CSV}")
         raise NotFoundError(f"'{source.spec}' contains no table ({', '.join(TABLE_SUFFIXES)}, .parquet)")
     names = ", ".join(table.path for table in tables[:8])
     raise UserError(f"'{source.spec}' contains several tables; choose one with --table: {names}")
@@ -124,9 +126,17 @@ def _csv(file: SourceFile, delimiter: str) -> tuple[tuple[str, ...], Iterator[Ta
                     if cells:
                         yield _csv_row(where, cells, header)
             except csv.Error as error:
-                raise UserError(f"{name}:{reader.line_num} is not CSV: {error}") from error
+                raise UserError(_not_csv(name, before + 1, reader.line_num, error)) from error
 
     return header, rows()
+
+
+def _not_csv(name: str, first: int, last: int, error: csv.Error) -> str:
+    """The sentence on a row of lines `first` to `last`; a quote that is not closed takes in the lines after it."""
+    if "end of data" in str(error):
+        return f"{name}:{first} is not CSV: a quote that opens in this row is never closed"
+    row = f"; its row begins in line {first}, maybe with a quote that is not closed there" if first < last else ""
+    return f"{name}:{last} is not CSV: {error}{row}"
 
 
 def _opened(file: SourceFile) -> TextIO:
@@ -152,7 +162,7 @@ def _header(reader: Iterator[list[str]], name: str) -> tuple[str, ...]:
     try:
         header = tuple(column.strip() for column in next(reader, ()))
     except csv.Error as error:
-        raise UserError(f"{name}:1 is not CSV: {error}") from error
+        raise UserError(_not_csv(name, 1, 1, error)) from error
     if not header:
         raise UserError(f"{name} is empty; the first line must contain the column names")
     if twice := sorted({column for column in header if header.count(column) > 1}):
