@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 NOTES: Mapping[str, str] = {
     "class-case-merged": "The class has another letter case elsewhere; one spelling is used.",
-    "clip-renamed": "The frames have another name than the clip: `~2`, `~3`, ... is added if another clip has its name.",
+    "clip-renamed": "The frames have another name than the clip: `~2`, `~3`, ... is added if another has its name.",
     "constant-rate-assumed": "`--sampling fps` without usable timestamps: a constant frame rate was assumed.",
     "damage-unchecked": "`--no_verify`: only the frames that were taken have been checked for damage.",
     "frames-repeated": "The clip has fewer frames than requested, so some are repeated.",
