@@ -495,7 +495,5 @@ def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"the source '{sheet}' is a spreadsheet; save the sheet as CSV (UTF-8) and give that file"
     )
-    with pytest.raises(
-        phi3v_data.UserError, match=r"no table but the spreadsheet 'rows\.xlsx'; save the sheet as"
-    ):
+    with pytest.raises(phi3v_data.UserError, match=r"no table but the spreadsheet 'rows\.xlsx'; save the sheet as"):
         run("table", tmp_path / "s", tmp_path / "o")
