@@ -238,7 +238,7 @@ def test_which_table_and_where_the_pictures_lie(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("", "is empty"),
-        ("a,b,a\n", "the column 'a' twice"),
+        ("a,b,a\n", "has two columns 'a'"),
         ('a\nx\n"open\ny\n', "rows.csv:3 is not CSV: a quote that opens in this row is never closed"),
         ('a\n"open\ny\n"z"\n', "rows.csv:4 is not CSV: .*; its row begins in line 2, maybe with a quote"),
         ("a\n", "'rows.csv' has a header and no rows"),
@@ -460,7 +460,9 @@ def test_a_row_whose_split_cannot_be_one_is_a_reject(tmp_path: Path) -> None:
     ]
     assert result.manifest.rejects == {"row-invalid": 2}
     source = write_source(tmp_path / "t", "rows.jsonl", json_lines([cells[1], cells[1]]))
-    words = r"not one of 2 planned samples could be made \(2 row-invalid\).*rows\.jsonl:1: the split '\.\./evil' cannot"
+    words = (
+        r"none of 2 planned samples could be converted \(2 row-invalid\).*rows\.jsonl:1: the split '\.\./evil' cannot"
+    )
     with pytest.raises(phi3v_data.UserError, match=words):
         convert(source, tmp_path / "p", {**MAP, "split": "part"})
 

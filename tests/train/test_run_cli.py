@@ -67,7 +67,8 @@ def finished(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def test_an_unknown_metric_of_the_set_is_refused_without_a_split_to_evaluate(tmp_path: Path) -> None:
     data = colour_directory(tmp_path / "data", held_out=0)
     (data / "colours_val.jsonl").unlink()
-    info = SplitInfo(rows=8, images=6, labelled=True, files={})
+    content = (data / "colours_train.jsonl").read_bytes()
+    info = SplitInfo(rows=8, images=6, files={"colours_train.jsonl": f"sha256:{hashlib.sha256(content).hexdigest()}"})
     manifest = Manifest(name="colours", task="vqa", metrics=("bleu",), splits={"train": info})
     (data / "dataset.json").write_text(manifest.to_json())
     with pytest.raises(phi3v_data.UserError, match=r"dataset\.json asks for the metric 'bleu', .* choose with"):
