@@ -212,7 +212,7 @@ def test_a_forged_record_of_a_part_is_refused_whole(
     edit(interrupted / ".phi3v/convert/parts/000000.json", change)
     shutil.rmtree(interrupted / ".phi3v/convert/run")  # scratch, which each run clears
     before = state(tmp_path)
-    refused(cli, *toy(source, interrupted), words="parts/000000.json: is not what")
+    refused(cli, *toy(source, interrupted), words="parts/000000.json: was not written by phi3v")
     assert state(tmp_path) == before
 
 

@@ -204,7 +204,7 @@ def test_finish_says_what_it_cannot_do(cli: Cli, half: Path, source: Path, tmp_p
 
 def test_what_is_lost_meanwhile_is_named(half: Path) -> None:
     shutil.rmtree(half / "images")
-    with pytest.raises(phi3v_data.UserError, match="cannot be completed, images is gone"):
+    with pytest.raises(phi3v_data.UserError, match="cannot be completed, images is missing"):
         finish(half)
     assert (half / ".phi3v/convert/stage/toy_val.jsonl").exists()
 
