@@ -480,7 +480,7 @@ def test_on_a_terminal_the_only_escape_codes_are_our_own(evil: Path) -> None:
 PROGRESS = textwrap.dedent(
     """
     import sys
-    from phi3v_data.cli import console
+    from phi3v_data import console
     console.PLAIN_INTERVAL = 0.0
     with console.progress_bar(quiet="quiet" in sys.argv) as progress:
         for n in range(0, 101, 50):

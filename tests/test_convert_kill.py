@@ -159,7 +159,7 @@ def test_control_c_says_how_to_go_on_and_leaves_no_one_behind(
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == b""
-    assert b"the same command goes on" in errors
+    assert b"the same command resumes" in errors
     assert b"Traceback" not in errors
     assert_gone(workers)
     (folder / "pipe").unlink()

@@ -143,7 +143,7 @@ def test_a_corrected_table_is_not_mixed_with_the_old_one(tmp_path: Path, name: s
         "rows.csv": "rows.csv:3",
         "rows.json": "rows.json[1]",
         "rows.jsonl": "rows.jsonl:2",
-        "rows.parquet": "rows[1]",
+        "rows.parquet": "train[1]",
     }
     assert f"(item '{row[name]}')" in message
 

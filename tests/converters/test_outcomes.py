@@ -36,7 +36,7 @@ def test_the_page_has_every_code() -> None:
 def test_explain_knows_notes_and_reject_reasons(cli: Cli) -> None:
     code, out, _ = cli("explain", "image_renamed")
     assert code == 0
-    assert out.startswith("image-renamed (note of a conversion, counted in dataset.json): The image has another name")
+    assert out.startswith("image-renamed (note of a conversion, counted in dataset.json): The image is stored under")
     assert out.endswith("docs/converters.md\n")
     assert "reject reason of a conversion" in cli("explain", "image-missing")[1]
     code, _, err = cli("explain", "zzz")

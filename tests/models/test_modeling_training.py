@@ -206,7 +206,7 @@ def test_pictures_and_tags_that_do_not_fit_are_refused_with_a_sentence() -> None
         model(input_ids=ids)
     with pytest.raises(ValueError, match="contain 2 images, but 1 were given"):
         model(input_ids=ids, pixel_values=pixels[:1], image_sizes=sizes[:1])
-    with pytest.raises(ValueError, match="name 0 pictures, but 2"):
+    with pytest.raises(ValueError, match="contain 0 images, but 2"):
         model(input_ids=ids.clamp_min(1), pixel_values=pixels, image_sizes=sizes)
     with pytest.raises(ValueError, match=r"<\|image_1\|> of sample 0 has 757 tokens"):
         model(input_ids=ids, pixel_values=pixels, image_sizes=sizes.flip(0))
