@@ -20,6 +20,7 @@ from phi3v_data.engine.make_engine import make_engine
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
+from phi3v_data.metric_names import unknown_metric
 from phi3v_data.registry import (
     ConverterLike,
     reference,
@@ -309,9 +310,11 @@ def _finish(
 def _describe(converter: Converter[Any], source: Source, request: Request) -> DatasetInfo:
     [info] = _guard(lambda: [converter.describe(source, request.options)], request, "describe")
     if request.name and isinstance(info, DatasetInfo):
-        return replace(info, name=request.name)
+        info = replace(info, name=request.name)
     if not isinstance(info, DatasetInfo) or not is_split_name(info.name):
         raise UserError(f"describe() of {request.cls.name} must return a DatasetInfo whose name can name a file")
+    if why := unknown_metric(tuple(info.metrics)):
+        raise UserError(f"describe() of {request.cls.name}: metrics: {why}")
     return info
 
 

@@ -60,20 +60,6 @@ Offsets: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(st
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Task: TypeAlias = Literal["classification", "vqa", "chat"]
 
-METRICS = ("accuracy", "anls", "anls_paper", "anls_sample", "auroc", "consistency", "exact_match", "macro_f1")
-"""Metrics that `phi3v-train eval` computes, by name."""
-
-METRICS_GROUP = "phi3v_train.metrics"
-"""Entry points of other packages' metrics."""
-
-
-def known_metrics() -> list[str]:
-    """Names that `metrics` may hold: the built-in ones and those of installed packages."""
-    from importlib.metadata import entry_points
-
-    return [*METRICS, *(point.name for point in entry_points(group=METRICS_GROUP) if point.name not in METRICS)]
-
-
 Severity: TypeAlias = Literal["error", "warning", "info"]
 Level: TypeAlias = Literal["quick", "full"]
 

@@ -423,3 +423,16 @@ def test_the_example_converter_works_from_python_and_as_a_generator(tmp_path: Pa
 
 def test_the_toy_is_found_by_file(source: Path, tmp_path: Path) -> None:
     assert phi3v_data.convert(TOY, source, tmp_path / "out", workers=2).samples == 18
+
+
+class Misspelt(Toy):
+    """Asks for a metric that there is not."""
+
+    def describe(self, source: phi3v_data.Source, options: ToyOptions) -> phi3v_data.DatasetInfo:
+        return phi3v_data.DatasetInfo(name="toy", metrics=("accuracy", "acuracy"))
+
+
+def test_a_metric_that_there_is_not_is_refused_before_anything_is_converted(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(phi3v_data.UserError, match=r"metrics: there is no metric 'acuracy'; there are accuracy, anls,"):
+        phi3v_data.convert(Misspelt, source, tmp_path / "out", workers=0, name="mine")
+    assert not (tmp_path / "out" / "dataset.json").exists()

@@ -35,7 +35,7 @@ DATA_FLOORS = (
     ("schema", "unfinished", "jsonl", "splits", "encodings", "lock"),
     ("files", "user_code"),
     ("console",),
-    ("mounts", "markdown", "streams"),
+    ("mounts", "markdown", "streams", "metric_names"),
     ("errors", "lazy", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.schema import METRICS_GROUP, Manifest
+from phi3v_data.metric_names import METRICS_GROUP
+from phi3v_data.schema import Manifest
 from phi3v_data.user_code import describe_error, load_file
 from phi3v_train.evaluation import metrics
 from phi3v_train.evaluation.metric import Metric, MetricFunction, Records, Undefined

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from phi3v_data.errors import UserError
+from phi3v_data.metric_names import built_in_metrics
 from phi3v_data.schema import Manifest
 from phi3v_train.evaluation import metrics
 from phi3v_train.evaluation.choose_metrics import built_in_names, choose_metrics, find_metric, installed_metrics
@@ -444,3 +445,8 @@ def test_names_of_classes_are_cut_only_beyond_28_letters(tmp_path, monkeypatch):
     matrix = confusion_of([record(name, name) for name in names for _ in range(2)])
     draw_confusion(matrix, tmp_path / "confusion.png", title="val")
     assert drawn == ["a" * 28, "b" * 27 + "…", "cat"]
+
+
+def test_the_data_package_knows_the_same_metrics_without_importing_them():
+    assert built_in_metrics() == built_in_names()
+    assert built_in_metrics()[:2] == ("accuracy", "anls")

@@ -31,8 +31,8 @@ from pydantic import (
 
 from phi3v_data.encodings import read_text
 from phi3v_data.errors import UserError
-from phi3v_data.messages import shown
-from phi3v_data.schema import Task, known_metrics
+from phi3v_data.metric_names import unknown_metric
+from phi3v_data.schema import Task
 from phi3v_data.splits import is_split_name
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -111,13 +111,8 @@ class TableMap(_Model):
     @field_validator("metrics", mode="after")
     @classmethod
     def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        known = known_metrics()
-        for name in value:
-            if name not in known:
-                raise ValueError(
-                    f"there is no metric {shown(name)}; there are {', '.join(known)}; one of your own is given to "
-                    "phi3v-train as --metric FILE.py:NAME"
-                )
+        if why := unknown_metric(value):
+            raise ValueError(why)
         return value
 
     @field_validator("delimiter", mode="after")
