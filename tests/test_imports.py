@@ -45,7 +45,7 @@ A module may import from its own floor and from those below it.
 
 TRAIN_FLOORS = (
     ("cli", "__main__"),
-    ("run", "fits"),
+    ("run", "fits", "plan_report"),
     ("build",),
     ("start",),
     ("plan",),

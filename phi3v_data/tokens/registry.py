@@ -2,30 +2,45 @@
 
 Families of this package are found by being there: `FAMILIES` of every module in this folder. Those of other packages
 are found by the entry point group `phi3v_data.token_families`: the entry's name is the family's name, its object a
-`TokenFamily`; they are imported when they are asked for.
+`TokenFamily`; they are imported when they are asked for. One that has the name of a built-in family is ignored, and one
+that several packages provide is refused; `load_families` reports both.
 """
 
 import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from operator import index
 from pathlib import Path
 from pkgutil import iter_modules
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.messages import shown
-from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.messages import escaped, shown
+from phi3v_data.tokens.family import ImageShapeError, TokenFamily
+from phi3v_data.tokens.meant import hint
+from phi3v_data.tokens.plug_in import (
+    EntryPoints,
+    described,
+    entry_points_by_name,
+    ignored,
+    load_object,
+    problem_of,
+    reason,
+    the_only,
+)
 
 GROUP = "phi3v_data.token_families"
 
 DEFAULT = "phi3v"
 """Family of a run without `--model`."""
 
+MOST_TOKENS = 2**31 - 1
+"""Most tokens of an image."""
+
 
 def family_names() -> list[str]:
     """Names of all families, built in and installed."""
-    return [*_built_in(), *_installed()]
+    return [*_built_in(), *(name for name in _installed() if name not in _built_in())]
 
 
 def default_family() -> TokenFamily:
@@ -38,7 +53,7 @@ def get_family(name: str) -> TokenFamily:
 
     Raises:
         NotFoundError: there is none.
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or several packages provide it.
     """
     if name in _built_in():
         return _built_in()[name]
@@ -55,12 +70,17 @@ def find_family(wanted: str | Path) -> tuple[TokenFamily, Path | None]:
         UserError: the family, or the directory's config.json, cannot be read.
     """
     text = str(wanted)
+    if not text:
+        raise UserError(f"--model is empty: give a model family ({_listed(family_names())}) or a model directory")
     if isinstance(wanted, str) and text in family_names():
         return get_family(text), None
     directory = Path(wanted)
+    if directory.is_file():
+        raise NotFoundError(f"--model {shown(text, 80)} is a file: give a model family or the model's directory")
     if not directory.is_dir():
         raise NotFoundError(
             f"{shown(text, 80)} is neither a model family nor a model directory; families: {_listed(family_names())}"
+            f"{hint(text, family_names(), DEFAULT)}"
         )
     model_type = read_model_type(directory)
     if model_type is None:
@@ -78,7 +98,7 @@ def read_model_type(directory: Path) -> str | None:
     """`model_type` in a directory's config.json; None if there is no such file or no such key.
 
     Raises:
-        UserError: the file cannot be read, or is not a JSON object.
+        UserError: the file cannot be read, or is not a JSON object; or the value is not a string.
     """
     path = directory / "config.json"
     try:
@@ -90,8 +110,12 @@ def read_model_type(directory: Path) -> str | None:
         raise UserError(f"{shown(str(path), 120)}: cannot be read: {reason}") from error
     if not isinstance(config, dict):
         raise UserError(f"{shown(str(path), 120)}: must be a JSON object")
-    model_type = config.get("model_type")
-    return model_type if isinstance(model_type, str) else None
+    if "model_type" not in config:
+        return None
+    model_type = config["model_type"]
+    if not isinstance(model_type, str):
+        raise UserError(f"{shown(str(path), 120)}: model_type must be a string, not {shown(model_type, 40)}")
+    return model_type
 
 
 def family_of_type(model_type: str) -> TokenFamily | None:
@@ -110,22 +134,48 @@ def family_of_type(model_type: str) -> TokenFamily | None:
 
 
 def load_families() -> tuple[list[TokenFamily], list[str]]:
-    """All families that can be loaded, and a message about each that cannot."""
+    """All families that can be loaded, and a message about each that cannot or is ignored."""
     families, problems = [], []
     for name in family_names():
         try:
             families.append(get_family(name))
         except UserError as error:
             problems.append(str(error))
+    problems += [ignored(points) for name, points in _installed().items() if name in _built_in()]
     return families, problems
 
 
 def family_version(name: str) -> str:
     """Name of a family, with the distribution and version of one that another package provides."""
-    point = _installed().get(name)
-    if point is None or point.dist is None:
-        return name
-    return f"{name} ({point.dist.name} {point.dist.version})"
+    points = () if name in _built_in() else _installed().get(name, ())
+    dist = points[0].dist if points else None
+    return name if dist is None else f"{name} ({dist.name} {dist.version})"
+
+
+def count_image_tokens(family: TokenFamily, width: int, height: int, budget: int | None) -> int:
+    """`family.image_tokens`, checked where the family is another package's.
+
+    Raises:
+        ImageShapeError: the image processor cannot take an image of this shape.
+        UserError: the family raises anything else, or returns no number of tokens.
+    """
+    points = () if family.name in _built_in() else _installed().get(family.name, ())
+    if not points:
+        return family.image_tokens(width, height, budget)
+    where = f"{described(points)}: image_tokens of an image of {width} x {height} pixels"
+    try:
+        count = family.image_tokens(width, height, budget)
+    except (ImageShapeError, UserError):
+        raise
+    except Exception as error:  # whatever the plug-in raises
+        raise UserError(f"{where} must return a number or raise ImageShapeError, but raised {reason(error)}") from error
+    try:
+        number = -1 if isinstance(count, bool) else index(count)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= MOST_TOKENS:
+        raise UserError(f"{where} must be a whole number from 0 to {MOST_TOKENS}, not {escaped(repr(count)[:40])}")
+    return number
 
 
 @cache
@@ -138,32 +188,23 @@ def _built_in() -> Mapping[str, TokenFamily]:
 
 
 @cache
-def _installed() -> Mapping[str, EntryPoint]:
-    """Families of other packages; built-in names have precedence, and of two equal names the first is used."""
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        if point.name not in _built_in():
-            found.setdefault(point.name, point)
-    return dict(sorted(found.items()))
+def _installed() -> Mapping[str, EntryPoints]:
+    """Entry points of other packages by name, not yet loaded; those with the name of a built-in family too."""
+    return entry_points_by_name(GROUP)
 
 
-def _load(point: EntryPoint) -> TokenFamily:
-    owner = f"the package {point.dist.name}" if point.dist else "an installed package"
-    try:
-        family = point.load()
-    except Exception as error:  # whatever the module raises
-        reason = shown(f"{type(error).__name__}: {error}", 120)
-        raise UserError(f"the model family {point.name} of {owner} cannot be loaded: {reason}") from error
+def _load(points: EntryPoints) -> TokenFamily:
+    point = the_only(points)
+    what = described(points)
+    family = load_object(point)
     if not isinstance(family, TokenFamily):
-        raise UserError(
-            f"the model family {point.name} of {owner}: {shown(point.value, 80)} must be a TokenFamily object, "
-            f"not {type(family).__name__}"
-        )
+        raise UserError(f"{what}: {shown(point.value, 80)} must be a TokenFamily object, not {type(family).__name__}")
     if family.name != point.name:
         raise UserError(
-            f"the model family {point.name} of {owner} is named {shown(family.name, 40)} in {shown(point.value, 80)}: "
-            "the names must be equal"
+            f"{what} is named {shown(family.name, 40)} in {shown(point.value, 80)}: the names must be equal"
         )
+    if problem := problem_of(family):
+        raise UserError(f"{what}: {problem}")
     return family
 
 

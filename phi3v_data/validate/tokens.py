@@ -17,6 +17,7 @@ from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
 from phi3v_data.messages import short, shown
 from phi3v_data.tokens.chat import TurnText
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
+from phi3v_data.tokens.registry import count_image_tokens
 from phi3v_data.validate.batch import Batch
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable
@@ -120,7 +121,11 @@ def tokenizer_identity(directory: Path) -> str:
 
 
 def image_tokens(images: ImageTable, family: TokenFamily, budget: int | None) -> Ints:
-    """Image tokens of each entry, 0 if its size is not known, -1 if the image processor cannot take it."""
+    """Image tokens of each entry, 0 if its size is not known, -1 if the image processor cannot take it.
+
+    Raises:
+        UserError: the family is another package's, and fails.
+    """
     facts = images.facts
     sizes = np.stack([facts["width"], facts["height"]], axis=1).astype(np.int64)
     distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
@@ -128,7 +133,7 @@ def image_tokens(images: ImageTable, family: TokenFamily, budget: int | None) ->
     for index, (width, height) in enumerate(distinct.tolist()):
         if width and height:
             try:
-                counts[index] = family.image_tokens(width, height, budget)
+                counts[index] = count_image_tokens(family, width, height, budget)
             except ImageShapeError:
                 counts[index] = -1
     tokens = counts[inverse.reshape(-1)] if len(distinct) else np.zeros(len(facts), np.int64)
@@ -147,7 +152,7 @@ def report_aspect(
     for use in findings.up_to_limit("image-aspect", uses.tolist()):
         index = int(table.uses[use])
         try:
-            family.image_tokens(int(facts["width"][index]), int(facts["height"][index]), budget)
+            count_image_tokens(family, int(facts["width"][index]), int(facts["height"][index]), budget)
         except ImageShapeError as error:
             message = short(f"{shown(tree.path(index), 100)}: {error}")
             report.report_use("image-aspect", use, message, "crop it, or add a margin on its short side")

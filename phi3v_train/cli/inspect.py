@@ -63,6 +63,7 @@ def inspect(
     from phi3v_train.data.sources import find_row, open_source
     from phi3v_train.data.view import view_sample
     from phi3v_train.models.loading import load_processor, locate
+    from phi3v_train.models.registry import make_renderer
 
     if row is not None and sample_id is not None:
         raise UserError("--row and --id both name a sample: give one of them")
@@ -75,7 +76,7 @@ def inspect(
     files = locate(model.model_name_or_path, base=base, weights=False)
     source = source.with_model(files, tuned_first=True)
     processor = load_processor(files)
-    encoder = Encoder(files.family.renderer(processor), options)
+    encoder = Encoder(make_renderer(files.family, processor), options)
     view = view_sample(Reader([source], encoder), SampleRef(0, number, epoch))
     origin = settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
     say_notes(model_notes(files, processor, [(source, origin)], longest=view.num_tokens), quiet=False)

@@ -36,7 +36,8 @@ def plan(
     from phi3v_train.data.sources import require_data_dir
     from phi3v_train.fits import fit_table
     from phi3v_train.launch import processes_to_start
-    from phi3v_train.plan import make_plan, plan_json
+    from phi3v_train.plan import make_plan
+    from phi3v_train.plan_report import plan_json
     from phi3v_train.start import find_start
 
     require_data_dir(settings.config.data.data_dir)

@@ -114,7 +114,7 @@ def validate(check: Any, settings: Settings, *, quiet: bool) -> None:
 
 def show(plan: Any, run_state: str, *, as_json: bool, quiet: bool) -> None:
     """Print the plan on stderr, or as JSON on stdout; warnings on stderr in any case."""
-    from phi3v_train.plan import plan_json, plan_lines
+    from phi3v_train.plan_report import plan_json, plan_lines
 
     if as_json:
         print(json.dumps(plan_json(plan, run_state=run_state), ensure_ascii=False, indent=2))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from phi3v_train.data.sources import Source
 from phi3v_train.models.loading import ModelFiles
 from phi3v_train.models.machine import Compute
+from phi3v_train.models.registry import ignored_plug_in
 
 DTYPE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -79,7 +80,9 @@ def model_notes(
         UserError: the processor has a setting that this package does not support.
     """
     files.family.check_processor(processor, files.name)
+    ignored = ignored_plug_in(files.family.name)
     notes = [
+        *([ModelNote(ignored, is_warning=True)] if ignored else ()),
         *crops_notes(files, processor, sources),
         *(map(ModelNote, compute_notes(files, compute)) if compute is not None else ()),
         *map(ModelNote, generation_notes(files)),
@@ -101,7 +104,7 @@ def crops_notes(files: ModelFiles, processor: Any, sources: Iterable[tuple[Sourc
         if tuned is not None and tuned != source.num_crops:
             others.append(f"the run that made {files.name} used {tuned}")
         if own is not None and own not in (source.num_crops, tuned):
-            others.append(f"preprocessor_config.json of {files.name} says {own}, which is not used")
+            others.append(f"{files.image_processor_file} of {files.name} says {own}, which is not used")
         suggested = source.manifest.num_crops if source.manifest is not None else None
         if suggested is not None and suggested != source.num_crops:
             others.append(f"dataset.json suggests {suggested}")

@@ -21,6 +21,7 @@ from phi3v_train.evaluation.records import Prediction
 from phi3v_train.evaluation.result import write_scores
 from phi3v_train.models.loading import ModelFiles, load_model, load_processor, locate
 from phi3v_train.models.machine import Compute, choose_compute
+from phi3v_train.models.registry import make_renderer
 from phi3v_train.precision import Precision
 from phi3v_train.settings import Settings
 
@@ -87,7 +88,7 @@ def prepare(
     processor = load_processor(files, num_crops=source.num_crops)
     evaluator = Evaluator(
         source,
-        files.family.renderer(processor),
+        make_renderer(files.family, processor),
         config.eval,
         metrics=choice.metrics if choice else (),
         num_workers=config.data.num_workers,

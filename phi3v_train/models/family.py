@@ -23,6 +23,12 @@ from phi3v_train.models.size import ModelSize
 if TYPE_CHECKING:
     from torch import Tensor
 
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
+"""File of an image processor."""
+
+PROCESSOR_CONFIG = "processor_config.json"
+"""File of a whole processor, with its image processor under the key `image_processor`."""
+
 Part: TypeAlias = Literal["language", "vision", "projector"]
 
 
@@ -52,7 +58,7 @@ class ModuleNames:
 class ImageBudget:
     """The budget that limits the tokens of an image, as a processor carries it.
 
-    `name` is the attribute of the image processor and its key in `preprocessor_config.json`; `tuned` is the key under
+    `name` is the attribute of the image processor and its key in the processor's file; `tuned` is the key under
     which a run of ours writes the budget that it trained with.
     """
 
@@ -72,12 +78,15 @@ class ModelFamily(ABC):
     modules: ClassVar[ModuleNames]
     """Names of tower, projector, language model and head."""
 
-    needed_files: ClassVar[Mapping[str, str]] = {
+    needed_files: ClassVar[Mapping[str | tuple[str, ...], str]] = {
         "config.json": "the model's shapes",
         "tokenizer.json": "the tokenizer",
-        "preprocessor_config.json": "the image processor",
+        (PREPROCESSOR_CONFIG, PROCESSOR_CONFIG): "the image processor",
     }
-    """Files of a model directory beside the weights, each with its purpose."""
+    """Files of a model directory beside the weights, each with its purpose; of a tuple, one is enough.
+
+    transformers 5 saves most processors, the image processor included, as `processor_config.json` alone.
+    """
 
     budget: ClassVar[ImageBudget | None] = None
     """How its processor carries the image budget; None if images have no budget."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside
-from phi3v_train.models.family import ModelFamily
+from phi3v_train.models.family import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, ModelFamily
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.meant import TINY, hint, is_model
 from phi3v_train.models.registry import family_of_config, get_family
@@ -25,7 +25,6 @@ SHARDS = "shards"
 TINY_REVISION = "seed-"
 """Begins the `revision` of an adapter on a tiny model, which tells the seed that its weights were made from."""
 GENERATION_CONFIG = "generation_config.json"
-PREPROCESSOR_CONFIG = "preprocessor_config.json"
 LIGHT_FILES = ("*.json", "*.jinja", "tokenizer.model")
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -63,10 +62,24 @@ class ModelFiles:
         path = self.directory / GENERATION_CONFIG if self.directory is not None else None
         return read_json(path) if path is not None and path.is_file() else {}
 
-    def preprocessor_config(self) -> dict[str, Any]:
-        """The parsed `preprocessor_config.json` of the processor; empty for a tiny model."""
+    @property
+    def image_processor_file(self) -> str:
+        """Name of the file in `processor_directory` that has the image processor's values."""
         folder = self.processor_directory
-        return read_json(folder / PREPROCESSOR_CONFIG) if folder is not None else {}
+        if folder is None or PREPROCESSOR_CONFIG in self.family.needed_files:
+            return PREPROCESSOR_CONFIG
+        return PREPROCESSOR_CONFIG if (folder / PREPROCESSOR_CONFIG).is_file() else PROCESSOR_CONFIG
+
+    def preprocessor_config(self) -> dict[str, Any]:
+        """The image processor's values, parsed from its file; empty for a tiny model."""
+        folder = self.processor_directory
+        if folder is None:
+            return {}
+        values = read_json(folder / self.image_processor_file)
+        if self.image_processor_file == PREPROCESSOR_CONFIG:
+            return values
+        nested = values.get("image_processor")
+        return nested if isinstance(nested, dict) else {}
 
     @property
     def tuned_num_crops(self) -> int | None:
@@ -82,13 +95,13 @@ class ModelFiles:
                 self.family.tokens.check_budget(value)
             except ValueError as error:
                 raise UserError(
-                    f"{self.processor_directory}/{PREPROCESSOR_CONFIG}: {budget.tuned} is wrong: {error}"
+                    f"{self.processor_directory}/{self.image_processor_file}: {budget.tuned} is wrong: {error}"
                 ) from None
         return None if value is None else int(value)
 
     @property
     def stored_num_crops(self) -> int | None:
-        """Image budget of `preprocessor_config.json`, as AutoProcessor takes it; None for a tiny model."""
+        """Image budget in the image processor's file, as AutoProcessor takes it; None for a tiny model."""
         budget = self.family.budget
         value: int | None = self.preprocessor_config().get(budget.name) if budget is not None else None
         return value
@@ -191,8 +204,9 @@ def check_directory(path: Path, *, weights: bool = True) -> ModelFamily:
         raise missing(path, "config.json", "the model's shapes")
     family = family_of_config(read_json(path / "config.json"), path / "config.json")
     for file, purpose in family.needed_files.items():
-        if not (path / file).is_file():
-            raise missing(path, file, purpose)
+        names = (file,) if isinstance(file, str) else file
+        if not any((path / name).is_file() for name in names):
+            raise missing(path, " or ".join(names), purpose)
     if weights and (path / SHARDS).is_dir() and not list(path.glob("*.safetensors")):
         raise UserError(
             f"{path}: is a checkpoint in shards, one for each process that saved it; make a model directory of it "
@@ -275,7 +289,7 @@ def load_processor(files: ModelFiles, *, num_crops: int | None = None) -> Any:
     """Tokenizer and image processor; `num_crops` overrides the directory's image budget.
 
     Raises:
-        UserError: a value in preprocessor_config.json that the model does not have.
+        UserError: a value in the processor's files that the model does not have.
     """
     family = files.family
     if files.processor_directory is None:

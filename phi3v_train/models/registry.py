@@ -2,20 +2,33 @@
 
 Built-in families are found by being there: every folder `models/NAME/` with a `family.py` that has `FAMILIES`. Those of
 other packages come from the entry point group `phi3v_train.families`: the entry's name is the family's name, its object
-a `ModelFamily`. A family is imported when it is asked for, and imports torch when a model is loaded.
+a `ModelFamily`. A family is imported when it is asked for, and imports torch when a model is loaded. One that has the
+name of a built-in family is ignored with a note, and one that several packages provide is refused.
 """
 
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.messages import shown
+from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.tokens.plug_in import (
+    EntryPoints,
+    described,
+    entry_points_by_name,
+    ignored,
+    load_object,
+    problem_of,
+    reason,
+    the_only,
+)
 from phi3v_data.tokens.registry import DEFAULT
-from phi3v_train.models.family import ModelFamily
+from phi3v_train.models.family import ModelFamily, ModuleNames
+from phi3v_train.models.renderer import Renderer
 
 GROUP = "phi3v_train.families"
 
@@ -33,18 +46,19 @@ def built_in() -> Mapping[str, ModelFamily]:
 
 
 @cache
-def installed() -> Mapping[str, EntryPoint]:
-    """Families of other packages, not yet loaded; a built-in name is not overruled, of equal names the first counts."""
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        if point.name not in built_in():
-            found.setdefault(point.name, point)
-    return dict(sorted(found.items()))
+def installed() -> Mapping[str, EntryPoints]:
+    """Entry points of other packages by name, not yet loaded; those with the name of a built-in family too."""
+    return entry_points_by_name(GROUP)
 
 
 def family_names() -> list[str]:
     """Names of all families, built in and installed."""
-    return [*built_in(), *installed()]
+    return [*built_in(), *(name for name in installed() if name not in built_in())]
+
+
+def ignored_plug_in(name: str) -> str:
+    """The sentence about a plug-in that has the name of this built-in family; empty if there is none."""
+    return ignored(installed()[name]) if name in built_in() and name in installed() else ""
 
 
 def get_family(name: str = DEFAULT) -> ModelFamily:
@@ -52,12 +66,12 @@ def get_family(name: str = DEFAULT) -> ModelFamily:
 
     Raises:
         NotFoundError: there is none.
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or several packages provide it.
     """
     if name in built_in():
         return built_in()[name]
     if name in installed():
-        return load(installed()[name])
+        return load(the_only(installed()[name]))
     raise NotFoundError(f"no model family {shown(name, 80)} can be trained; there are {', '.join(family_names()[:8])}")
 
 
@@ -88,12 +102,25 @@ def family_of_model(model: Any) -> ModelFamily:
 
 def every_family(problems: list[str]) -> Iterator[ModelFamily]:
     """All families, loaded one by one; a sentence about each that cannot be is added to `problems`."""
-    yield from built_in().values()
-    for point in installed().values():
+    for name in family_names():
         try:
-            yield load(point)
+            yield get_family(name)
         except UserError as error:
             problems.append(str(error))
+
+
+def make_renderer(family: ModelFamily, processor: Any) -> Renderer:
+    """The encoder of conversations with a processor of this family.
+
+    Raises:
+        UserError: the family returns anything else.
+    """
+    renderer: object = family.renderer(processor)
+    if not isinstance(renderer, Renderer):
+        points = () if family.name in built_in() else installed().get(family.name, ())
+        what = described(points) if points else f"the model family {family.name}"
+        raise UserError(f"{what}: renderer must return a Renderer object, not {type(renderer).__name__}")
+    return renderer
 
 
 @cache
@@ -101,17 +128,34 @@ def load(point: EntryPoint) -> ModelFamily:
     """The family that an entry point names.
 
     Raises:
-        UserError: its module fails, or the object is not a family of that name.
+        UserError: its module fails, or the object is not a family of that name, or it lacks something.
     """
-    owner = f"the package {point.dist.name}" if point.dist else "an installed package"
-    what = f"the model family {point.name} of {owner}"
-    try:
-        family = point.load()
-    except Exception as error:  # whatever the module raises
-        reason = shown(f"{type(error).__name__}: {error}", 120)
-        raise UserError(f"{what} cannot be loaded: {reason}") from error
+    what = described((point,))
+    family = load_object(point)
     if not isinstance(family, ModelFamily):
         raise UserError(f"{what}: {point.value} must be a ModelFamily object, not {type(family).__name__}")
-    if family.name != point.name:
-        raise UserError(f"{what} is named {shown(family.name, 40)} in {point.value}: the names must be equal")
+    name = getattr(family, "name", None)
+    if name != point.name:
+        raise UserError(f"{what} is named {shown(name, 40)} in {point.value}: the names must be equal")
+    if problem := _problem_of(family):
+        raise UserError(f"{what}: {problem}")
     return family
+
+
+def _problem_of(family: ModelFamily) -> str:
+    """The reason why a family of another package cannot be used, to end a sentence with; empty if there is none."""
+    for field, kind in (("title", str), ("modules", ModuleNames), ("needed_files", Mapping)):
+        if not isinstance(getattr(family, field, None), kind):
+            return f"{type(family).__name__} must have {field}, a {kind.__name__}"
+    try:
+        tokens: object = family.tokens
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the plug-in raises
+        return f"its tokens cannot be loaded: {reason(error)}"
+    if not isinstance(tokens, TokenFamily):
+        return f"its tokens must be a TokenFamily object, not {type(tokens).__name__}"
+    if tokens.name != family.name:
+        return f"its tokens are named {shown(tokens.name, 40)}: the names must be equal"
+    problem = problem_of(tokens)
+    return f"its tokens: {problem}" if problem else ""

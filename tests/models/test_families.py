@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from in_process import Cli, make_cli
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.tokens import registry as token_registry
+from phi3v_train.cli.app import main
 from phi3v_train.config import MethodConfig
 from phi3v_train.models import registry
 from phi3v_train.models.loading import locate
@@ -108,10 +111,12 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     caches = (registry.installed, registry.load, token_registry._installed)
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)
+        patch.delitem(sys.modules, "broken_family", raising=False)
         importlib.invalidate_caches()
         for cache in caches:
             cache.cache_clear()
         yield tmp_path
+        sys.modules.pop("broken_family", None)
     for cache in caches:
         cache.cache_clear()
 
@@ -128,6 +133,143 @@ def test_a_family_that_cannot_be_loaded_is_named_where_it_matters_only(plug_in: 
     with pytest.raises(UserError) as caught:
         locate(str(plug_in / "model"))
     assert str(caught.value) == f"{plug_in}/model/config.json: model_type is 'other', and {reason}"
+
+
+FAMILY = """
+from dataclasses import replace
+from phi3v_train.models.family import ModelFamily
+from phi3v_train.models.phi3v.family import Phi3VFamily
+TOKENS = replace(Phi3VFamily.tokens, name="broken", model_types=("broken_vl",))
+class Broken(Phi3VFamily):
+    name, title, tokens = "broken", "Broken models", TOKENS
+    BODY
+FAMILY = Broken()
+"""
+"""Module of a plug-in for the family `broken`: Phi-3-vision by another name, with one fault."""
+
+SOUND = FAMILY.replace("BODY", "")
+
+UNTITLED = """
+KEPT = {key: value for key, value in vars(Phi3VFamily).items() if key not in ("title", "__dict__", "__weakref__")}
+FAMILY = type("Untitled", (ModelFamily,), {**KEPT, "name": "broken", "tokens": TOKENS})()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("raise SystemExit(0)\n", " cannot be loaded: 'SystemExit: 0'"),
+        ("FAMILY = 3\n", ": broken_family:FAMILY must be a ModelFamily object, not int"),
+        (SOUND + "FAMILY = Broken\n", ": broken_family:FAMILY must be a ModelFamily object, not ABCMeta"),
+        (SOUND + UNTITLED, ": Untitled must have title, a str"),
+        (FAMILY.replace("BODY", "modules = None"), ": Broken must have modules, a ModuleNames"),
+        (FAMILY.replace("BODY", "tokens = None"), ": its tokens must be a TokenFamily object, not NoneType"),
+        (
+            FAMILY.replace("BODY", "tokens = property(lambda self: 1 // 0)"),
+            ": its tokens cannot be loaded: 'ZeroDivisionError: integer division or modulo by zero'",
+        ),
+        (
+            FAMILY.replace("BODY", "tokens = Phi3VFamily.tokens"),
+            ": its tokens are named 'phi3v': the names must be equal",
+        ),
+        (
+            FAMILY.replace("BODY", "tokens = replace(TOKENS, model_types='half')"),
+            ": its tokens: model_types must be a tuple of strings, not 'half'",
+        ),
+    ],
+)
+def test_a_faulty_family_is_named_with_its_package_and_stops_no_other(plug_in: Path, module: str, reason: str) -> None:
+    (plug_in / "broken_family.py").write_text(module)
+    (plug_in / "model").mkdir()
+    (plug_in / "model" / "config.json").write_text('{"model_type": "al"}')
+    sentence = f"the model family broken of the package broken{reason}"
+    with pytest.raises(UserError) as caught:
+        locate("tiny:broken")
+    assert str(caught.value) == sentence
+    with pytest.raises(UserError) as caught:
+        locate(str(plug_in / "model"))
+    assert str(caught.value) == f"{plug_in}/model/config.json: model_type is 'al', and {sentence}"
+    assert registry.family_of_config({"model_type": "phi3_v"}, "config.json") is PHI3V
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """One row without images."""
+    directory = tmp_path / "set"
+    directory.mkdir()
+    row = {"id": "1", "source": "x", "conversations": [{"images": [], "user": "q", "assistant": "a"}]}
+    (directory / "train.jsonl").write_text(json.dumps(row) + "\n")
+    return directory
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return partial(make_cli(capsys, monkeypatch), main=main)
+
+
+def test_a_family_without_a_renderer_is_named_with_its_package(plug_in: Path, data_dir: Path, cli: Cli) -> None:
+    (plug_in / "broken_family.py").write_text(FAMILY.replace("BODY", "renderer = lambda self, processor: None"))
+    code, out, err = cli("inspect", data_dir, "--model_name_or_path", "tiny:broken")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: the model family broken of the package broken: renderer must return a Renderer object, not NoneType\n"
+    )
+    assert cli("inspect", data_dir, "--model_name_or_path", "tiny")[0] == 0
+
+
+def test_a_plug_in_with_the_name_of_a_built_in_family_is_ignored_with_a_warning(
+    plug_in: Path, data_dir: Path, cli: Cli
+) -> None:
+    points = plug_in / "broken-2.0.dist-info" / "entry_points.txt"
+    points.write_text("[phi3v_train.families]\nphi3v = broken_family:FAMILY\n")
+    assert registry.family_names() == ["phi3v"]
+    code, _, err = cli("inspect", data_dir, "--model_name_or_path", "tiny")
+    assert code == 0
+    sentence = (
+        "the model family phi3v of the package broken is ignored, because the package phi3v has a family of that "
+        "name: uninstall the former, or rename its family"
+    )
+    assert err.count(sentence) == 1
+
+
+def test_a_name_of_two_plug_ins_is_refused(plug_in: Path) -> None:
+    info = plug_in / "second-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: second\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[phi3v_train.families]\nbroken = second_family:FAMILY\n")
+    with pytest.raises(UserError, match=r"^the model family broken of the package .* is defined 2 times") as caught:
+        locate("tiny:broken")
+    assert "the package broken" in str(caught.value)
+    assert "the package second" in str(caught.value)
+    assert locate("tiny").family is PHI3V
+
+
+def test_a_family_may_keep_its_image_processor_in_either_file(plug_in: Path) -> None:
+    """Phi-3-vision, whose processor reads preprocessor_config.json alone, may not."""
+    body = "needed_files = ModelFamily.needed_files"
+    (plug_in / "broken_family.py").write_text(FAMILY.replace("BODY", body))
+    model = plug_in / "model"
+    model.mkdir()
+    for name in ("tokenizer.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    (model / "config.json").write_text('{"model_type": "broken_vl"}')
+    missing = f"{model}: preprocessor_config.json or processor_config.json is missing (the image processor); "
+    with pytest.raises(NotFoundError) as caught:
+        locate(str(model))
+    assert str(caught.value).startswith(missing)
+    nested = {"processor_class": "X", "image_processor": {"num_crops": 4, "tuned_num_crops": 7}}
+    (model / "processor_config.json").write_text(json.dumps(nested))
+    files = locate(str(model))
+    assert (files.family.name, files.stored_num_crops, files.tuned_num_crops) == ("broken", 4, 7)
+    (model / "processor_config.json").write_text(json.dumps({"image_processor": {"tuned_num_crops": 99}}))
+    with pytest.raises(UserError, match=r"/processor_config\.json: tuned_num_crops is wrong: "):
+        _ = files.tuned_num_crops
+    (model / "preprocessor_config.json").write_text('{"num_crops": 5}')
+    assert (files.stored_num_crops, files.tuned_num_crops) == (5, None)
+    (model / "preprocessor_config.json").unlink()
+    (model / "config.json").write_text('{"model_type": "phi3_v"}')
+    with pytest.raises(NotFoundError, match=r": preprocessor_config\.json is missing \(the image processor\); "):
+        locate(str(model))
 
 
 def test_an_unknown_family_names_those_that_are_there() -> None:

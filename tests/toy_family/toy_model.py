@@ -99,7 +99,7 @@ class ToyImageProcessor:
 
 
 class ToyProcessor:
-    """Tokenizer and image processor, with what `save_pretrained` writes."""
+    """Tokenizer and image processor, with what `save_pretrained` writes: one file, as transformers 5 does."""
 
     chat_template = None
 
@@ -108,11 +108,12 @@ class ToyProcessor:
 
     def save_pretrained(self, directory: str | Path) -> None:
         self.tokenizer.save_pretrained(directory)
-        Path(directory, "preprocessor_config.json").write_text(json.dumps(vars(self.image_processor)))
+        values = {"processor_class": type(self).__name__, "image_processor": vars(self.image_processor)}
+        Path(directory, "processor_config.json").write_text(json.dumps(values))
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "ToyProcessor":
-        values = json.loads(Path(directory, "preprocessor_config.json").read_text())
+        values = json.loads(Path(directory, "processor_config.json").read_text())["image_processor"]
         return cls(PreTrainedTokenizerFast.from_pretrained(directory), ToyImageProcessor(**values))
 
 

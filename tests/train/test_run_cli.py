@@ -22,7 +22,8 @@ from phi3v_data.cli.base import run as run_program
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_train.cli.app import COMMANDS, HELP
 from phi3v_train.models.phi3v.tiny import tiny_tokenizer
-from phi3v_train.plan import make_plan, plan_lines
+from phi3v_train.plan import make_plan
+from phi3v_train.plan_report import plan_lines
 from phi3v_train.recipes import recipe_names
 from phi3v_train.run import run
 from phi3v_train.settings import resolve

@@ -13,7 +13,8 @@ from phi3v_data.schema import Sample, Turn
 from phi3v_train.data.collate import collate
 from phi3v_train.data.sources import open_source, unique_names
 from phi3v_train.models.loading import load_base
-from phi3v_train.plan import make_plan, plan_lines
+from phi3v_train.plan import make_plan
+from phi3v_train.plan_report import plan_lines
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
 from phi3v_train.training.plot import draw_loss

@@ -34,6 +34,15 @@ from dataclasses import replace
 from phi3v_data.tokens.phi3v import PHI3V
 IT = replace(PHI3V, name="x")
 """
+FAILING = """
+from dataclasses import dataclass
+from phi3v_data.tokens.phi3v import PHI3V
+@dataclass(frozen=True)
+class Failing(type(PHI3V)):
+    def image_tokens(self, width, height, budget):
+        BODY
+IT = Failing(**{**vars(PHI3V), "name": "broken", "model_types": ("broken_vl",)})
+"""
 RECEIPT = ".phi3v/validate/receipt.json"
 
 
@@ -269,6 +278,16 @@ def test_a_model_that_no_family_reads(
     [
         ("import nowhere_to_be_found\n", "cannot be loaded: 'ModuleNotFoundError: No module named"),
         ("IT = 3\n", "must be a TokenFamily object, not int"),
+        ("raise SystemExit(0)\n", "cannot be loaded: 'SystemExit: 0'"),
+        ("class Odd(BaseException): pass\nraise Odd('no')\n", "cannot be loaded: 'Odd: no'"),
+        (
+            RENAMED.replace('"x"', '"broken", model_types="half"'),
+            "broken-family: model_types must be a tuple of strings, not 'half'",
+        ),
+        (
+            RENAMED.replace('"x"', '"broken", other_special="[PAD]"'),
+            "broken-family: other_special must be a tuple of strings, not '[PAD]'",
+        ),
         (RENAMED, "is named 'x' in 'broken_family:IT': the names must be equal"),
     ],
 )
@@ -290,6 +309,113 @@ def test_a_family_that_fails_to_load_is_named_with_its_package(
     assert report.ok
     assert "the package broken-family" in found(report, "check-skipped")[0].message
     installed.delitem(sys.modules, "broken_family", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 // 0", "must return a number or raise ImageShapeError, but raised 'ZeroDivisionError: "),
+        ("return None", "must be a whole number from 0 to 2147483647, not None"),
+        ("return -3", "must be a whole number from 0 to 2147483647, not -3"),
+        ("return 2.5", "must be a whole number from 0 to 2147483647, not 2.5"),
+        ("return 2**70", "must be a whole number from 0 to 2147483647, not 1180591620717411303424"),
+    ],
+)
+def test_a_family_whose_image_tokens_fail_is_named_with_its_package(
+    installed: pytest.MonkeyPatch, directory: Path, tmp_path: Path, cli: Cli, body: str, message: str
+) -> None:
+    module = FAILING.replace("BODY", body)
+    installed.syspath_prepend(str(install(tmp_path / "packages", "broken", "broken_family:IT", broken_family=module)))
+    installed.delitem(sys.modules, "broken_family", raising=False)
+    forget_families()
+    code, out, err = cli("validate", directory, "--model", "broken")
+    assert (code, out) == (2, "")
+    sentence = " ".join(err.split())
+    assert (
+        "the model family broken of the package broken-family: image_tokens of an image of 64 x 64 pixels" in sentence
+    )
+    assert message in sentence
+    assert "bug" not in sentence
+    assert validate(directory).ok
+    installed.delitem(sys.modules, "broken_family", raising=False)
+
+
+def test_a_plug_in_with_the_name_of_a_built_in_family_is_reported_and_ignored(
+    installed: pytest.MonkeyPatch, directory: Path, tmp_path: Path
+) -> None:
+    installed.syspath_prepend(str(install(tmp_path / "packages", "phi3v", "nowhere:IT")))
+    forget_families()
+    report = validate(directory, model="phi3v")
+    assert report.ok
+    assert report.stats["model"] == "phi3v"
+    assert [problem.message for problem in found(report, "check-skipped")] == [
+        "markers of a model family are not looked for: the model family phi3v of the package phi3v-family is ignored, "
+        "because the package phi3v has a family of that name: uninstall the former, or rename its family"
+    ]
+    assert registry.family_names() == ["phi3v"]
+    assert registry.family_version("phi3v") == "phi3v"
+
+
+def test_a_name_of_two_plug_ins_is_refused(
+    installed: pytest.MonkeyPatch, directory: Path, tmp_path: Path, cli: Cli
+) -> None:
+    for package in ("one", "two"):
+        folder = install(tmp_path / package, package, "nowhere:IT")
+        points = folder / f"{package}_family-1.0.dist-info" / "entry_points.txt"
+        points.write_text(f"[{registry.GROUP}]\nbroken = {package}_module:IT\n")
+        installed.syspath_prepend(str(folder))
+    forget_families()
+    code, out, err = cli("validate", directory, "--model", "broken")
+    assert (code, out) == (2, "")
+    sentence = " ".join(err.split())
+    assert "the package one-family" in sentence
+    assert "the package two-family" in sentence
+    assert "is defined 2 times" in sentence
+    assert "uninstall all but one" in sentence
+    assert len(found(validate(directory, model="phi3v"), "check-skipped")) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("", "--model is empty: give a model family (phi3v) or a model directory"),
+        ("Phi3V", "families: phi3v; did you mean phi3v?"),
+        ("phi3_v", "families: phi3v; did you mean phi3v?"),
+        ("tiny", "'tiny' is the small model of phi3v: use --model phi3v"),
+        ("tiny:phi3v", "'tiny:phi3v' is the small model of phi3v: use --model phi3v"),
+        (
+            "microsoft/Phi-3.5-vision-instruct",
+            "download it first (hf download microsoft/Phi-3.5-vision-instruct --local-dir DIR) and use --model DIR",
+        ),
+        ("set/train.jsonl", "--model 'set/train.jsonl' is a file: give a model family or the model's directory"),
+        ("listed", "'listed/config.json': model_type must be a string, not an array of 1"),
+        ("numbered", "'numbered/config.json': model_type must be a string, not 3"),
+    ],
+)
+def test_a_hint_at_the_model_that_was_meant(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, model: str, message: str
+) -> None:
+    files = {
+        "set/train.jsonl": [row("a")],
+        "listed/config.json": '{"model_type": ["phi3_v"]}',
+        "numbered/config.json": '{"model_type": 3}',
+    }
+    write(tmp_path, files)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("validate", "set", "--model", model)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+
+
+def test_a_missing_folder_beside_others_is_not_taken_for_a_hub_id(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {"set/train.jsonl": [row("a")]})
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli("validate", "set", "--model", "set/model")
+    assert code == 2
+    assert "'set/model' is neither a model family nor a model directory" in " ".join(err.split())
+    assert "hf download" not in err
 
 
 def test_a_receipt_is_for_one_family(directory: Path, toy: str) -> None:

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.chat import TurnText
 from phi3v_data.tokens.phi3v import PHI3V as TOKENS
-from phi3v_train.models.family import ImageBudget, ModelFamily, ModuleNames
+from phi3v_train.models.family import PREPROCESSOR_CONFIG, ImageBudget, ModelFamily, ModuleNames
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import Linear, LinearGroup, ModelSize, Stack
 
@@ -51,6 +51,11 @@ class Phi3VFamily(ModelFamily):
         tower=(TOWER,),
         projector=(VISION,),
     )
+    needed_files: ClassVar[Mapping[str | tuple[str, ...], str]] = {
+        "config.json": "the model's shapes",
+        "tokenizer.json": "the tokenizer",
+        PREPROCESSOR_CONFIG: "the image processor",
+    }
     budget = ImageBudget("num_crops", "tuned_num_crops")
     no_packing = ""
     no_decay = ("bias", "glb_GN", "sub_GN")

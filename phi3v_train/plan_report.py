@@ -1,0 +1,165 @@
+"""The plan of a run for people, as lines, and for programs, as JSON."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from phi3v_data.messages import counted
+from phi3v_train.config import OptimName
+from phi3v_train.plan import Plan, crops_origin
+from phi3v_train.training.memory import GB, Memory, fits
+from phi3v_train.training.parallel.deepspeed_config import summary
+
+SHOWN_DEFAULTS = ("learning_rate", "batch_size", "batch_size_per_gpu", "num_train_epochs", "num_crops", "warmup_steps")
+"""Settings that the plan shows even where nothing set them."""
+
+
+def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
+    """The plan as (what, text) lines; `run_state` is whether the run starts, resumes or is complete."""
+    config, probe, memory = plan.config, plan.probe, plan.memory
+    yield "run", f"{config.output.output_dir}: {run_state}"
+    for index, source in enumerate(plan.sources):
+        named = f"{plan.source_names[index]}: " if len(plan.sources) > 1 else ""
+        origin = crops_origin(plan.settings, source)
+        budget = f", num_crops {source.num_crops} ({origin})" if source.num_crops is not None else ""
+        mixed = f", weight {config.data.mix[index]:g}" if config.data.mix else ""
+        yield (
+            "data",
+            f"{named}{source.directory} {source.split.name}: {len(source):,} rows{budget}{mixed}",
+        )
+    if plan.eval_source is not None:
+        limit = config.eval.eval_limit
+        rows = min(len(plan.eval_source), limit or len(plan.eval_source))
+        metrics = ", ".join(metric.name for metric in plan.metrics)
+        yield "eval", f"{plan.eval_source.directory} {plan.eval_source.split.name}: {rows:,} rows, {metrics}"
+    elif config.eval.is_wanted:
+        yield "eval", "none: no split val, dev, dev_seen or test with answers, and no --eval_split"
+    else:
+        yield "eval", "none: switched off by --no_eval_before and --no_eval_after"
+    processes = f" x {plan.world_size} processes" if plan.world_size > 1 else ""
+    epochs = plan.total_steps / plan.order.epoch_steps
+    samples = f"{plan.order.epoch_samples:,} samples"
+    batch = (
+        f"{config.optim.batch_size} ({config.optim.batch_size_per_gpu} x {plan.accumulation} accumulated{processes})"
+    )
+    if config.optim.max_steps is None:
+        yield "steps", f"{plan.total_steps:,} = {samples} x {epochs:.3g} epochs / {batch}"
+    else:
+        yield "steps", f"{plan.total_steps:,} (--max_steps) of {batch} samples: {epochs:.3g} epochs of {samples}"
+    yield (
+        "tokens",
+        f"{probe.mean_tokens:,.0f} a sample, longest {probe.max_tokens:,} (of {len(probe.measures)} rows measured); "
+        f"about {probe.mean_tokens * plan.order.epoch_samples / 1e6:,.3g} M an epoch",
+    )
+    if plan.lengths is not None and plan.lengths.num_too_long:
+        yield (
+            "length",
+            f"{plan.lengths.num_too_long:,} of {plan.lengths.num_measured:,} samples measured are over --max_length "
+            f"{config.data.max_length} (longest {plan.lengths.longest:,}): cut at a turn's border",
+        )
+    share = 100 * memory.trained / plan.size.total
+    yield "model", f"{plan.files.name}: {plan.size.total / 1e6:,.4g} M parameters"
+    yield "method", f"{config.method.name}: {memory.trained / 1e6:,.4g} M trained ({share:.3g} %)"
+    yield "compute", f"{plan.compute.device}, {plan.compute.dtype}, attention {plan.compute.attn}"
+    if plan.deepspeed is not None:
+        yield "zero", summary(plan.deepspeed)
+    if plan.world_size > 1:
+        yield "parallel", f"{plan.strategy.name}; {plan.world_size} processes"
+    yield "memory", memory_text(memory, plan.strategy.available, config.optim.optim)
+    for note in plan.notes:
+        yield "warning" if note.is_warning else "note", note.text
+    if warning := warmup_warning(config.optim.warmup_steps, plan.total_steps):
+        yield "warning", warning
+    unused = "num_train_epochs" if config.optim.max_steps is not None else ""
+    for name, value in config.flat().items():
+        if name in plan.settings.origins or (name in SHOWN_DEFAULTS and name != unused):
+            yield "setting", f"{name} {format_value(value)} ({plan.settings.origin(name)})"
+
+
+def warmup_warning(warmup_steps: int, total_steps: int) -> str:
+    """Warning that the warm-up takes more than half of the run; empty if it does not."""
+    if warmup_steps * 2 <= total_steps:
+        return ""
+    steps = counted(total_steps, "step")
+    if warmup_steps < total_steps:
+        return f"--warmup_steps {warmup_steps} takes more than half of the {steps}; lower it"
+    return (
+        f"--warmup_steps {warmup_steps} is not over when the run ends after {steps}: the learning rate never reaches "
+        "its highest value; lower --warmup_steps"
+    )
+
+
+MOMENTS_NOTE: dict[OptimName, str] = {
+    "adamw": "",
+    "adamw_8bit": " in 8 bits",
+    "paged_adamw_8bit": " in 8 bits, paged to CPU memory where the GPU is full",
+}
+
+
+def memory_text(memory: Memory, available: int, optim: OptimName) -> str:
+    """The estimate against what there is."""
+    verdict = "" if not available else f" of {available / GB:,.1f} GB"
+    if available and not fits(memory, available):
+        verdict += ": does not fit"
+    moments = f"{memory.moments / GB:,.2f}{MOMENTS_NOTE[optim]}"
+    return (
+        f"about {memory.total / GB:,.2f} GB{verdict} (weights {memory.weights / GB:,.2f}, gradients "
+        f"{memory.gradients / GB:,.2f}, moments {moments}, activations {memory.activations / GB:,.2f})"
+    )
+
+
+def format_value(value: Any) -> str:
+    """A setting's value for people."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        return f"{value:g}"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
+    """The plan as one JSON document."""
+    memory = plan.memory
+    return {
+        "format": 1,
+        "run": run_state,
+        "output_dir": str(plan.config.output.output_dir),
+        "sources": [
+            {
+                "name": name,
+                "data_dir": str(source.directory),
+                "split": source.split.name,
+                "rows": len(source),
+                "num_crops": source.num_crops,
+                "num_crops_from": crops_origin(plan.settings, source),
+            }
+            for name, source in zip(plan.source_names, plan.sources, strict=True)
+        ],
+        "eval_split": plan.eval_source.split.name if plan.eval_source else None,
+        "total_steps": plan.total_steps,
+        "epoch_steps": plan.order.epoch_steps,
+        "accumulation": plan.accumulation,
+        "world_size": plan.world_size,
+        "tokens": {"mean": plan.probe.mean_tokens, "max": plan.probe.max_tokens, "measured": len(plan.probe.measures)},
+        "parameters": {"total": plan.size.total, "trained": memory.trained},
+        "method": plan.config.method.name,
+        "compute": {
+            name: {"value": chosen.value, "reason": chosen.reason}
+            for name, chosen in (
+                ("device", plan.compute.device), ("dtype", plan.compute.dtype), ("attn", plan.compute.attn)
+            )
+        },
+        "parallel": {"value": plan.strategy.name.value, "reason": plan.strategy.name.reason},
+        "memory": {
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "moments": memory.moments,
+            "activations": memory.activations,
+            "total": memory.total,
+            "available": plan.strategy.available,
+        },
+        "deepspeed": plan.deepspeed,
+        "notes": [note.text for note in plan.notes],
+        "settings": {
+            name: {"value": value, "from": plan.settings.origin(name)} for name, value in plan.config.flat().items()
+        },
+    }  # fmt: skip
