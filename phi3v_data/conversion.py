@@ -68,7 +68,7 @@ class ConvertResult:
 
     @property
     def rejects(self) -> int:
-        """Planned samples that could not be made; `manifest.rejects` has them by reason."""
+        """Planned samples that could not be converted; `manifest.rejects` has them by reason."""
         return sum(self.manifest.rejects.values())
 
 
@@ -123,7 +123,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
             progress=lambda count: request.progress("plan", count, None),
         )
         if not plan.num_items:
-            raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
+            raise UserError(f"{request.cls.name} found no samples in {request.source}: {source.describe()}")
         request.progress("plan", plan.num_items, plan.num_items)
         info = _describe(converter, source, request)
     warnings = used.left_out(source)
@@ -241,7 +241,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
         part += 1
         request.progress("convert", batch[-1][0].number + 1, None)
     if not part:
-        raise UserError(f"{request.cls.name} finds no sample in {request.source}: {source.describe()}")
+        raise UserError(f"{request.cls.name} found no samples in {request.source}: {source.describe()}")
     warnings = used.left_out(source)
     return _finish(request, output, part, info, None if request.unlabelled else frozenset(), resumed, warnings)
 

@@ -1,6 +1,6 @@
 """Safe file access: untrusted names stay inside a folder, and files are written atomically.
 
-Every name read from a file (a manifest, a journal, a row) becomes a path through `inside`. Every file of ours is
+Every name read from a file (a manifest, a journal, a row) becomes a path through `inside`. Every file of phi3v is
 written through `write_whole`: to a temporary name, synced, renamed, and the folder synced.
 """
 

@@ -48,7 +48,7 @@ class SourceCheck:
         for key, record, digest, roots in finished:
             self.check_reads(record, key, roots)
             if record.digest != digest:
-                raise self._refusal(f"item {key!r}", " (the source says something else of it)")
+                raise self._refusal(f"item {key!r}", " (the converter now reads other values for it)")
 
     def changed_file(self, planned: Sequence[ReadRecord]) -> ReadRecord | None:
         """The first of the files that a plan was made from that has other content now."""

@@ -73,7 +73,7 @@ class ModelConfig(Group):
     attn: Literal["auto", "flash", "sdpa", "eager"] = Field("auto", description="Attention implementation.")
     use_flash_attention: bool = Field(False, description="The same as --attn flash.")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="Compute dtype; auto: what the device has."
+        "auto", description="Compute dtype; auto: bf16 if the GPU supports it, else fp16; fp32 on a CPU."
     )
     bf16: bool = Field(False, description="The same as --dtype bf16.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run; auto: a GPU if available.")
@@ -98,7 +98,7 @@ class DataConfig(Group):
 
     data_dir: tuple[Path, ...] = Field((), description="Conversations directory; may be given several times.")
     mix: tuple[float, ...] = Field(
-        (), description="Sampling weight of each --data_dir; none: every row once per epoch."
+        (), description="Sampling weight of each --data_dir. Default: every row once per epoch."
     )
     train_split: str = Field("train", description="Split to train on.")
     answer_choice: Literal["stored", "random"] = Field(
@@ -137,9 +137,9 @@ class MethodConfig(Group):
     lora_targets: str | None = Field(
         None,
         description="Layers with adapters: NAME,... (qkv_proj,o_proj), a regular expression over full names, or "
-        "all-linear, which leaves out the head; none: all with the head.",
+        "all-linear (all but the head). Default: all and the head.",
     )
-    lora_init: str = Field("gaussian", description="gaussian, default (A uniform, B 0), pissa, olora.")
+    lora_init: str = Field("gaussian", description="gaussian, default (A uniform, B 0), pissa or olora.")
 
     @model_validator(mode="before")
     @classmethod
@@ -187,8 +187,8 @@ class MethodConfig(Group):
 class OptimConfig(Group):
     """The optimizer and its schedule. AdamW as in the Phi-3.5-vision sample: betas 0.9/0.95, eps 1e-7, clip 1.0."""
 
-    batch_size: int = Field(16, ge=1, description="Samples a step over all devices.")
-    batch_size_per_gpu: int = Field(1, ge=1, description="Samples a forward pass on one device.")
+    batch_size: int = Field(16, ge=1, description="Samples per step over all devices.")
+    batch_size_per_gpu: int = Field(1, ge=1, description="Samples per forward pass on one device.")
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps; wins over --num_train_epochs.")
     optim: OptimName = Field(
@@ -196,8 +196,12 @@ class OptimConfig(Group):
         description="AdamW with moments in 32 bits, in 8 bits (bitsandbytes), or in 8 bits and paged to the CPU.",
     )
     learning_rate: float = Field(4e-5, gt=0, description="Highest learning rate.")
-    vision_learning_rate: float | None = Field(None, gt=0, description="Of the vision tower; none: --learning_rate.")
-    projector_learning_rate: float | None = Field(None, gt=0, description="Of the projector; none: --learning_rate.")
+    vision_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of the vision tower. Default: --learning_rate."
+    )
+    projector_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of the projector. Default: --learning_rate."
+    )
     wd: float = Field(0.01, ge=0, description="Weight decay.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the first moment.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the second moment.")
@@ -205,7 +209,7 @@ class OptimConfig(Group):
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0: never.")
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after warm-up.")
     warmup_steps: int = Field(50, ge=0, description="Steps over which the learning rate rises.")
-    seed: int = Field(0, ge=0, description="Of the order, dropout, adapters and random answers.")
+    seed: int = Field(0, ge=0, description="Seed of the order, dropout, adapters and random answers.")
 
     @property
     def is_8bit(self) -> bool:
@@ -216,7 +220,9 @@ class OptimConfig(Group):
 class EvalConfig(Group):
     """Evaluation: metrics, and when."""
 
-    eval_split: str | None = Field(None, description="Split to evaluate; none: the first of val, dev, dev_seen, test.")
+    eval_split: str | None = Field(
+        None, description="Split to evaluate. Default: the first of val, dev, dev_seen, test."
+    )
     eval_steps: int | None = Field(None, ge=1, description="Also evaluate every N steps.")
     eval_before: bool = Field(True, description="Evaluate before training.")
     eval_after: bool = Field(True, description="Evaluate after training.")
@@ -224,7 +230,7 @@ class EvalConfig(Group):
     eval_batch_size: int = Field(8, ge=1, description="Samples evaluated at once on one device.")
     eval_turns: Literal["last", "first", "all"] = Field("last", description="Which answers are generated.")
     max_new_tokens: int = Field(64, ge=1, description="Longest generated answer in tokens.")
-    metric: tuple[str, ...] = Field((), description="Metric name or file.py:function; none: dataset.json's.")
+    metric: tuple[str, ...] = Field((), description="Metric name or FILE.py:FUNCTION. Default: dataset.json's.")
 
     @property
     def is_wanted(self) -> bool:
@@ -236,7 +242,7 @@ class OutputConfig(Group):
     """Output: checkpoints, logs, and where they are written."""
 
     output_dir: Path = Field(Path("output"), description="The run's folder.")
-    save_steps: int | None = Field(None, ge=1, description="Checkpoint every N steps; none: once per epoch.")
+    save_steps: int | None = Field(None, ge=1, description="Checkpoint every N steps. Default: once per epoch.")
     save_minutes: float | None = Field(None, gt=0, description="Also save when the last checkpoint is N minutes old.")
     save_total_limit: int = Field(2, ge=1, description="Number of complete checkpoints kept.")
     logging_steps: int = Field(1, ge=1, description="A line in metrics.jsonl every N steps.")
@@ -252,14 +258,14 @@ class ParallelConfig(Group):
     """Processes, machines and the parallel strategy."""
 
     parallel: Literal["auto", "ddp", "fsdp", "zero2", "zero3"] = Field(
-        "auto", description="Parallel strategy; auto: ddp if its memory fits, else fsdp; one process: none."
+        "auto", description="Parallel strategy; auto: ddp if its memory fits, else fsdp; unused with one process."
     )
-    num_processes: int | None = Field(None, ge=1, description="Processes on each machine; none: one per GPU.")
+    num_processes: int | None = Field(None, ge=1, description="Processes on each machine. Default: one per GPU.")
     nnodes: int = Field(1, ge=1, description="Machines; each gets the same command with its own --node_rank.")
     node_rank: int = Field(0, ge=0, description="Number of this machine, from 0.")
     master_addr: str | None = Field(None, description="Address of machine 0, the same on each.")
     master_port: int | None = Field(
-        None, ge=1, le=65535, description="Its port; none: 29500, on one machine a free one."
+        None, ge=1, le=65535, description="Port of machine 0. Default: 29500; on one machine, a free one."
     )
     deepspeed: Path | None = Field(None, description="DeepSpeed configuration (JSON) for --parallel zero2 and zero3.")
 

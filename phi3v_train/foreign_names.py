@@ -20,7 +20,7 @@ ADVICE = {
     "lora_alpha": "give --lora_alpha_ratio, which is alpha / --lora_rank (alpha 128 with rank 64: 2)",
     "warmup_ratio": "give --warmup_steps, which is the ratio x the number of steps that `phi3v-train plan` shows",
 }
-"""Names for which no setting of ours has the same value."""
+"""Names for which no setting of a run has the same value."""
 
 
 def refusal(name: str) -> str:

@@ -167,7 +167,7 @@ def launch_evaluation(number: int) -> int:
 
 
 def is_explained(*, of_resume_hint: bool = False) -> bool:
-    """Whether a launcher of ours reports which process was killed; with `of_resume_hint`: how to resume.
+    """Whether a launcher of phi3v reports which process was killed; with `of_resume_hint`: how to resume.
 
     It sees the processes of its own machine, so one of several may not know why those of another one exited.
     """

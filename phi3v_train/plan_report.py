@@ -47,8 +47,8 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield "steps", f"{plan.total_steps:,} (--max_steps) of {batch} samples: {epochs:.3g} epochs of {samples}"
     yield (
         "tokens",
-        f"{probe.mean_tokens:,.0f} a sample, longest {probe.max_tokens:,} (of {len(probe.measures)} rows measured); "
-        f"about {probe.mean_tokens * plan.order.epoch_samples / 1e6:,.3g} M an epoch",
+        f"{probe.mean_tokens:,.0f} per sample, longest {probe.max_tokens:,} (of {len(probe.measures)} rows measured); "
+        f"about {probe.mean_tokens * plan.order.epoch_samples / 1e6:,.3g} M per epoch",
     )
     if plan.lengths is not None and plan.lengths.num_too_long:
         yield (

@@ -1,6 +1,6 @@
 """Where each setting of a run comes from: option, config file, recipe, dataset.json, default, in this order.
 
-The tile budget alone has a layer more, before the default: what an earlier run of ours wrote into the model.
+The tile budget alone has a layer more, before the default: the one that an earlier run wrote into the model.
 
 Every layer holds flat names; the first layer that has a name wins, and the plan shows which one that was.
 """

@@ -63,8 +63,8 @@ class Start:
             return "starts over, with no checkpoint to resume from" if self.starts_over else "begins"
         skipped = "".join(f"; {name_damaged([each])}" for each in self.damaged)
         if self.ended:
-            return f"resumes from {self.checkpoint.path.name}, no step to go{skipped}"
-        return f"resumes from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps to go{skipped}"
+            return f"resumes from {self.checkpoint.path.name}, no steps left{skipped}"
+        return f"resumes from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps left{skipped}"
 
 
 def find_start(plan: Plan) -> Start:

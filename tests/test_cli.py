@@ -94,7 +94,7 @@ def test_help_shows_a_default_of_0(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         cli.make_group("phi3v-train", "", TRAIN_COMMANDS).main(args=["run", "--help"], prog_name="phi3v-train")
     words = " ".join(capsys.readouterr().out.split())
     assert "--lora_dropout FLOAT Dropout before the adapters. [default: 0.0]" in words
-    assert "--seed INTEGER Of the order, dropout, adapters and random answers. [default: 0]" in words
+    assert "--seed INTEGER Seed of the order, dropout, adapters and random answers. [default: 0]" in words
 
 
 def test_nothing_at_all_shows_help() -> None:

@@ -80,7 +80,7 @@ def test_a_wrong_value_is_one_sentence(source: Path, tmp_path: Path, args: list[
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "which converter? There are cauldron"),
+        ([], "no converter given; choose one of cauldron"),
         (["ucf101"], "Say --out_dir"),
         (["nothing", "--out_dir", "x"], "no converter 'nothing'"),
         (["--converter", "nowhere.py:A", "--out_dir", "x"], "--converter nowhere.py: the file does not exist"),

@@ -198,7 +198,7 @@ def test_pictures_that_no_row_uses_are_not_overwritten(source: Path, tmp_path: P
 def test_a_folder_with_files_of_the_users_is_refused(source: Path, tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "out/images").mkdir(parents=True)
     (tmp_path / "out/photo.jpg").write_bytes(b"x")
-    with pytest.raises(phi3v_data.UserError, match=r"not a dataset of ours \(images, photo\.jpg\)"):
+    with pytest.raises(phi3v_data.UserError, match=r"not a phi3v dataset \(images, photo\.jpg\)"):
         convert(source, tmp_path / "out", overwrite=overwrite)
     assert sorted(tree(tmp_path / "out", hidden=True)) == ["images", "photo.jpg"]
 
@@ -206,7 +206,7 @@ def test_a_folder_with_files_of_the_users_is_refused(source: Path, tmp_path: Pat
 def test_a_set_of_another_origin_is_only_overwritten_on_demand(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "out", limit=1)
     shutil.rmtree(tmp_path / "out/.phi3v")
-    with pytest.raises(phi3v_data.UserError, match="of other origin"):
+    with pytest.raises(phi3v_data.UserError, match="that was made elsewhere"):
         convert(source, tmp_path / "out")
     convert(source, tmp_path / "out", overwrite=True)
     convert(source, tmp_path / "fresh")
@@ -258,7 +258,7 @@ def test_not_one_sample_is_an_error_that_tells_the_reasons(tmp_path: Path) -> No
 def test_source_and_output_may_not_lie_in_each_other(tmp_path: Path, source: str, out: str) -> None:
     plain_source(tmp_path / source, {"train": 1})
     before = tree(tmp_path)
-    with pytest.raises(phi3v_data.UserError, match="one in the other"):
+    with pytest.raises(phi3v_data.UserError, match="must not be inside each other"):
         convert(tmp_path / source, tmp_path / out)
     assert tree(tmp_path) == before
 

@@ -272,7 +272,7 @@ class TestOptions:
         assert str(tmp_path) not in options.model_dump_json()
         assert {item.label for item in Ucf101().plan(Source.open(subset), options)} == {"Archery", "Yo Yo"}
         assert Ucf101Options.model_validate(options.model_dump()) == options
-        with pytest.raises(NotFoundError, match=r"no class 'Archary'; meant 'Archery'\?"):
+        with pytest.raises(NotFoundError, match=r"no class 'Archary'; did you mean 'Archery'\?"):
             plan(subset, classes="Archary")
         assert "Archery." in convert(plan(subset, classes="Archery")[0]).user
 

@@ -190,7 +190,7 @@ def test_finish_says_what_it_cannot_do(cli: Cli, half: Path, source: Path, tmp_p
         f"error: {bare}: there is nothing to finish, it contains no interrupted run of phi3v\n"
     )
     assert "is a file; give the directory" in refused("--finish", bare / "x_train.jsonl")
-    assert "stands alone, without 'ucf101'" in refused("ucf101", "--finish", half)
+    assert "cannot be combined with 'ucf101'" in refused("ucf101", "--finish", half)
     interrupted = tmp_path / "interrupted"
     make_source(source, {f"train/g{n}/s.txt": f"image {n}" for n in range(5, 9)})
 

@@ -1,4 +1,4 @@
-"""Pages, help and docstrings use the field's words: those of `BANNED` do not come back."""
+"""Pages, help, docstrings and messages use the field's words: those of `BANNED` do not come back."""
 
 import ast
 import re
@@ -29,6 +29,7 @@ BANNED = {
     r"(?<!there )is no (?!longer|more)": "is not a",
     r"(None|empty|-1) where": "None if",
     r"lies|lie|stands(?! for)": "is, are",
+    r"of (ours|yours)": "of phi3v, your own",
     r"(samples?|images?|tokens|turns|rows?|bytes|pixels|loss|steps?|files?) an? (split|sample|row|GPU|card|second)":
         "per",
 }  # fmt: skip
@@ -64,6 +65,26 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
                     yield statement.lineno, value
 
 
+def literals(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of the strings of a module that are texts: errors, notes, hints, help, lines that are printed.
+
+    Strings without a space are left out, as they are keys, codes and names. An inserted value is `{}`, and the strings
+    inside it are texts of their own.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    seen = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    for node in ast.walk(tree):  # an f-string before its parts
+        if isinstance(node, ast.JoinedStr):
+            seen |= {id(part) for part in node.values}
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in seen:
+            text = node.value
+        else:
+            continue
+        if " " in text.strip():
+            yield node.lineno, text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_use_the_words_of_the_field(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
@@ -79,6 +100,34 @@ def test_docstrings_use_the_words_of_the_field_and_begin_with_what_is_returned_o
             if re.match(r"What\b", text):
                 problems.append(f"{where}: begins with 'What': name the thing itself, such as 'Result of a run'")
     assert problems == []
+
+
+def test_messages_use_the_words_of_the_field() -> None:
+    problems = [
+        f"{path.relative_to(ROOT)}:{line}: {word}"
+        for path in MODULES
+        for line, text in literals(path)
+        for word in found_in(text)
+    ]
+    assert problems == []
+
+
+def test_texts_of_errors_prints_and_hints_are_read(tmp_path: Path) -> None:
+    """A word is found in any part of an f-string, in an argument and in a sum; keys and codes are not texts."""
+    module = tmp_path / "module.py"
+    module.write_text(
+        '"""A docstring with learnt words."""\n'
+        "def check(path, hint='the file lies there'):\n"
+        "    print(f'{path}: it stands {\"is no table\" if path else 0} '\n"
+        "          'twice')\n"
+        "    raise ValueError({'learnt': 'goes-on'}, 'a set ' + 'of ours')\n"
+    )
+    assert sorted((line, word.partition(" (")[0]) for line, text in literals(module) for word in found_in(text)) == [
+        (2, "'lies'"),
+        (3, "'is no '"),
+        (3, "'stands'"),
+        (5, "'of ours'"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -23,26 +23,29 @@ EXAMPLES = [
 
 def convert(
     converter_name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Which converter; `phi3v-data converters` lists them.")
+        str | None, typer.Argument(metavar="NAME", help="Name of the converter; `phi3v-data converters` lists them.")
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="PATH|HUB_ID", help="Folder, archive or Hub id; left out: the converter's own Hub id."),
+        typer.Option(metavar="PATH|HUB_ID", help="Folder, archive or Hub id. Default: the converter's own Hub id."),
     ] = None,
     out_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where the dataset goes. [required]".replace("[", r"\["))
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Directory for the dataset. [required, except with --finish]".replace("[", r"\[")
+        ),
     ] = None,
     converter: Annotated[
         str | None, typer.Option(metavar="FILE.py:NAME", help="A converter of your own, instead of NAME.")
     ] = None,
     allow_rejects: Annotated[
-        int, typer.Option(metavar="N", help="Exit with 0 although up to N samples could not be made.")
+        int, typer.Option(metavar="N", help="Exit with 0 if at most N samples could not be converted.")
     ] = 0,
     finish: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Only complete DIR, whose convert, split, merge or clean was killed at its end; needs no source.",
+            help="Only complete DIR, if a convert, split, merge or clean was killed as it moved files there.",
         ),
     ] = None,
     quiet: Quiet = False,
@@ -54,7 +57,7 @@ def convert(
 
     An interrupted conversion is resumed by the same command and gives the same bytes.
 
-    Exit code 1: more samples than --allow_rejects could not be made; DIR/rejects.jsonl says which and why.
+    Exit code 1: more samples than --allow_rejects could not be converted; DIR/rejects.jsonl says which and why.
     """
     from phi3v_data.console import progress_bar
     from phi3v_data.conversion import convert as run_conversion
@@ -64,7 +67,7 @@ def convert(
         finish_only(finish, allow_rejects, converter_name or converter or source or out_dir)
     cls = find(which(converter_name, converter))
     if out_dir is None:
-        raise UserError("where is the dataset to go? Say --out_dir DIR")
+        raise UserError("--out_dir is missing: give the directory to write the dataset to")
     with progress_bar(quiet=quiet) as progress:
         result = run_conversion(cls, source, out_dir, options=options, progress=progress, **settings)
     for warning in result.warnings:
@@ -72,7 +75,7 @@ def convert(
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)
     if result.resumed:
-        typer.echo(f"resumed after {counted(result.resumed, 'sample')} done before", err=True)
+        typer.echo(f"resumed after {counted(result.resumed, 'sample')} that were already converted", err=True)
     print(summary(out_dir, result))
     raise typer.Exit(PROBLEMS if result.rejects > allow_rejects else GOOD)
 
@@ -86,7 +89,7 @@ def finish_only(directory: str, allow_rejects: int, also: str | None) -> NoRetur
     from phi3v_data.conversion import finish
 
     if also:
-        raise UserError(f"--finish DIR stands alone, without {also!r}: it completes DIR without converter or source")
+        raise UserError(f"--finish DIR cannot be combined with {also!r}: it needs neither a converter nor a source")
     result = finish(directory)
     print(summary(directory, result))
     rejected = not result.manifest.history and result.rejects > allow_rejects
@@ -117,7 +120,9 @@ def which(name: str | None, converter: str | None) -> str:
     if not name:
         from phi3v_data.registry import names
 
-        raise UserError(f"which converter? There are {', '.join(names())}; for your own: --converter FILE.py:NAME")
+        raise UserError(
+            f"no converter given; choose one of {', '.join(names())}, or your own with --converter FILE.py:NAME"
+        )
     return name
 
 

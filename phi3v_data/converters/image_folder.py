@@ -106,8 +106,8 @@ def _images(source: Source, classes: str) -> tuple[ClassFile, ...]:
         hint = f", but {len(clips):,} clips: phi3v-data convert ucf101" if clips else ""
         if source.has_rows:
             raise NotFoundError(
-                f"'{source.spec}' holds rows of {', '.join(source.columns(next(iter(source.split_names()))))}, and no "
-                "image files: phi3v-data convert table"
+                f"'{source.spec}' contains rows of {', '.join(source.columns(next(iter(source.split_names()))))}, and "
+                "no image files: phi3v-data convert table"
             )
         raise NotFoundError(
             f"there is no image in '{source.spec}'{hint}; expected train/<Class>/<image>.jpg, or <Class>/<image>.jpg"

@@ -110,7 +110,7 @@ _KNOWN = (
     (b"\x7fELF", "a program"),
     (b"MZ", "a program"),
 )
-_RIFF = {b"AVI ": "an AVI video", b"WAVE": "a sound file"}
+_RIFF = {b"AVI ": "an AVI video", b"WAVE": "an audio file"}
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|script|title)\b", re.IGNORECASE | re.DOTALL)
 _SVG = re.compile(rb"<svg[\s>]", re.IGNORECASE)
 _XML = re.compile(rb"\s*<[?!a-zA-Z]")

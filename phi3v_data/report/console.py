@@ -1,7 +1,7 @@
 """A report on the console: one finding in two lines, then the counts and the verdict.
 
 train.jsonl:41 conversations[1].images[0] image-missing: 'train/a.jpg' is not under images/
-  meant 'train/A.jpg'? fix: copy it there or correct the path; phi3v-data explain image-missing
+  did you mean 'train/A.jpg'? fix: copy it there or correct the path; phi3v-data explain image-missing
 """
 
 from collections import Counter, defaultdict

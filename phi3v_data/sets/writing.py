@@ -181,5 +181,5 @@ def check_places(out_dir: Path, sources: Sequence[Path]) -> Path:
     for source in sources:
         other = source.expanduser().resolve()
         if target.is_relative_to(other) or other.is_relative_to(target):
-            raise UserError(f"OUT {out_dir} and {source} contain each other; choose another folder for OUT")
+            raise UserError(f"OUT {out_dir} and {source} must not be inside each other; choose another folder for OUT")
     return Path(os.path.abspath(out_dir.expanduser()))

@@ -386,5 +386,5 @@ def _unknown_hint(path: tuple[str | int, ...]) -> str:
     names = list(Sample.model_fields if len(path) == 1 else Turn.model_fields)
     near = difflib.get_close_matches(str(path[-1])[:60], names, 1)
     if near:
-        return f"meant '{near[0]}'?"
+        return f"did you mean '{near[0]}'?"
     return "put your own fields into 'meta'" if len(path) == 1 else ""

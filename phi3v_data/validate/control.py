@@ -1,7 +1,7 @@
 """Control tokens and characters that must not occur in a row's text.
 
 The model's own special strings change the sequence wherever they occur. Markers of other models (`<image>`, `[INST]`)
-show that an import was incomplete: the model reads them as plain letters.
+show that an import was incomplete: the model reads them as plain text.
 """
 
 import json

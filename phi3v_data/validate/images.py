@@ -38,12 +38,12 @@ _CODES = {
     integrity.ANIMATED: ("image-animated", "the model sees the first frame only: store the frame you mean"),
     integrity.MODE: ("image-mode", "store it as 8-bit RGB or grey"),
     integrity.STRAY: ("image-stray-bytes", "nothing has to be done; storing it again removes them"),
-    integrity.ORIENTATION: ("image-orientation", "the processor ignores it: turn the pixels and drop the mark"),
+    integrity.ORIENTATION: ("image-orientation", "the processor ignores it: rotate the pixels and remove the tag"),
 }
 
 _KINDS = {
     OUTSIDE: ("image-path-unsafe", "is a link that leads outside images/", "copy the file into images/"),
-    BROKEN: ("image-missing", "is a link to nothing", "copy the file into images/"),
+    BROKEN: ("image-missing", "is a broken link", "copy the file into images/"),
     LOOP: ("image-unreadable", "is a loop of links", "copy the file into images/"),
     OTHER: ("image-unreadable", "is neither a file nor a folder", ""),
     UNSAFE: ("image-path-unsafe", "", "rename the file and correct the path"),
@@ -119,7 +119,7 @@ def _one_by_one(tree: ImageTree, batch: npt.NDArray[np.int64], work: Work[list[s
         for position, (_, found) in enumerate(results):
             if found is None:
                 facts[position]["flags"] = integrity.CHECKED | integrity.UNREADABLE
-                details.append((position, integrity.UNREADABLE, "brings its decoder down"))
+                details.append((position, integrity.UNREADABLE, "crashes its decoder"))
             else:
                 facts[position : position + 1] = found[0]
                 details += [(position, flag, words) for _, flag, words in found[1]]
@@ -219,7 +219,7 @@ class ImageReport:
             return (
                 "image-name-mismatch",
                 f"{name} is not under images/: a file differs in {kind}",
-                f"meant {shown(meant, 160)}?",
+                f"did you mean {shown(meant, 160)}?",
             )
         if self._closed:
             parts = path.split("/")
@@ -244,7 +244,7 @@ class ImageReport:
         for guess in (unquote(path), path.replace("\\", "/"), path.removeprefix("./"), path.lstrip("/")):
             for tail in (guess, guess.removeprefix("images/"), guess.partition("/images/")[2]):
                 if tail and tail != path and not unsafe_reason(tail) and self._find(tail) >= 0:
-                    return f"meant {shown(tail, 160)}? paths are relative to images/"
+                    return f"did you mean {shown(tail, 160)}? paths are relative to images/"
         if not self.findings.has_room("image-missing") or not len(self.tree):
             return ""
         if self._names is None:
@@ -254,7 +254,7 @@ class ImageReport:
         siblings = self._names.get(dirname(path), [])
         near = difflib.get_close_matches(basename(path)[:255], siblings[:_MAX_NAMES], 1, 0.8)
         if near:
-            return f"meant {shown(os.path.join(dirname(path), near[0]), 160)}?"
+            return f"did you mean {shown(os.path.join(dirname(path), near[0]), 160)}?"
         top = dirname(path).partition("/")[0]  # the split's folder, or that of one of several merged sets
         elsewhere = [
             folder
@@ -262,7 +262,7 @@ class ImageReport:
             if len(names) <= _MAX_NAMES and basename(path) in names and top in ("", folder.partition("/")[0])
         ]
         if len(elsewhere) == 1:
-            return f"meant {shown(os.path.join(elsewhere[0], basename(path)), 160)}?"
+            return f"did you mean {shown(os.path.join(elsewhere[0], basename(path)), 160)}?"
         return ""
 
     def _find(self, path: str) -> int:

@@ -108,7 +108,9 @@ def read_clock(directory: Path) -> Clock:
 def _make_folder(directory: Path) -> Path:
     folder = hidden_path(directory, _FOLDER)
     if folder is None:
-        raise NotADirectoryError(errno.ENOTDIR, "a link is in the place of a folder of ours", f"{directory}/{HIDDEN}")
+        raise NotADirectoryError(
+            errno.ENOTDIR, "is a link, and phi3v needs a folder of its own there", f"{directory}/{HIDDEN}"
+        )
     for path in (folder.parent, folder):  # but not the directory itself
         path.mkdir(exist_ok=True)
     return folder

@@ -251,14 +251,12 @@ class RowScan:
                 token, own = found
                 self.findings.add(
                     "control-token",
-                    f"the text holds {shown(token)}, "
+                    f"the text contains {shown(token)}, "
                     + ("which the model reads as a control token" if own else "a marker of another model or format"),
                     **place,
                     field=field,
                     severity="error" if own else "warning",
-                    hint="remove it"
-                    if own
-                    else "remove it: the model reads it as plain letters; images go into 'images'",
+                    hint="remove it" if own else "remove it: the model reads it as plain text; images go into 'images'",
                 )
         others = [("id", row.id), ("source", row.source)]
         if row.group is not UNSET:
@@ -273,7 +271,7 @@ class RowScan:
         for field, text in (*prompt, *others):
             problem = invalid_character(text)
             if problem is not None:
-                self.findings.add("invalid-text", f"the text holds {problem}", **place, field=field)
+                self.findings.add("invalid-text", f"the text contains {problem}", **place, field=field)
 
     def _check_labels(self, batch: Batch, file: str, split: str, answers: list[str], first_turns: Ints) -> None:
         """Count last answers, and compare them with the class names."""
@@ -326,7 +324,7 @@ class RowScan:
             f"the answer {shown(label)} is not among the {len(self.classes)} class names of dataset.json",
             **place,
             field=f"conversations[{turn}].assistant",
-            hint=f"meant {shown(near[0])}?" if near else "",
+            hint=f"did you mean {shown(near[0])}?" if near else "",
         )
 
 

@@ -203,8 +203,9 @@ class _Run:
         """The report with a word on the receipt that could not be left."""
         self.findings.add(
             "check-skipped",
-            f"no receipt was left, so the next run checks everything again: {shown(error.strerror or str(error))}",
-            hint="make the directory writable, or carry on: nothing else depends on it",
+            "the receipt could not be written, so the next run checks everything again: "
+            f"{shown(error.strerror or str(error))}",
+            hint="make the directory writable, or ignore this: nothing else depends on it",
         )
         summary = report.summary.model_copy(update={"problems": dict(sorted(self.findings.counts.items()))})
         return report.model_copy(update={"problems": self.findings.in_order(), "summary": summary})

@@ -196,6 +196,6 @@ def report_lengths(
         report(
             "rope-switch",
             np.flatnonzero(tokens > switch),
-            lambda row: f"{about}{tokens[row]} tokens: past {switch} the model takes its long-context rope factors",
+            lambda row: f"{about}{tokens[row]} tokens: beyond {switch} the model uses its long-context rope factors",
             "",
         )

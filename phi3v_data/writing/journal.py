@@ -323,7 +323,7 @@ def _entries(folder: Path, *, nested: bool) -> Iterator["os.DirEntry[str]"]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder of ours, if it exists."""
+    """Remove a folder of the journal, if it exists."""
     if path.is_symlink():
         path.unlink()
     elif path.exists():

@@ -140,12 +140,13 @@ def _inspect(journal: Journal, overwrite: bool) -> None:
         return
     if MANIFEST not in names:
         raise UserError(
-            f"{out_dir} contains files that are not a dataset of ours ({join_words(names, 3)}); choose an empty folder"
+            f"{out_dir} contains files that are not a phi3v dataset ({join_words(names, 3)}); choose an empty folder"
         )
     refuse_marker(out_dir, read_json(out_dir / MANIFEST))
     if not overwrite and not journal.complete.exists():
         raise UserError(
-            f"{out_dir} contains a finished dataset of other origin; --overwrite replaces it, or choose another folder"
+            f"{out_dir} contains a finished dataset that was made elsewhere; --overwrite replaces it, or choose "
+            "another folder"
         )
 
 

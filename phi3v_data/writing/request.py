@@ -135,14 +135,14 @@ def parse_options(cls: type[Converter[Any]], options: Options | Mapping[str, Any
 
 def _out_dir(out_dir: str | Path) -> Path:
     if not str(out_dir):
-        raise UserError("out_dir is missing: say where the dataset is to go")
+        raise UserError("out_dir is missing: give the directory to write the dataset to")
     return Path(os.path.abspath(Path(out_dir).expanduser()))
 
 
 def _source_spec(cls: type[Converter[Any]], source: str | Path | None) -> str:
     spec = str(source) if source is not None else cls.hub_id
     if not spec:
-        raise UserError(f"{cls.name} has no source of its own; say where the data lie with --source")
+        raise UserError(f"{cls.name} has no default source; give the folder, archive or Hub id with --source")
     return spec
 
 
@@ -154,7 +154,7 @@ def _check_places(request: Request) -> None:
     inside, outside = request.out_dir.resolve(), source.resolve()
     if inside.is_relative_to(outside) or outside.is_relative_to(inside):
         raise UserError(
-            f"the output {request.out_dir} and the source {request.source} lie one in the other; "
+            f"the output {request.out_dir} and the source {request.source} must not be inside each other; "
             "choose an --out_dir elsewhere"
         )
 

@@ -31,7 +31,9 @@ PANELS: dict[type[Group], str] = {
 }
 
 DataDir = Annotated[Path | None, typer.Option("--data_dir", metavar="DIR", help="Conversations directory.")]
-Base = Annotated[str | None, typer.Option(metavar="MODEL", help="Model under an adapter, where not the one it names.")]
+Base = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Base model, if it is not the one that the adapter names.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in an --output_dir that holds another one.")]
 
 

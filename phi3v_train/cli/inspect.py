@@ -27,6 +27,10 @@ SHARED: dict[type[Group], tuple[str, ...]] = {
 """Settings of a run that decide how a sample is encoded."""
 
 STYLES = {"given": "", "learnt": "bold green", "image": "cyan"}
+"""Style of each kind of span, by its value in the JSON."""
+
+KINDS = {"learnt": "supervised"}
+"""Kinds of spans that the terminal shows by another word than the JSON."""
 
 
 @with_eval_settings(SHARED)
@@ -39,7 +43,7 @@ STYLES = {"given": "", "learnt": "bold green", "image": "cyan"}
 )
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory, complete or bare.")],
-    row: Annotated[int | None, typer.Option(min=0, metavar="N", help="Row of the split, from 0 (default).")] = None,
+    row: Annotated[int | None, typer.Option(min=0, metavar="N", help="Row of the split, from 0. Default: 0.")] = None,
     sample_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The sample's id, instead of --row.")
     ] = None,
@@ -97,7 +101,7 @@ def show(console: "Console", view: "SampleView") -> None:
     text_tokens = view.num_tokens - view.num_image_tokens
     console.print(
         f"{view.num_tokens:,} tokens: {view.num_image_tokens:,} of images, {text_tokens:,} of text, "
-        f"{view.num_supervised:,} of them learnt; {counted(view.num_turns, 'turn')}, "
+        f"{view.num_supervised:,} of them supervised; {counted(view.num_turns, 'turn')}, "
         f"{counted(len(view.images), 'image')}, {counted(sum(image.num_tiles for image in view.images), 'tile')}; "
         + (f"num_crops {view.num_crops} ({view.num_crops_from})" if view.num_crops is not None else "no tile budget")
     )
@@ -124,6 +128,6 @@ def show(console: "Console", view: "SampleView") -> None:
 def _line(span: "Span", view: "SampleView") -> object:
     from rich.text import Text
 
-    kind = f"image {span.image}" if span.image else span.kind
+    kind = f"image {span.image}" if span.image else KINDS.get(span.kind, span.kind)
     body = f"{view.images[span.image - 1].tag} x {span.length:,}" if span.image else " ".join(span.tokens)
-    return Text.assemble((f"{span.start:>7} {kind:<8} ", "dim"), (body, STYLES[span.kind]))
+    return Text.assemble((f"{span.start:>7} {kind:<10} ", "dim"), (body, STYLES[span.kind]))

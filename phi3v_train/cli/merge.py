@@ -19,9 +19,9 @@ def merge(
     source: Annotated[
         str, typer.Argument(metavar="ADAPTER_OR_CHECKPOINT", help="A run's model or a checkpoint of it.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the merged model goes.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory for the merged model.")],
     base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Base model, where it is not the one the adapter names.")
+        str | None, typer.Option(metavar="MODEL", help="Base model, if it is not the one that the adapter names.")
     ] = None,
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Number format; auto: the base's own.")

@@ -305,7 +305,7 @@ class Encoder:
         if self.options.truncate == "turns":
             return (
                 f"its first turn alone has {length} tokens, over --max_length {limit}, and a turn is never cut inside: "
-                f"{fewer}, or take the sample out"
+                f"{fewer}, or remove the sample"
             )
         length += sum(map(len, prompts)) + sum(self.renderer.answer(answer).num_before_turn for answer in answers)
         return (

@@ -2,7 +2,7 @@
 
 | in the directory | used |
 | --- | --- |
-| the tuned image budget in preprocessor_config.json, written by a run of ours | yes, see `sources.resolve_num_crops` |
+| the tuned image budget in preprocessor_config.json, written by a run | yes, see `sources.resolve_num_crops` |
 | the budget beside it, a released model's own | no |
 | stop ids in generation_config.json | yes |
 | sampling, penalties, lengths in generation_config.json | no: answers are generated greedily |
@@ -122,10 +122,10 @@ def compute_notes(files: ModelFiles, compute: Compute) -> Iterator[str]:
     config = files.config()
     stored = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     if stored and DTYPE_NAMES.get(stored, stored) != compute.dtype.value:
-        yield f"config.json of {files.name} names the dtype {stored}; computed is in {compute.dtype}"
+        yield f"config.json of {files.name} names the dtype {stored}; the run computes in {compute.dtype}"
     attention = config.get("_attn_implementation") or config.get("attn_implementation")
     if attention and attention != compute.attn_implementation:
-        yield f"config.json of {files.name} names the attention {attention}; used is {compute.attn}"
+        yield f"config.json of {files.name} names the attention {attention}; the run uses {compute.attn}"
 
 
 def generation_notes(files: ModelFiles) -> Iterator[str]:
@@ -149,8 +149,8 @@ def template_notes(files: ModelFiles, processor: Any) -> Iterator[str]:
         return
     if rendered(processor, template) != rendered(processor, ours):
         yield (
-            f"the chat template of {files.name} writes a conversation in another form than the one that samples are "
-            "encoded in (phi3v-train inspect shows it); it is not used"
+            f"the chat template of {files.name} formats a conversation differently from how samples are encoded "
+            "(phi3v-train inspect shows how); it is not used"
         )
 
 

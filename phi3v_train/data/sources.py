@@ -24,7 +24,7 @@ class Source:
     """One split of one directory.
 
     `num_crops` is the image budget, None for a model family without one. `num_crops_from` is its origin: option,
-    dataset.json, model (written into it by a run of ours), default or none.
+    dataset.json, model (written into it by a run), default or none.
     """
 
     split: Split
@@ -86,7 +86,7 @@ def resolve_num_crops(
     Args:
         option: of the command line, a config file or a recipe.
         manifest: the directory's `dataset.json`.
-        tuned: what a run of ours wrote into the model.
+        tuned: what an earlier run wrote into the model.
         tuned_first: `tuned` goes before `dataset.json`: a tuned model is to be used as it was trained. When a run
             trains it further, `dataset.json` goes first.
     """

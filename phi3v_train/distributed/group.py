@@ -242,7 +242,7 @@ def join_group(rank_info: RankInfo, device: torch.device, facts: Facts) -> Store
                 f"port {master()[1]} is taken on this machine (is another run using it?): give another --master_port"
             ) from error
         raise UserError(
-            f"rank {os.environ.get('RANK')} cannot meet the other processes at {address} ({reason}); see "
+            f"rank {os.environ.get('RANK')} cannot connect to the other processes at {address} ({reason}); see "
             "what machine 0 prints, which may still check the data or have refused them, and check --master_addr, "
             "--master_port and the firewall between the machines"
         ) from error

@@ -108,7 +108,7 @@ class RankErrors:
         return self.monitor is not None and self.monitor.lost_peer.wait(seconds)
 
     def say(self, message: str) -> None:
-        """Print an error; and once, unless a launcher of ours does, how to resume."""
+        """Print an error; and once, unless a launcher of phi3v does, how to resume."""
         lines = [f"error: {message}"]
         explained = is_explained(of_resume_hint=True)
         if self.has_begun and self.resume_hint is not None and not explained and self.count("resume hint") <= 1:

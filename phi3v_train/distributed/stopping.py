@@ -22,7 +22,7 @@ the job, and torchrun, which gets it too, passes it on.
 """
 
 MESSAGE = "stopping after this step, with a checkpoint; a second signal ends the run at once"
-EARLY = "stopping; nothing is trained yet, so the same command starts over; a second signal ends the run at once"
+EARLY = "stopping; nothing has been trained yet, so the same command starts over; a second signal ends the run at once"
 
 
 class Interrupted(Exception):  # noqa: N818 - an outcome, not a failure

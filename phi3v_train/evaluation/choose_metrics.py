@@ -77,7 +77,7 @@ def find_metric(name: str) -> Metric:
     near = get_close_matches(name, metric_names(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     raise UserError(
-        f"--metric {name}: no such metric{hint} there are {', '.join(metric_names())}, or FILE.py:FUNCTION of yours"
+        f"--metric {name}: no such metric{hint} there are {', '.join(metric_names())}, or your own as FILE.py:FUNCTION"
     )
 
 
@@ -125,7 +125,7 @@ def load_metric(path: Path, name: str) -> Metric:
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(
-            f"--metric {path}:{name}: the file has no function {name!r}; it has {', '.join(names) or 'none at all'}"
+            f"--metric {path}:{name}: the file has no function {name!r}; it has {', '.join(names) or 'none'}"
         )
     return Metric(name, checked(function, f"--metric {path}:{name}"))
 

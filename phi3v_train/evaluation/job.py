@@ -73,7 +73,7 @@ def prepare(
         data_dir: conversations directory.
         output_dir: where predictions go.
         scored: metrics will be computed, so answers are needed.
-        base: model under an adapter, where not the one that the adapter names.
+        base: model under an adapter, if it is not the one that the adapter names.
         progress: called as `progress(stage, done, total)`.
 
     Raises:

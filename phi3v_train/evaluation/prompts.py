@@ -27,8 +27,12 @@ def open_split(data_dir: Path, wanted: str | None, *, num_crops: int | None, sco
     split = choose_eval_split(data_dir, wanted) if scored or wanted is not None else None
     if split is None:
         named = ", ".join(Dataset(data_dir))
-        reason = f"none of {', '.join(EVAL_SPLITS)} is there with answers" if scored else "no split was chosen"
-        raise UserError(f"{data_dir}: {reason}; choose with --eval_split: it has {named}")
+        reason = (
+            f"it has no split {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} with answers"
+            if scored
+            else "no split was chosen"
+        )
+        raise UserError(f"{data_dir}: {reason}; choose one of its splits with --eval_split: {named}")
     return open_source(data_dir, split, num_crops=num_crops, labelled=scored)
 
 

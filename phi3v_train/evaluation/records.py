@@ -70,7 +70,7 @@ def read_predictions(path: Path, *, completed: bool = False) -> list[Prediction]
             if key in seen:
                 raise UserError(
                     f"{path}:{line.number} id: {record['id']!r} (turn {record['turn']}) was predicted in line "
-                    f"{seen[key]} already: leave one of them"
+                    f"{seen[key]} already: keep one of them"
                 )
             seen[key] = line.number
             records.append(record)

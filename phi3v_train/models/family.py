@@ -59,7 +59,7 @@ class ImageBudget:
     """The budget that limits the tokens of an image, as a processor carries it.
 
     `name` is the attribute of the image processor and its key in the processor's file; `tuned` is the key under
-    which a run of ours writes the budget that it trained with.
+    which a run writes the budget that it trained with.
     """
 
     name: str = "num_crops"
@@ -222,7 +222,7 @@ class ModelFamily(ABC):
         return (total / torch.tensor(count, device=total.device)).float(), losses.detach()
 
     def card_note(self) -> list[str]:
-        """Markdown lines of a model card before its example in Python; empty if the model needs no package of ours."""
+        """Markdown lines of a model card before its example in Python; empty if the model needs only transformers."""
         return []
 
     def card_usage(self, model: str, budget: int | None, *, adapter: bool) -> list[str]:

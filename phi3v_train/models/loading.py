@@ -83,7 +83,7 @@ class ModelFiles:
 
     @property
     def tuned_num_crops(self) -> int | None:
-        """Image budget that a run of ours used to make this model, None for any other model.
+        """Image budget that the run used that made this model, None for any other model.
 
         Raises:
             UserError: the value is not a budget of the family.
@@ -129,7 +129,7 @@ def locate(name: str, *, base: str | None = None, weights: bool = True) -> Model
 
     Args:
         name: `tiny`, `tiny:FAMILY`, a model directory, an adapter directory or a Hub id.
-        base: model under an adapter, where not the one that the adapter names.
+        base: model under an adapter, if it is not the one that the adapter names.
         weights: fetch and check the weights too; without, a plan costs no download.
 
     Raises:
@@ -171,7 +171,7 @@ def locate_adapter(name: str, *, base: str | None, weights: bool) -> ModelFiles:
     named_base = config.get("base_model_name_or_path")
     under = base or named_base
     if not isinstance(under, str) or not under:
-        raise UserError(f"{path / ADAPTER_CONFIG}: names no base model; give it with --base")
+        raise UserError(f"{path / ADAPTER_CONFIG}: does not name a base model; give it with --base")
     if not list(path.glob("adapter_model.*")):
         raise NotFoundError(f"{path}: adapter_model.safetensors is missing")
     family = tiny_family(under)
@@ -183,7 +183,7 @@ def locate_adapter(name: str, *, base: str | None, weights: bool) -> ModelFiles:
     except UserError:
         if base is not None or Path(under).is_dir():
             raise
-        where = "is not there" if Path(under).is_absolute() else "is neither here nor available from the Hub"
+        where = "is not there" if Path(under).is_absolute() else "is neither on this machine nor on the Hub"
         raise NotFoundError(
             f"{path / ADAPTER_CONFIG}: its base model {under} {where}; give the directory where it is now with --base"
         ) from None

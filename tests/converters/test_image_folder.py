@@ -123,11 +123,11 @@ def test_two_spellings_in_one_split_and_empty_folders_are_noted(tmp_path: Path) 
     assert result.manifest.classes == ("A", "a", "b")
     assert result.notes == (
         "'A' and 'a' are 2 classes, because a split has more than one of them; rename a folder if they are one",
-        "empty: 'val/b'; no sample is made of a folder without files",
+        "empty: 'val/b'; a folder without files gives no samples",
     )
 
 
 def test_rows_of_parquet_are_for_another_converter(tmp_path: Path) -> None:
     write_parquet(tmp_path / "s" / "train.parquet", [{"image": encoded(1), "label": 0}])
-    with pytest.raises(phi3v_data.NotFoundError, match=r"holds rows of image, label, .*: phi3v-data convert table"):
+    with pytest.raises(phi3v_data.NotFoundError, match=r"contains rows of image, label, .*: phi3v-data convert table"):
         run("image_folder", tmp_path / "s", tmp_path / "o")

@@ -173,9 +173,9 @@ def test_truncation_never_cuts_an_image() -> None:
         ("no tag", 1, "lacks the tag <|image_1|>"),
         ("<|image|>", 1, "lacks the tag <|image_1|>"),
         ("<|image_1|>", 0, "the tag <|image_1|>, but there is no image for it: images are none given"),
-        ("<|image_2|><|image_1|>", 2, "<|image_2|> stands before <|image_1|>"),
-        ("<|image_1|> and <|image_1|>", 2, "<|image_1|> stands twice"),
-        ("<|image_1|> and <|image_1|>", 1, "<|image_1|> stands twice"),
+        ("<|image_2|><|image_1|>", 2, "<|image_2|> comes before <|image_1|>"),
+        ("<|image_1|> and <|image_1|>", 2, "<|image_1|> appears twice"),
+        ("<|image_1|> and <|image_1|>", 1, "<|image_1|> appears twice"),
     ],
 )
 def test_tags_that_do_not_fit(text: str, num_images: int, tag: str) -> None:

@@ -44,7 +44,7 @@ def make_report(directory: Path) -> Report:
             id="val-0000000001",
             field="conversations[1].images[0]",
             message="'val/1.png' is not under images/",
-            hint="meant 'val/0.png'?",
+            hint="did you mean 'val/0.png'?",
         ),
         Diagnostic(code="json-syntax", severity="error", file="tiny_val.jsonl", line=7, message=f"unexpected {EVIL}"),
         Diagnostic(code="duplicate-sample", severity="warning", file="tiny_train.jsonl", line=4, message="as line 3"),

@@ -21,7 +21,7 @@ def test_a_finding_is_place_field_code_message_then_hint_and_explain(report: Rep
     start = next(n for n, line in enumerate(lines) if "image-missing" in line)
     assert lines[start : start + 2] == [
         "tiny_val.jsonl:2 conversations[1].images[0] image-missing: 'val/1.png' is not under images/",
-        "  meant 'val/0.png'?; phi3v-data explain image-missing",
+        "  did you mean 'val/0.png'?; phi3v-data explain image-missing",
     ]
     assert "images/old.png image-orphan: no row uses it" in lines
 

@@ -261,7 +261,7 @@ def test_other_content_is_refused_and_overwrite_replaces_a_set(grouped: Path, tm
 
 
 def test_out_inside_dir_is_refused(grouped: Path) -> None:
-    with pytest.raises(UserError, match="contain each other"):
+    with pytest.raises(UserError, match="inside each other"):
         split_set(grouped, grouped / "out", "train=0.5,val=0.5")
 
 

@@ -217,7 +217,7 @@ def test_text_for_people(data_dir, scored, call, tmp_path):
         (["eval", "--predictions", "p.jsonl", "--loss"], "--loss needs a model"),
         (
             ["predict", "--data_dir", "DATA"],
-            "no split was chosen; choose with --eval_split: it has dev_seen, test_seen",
+            "no split was chosen; choose one of its splits with --eval_split: dev_seen, test_seen",
         ),
         (["predict", "--predictions", "p.jsonl"], "--predictions needs --format"),
     ],

@@ -74,7 +74,8 @@ def test_text_for_people(inspect, directory):
     assert "2 turns, 3 images" in out
     assert "num_crops 4 (option)" in out
     assert "<|image_3|> x " in out
-    assert "learnt" in out.splitlines()[-1]
+    assert out.splitlines()[-1].split()[1] == "supervised"
+    assert "learnt" not in out
     assert out.rstrip().endswith("<|end|> ▁ ⏎ <|endoftext|>")
     assert "\x1b" not in out
 

@@ -229,7 +229,7 @@ def test_a_master_that_cannot_be_reached_is_named(data_dir: Path, tmp_path: Path
     )  # fmt: skip
     ((code, _, errors),) = finish([process])
     assert code == 2
-    assert f"rank 1 cannot meet the other processes at 127.0.0.1:{port}" in errors
+    assert f"rank 1 cannot connect to the other processes at 127.0.0.1:{port}" in errors
     assert "--master_addr" in errors
 
 

@@ -216,10 +216,10 @@ def test_every_other_setting_that_differs_is_printed(call: Call, data_dir: Path,
     answers = [read_lines(tmp_path / name / "predictions.jsonl") for name in ("plain", "changed")]
     assert answers[0] == answers[1]
     for sentence in (
-        "names the dtype bfloat16; computed is in fp32 (exact, and as fast as bf16 on most CPUs)",
-        "names the attention flash_attention_2; used is sdpa (no flash: it needs a GPU)",
+        "names the dtype bfloat16; the run computes in fp32 (exact, and as fast as bf16 on most CPUs)",
+        "names the attention flash_attention_2; the run uses sdpa (no flash: it needs a GPU)",
         "has do_sample true, min_new_tokens 3, suppress_tokens [1, 2, 3], temperature 0.7; not used, as answers are",
-        f"the chat template of {model} writes a conversation in another form",
+        f"the chat template of {model} formats a conversation differently",
         "takes 100 tokens at most (model_max_length), and a sample has ",
     ):
         assert errors.count(sentence) == 1, (sentence, errors)

@@ -112,7 +112,7 @@ def test_a_signal_before_the_first_step_promises_no_checkpoint(
     assert (outcome.stopped, outcome.step) == (signal.SIGTERM, 0)
     assert capfd.readouterr().err.splitlines() == [
         "",
-        "stopping; nothing is trained yet, so the same command starts over; a second signal ends the run at once",
+        "stopping; nothing has been trained yet, so the same command starts over; a second signal ends the run at once",
     ]
     assert list_checkpoints(tmp_path / "out") == []
 

@@ -128,8 +128,8 @@ def test_letter_case_and_unicode_form(tmp_path: Path) -> None:
     )
     report = validate(tmp_path)
     assert [(item.line, item.hint) for item in found(report, "image-name-mismatch")] == [
-        (1, "meant 'Train/A.PNG'?"),
-        (2, "meant 'e\u0301.png'?"),
+        (1, "did you mean 'Train/A.PNG'?"),
+        (2, "did you mean 'e\u0301.png'?"),
     ]
     assert "image-missing" not in report.summary.problems
 
@@ -222,7 +222,7 @@ def test_a_decoder_that_dies_costs_one_picture(tmp_path: Path, monkeypatch: pyte
     directory = write(tmp_path / "dir", {"train.jsonl": uses(*names), **{f"images/{name}": A for name in names}})
     report = validate(directory, workers=2)
     assert [(item.line, item.message) for item in found(report, "image-unreadable")] == [
-        (601, "'deadly.png' brings its decoder down")
+        (601, "'deadly.png' crashes its decoder")
     ]
 
 
@@ -239,4 +239,4 @@ def test_a_folder_whose_name_begins_with_images_is_outside(tmp_path: Path, folde
 def test_an_image_in_the_folder_of_another_set_is_not_what_was_meant(tmp_path: Path) -> None:
     write(tmp_path, {"train.jsonl": uses("a/p.png", "b/q.png"), "images/p.png": A, "images/b/more/q.png": A})
     hints = [item.hint for item in found(validate(tmp_path), "image-missing")]
-    assert hints == ["", "meant 'b/more/q.png'?"]
+    assert hints == ["", "did you mean 'b/more/q.png'?"]

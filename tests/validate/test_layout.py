@@ -134,7 +134,7 @@ def test_labels(tmp_path: Path) -> None:
         ("label-unknown", "x_train.jsonl", 2),
         ("label-missing-in-train", "x_val.jsonl", None),
     ]
-    assert report.problems[0].hint == "meant 'cat'?"
+    assert report.problems[0].hint == "did you mean 'cat'?"
     assert report.stats["labels"] == {"train": {"cat": 2, "cats": 1}, "val": {"cat": 1, "dog": 1}}
 
 

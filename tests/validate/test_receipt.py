@@ -241,7 +241,7 @@ def test_a_receipt_behind_a_link_is_neither_read_nor_written(
     assert len(looked_at) == 8
     assert fresh_report(directory) is None
     assert report.summary.problems == {**first.summary.problems, "check-skipped": 1}
-    assert "no receipt was left" in found(report, "check-skipped")[0].message
+    assert "the receipt could not be written" in found(report, "check-skipped")[0].message
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "elsewhere").rglob("*")} == before
 
 
@@ -542,7 +542,7 @@ def test_where_no_receipt_can_be_left_it_is_said(directory: Path) -> None:
     (directory / ".phi3v").write_text("in the way")
     report = validate(directory)
     assert report.summary.problems["check-skipped"] == 1
-    assert "no receipt" in found(report, "check-skipped")[0].message
+    assert "the receipt could not be written" in found(report, "check-skipped")[0].message
     assert found(report, "image-unreadable")
 
 

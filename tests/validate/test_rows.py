@@ -86,7 +86,7 @@ def test_one_run_names_all_with_right_lines(tmp_path: Path) -> None:
         "conversations[0].assistant",
         "conversations[1]",
     }
-    assert found(report, "unknown-field")[0].hint == "meant 'source'?"
+    assert found(report, "unknown-field")[0].hint == "did you mean 'source'?"
     assert report.summary.samples == 13
     assert found(report, "duplicate-id")[0].id == "a"
 

@@ -173,7 +173,7 @@ def folder_notes(source: Source, files: Iterable[ClassFile]) -> tuple[str, ...]:
     if empty := _empty_folders(source.root):
         more = f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else ""
         notes.append(
-            f"empty: {', '.join(map(shown, empty[:MAX_NAMED]))}{more}; no sample is made of a folder without files"
+            f"empty: {', '.join(map(shown, empty[:MAX_NAMED]))}{more}; a folder without files gives no samples"
         )
     return tuple(notes)
 
@@ -200,7 +200,11 @@ def keep_classes(files: list[ClassFile], wanted: Sequence[str]) -> list[ClassFil
     for name in wanted:
         if name.lower() not in known:
             near = difflib.get_close_matches(name.lower(), known, n=1)
-            meant = f"; meant '{known[near[0]]}'?" if near else f"; there are {', '.join(sorted(known.values())[:12])}"
+            meant = (
+                f"; did you mean '{known[near[0]]}'?"
+                if near
+                else f"; there are {', '.join(sorted(known.values())[:12])}"
+            )
             raise NotFoundError(f"--classes: there is no class '{name}'{meant}")
     lowered = {name.lower() for name in wanted}
     return [file for file in files if file.label.lower() in lowered]

@@ -88,11 +88,11 @@ def check_image_tags(text: str, num_images: int, *, first_image: int = 1) -> Non
             continue
         if tag in tags[:index]:
             raise ImageTagError(
-                f"the tag {tag} stands twice in the text: each image has one tag; give it once more as "
-                f"an image of its own, or take the second {tag} out"
+                f"the tag {tag} appears twice in the text: each image has one tag; give the image again as "
+                f"another image, or remove the second {tag}"
             )
         if wanted in tags:
-            raise ImageTagError(f"the tag {tag} stands before {wanted}: tags must stand in the order of the images")
+            raise ImageTagError(f"the tag {tag} comes before {wanted}: tags must be in the order of the images")
         raise ImageTagError(
             f"the text has the tag {tag} where {wanted} was expected, and no {wanted} at all: number the tags "
             f"{image_tag(first_image)}, {image_tag(first_image + 1)}, ... in the order of the images"

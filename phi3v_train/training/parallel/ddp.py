@@ -33,6 +33,6 @@ class DDPEngine(TorchEngine):
 
     def check(self) -> None:
         if not isinstance(self.module, DistributedDataParallel):
-            raise WrongEngineError(f"--parallel ddp: the model is held by {type(self.module).__name__} instead")
+            raise WrongEngineError(f"--parallel ddp: the model is wrapped in {type(self.module).__name__} instead")
         if dist.get_world_size(self.module.process_group) != self.group.world_size:
             raise WrongEngineError("--parallel ddp: not all processes exchange gradients")

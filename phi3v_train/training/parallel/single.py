@@ -13,4 +13,4 @@ class SingleEngine(TorchEngine):
 
     def check(self) -> None:
         if self.group.world_size != 1:
-            raise WrongEngineError(f"{self.group.world_size} processes run, and nothing connects them")
+            raise WrongEngineError(f"{self.group.world_size} processes run, but they are not connected")

@@ -111,7 +111,7 @@ class TorchEngine(Engine):
         unknown = sorted(held.keys() ^ set(names))
         unfit = unknown or [name for name in names if shards.total(f"model/{name}") != len(held[name])]
         if unfit or self.trained.peft_model is not None:
-            name = unfit[0] if unfit else "it holds no adapter"
+            name = unfit[0] if unfit else "it contains no adapter"
             raise UserError(f"{shards.folder}: is not a checkpoint of this model ({name})")
         for name in names:
             local_part(held[name]).copy_(shards.rows(f"model/{name}", *rows_here(held[name])))
