@@ -81,7 +81,7 @@ def test_a_wrong_value_is_one_sentence(source: Path, tmp_path: Path, args: list[
     ("args", "said"),
     [
         ([], "no converter given; choose one of cauldron"),
-        (["ucf101"], "Say --out_dir"),
+        (["ucf101"], "--out_dir is missing"),
         (["nothing", "--out_dir", "x"], "no converter 'nothing'"),
         (["--converter", "nowhere.py:A", "--out_dir", "x"], "--converter nowhere.py: the file does not exist"),
         (["ucf101", "--source", "nowhere", "--out_dir", "x"], "'nowhere' does not exist"),
