@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -120,6 +121,14 @@ def test_imports_run_downhill(package: str, floors: Sequence[Sequence[str]]) -> 
 @pytest.mark.parametrize(("package", "floors"), [("phi3v_data", DATA_FLOORS), ("phi3v_train", TRAIN_FLOORS)])
 def test_every_module_stands_on_a_floor(package: str, floors: Sequence[Sequence[str]]) -> None:
     assert [module for module in modules(package) if module != package and floor_of(module, floors) is None] == []
+
+
+@pytest.mark.parametrize(("package", "floors"), [("phi3v_data", DATA_FLOORS), ("phi3v_train", TRAIN_FLOORS)])
+def test_the_architecture_page_has_one_row_per_floor(package: str, floors: Sequence[Sequence[str]]) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition(f"| floor of `{package}` |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [sorted(re.findall(r"`(\w+)(?:\.py|/)`", line.split("|")[1])) for line in table]
+    assert rows == [sorted(names) for names in floors]
 
 
 @pytest.mark.parametrize("package", ["phi3v_data", "phi3v_train"])
