@@ -16,6 +16,7 @@ from run_dirs import arguments, colour_directory, command, settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import parse_config
+from phi3v_train.distributed.agreement import Fact, first_difference
 from phi3v_train.distributed.group import choose_interface, refuse_missing_gpu
 from phi3v_train.distributed.rank_errors import last_lines
 from phi3v_train.distributed.rank_info import RankInfo
@@ -104,6 +105,7 @@ TrainLoop.step = fail if os.environ["RANK"] == "1" else wait
 """
 
 ONLY_TO_RANK_0 = """
+from phi3v_train.distributed.agreement import Fact, first_difference
 from phi3v_train.distributed.group import DistributedGroup
 real = DistributedGroup.all_gather
 def all_gather(self, value):
@@ -203,6 +205,17 @@ def test_processes_that_were_started_differently_end_before_the_first_step(done:
         for part in SAID[name]:
             position = line.index(part, position) + len(part)
         assert len(line) <= 300
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, ""), (3, ""), (4, "; 1 more differ"), (6, "; 3 more differ")])
+def test_three_differences_are_named_and_the_rest_counted(number: int, expected: str) -> None:
+    mine = {f"--option{index}": Fact("0") for index in range(6)}
+    theirs = mine | {f"--option{index}": Fact("1") for index in range(number)}
+    named = "; ".join(f"--option{index} is 1 on rank 2, 0 on rank 0" for index in range(min(number, 3)))
+    assert first_difference({0: mine, 1: mine, 2: theirs}) == (
+        f"{named}{expected}: give all machines the same command, data and packages"
+    )
+    assert first_difference({0: mine, 1: mine}) == ""
 
 
 def test_processes_in_different_exchanges_say_so(done: dict[str, Done]) -> None:
