@@ -1,14 +1,15 @@
 """The engine by itself: order, bounds, deaths, errors and the end of its workers."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from engine_tasks import process_id, square_or_die, wait_for_ever
 
-from phi3v_data.engine.base import FunctionWork, WorkerDiedError
+from phi3v_data.engine.base import FunctionWork, Tick, WorkerDiedError
 from phi3v_data.engine.local import LocalEngine
 
 SQUARES = FunctionWork(square_or_die)
@@ -27,6 +28,25 @@ def test_results_come_in_the_order_of_tasks_that_are_asked_for_when_there_is_roo
     assert next(results) == (10, 100)
     assert len(asked) <= 5  # two for each worker, and one in the place of what was just given
     assert list(results) == [(number, number * number) for number in range(11, 40)]
+
+
+class Ticking:
+    """Work that says which items of its task it has come to."""
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[int, Tick], int]]:
+        def run(task: int, tick: Tick) -> int:
+            for item in range(task):
+                tick(item)
+            return task
+
+        yield run
+
+
+def test_in_this_process_each_item_is_told_to_the_caller() -> None:
+    told: list[int] = []
+    assert list(LocalEngine(0).run(Ticking(), [2, 3], ticked=told.append)) == [(2, 2), (3, 3)]
+    assert told == [0, 1, 0, 1, 2]
 
 
 @pytest.mark.parametrize("forked", [False, True])

@@ -316,6 +316,7 @@ def test_a_family_that_fails_to_load_is_named_with_its_package(
     [
         ("return 1 // 0", "must return a number or raise ImageShapeError, but raised 'ZeroDivisionError: "),
         ("return None", "must be a whole number from 0 to 2147483647, not None"),
+        ("return True", "must be a whole number from 0 to 2147483647, not True"),
         ("return -3", "must be a whole number from 0 to 2147483647, not -3"),
         ("return 2.5", "must be a whole number from 0 to 2147483647, not 2.5"),
         ("return 2**70", "must be a whole number from 0 to 2147483647, not 1180591620717411303424"),
