@@ -35,7 +35,13 @@ def weights(output_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(output_dir / "model" / f"{name}.safetensors")
 
 
-def assert_same(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path, *, rounded_moments: bool = False) -> None:
+    """The same run: losses, gradient norms, weights.
+
+    `rounded_moments`: gradients are summed in another order by two processes, and where a moment lies between two of
+    the 8-bit codes, the last bit decides which one it gets. Up to one weight in 10,000 (two of a small tensor) may then
+    differ, each by less than an update of the learning rate, 1e-4.
+    """
     for first, second in zip(read_lines(one / "metrics.jsonl"), read_lines(other / "metrics.jsonl"), strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-6)
         assert first["supervised_tokens"] == second["supervised_tokens"]
@@ -44,7 +50,12 @@ def assert_same(one: Path, other: Path) -> None:
     expected, found = weights(one), weights(other)
     assert expected.keys() == found.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
+        if rounded_moments:
+            differences = (found[name] - expected[name]).abs()
+            assert (differences > 1e-6).sum() <= max(2, 1e-4 * differences.numel()), name
+            assert differences.max() < 1e-4, name
+        else:
+            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6)
 
 
 LORA = {"use_lora": True, "lora_rank": 4, "lora_dropout": 0.5, "gradient_checkpointing": True}
@@ -87,7 +98,7 @@ def cases(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_weights_are_those_of_one_process(cases: Path, name: str) -> None:
-    assert_same(cases / name / "one", cases / name / "two")
+    assert_same(cases / name / "one", cases / name / "two", rounded_moments=name == "8-bit moments")
 
 
 @pytest.mark.slow
