@@ -43,9 +43,7 @@ class Item:
     path: str = ""  # current path; any worker can open it
     group: str = ""  # samples of one group must be in the same split
     size: int = 0  # bytes of the source file or row, 0 if unknown
-    part: str = (
-        ""  # consecutive items with the same non-empty value are converted together, so shared media are read once
-    )
+    bundle: str = ""  # consecutive items with one value are converted together, so that shared media are read once
     label: str = ""  # class, for stratified splits
     data: Mapping[str, Any] = field(default_factory=dict)  # further input of `convert`; picklable
     reject: str = ""  # reason code if the plan already rejects the sample; `convert` is then not called

@@ -348,8 +348,8 @@ def test_a_converter_that_no_worker_can_import_says_so(source: Path, tmp_path: P
     assert phi3v_data.convert(Local, source, tmp_path / "out", workers=0).samples == 18
 
 
-def test_items_of_one_row_travel_together_and_parts_do_not_depend_on_workers(tmp_path: Path) -> None:
-    items = [phi3v_data.Item("train", str(n), part=str(n // 5)) for n in range(23)]
+def test_items_of_one_bundle_are_in_one_part(tmp_path: Path) -> None:
+    items = [phi3v_data.Item("train", str(n), bundle=str(n // 5)) for n in range(23)]
     plan = spool_plan(items, tmp_path)
     borders = {part.first for part in plan.parts}
     assert borders <= {0, 5, 10, 15, 20}

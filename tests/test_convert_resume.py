@@ -21,8 +21,8 @@ import phi3v_data
 from phi3v_data.writing import plan
 
 OLD = Path(__file__).parent / "data/old_journals"
-"""Directories that the code of commit a5e38ca left, `.phi3v` called `phi3v`: one interrupted in a planned conversion,
-one in a generator, one complete."""
+"""Directories that earlier versions left, `.phi3v` called `phi3v`. By commit a5e38ca: one interrupted in a planned
+conversion, one in a generator, one complete. By a12a97c: `table`, interrupted after 3 of 9 rows, with its source."""
 
 
 class Stop(BaseException):
@@ -641,3 +641,16 @@ def test_an_interrupted_overwriting_starts_over_where_the_source_has_changed(
     make_source(source, {"train/g00/s000.txt": "image 0 train/s000.png"})
     interrupt(converter, source, tmp_path / "out", after=after, overwrite=True)
     assert resume(converter, source, tmp_path / "out", overwrite=True).resumed == after
+
+
+def test_a_journal_resumes_after_a_change_of_the_code(tmp_path: Path) -> None:
+    """Rows of one row group are in one part, whatever the field of `Item` that says so was called at the time."""
+    pytest.importorskip("pyarrow")
+    shutil.copytree(OLD / "table/source", tmp_path / "source")
+    shutil.copytree(OLD / "table/phi3v", tmp_path / "out/.phi3v")
+    for name in ("convert.lock", "workers.lock"):
+        (tmp_path / "out/.phi3v" / name).touch()
+    result = resume("table", tmp_path / "source", tmp_path / "out", options={"map": MAP})
+    assert (result.samples, result.resumed) == (9, 3)
+    resume("table", tmp_path / "source", tmp_path / "fresh", options={"map": MAP})
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")

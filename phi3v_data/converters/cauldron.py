@@ -142,7 +142,7 @@ def _items(
             key=f"{split}[{index}]{number}",
             group=group,
             size=sum(len(text_of(text.get(field))) for text in row["texts"] or () for field in ("user", "assistant")),
-            part=place.part,
+            bundle=place.bundle,
             data={
                 "place": place,
                 "texts": chosen,

@@ -93,7 +93,7 @@ def _items(question: Question, options: DocVqaOptions) -> Iterator[Item]:
             path=question.path,
             group=question.group,
             size=question.size,
-            part=question.part,
+            bundle=question.bundle,
             data={"question": question, "answer": answer},
             reject=question.reject,
             message=question.message,

@@ -150,7 +150,7 @@ def _item(
         path,
         group=stem,
         size=size,
-        part=place.part if place else "",
+        bundle=place.bundle if place else "",
         label=label,
         data={"stem": stem, "text": text_of(row.get("text")), "place": place},
         reject=reject,

@@ -241,7 +241,7 @@ def _item(
         files[0][0] if files else "",
         group=group,
         size=size,
-        part=place.part if place else "",
+        bundle=place.bundle if place else "",
         label=label,
         data={
             "identifier": text,

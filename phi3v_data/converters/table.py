@@ -93,7 +93,7 @@ class TableConverter(Converter[TableOptions]):
                 path=root,
                 group=_quiet_text(row.cells, mapping.group),
                 size=row.size,
-                part=row.place.part if row.place else "",
+                bundle=row.place.bundle if row.place else "",
                 data={
                     "row": row if row.place is None else replace(row, cells={}),
                     "files": files.elsewhere(named),

@@ -40,8 +40,8 @@ class RowLocation:
     row: int
 
     @property
-    def part(self) -> str:
-        """A key that is equal for rows to be read together: `Item.part`."""
+    def bundle(self) -> str:
+        """A key that is equal for rows to be read together: `Item.bundle`."""
         return f"{self.file}\0{self.chunk}" if isinstance(self.chunk, int) else ""
 
     @property

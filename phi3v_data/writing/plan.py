@@ -79,7 +79,7 @@ class _Spool:
     content: Any = field(default_factory=hashlib.sha256)
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     joined: bytearray = field(default_factory=bytearray)  # 1 if an item belongs together with the previous one
-    last_part: str = ""
+    last_bundle: str = ""
 
 
 def parse_split_shares(text: str) -> dict[str, float]:
@@ -177,8 +177,8 @@ def _add(spool: _Spool, item: Item, roots: Roots) -> None:
     spool.digest.update(f"{item.key}\0{item.size}\n".encode("utf-8", "surrogatepass"))
     spool.content.update(item_fingerprint(item, roots).encode())
     spool.offsets.append(spool.file.tell())
-    spool.joined.append(bool(item.part) and item.part == spool.last_part)
-    spool.last_part = item.part
+    spool.joined.append(bool(item.bundle) and item.bundle == spool.last_bundle)
+    spool.last_bundle = item.bundle
     try:
         pickle.dump(item, spool.file, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:

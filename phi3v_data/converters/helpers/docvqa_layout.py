@@ -49,7 +49,7 @@ class Question:
     path: str = ""
     name: str = ""
     place: RowLocation | None = None
-    part: str = ""
+    bundle: str = ""
     reject: str = ""
     message: str = ""
 
@@ -124,7 +124,7 @@ def _from_entry(split: str, key: str, row: Any, file: SourceFile, images: ImageF
         size=image.size + _length(text, answers),
         path=str(image.file),
         name=f"{split}/{PurePosixPath(image.path).name}",
-        part=image.path,
+        bundle=image.path,
     )
 
 
@@ -164,7 +164,7 @@ def _from_row(split: str, key: str, row: Mapping[str, Any], place: RowLocation, 
         group=group,
         size=_length(text, answers),
         place=place,
-        part=place.part,
+        bundle=place.bundle,
     )
 
 
