@@ -57,6 +57,7 @@ FileName: TypeAlias = Annotated[
 Scalar: TypeAlias = StrictStr | StrictInt | StrictFloat | StrictBool | None
 Strings: TypeAlias = Annotated[tuple[str, ...], Field(strict=False)]
 Offsets: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+Weight: TypeAlias = Annotated[int, Field(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, Field(ge=0)]
 Task: TypeAlias = Literal["classification", "vqa", "chat"]
 
@@ -81,12 +82,17 @@ class Turn(StrictModel):
         description="Character offsets into `user`, one per image, non-decreasing; left out if all are 0 "
         "(all tags first, then one newline).",
     )
+    weight: Weight = Field(
+        1, description="0: the answer is context only and is not trained; left out if 1. At least one turn has 1."
+    )
 
     def to_row(self) -> dict[str, Any]:
         """The turn as a JSON object in the format's key order."""
         row: dict[str, Any] = {"images": list(self.images), "user": self.user, "assistant": self.assistant}
         if any(self.image_offsets):
             row["image_offsets"] = list(self.image_offsets)
+        if not self.weight:
+            row["weight"] = 0
         return row
 
 
@@ -112,6 +118,7 @@ class Sample(StrictModel):
         if plain:
             for turn in turns:
                 turn.pop("image_offsets", None)
+                turn.pop("weight", None)
         row: dict[str, Any] = {"id": self.id, "source": self.source, "conversations": turns}
         if plain:
             return row

@@ -15,6 +15,7 @@ from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import accumulation_steps
 from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources, unique_names
+from phi3v_train.data.untrained import refuse_untrained
 from phi3v_train.evaluation.choose_metrics import choose_metrics
 from phi3v_train.evaluation.metric import Metric
 from phi3v_train.models.loading import ModelFiles, is_adapter, load_processor, locate
@@ -130,6 +131,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     refuse_unavailable(config)
     accumulation = accumulation_steps(config.optim.batch_size, config.optim.batch_size_per_gpu, world_size)
     sources = open_sources(config.data.data_dir, config.data.train_split, num_crops=config.model.num_crops)
+    refuse_untrained(sources)
     order = SampleOrder(
         tuple(len(source) for source in sources), config.optim.batch_size, config.optim.seed, config.data.mix
     )

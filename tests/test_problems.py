@@ -13,7 +13,8 @@ from phi3v_data.validate import validate
 
 ALL_CODES = {
     "rows": "json-syntax json-not-object invalid-utf8 file-encoding bom blank-line duplicate-key non-finite-number "
-    "missing-field unknown-field wrong-type empty-text image-only-turn no-turns duplicate-id line-too-long",
+    "missing-field unknown-field wrong-type empty-text image-only-turn no-turns nothing-trained duplicate-id "
+    "line-too-long",
     "images": "image-missing image-unreadable image-path-unsafe image-name-mismatch image-format-mismatch "
     "image-animated image-mode image-orientation image-stray-bytes image-aspect image-too-large image-orphan",
     "text": "control-token invalid-text",

@@ -42,6 +42,20 @@ def test_optional_keys_are_written_only_when_set_and_in_order() -> None:
     assert "image_offsets" not in Turn(images=("a",), user="", assistant="", image_offsets=(0,)).to_row()
 
 
+def test_a_weight_is_written_only_if_0() -> None:
+    row = {"id": "a", "source": "s", "conversations": [{"images": [], "user": "u", "assistant": "a"}]}
+    line = json.dumps(row)
+    for weight in ({}, {"weight": 1}):
+        given = {**row, "conversations": [{**row["conversations"][0], **weight}]}
+        sample = Sample.from_json(json.dumps(given))
+        assert sample.conversations[0].weight == 1
+        assert sample.to_json() == line
+    zero = line.replace('"a"}]', '"a", "weight": 0}]')
+    sample = Sample.from_json(zero)
+    assert sample.to_json() == zero
+    assert sample.to_json(plain=True) == line
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -54,6 +68,9 @@ def test_optional_keys_are_written_only_when_set_and_in_order() -> None:
         {"conversations": [{"user": "u", "assistant": "a", "images": [1]}]},
         {"conversations": [{"user": "u", "assistant": "a", "image_offsets": [-1]}]},
         {"conversations": [{"user": "u", "assistant": "a", "image_offsets": [1.0]}]},
+        {"conversations": [{"user": "u", "assistant": "a", "weight": 2}]},
+        {"conversations": [{"user": "u", "assistant": "a", "weight": 1.0}]},
+        {"conversations": [{"user": "u", "assistant": "a", "weight": True}]},
         {"conversations": [{"user": "u", "assistant": "a", "extra": 1}]},
         {"extra": 1},
         {"answers": "x"},
@@ -94,6 +111,7 @@ turns = st.builds(
     user=text,
     assistant=text,
     image_offsets=st.lists(st.integers(1, 9), max_size=3),
+    weight=st.integers(0, 1),
 )
 samples = st.builds(
     Sample,

@@ -131,7 +131,7 @@ ROWS = (
         "error",
         "a value has the wrong type, or does not fit the rest of its row",
         'Values are never converted: "3" is not a number and 3 is not a string. `meta` is flat. `image_offsets` has '
-        "one integer per image, non-decreasing and within the text.",
+        "one integer per image, non-decreasing and within the text. `weight` is 0 or 1.",
         "Guessing what was meant would change the data silently.",
         _train(_GOOD, row("b", user="Is it red?").replace('"b"', "7")),
         "Write the type that the format requires; see docs/format.md.",
@@ -176,6 +176,18 @@ ROWS = (
         "The row contains no question and no answer.",
         _train(_GOOD, '{"id": "b", "source": "example", "conversations": []}\n'),
         "Drop the row, or find out what was lost when it was written.",
+    ),
+    Problem(
+        "nothing-trained",
+        "rows",
+        "error",
+        "all turns of a row have weight 0",
+        "`weight` 0 on a turn makes its answer context only: none of its tokens is trained, and evaluation does not "
+        "ask for it. At least one turn of a row has weight 1, which is also the value of a turn without `weight`.",
+        "The row costs memory and time in every epoch and teaches nothing; in a split for evaluation it is never "
+        "scored.",
+        _train(_GOOD, row("b", user="Is it red?").replace('"A shape."', '"A shape.", "weight": 0')),
+        "Leave out `weight` at the answers to be learned, or drop the row.",
     ),
     Problem(
         "duplicate-id",

@@ -25,6 +25,7 @@ _WANTED = {
     "model_type": "an object",
     "greater_than_equal": "a whole number from 0 on",
 }
+_WEIGHT = "0 (context only) or 1 (trained)"
 
 
 class _Pairs(dict[str, Any]):
@@ -194,6 +195,8 @@ class BadRows:
             for index, turn in enumerate(sample.conversations):
                 check_offsets(self.findings, index, turn.user, turn.images, turn.image_offsets, place)
         turns = value.get("conversations")
+        if isinstance(turns, list) and turns and all(isinstance(turn, dict) and _is_zero(turn) for turn in turns):
+            report_nothing_trained(self.findings, len(turns), place)
         for index, turn in enumerate(turns if isinstance(turns, list) else ()):
             if isinstance(turn, dict):
                 check_blank(
@@ -240,6 +243,8 @@ class BadRows:
                 )
             else:
                 wanted = _WANTED.get(kind, found["msg"][:1].lower() + found["msg"][1:])
+                if path[0] == "conversations" and path[2:] == ("weight",):
+                    wanted = _WEIGHT
                 self.findings.add("wrong-type", f"must be {wanted}, not {_kind(given)}", **where)
 
 
@@ -268,6 +273,24 @@ def check_blank(
             )
         else:
             findings.add("empty-text", "the turn has neither text nor images", **where)
+
+
+def report_nothing_trained(findings: Findings, num_turns: int, place: dict[str, Any]) -> None:
+    """Report a row whose turns all have weight 0."""
+    which = "the only turn has" if num_turns == 1 else f"all {num_turns} turns have"
+    findings.add(
+        "nothing-trained",
+        f"{which} weight 0, so no answer of the row is trained or scored",
+        **place,
+        field="conversations",
+        hint="leave out 'weight', or give 1, at each answer to be learned; else drop the row",
+    )
+
+
+def _is_zero(turn: dict[str, Any]) -> bool:
+    """Whether a turn has weight 0 of the right type."""
+    weight = turn.get("weight", 1)
+    return type(weight) is int and weight == 0
 
 
 def check_offsets(

@@ -28,6 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 _get_conversations = attrgetter("conversations")
 _get_images = attrgetter("images")
 _get_image_offsets = attrgetter("image_offsets")
+_get_weight = attrgetter("weight")
 
 
 class Batch:
@@ -70,6 +71,11 @@ class Batch:
         """Whether any turn gives `image_offsets`."""
         return not self.is_plain and not set(map(type, map(_get_image_offsets, self.turns))) <= {msgspec.UnsetType}
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether any turn gives `weight`."""
+        return not self.is_plain and not set(map(type, map(_get_weight, self.turns))) <= {msgspec.UnsetType}
+
     def holds(self, num_quotes: int) -> bool:
         """Whether these rows are the whole of a text with so many unescaped quotes."""
         # Optional fields and keys given twice only add quotes: without any to spare, there are none.
@@ -96,6 +102,8 @@ class Batch:
                     total += 1 + len(value) + sum(isinstance(item, str) for item in value.values())
         if self.has_offsets:
             total += sum(turn.image_offsets is not UNSET for turn in self.turns)
+        if self.has_weights:
+            total += sum(turn.weight is not UNSET for turn in self.turns)
         return total
 
 

@@ -63,28 +63,35 @@ def report_duplicate_ids(table: RowTable, findings: Findings) -> None:
 
 
 def report_repeated_samples(table: RowTable, pixels: PixelIdentity, findings: Findings) -> None:
-    """Report rows with the texts and images of an earlier one: `leak-sample` across splits, else `duplicate-sample`."""
+    """Report rows with the texts and images of an earlier one: `leak-sample` across splits, else `duplicate-sample`.
+
+    Within a split rows that train different turns are not duplicates.
+    """
     splits = table.split_of_rows()
     for rows in equal_groups(_sample_hashes(table, pixels)):
         known: dict[Any, dict[int, int]] = {}  # content -> first row of each split
+        same: dict[Any, int] = {}  # content, split and trained turns -> first row
         for row in rows.tolist():
             value = table.load(row)
             content = _content(value, row, table, pixels)
             if content is None:
                 continue
-            first = known.setdefault(content, {})
             split = int(splits[row])
-            if split in first:
+            trained = (content, split, _trained_turns(value))
+            if trained in same:
                 findings.add(
                     "duplicate-sample",
-                    f"has the same texts and images as {table.name(first[split])}",
+                    f"has the same texts and images as {table.name(same[trained])}",
                     **table.place(row, value),
                     hint="drop one of them: it counts twice in training and in scores",
                 )
                 continue
-            if first:
-                _report_across(table, findings, "leak-sample", row, value, first, "texts and images are also in")
-            first[split] = row
+            same[trained] = row
+            first = known.setdefault(content, {})
+            elsewhere = {other: place for other, place in first.items() if other != split}
+            if elsewhere:
+                _report_across(table, findings, "leak-sample", row, value, elsewhere, "texts and images are also in")
+            first.setdefault(split, row)
 
 
 def _report_across(
@@ -185,6 +192,11 @@ def _content(value: dict[str, Any], row: int, table: RowTable, pixels: PixelIden
         index = int(table.uses[start + position]) if start + position < len(table.uses) else -1
         images.append(pixels.exact(index) if index >= 0 else path)
     return repr(value.get("system") or ""), texts, tuple(images)
+
+
+def _trained_turns(value: dict[str, Any]) -> tuple[bool, ...]:
+    """Whether each turn of a row is trained."""
+    return tuple(turn.get("weight", 1) != 0 for turn in value["conversations"] if isinstance(turn, dict))
 
 
 def _length(value: object) -> int:

@@ -18,7 +18,7 @@ from phi3v_data.engine.local import CAN_FORK, LocalEngine
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import Block, cut_file, read_blocks
 from phi3v_data.messages import escaped, shown
-from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets
+from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets, report_nothing_trained
 from phi3v_data.validate.batch import Batch, count_lines, read_batch, sum_turns, text_bytes
 from phi3v_data.validate.control import ControlTokens, invalid_character
 from phi3v_data.validate.findings import Findings
@@ -171,6 +171,8 @@ class RowScan:
             self._check_blank(batch, file, labelled)
         if batch.has_offsets:
             self._check_offsets(batch, file)
+        if batch.has_weights:
+            self._check_weights(batch, file)
         for position in batch.suspects:
             self._check_text(batch.rows[position], _place(batch, position, file))
         self._check_labels(batch, file, split, answers, first_turns)
@@ -238,6 +240,11 @@ class RowScan:
                     check_offsets(
                         self.findings, index, turn.user, images, turn.image_offsets, _place(batch, position, file)
                     )
+
+    def _check_weights(self, batch: Batch, file: str) -> None:
+        for position, row in enumerate(batch.rows):
+            if position not in batch.bad and all(turn.weight == 0 for turn in row.conversations):
+                report_nothing_trained(self.findings, len(row.conversations), _place(batch, position, file))
 
     def _check_text(self, row: Row, place: dict[str, Any]) -> None:
         """Control tokens where the model would read them, invalid characters anywhere."""

@@ -17,6 +17,7 @@ class TurnRow(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     assistant: str
     images: list[str] | UnsetType = UNSET
     image_offsets: list[Annotated[int, msgspec.Meta(ge=0)]] | UnsetType = UNSET
+    weight: Annotated[int, msgspec.Meta(ge=0, le=1)] | UnsetType = UNSET
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):

@@ -239,7 +239,8 @@ def learn_template(line: bytes, markers: ControlTokens) -> Template | None:
     if row is None or suspect or b"\\" in line:
         return None
     value = json.loads(line)
-    if any("image_offsets" in turn for turn in value["conversations"]):
+    turns = value["conversations"]
+    if any("image_offsets" in turn for turn in turns) or not any(turn.get("weight", 1) for turn in turns):
         return None
     quotes = [position for position, byte in enumerate(line) if byte == _QUOTE]
     roles: dict[str, list[int]] = {}
@@ -254,7 +255,6 @@ def learn_template(line: bytes, markers: ControlTokens) -> Template | None:
             parts.append(line[end : begin + 1])
             end = close
     parts.append(line[end:])
-    turns = value["conversations"]
     return Template(
         tuple(parts),
         roles["id"][0],

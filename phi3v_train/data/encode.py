@@ -1,8 +1,8 @@
 """A conversation to token ids, labels and image inputs: the one code path of training and evaluation.
 
 A sample is its turns' prompts and answers, one after another, each encoded by the model family's `Renderer`. Labels are
-the answers with the marker that ends them; of the last turn also what follows it; all else is -100. Labels stand at
-their own tokens: the model shifts them.
+the answers with the marker that ends them; of the last turn also what follows it; all else is -100, as is all of an
+answer of weight 0. Labels stand at their own tokens: the model shifts them.
 """
 
 import copy
@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import counted
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.tokens.family import ImageShapeError
 from phi3v_train.data.images import read_image
@@ -142,10 +143,22 @@ def accepted_answers(sample: Sample, turn: int) -> tuple[str, ...]:
     return (stored,) if stored else ()
 
 
-def prompt_turns(sample: Sample, turns: Turns) -> range:
-    """Indices of the turns whose answers are generated."""
-    total = len(sample.conversations)
-    return {"last": range(total - 1, total), "first": range(1), "all": range(total)}[turns]
+def prompt_turns(sample: Sample, turns: Turns) -> tuple[int, ...]:
+    """Indices of the turns whose answers are generated: the last, the first or all of those that are trained.
+
+    Raises:
+        SampleError: all turns have weight 0.
+    """
+    trained = tuple(index for index, turn in enumerate(sample.conversations) if turn.weight)
+    if not trained:
+        raise SampleError(nothing_trained(len(sample.conversations)))
+    return {"last": trained[-1:], "first": trained[:1], "all": trained}[turns]
+
+
+def nothing_trained(num_turns: int) -> str:
+    """Why a row whose turns all have weight 0 is refused."""
+    which = "its only turn has" if num_turns == 1 else f"all its {num_turns} turns have"
+    return f"{which} weight 0, so nothing of it is trained or scored: give weight 1 to an answer, or remove the row"
 
 
 class Encoder:
@@ -170,7 +183,8 @@ class Encoder:
         """Ids and labels of a sample whose images are `sizes` (width, height) pixels large, in order of all turns.
 
         Raises:
-            SampleError: an answer is missing, a text contains tags, an image is too narrow, the sample is too long.
+            SampleError: an answer is missing, a text contains tags, an image is too narrow, the sample is too long,
+                or no turn in it is trained.
         """
         prompts, layouts = self._turn_prompts(sample, sizes, num_crops)
         limit = self.options.max_length
@@ -189,12 +203,15 @@ class Encoder:
             length += answer.num_before_turn - len(answer.ids)
             parts.append((prompt, answer))
         kept = len(parts)
+        weights = [turn.weight for turn in sample.conversations]
+        if not any(weights[:kept]):
+            raise SampleError(self._untrained(kept, len(weights)))
         input_ids: list[int] = []
         labels: list[int] = []
         for index, (prompt, answer) in enumerate(parts):
             last = index == kept - 1
             ids = answer.ids if last else answer.ids[: answer.num_before_turn]
-            trained = len(ids) if last else answer.num_trained
+            trained = (len(ids) if last else answer.num_trained) * weights[index]
             input_ids += prompt + ids
             labels += [NO_LABEL] * len(prompt) + ids[:trained] + [NO_LABEL] * (len(ids) - trained)
         num_images = sum(len(turn.images) for turn in sample.conversations[:kept])
@@ -294,6 +311,16 @@ class Encoder:
         """The model inputs of the images that have a layout."""
         return tuple(
             self.renderer.image_arrays(image, layout, num_crops) for image, layout in zip(images, layouts, strict=False)
+        )
+
+    def _untrained(self, kept: int, num_turns: int) -> str:
+        """Why a sample is refused whose `kept` first turns have weight 0."""
+        if kept == num_turns:
+            return nothing_trained(num_turns)
+        return (
+            f"its first {counted(kept, 'turn')} within --max_length {self.options.max_length} "
+            f"{'has' if kept == 1 else 'have'} weight 0, so nothing of it would be trained: raise --max_length, or "
+            "remove the sample"
         )
 
     def _too_long(

@@ -7,7 +7,7 @@ from typing import Any
 
 from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import UserError
-from phi3v_train.data.encode import EncodedPrompt, Turns, accepted_answers, prompt_turns
+from phi3v_train.data.encode import EncodedPrompt, SampleError, Turns, accepted_answers, prompt_turns
 from phi3v_train.data.images import image_size
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
@@ -79,9 +79,9 @@ def measure_rows(reader: Reader, rows: Rows) -> list[PromptSpec]:
     specs: list[PromptSpec] = []
     for row in range(rows.start, rows.stop):
         sample = source.split[row]
-        chosen = prompt_turns(sample, rows.turns)
-        needed = sum(len(turn.images) for turn in sample.conversations[: chosen[-1] + 1])
         with reader.named(SampleRef(0, row, 0), sample):
+            chosen = prompt_turns(sample, rows.turns)
+            needed = sum(len(turn.images) for turn in sample.conversations[: chosen[-1] + 1])
             sizes = [image_size(source.split.image_path(name)) for name in sample.images[:needed]]
             for turn in chosen:
                 ids, _ = reader.encoder.tokenize_prompt(sample, sizes, num_crops=source.num_crops, turn=turn)
@@ -92,10 +92,19 @@ def measure_rows(reader: Reader, rows: Rows) -> list[PromptSpec]:
 
 
 def truth_of(split: Split, turns: Turns, limit: int | None = None) -> list[Prediction]:
-    """Records to score predictions by, from a split: one for every chosen turn, its stored answer as prediction."""
+    """Records to score predictions by, from a split: one for every chosen turn, its stored answer as prediction.
+
+    Raises:
+        UserError: a row has no turn that is scored.
+    """
     records = []
-    for sample in split[:limit]:
-        for turn in prompt_turns(sample, turns):
+    for row, sample in enumerate(split[:limit]):
+        try:
+            chosen = prompt_turns(sample, turns)
+        except SampleError as error:
+            file, line = split.location(row)
+            raise UserError(f"{split.directory / file}:{line} (id {sample.id!r}): {error}") from None
+        for turn in chosen:
             answers = accepted_answers(sample, turn)
             spec = PromptSpec(0, turn, sample.id, 0, answers, dict(sample.meta))
             records.append(spec.record(split.name, (*answers, "")[0], {}))

@@ -364,6 +364,7 @@ PATHS: list[tuple[str | int, ...]] = [
     ("conversations", 0, "user"),
     ("conversations", 0, "assistant"),
     ("conversations", 0, "image_offsets"),
+    ("conversations", 0, "weight"),
     ("conversations", 0, "extra"),
     ("system",),
     ("answers",),

@@ -38,7 +38,9 @@ def mixed(text: str, number: int) -> dict[str, Any]:
         row(name, turn("q", "a"), system=text, group=text),
         row(text or "x", turn("q", "a"), answers=[text], meta={"k": text, "n": 3}),
         row(name, turn("", text, images=("x.png",))),
-    ][number % 6]
+        row(name, turn(text, "a", weight=0), turn("q", text, weight=1)),
+        row(name, turn(text, "a", weight=0)),
+    ][number % 8]
 
 
 @settings(max_examples=60, deadline=None)
