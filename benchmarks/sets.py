@@ -1,4 +1,4 @@
-"""Split, merge and duplicate search on large sets: `python benchmarks/sets.py [--rows N] [--pictures N] [--no-save]`.
+"""Split, merge and duplicate search on large sets: `python benchmarks/sets.py [--rows N] [--images N] [--no-save]`.
 
 split   a million rows, five questions per image, by group with shared images joined (pixels of every image read)
 merge   two sets of half a million rows each: all ids collide, half of the images' names do, with other content
@@ -155,7 +155,7 @@ def main() -> None:
         "machine": machine("phi3v", "numpy", "msgspec", "pillow"),
         "limits": {"split.peak_mb": 400, "merge.peak_mb": 400, "near.wall_s": 60, "near.bytes_per_hash": 100},
         "near": {"hashes": args.hashes, **in_process("near", str(args.hashes))},
-        **bench_sets(args.rows, args.pictures),
+        **bench_sets(args.rows, args.images),
     }
     if args.no_save:
         print(json.dumps(result, indent=2))

@@ -446,8 +446,8 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "rows": lambda: bench_rows(args.rows),
         "images": lambda: bench_images(800),
-        "unchanged": lambda: bench_unchanged(args.pictures // 5),
-        "whole": lambda: bench_whole(args.pictures),
+        "unchanged": lambda: bench_unchanged(args.images // 5),
+        "whole": lambda: bench_whole(args.images),
         "large": lambda: bench_large(args.large_rows),
         "near": bench_near,
     }

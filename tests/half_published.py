@@ -28,7 +28,7 @@ def convert(source: Path, out: Path, *, overwrite: bool = False, suffix: str = "
 
 
 def can_be_read(directory: Path) -> bool:
-    """Whether a reader takes the directory for a set; otherwise it says that it is unfinished, or holds no set."""
+    """Whether a reader takes the directory for a set; otherwise it says that it is unfinished, or contains no set."""
     try:
         phi3v_data.Dataset(directory)
     except (UnfinishedError, NotFoundError):

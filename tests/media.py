@@ -13,7 +13,7 @@ import av
 import numpy as np
 
 
-def picture(number: int, width: int, height: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def make_pixels(number: int, width: int, height: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Frame `number`: (height, width, 3) RGB; a moving gradient, a block that moves on, a little noise."""
     y, x = np.mgrid[0:height, 0:width]
     red = (x * 3 + number * 7 + seed * 31) % 256
@@ -40,7 +40,7 @@ def write_clip(
     times: Sequence[int] = (),
     time_base: Fraction | None = None,
     seed: int = 0,
-    sound: str = "",
+    audio: str = "",
 ) -> Path:
     """Write a clip.
 
@@ -49,7 +49,7 @@ def write_clip(
         options: the encoder's (`bf`, `g`, ...).
         tag: fourcc (`XVID`).
         times: presentation time of each frame in `time_base` (default 1/1000), for a variable frame rate.
-        sound: encoder of a silent sound track.
+        audio: encoder of a silent audio track.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     base = time_base or (Fraction(1, 1000) if times else Fraction(1, rate))
@@ -64,9 +64,9 @@ def write_clip(
         if tag:
             context.codec_tag = tag
         context.options = dict(options or {})
-        audio = container.add_stream(sound, rate=44100) if sound else None
+        audio = container.add_stream(audio, rate=44100) if audio else None
         for number in range(len(times) or frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, *size, seed), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(make_pixels(number, *size, seed), format="rgb24")
             frame = frame.reformat(format=stream.pix_fmt)
             frame.pts = times[number] if times else number
             frame.time_base = base
@@ -102,7 +102,7 @@ def xvid(path: Path, **settings: Any) -> Path:
 
 
 def full_decode(path: Path) -> list[np.ndarray[Any, Any]]:
-    """Every frame, converted one by one: what the reference does. (H, W, 3) RGB, not turned."""
+    """Every frame, converted one by one, as the Phi-3.5-vision sample does. (H, W, 3) RGB, not turned."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         if stream.codec_context is None:
@@ -118,7 +118,7 @@ def cut(path: Path, share: float) -> Path:
 
 
 def damage_packet(path: Path, number: int, *, at: float = 0.5, length: int = 12) -> Path:
-    """Overwrite a stretch of the `number`-th packet of the picture stream, in decoding order."""
+    """Overwrite a stretch of the `number`-th packet of the video stream, in decoding order."""
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
         packet = packets[number]
@@ -185,7 +185,7 @@ def remux(path: Path, target: Path, replaced: Mapping[int, bytes]) -> Path:
 
 
 def not_coded(number: int) -> bytes:
-    """An MPEG-4 P picture that says "nothing new" (vop_coded = 0), for a clip of 25 frames a second.
+    """An MPEG-4 P frame that says "nothing new" (vop_coded = 0), for a clip of 25 frames a second.
 
     ISO/IEC 14496-2, 6.2.5: start code, coding type 01, modulo_time_base 0, marker, 5 bits of time, marker, coded 0.
     """

@@ -1,17 +1,17 @@
-"""Files that stand in for images, made byte by byte: what lies in downloaded sets, and what is made to cost much."""
+"""Files that stand in for images, made byte by byte: as found in downloaded sets, or made to be costly."""
 
 import io
 import struct
 import zlib
 from typing import Any
 
-from media import picture
+from media import make_pixels
 from PIL import Image
 
 
 def image(seed: int = 0, size: tuple[int, int] = (64, 48), mode: str = "RGB") -> Image.Image:
     """One that no other seed gives."""
-    return Image.fromarray(picture(seed, *size)).convert(mode)
+    return Image.fromarray(make_pixels(seed, *size)).convert(mode)
 
 
 def encoded(content: Image.Image, fmt: str = "PNG", **options: Any) -> bytes:
@@ -33,7 +33,7 @@ def png_with(*chunks: bytes) -> bytes:
 
 
 def gif(frames: int, size: tuple[int, int]) -> bytes:
-    """A GIF of frames that hold no pixels to speak of: 15 bytes each, as large as one likes."""
+    """A GIF of almost empty frames, 15 bytes each, of any size in pixels."""
     head = b"GIF89a" + struct.pack("<HHBBB", *size, 0x80, 0, 0) + bytes(6)
     frame = b"," + struct.pack("<HHHHB", 0, 0, *size, 0) + b"\x02\x02\x4c\x01\x00"
     return head + frame * frames + b";"

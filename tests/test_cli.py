@@ -31,7 +31,7 @@ def run(*args: str | Path, code: str = APP, **env: str) -> subprocess.CompletedP
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A sound directory of two rows without pictures."""
+    """A valid directory of two rows without images."""
     root = tmp_path / "sound"
     root.mkdir()
     for split in ("train", "val"):
@@ -216,14 +216,14 @@ def test_obstacles_are_one_line(what: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("what", "kind"), [("bug", "KeyError"), ("own", "ModuleNotFoundError"), ("file", "FileNotFound")]
 )
-def test_a_defect_of_ours_is_no_verdict_on_the_data(what: str, kind: str) -> None:
+def test_a_bug_of_phi3v_is_not_a_finding_about_the_data(what: str, kind: str) -> None:
     done = run("act", what, code=TOY)
     assert (done.returncode, done.stdout) == (2, "")
     assert kind in done.stderr
     assert done.stderr.endswith("a bug in phi3v, not in your data; please report the lines above\n")
 
 
-def test_ctrl_c_says_how_to_go_on() -> None:
+def test_ctrl_c_says_how_to_resume() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", TOY, "act", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PLAIN
     )
@@ -491,7 +491,7 @@ PROGRESS = textwrap.dedent(
 )
 
 
-def test_progress_is_plain_lines_on_stderr_where_that_is_no_terminal() -> None:
+def test_progress_is_plain_lines_on_stderr_if_that_is_not_a_terminal() -> None:
     done = run(code=PROGRESS)
     assert done.stdout == "result\n"
     lines = done.stderr.splitlines()

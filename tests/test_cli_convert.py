@@ -127,7 +127,7 @@ def test_help_shows_the_common_and_the_converters_own_options() -> None:
         ("", None),
     ],
 )
-def test_the_converter_is_found_wherever_it_stands(line: str, name: str | None) -> None:
+def test_the_converter_is_found_at_any_position(line: str, name: str | None) -> None:
     assert wanted(line.split()) == name
 
 
@@ -187,7 +187,7 @@ def test_the_note_on_shares_names_the_cause_and_is_left_out_where_they_are_met(t
     )
 
 
-def test_empty_and_small_splits_of_a_split_by_hash_are_said(tmp_path: Path) -> None:
+def test_empty_and_small_splits_of_a_split_by_hash_are_reported(tmp_path: Path) -> None:
     """Five groups of two, at .48, .24, .55, .81 and .66 by sha256sum."""
     plain_source(tmp_path / "source", {"train": 10})
     shares = "train=0.5,val=0.4,test=0.1"

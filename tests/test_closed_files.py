@@ -1,4 +1,4 @@
-"""What may not be read is said, and never taken for what is not there: no command goes on with the rest of a set."""
+"""A file that cannot be read is reported, and never taken for missing: no command continues with the rest."""
 
 import json
 from collections.abc import Iterator
@@ -107,7 +107,7 @@ def test_validate_points_at_permissions_where_images_may_not_be_read(cli: Cli, d
     }
 
 
-def test_a_closed_folder_behind_a_link_is_no_loop_of_links(cli: Cli, directory: Path) -> None:
+def test_an_unreadable_folder_behind_a_link_is_not_a_loop_of_links(cli: Cli, directory: Path) -> None:
     (directory / "images/train/b.png").unlink()
     (directory / "images/train/b.png").symlink_to("../val/c.png")
     (directory / "images/val").chmod(0o000)

@@ -185,7 +185,7 @@ def test_overwriting_that_fails_leaves_the_old_set(source: Path, tmp_path: Path)
     assert tree(tmp_path / "out", hidden=True) == before
 
 
-def test_pictures_that_no_row_uses_are_not_overwritten(source: Path, tmp_path: Path) -> None:
+def test_images_that_no_row_uses_are_not_overwritten(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "out")
     (tmp_path / "out/images/mine.png").write_bytes(b"x")
     before = tree(tmp_path / "out", hidden=True)
@@ -255,7 +255,7 @@ def test_not_one_sample_is_an_error_that_tells_the_reasons(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("source", "out"), [("source", "source/out"), ("out/source", "out"), ("source", "source")])
-def test_source_and_output_may_not_lie_in_each_other(tmp_path: Path, source: str, out: str) -> None:
+def test_source_and_output_may_not_be_in_each_other(tmp_path: Path, source: str, out: str) -> None:
     plain_source(tmp_path / source, {"train": 1})
     before = tree(tmp_path)
     with pytest.raises(phi3v_data.UserError, match="must not be inside each other"):
@@ -310,7 +310,7 @@ def test_a_generator_is_a_converter(source: Path, tmp_path: Path) -> None:
     assert set(shared.manifest.splits) == {"a", "b"}
 
 
-def test_a_generator_that_stops_says_where_and_goes_on_later(tmp_path: Path) -> None:
+def test_a_generator_that_stops_says_where_and_resumes_later(tmp_path: Path) -> None:
     source = plain_source(tmp_path / "source", {"train": 100})
     phi3v_data.convert(drafts, source, tmp_path / "whole")
     kept = (source / "train/g45/s090.txt").read_text()
@@ -383,17 +383,17 @@ def test_an_interrupted_run_with_other_settings_is_refused(source: Path, tmp_pat
     assert tree(tmp_path / "out", hidden=True) == tree(tmp_path / "fresh", hidden=True)
 
 
-def test_a_damaged_journal_is_mended(source: Path, tmp_path: Path) -> None:
-    """What a power cut leaves: receipts that are empty, pictures that are cut or gone, pictures without a receipt."""
+def test_a_damaged_journal_is_repaired(source: Path, tmp_path: Path) -> None:
+    """What a power cut leaves: receipts that are empty, images that are cut or gone, images without a receipt."""
     make_source(source, {"extra/g00/s001.txt": "import"})
     with pytest.raises(phi3v_data.UserError):
         convert(source, tmp_path / "out")
     convert_dir = tmp_path / "out/.phi3v/convert"
     receipts = sorted((convert_dir / "parts").iterdir())
     receipts[0].write_bytes(b"")
-    pictures = sorted((convert_dir / "stage/images").rglob("*.png"))
-    os.truncate(pictures[-1], 10)
-    pictures[-3].unlink()
+    images = sorted((convert_dir / "stage/images").rglob("*.png"))
+    os.truncate(images[-1], 10)
+    images[-3].unlink()
     (convert_dir / "stage/images/train/s999.png").write_bytes(b"left over")
     (source / "extra/g00/s001.txt").write_text("reject")
     result = convert(source, tmp_path / "out")

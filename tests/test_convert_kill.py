@@ -1,4 +1,4 @@
-"""Killed at any moment, the same command goes on and ends with the bytes of an undisturbed run."""
+"""Killed at any moment, the same command resumes and ends with the bytes of an undisturbed run."""
 
 import itertools
 import os
@@ -150,7 +150,7 @@ def test_workers_end_with_a_parent_that_is_killed_alone(
     assert_gone(workers)
 
 
-def test_control_c_says_how_to_go_on_and_leaves_no_one_behind(
+def test_control_c_says_how_to_resume_and_leaves_no_process_behind(
     waiting_run: tuple["subprocess.Popen[bytes]", Path],
 ) -> None:
     process, folder = waiting_run

@@ -173,7 +173,7 @@ def test_a_changed_image_of_a_table_is_named(tmp_path: Path, name: str) -> None:
     assert ("'1.bmp' of the source" if name == "rows.csv" else "'rows.parquet', group 0:1 of the source") in message
 
 
-def test_images_that_lie_elsewhere_may_move_but_not_change(tmp_path: Path) -> None:
+def test_images_outside_the_source_may_move_but_not_change(tmp_path: Path) -> None:
     source = table(tmp_path / "source", "rows.csv", "aaaaaa")
     (tmp_path / "photos").mkdir()
     for path in source.glob("*.bmp"):
@@ -585,7 +585,7 @@ def test_a_saved_dataset_is_compared_by_rows(tmp_path: Path) -> None:
     assert "'train[1]'" in refusal("table", source, tmp_path / "out", options={"map": MAP})
 
 
-def test_a_path_that_is_no_text_is_a_reject_and_no_traceback(tmp_path: Path) -> None:
+def test_a_path_that_is_not_text_is_a_reject_and_not_a_traceback(tmp_path: Path) -> None:
     source = plain_source(tmp_path / "source", {"train": 2})
 
     @phi3v_data.converter("bytes")

@@ -153,7 +153,7 @@ def test_the_list_shows_built_in_installed_and_local_ones(site: Path) -> None:
     text = run_with(site, "converters", "--converter", FILE)
     assert text.returncode == 0
     assert "cannot be used" in text.stdout
-    assert "--mode [grey|colour]  Kind of picture. (default 'colour')" in text.stdout
+    assert "--mode [grey|colour]  Kind of image. (default 'colour')" in text.stdout
 
 
 def test_public_names_are_there_and_load_nothing_before_they_are_used() -> None:

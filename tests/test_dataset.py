@@ -144,7 +144,7 @@ def test_same_size_and_time_but_another_file_is_seen(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"phi3vix1" + b"\xff" * 400, b"x" * 200])
-def test_an_index_that_is_none_of_ours_is_built_again(directory: Path, damage: bytes) -> None:
+def test_an_index_that_phi3v_did_not_write_is_built_again(directory: Path, damage: bytes) -> None:
     Dataset(directory)["train"]
     index_file(directory).write_bytes(damage)
     assert len(Dataset(directory)["train"]) == 10
@@ -170,7 +170,7 @@ def test_an_index_of_another_size_than_it_can_have_is_not_read(directory: Path) 
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
-def test_an_index_that_is_no_plain_file_is_not_used(directory: Path, kind: str) -> None:
+def test_an_index_that_is_not_a_regular_file_is_not_used(directory: Path, kind: str) -> None:
     Dataset(directory)["train"]
     index_file(directory).rename(directory / "aside")
     before = (directory / "aside").read_bytes()

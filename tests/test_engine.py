@@ -98,7 +98,7 @@ def in_namespace(script: str, source: Path, tmp_path: Path) -> "subprocess.Compl
     return done
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(source: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_the_run_resumes_later(source: Path, tmp_path: Path) -> None:
     done = in_namespace(SMALL_DISK, source, tmp_path)
     lines = done.stdout.splitlines()
     disk = tmp_path / "disk"
@@ -166,7 +166,7 @@ def test_a_source_that_may_not_be_read_is_a_reject(source: Path, open_folder: Pa
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_file_may_be_larger_than_allowed(source: Path, tmp_path: Path, workers: int) -> None:
-    """A disk error in the midst of a picture: nothing half written, nothing left."""
+    """A disk error in the midst of an image: nothing half written, nothing left."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); sys.path.insert(0, sys.argv[3])\n"
         "import phi3v_data\nfrom toy_converter import Toy\nresource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"

@@ -40,7 +40,7 @@ def victim(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def directory(source: Path, tmp_path: Path) -> Path:
-    """A complete set of ours."""
+    """A complete set."""
     convert(source, tmp_path / "dir")
     return tmp_path / "dir"
 

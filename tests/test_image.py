@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from media import picture
+from media import make_pixels
 from PIL import Image
 
 from phi3v_data.media import formats, images
@@ -31,7 +31,7 @@ def by_pillow(pixels: np.ndarray[Any, Any], kind: str, **options: Any) -> bytes:
 def test_jpeg_bytes_are_those_of_pillow(size: tuple[int, int]) -> None:
     """OpenCV and Pillow bring their own libjpeg-turbo: should one change, this says so."""
     pytest.importorskip("cv2")
-    pixels = picture(3, *size)
+    pixels = make_pixels(3, *size)
     noise = np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint8)
     for content in (pixels, noise, pixels[..., ::-1], pixels[..., 0]):
         assert encode(content, "jpeg") == by_pillow(content, "JPEG")
@@ -40,14 +40,14 @@ def test_jpeg_bytes_are_those_of_pillow(size: tuple[int, int]) -> None:
 
 
 def test_without_opencv_the_bytes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = picture(5, 64, 48)
+    pixels = make_pixels(5, 64, 48)
     expected = encode(pixels, "jpeg", 90)
     monkeypatch.setitem(sys.modules, "cv2", None)
     assert encode(pixels, "jpeg", 90) == expected
 
 
 def test_png_is_lossless_and_webp_is_pillows() -> None:
-    pixels = picture(7, 61, 47)
+    pixels = make_pixels(7, 61, 47)
     with Image.open(io.BytesIO(encode(pixels, "png"))) as image:
         np.testing.assert_array_equal(np.asarray(image), pixels)
     assert encode(pixels, "webp") == by_pillow(pixels, "WEBP", quality=80) == by_pillow(pixels, "WEBP")
@@ -55,7 +55,7 @@ def test_png_is_lossless_and_webp_is_pillows() -> None:
 
 
 def test_a_pil_image_is_turned_as_its_exif_says_and_made_rgb() -> None:
-    image = Image.fromarray(picture(1, 40, 20))
+    image = Image.fromarray(make_pixels(1, 40, 20))
     exif = image.getexif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -91,12 +91,12 @@ def test_fit_keeps_the_shape_within_a_pixel(width: int, height: int, max_side: i
 
 
 def test_probe_reads_the_header_only(tmp_path: Path) -> None:
-    image = Image.fromarray(picture(1, 40, 20))
+    image = Image.fromarray(make_pixels(1, 40, 20))
     exif = image.getexif()
     exif[0x0112] = 8
     image.save(tmp_path / "a.jpg", exif=exif)
     assert probe(tmp_path / "a.jpg") == ImageInfo(40, 20, "JPEG", "RGB", 8)
-    image.save(tmp_path / "b.gif", save_all=True, append_images=[Image.fromarray(picture(9, 40, 20))])
+    image.save(tmp_path / "b.gif", save_all=True, append_images=[Image.fromarray(make_pixels(9, 40, 20))])
     assert probe((tmp_path / "b.gif").read_bytes()).animated
     image.convert("CMYK").save(tmp_path / "c.jpg")
     assert probe(tmp_path / "c.jpg").mode == "CMYK"
@@ -105,19 +105,19 @@ def test_probe_reads_the_header_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_cut_and_damaged_pictures_are_not_stored(kind: str) -> None:
-    whole = by_pillow(picture(2, 64, 48), kind)
+def test_cut_and_damaged_images_are_not_stored(kind: str) -> None:
+    whole = by_pillow(make_pixels(2, 64, 48), kind)
     assert check_content(whole).format == kind
     for end in (0, 1, 10, len(whole) // 2, len(whole) - 12):
         with pytest.raises(UnreadableImageError):
             check_content(whole[:end])
-    for junk in (b"", b"no picture", bytes(200)):
+    for junk in (b"", b"not an image", bytes(200)):
         with pytest.raises(UnreadableImageError):
             check_content(junk)
 
 
 def test_a_png_with_a_wrong_checksum_is_seen() -> None:
-    whole = bytearray(by_pillow(picture(2, 64, 48), "PNG"))
+    whole = bytearray(by_pillow(make_pixels(2, 64, 48), "PNG"))
     whole[-20] ^= 1
     with pytest.raises(UnreadableImageError):
         check_content(bytes(whole))
@@ -131,7 +131,7 @@ def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_give_a_picture_or_one_kind_of_error(data: bytes) -> None:
+def test_any_bytes_give_an_image_or_one_kind_of_error(data: bytes) -> None:
     for start in (b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\x40\x00\x00\x00WEBPVP8 ", b"GIF89a", b"BM"):
         try:
             check_content(start + data)

@@ -89,7 +89,7 @@ def test_pillow_reads_no_other_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", NOT_IMAGES, ids=NOT_IMAGES.values())
-def test_a_file_that_is_no_image_is_called_what_it_is(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_called_what_it_is(tmp_path: Path, data: bytes) -> None:
     path, words = saved(tmp_path, data, "a.png"), NOT_IMAGES[data]
     for pixels in (True, False):
         assert findings(path, pixels=pixels) == {integrity.UNREADABLE: words}
@@ -450,7 +450,7 @@ def run(*args: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize(("name", "data", "words"), [("eps.png", EPS, "an EPS"), ("tex.png", DDS, "a DDS texture")])
-def test_pages_are_made_whatever_lies_among_the_images(
+def test_pages_are_made_whatever_is_among_the_images(
     tmp_path: Path, ghostscript: Path, name: str, data: bytes, words: str
 ) -> None:
     directory = tmp_path / "set"

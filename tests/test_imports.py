@@ -96,7 +96,7 @@ def imports(path: Path, *, at_import: bool) -> set[str]:
 
 
 def floor_of(module: str, floors: Sequence[Sequence[str]]) -> int | None:
-    """Number of the floor on which a module stands; None for the package itself and for what has no floor."""
+    """Number of the floor of a module; None for the package itself and for a module without a floor."""
     inside = module.partition(".")[2]
     known = {name: number for number, names in enumerate(floors) for name in names}
     fitting = [name for name in known if inside == name or inside.startswith(f"{name}.")]
@@ -119,7 +119,7 @@ def test_imports_run_downhill(package: str, floors: Sequence[Sequence[str]]) -> 
 
 
 @pytest.mark.parametrize(("package", "floors"), [("phi3v_data", DATA_FLOORS), ("phi3v_train", TRAIN_FLOORS)])
-def test_every_module_stands_on_a_floor(package: str, floors: Sequence[Sequence[str]]) -> None:
+def test_every_module_is_on_a_floor(package: str, floors: Sequence[Sequence[str]]) -> None:
     assert [module for module in modules(package) if module != package and floor_of(module, floors) is None] == []
 
 

@@ -47,7 +47,7 @@ def text_of(page: str) -> str:
 
 
 @pytest.mark.parametrize("text", EVIL)
-def test_it_shows_as_it_is_wherever_it_stands(text: str) -> None:
+def test_it_is_shown_as_it_is_wherever_it_is(text: str) -> None:
     line = " ".join(text.split())
     for frame, tags in (
         ("{}", {"p"}),

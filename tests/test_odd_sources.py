@@ -178,7 +178,7 @@ def test_the_spelling_of_class_ind_wins_and_one_class_stays_one(tmp_path: Path) 
     assert split.manifest.classes == ("HandstandPushups",)
 
 
-def test_the_set_is_named_by_its_user_and_own_clips_are_no_ucf101(tmp_path: Path, capsys: Any) -> None:
+def test_the_set_is_named_by_its_user_and_other_clips_are_not_ucf101(tmp_path: Path, capsys: Any) -> None:
     xvid(put(tmp_path / "s" / "A" / "mine.avi", b""), frames=3, size=(32, 24))
     assert run("ucf101", tmp_path / "s", tmp_path / "o").manifest.name == "clips"
     command = ["convert", "ucf101", "--source", str(tmp_path / "s"), "--workers", "0", "--quiet"]
@@ -204,7 +204,7 @@ def tar_of(path: Path, members: dict[str, bytes], **settings: Any) -> Path:
     return path
 
 
-def test_members_without_a_place_are_rejects_and_the_rest_is_converted(tmp_path: Path) -> None:
+def test_members_that_cannot_be_unpacked_are_rejects_and_the_rest_is_converted(tmp_path: Path) -> None:
     whole = xvid(tmp_path / "whole.avi", frames=3, size=(32, 24)).read_bytes()
     members = {
         "s/test/A/ok.avi": whole,
@@ -253,7 +253,7 @@ def test_a_zip_with_backslashes_is_a_zip_with_folders(tmp_path: Path) -> None:
     assert not (tmp_path / "evil.avi").exists()
 
 
-def test_a_generator_counts_members_without_a_place(tmp_path: Path) -> None:
+def test_a_generator_counts_members_that_cannot_be_unpacked(tmp_path: Path) -> None:
     image = io.BytesIO()
     Image.new("RGB", (8, 8)).save(image, "png")
     members = {"a.png": image.getvalue(), "caf\udce9.png": image.getvalue()}

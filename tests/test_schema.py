@@ -15,7 +15,7 @@ from phi3v_data.schema import Diagnostic, Manifest, RejectRow, Report, Sample, S
 from phi3v_data.schema_files import SCHEMAS, json_schema, to_text
 
 ROOT = Path(__file__).parents[1]
-REFERENCE_ROW = (
+SAMPLE_ROW = (
     '{"id": "val-0000000300", "source": "ucf101", "conversations": [{"images": '
     '["val/BabyCrawling/v_BabyCrawling_g21_c04.0.jpg", "val/BabyCrawling/v_BabyCrawling_g21_c04.1.jpg"], "user": '
     '"Classify the video into one of the following classes: ApplyEyeMakeup, ApplyLipstick, Archery, BabyCrawling, '
@@ -23,11 +23,11 @@ REFERENCE_ROW = (
 )
 
 
-def test_the_reference_row_loads_and_is_written_back_byte_for_byte() -> None:
-    sample = Sample.from_json(REFERENCE_ROW)
+def test_a_row_of_the_phi35_vision_sample_loads_and_is_written_back_byte_for_byte() -> None:
+    sample = Sample.from_json(SAMPLE_ROW)
     assert sample.conversations[0].assistant == "BabyCrawling"
     assert sample.images[1].endswith(".1.jpg")
-    assert sample.to_json(plain=True) == sample.to_json() == REFERENCE_ROW
+    assert sample.to_json(plain=True) == sample.to_json() == SAMPLE_ROW
 
 
 def test_optional_keys_are_written_only_when_set_and_in_order() -> None:
@@ -87,7 +87,7 @@ def test_rows_that_are_almost_right_are_refused(change: dict[str, Any]) -> None:
 
 
 def test_models_are_frozen_and_shareable() -> None:
-    sample = Sample.from_json(REFERENCE_ROW)
+    sample = Sample.from_json(SAMPLE_ROW)
     with pytest.raises(ValidationError):
         sample.id = "other"  # type: ignore[misc]  # that is what must fail
     assert isinstance(sample.conversations, tuple)
@@ -98,7 +98,7 @@ def test_numbers_that_json_cannot_spell_are_refused() -> None:
     with pytest.raises(ValidationError):
         Manifest.model_validate_json('{"format": 1, "name": "d", "task": "chat", "splits": {}, "num_crops": NaN}')
     with pytest.raises(ValueError, match="JSON"):
-        Sample.from_json(REFERENCE_ROW).model_copy(update={"meta": {"a": float("nan")}}).to_json()
+        Sample.from_json(SAMPLE_ROW).model_copy(update={"meta": {"a": float("nan")}}).to_json()
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -350,7 +350,7 @@ def test_damage_without_words_is_named_by_its_class(tmp_path: Path, monkeypatch:
         extract(archive, tmp_path / "work")
 
 
-def test_what_is_no_archive_says_what_to_do(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "UCF101.rar").write_bytes(b"Rar!\x1a\x07\x00rest")
     with pytest.raises(UserError, match=r"unrar x UCF101\.rar"):
         Source.open(tmp_path / "UCF101.rar", work_dir=tmp_path / "work")
@@ -489,7 +489,7 @@ class TestHub:
             Source.open("sayakpaul/ucf101-subset")
 
 
-def test_the_marker_is_json_and_holds_no_path(tmp_path: Path) -> None:
+def test_the_marker_is_json_and_contains_no_path(tmp_path: Path) -> None:
     extract(make_tar(tmp_path / "s.tar.gz"), tmp_path / "work")
     marker = json.loads((tmp_path / "work" / MARKER).read_text())
     assert set(marker["archive"]) == {"name", "size", "mtime_ns", "ctime_ns"}

@@ -106,7 +106,7 @@ def test_the_manifest_overrules() -> None:
     assert "dataset.json does not list e_val.jsonl" in extra.conflicts[0]
 
 
-def test_files_that_are_no_data() -> None:
+def test_files_that_are_not_data() -> None:
     assert not is_data_file("rejects.jsonl")
     assert not is_data_file(".x_train.jsonl")
     assert find_splits(["rejects.jsonl", ".a_train.jsonl", "a_train.txt"]).splits == {}

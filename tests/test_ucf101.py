@@ -1,4 +1,4 @@
-"""UCF-101 in all its layouts: which clips, in which split, of which class, and rows like the reference's."""
+"""UCF-101 in all its layouts: which clips, splits and classes, and rows like those of the Phi-3.5-vision sample."""
 
 import io
 import json
@@ -236,7 +236,7 @@ class TestClassFolders:
         with pytest.raises(UserError, match="not in a class folder"):
             plan(lay(clip, tmp_path / "flat", ["a.avi", "b.avi"]))
 
-    def test_same_stem_never_shares_a_picture(self, clip: Path, tmp_path: Path) -> None:
+    def test_same_stem_never_shares_an_image(self, clip: Path, tmp_path: Path) -> None:
         names = ["A/x.avi", "A/x.mp4", "A/X.avi", "A/x~2.avi", "B/x.avi"]
         items = plan(lay(clip, tmp_path / "set", names))
         drafts = [convert(item, frames=2) for item in items]
@@ -312,7 +312,7 @@ class TestOptions:
 
 
 def reference_rows(root: Path) -> tuple[dict[str, list[str]], dict[str, bytes]]:
-    """What the reference writes for a subset folder: rows and JPEG files, in the order that numbering asks for."""
+    """Rows and JPEG files that the Phi-3.5-vision sample writes for a subset folder, in the order of the numbers."""
     classes = sorted({path.name for path in root.glob("*/*")})
     prompt = f"Classify the video into one of the following classes: {', '.join(classes)}."
     rows: dict[str, list[str]] = {}
@@ -335,7 +335,7 @@ def reference_rows(root: Path) -> tuple[dict[str, list[str]], dict[str, bytes]]:
     return rows, images
 
 
-def test_plain_rows_and_pictures_are_the_references_bytes(tmp_path: Path) -> None:
+def test_plain_rows_and_images_are_the_bytes_of_the_phi35_vision_sample(tmp_path: Path) -> None:
     rows, images = reference_rows(EXAMPLE / "UCF101_subset")
     phi3v_data.convert("ucf101", EXAMPLE, tmp_path / "out", plain=True, workers=0)
     for split, lines in rows.items():

@@ -220,7 +220,7 @@ def test_what_an_earlier_version_left_without_a_marker_is_refused_and_completed(
     assert tree(half, hidden=True).items() >= wanted.items()
 
 
-def test_an_interrupted_conversion_is_no_set_and_no_wrong_directory(
+def test_an_interrupted_conversion_is_reported_as_incomplete(
     cli: Cli, source: Path, wanted: "dict[str, str]", tmp_path: Path
 ) -> None:
     out = tmp_path / "out"

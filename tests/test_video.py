@@ -17,8 +17,8 @@ from media import (
     cut,
     damage_packet,
     full_decode,
+    make_pixels,
     not_coded,
-    picture,
     remux,
     set_avi_count,
     set_matrix,
@@ -94,8 +94,8 @@ def test_frames_are_those_of_a_full_decode_in_every_codec_of_the_container(tmp_p
         except (av.error.FFmpegError, ValueError, IndexError):
             continue  # the container cannot hold the codec, or the pair cannot be read back at all
         with av.open(str(path)) as opened:
-            is_sound = frames and not any(frame.is_corrupt for frame in opened.decode(opened.streams.video[0]))
-        if not is_sound:  # H.263 in an MPEG program stream, VP9 likewise: written, but not to be read back whole
+            is_undamaged = frames and not any(frame.is_corrupt for frame in opened.decode(opened.streams.video[0]))
+        if not is_undamaged:  # H.263 in an MPEG program stream, VP9 likewise: written, but not to be read back whole
             with pytest.raises(Reject):
                 read_clip(path)
             continue
@@ -120,7 +120,7 @@ def test_colours(tmp_path: Path, pix_fmt: str, colorspace: int) -> None:
         stream.width, stream.height, stream.pix_fmt = 62, 46, pix_fmt
         stream.codec_context.colorspace = colorspace
         for number in range(12):
-            frame = av.VideoFrame.from_ndarray(picture(number, 62, 46), format="rgb24").reformat(format=pix_fmt)
+            frame = av.VideoFrame.from_ndarray(make_pixels(number, 62, 46), format="rgb24").reformat(format=pix_fmt)
             frame.pts, frame.colorspace = number, colorspace
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -149,7 +149,7 @@ def test_colours(tmp_path: Path, pix_fmt: str, colorspace: int) -> None:
         ("libvpx-vp9", "mp4", {"auto-alt-ref": "1", "lag-in-frames": "12", "g": "20"}),
     ],
 )
-def test_orders_of_pictures(tmp_path: Path, codec: str, suffix: str, options: dict[str, str]) -> None:
+def test_orders_of_coded_frames(tmp_path: Path, codec: str, suffix: str, options: dict[str, str]) -> None:
     assert_all_exact(write_clip(tmp_path / f"clip.{suffix}", codec, frames=45, options=options))
 
 
@@ -210,8 +210,8 @@ def test_the_display_matrix_is_applied(tmp_path: Path, matrix: tuple[int, int, i
         np.testing.assert_array_equal(got, expected)
 
 
-def test_a_phone_held_upright_gives_an_upright_picture(tmp_path: Path) -> None:
-    """-90 degrees in FFmpeg's words: turn the stored picture clockwise."""
+def test_a_phone_held_upright_gives_an_upright_image(tmp_path: Path) -> None:
+    """-90 degrees in FFmpeg's words: turn the stored image clockwise."""
     path = set_matrix(write_clip(tmp_path / "clip.mp4", "libx264"), 0, 1, -1, 0)
     np.testing.assert_array_equal(read_clip(path, 1).frames[0], np.rot90(full_decode(path)[0], -1))
 
@@ -226,7 +226,7 @@ def test_frames_that_an_edit_list_hides_do_not_count(tmp_path: Path) -> None:
     assert_all_exact(path)
 
 
-def test_pictures_that_say_nothing_new_give_no_frame(tmp_path: Path) -> None:
+def test_frames_that_are_not_coded_are_left_out(tmp_path: Path) -> None:
     """XviD writes them where nothing moves: the header counts them, the decoder gives no frame for them."""
     whole = xvid(tmp_path / "whole.avi", frames=30, options={"bf": "0"})
     path = remux(whole, tmp_path / "clip.avi", {10: not_coded(10), 29: not_coded(29)})
@@ -235,9 +235,9 @@ def test_pictures_that_say_nothing_new_give_no_frame(tmp_path: Path) -> None:
     assert read_clip(path).notes == ()
 
 
-def test_a_sound_track_does_not_matter(tmp_path: Path) -> None:
-    for name, codec, sound in (("a.avi", "mpeg4", "mp2"), ("a.mp4", "libx264", "aac"), ("a.mkv", "libx264", "flac")):
-        assert_all_exact(write_clip(tmp_path / name, codec, sound=sound))
+def test_an_audio_track_does_not_matter(tmp_path: Path) -> None:
+    for name, codec, audio in (("a.avi", "mpeg4", "mp2"), ("a.mp4", "libx264", "aac"), ("a.mkv", "libx264", "flac")):
+        assert_all_exact(write_clip(tmp_path / name, codec, audio=audio))
 
 
 def test_always_exactly_n_frames(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_salvage_takes_what_decodes(tmp_path: Path) -> None:
     assert clip.notes == ("video-salvaged",)
 
 
-def test_salvage_says_nothing_of_a_sound_clip(tmp_path: Path) -> None:
+def test_salvage_adds_no_note_to_an_undamaged_clip(tmp_path: Path) -> None:
     path = xvid(tmp_path / "clip.avi")
     assert read_clip(path, salvage=True).notes == ()
     with pytest.raises(Reject) as caught:
@@ -328,7 +328,7 @@ def test_salvage_says_nothing_of_a_sound_clip(tmp_path: Path) -> None:
     assert caught.value.code in ("video-empty", "video-unreadable")
 
 
-def test_what_is_no_video_is_rejected(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "empty.avi").touch()
     (tmp_path / "text.avi").write_text("not a video\n" * 100)
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:

@@ -15,6 +15,7 @@ from phi3v_train.cli.app import COMMANDS as TRAIN_COMMANDS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 MODULES = sorted([*ROOT.glob("phi3v_data/**/*.py"), *ROOT.glob("phi3v_train/**/*.py")])
+TESTS = sorted(ROOT.glob("tests/**/*.py"))
 
 BANNED = {
     r"pictures?": "image",
@@ -99,6 +100,18 @@ def test_docstrings_use_the_words_of_the_field_and_begin_with_what_is_returned_o
             problems += [f"{where}: {word}" for word in found_in(text)]
             if re.match(r"What\b", text):
                 problems.append(f"{where}: begins with 'What': name the thing itself, such as 'Result of a run'")
+    assert problems == []
+
+
+def test_tests_use_the_words_of_the_field() -> None:
+    """In the docstrings of tests, and in the names of their functions and classes."""
+    problems = []
+    for path in TESTS:
+        found = list(docstrings(path))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.append((node.lineno, node.name.replace("_", " ")))
+        problems += [f"{path.relative_to(ROOT)}:{line}: {word}" for line, text in found for word in found_in(text)]
     assert problems == []
 
 

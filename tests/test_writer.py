@@ -1,4 +1,4 @@
-"""What becomes of a draft: names, contents, texts, rejects, and pictures that share a name."""
+"""What becomes of a draft: names, contents, texts, rejects, and images that share a name."""
 
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,12 @@ def test_bytes_are_stored_as_they_are_and_named_by_content(tmp_path: Path, kind:
 
 
 def test_a_path_is_copied(tmp_path: Path) -> None:
-    picture = tmp_path / "source/train/g/x.png"
-    picture.parent.mkdir(parents=True)
-    Image.fromarray(noise(3, 9, "grey")).save(picture)
+    image = tmp_path / "source/train/g/x.png"
+    image.parent.mkdir(parents=True)
+    Image.fromarray(noise(3, 9, "grey")).save(image)
     result = one(tmp_path, "path x.png")
     name = rows(result.out_dir, "toy_train.jsonl")[0]["conversations"][0]["images"][0]
-    assert (result.out_dir / "images" / name).read_bytes() == picture.read_bytes()
+    assert (result.out_dir / "images" / name).read_bytes() == image.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_an_error_of_the_users_code_is_told_with_its_line(tmp_path: Path) -> Non
     assert reject["message"] == f"ValueError: no sense in train/g/a.txt (toy_converter.py:{line})"
 
 
-def test_pictures_with_one_content_and_no_name_are_stored_once(tmp_path: Path) -> None:
+def test_images_with_one_content_and_no_name_are_stored_once(tmp_path: Path) -> None:
     files = {f"train/g/{n}.txt": "image 5\nimage 6" for n in range(9)}
     result = convert(tmp_path, files, workers=2)
     assert result.samples == 9
@@ -157,8 +157,8 @@ def test_a_name_that_two_contents_want_goes_to_the_first_row(tmp_path: Path, wor
     assert [(row["id"][-1], row["reason"]) for row in rows(result.out_dir, "rejects.jsonl")] == [
         (n, "image-name-collision") for n in "2567"
     ]
-    pictures = {"x": 0, "y": 1, "z": 3}
-    for name, seed in pictures.items():
+    images = {"x": 0, "y": 1, "z": 3}
+    for name, seed in images.items():
         with Image.open(result.out_dir / f"images/train/{name}.png") as image:
             assert image.tobytes() == noise(seed, 8, "colour").tobytes()
     assert sorted(tree(result.out_dir / "images")) == ["train", "train/x.png", "train/y.png", "train/z.png"]
@@ -195,7 +195,7 @@ def test_without_labels_the_last_answers_are_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("letter", ["a", "\u00e4"])
 def test_a_component_of_200_bytes_is_the_longest(letter: str) -> None:
-    """Counted in bytes of UTF-8; file systems take 255, and names of ours may grow by a prefix."""
+    """Counted in bytes of UTF-8; file systems take 255, and names may grow by a prefix."""
     longest = letter * (196 // len(letter.encode()))
     check_name(f"train/{longest}.png")
     with pytest.raises(phi3v_data.Reject, match="more than 200 bytes"):

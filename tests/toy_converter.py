@@ -26,10 +26,10 @@ TOY = f"{FILE}:Toy"
 class ToyOptions(phi3v_data.Options):
     """One field of each kind that the command line knows."""
 
-    size: int = Field(8, ge=1, le=512, description="Side of a picture in pixels.")
+    size: int = Field(8, ge=1, le=512, description="Side of an image in pixels.")
     scale: float = Field(1.0, description="Not used.")
     suffix: str = Field("", description="Put after each answer.")
-    mode: Literal["grey", "colour"] = Field("colour", description="Kind of picture.")
+    mode: Literal["grey", "colour"] = Field("colour", description="Kind of image.")
     loud: bool = Field(False, description="Answers in capitals.")
     words: list[str] = Field([], description="Put after each question; may be given several times.")
     fold: Literal[1, 2] | None = Field(None, description="Not used.")
@@ -138,13 +138,13 @@ def drafts(source: phi3v_data.Source) -> Iterable[phi3v_data.Draft]:
 
 
 def noise(seed: int, size: int, mode: str) -> "np.ndarray[Any, Any]":
-    """A picture that only its seed decides."""
+    """An image that only its seed decides."""
     shape = (size, size) if mode == "grey" else (size, size, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def encoded(kind: str) -> bytes:
-    """Bytes of a picture, whole or not."""
+    """Bytes of an image, whole or not."""
     buffer = io.BytesIO()
     image = Image.fromarray(noise(1, 16, "colour"))
     if kind in ("gif", "webp", "jpeg", "png"):
@@ -154,7 +154,7 @@ def encoded(kind: str) -> bytes:
         image.save(buffer, "ico", sizes=[(16, 16)])
         return buffer.getvalue()
     image.save(buffer, "jpeg")
-    return {"cut": buffer.getvalue()[:-80], "junk": b"no picture", "empty": b""}[kind]
+    return {"cut": buffer.getvalue()[:-80], "junk": b"not an image", "empty": b""}[kind]
 
 
 def make_source(folder: Path, files: Mapping[str, str]) -> Path:
@@ -167,7 +167,7 @@ def make_source(folder: Path, files: Mapping[str, str]) -> Path:
 
 
 def plain_source(folder: Path, counts: Mapping[str, int], per_group: int = 2) -> Path:
-    """A source of good samples with one named picture each."""
+    """A source of good samples with one named image each."""
     return make_source(
         folder,
         {

@@ -15,7 +15,7 @@ ANSWERS = frozenset({"one", "two", "three", "four", "five", "six", "seven"})
 
 
 class Good(phi3v_data.Converter[phi3v_data.Options]):
-    """A picture, and its name as the answer."""
+    """An image, and its name as the answer."""
 
     name = "good"
 
@@ -62,7 +62,7 @@ class Clock(Good):
 
 
 class Place(Good):
-    """Writes where the source lies."""
+    """Writes the path of the source."""
 
     name = "place"
 
@@ -104,7 +104,7 @@ class Crashing(Good):
 
 
 class Blank(Good):
-    """Puts a black picture in the place of a damaged one."""
+    """Puts a black image in the place of a damaged one."""
 
     name = "blank"
 
@@ -118,7 +118,7 @@ class Blank(Good):
 
 
 class Half(Good):
-    """Takes what decodes of a damaged picture."""
+    """Takes what decodes of a damaged image."""
 
     name = "half"
 
@@ -132,7 +132,7 @@ class Half(Good):
 
 
 class Dropping(Good):
-    """Leaves damaged pictures out of the plan, so that nobody hears of them."""
+    """Leaves damaged images out of the plan, so that nobody hears of them."""
 
     name = "dropping"
 

@@ -1,4 +1,4 @@
-"""Small sources in the layouts of the public data sets; every picture, text and name is made up here."""
+"""Small sources in the layouts of the public data sets; every image, text and name is made up here."""
 
 import io
 import json
@@ -13,13 +13,13 @@ import phi3v_data
 
 
 def pixels(seed: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
-    """A picture that only its seed decides."""
+    """An image that only its seed decides."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size)
 
 
 def encoded(seed: int, kind: str = "png") -> bytes:
-    """A picture's file."""
+    """An image's file."""
     buffer = io.BytesIO()
     pixels(seed).save(buffer, kind)
     return buffer.getvalue()
@@ -37,7 +37,7 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def embedded(seed: int, kind: str = "png") -> dict[str, Any]:
-    """A picture as `datasets` stores it."""
+    """An image as `datasets` stores it."""
     return {"bytes": encoded(seed, kind), "path": None}
 
 
@@ -70,7 +70,7 @@ def images(row: Mapping[str, Any]) -> list[str]:
 
 
 def stored(out: Path) -> list[str]:
-    """Names of the pictures."""
+    """Names of the images."""
     root = out / "images"
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 

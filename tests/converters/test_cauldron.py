@@ -1,4 +1,4 @@
-"""The Cauldron: configurations, conversations or single texts, the reference's hold-out without its leaks."""
+"""The Cauldron: configurations, conversations, single texts, the Phi-3.5-vision sample's hold-out without leaks."""
 
 from pathlib import Path
 
@@ -45,18 +45,18 @@ def test_texts(tmp_path: Path, texts: str, samples: int) -> None:
     assert len({row["meta"]["source_id"] for row in made}) == samples
 
 
-def test_the_hold_out_asks_first_texts_and_keeps_its_pictures(tmp_path: Path) -> None:
+def test_the_hold_out_is_found_by_first_texts_and_keeps_its_images(tmp_path: Path) -> None:
     source = cauldron(tmp_path / "s", ["nlvr2"])
     result = run("cauldron", source, tmp_path / "o", options={"holdout": 2})
     assert {name: split.rows for name, split in result.manifest.splits.items()} == {"train": 3, "val": 2}
-    assert result.manifest.rejects == {"image-in-holdout": 1}, "row 3 has the pictures of row 0"
+    assert result.manifest.rejects == {"image-in-holdout": 1}, "row 3 has the images of row 0"
     held = rows(tmp_path / "o", "cauldron_nlvr2_val.jsonl")
     assert [turn(row) for row in held] == [("Question 0 of 1?", "Answer 0."), ("Question 0 of 3?", "Answer 0.")]
     assert all(len(row["conversations"]) == 1 for row in held)
     assert findings(tmp_path / "o") == {}
 
 
-def test_splits_of_ones_own_keep_equal_pictures_together(tmp_path: Path) -> None:
+def test_own_splits_keep_equal_images_in_one_split(tmp_path: Path) -> None:
     table = [cauldron_row([n % 10], 1) for n in range(40)]
     write_parquet(tmp_path / "s" / "vqav2" / "train-00000-of-00001.parquet", table)
     run("cauldron", tmp_path / "s", tmp_path / "o", split="train=0.6,val=0.4")
@@ -65,7 +65,7 @@ def test_splits_of_ones_own_keep_equal_pictures_together(tmp_path: Path) -> None
     assert not groups[0] & groups[1]
 
 
-def test_grouping_by_row_does_not_look_at_pictures(tmp_path: Path) -> None:
+def test_grouping_by_row_does_not_look_at_images(tmp_path: Path) -> None:
     source = cauldron(tmp_path / "s", ["nlvr2"])
     result = run("cauldron", source, tmp_path / "o", options={"holdout": 2, "group_by": "row"})
     assert result.rejects == 0
@@ -82,7 +82,7 @@ def test_which_configuration(tmp_path: Path) -> None:
     assert alone.manifest.name == "cauldron_nlvr2"
 
 
-def test_rows_without_texts_or_pictures_are_rejects(tmp_path: Path) -> None:
+def test_rows_without_texts_or_images_are_rejects(tmp_path: Path) -> None:
     table = [*CAULDRON[:2], {"images": [{"bytes": None, "path": None}], "texts": CAULDRON[0]["texts"]}]
     table.append({"images": CAULDRON[0]["images"], "texts": []})
     write_parquet(tmp_path / "s" / "ai2d" / "train.parquet", table)

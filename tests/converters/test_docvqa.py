@@ -259,7 +259,7 @@ class TestTables:
         with pytest.raises(phi3v_data.NotFoundError, match="it has DocVQA, InfographicVQA"):
             run("docvqa", tmp_path / "s", tmp_path / "o3", options={"config": "x"})
 
-    def test_a_row_without_its_picture_is_a_reject(self, tmp_path: Path) -> None:
+    def test_a_row_without_its_image_is_a_reject(self, tmp_path: Path) -> None:
         table = self.lmms(DOCVQA["train"])
         table[1]["image"] = None
         write_parquet(tmp_path / "s/train.parquet", table)

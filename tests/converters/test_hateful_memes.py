@@ -39,11 +39,11 @@ def test_official_folder(tmp_path: Path) -> None:
     assert turn(first) == ("Is this an offensive meme?\nAnswer yes or no.", "No")
     assert turn(second)[1] == "Yes"
     assert (images(first), first["group"], first["meta"]) == (["img/01235.png"], "01235", {"source_id": "01235"})
-    assert len(stored(tmp_path / "o")) == 8, "a picture of two splits is stored once"
+    assert len(stored(tmp_path / "o")) == 8, "an image of two splits is stored once"
     assert set(findings(tmp_path / "o")) == {"leak-sample", "leak-group", "leak-image"}, "73014 is in both dev splits"
 
 
-def test_a_reject_names_the_picture_and_repeats_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reject_names_the_image_and_repeats_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = memes_official(tmp_path / "s")
     with (source / "train.jsonl").open("a") as file:
         file.write(f'{{"id": 1, "img": 7, "text": "{SECRET}", "label": "{SECRET}"}}\n')
@@ -68,7 +68,7 @@ def _cli(*args: object) -> None:
     main()
 
 
-def test_phase_one_and_packed_pictures(tmp_path: Path) -> None:
+def test_phase_one_and_packed_images(tmp_path: Path) -> None:
     source = memes_official(tmp_path / "s")
     for file in source.glob("*_*.jsonl"):
         file.unlink()
@@ -76,8 +76,8 @@ def test_phase_one_and_packed_pictures(tmp_path: Path) -> None:
     put(source / "test.jsonl", json_lines([meme(16395, None)]))
     with tarfile.open(source / "img.tar.gz", "w:gz") as archive:
         archive.add(source / "img", "img")
-    for picture in (source / "img").iterdir():
-        picture.unlink()
+    for image in (source / "img").iterdir():
+        image.unlink()
     (source / "img").rmdir()
     result = run("hateful_memes", source, tmp_path / "o", unlabelled=True)
     assert {name: (split.rows, split.labelled) for name, split in result.manifest.splits.items()} == {
@@ -101,7 +101,7 @@ def test_hub_mirror(tmp_path: Path) -> None:
     assert rows(tmp_path / "o", "hateful_memes_train.jsonl")[0]["meta"] == {"source_id": "01235"}
 
 
-def test_a_mirror_that_lost_pictures_and_labels(tmp_path: Path) -> None:
+def test_a_mirror_without_some_images_and_labels(tmp_path: Path) -> None:
     table = mirror("train", label=-1)
     table[0]["image"] = None
     del table[1]["img"], table[0]["img"], table[2]["img"]

@@ -22,7 +22,7 @@ def find(reference: str, folder: str = "") -> str:
         ("data/img/b/x.png", "", "data/img/b/x.png"),
         ("a/x.png", "", "data/img/a/x.png"),  # two more are called x.png, one ends in the whole path
         ("./img\\b\\x.png", "", "data/img/b/x.png"),
-        ("b/x.png", "data", "data/img/b/x.png"),  # two end in it, one lies beside the annotations
+        ("b/x.png", "data", "data/img/b/x.png"),  # two end in it, one is beside the annotations
         ("y.png", "", "data/y.JPG"),
         ("elsewhere/y", "", "data/y.JPG"),
         ("z.png", "more", "more/z.png"),

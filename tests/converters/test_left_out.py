@@ -41,7 +41,7 @@ def test_a_table_says_which_files_it_left_out(tmp_path: Path) -> None:
     )
 
 
-def test_converters_of_ones_own_leave_nothing_out_in_silence(tmp_path: Path) -> None:
+def test_own_converters_leave_nothing_out_in_silence(tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg", "c.bin"):
         put(tmp_path / "s" / name, encoded(1))
 

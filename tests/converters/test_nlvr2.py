@@ -1,4 +1,4 @@
-"""NLVR2: pairs, groups for consistency, labels that are strings, pictures that are not what they are called."""
+"""NLVR2: pairs, groups for consistency, labels that are strings, images that are not what they are called."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def test_a_jpeg_called_png_keeps_its_bytes_and_gets_its_ending(tmp_path: Path) -
     assert findings(tmp_path / "o") == {}
 
 
-def test_all_pictures_in_one_folder(tmp_path: Path) -> None:
+def test_all_images_in_one_folder(tmp_path: Path) -> None:
     run("nlvr2", nlvr2_official(tmp_path / "s"), tmp_path / "o")
     run("nlvr2", nlvr2_official(tmp_path / "flat", flat=True), tmp_path / "f")
     for name in ("nlvr2_train.jsonl", "nlvr2_dev.jsonl", "nlvr2_test1.jsonl"):
@@ -63,14 +63,14 @@ def test_all_pictures_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_the_official_dev_counts(tmp_path: Path) -> None:
-    """6,982 rows in 2,018 groups, as the official file has them; identifiers and pictures made up."""
+    """6,982 rows in 2,018 groups, as the official file has them; identifiers and images made up."""
     identifiers = official_like_dev()
     assert len(identifiers) == len(set(identifiers)) == 6982
     put(tmp_path / "s" / "dev.json", json_lines(statement(identifier) for identifier in identifiers))
-    picture = put(tmp_path / "s" / "pool" / "one", encoded(1))
+    image = put(tmp_path / "s" / "pool" / "one", encoded(1))
     for pair in {pair_of(identifier) for identifier in identifiers}:
         for side in (0, 1):
-            (tmp_path / "s" / "pool" / f"{pair}-img{side}.png").hardlink_to(picture)
+            (tmp_path / "s" / "pool" / f"{pair}-img{side}.png").hardlink_to(image)
     result = run("nlvr2", tmp_path / "s", tmp_path / "o")
     made = rows(tmp_path / "o", "nlvr2_dev.jsonl")
     assert (result.samples, result.rejects) == (6982, 0)
@@ -176,7 +176,7 @@ def test_identifiers(text: str) -> None:
 
 
 @given(st.text())
-def test_what_is_no_identifier_is_a_reject(text: str) -> None:
+def test_an_invalid_identifier_is_a_reject(text: str) -> None:
     if text.count("-") != 3:
         with pytest.raises(phi3v_data.Reject):
             _ = Identifier(text).sentence_id

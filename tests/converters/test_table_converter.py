@@ -78,7 +78,7 @@ def test_every_kind_of_table_says_the_same(tmp_path: Path, name: str, content: s
     assert findings(tmp_path / "o") == {}
 
 
-def test_parquet_with_embedded_pictures(tmp_path: Path) -> None:
+def test_parquet_with_embedded_images(tmp_path: Path) -> None:
     table = [{**cell, "picture": embedded(n), "n": n} for n, cell in enumerate(CELLS)]
     source = write_parquet(tmp_path / "s" / "mine.parquet", table)
     result = convert(source, tmp_path / "o", {**MAP, "name": "mine", "meta": "n"})
@@ -220,7 +220,7 @@ def test_a_map_that_is_not_there_or_not_given(tmp_path: Path) -> None:
         run("table", source, tmp_path / "o")
 
 
-def test_which_table_and_where_the_pictures_lie(tmp_path: Path) -> None:
+def test_which_table_is_read_and_where_the_images_are(tmp_path: Path) -> None:
     write_source(tmp_path / "s", "one.csv", as_csv(CELLS))
     put(tmp_path / "s" / "two" / "two.csv", as_csv(CELLS))
     with pytest.raises(phi3v_data.UserError, match=r"choose one with --table: one\.csv, two/two\.csv"):
@@ -260,7 +260,7 @@ def test_rows_without_answers(tmp_path: Path) -> None:
 
 
 def test_a_large_table_is_not_held_in_memory(tmp_path: Path) -> None:
-    """Planning keeps no row: 20,000 rows of 1 kB and one picture, converted up to the limit."""
+    """Planning keeps no row: 20,000 rows of 1 kB and one image, converted up to the limit."""
     cells = [{"picture": "p/a.png", "question": "x" * 1000 + str(n), "answer": "y"} for n in range(20_000)]
     result = convert(write_source(tmp_path / "s", "rows.jsonl", json_lines(cells)), tmp_path / "o", limit=5)
     assert result.samples == 5

@@ -1,4 +1,4 @@
-"""The reference outputs that several tests of the model compare with: where they lie and how they are read.
+"""Golden outputs of Microsoft's code that several tests of the model compare with: their paths, and how they are read.
 
 They were made with the released code on transformers 4.43 and a tiny random checkpoint: tests/data/golden/README.md.
 """
@@ -24,7 +24,7 @@ def golden_json(name: str) -> Any:
 
 
 def golden_image(name: str) -> Image.Image:
-    """An input picture, by name without ending."""
+    """An input image, by name without ending."""
     image = Image.open(GOLDEN / "images" / f"{name}.png")
     image.load()
     return image

@@ -27,7 +27,7 @@ TOWER_KEYS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One golden case: `inputs` for the model, tensors and figures of the reference."""
+    """One golden case: `inputs` for the model, tensors and figures of Microsoft's code."""
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
@@ -41,20 +41,20 @@ class Case:
 
 @cache
 def golden_case(name: str) -> Case:
-    """A case by name; its pictures go through our own processor."""
+    """A case by name; its images go through our own processor."""
     tensors = load_file(GOLDEN / "cases" / f"{name}.safetensors")
     figures = golden_json("cases/index.json")[name]
     inputs = {"input_ids": tensors["input_ids"][None]}
     if figures["images"]:
         processor = Phi3VImageProcessor(num_crops=figures["num_crops"])
-        pictures = processor.preprocess([golden_image(image) for image in figures["images"]])
-        inputs |= {"pixel_values": pictures["pixel_values"], "image_sizes": pictures["image_sizes"]}
+        images = processor.preprocess([golden_image(image) for image in figures["images"]])
+        inputs |= {"pixel_values": images["pixel_values"], "image_sizes": images["image_sizes"]}
     labels = tensors["labels"][None] if "labels" in tensors else None
     return Case(inputs, labels, tensors, figures)
 
 
 def golden_config(**overrides: Any) -> Phi3VConfig:
-    """The golden config.json, with the sizes of the tiny tower that the reference had patched in."""
+    """The golden config.json, with the sizes of the tiny tower that Microsoft's code had patched in."""
     settings = json.loads((GOLDEN / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     tower = golden_json("checkpoint/vision_config.json")["tiny_clip_config"]
     settings["img_processor"]["vision_config"] = {key: tower[key] for key in TOWER_KEYS}

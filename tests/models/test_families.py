@@ -147,7 +147,7 @@ FAMILY = Broken()
 """
 """Module of a plug-in for the family `broken`: Phi-3-vision by another name, with one fault."""
 
-SOUND = FAMILY.replace("BODY", "")
+VALID = FAMILY.replace("BODY", "")
 
 UNTITLED = """
 KEPT = {key: value for key, value in vars(Phi3VFamily).items() if key not in ("title", "__dict__", "__weakref__")}
@@ -160,8 +160,8 @@ FAMILY = type("Untitled", (ModelFamily,), {**KEPT, "name": "broken", "tokens": T
     [
         ("raise SystemExit(0)\n", " cannot be loaded: 'SystemExit: 0'"),
         ("FAMILY = 3\n", ": broken_family:FAMILY must be a ModelFamily object, not int"),
-        (SOUND + "FAMILY = Broken\n", ": broken_family:FAMILY must be a ModelFamily object, not ABCMeta"),
-        (SOUND + UNTITLED, ": Untitled must have title, a str"),
+        (VALID + "FAMILY = Broken\n", ": broken_family:FAMILY must be a ModelFamily object, not ABCMeta"),
+        (VALID + UNTITLED, ": Untitled must have title, a str"),
         (FAMILY.replace("BODY", "modules = None"), ": Broken must have modules, a ModuleNames"),
         (FAMILY.replace("BODY", "tokens = None"), ": its tokens must be a TokenFamily object, not NoneType"),
         (

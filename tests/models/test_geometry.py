@@ -1,4 +1,4 @@
-"""Crop geometry and token counts against the reference's table and against a second derivation in exact fractions."""
+"""Crop geometry and token counts against the golden table and against a second derivation in exact fractions."""
 
 import json
 import math
@@ -17,9 +17,7 @@ TABLE = json.loads((GOLDEN / "token_count_table.json").read_text())
 
 
 @pytest.mark.parametrize(("num_crops", "width", "height", "tokens", "padded"), TABLE)
-def test_every_row_of_the_reference_table(
-    num_crops: int, width: int, height: int, tokens: int, padded: list[int]
-) -> None:
+def test_every_row_of_the_golden_table(num_crops: int, width: int, height: int, tokens: int, padded: list[int]) -> None:
     if 0 in padded:
         with pytest.raises(ImageShapeError, match=f"{width} x {height} pixels is too narrow"):
             crop_geometry(width, height, num_crops)
@@ -56,7 +54,7 @@ def test_against_exact_fractions(width: int, height: int, num_crops: int) -> Non
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 16))
-def test_a_turned_picture_has_the_turned_geometry(width: int, height: int, num_crops: int) -> None:
+def test_a_rotated_image_has_the_rotated_geometry(width: int, height: int, num_crops: int) -> None:
     try:
         one = crop_geometry(width, height, num_crops)
     except ImageShapeError:
@@ -79,6 +77,6 @@ def test_a_budget_out_of_range_is_refused(num_crops: object) -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-3, 4)])
-def test_an_empty_picture_is_refused(size: tuple[int, int]) -> None:
+def test_an_empty_image_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="both sides must be at least 1"):
         crop_geometry(*size, 4)

@@ -1,4 +1,4 @@
-"""Pixels, sizes and counts of the image processor against the reference and geometry; canvases against both."""
+"""Pixels, sizes and counts of the image processor against Microsoft's code and geometry; canvases against both."""
 
 import hashlib
 import io
@@ -69,17 +69,17 @@ def test_golden_slices() -> None:
 @pytest.mark.parametrize("num_crops", [1, 4, 16])
 def test_canvases_become_the_same_bits(num_crops: int) -> None:
     names = sorted({case.rsplit(".", 1)[0] for case in CASES})
-    pictures = [golden_image(name) for name in names]
+    images = [golden_image(name) for name in names]
     processor = Phi3VImageProcessor(num_crops=num_crops)
-    pixels = processor(pictures)
-    canvas = processor(pictures, return_canvas=True)
+    pixels = processor(images)
+    canvas = processor(images, return_canvas=True)
     assert canvas["canvases"].dtype == torch.uint8
     assert canvas["canvases"].dim() == 1
     assert torch.equal(canvas["image_sizes"], pixels["image_sizes"])
     tiles = tiles_from_canvases(canvas["canvases"], canvas["image_sizes"])
     assert torch.equal(tiles, drop_padding(pixels["pixel_values"], pixels["image_sizes"]))
     assert torch.equal(pad_tiles(tiles, canvas["image_sizes"], num_crops + 1), pixels["pixel_values"])
-    # A picture alone and the same among others: a batch never changes a bit.
+    # An image alone and the same among others: a batch never changes a bit.
     for name, size, row in list(zip(names, pixels["image_sizes"], pixels["pixel_values"], strict=True))[::4]:
         alone = processor(golden_image(name), return_canvas=True)
         assert torch.equal(alone["image_sizes"][0], size)
@@ -116,7 +116,7 @@ def test_sizes_and_counts_are_those_of_geometry(width: int, height: int, num_cro
     torch.testing.assert_close(tiles[-1].double(), by_hand.permute(2, 0, 1), atol=1e-5, rtol=0)
 
 
-def test_a_turned_picture_is_the_picture_turned() -> None:
+def test_a_rotated_image_gives_rotated_pixels() -> None:
     processor = Phi3VImageProcessor(num_crops=4)
     wide = noise(640, 210)
     tall = wide.transpose(Image.Transpose.TRANSPOSE)
@@ -129,16 +129,16 @@ def test_kinds_of_input() -> None:
     """PIL, numpy, torch (channels first), a path; nested lists; alpha dropped, an EXIF turn ignored."""
     processor = Phi3VImageProcessor(num_crops=1)
     path = str(GOLDEN / "images" / "square.png")
-    picture = golden_image("square")
-    array = np.asarray(picture)
+    image = golden_image("square")
+    array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    rgba = picture.convert("RGBA")
+    rgba = image.convert("RGBA")
     rgba.putalpha(7)
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(buffer, "PNG", exif=exif)
-    expected = processor(picture)["pixel_values"]
+    image.save(buffer, "PNG", exif=exif)
+    expected = processor(image)["pixel_values"]
     for same in (array, tensor, path, [path], [[array]], rgba, Image.open(buffer)):
         assert torch.equal(processor(same)["pixel_values"], expected)
 

@@ -1,4 +1,4 @@
-"""Generation: batches, pictures, caches, beams, and the rope switch in a batch."""
+"""Generation: batches, images, caches, beams, and the rope switch in a batch."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def count_tiles(model: Phi3VForConditionalGeneration) -> list[int]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("cache", CACHES[:2])
-def test_a_left_padded_batch_with_pictures_equals_singles(attention: str, cache: dict[str, object]) -> None:
+def test_a_left_padded_batch_with_images_equals_singles(attention: str, cache: dict[str, object]) -> None:
     model = golden_model(attention, original_max_position_embeddings=8192)
     cases = [golden_case(name) for name in ("wide_nc4", "text_only", "multiturn_two_images_nc4")]
     singles = [answers(model, case.inputs)[0] for case in cases]
@@ -68,7 +68,7 @@ def test_samples_that_pass_the_rope_switch_apart_equal_singles(cache: dict[str, 
     assert [rows[0] for rows in uncached] == singles
 
 
-def test_pictures_are_read_once_and_again_only_at_the_rope_switch() -> None:
+def test_images_are_read_once_and_again_only_at_the_rope_switch() -> None:
     case = golden_case("wide_nc4")
     model = golden_model(original_max_position_embeddings=case.length + 3)
     uncached = answers(model, case.inputs, use_cache=False)
@@ -81,7 +81,7 @@ def test_pictures_are_read_once_and_again_only_at_the_rope_switch() -> None:
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
-def test_beams_and_several_answers_repeat_a_sample_s_pictures_together(options: dict[str, object]) -> None:
+def test_beams_and_several_answers_repeat_a_sample_s_images_together(options: dict[str, object]) -> None:
     model = golden_model(original_max_position_embeddings=8192)
     cases = [golden_case(name) for name in ("multiturn_two_images_nc4", "wide_nc4")]
     batch = left_padded([case.inputs["input_ids"][0] for case in cases])
@@ -99,11 +99,11 @@ def test_canvases_generate_as_tiles_do_also_with_beams() -> None:
     from PIL import Image
 
     model, processor = tiny_model(), tiny_processor(num_crops=4)
-    pictures = [Image.linear_gradient("L").resize((200, 90)), Image.radial_gradient("L").resize((90, 200))]
+    images = [Image.linear_gradient("L").resize((200, 90)), Image.radial_gradient("L").resize((90, 200))]
     prompt = "<|user|>\n<|image_1|>\n<|image_2|>\nWhich?<|end|>\n<|assistant|>\n"
-    tiles = processor(text=prompt, images=pictures, return_tensors="pt")
+    tiles = processor(text=prompt, images=images, return_tensors="pt")
     inputs = {name: tiles[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_sizes")}
-    canvases = processor.image_processor.preprocess(pictures, return_canvas=True)
+    canvases = processor.image_processor.preprocess(images, return_canvas=True)
     bytes_inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {
         name: canvases[name] for name in ("canvases", "image_sizes")
     }

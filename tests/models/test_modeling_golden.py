@@ -50,12 +50,12 @@ def greedy(model: Phi3VForConditionalGeneration, case: Case, **options: object) 
 
 
 @pytest.mark.parametrize("name", SMALL_CASES)
-def test_logits_loss_and_gradients_equal_the_reference(model: Phi3VForConditionalGeneration, name: str) -> None:
+def test_logits_loss_and_gradients_equal_the_golden_ones(model: Phi3VForConditionalGeneration, name: str) -> None:
     check_forward_and_gradients(model, golden_case(name))
 
 
 @pytest.mark.parametrize("name", SMALL_CASES)
-def test_greedy_ids_equal_the_reference_with_and_without_a_cache(
+def test_greedy_ids_equal_the_golden_ones_with_and_without_a_cache(
     model: Phi3VForConditionalGeneration, name: str
 ) -> None:
     case = golden_case(name)
@@ -65,19 +65,19 @@ def test_greedy_ids_equal_the_reference_with_and_without_a_cache(
 
 
 @pytest.mark.slow
-def test_eight_frames_equal_the_reference() -> None:
+def test_eight_frames_equal_the_golden_ones() -> None:
     model, case = golden_model(), golden_case("frames8_nc4")
     check_forward_and_gradients(model, case)
     assert greedy(model, case) == case.figures["generate_cached"]
 
 
-def test_tower_features_equal_the_reference() -> None:
+def test_tower_features_equal_the_golden_ones() -> None:
     model, case = golden_model(), golden_case("square_nc4")
     features = model.model.vision_embed_tokens.img_processor(case.inputs["pixel_values"].flatten(0, 1))
     torch.testing.assert_close(features[:2, ::48], case.tensors["vision_features_stride"], rtol=1e-4, atol=5e-4)
 
 
-def test_image_embeddings_equal_the_reference() -> None:
+def test_image_embeddings_equal_the_golden_ones() -> None:
     model, case = golden_model(), golden_case("multiturn_two_images_nc4")
     states = model(**case.inputs, output_hidden_states=True).hidden_states
     embeds = states[0][0][case.tensors["logits_positions"]]
@@ -86,8 +86,8 @@ def test_image_embeddings_equal_the_reference() -> None:
     assert len(states) == model.config.num_hidden_layers + 1
 
 
-def test_swapped_tags_get_their_own_pictures_where_the_reference_mixes_them() -> None:
-    """<|image_2|> before <|image_1|> equals the same prompt with the pictures handed over in reading order."""
+def test_swapped_tags_get_their_own_images_where_microsofts_code_mixes_them() -> None:
+    """<|image_2|> before <|image_1|> equals the same prompt with the images handed over in reading order."""
     model, case = golden_model(), golden_case("two_images_swapped_tags_nc4")
     ids = case.inputs["input_ids"]
     renumbered = torch.where(ids < 0, -3 - ids, ids)
@@ -108,7 +108,7 @@ def test_a_tag_used_twice_is_refused_with_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_rope_switch_equals_the_reference(attention: str) -> None:
+def test_rope_switch_equals_the_golden_one(attention: str) -> None:
     tensors = load_file(GOLDEN / "cases" / "rope_and_padding.safetensors")
     figures = golden_json("cases/rope_and_padding.json")
     model = golden_model(attention, **figures["overrides"])
@@ -133,7 +133,7 @@ def test_rope_switch_equals_the_reference(attention: str) -> None:
         assert ids[0, 60:].tolist() == figures["gen_from60_phi35code"]
 
 
-def test_scale_of_cos_and_sin_equals_the_reference() -> None:
+def test_scale_of_cos_and_sin_equals_the_golden_one() -> None:
     figures = golden_json("cases/rope_and_padding.json")
     assert golden_model().model.rotary_emb.scale == pytest.approx(figures["scaling_factor_main_8192_1024"])
     official = golden_model(max_position_embeddings=131072, original_max_position_embeddings=4096)
@@ -143,7 +143,7 @@ def test_scale_of_cos_and_sin_equals_the_reference() -> None:
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_padded_batches_equal_the_reference(attention: str, side: str, use_cache: bool) -> None:
+def test_padded_batches_equal_the_golden_ones(attention: str, side: str, use_cache: bool) -> None:
     tensors = load_file(GOLDEN / "cases" / "rope_and_padding.safetensors")
     model = golden_model(attention)
     ids, mask, positions = (tensors[f"pad_{side}_{part}"] for part in ("ids", "mask", "pos"))

@@ -110,7 +110,7 @@ def test_labels_that_are_already_shifted() -> None:
 
 @torch.no_grad()
 def test_features_of_each_image() -> None:
-    """`get_image_features` gives, for each image, what stands at its tokens in the embeddings."""
+    """`get_image_features` gives, for each image, the embeddings at its tokens."""
     model, case = golden_model(), golden_case("multiturn_two_images_nc4")
     images = {name: case.inputs[name] for name in ("pixel_values", "image_sizes")}
     output = model.get_image_features(**images)

@@ -85,7 +85,7 @@ def test_packed_rows_with_tails_of_padding_and_several_rows() -> None:
         assert distance(logits[1, 20:70], alone[3]) < 1e-5
 
 
-def test_packed_pictures_loss_and_gradients_equal_singles() -> None:
+def test_packed_images_loss_and_gradients_equal_singles() -> None:
     model = golden_model()
     cases = [golden_case(name) for name in ("square_nc4", "text_only", "multiturn_two_images_nc4", "wide_nc4")]
     num_labels = sum(int((case.labels[:, 1:] >= 0).sum()) for case in cases)
@@ -96,11 +96,9 @@ def test_packed_pictures_loss_and_gradients_equal_singles() -> None:
     ids = [case.inputs["input_ids"][0] for case in cases]
     labels = torch.cat([case.labels for case in cases], dim=1)
     labels[0, bounds_of(ids)[:-1].long()] = 5  # a first label that a careless collator left in
-    with_pictures = [case for case in cases if "pixel_values" in case.inputs]
-    pictures = {
-        name: torch.cat([case.inputs[name] for case in with_pictures]) for name in ("pixel_values", "image_sizes")
-    }
-    output = model(input_ids=torch.cat(ids)[None], position_ids=positions_of(ids), labels=labels, **pictures)
+    with_images = [case for case in cases if "pixel_values" in case.inputs]
+    images = {name: torch.cat([case.inputs[name] for case in with_images]) for name in ("pixel_values", "image_sizes")}
+    output = model(input_ids=torch.cat(ids)[None], position_ids=positions_of(ids), labels=labels, **images)
     mean = sum(case.figures["loss"] * int((case.labels[:, 1:] >= 0).sum()) for case in cases) / num_labels
     assert abs(output.loss.item() - mean) < 1e-5
     output.loss.backward()
@@ -115,11 +113,11 @@ def test_unequal_samples_in_a_batch_equal_singles() -> None:
     cases = [golden_case(name) for name in ("wide_nc4", "text_system", "square_nc4")]
     ids, mask = right_padded([case.inputs["input_ids"][0] for case in cases])
     labels, _ = right_padded([case.labels[0] for case in cases], pad=-100)
-    pictures = {
+    images = {
         name: torch.cat([case.inputs[name] for case in (cases[0], cases[2])])
         for name in ("pixel_values", "image_sizes")
     }
-    logits = model(input_ids=ids, attention_mask=mask, labels=labels, **pictures).logits
+    logits = model(input_ids=ids, attention_mask=mask, labels=labels, **images).logits
     for case, row in zip(cases, logits, strict=True):
         assert distance(row[case.tensors["logits_positions"]], case.tensors["logits"]) < 1e-4
 

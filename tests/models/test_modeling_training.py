@@ -62,7 +62,7 @@ def test_loss_equals_plain_cross_entropy_and_honours_the_number_of_items() -> No
         assert scaled.item() == pytest.approx((total / 7).item(), rel=1e-5)
 
 
-def test_image_ids_left_in_the_labels_are_no_labels() -> None:
+def test_image_ids_left_in_the_labels_are_not_labels() -> None:
     model, case = golden_model(), golden_case("wide_nc4")
     ids = case.inputs["input_ids"]
     left_in = model(**case.inputs, labels=ids).loss
@@ -173,16 +173,16 @@ def test_canvases_give_the_same_logits_as_pixel_values() -> None:
     from PIL import Image
 
     model, processor = tiny_model(), tiny_processor(num_crops=4)
-    pictures = [Image.linear_gradient("L").resize((200, 90)), Image.radial_gradient("L").resize((90, 200))]
+    images = [Image.linear_gradient("L").resize((200, 90)), Image.radial_gradient("L").resize((90, 200))]
     prompt = "<|user|>\n<|image_1|>\n<|image_2|>\nWhich?<|end|>\n<|assistant|>\n"
-    tiles = processor(text=prompt, images=pictures, return_tensors="pt")
-    canvases = processor.image_processor.preprocess(pictures, return_canvas=True)
+    tiles = processor(text=prompt, images=images, return_tensors="pt")
+    canvases = processor.image_processor.preprocess(images, return_canvas=True)
     expected = model(**{name: tiles[name] for name in ("input_ids", "pixel_values", "image_sizes")}).logits
     found = model(tiles["input_ids"], canvases=canvases["canvases"], image_sizes=canvases["image_sizes"]).logits
     assert torch.equal(found, expected)
 
 
-def test_the_tower_is_touched_in_training_without_pictures_when_it_is_trained() -> None:
+def test_the_tower_is_touched_in_training_without_images_when_it_is_trained() -> None:
     model = golden_model()
     text = torch.arange(5, 25)[None]
     model(input_ids=text, labels=text).loss.backward()
@@ -199,7 +199,7 @@ def test_the_tower_is_touched_in_training_without_pictures_when_it_is_trained() 
     assert all(p.grad is None for p in tower.values())
 
 
-def test_pictures_and_tags_that_do_not_fit_are_refused_with_a_sentence() -> None:
+def test_images_and_tags_that_do_not_fit_are_refused_with_a_sentence() -> None:
     model, case = golden_model(), golden_case("multiturn_two_images_nc4")
     ids, pixels, sizes = (case.inputs[name] for name in ("input_ids", "pixel_values", "image_sizes"))
     with pytest.raises(ValueError, match="no images were given"):
@@ -233,7 +233,7 @@ def test_text_alone_runs_the_tower_only_where_it_is_trained(frozen: bool, traini
     assert loss.requires_grad
 
 
-ONE_PROCESS_WITHOUT_A_PICTURE = """
+ONE_PROCESS_WITHOUT_AN_IMAGE = """
 import os, sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -267,10 +267,10 @@ os._exit(0)  # gloo's threads may outlive the group and abort the interpreter wh
 
 
 @pytest.mark.parametrize("how", ["ddp", "sharded", "frozen"])
-def test_processes_with_and_without_pictures_train_together(tmp_path: Path, how: str) -> None:
-    """Data parallel with two real processes, one of which has no picture: nobody waits for ever, nothing is unused."""
+def test_processes_with_and_without_images_train_together(tmp_path: Path, how: str) -> None:
+    """Data parallel with two real processes, one of which has no image: nobody waits for ever, nothing is unused."""
     script = tmp_path / "train.py"
-    script.write_text(ONE_PROCESS_WITHOUT_A_PICTURE)
+    script.write_text(ONE_PROCESS_WITHOUT_AN_IMAGE)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), how]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)

@@ -24,7 +24,7 @@ PROCESSOR = golden_processor()
 SPACE, NEWLINE = PROCESSOR.tokenizer.convert_tokens_to_ids(["▁", "<0x0A>"])
 
 
-def picture(width: int = 300, height: int = 300, value: int = 90) -> Image.Image:
+def make_image(width: int = 300, height: int = 300, value: int = 90) -> Image.Image:
     return Image.new("RGB", (width, height), (value, value, value))
 
 
@@ -53,8 +53,8 @@ def skeleton(ids: list[int], space: int, newline: int, special_from: int, shift:
 @pytest.mark.parametrize("case", sorted(set(OFFICIAL) - REFUSED))
 def test_structure_of_the_official_ids(case: str) -> None:
     expected = OFFICIAL[case]
-    pictures = [golden_image(name) for name in expected["images"]]
-    inputs = PROCESSOR(expected["prompt"], pictures or None, num_crops=expected["num_crops"], return_canvas=True)
+    images = [golden_image(name) for name in expected["images"]]
+    inputs = PROCESSOR(expected["prompt"], images or None, num_crops=expected["num_crops"], return_canvas=True)
     ids = inputs["input_ids"][0].tolist()
     official = skeleton(unrolled(expected["input_ids_rle"]), 29871, 13, 32000, TINY_MINUS_OFFICIAL)
     assert skeleton(ids, SPACE, NEWLINE, 429, 0) == official
@@ -64,15 +64,15 @@ def test_structure_of_the_official_ids(case: str) -> None:
 @pytest.mark.parametrize("case", sorted(golden_json("cases/index.json")))
 def test_golden_ids(case: str) -> None:
     expected = golden_json("cases/index.json")[case]
-    pictures = [golden_image(name) for name in expected["images"]]
+    images = [golden_image(name) for name in expected["images"]]
     if case in REFUSED:
         with pytest.raises(ImageTagError, match=r"the tag <\|image_"):
-            PROCESSOR(expected["prompt"], pictures, num_crops=expected["num_crops"])
+            PROCESSOR(expected["prompt"], images, num_crops=expected["num_crops"])
         return
-    inputs = PROCESSOR(expected["prompt"], pictures, num_crops=expected["num_crops"], return_canvas=True)
+    inputs = PROCESSOR(expected["prompt"], images, num_crops=expected["num_crops"], return_canvas=True)
     ids = inputs["input_ids"][0].tolist()
     assert ids == load_file(GOLDEN / "cases" / f"{case}.safetensors")["input_ids"].tolist()
-    assert inputs["image_sizes"].tolist() == expected["image_sizes"] if pictures else "image_sizes" not in inputs
+    assert inputs["image_sizes"].tolist() == expected["image_sizes"] if images else "image_sizes" not in inputs
     runs = [(-token, len(list(run))) for token, run in groupby(ids) if token < 0]
     assert runs == list(enumerate(expected["num_img_tokens"], 1))
 
@@ -80,7 +80,7 @@ def test_golden_ids(case: str) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(3, 900), st.integers(3, 900), st.sampled_from([1, 4, 16]))
 def test_token_count_is_that_of_geometry(width: int, height: int, num_crops: int) -> None:
-    inputs = PROCESSOR("a <|image_1|> b", picture(width, height), num_crops=num_crops, return_canvas=True)
+    inputs = PROCESSOR("a <|image_1|> b", make_image(width, height), num_crops=num_crops, return_canvas=True)
     assert int((inputs["input_ids"] == -1).sum()) == num_image_tokens(width, height, num_crops)
 
 
@@ -88,15 +88,15 @@ TWO_TEXTS = [
     "<|user|>\n<|image_1|>\nWhat?<|end|>\n<|assistant|>\n",
     "<|user|>\n<|image_1|><|image_2|>\nWhat now, then?<|end|>\n",
 ]
-THREE_PICTURES = [picture(300, 300), picture(640, 210), picture(210, 640)]
+THREE_IMAGES = [make_image(300, 300), make_image(640, 210), make_image(210, 640)]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("nested", [True, False])
 def test_batch_equals_singles(side: str, nested: bool) -> None:
-    images: Any = [THREE_PICTURES[:1], THREE_PICTURES[1:]] if nested else THREE_PICTURES
+    images: Any = [THREE_IMAGES[:1], THREE_IMAGES[1:]] if nested else THREE_IMAGES
     batch = PROCESSOR(TWO_TEXTS, images, padding_side=side)
-    singles = [PROCESSOR(TWO_TEXTS[0], THREE_PICTURES[:1]), PROCESSOR(TWO_TEXTS[1], THREE_PICTURES[1:])]
+    singles = [PROCESSOR(TWO_TEXTS[0], THREE_IMAGES[:1]), PROCESSOR(TWO_TEXTS[1], THREE_IMAGES[1:])]
     for ids, mask, single in zip(batch["input_ids"], batch["attention_mask"], singles, strict=True):
         assert torch.equal(ids[mask.bool()], single["input_ids"][0])
         padding = ids[~mask.bool()]
@@ -129,17 +129,17 @@ def test_text_only_in_every_way() -> None:
 
 
 def test_mixed_batch_of_text_and_images() -> None:
-    batch = PROCESSOR(["no picture here", "<|image_1|>"], [None, picture()])
+    batch = PROCESSOR(["no image here", "<|image_1|>"], [None, make_image()])
     assert (batch["input_ids"][0] >= 0).all()
     assert batch["pixel_values"].shape[0] == 1
 
 
 def test_order_of_arguments_and_images_alone() -> None:
-    one = PROCESSOR("<|image_1|>", picture())
-    other = PROCESSOR(picture(), "<|image_1|>")
+    one = PROCESSOR("<|image_1|>", make_image())
+    other = PROCESSOR(make_image(), "<|image_1|>")
     assert torch.equal(one["input_ids"], other["input_ids"])
-    assert set(PROCESSOR(images=[picture()])) == {"pixel_values", "image_sizes"}
-    assert set(PROCESSOR(images=[picture()], return_canvas=True)) == {"canvases", "image_sizes"}
+    assert set(PROCESSOR(images=[make_image()])) == {"pixel_values", "image_sizes"}
+    assert set(PROCESSOR(images=[make_image()], return_canvas=True)) == {"canvases", "image_sizes"}
 
 
 def test_padding_options() -> None:
@@ -154,11 +154,11 @@ def test_padding_options() -> None:
 
 def test_truncation_never_cuts_an_image() -> None:
     text = "<|image_1|> one two three four five"
-    whole = PROCESSOR(text, picture(), num_crops=1)["input_ids"][0]
-    cut = PROCESSOR(text, picture(), num_crops=1, truncation=True, max_length=len(whole) - 3)["input_ids"][0]
+    whole = PROCESSOR(text, make_image(), num_crops=1)["input_ids"][0]
+    cut = PROCESSOR(text, make_image(), num_crops=1, truncation=True, max_length=len(whole) - 3)["input_ids"][0]
     assert torch.equal(cut, whole[:-3])
     with pytest.raises(ValueError, match="the cut would go through an image"):
-        PROCESSOR(text, picture(), num_crops=1, truncation=True, max_length=200)
+        PROCESSOR(text, make_image(), num_crops=1, truncation=True, max_length=200)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_truncation_never_cuts_an_image() -> None:
     ],
 )
 def test_tags_that_do_not_fit(text: str, num_images: int, tag: str) -> None:
-    for images in ([picture()] * num_images, [[picture()] * num_images]):
+    for images in ([make_image()] * num_images, [[make_image()] * num_images]):
         with pytest.raises(ImageTagError) as error:
             PROCESSOR(text, images)
         assert tag in str(error.value)
@@ -187,14 +187,14 @@ def test_tags_that_do_not_fit(text: str, num_images: int, tag: str) -> None:
         with pytest.raises(ImageTagError, match="image_1"):
             PROCESSOR(text, None)
     with pytest.raises(ImageTagError, match=r"^text 2 of 2: "):
-        PROCESSOR(["fine", text], [[], [picture()] * num_images])
+        PROCESSOR(["fine", text], [[], [make_image()] * num_images])
 
 
 def test_lists_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="1 lists of images for 2 texts"):
-        PROCESSOR(["<|image_1|>", "b"], [[picture()]])
+        PROCESSOR(["<|image_1|>", "b"], [[make_image()]])
     with pytest.raises(ImageTagError, match=r"have 2 image tags such as <\|image_1\|>, but 1 images"):
-        PROCESSOR(["<|image_1|>", "<|image_1|>"], [picture()])
+        PROCESSOR(["<|image_1|>", "<|image_1|>"], [make_image()])
     with pytest.raises(ValueError, match="text must be a string or a list of strings, not int"):
         PROCESSOR(3)
 
@@ -255,12 +255,12 @@ def test_chat_template_batch_numbers_each_conversation() -> None:
 
 
 def test_chat_template_tokenized_with_images() -> None:
-    content = [{"type": "image", "image": THREE_PICTURES[0]}, {"type": "text", "text": "What?"}]
+    content = [{"type": "image", "image": THREE_IMAGES[0]}, {"type": "text", "text": "What?"}]
     conversation = [{"role": "user", "content": content}]
     inputs = PROCESSOR.apply_chat_template(
         conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    direct = PROCESSOR(TWO_TEXTS[0], THREE_PICTURES[:1])
+    direct = PROCESSOR(TWO_TEXTS[0], THREE_IMAGES[:1])
     assert set(inputs) == set(direct)
     assert all(torch.equal(inputs[name], direct[name]) for name in direct)
 
@@ -276,7 +276,7 @@ def test_chat_template_without_the_images_is_refused() -> None:
 
 
 def test_decoding_survives_negative_ids() -> None:
-    inputs = PROCESSOR(["<|image_1|>", "what is this?"], [[picture()], []], num_crops=1)
+    inputs = PROCESSOR(["<|image_1|>", "what is this?"], [[make_image()], []], num_crops=1)
     texts = PROCESSOR.batch_decode(inputs["input_ids"], skip_special_tokens=True)
     assert texts == ["", "what is this?"]
     assert PROCESSOR.decode(inputs["input_ids"][1], skip_special_tokens=True) == "what is this?"

@@ -1,4 +1,4 @@
-"""Saving and loading: ids survive, files have the names others read, a directory without config.json is no trap."""
+"""Saving and loading: ids survive, files have the names others read, a directory without config.json can be read."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_saved_directory_without_config(official: Path, tmp_path: Path) -> None:
 
 
 def test_the_trap_is_real_and_avoided(official: Path) -> None:
-    """A directory of adapters: LlamaTokenizer is named and no config.json stands beside it."""
+    """A directory of adapters: LlamaTokenizer is named and there is no config.json beside it."""
     (official / "config.json").unlink()
     right = Phi3VTokenizer.from_pretrained(official)(NEWLINE_AFTER_USER)["input_ids"]
     assert AutoProcessor.from_pretrained(official).tokenizer(NEWLINE_AFTER_USER)["input_ids"] == right
@@ -135,8 +135,8 @@ def test_own_chat_template_survives(tmp_path: Path) -> None:
 
 def test_reloaded_processor_makes_the_same_inputs(tmp_path: Path) -> None:
     tiny_processor(num_crops=4).save_pretrained(tmp_path)
-    text, pictures = "<|user|>\n<|image_1|>\nWhat?<|end|>\n", [golden_image("wide")]
-    one, other = tiny_processor(num_crops=4)(text, pictures), AutoProcessor.from_pretrained(tmp_path)(text, pictures)
+    text, images = "<|user|>\n<|image_1|>\nWhat?<|end|>\n", [golden_image("wide")]
+    one, other = tiny_processor(num_crops=4)(text, images), AutoProcessor.from_pretrained(tmp_path)(text, images)
     assert all((one[name] == other[name]).all() for name in one)
 
 

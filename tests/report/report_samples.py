@@ -1,4 +1,4 @@
-"""Rows, pictures and findings that the report tests share."""
+"""Rows, images and findings that the report tests share."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ CLASSES = ("Archery", "Bowling", "Diving")
 EVIL = "</script><script>document.title='stolen'</script><img src=x onerror=\"document.title='stolen'\">"
 
 
-def make_picture(path: Path, n: int, size: tuple[int, int] = (64, 48)) -> None:
-    """A small picture that differs from its neighbours."""
+def make_image(path: Path, n: int, size: tuple[int, int] = (64, 48)) -> None:
+    """A small image that differs from its neighbours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size, (n * 37 % 256, n * 91 % 256, 120))
     ImageDraw.Draw(image).ellipse([4, 4, size[0] // 2, size[1] // 2], fill=(255, n % 256, 0))

@@ -36,10 +36,10 @@ def test_errors_come_first_and_counts_are_of_all_occurrences(report: Report) -> 
     assert lines[-1] == f"problems: {report.dir}, 27 samples, level full; 2 errors, 3 warnings, 1 note"
 
 
-def test_a_sound_directory_ends_in_ok(report: Report, directory: Path) -> None:
+def test_a_valid_directory_ends_in_ok(report: Report, directory: Path) -> None:
     summary = report.summary.model_copy(update={"problems": {}, "samples": 1})
-    sound = report.model_copy(update={"ok": True, "problems": (), "summary": summary})
-    assert text_of(sound).splitlines()[-1] == f"ok: {directory}, 1 sample, level full; no findings"
+    valid = report.model_copy(update={"ok": True, "problems": (), "summary": summary})
+    assert text_of(valid).splitlines()[-1] == f"ok: {directory}, 1 sample, level full; no findings"
 
 
 def test_lists_are_shortened(report: Report) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from in_process import make_cli
 from PIL import Image
 from report_browser import CHROMIUM, Opened, open_on_phone, open_page
-from report_samples import EVIL, make_picture, make_sample
+from report_samples import EVIL, make_image, make_sample
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.report.gallery import collect
@@ -64,7 +64,7 @@ def test_samples_with_problems_come_first_errors_before_warnings(report: Report,
     assert all(not sample["problems"] for sample in samples[3:])
 
 
-def test_pictures_are_small_copies_and_holes_say_why(report: Report, directory: Path) -> None:
+def test_images_are_small_copies_and_holes_say_why(report: Report, directory: Path) -> None:
     images = {image[0]: image for image in payload_of(make_html(report, directory))["images"]}
     assert images["train/3.png"][1:3] == [64, 48]
     assert images["train/3.png"][3].startswith("data:image/webp;base64,")
@@ -86,7 +86,7 @@ def test_nothing_is_fetched_and_no_markup_comes_from_the_data(page: Path) -> Non
     assert "url(" not in text
 
 
-def test_broken_pictures_of_every_kind(directory: Path) -> None:
+def test_broken_images_of_every_kind(directory: Path) -> None:
     images = directory / "images"
     (images / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 not whole")
     (images / "empty.png").touch()
@@ -114,7 +114,7 @@ def test_broken_pictures_of_every_kind(directory: Path) -> None:
 
 
 def write_many(directory: Path, rows: int, problems: int) -> Report:
-    """`rows` rows with 8 noisy pictures each out of 200 files, and problems in the first of them."""
+    """`rows` rows with 8 noisy images each out of 200 files, and problems in the first of them."""
     rng = random.Random(5)
     (directory / "images").mkdir(parents=True)
     for n in range(200):
@@ -174,7 +174,7 @@ def test_values_nested_too_deeply_are_shown_as_such(tmp_path: Path) -> None:
     assert len(payload_of(make_html(report, tmp_path))["samples"]) == 1
 
 
-def test_when_pictures_use_up_the_budget_the_rest_say_so(directory: Path) -> None:
+def test_when_images_use_up_the_budget_the_rest_say_so(directory: Path) -> None:
     thumbnailer = Thumbnailer(directory, 10, budget=1)
     assert thumbnailer.make("train/0.png").uri
     assert thumbnailer.make("train/1.png").reason == "left out to keep this page small"
@@ -196,7 +196,7 @@ def test_the_choice_is_spread_over_splits_and_labels_and_repeats(tmp_path: Path)
     assert len(first) == len({sample.location for sample in first}) == 20
 
 
-def test_free_text_is_no_label(tmp_path: Path) -> None:
+def test_free_text_is_not_a_label(tmp_path: Path) -> None:
     with open(tmp_path / "train.jsonl", "w", encoding="utf-8") as file:
         for n in range(1500):
             file.write(
@@ -359,7 +359,7 @@ def prompted(tmp_path: Path) -> Path:
     """The page of 30 clips of 8 frames whose one prompt names all classes, and of 12 questions with one ending."""
     root = tmp_path / "prompted"
     for n in range(8):
-        make_picture(root / "images" / f"{n}.png", n)
+        make_image(root / "images" / f"{n}.png", n)
     frames = tuple(f"{n}.png" for n in range(8))
     rows = []
     for n in range(30):
@@ -509,7 +509,7 @@ def test_a_file_of_the_set_is_known_behind_links(
     assert (tmp_path / "rows").read_bytes().startswith(b'{"id": "val-0000000000"')
 
 
-def test_a_page_may_lie_in_the_set_under_another_name_and_tells_no_path(
+def test_a_page_may_be_in_the_set_under_another_name_and_contains_no_path(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli = make_cli(capsys, monkeypatch)

@@ -1,4 +1,4 @@
-"""Small sets for the tests of split, merge, clean and the rest: real files, real pictures."""
+"""Small sets for the tests of split, merge, clean and the rest: real files, real images."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import parse_file_name
 
 
-def picture(seed: int, size: tuple[int, int] = (48, 40), mode: str = "RGB") -> Image.Image:
+def make_image(seed: int, size: tuple[int, int] = (48, 40), mode: str = "RGB") -> Image.Image:
     """A smooth pattern that no other seed comes near."""
     coarse = Image.fromarray(np.random.default_rng(seed).integers(20, 230, (6, 6, 3), dtype=np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC).convert(mode)
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def png(seed: int) -> bytes:
-    return encoded(picture(seed))
+    return encoded(make_image(seed))
 
 
 def row(row_id: str, *images: str, group: str = "", answer: str = "A shape.", user: str = "") -> dict[str, Any]:

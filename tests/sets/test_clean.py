@@ -1,4 +1,4 @@
-"""clean: what comes out is sound, what does not come out is listed, and the two add up."""
+"""clean: the new set is valid, what was left out is listed, and the two add up."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from set_builders import encoded, picture, png, read_rows, row, row_paths, run, split_of, tree, write_set
+from set_builders import encoded, make_image, png, read_rows, row, row_paths, run, split_of, tree, write_set
 
 from phi3v_data.errors import UserError
 from phi3v_data.problems import PROBLEMS, Repeat, write_example
@@ -30,7 +30,7 @@ def removed(folder: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("fix", [False, True])
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_every_problem_of_the_catalogue_comes_out_sound(code: str, fix: bool, tmp_path: Path) -> None:
+def test_every_problem_of_the_catalogue_comes_out_valid(code: str, fix: bool, tmp_path: Path) -> None:
     source = tmp_path / "in"
     write_set(source, {"zz_train.jsonl": [row("sound", user="Is it sound?", answer="Cat")]})
     write_example(PROBLEMS[code].example, source)
@@ -100,7 +100,7 @@ def test_warnings_go_only_where_asked(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ill(tmp_path: Path) -> Path:
-    """One picture of each kind that can be mended, and one that cannot."""
+    """One image of each kind that can be fixed, and one that cannot."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return write_set(
@@ -116,18 +116,18 @@ def ill(tmp_path: Path) -> Path:
             ]
         },
         {
-            "turned.jpg": encoded(picture(1, (48, 24)), "JPEG", exif=exif, quality=92),
+            "turned.jpg": encoded(make_image(1, (48, 24)), "JPEG", exif=exif, quality=92),
             "folder/case.png": png(2),
-            "really_jpeg.png": encoded(picture(3), "JPEG"),
-            "really_jpeg.jpg": encoded(picture(4), "JPEG"),
-            "cmyk.jpg": encoded(picture(5, mode="CMYK"), "JPEG"),
-            "both.tif": encoded(picture(6, mode="CMYK"), "TIFF", exif=exif),
+            "really_jpeg.png": encoded(make_image(3), "JPEG"),
+            "really_jpeg.jpg": encoded(make_image(4), "JPEG"),
+            "cmyk.jpg": encoded(make_image(5, mode="CMYK"), "JPEG"),
+            "both.tif": encoded(make_image(6, mode="CMYK"), "TIFF", exif=exif),
             "broken.png": png(7)[:-30],
         },
     )
 
 
-def test_fix_mends_what_needs_no_guessing(ill: Path, tmp_path: Path) -> None:
+def test_fix_changes_what_needs_no_guessing(ill: Path, tmp_path: Path) -> None:
     before = tree(ill)
     result = clean_set(ill, tmp_path / "out", fix=True)
     assert tree(ill) == before
@@ -144,14 +144,14 @@ def test_fix_mends_what_needs_no_guessing(ill: Path, tmp_path: Path) -> None:
     assert names["case"] == ["folder/case.png"]
     assert names["suffix"] == ["really_jpeg-2.jpg", "really_jpeg.jpg"]
     assert (images / "really_jpeg-2.jpg").read_bytes() == (ill / "images/really_jpeg.png").read_bytes()
-    with Image.open(images / "turned.jpg") as mended, Image.open(ill / "images/turned.jpg") as original:
-        assert mended.size == (24, 48)
-        assert mended.quantization == original.quantization  # type: ignore[attr-defined]  # of a JPEG
+    with Image.open(images / "turned.jpg") as fixed, Image.open(ill / "images/turned.jpg") as original:
+        assert fixed.size == (24, 48)
+        assert fixed.quantization == original.quantization  # type: ignore[attr-defined]  # of a JPEG
         upright = np.asarray(ImageOps.exif_transpose(original), np.int16)
-        assert np.abs(np.asarray(mended, np.int16) - upright).mean() < 3
-    with Image.open(images / "cmyk.jpg") as mended, Image.open(ill / "images/cmyk.jpg") as original:
-        assert mended.mode == "RGB"
-        assert np.abs(np.asarray(mended, np.int16) - np.asarray(original.convert("RGB"), np.int16)).mean() < 3
+        assert np.abs(np.asarray(fixed, np.int16) - upright).mean() < 3
+    with Image.open(images / "cmyk.jpg") as fixed, Image.open(ill / "images/cmyk.jpg") as original:
+        assert fixed.mode == "RGB"
+        assert np.abs(np.asarray(fixed, np.int16) - np.asarray(original.convert("RGB"), np.int16)).mean() < 3
 
 
 def test_without_fix_only_what_is_wrong_goes(ill: Path, tmp_path: Path) -> None:
@@ -165,12 +165,12 @@ def test_without_fix_only_what_is_wrong_goes(ill: Path, tmp_path: Path) -> None:
     assert run("validate", tmp_path / "out").returncode == 0
 
 
-def test_two_files_that_may_be_meant_are_no_mend(tmp_path: Path) -> None:
+def test_two_files_that_may_be_meant_are_not_fixed(tmp_path: Path) -> None:
     write_set(tmp_path / "in", {"train.jsonl": [row("a", "A.png"), row("b")]}, {"a.PNG": png(1), "a.png": png(2)})
     assert clean_set(tmp_path / "in", tmp_path / "out", fix=True).samples == 1
 
 
-def test_mended_pictures_never_write_through_a_link(ill: Path, tmp_path: Path) -> None:
+def test_fixed_images_are_never_written_through_a_link(ill: Path, tmp_path: Path) -> None:
     inode = (ill / "images/turned.jpg").stat().st_ino
     clean_set(ill, tmp_path / "out", fix=True, images=ImageMode.link)
     assert (tmp_path / "out/images/turned.jpg").stat().st_ino != inode
@@ -190,7 +190,7 @@ def test_a_second_run_is_complete_and_overwrite_forgets_the_old_list(tmp_path: P
 
 
 @pytest.mark.parametrize("held_out", [["v0", "v1"], ["v1"]])
-def test_the_train_rows_of_a_leaking_group_stay(tmp_path: Path, held_out: list[str]) -> None:
+def test_the_train_rows_of_a_leaking_group_are_kept(tmp_path: Path, held_out: list[str]) -> None:
     train = [row(f"t{n}", group="g0") for n in range(3)]
     write_set(
         tmp_path / "in", {"train.jsonl": train, "val.jsonl": [*(row(n, group="g0") for n in held_out), row("v9")]}
@@ -199,7 +199,7 @@ def test_the_train_rows_of_a_leaking_group_stay(tmp_path: Path, held_out: list[s
     assert split_of(tmp_path / "out") == {"t0": "train", "t1": "train", "t2": "train", "v9": "val"}
 
 
-def test_a_group_that_leaks_between_held_out_splits_stays_in_the_first(tmp_path: Path) -> None:
+def test_a_group_that_leaks_between_held_out_splits_is_kept_in_the_first(tmp_path: Path) -> None:
     splits = {
         "train.jsonl": [row("t0")],
         "val.jsonl": [row("v0", group="g")],

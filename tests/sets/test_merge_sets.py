@@ -38,7 +38,7 @@ def test_equal_ids_get_their_sets_names_and_all_ids_are_unique(tmp_path: Path) -
 
 
 def test_a_file_that_no_row_uses_moves_no_other(tmp_path: Path) -> None:
-    """Only images of rows are brought along, so an unused file of that name is no collision."""
+    """Only images of rows are brought along, so an unused file of that name does not collide."""
     a = write_set(tmp_path / "a", {"x_train.jsonl": [row("1", "1.png")]}, {"1.png": png(1), "2.png": png(9)}, name="x")
     b = write_set(tmp_path / "b", {"y_train.jsonl": [row("2", "2.png")]}, {"2.png": png(2)}, name="y")
     result = merge_sets([a, b], tmp_path / "out")
@@ -92,7 +92,7 @@ def test_groups_of_different_sets_are_not_one_group(tmp_path: Path) -> None:
     assert validate(tmp_path / "out").ok
 
 
-def test_conflicts_of_the_manifests_are_said(tmp_path: Path) -> None:
+def test_conflicts_of_the_manifests_are_reported(tmp_path: Path) -> None:
     a = write_set(
         tmp_path / "a",
         {"x_train.jsonl": [row("a", answer="cat")]},

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from set_builders import encoded, picture, png, row, run, write_set
+from set_builders import encoded, make_image, png, row, run, write_set
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    images = {"train/a b.png": png(1), "c.jpg": encoded(picture(2), "JPEG")}
+    images = {"train/a b.png": png(1), "c.jpg": encoded(make_image(2), "JPEG")}
     train = [row("a", "train/a b.png", "gone.png", answer="A | `b`\n<script>"), row("b", "c.jpg", answer="\x1b[31mred")]
     val = [row(f"v{n}", answer="yes") for n in range(3)]
     return write_set(
@@ -69,7 +69,7 @@ def test_the_card_has_a_header_for_the_hub_and_plain_text(folder: Path) -> None:
     assert run("validate", folder, "--json").stdout.count("README") == 0
 
 
-def test_the_card_can_hold_its_pictures_and_never_replaces_a_readme_of_another_hand(folder: Path) -> None:
+def test_the_card_can_contain_its_images_and_never_replaces_a_readme_that_phi3v_did_not_write(folder: Path) -> None:
     assert run("card", folder, "--embed", "--license", "my own terms").returncode == 0
     text = (folder / "README.md").read_text()
     assert 'src="data:image/' in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from set_builders import encoded, picture, png, read_rows, row, run, split_of, tree, write_set
+from set_builders import encoded, make_image, png, read_rows, row, run, split_of, tree, write_set
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
@@ -103,7 +103,7 @@ def test_a_split_of_few_rows_is_noted(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_and_pictures_are_as_they_were_and_the_manifest_is_carried_over(grouped: Path, tmp_path: Path) -> None:
+def test_rows_and_images_are_as_they_were_and_the_manifest_is_carried_over(grouped: Path, tmp_path: Path) -> None:
     before = tree(grouped)
     split_set(grouped, tmp_path / "out", "train=0.7,val=0.3", seed=5)
     assert tree(grouped) == before
@@ -117,7 +117,7 @@ def test_rows_and_pictures_are_as_they_were_and_the_manifest_is_carried_over(gro
     assert (tmp_path / "out/images/7.png").stat().st_ino == (grouped / "images/7.png").stat().st_ino
 
 
-def test_pictures_can_be_copied(grouped: Path, tmp_path: Path) -> None:
+def test_images_can_be_copied(grouped: Path, tmp_path: Path) -> None:
     split_set(grouped, tmp_path / "out", "train=0.7,val=0.3", images=ImageMode.copy)
     copy, original = tmp_path / "out/images/7.png", grouped / "images/7.png"
     assert copy.read_bytes() == original.read_bytes()
@@ -126,7 +126,7 @@ def test_pictures_can_be_copied(grouped: Path, tmp_path: Path) -> None:
 
 def test_rows_that_share_pixels_are_joined_whatever_their_groups_and_names(tmp_path: Path) -> None:
     images = {f"{n}.png": png(n) for n in range(40)}
-    images |= {f"again{n}.bmp": encoded(picture(n), "BMP") for n in range(0, 40, 3)}
+    images |= {f"again{n}.bmp": encoded(make_image(n), "BMP") for n in range(0, 40, 3)}
     rows = many(40) + [row(f"s{n}", f"again{n}.bmp", group=f"other{n}") for n in range(0, 40, 3)]
     write_set(tmp_path / "in", {"train.jsonl": rows}, images)
     split_set(tmp_path / "in", tmp_path / "out", "train=0.6,val=0.4")
@@ -149,7 +149,7 @@ def test_rows_without_a_group_leave_groups_whole(tmp_path: Path) -> None:
     assert {where[f"g{number}-0"] for number in range(12)} == {"train", "val"}
 
 
-def test_equal_texts_without_pictures_stay_together(tmp_path: Path) -> None:
+def test_equal_texts_without_images_are_kept_in_one_split(tmp_path: Path) -> None:
     rows = [row(f"r{n}", user=f"Question {n % 30}?") for n in range(90)]
     write_set(tmp_path / "in", {"train.jsonl": rows})
     split_set(tmp_path / "in", tmp_path / "out", "train=0.6,val=0.4")
@@ -165,14 +165,14 @@ def test_equal_texts_without_pictures_stay_together(tmp_path: Path) -> None:
 def test_any_set_splits_without_a_leak_or_is_refused(
     samples: list[tuple[int, set[int]]], seed: int, stratify: bool
 ) -> None:
-    pictures = {f"{n}.png": png(n) for n in range(16)}
+    images = {f"{n}.png": png(n) for n in range(16)}
     rows = [
         row(f"r{n}", *(f"{k}.png" for k in sorted(used)), group=f"g{group}", answer="ab"[group % 2])
         for n, (group, used) in enumerate(samples)
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_set(folder / "in", {"train.jsonl": rows}, pictures)
+        write_set(folder / "in", {"train.jsonl": rows}, images)
         try:
             split_set(folder / "in", folder / "out", "train=0.5,val=0.5", seed=seed, stratify=stratify)
         except UserError:
@@ -197,13 +197,13 @@ def test_stratified_splits_have_their_share_of_every_label(tmp_path: Path) -> No
     }
 
 
-def test_free_text_is_no_label(tmp_path: Path) -> None:
+def test_free_text_is_not_a_label(tmp_path: Path) -> None:
     write_set(tmp_path / "in", {"train.jsonl": [row(f"r{n}", answer=f"Text {n}.") for n in range(10_001)]})
     with pytest.raises(UserError, match="free text"):
         split_set(tmp_path / "in", tmp_path / "out", "train=0.5,val=0.5", stratify=True)
 
 
-def test_one_picture_in_all_rows_cannot_be_split(tmp_path: Path) -> None:
+def test_one_image_in_all_rows_cannot_be_split(tmp_path: Path) -> None:
     rows = [row(f"r{n}", "logo.png", f"{n}.png") for n in range(12)]
     write_set(tmp_path / "in", {"train.jsonl": rows}, {f"{n}.png": png(n) for n in range(12)} | {"logo.png": png(99)})
     done = run("split", tmp_path / "in", tmp_path / "out", "--split", "train=0.8,val=0.2")

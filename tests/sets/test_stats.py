@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import make_cli
 from PIL import Image
-from set_builders import encoded, picture, png, row, run, write_set
+from set_builders import encoded, make_image, png, row, run, write_set
 
 from phi3v_data.sets.components import join_rows
 from phi3v_data.sets.stats import set_stats
@@ -23,10 +23,10 @@ def lighter(image: Image.Image) -> Image.Image:
 
 @pytest.fixture
 def counted(tmp_path: Path) -> Path:
-    """Three pictures twice over by pixels, two that look alike, one that both splits use."""
+    """Three images twice over by pixels, two that look alike, one that both splits use."""
     images = {f"{n}.png": png(n) for n in range(6)}
-    images |= {"0.bmp": encoded(picture(0), "BMP"), "1.bmp": encoded(picture(1), "BMP")}
-    images |= {"alike.png": encoded(lighter(picture(2))), "wide.png": encoded(picture(9, (90, 40)))}
+    images |= {"0.bmp": encoded(make_image(0), "BMP"), "1.bmp": encoded(make_image(1), "BMP")}
+    images |= {"alike.png": encoded(lighter(make_image(2))), "wide.png": encoded(make_image(9, (90, 40)))}
     train = [row(f"t{n}", f"{n}.png", answer="yes" if n % 3 else "no", group=f"g{n}") for n in range(6)]
     train += [row("t6", "0.bmp", answer="yes"), row("t7", "alike.png", "wide.png", answer="yes")]
     val = [row("v0", "1.bmp", answer="no"), row("v1", "3.png", answer="no"), row("v2", "gone.png", answer="no")]
@@ -72,7 +72,7 @@ def test_the_command_prints_text_and_json(counted: Path) -> None:
     assert run("stats", counted / "nowhere").returncode == 2
 
 
-def test_one_of_a_thing_is_no_plural_and_nothing_is_an_error(
+def test_a_count_of_one_has_no_plural_and_a_missing_row_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli = make_cli(capsys, monkeypatch)

@@ -6,7 +6,7 @@ JOBS.json is a list of {"name", "arguments", "processes", "kill": [RANK, OPERATI
 "more": [[ARGUMENT, ...], ...] or null}: `phi3v-train run ARGUMENTS` in so many processes, as torchrun starts them, each
 of which runs CODE first; with `kill`, one of them is ended by SIGKILL right before its N-th `os.OPERATION`. With
 `more`, each process has arguments of its own, they meet where this process listens, as under our launcher, and none is
-ended because of another one. What a process says lies in WORK_DIR/NAME-RANK.out and .err. The exit codes of each job
+ended because of another one. The output of a process is in WORK_DIR/NAME-RANK.out and .err. The exit codes of each job
 are printed as JSON.
 """
 

@@ -20,7 +20,7 @@ from phi3v_train.training.parallel.make_engine import make_engine
 
 
 def held(tensors: Any) -> int:
-    """Bytes of the parts that lie here."""
+    """Bytes of the shards that this process holds."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 

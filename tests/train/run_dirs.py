@@ -16,7 +16,7 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 210)}
 
 
 def colour_directory(directory: Path, rows: int = 8, held_out: int = 3) -> Path:
-    """Single-coloured pictures to name, every fourth row without a picture, every third with two turns."""
+    """Single-coloured images to name, every fourth row without an image, every third with two turns."""
     (directory / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for split, count in (("train", rows), ("val", held_out)):
@@ -27,8 +27,8 @@ def colour_directory(directory: Path, rows: int = 8, held_out: int = 3) -> Path:
             noise = rng.integers(-20, 20, (28, 28, 3))
             pixels = (np.array(COLOURS[colour]) + noise).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(directory / "images" / name)
-            pictures = () if n % 4 == 3 else (name,)
-            turns = [Turn(images=pictures, user=f"Which colour is {split} number {n}?", assistant=colour)]
+            images = () if n % 4 == 3 else (name,)
+            turns = [Turn(images=images, user=f"Which colour is {split} number {n}?", assistant=colour)]
             if n % 3 == 2:
                 turns.append(Turn(user="And again?", assistant=f"{colour} {n}"))
             samples.append(

@@ -1,4 +1,4 @@
-"""Small conversations directories with pictures of many shapes, and the processor they are encoded with."""
+"""Small conversations directories with images of many shapes, and the processor they are encoded with."""
 
 import json
 from functools import cache
@@ -33,7 +33,7 @@ def renderer() -> Renderer:
     return PHI3V.renderer(processor())
 
 
-def picture(seed: int, mode: str = "RGB") -> Image.Image:
+def make_image(seed: int, mode: str = "RGB") -> Image.Image:
     """Bands, waves and noise, another shape for another seed."""
     width, height = SHAPES[seed % len(SHAPES)]
     rng = np.random.default_rng(seed)
@@ -43,11 +43,11 @@ def picture(seed: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
 
 
-def save_picture(directory: Path, name: str, seed: int, mode: str = "RGB", **options: Any) -> str:
-    """Write a picture under DIR/images and return its name."""
+def save_image(directory: Path, name: str, seed: int, mode: str = "RGB", **options: Any) -> str:
+    """Write an image under DIR/images and return its name."""
     path = directory / "images" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(seed, mode).save(path, **options)
+    make_image(seed, mode).save(path, **options)
     return name
 
 
@@ -80,7 +80,7 @@ def mixed_directory(directory: Path, rows: int = 12) -> Path:
     samples = []
     for n in range(rows):
         images = [
-            save_picture(directory, f"{n % 3}/p{n}_{k}.{'jpg' if (n + k) % 2 else 'png'}", 7 * n + k)
+            save_image(directory, f"{n % 3}/p{n}_{k}.{'jpg' if (n + k) % 2 else 'png'}", 7 * n + k)
             for k in range(n % 4)
         ]
         turns = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from run_dirs import read_lines
-from sample_dirs import save_picture, write_rows
+from sample_dirs import save_image, write_rows
 
 from phi3v_data.cli.base import run
 from phi3v_data.schema import Sample, Turn
@@ -28,7 +28,7 @@ def memes(directory: Path, split: str, rows: int, *, answered: bool) -> None:
             source="memes",
             conversations=(
                 Turn(
-                    images=(save_picture(directory, f"{split}{n}.png", n),) if n < 2 else (),
+                    images=(save_image(directory, f"{split}{n}.png", n),) if n < 2 else (),
                     user=f"Is this number {n} an offensive meme?\nAnswer yes or no.",
                     assistant=("Yes", "No")[n % 2] if answered else "",
                 ),
@@ -137,7 +137,7 @@ main()
 """
 
 
-def test_a_killed_evaluation_goes_on_where_it_stopped(data_dir, tmp_path, call):
+def test_a_killed_evaluation_resumes_where_it_stopped(data_dir, tmp_path, call):
     arguments = ("eval", "--data_dir", data_dir, "--eval_batch_size", 2, *SMALL)
     killed = evaluate(*arguments, "--output_dir", tmp_path / "killed", program=KILLED)
     assert killed.returncode == -signal.SIGKILL

@@ -45,7 +45,7 @@ REFERENCE: dict[str, Any] = {
 }
 
 
-def test_names_and_defaults_of_the_reference() -> None:
+def test_names_and_defaults_of_the_phi35_vision_sample() -> None:
     config = RunConfig()
     for name, value in REFERENCE.items():
         assert getattr(getattr(config, home_groups()[name]), name) == value, name
@@ -253,7 +253,7 @@ def test_an_option_s_recipe_wins_over_the_file_s(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_missing_data_are_said_before_anything_else(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_are_reported_before_anything_else(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["--model_name_or_path", "nobody/nothing"], ["--nnodes", "2"]):
         code, out, err = typed(command, *words, capsys=capsys)
         assert (code, out) == (2, "")

@@ -21,7 +21,7 @@ from phi3v_train.settings import resolve
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine rows in fours: the last step is a short one, and some micro-batches have no picture."""
+    """Nine rows in fours: the last step is a short one, and some micro-batches have no image."""
     return colour_directory(tmp_path_factory.mktemp("colours"), rows=9)
 
 
@@ -38,7 +38,7 @@ def weights(output_dir: Path) -> dict[str, torch.Tensor]:
 def assert_same(one: Path, other: Path, *, rounded_moments: bool = False) -> None:
     """The same run: losses, gradient norms, weights.
 
-    `rounded_moments`: gradients are summed in another order by two processes, and where a moment lies between two of
+    `rounded_moments`: gradients are summed in another order by two processes, and where a moment is between two of
     the 8-bit codes, the last bit decides which one it gets. Up to one weight in 10,000 (two of a small tensor) may then
     differ, each by less than an update of the learning rate, 1e-4.
     """
@@ -137,7 +137,7 @@ def test_resume_on_another_number_of_processes(data_dir: Path, tmp_path: Path) -
 
 
 def broken_directory(directory: Path, broken: bytes | None) -> Path:
-    """The last row's picture has a good header and nothing behind it, or is not there at all."""
+    """The last row's image has a good header and nothing behind it, or is not there at all."""
     colour_directory(directory, rows=80)
     path = directory / "images" / "train4.png"
     if broken is None:
@@ -156,7 +156,7 @@ def children(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return sorted(found, key=lambda child: int(child.environ()["RANK"]))
 
 
-def test_a_killed_rank_ends_the_others_and_says_where_to_go_on(data_dir: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_others_and_says_how_to_resume(data_dir: Path, tmp_path: Path) -> None:
     settings = settings_for(data_dir, tmp_path / "out", max_steps=100000, save_steps=2, batch_size_per_gpu=2)
     process = subprocess.Popen(
         [sys.executable, "-m", "phi3v_train", "run", *arguments(settings), "--num_processes", "2", "--skip_validation"],
@@ -176,14 +176,14 @@ def test_a_killed_rank_ends_the_others_and_says_where_to_go_on(data_dir: Path, t
 
 
 @pytest.mark.parametrize("kind", ["decoded by one rank", pytest.param("measured by all", marks=pytest.mark.slow)])
-def test_an_error_is_said_once_with_its_rank(tmp_path: Path, kind: str) -> None:
-    """The plan measures 64 of the 80 rows, not the fifth, and no pixel: only training finds the bad picture."""
+def test_an_error_is_reported_once_with_its_rank(tmp_path: Path, kind: str) -> None:
+    """The plan measures 64 of the 80 rows, not the fifth, and no pixel: only training finds the bad image."""
     data_dir = colour_directory(tmp_path / "data", rows=80)
-    picture = data_dir / "images" / "train4.png"
+    image = data_dir / "images" / "train4.png"
     if kind == "measured by all":
-        picture.unlink()
+        image.unlink()
     else:
-        picture.write_bytes(picture.read_bytes()[:60])
+        image.write_bytes(image.read_bytes()[:60])
     changes = {"batch_size": 80, "batch_size_per_gpu": 10}
     result = run(data_dir, tmp_path / "out", "--num_processes", "2", **changes)
     assert result.returncode == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sample_dirs import GOLDEN, PAD, mixed_directory, picture, processor, renderer, save_picture, write_rows
+from sample_dirs import GOLDEN, PAD, make_image, mixed_directory, processor, renderer, save_image, write_rows
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn
@@ -40,19 +40,19 @@ def one_turn(user="What is shown?", assistant="three", images=(), **fields) -> S
     )
 
 
-def encode(sample: Sample, pictures=(), num_crops=4, **options) -> EncodedSample:
+def encode(sample: Sample, images=(), num_crops=4, **options) -> EncodedSample:
     return Encoder(renderer(), EncodeOptions(**options)).encode(
-        sample, list(pictures), num_crops=num_crops, provenance=PLACE
+        sample, list(images), num_crops=num_crops, provenance=PLACE
     )
 
 
-def reference(user: str, answer: str, pictures: list[Image.Image], num_crops: int) -> tuple[list[int], list[int]]:
+def reference(user: str, answer: str, images: list[Image.Image], num_crops: int) -> tuple[list[int], list[int]]:
     """The public fine-tuning sample's recipe for one turn: processor on the prompt, tokenizer on the answer."""
-    tags = "".join(f"<|image_{n}|>" for n in range(1, len(pictures) + 1))
+    tags = "".join(f"<|image_{n}|>" for n in range(1, len(images) + 1))
     prompt = (
-        f"<|user|>\n{tags}\n{user}<|end|>\n<|assistant|>\n" if pictures else f"<|user|>\n{user}<|end|>\n<|assistant|>\n"
+        f"<|user|>\n{tags}\n{user}<|end|>\n<|assistant|>\n" if images else f"<|user|>\n{user}<|end|>\n<|assistant|>\n"
     )
-    prompt_ids = processor()(prompt, pictures or None, num_crops=num_crops)["input_ids"][0].tolist()
+    prompt_ids = processor()(prompt, images or None, num_crops=num_crops)["input_ids"][0].tolist()
     answer_ids = processor().tokenizer(f"{answer}<|end|>\n<|endoftext|>", add_special_tokens=False)["input_ids"]
     return prompt_ids + answer_ids, [NO_LABEL] * len(prompt_ids) + answer_ids
 
@@ -60,11 +60,11 @@ def reference(user: str, answer: str, pictures: list[Image.Image], num_crops: in
 @pytest.mark.parametrize("num_crops", [1, 4])
 @pytest.mark.parametrize("count", [0, 1, 3])
 @pytest.mark.parametrize("answer", ["three", " leading space", "ends in space ", "two\nlines", "größer 火"])
-def test_one_turn_is_the_reference(count, answer, num_crops):
-    pictures = [picture(seed) for seed in range(count)]
+def test_one_turn_is_what_microsofts_processor_gives(count, answer, num_crops):
+    images = [make_image(seed) for seed in range(count)]
     sample = one_turn("What is\nshown? ", answer, [f"{n}.png" for n in range(count)])
-    encoded = encode(sample, pictures, num_crops)
-    ids, labels = reference("What is\nshown? ", answer, pictures, num_crops)
+    encoded = encode(sample, images, num_crops)
+    ids, labels = reference("What is\nshown? ", answer, images, num_crops)
     assert encoded.input_ids.tolist() == ids
     assert encoded.labels.tolist() == labels
     assert encoded.num_supervised == sum(label != NO_LABEL for label in labels)
@@ -72,9 +72,9 @@ def test_one_turn_is_the_reference(count, answer, num_crops):
 
 
 def test_pixels_are_the_processors():
-    pictures = [picture(0), picture(1, "L"), picture(4)]
-    encoded = encode(one_turn(images="abc"), pictures)
-    features = processor().image_processor(pictures, num_crops=4, return_canvas=True)
+    images = [make_image(0), make_image(1, "L"), make_image(4)]
+    encoded = encode(one_turn(images="abc"), images)
+    features = processor().image_processor(images, num_crops=4, return_canvas=True)
     assert np.concatenate([image["canvases"].reshape(-1) for image in encoded.images]).tobytes() == (
         features["canvases"].numpy().tobytes()
     )
@@ -83,7 +83,7 @@ def test_pixels_are_the_processors():
 
 def test_golden_multi_turn_ids():
     case = json.loads((GOLDEN / "cases" / "index.json").read_text())["multiturn_two_images_nc4"]
-    pictures = [Image.open(GOLDEN / "images" / f"{name}.png") for name in case["images"]]
+    images = [Image.open(GOLDEN / "images" / f"{name}.png") for name in case["images"]]
     sample = Sample(
         id="x",
         source="s",
@@ -92,8 +92,8 @@ def test_golden_multi_turn_ids():
             Turn(images=("b",), user="and this?", assistant="blue"),
         ),
     )
-    encoded = encode(sample, pictures)
-    official = processor()(case["prompt"], pictures, num_crops=4)["input_ids"][0].tolist()
+    encoded = encode(sample, images)
+    official = processor()(case["prompt"], images, num_crops=4)["input_ids"][0].tolist()
     assert len(official) == case["seq_len"]
     assert encoded.input_ids.tolist() == [*official, PAD]
 
@@ -110,10 +110,10 @@ def test_labels_of_several_turns():
     expected = [NO_LABEL] * len(expected_ids)
     for n, answer in enumerate(("one", " two", "three")):
         prompt = ids(f"<|user|>\nq{n}<|end|>\n<|assistant|>\n")
-        learnt = ids(f"{answer}<|end|>")
+        supervised = ids(f"{answer}<|end|>")
         rest = ids("<|end|>\n")[1:]
-        expected_ids += prompt + learnt + rest
-        expected += [NO_LABEL] * len(prompt) + learnt + (rest if n == 2 else [NO_LABEL] * len(rest))
+        expected_ids += prompt + supervised + rest
+        expected += [NO_LABEL] * len(prompt) + supervised + (rest if n == 2 else [NO_LABEL] * len(rest))
     assert encoded.input_ids.tolist() == [*expected_ids, PAD]
     assert encoded.labels.tolist() == [*expected, PAD]
     assert encoded.input_ids.tolist().count(tokenizer.bos_token_id) == 1
@@ -125,7 +125,7 @@ def test_tags_are_numbered_through_the_conversation():
         Turn(user="no image", assistant="w"),
         Turn(images=("c",), user="u", assistant="v"),
     )
-    encoded = encode(Sample(id="x", source="s", conversations=turns), [picture(n) for n in range(3)])
+    encoded = encode(Sample(id="x", source="s", conversations=turns), [make_image(n) for n in range(3)])
     runs = [token for token in encoded.input_ids.tolist() if token < 0]
     assert list(dict.fromkeys(runs)) == [-1, -2, -3]
     sizes = [(height // 336, width // 336) for height, width in (image["image_sizes"] for image in encoded.images)]
@@ -198,15 +198,15 @@ def three_turns() -> Sample:
 
 
 def test_cut_at_a_turn_border_is_the_shorter_conversation():
-    pictures = [picture(0), picture(1)]
+    images = [make_image(0), make_image(1)]
     whole = three_turns()
     lengths = {}
     for kept in (1, 2, 3):
         part = whole.model_copy(update={"conversations": whole.conversations[:kept], "answers": ()})
-        expected = encode(part, pictures[:kept])
+        expected = encode(part, images[:kept])
         lengths[kept] = len(expected.input_ids)
         for limit in (lengths[kept], lengths[kept] + 3):
-            cut = encode(whole, pictures, max_length=limit, truncate="turns")
+            cut = encode(whole, images, max_length=limit, truncate="turns")
             assert cut.input_ids.tolist() == expected.input_ids.tolist()
             assert cut.labels.tolist() == expected.labels.tolist()
             assert len(cut.images) == min(kept, 2)
@@ -214,12 +214,12 @@ def test_cut_at_a_turn_border_is_the_shorter_conversation():
     with pytest.raises(
         SampleError, match=f"first turn alone has {lengths[1]} tokens, over --max_length {lengths[1] - 1}"
     ):
-        encode(whole, pictures, max_length=lengths[1] - 1, truncate="turns")
+        encode(whole, images, max_length=lengths[1] - 1, truncate="turns")
     with pytest.raises(SampleError, match=f"it has {lengths[3]} tokens, over --max_length {lengths[3] - 1}"):
-        encode(whole, pictures, max_length=lengths[3] - 1)
+        encode(whole, images, max_length=lengths[3] - 1)
     with pytest.raises(SampleError, match=f"it has {lengths[3]} tokens, over --max_length 20"):
-        encode(whole, pictures, max_length=20)
-    assert encode(whole, pictures, max_length=lengths[3]).dropped_turns == 0
+        encode(whole, images, max_length=20)
+    assert encode(whole, images, max_length=lengths[3]).dropped_turns == 0
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="<|>\0"), min_size=1, max_size=12)
@@ -260,11 +260,11 @@ def test_any_conversation_keeps_the_rules(parts, with_system, limit, data):
 # Prompts
 
 
-def test_prompts_are_what_stands_before_each_answer():
-    sample, pictures = three_turns(), [picture(0), picture(1)]
+def test_prompts_are_what_precedes_each_answer():
+    sample, images = three_turns(), [make_image(0), make_image(1)]
     encoder = Encoder(renderer())
-    trained = encoder.encode(sample, pictures, num_crops=4, provenance=PLACE)
-    prompts = encoder.encode_prompts(sample, pictures, num_crops=4, provenance=PLACE, turns="all")
+    trained = encoder.encode(sample, images, num_crops=4, provenance=PLACE)
+    prompts = encoder.encode_prompts(sample, images, num_crops=4, provenance=PLACE, turns="all")
     assert [prompt.turn for prompt in prompts] == [0, 1, 2]
     assert [prompt.answers for prompt in prompts] == [("one",), ("two",), ("three", "3")]
     starts = [
@@ -276,7 +276,7 @@ def test_prompts_are_what_stands_before_each_answer():
         assert prompt.input_ids.tolist() == trained.input_ids[:start].tolist()
     assert [len(prompt.images) for prompt in prompts] == [1, 2, 2]
     for turns, index in (("first", 0), ("last", 2)):
-        (prompt,) = encoder.encode_prompts(sample, pictures, num_crops=4, provenance=PLACE, turns=turns)
+        (prompt,) = encoder.encode_prompts(sample, images, num_crops=4, provenance=PLACE, turns=turns)
         assert prompt.turn == index
         assert prompt.input_ids.tolist() == prompts[index].input_ids.tolist()
         assert [image["image_sizes"].tolist() for image in prompt.images] == [
@@ -286,21 +286,21 @@ def test_prompts_are_what_stands_before_each_answer():
 
 def test_an_unlabelled_row_can_be_predicted():
     (prompt,) = Encoder(renderer()).encode_prompts(
-        one_turn(assistant="", images="a"), [picture(2)], num_crops=4, provenance=PLACE
+        one_turn(assistant="", images="a"), [make_image(2)], num_crops=4, provenance=PLACE
     )
-    expected = processor()("<|user|>\n<|image_1|>\nWhat is shown?<|end|>\n<|assistant|>\n", [picture(2)])
+    expected = processor()("<|user|>\n<|image_1|>\nWhat is shown?<|end|>\n<|assistant|>\n", [make_image(2)])
     assert prompt.input_ids.tolist() == expected["input_ids"][0].tolist()
     assert prompt.answers == ()
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"quality": 20}])
 def test_jpeg_pixels_are_pillows(tmp_path, mode, options):
     for seed in range(6):
-        name = save_picture(tmp_path, f"{seed}.jpg", seed, mode, **options)
+        name = save_image(tmp_path, f"{seed}.jpg", seed, mode, **options)
         path = tmp_path / "images" / name
         with Image.open(path) as expected:
             assert read_image(path).convert("RGB").tobytes() == expected.convert("RGB").tobytes()
@@ -308,9 +308,9 @@ def test_jpeg_pixels_are_pillows(tmp_path, mode, options):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_a_grey_picture_gives_the_canvas_of_its_rgb_copy(tmp_path, ending):
+def test_a_grey_image_gives_the_canvas_of_its_rgb_copy(tmp_path, ending):
     for seed in range(6):
-        path = tmp_path / "images" / save_picture(tmp_path, f"{seed}.{ending}", seed, "L")
+        path = tmp_path / "images" / save_image(tmp_path, f"{seed}.{ending}", seed, "L")
         grey = read_image(path)
         assert grey.mode == "L"
         for num_crops in (1, 4, 16):
@@ -321,13 +321,13 @@ def test_a_grey_picture_gives_the_canvas_of_its_rgb_copy(tmp_path, ending):
 def test_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = tmp_path / "images" / save_picture(tmp_path, "a.jpg", 0, exif=exif)
+    path = tmp_path / "images" / save_image(tmp_path, "a.jpg", 0, exif=exif)
     assert read_image(path).size == image_size(path) == (640, 480)
 
 
 @pytest.mark.parametrize(("mode", "name"), [("P", "a.png"), ("RGBA", "a.png"), ("L", "a.png"), ("RGB", "a.webp")])
 def test_other_formats(tmp_path, mode, name):
-    path = tmp_path / "images" / save_picture(tmp_path, name, 0, mode)
+    path = tmp_path / "images" / save_image(tmp_path, name, 0, mode)
     with Image.open(path) as expected:
         assert read_image(path).convert("RGB").tobytes() == expected.convert("RGB").tobytes()
 

@@ -181,7 +181,7 @@ def test_stopped_evaluations_end_with_the_same_bytes(data_dir, model, tmp_path, 
     assert predict(make_evaluator(data_dir), None, tmp_path / "out") == whole, "complete: no model is needed"
 
 
-def test_another_batch_size_may_go_on(data_dir, model, tmp_path):
+def test_a_run_may_resume_with_another_batch_size(data_dir, model, tmp_path):
     whole = predict(make_evaluator(data_dir), model, tmp_path / "whole")
     folder = PredictionFolder(tmp_path / "out", {"test": 1})
     folder.begin()
@@ -298,7 +298,7 @@ def test_a_run_with_evaluations_trains_to_the_same_bits(data_dir, tmp_path):
     assert len(records) == 3
 
 
-def test_an_evaluation_inside_a_run_goes_on_only_with_the_same_weights(data_dir, tmp_path, monkeypatch):
+def test_an_evaluation_inside_a_run_resumes_only_with_the_same_weights(data_dir, tmp_path, monkeypatch):
     calls = []
     generate = Generator.__call__
 
@@ -323,7 +323,7 @@ def test_an_evaluation_inside_a_run_goes_on_only_with_the_same_weights(data_dir,
 
 
 class Scripted(torch.nn.Module):
-    """Stands in for a model: every row gets the same pieces, one a step."""
+    """Replaces a model: every row gets the same pieces, one per step."""
 
     def __init__(self, pieces: list[int], stop: list[int]) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from phi3v_train.training.checkpoints import list_checkpoints
 from phi3v_train.training.parallel.shards import Part, Shards, write_shards
 
 ACCUMULATED = {"batch_size_per_gpu": 1}
-"""Two micro-batches a process, each of one sample: where one of them has no picture, the other process's has."""
+"""Two micro-batches per process, each of one sample: where one of them has no image, the other process's has."""
 
 CASES: dict[str, dict[str, Any]] = {
     "accumulated": ACCUMULATED,
@@ -43,7 +43,7 @@ CASES |= ROUGH
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine rows in fours: the last step is a short one, and some micro-batches have no picture."""
+    """Nine rows in fours: the last step is a short one, and some micro-batches have no image."""
     return colour_directory(tmp_path_factory.mktemp("colours"), rows=9)
 
 
@@ -159,7 +159,7 @@ def without_the_last(run: Path, copy: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_any_number_of_processes_of_any_kind(data_dir: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_any_number_of_processes_and_any_strategy(data_dir: Path, tmp_path: Path) -> None:
     changes = {**ACCUMULATED, "save_steps": 2}
     train(resolve(settings(data_dir, tmp_path / "one", **changes)), quiet=True)
     train_together(2, [settings(data_dir, tmp_path / "two", parallel="fsdp", **changes)], tmp_path)
@@ -176,7 +176,7 @@ def test_a_run_goes_on_with_any_number_of_processes_of_any_kind(data_dir: Path, 
 
 
 @pytest.mark.slow
-def test_an_adapter_lies_in_its_checkpoint_as_from_one_process(data_dir: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_in_its_checkpoint_as_from_one_process(data_dir: Path, tmp_path: Path) -> None:
     changes = {**ACCUMULATED, "save_steps": 2, "use_lora": True, "lora_rank": 4}
     train(resolve(settings(data_dir, tmp_path / "one", **changes)), quiet=True)
     mixed = without_the_last(tmp_path / "one", tmp_path / "mixed")

@@ -144,10 +144,10 @@ def test_a_death_in_a_collective(data_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_error_in_one_rank_under_torchrun_is_said_once(tmp_path: Path) -> None:
+def test_an_error_in_one_rank_under_torchrun_is_reported_once(tmp_path: Path) -> None:
     data_dir = colour_directory(tmp_path / "data", rows=80)
-    picture = data_dir / "images" / "train4.png"
-    picture.write_bytes(picture.read_bytes()[:60])
+    image = data_dir / "images" / "train4.png"
+    image.write_bytes(image.read_bytes()[:60])
     options = arguments(settings_for(data_dir, tmp_path / "out", batch_size=80, batch_size_per_gpu=10))
     ((code, _, errors),) = finish([torchrun(*options, "--skip_validation")])
     assert code == 1

@@ -144,7 +144,7 @@ def test_mix_reaches_both_directories(directories):
 
 
 def test_skipped_samples_are_not_read(tmp_path):
-    """A resumed run does not open what lies behind it: pictures of earlier steps may be gone."""
+    """A resumed run does not open images of earlier steps; they may be gone."""
     directory = mixed_directory(tmp_path / "d", 12)
     made = loader([directory])
     ahead = {ref.row for step in (2,) for ref in made.order.batch(step)}
@@ -159,7 +159,7 @@ def test_skipped_samples_are_not_read(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_errors_of_workers_name_the_row(tmp_path, num_workers):
     directory = mixed_directory(tmp_path / "d", 8)
-    (directory / "images" / "2" / "p2_1.jpg").write_bytes(b"not a picture")
+    (directory / "images" / "2" / "p2_1.jpg").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"set_train\.jsonl:3 \(id 'train-0000000002'\): an image cannot be read"):
         batches(loader([directory], num_workers=num_workers))
     directory = mixed_directory(tmp_path / "e", 8)
@@ -178,7 +178,7 @@ def test_cut_samples_are_counted(directories):
     assert all(measure.cost.tokens <= 1000 for plan in plans for measure in plan.measures)
 
 
-def test_a_killed_worker_is_said(directories):
+def test_a_killed_worker_is_reported(directories):
     with loader(directories, num_workers=1) as made:
         steps = made.steps(0, 1000)
         next(steps)

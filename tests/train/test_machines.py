@@ -147,7 +147,7 @@ def test_azure_job_has_the_fields_of_a_command_job() -> None:
     assert environment["dependencies"][-1]["pip"][0].startswith("phi3v[")
 
 
-def test_azure_command_is_one_of_ours(
+def test_azure_command_is_a_command_of_phi3v(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = yaml.safe_load(AZURE.read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ def memory(parallel: Parallel, world_size: int, **method: Any) -> Memory:
     )  # fmt: skip
 
 
-def test_one_device_holds_everything_whatever_the_kind() -> None:
+def test_one_device_holds_everything_whatever_the_strategy() -> None:
     alone = {parallel: memory(parallel, 1) for parallel in ("ddp", "fsdp", "zero2", "zero3")}
     assert len(set(alone.values())) == 1
     assert memory("ddp", 8) == alone["ddp"]

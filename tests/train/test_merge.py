@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from run_dirs import colour_directory, command, settings_for
-from sample_dirs import picture
+from sample_dirs import make_image
 
 from phi3v_data.errors import UserError
 from phi3v_train.models.loading import load_model, load_processor, locate
@@ -56,7 +56,7 @@ def train(data_dir: Path, base: Path, out: Path, **changes: Any) -> Path:
 
 
 def logits(model: Any) -> torch.Tensor:
-    inputs = tiny_processor(num_crops=1)("<|user|>\n<|image_1|>\nWhich colour?<|end|>\n<|assistant|>\n", picture(0))
+    inputs = tiny_processor(num_crops=1)("<|user|>\n<|image_1|>\nWhich colour?<|end|>\n<|assistant|>\n", make_image(0))
     with torch.no_grad():
         result: torch.Tensor = model.eval()(**inputs).logits
     return result

@@ -245,7 +245,7 @@ def test_all_linear_leaves_out_the_head(data_dir: Path) -> None:
         ({"use_lora": True, "lora_targets": "("}, "--lora_targets (: not a regular expression"),
     ],
 )
-def test_targets_that_are_no_layers_are_refused_by_the_plan(
+def test_targets_that_are_not_layers_are_refused_by_the_plan(
     data_dir: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:

@@ -69,7 +69,7 @@ def meme(label: str, yes: float, no: float = 1.0) -> Prediction:
         ("ß", "s", 0.5, 0, 0),
         ("\ufb01le", "fle", 3 / 4, 2 / 3, 3 / 4),
         ("Straße", "STRASSE", 5 / 7, 0, 5 / 7),
-        # Lower case is longer: a distance of 4 over a length of 2 is no similarity.
+        # Lower case is longer: a distance of 4 over a length of 2 is not a similarity.
         ("\u0130\u0130", "", 0, 0, 0),
         ("a b", "a   c", 0.8, 0, 0.8),  # one edit after collapsing, over the length before it
     ],
@@ -139,7 +139,7 @@ def test_auroc_by_hand():
     assert auroc([meme("Yes", 0.0, 0.0), meme("No", 0.5, 0.5)]) == 0.5, "no probability at all is undecided"
 
 
-def test_auroc_of_one_class_is_said_and_is_not_nan():
+def test_auroc_of_one_class_is_reported_and_is_not_nan():
     scores = score([meme("Yes", 1), meme("Yes", 2)], [find_metric("accuracy"), find_metric("auroc")])
     assert scores.values == {"accuracy": 1.0, "auroc": None}
     assert scores.notes == {"auroc": "it needs samples of both classes, and all 2 answers are 'yes'"}
@@ -219,13 +219,13 @@ def test_the_confusion_matrix_is_drawn_whole(tmp_path, num_classes):
     assert matrix is not None
     draw_confusion(matrix, tmp_path / "confusion.png", title="val")
     assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
-    with Image.open(tmp_path / "confusion.png") as picture:
-        pixels = np.asarray(picture.convert("L"))
+    with Image.open(tmp_path / "confusion.png") as image:
+        pixels = np.asarray(image.convert("L"))
     assert pixels.shape[1] > (300 if num_classes < 10 else 1500), "a class has more than a few pixels"
     assert 0.3 < (pixels > 250).mean() < 1
 
 
-def test_free_answers_are_no_classes():
+def test_free_answers_are_not_classes():
     assert confusion_of([record("a", f"answer {n}") for n in range(10)]) is None
     assert confusion_of([record("a", [])]) is None
     assert confusion_of([]) is None

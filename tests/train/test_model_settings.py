@@ -148,7 +148,7 @@ def test_run_takes_dataset_json_before_the_model_and_the_model_before_16(
 
 
 def released(folder: Path, **preprocessor: Any) -> Path:
-    """A model directory as if published: with a tile budget that no run of ours wrote."""
+    """A model directory as if published: with a tile budget that no run of phi3v wrote."""
     save_tiny(folder)
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **preprocessor}))

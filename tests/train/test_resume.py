@@ -110,7 +110,7 @@ def test_a_finished_run_says_so_and_changes_nothing(data_dir: Path, finished: Pa
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(data_dir: Path, finished: Path, tmp_path: Path) -> None:
+def test_more_steps_continue_as_if_asked_for_at_once(data_dir: Path, finished: Path, tmp_path: Path) -> None:
     out = copy_of(finished, tmp_path)
     constant = {"lr_scheduler": "constant", "warmup_steps": 0}
     short(data_dir, tmp_path / "short", max_steps=2, **constant)
@@ -294,7 +294,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on(
+def test_a_full_disk_is_reported_and_the_run_continues(
     data_dir: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Room for one checkpoint, then for none, then for all."""
@@ -349,7 +349,7 @@ def test_two_runs_cannot_write_to_one_folder(data_dir: Path, tmp_path: Path) -> 
 
 
 def test_skipped_samples_are_not_read(data_dir: Path, finished: Path, tmp_path: Path) -> None:
-    """On resume the rows of earlier steps may even be gone from the disk, as far as their pictures go."""
+    """On resume the rows of earlier steps may even be gone from the disk, as far as their images go."""
     out = copy_of(finished, tmp_path)
     shutil.copytree(data_dir, tmp_path / "data")
     plan = make_plan(resolve(settings_for(tmp_path / "data", out, save_steps=1, max_steps=4)))

@@ -117,7 +117,7 @@ def test_a_signal_before_the_first_step_promises_no_checkpoint(
     assert list_checkpoints(tmp_path / "out") == []
 
 
-def test_fewer_steps_than_a_run_already_has_are_said(
+def test_fewer_steps_than_a_run_already_has_are_reported(
     data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Of a run that was stopped, and of one that is complete."""

@@ -42,7 +42,7 @@ def chosen(world_size: int, gigabytes: float, **settings: Any) -> ParallelStrate
         (8, 24, {"parallel": "zero2"}, "zero2", True),
     ],
 )
-def test_the_kind_follows_from_the_memory(
+def test_the_strategy_follows_from_the_memory(
     world_size: int, gigabytes: float, settings: dict[str, Any], name: str, keep_unsharded_grads: bool
 ) -> None:
     strategy = chosen(world_size, gigabytes, **settings)
@@ -59,7 +59,7 @@ def test_the_reason_names_the_memory() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero2", "zero3"])
-def test_one_process_shares_nothing(kind: str) -> None:
+def test_one_process_shards_nothing(kind: str) -> None:
     with pytest.raises(UserError, match=f"--parallel {kind}: there is one process"):
         chosen(1, 80, parallel=kind)
 

@@ -64,7 +64,7 @@ class Done(NamedTuple):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine rows in fours: the last step is a short one, and some micro-batches have no picture."""
+    """Nine rows in fours: the last step is a short one, and some micro-batches have no image."""
     return colour_directory(tmp_path_factory.mktemp("colours"), rows=9)
 
 
@@ -190,7 +190,7 @@ RESUMED = {"batch_size_per_gpu": 1, "save_steps": 2, "save_total_limit": 9}
 
 
 @pytest.mark.parametrize(("kind", "method"), [("zero2", {}), ("zero3", {}), ("zero3", LORA)])
-def test_goes_on_bit_by_bit_and_on_other_numbers_of_processes(
+def test_resumes_bit_by_bit_and_on_other_numbers_of_processes(
     data_dir: Path, tmp_path: Path, kind: str, method: dict[str, Any]
 ) -> None:
     settings = {**RESUMED, **method, "parallel": kind}
@@ -213,7 +213,7 @@ def test_goes_on_bit_by_bit_and_on_other_numbers_of_processes(
     assert everything(tmp_path / "same") == everything(tmp_path / "whole")
 
 
-def test_goes_on_from_what_other_kinds_wrote(data_dir: Path, tmp_path: Path) -> None:
+def test_resumes_from_checkpoints_of_other_strategies(data_dir: Path, tmp_path: Path) -> None:
     (first,) = run_jobs(data_dir, tmp_path, [Job(tmp_path / "fsdp", {**RESUMED, "parallel": "fsdp"})])
     assert first.codes == [0, 0], first.err
     alone(data_dir, tmp_path / "one", RESUMED)
@@ -301,7 +301,7 @@ def test_evaluation_sees_the_same_model(data_dir: Path, tmp_path: Path) -> None:
                 assert found == {**expected, "scores": pytest.approx(expected["scores"], abs=1e-6)}
 
 
-def test_in_16_bits_a_run_goes_on_bit_by_bit(data_dir: Path, tmp_path: Path) -> None:
+def test_in_16_bits_a_run_resumes_bit_by_bit(data_dir: Path, tmp_path: Path) -> None:
     settings = [{**RESUMED, "dtype": "bf16", "parallel": kind} for kind in STAGES]
     done = run_jobs(data_dir, tmp_path, [Job(tmp_path / each["parallel"], each) for each in settings])
     assert [each.codes for each in done] == [[0, 0], [0, 0]], done[0].err + done[1].err
@@ -338,7 +338,7 @@ ZeroEngine.read = read
 
 
 @pytest.mark.parametrize("method", [{}, {"use_lora": True, "lora_rank": 4}], ids=["full", "lora"])
-def test_in_16_bits_no_weight_of_another_kind_is_rounded(
+def test_in_16_bits_no_weight_from_another_strategy_is_rounded(
     data_dir: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
     settings = {**RESUMED, **method, "dtype": "bf16", "learning_rate": 1e-3}

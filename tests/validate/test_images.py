@@ -1,4 +1,4 @@
-"""Pictures of a directory: paths, links, names, damage; each file looked at once, reported at every use."""
+"""Images of a directory: paths, links, names, damage; each file looked at once, reported at every use."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from validate_builders import found, places, row, turn, write
-from validate_pictures import encoded, picture
+from validate_images import encoded, make_image
 
 from phi3v_data.media import integrity
 from phi3v_data.validate import validate
 
-A, B = encoded(picture(1)), encoded(picture(2))
+A, B = encoded(make_image(1)), encoded(make_image(2))
 
 
 def uses(*paths: str) -> list[dict[str, object]]:
@@ -20,12 +20,12 @@ def uses(*paths: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("level", ["quick", "full"])
-def test_sound_pictures_have_no_findings(tmp_path: Path, level: str) -> None:
+def test_valid_images_have_no_findings(tmp_path: Path, level: str) -> None:
     rows = [row("a", turn(images=("a.png", "deep/er/b.jpg")), turn("And?", images=("ü ñ/名.png",)))]
     files = {
         "images/a.png": A,
-        "images/deep/er/b.jpg": encoded(picture(2), "JPEG"),
-        "images/ü ñ/名.png": encoded(picture(3)),
+        "images/deep/er/b.jpg": encoded(make_image(2), "JPEG"),
+        "images/ü ñ/名.png": encoded(make_image(3)),
         "images/.hidden": b"x",
     }
     report = validate(write(tmp_path, {"train.jsonl": rows, **files}), level=level, num_crops=4)
@@ -34,7 +34,7 @@ def test_sound_pictures_have_no_findings(tmp_path: Path, level: str) -> None:
     assert report.stats["image_sizes"] == {"64x48": 3}
 
 
-def test_a_missing_picture_is_named_at_each_use_with_the_file_meant(tmp_path: Path) -> None:
+def test_a_missing_image_is_named_at_each_use_with_the_file_meant(tmp_path: Path) -> None:
     write(tmp_path, {"images/train/photo_0001.jpg": A, "images/100% sure.png": A, "images/x/only.png": A})
     wanted = {
         "train/photo_0010.jpg": "'train/photo_0001.jpg'",
@@ -164,9 +164,9 @@ def test_quick_sees_headers_and_full_sees_pixels(tmp_path: Path) -> None:
     exif[0x0112] = 3
     files = {
         "cut.png": A[:-40],
-        "turned.jpg": encoded(picture(4), "JPEG", exif=exif),
+        "turned.jpg": encoded(make_image(4), "JPEG", exif=exif),
         "thin.png": encoded(Image.new("L", (6000, 1))),
-        "named.jpg": encoded(picture(5)),
+        "named.jpg": encoded(make_image(5)),
     }
     write(tmp_path, {"train.jsonl": uses(*files), **{f"images/{name}": data for name, data in files.items()}})
     quick = {"image-orientation": 1, "image-aspect": 1, "image-format-mismatch": 1}
@@ -199,8 +199,8 @@ def test_any_number_of_workers_says_the_same(tmp_path: Path, workers: int) -> No
     assert set(report.summary.problems) == {"image-unreadable"}
 
 
-def test_a_decoder_that_dies_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is killed by a signal in the middle of a picture, as a defect in a C decoder would."""
+def test_a_decoder_that_dies_costs_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is killed by a signal in the middle of an image, as a defect in a C decoder would."""
     (tmp_path / "dying.py").write_text(
         "import os, signal\n"
         "from phi3v_data.media import integrity\n"

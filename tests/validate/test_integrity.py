@@ -1,4 +1,4 @@
-"""Is a picture sound, and what does it hold: every format, every kind of damage, against what Pillow says."""
+"""Checks of an image and its facts: every format and kind of damage, compared with Pillow."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from validate_pictures import encoded, picture
+from validate_images import encoded, make_image
 
 from phi3v_data.media import formats, images, integrity
 from phi3v_data.media.images import probe
@@ -46,10 +46,10 @@ def saved(tmp_path: Path, data: bytes, name: str = "a.png") -> Path:
         ("a.tif", "TIFF", "RGB", {}),
     ],
 )
-def test_a_sound_picture_has_its_size_and_no_findings(
+def test_a_valid_image_has_its_size_and_no_findings(
     tmp_path: Path, pixels: bool, size: tuple[int, int], name: str, fmt: str, mode: str, options: dict[str, Any]
 ) -> None:
-    path = saved(tmp_path, encoded(picture(1, size, mode), fmt, **options), name)
+    path = saved(tmp_path, encoded(make_image(1, size, mode), fmt, **options), name)
     facts, findings = look(path, pixels=pixels)
     assert findings == {}
     assert (facts["width"], facts["height"]) == size == (probe(path).width, probe(path).height)
@@ -60,21 +60,21 @@ def test_a_sound_picture_has_its_size_and_no_findings(
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("keep", [0.02, 0.3, 0.7, 0.97])
 def test_a_cut_file_is_found(tmp_path: Path, fmt: str, keep: float) -> None:
-    data = encoded(picture(1, (200, 150)), fmt)
+    data = encoded(make_image(1, (200, 150)), fmt)
     path = saved(tmp_path, data[: int(len(data) * keep)], f"a.{'jpg' if fmt == 'JPEG' else fmt.lower()}")
     assert integrity.UNREADABLE in look(path)[1]
 
 
 def test_damage_that_pillow_passes_over(tmp_path: Path) -> None:
     """A JPEG with a stretch of zeros, one cut just before its end, a PNG with a flipped bit behind its pixels."""
-    data = bytearray(encoded(picture(1, (400, 300)), "JPEG", quality=95))
+    data = bytearray(encoded(make_image(1, (400, 300)), "JPEG", quality=95))
     middle = len(data) // 2
     data[middle : middle + 600] = bytes(600)
     zeroed = saved(tmp_path, bytes(data), "zeroed.jpg")
     Image.open(zeroed).load()
     assert "damaged" in look(zeroed)[1][integrity.UNREADABLE]
 
-    whole = encoded(picture(1), "PNG")
+    whole = encoded(make_image(1), "PNG")
     note = b"tEXtcomment\0hello"
     chunk = struct.pack(">I", len(note) - 4) + note + struct.pack(">I", zlib.crc32(note) ^ 1)
     wrong = saved(tmp_path, whole[:-12] + chunk + whole[-12:], "wrong.png")
@@ -84,7 +84,7 @@ def test_damage_that_pillow_passes_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"GIF89a", b"RIFF" * 9])
 @pytest.mark.parametrize("pixels", [True, False])
-def test_what_is_no_picture(tmp_path: Path, data: bytes, pixels: bool) -> None:
+def test_files_that_are_not_images(tmp_path: Path, data: bytes, pixels: bool) -> None:
     assert integrity.UNREADABLE in look(saved(tmp_path, data, "a.bin"), pixels=pixels)[1]
 
 
@@ -94,19 +94,19 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pixels", [True, False])
-def test_findings_of_sound_pictures(tmp_path: Path, pixels: bool) -> None:
+def test_findings_of_valid_images(tmp_path: Path, pixels: bool) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     wide = Image.fromarray(np.full((20, 30), 40_000, np.uint16))
     cases = {
-        "a.jpg": (encoded(picture(1), "PNG"), integrity.MISMATCH),
-        "b.png": (encoded(picture(1), "JPEG"), integrity.MISMATCH),
-        "c.jpg": (encoded(picture(1, mode="CMYK"), "JPEG"), integrity.MODE),
+        "a.jpg": (encoded(make_image(1), "PNG"), integrity.MISMATCH),
+        "b.png": (encoded(make_image(1), "JPEG"), integrity.MISMATCH),
+        "c.jpg": (encoded(make_image(1, mode="CMYK"), "JPEG"), integrity.MODE),
         "d.png": (encoded(wide, "PNG"), integrity.MODE),
-        "e.tif": (encoded(picture(1).convert("F"), "TIFF"), integrity.MODE),
-        "f.jpg": (encoded(picture(1), "JPEG", exif=exif), integrity.ORIENTATION),
-        "g.png": (encoded(picture(1), "PNG", exif=exif), integrity.ORIENTATION),
-        "h.webp": (encoded(picture(1), "WEBP", exif=exif), integrity.ORIENTATION),
+        "e.tif": (encoded(make_image(1).convert("F"), "TIFF"), integrity.MODE),
+        "f.jpg": (encoded(make_image(1), "JPEG", exif=exif), integrity.ORIENTATION),
+        "g.png": (encoded(make_image(1), "PNG", exif=exif), integrity.ORIENTATION),
+        "h.webp": (encoded(make_image(1), "WEBP", exif=exif), integrity.ORIENTATION),
         "i.gif": (_animated("GIF"), integrity.ANIMATED),
         "j.png": (_animated("PNG"), integrity.ANIMATED),
         "k.webp": (_animated("WEBP"), integrity.ANIMATED),
@@ -119,7 +119,7 @@ def test_findings_of_sound_pictures(tmp_path: Path, pixels: bool) -> None:
 
 
 def _animated(fmt: str) -> bytes:
-    frames = [picture(n, (40, 30)) for n in range(3)]
+    frames = [make_image(n, (40, 30)) for n in range(3)]
     return encoded(frames[0], fmt, save_all=True, append_images=frames[1:])
 
 
@@ -133,14 +133,14 @@ def test_a_damaged_later_frame_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pixels", [True, False])
 def test_a_bomb_is_not_decoded(tmp_path: Path, fmt: str, pixels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "LIMITS", formats.Limits(pixels=1000))
-    path = saved(tmp_path, encoded(picture(1, (64, 48)), fmt), "a.jpg" if fmt == "JPEG" else "a.png")
+    path = saved(tmp_path, encoded(make_image(1, (64, 48)), fmt), "a.jpg" if fmt == "JPEG" else "a.png")
     facts, findings = look(path, pixels=pixels)
     assert list(findings) == [integrity.TOO_LARGE]
     assert not facts["flags"] & integrity.DECODED
 
 
 def test_digests_tell_pixels_not_files(tmp_path: Path) -> None:
-    image = picture(1, (90, 60))
+    image = make_image(1, (90, 60))
     a = saved(tmp_path, encoded(image, "PNG"), "a.png")
     b = saved(tmp_path, encoded(image, "PNG", compress_level=1), "b.png")
     c = saved(tmp_path, encoded(image, "BMP"), "c.bmp")
@@ -161,7 +161,7 @@ def test_digests_tell_pixels_not_files(tmp_path: Path) -> None:
 
 def test_the_difference_hash_stays_near_under_compression(tmp_path: Path) -> None:
     for seed in range(20):
-        image = picture(seed, (320, 240))
+        image = make_image(seed, (320, 240))
         variants = [
             saved(tmp_path, encoded(image, "PNG"), f"{seed}.png"),
             saved(tmp_path, encoded(image, "JPEG", quality=85), f"{seed}.jpg"),
@@ -172,13 +172,13 @@ def test_the_difference_hash_stays_near_under_compression(tmp_path: Path) -> Non
         assert max((hashes[0] ^ other).bit_count() for other in hashes[1:]) <= 4
 
 
-def test_an_even_picture_is_marked_flat(tmp_path: Path) -> None:
+def test_an_even_image_is_marked_flat(tmp_path: Path) -> None:
     assert look(saved(tmp_path, encoded(Image.new("RGB", (64, 64), "white"))))[0]["flags"] & integrity.FLAT
-    assert not look(saved(tmp_path, encoded(picture(1))))[0]["flags"] & integrity.FLAT
+    assert not look(saved(tmp_path, encoded(make_image(1))))[0]["flags"] & integrity.FLAT
 
 
 def test_many_files_in_one_table(tmp_path: Path) -> None:
-    saved(tmp_path, encoded(picture(1)), "a.png")
+    saved(tmp_path, encoded(make_image(1)), "a.png")
     saved(tmp_path, b"", "b.png")
     facts, details = check_images(str(tmp_path), ["a.png", "b.png", "c.png"], pixels=True)
     assert facts["width"].tolist() == [64, 0, 0]
@@ -188,7 +188,7 @@ def test_many_files_in_one_table(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_random_damage_never_raises(tmp_path: Path, fmt: str) -> None:
-    data = encoded(picture(1, (60, 50)), fmt)
+    data = encoded(make_image(1, (60, 50)), fmt)
     random = np.random.default_rng(5)
     for _ in range(150):
         broken = bytearray(data)

@@ -80,7 +80,7 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     assert "cannot be read" in found(report, "shard-missing")[0].message
 
 
-def test_a_complete_directory_is_sound(tmp_path: Path) -> None:
+def test_a_complete_directory_is_valid(tmp_path: Path) -> None:
     complete(tmp_path, {"x_train.jsonl": [row("a")], "x_val.jsonl": [row("b")]})
     assert validate(tmp_path).problems == ()
 
@@ -165,9 +165,9 @@ def test_strict_wants_no_warnings(tmp_path: Path) -> None:
 
 
 def test_progress_goes_from_rows_to_images(tmp_path: Path) -> None:
-    from validate_pictures import encoded, picture
+    from validate_images import encoded, make_image
 
-    write(tmp_path, {"train.jsonl": [row("a", turn(images=("a.png",)))], "images/a.png": encoded(picture(1))})
+    write(tmp_path, {"train.jsonl": [row("a", turn(images=("a.png",)))], "images/a.png": encoded(make_image(1))})
     calls: list[tuple[str, int, int]] = []
     validate(tmp_path, progress=lambda *call: calls.append(call))
     size = (tmp_path / "train.jsonl").stat().st_size

@@ -1,4 +1,4 @@
-"""Samples, groups and pictures that stand in more than one split."""
+"""Samples, groups and images that are in more than one split."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from validate_builders import found, row, turn, write
-from validate_pictures import encoded, picture
+from validate_images import encoded, make_image
 
 from phi3v_data.schema import Report
 from phi3v_data.validate import validate
 from phi3v_data.validate.near import near_pairs
 
-PICTURES = {f"images/{name}.png": encoded(picture(seed, (96, 72))) for seed, name in enumerate("abcdefgh")}
-COPY = {"images/a2.png": encoded(picture(0, (96, 72)), compress_level=1)}
+IMAGES = {f"images/{name}.png": encoded(make_image(seed, (96, 72))) for seed, name in enumerate("abcdefgh")}
+COPY = {"images/a2.png": encoded(make_image(0, (96, 72)), compress_level=1)}
 
 
 def ask(row_id: str, *images: str, text: str = "", **more: object) -> dict[str, object]:
@@ -30,7 +30,7 @@ def test_a_sample_in_train_and_val(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
-            **PICTURES,
+            **IMAGES,
             **COPY,
             "train.jsonl": [ask("t1", "a", text="same"), ask("t2", "b", text="same"), ask("t3", text="only text")],
             "val.jsonl": [ask("v1", "a2", text="same"), ask("v2", text="only text"), ask("v3", "c", text="same")],
@@ -49,9 +49,9 @@ def test_a_sample_in_train_and_val(tmp_path: Path) -> None:
     assert ("leak-sample", "val.jsonl", 2, "error") in quick
 
 
-def test_the_same_words_about_other_pictures_are_other_samples(tmp_path: Path) -> None:
+def test_the_same_words_about_other_images_are_other_samples(tmp_path: Path) -> None:
     rows = [ask(f"t{name}", name, text="What is shown?") for name in "abcd"]
-    write(tmp_path, {**PICTURES, "train.jsonl": rows, "val.jsonl": [ask("v", "e", text="What is shown?")]})
+    write(tmp_path, {**IMAGES, "train.jsonl": rows, "val.jsonl": [ask("v", "e", text="What is shown?")]})
     assert leaks(validate(tmp_path)) == []
 
 
@@ -63,7 +63,7 @@ def test_order_and_turns_make_a_sample(tmp_path: Path) -> None:
         row("4", turn("p", "x", images=("a.png",)), turn("q", "y"), system="Be short."),
         row("5", turn("p", "x", images=("a.png",)), turn("q", "y"), answers=["y", "why"]),
     ]
-    report = validate(write(tmp_path, {**PICTURES, "train.jsonl": rows}))
+    report = validate(write(tmp_path, {**IMAGES, "train.jsonl": rows}))
     assert leaks(report) == [("duplicate-sample", "train.jsonl", 5, "warning")]
 
 
@@ -71,7 +71,7 @@ def test_the_whole_set_in_train_is_an_error_a_part_a_warning(tmp_path: Path) -> 
     write(
         tmp_path,
         {
-            **PICTURES,
+            **IMAGES,
             **COPY,
             "train.jsonl": [ask("t1", "a", "b"), ask("t2", "c", "d"), ask("t3", "e", "f", "g")],
             "val.jsonl": [
@@ -95,11 +95,11 @@ def test_the_whole_set_in_train_is_an_error_a_part_a_warning(tmp_path: Path) -> 
     assert "train.jsonl:1" in found(report, "leak-image")[0].message
 
 
-def test_jpegs_with_the_same_grey_and_other_colours_are_two_pictures(tmp_path: Path) -> None:
+def test_jpegs_with_the_same_grey_and_other_colours_are_two_images(tmp_path: Path) -> None:
     """The fast look is at grey only; colour settles it."""
     from PIL import Image
 
-    image = picture(3, (96, 72)).convert("YCbCr")
+    image = make_image(3, (96, 72)).convert("YCbCr")
     luma, blue, red = image.split()
     other = Image.merge("YCbCr", (luma, red, blue))
     files = {"images/x.jpg": encoded(image, "JPEG"), "images/y.jpg": encoded(other, "JPEG")}
@@ -131,13 +131,13 @@ def test_groups(tmp_path: Path) -> None:
     assert "2 rows" in found(report, "leak-group")[2].message
 
 
-def test_nearly_the_same_picture(tmp_path: Path) -> None:
-    image = picture(0, (320, 240))
+def test_nearly_the_same_image(tmp_path: Path) -> None:
+    image = make_image(0, (320, 240))
     files = {
         "images/a.png": encoded(image),
         "images/b.jpg": encoded(image, "JPEG", quality=80),
         "images/c.png": encoded(image.resize((280, 210))),
-        "images/d.png": encoded(picture(1, (320, 240))),
+        "images/d.png": encoded(make_image(1, (320, 240))),
     }
     rows = {
         "train.jsonl": [row("t", turn("q", images=("a.png",)))],
@@ -153,12 +153,12 @@ def test_nearly_the_same_picture(tmp_path: Path) -> None:
     assert validate(tmp_path, level="quick").problems == ()
 
 
-def test_the_pixels_of_a_jpeg_in_a_png_are_the_same_picture(tmp_path: Path) -> None:
+def test_the_pixels_of_a_jpeg_in_a_png_are_the_same_image(tmp_path: Path) -> None:
     import io
 
     from PIL import Image
 
-    data = encoded(picture(0, (320, 240)), "JPEG")
+    data = encoded(make_image(0, (320, 240)), "JPEG")
     decoded = Image.open(io.BytesIO(data)).convert("RGB")
     files = {"images/a.jpg": data, "images/b.png": encoded(decoded)}
     rows = {
@@ -182,7 +182,7 @@ def test_blank_pages_are_not_near_each_other(tmp_path: Path) -> None:
 
 def test_a_split_alone_is_not_compared_with_itself(tmp_path: Path) -> None:
     rows = [ask("1", "a"), ask("2", "a"), ask("3", "a2")]
-    assert validate(write(tmp_path, {**PICTURES, **COPY, "train.jsonl": rows})).summary.problems == {"image-orphan": 7}
+    assert validate(write(tmp_path, {**IMAGES, **COPY, "train.jsonl": rows})).summary.problems == {"image-orphan": 7}
 
 
 def test_many_splits(tmp_path: Path) -> None:
@@ -195,10 +195,10 @@ words = st.integers(0, 2**64 - 1)
 
 
 def test_a_near_copy_is_found_across_a_split_in_between(tmp_path: Path) -> None:
-    image = picture(0, (320, 240))
+    image = make_image(0, (320, 240))
     files = {
         "images/a.png": encoded(image),
-        "images/other.png": encoded(picture(1, (320, 240))),
+        "images/other.png": encoded(make_image(1, (320, 240))),
         "images/copy.jpg": encoded(image, "JPEG", quality=80),
         "train.jsonl": [row("t", turn("q", images=("a.png",)))],
         "val.jsonl": [row("v", turn("r", images=("other.png",)))],

@@ -18,7 +18,7 @@ import pytest
 import xxhash
 from in_process import Cli, make_cli
 from validate_builders import found, row, settled, turn, write
-from validate_pictures import encoded, picture
+from validate_images import encoded, make_image
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.tokens import registry
@@ -102,8 +102,8 @@ def byte_tokenizer(directory: Path) -> Path:
 def directory(tmp_path: Path) -> Path:
     """Two rows and two images: 64 x 64 (4 toy tokens) and 100 x 50 (5 toy tokens)."""
     files = {
-        "images/a.png": encoded(picture(1, (64, 64))),
-        "images/b.png": encoded(picture(2, (100, 50))),
+        "images/a.png": encoded(make_image(1, (64, 64))),
+        "images/b.png": encoded(make_image(2, (100, 50))),
     }
     rows = [
         row("one", turn("What?", "Yes.", images=("a.png", "b.png"))),
@@ -113,7 +113,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def report_of(cli: Cli, *words: object) -> dict[str, Any]:
-    """The report of `validate --json`, which must find no error."""
+    """The report of `validate --json`, which must be without errors."""
     code, out, err = cli("validate", *words, "--json", "--quiet")
     assert code == 0, out + err
     report: dict[str, Any] = json.loads(out)
@@ -168,7 +168,7 @@ def test_a_marker_of_the_toy_family_is_found_among_many_rows_alike_and_when_esca
 
 def test_an_image_that_the_family_cannot_take(tmp_path: Path, toy: str) -> None:
     """102 x 2 pixels are too narrow for the toy family, not for Phi-3-vision."""
-    files = {"images/thin.png": encoded(picture(1, (102, 2)))}
+    files = {"images/thin.png": encoded(make_image(1, (102, 2)))}
     write(tmp_path, {"train.jsonl": [row("a", turn("q", images=("thin.png",)))], **files})
     problem = found(validate(tmp_path, model=toy), "image-aspect")[0]
     assert problem.message == "'thin.png': an image of 102 x 2 pixels is too narrow for the toy family"

@@ -25,7 +25,7 @@ TEXT = "".join(json.dumps(row(name)) + "\n" for name in "abc")
         (b"PK\x03\x04" + bytes(60), "zip"),
     ],
 )
-def test_a_file_that_is_no_utf8_text_is_one_finding(tmp_path: Path, data: bytes, kind: str) -> None:
+def test_a_file_that_is_not_utf8_text_is_one_finding(tmp_path: Path, data: bytes, kind: str) -> None:
     write(tmp_path, {"train.jsonl": [row("t")]})
     (tmp_path / "val.jsonl").write_bytes(data)
     (tmp_path / "images").mkdir()
@@ -42,7 +42,7 @@ def test_a_file_that_is_no_utf8_text_is_one_finding(tmp_path: Path, data: bytes,
     assert set(codes) <= {"manifest-stale"}
 
 
-def test_sets_are_not_made_of_a_file_that_is_no_text(tmp_path: Path) -> None:
+def test_sets_are_not_made_of_a_file_that_is_not_text(tmp_path: Path) -> None:
     write(tmp_path / "d", {"train.jsonl": [row("t")]})
     (tmp_path / "d" / "val.jsonl").write_bytes(TEXT.encode("utf-16"))
     with pytest.raises(UserError, match="file-encoding: the file is UTF-16"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from validate_builders import found, row, settled, turn, write
-from validate_pictures import encoded, picture
+from validate_images import encoded, make_image
 
 from phi3v_data.cli.app import COMMANDS
 from phi3v_data.cli.base import make_group, run
@@ -25,17 +25,17 @@ IMAGES = ".phi3v/validate/images.bin"
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Eight rows with a picture each; one picture is damaged, one has a warning."""
-    files = {f"images/{n}.png": encoded(picture(n)) for n in range(6)}
-    files["images/6.png"] = encoded(picture(6))[:150]
-    files["images/7.png"] = encoded(picture(7, mode="CMYK"), "JPEG")
+    """Eight rows with an image each; one image is damaged, one has a warning."""
+    files = {f"images/{n}.png": encoded(make_image(n)) for n in range(6)}
+    files["images/6.png"] = encoded(make_image(6))[:150]
+    files["images/7.png"] = encoded(make_image(7, mode="CMYK"), "JPEG")
     rows = [row(f"r{n}", turn(f"Question {n}?", images=(f"{n}.png",))) for n in range(8)]
     return settled(write(tmp_path / "dir", {"train.jsonl": rows, **files}))
 
 
 @pytest.fixture
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the pictures that are opened."""
+    """Names of the images that are opened."""
     seen: list[str] = []
     real = integrity.check_image
 
@@ -78,21 +78,21 @@ def test_an_unchanged_directory_gives_the_same_report_and_opens_nothing(director
     assert first.summary.problems == {"image-unreadable": 1, "image-mode": 1, "image-format-mismatch": 1}
 
 
-def test_only_a_changed_picture_is_looked_at_again(directory: Path, looked_at: list[str]) -> None:
+def test_only_a_changed_image_is_looked_at_again(directory: Path, looked_at: list[str]) -> None:
     first = validate(directory)
     looked_at.clear()
-    changed(directory / "images/6.png", encoded(picture(6)))
+    changed(directory / "images/6.png", encoded(make_image(6)))
     second = validate(directory)
     assert looked_at == ["6.png"]
     assert found(second, "image-unreadable") == []
     assert found(second, "image-mode") == found(first, "image-mode")
 
 
-def test_pictures_that_come_and_go_do_not_mix_up_the_others(directory: Path, looked_at: list[str]) -> None:
+def test_images_that_come_and_go_do_not_mix_up_the_others(directory: Path, looked_at: list[str]) -> None:
     first = validate(directory)
     looked_at.clear()
     (directory / "images/0.png").unlink()
-    write(directory, {"images/00.png": encoded(picture(40)), "images/a/b.png": encoded(picture(41))})
+    write(directory, {"images/00.png": encoded(make_image(40)), "images/a/b.png": encoded(make_image(41))})
     second = validate(directory)
     assert looked_at == []
     assert found(second, "image-unreadable") == found(first, "image-unreadable")
@@ -100,7 +100,7 @@ def test_pictures_that_come_and_go_do_not_mix_up_the_others(directory: Path, loo
     assert len(found(second, "image-orphan")) == 2
 
 
-def test_changed_rows_are_read_and_their_pictures_are_not(directory: Path, looked_at: list[str]) -> None:
+def test_changed_rows_are_read_and_their_images_are_not(directory: Path, looked_at: list[str]) -> None:
     validate(directory)
     looked_at.clear()
     with (directory / "train.jsonl").open("a") as file:
@@ -110,7 +110,7 @@ def test_changed_rows_are_read_and_their_pictures_are_not(directory: Path, looke
 
 
 @pytest.mark.parametrize("options", [{"num_crops": 4}, {"max_tokens": 50}, {"max_problems": 7}])
-def test_other_options_ask_again_but_not_the_pictures(
+def test_other_options_ask_again_but_not_the_images(
     directory: Path, looked_at: list[str], options: dict[str, int]
 ) -> None:
     validate(directory)
@@ -159,7 +159,7 @@ def test_strict_is_not_part_of_the_receipt(tmp_path: Path) -> None:
         "phi3vim2" + "\xff" * 16,
     ],
 )
-def test_a_damaged_receipt_is_as_none(directory: Path, damage: str) -> None:
+def test_a_damaged_receipt_is_ignored(directory: Path, damage: str) -> None:
     first = validate(directory)
     (directory / RECEIPT).write_text(damage)
     (directory / IMAGES).write_bytes(damage.encode("latin-1"))
@@ -167,7 +167,7 @@ def test_a_damaged_receipt_is_as_none(directory: Path, damage: str) -> None:
     assert json.loads((directory / RECEIPT).read_text())["options"]["level"] == "full"
 
 
-def test_one_flipped_bit_anywhere_makes_a_receipt_as_none(directory: Path, looked_at: list[str]) -> None:
+def test_a_receipt_with_one_flipped_bit_is_ignored(directory: Path, looked_at: list[str]) -> None:
     first = validate(directory)
     whole = {name: (directory / name).read_bytes() for name in (RECEIPT, IMAGES)}
     for name, data in whole.items():
@@ -183,7 +183,7 @@ def test_one_flipped_bit_anywhere_makes_a_receipt_as_none(directory: Path, looke
         (directory / name).write_bytes(data)
 
 
-def test_a_receipt_of_an_older_version_is_as_none(directory: Path, looked_at: list[str]) -> None:
+def test_a_receipt_of_an_older_version_is_ignored(directory: Path, looked_at: list[str]) -> None:
     first = validate(directory)
     stored = json.loads((directory / RECEIPT).read_text())
     del stored["digest"], stored["settled"], stored["state"]["stats"]
@@ -208,7 +208,7 @@ def test_a_huge_receipt_is_not_read(directory: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", [RECEIPT, IMAGES])
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
-def test_a_receipt_that_is_no_plain_file_is_as_none(
+def test_a_receipt_that_is_not_a_regular_file_is_ignored(
     directory: Path, tmp_path: Path, looked_at: list[str], name: str, kind: str
 ) -> None:
     first = validate(directory)
@@ -287,7 +287,7 @@ def test_a_text_file_changed_with_its_time_put_back_is_noticed(directory: Path, 
 
 
 def test_a_link_that_leads_to_another_image_is_noticed(directory: Path, looked_at: list[str]) -> None:
-    good, bad = encoded(picture(11)), encoded(picture(12))
+    good, bad = encoded(make_image(11)), encoded(make_image(12))
     bad = bad[:60] + bytes(len(bad) - 60)
     size = max(len(good), len(bad))
     write(directory, {"images/good.png": good.ljust(size, b"\0"), "images/bad.png": bad.ljust(size, b"\0")})
@@ -320,7 +320,7 @@ def test_a_link_set_anew_is_looked_through_again_even_where_it_leads_to_the_same
 
 
 def test_two_images_exchanged_under_equal_times_are_noticed(directory: Path, looked_at: list[str]) -> None:
-    files = {f"images/{n}.png": encoded(picture(n)).ljust(20_000, b"\0") for n in (0, 1)}
+    files = {f"images/{n}.png": encoded(make_image(n)).ljust(20_000, b"\0") for n in (0, 1)}
     write(directory, files)
     with_times(directory, 1_600_000_000)
     settled(directory)
@@ -376,7 +376,7 @@ def test_exchanged_images_are_noticed_by_their_inodes_alone(
     directory: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("phi3v_data.validate.survey.ImageTree", WithoutChangeTimes)
-    write(directory, {f"images/{n}.png": encoded(picture(n)).ljust(20_000, b"\0") for n in (0, 1)})
+    write(directory, {f"images/{n}.png": encoded(make_image(n)).ljust(20_000, b"\0") for n in (0, 1)})
     with_times(directory, 1_600_000_000)
     settled(directory)
     report = validate(directory)
@@ -433,13 +433,13 @@ def test_training_takes_a_fresh_receipt_of_level_full(directory: Path) -> None:
     report = validate(directory, max_tokens=9000)
     assert fresh_report(directory) == report
     assert fresh_report(directory, num_crops=4) is None
-    changed(directory / "images/1.png", encoded(picture(9)))
+    changed(directory / "images/1.png", encoded(make_image(9)))
     assert fresh_report(directory) is None
 
 
 @pytest.mark.parametrize("how", ["cp", "tar"])
 @pytest.mark.parametrize("rows", ["with images", "without"])
-def test_a_copy_is_checked_anew(directory: Path, tmp_path: Path, looked_at: list[str], how: str, rows: str) -> None:
+def test_a_copy_is_checked_again(directory: Path, tmp_path: Path, looked_at: list[str], how: str, rows: str) -> None:
     if rows == "without":
         shutil.rmtree(directory / "images")
         settled(write(directory, {"train.jsonl": [row("a")]}))
@@ -538,7 +538,7 @@ def test_times_that_no_64_bit_number_of_nanoseconds_holds(directory: Path) -> No
     assert fresh_report(directory) == report
 
 
-def test_where_no_receipt_can_be_left_it_is_said(directory: Path) -> None:
+def test_a_receipt_that_cannot_be_written_is_reported(directory: Path) -> None:
     (directory / ".phi3v").write_text("in the way")
     report = validate(directory)
     assert report.summary.problems["check-skipped"] == 1
@@ -549,7 +549,7 @@ def test_where_no_receipt_can_be_left_it_is_said(directory: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/usr/bin/setpriv").exists(), reason="root reads everything")
 def test_a_directory_that_may_only_be_read(directory: Path) -> None:
     """Run as an ordinary user: nothing can be written, one folder and one file cannot be read."""
-    write(directory, {"images/closed/x.png": encoded(picture(1)), "val.jsonl": [row("v")]})
+    write(directory, {"images/closed/x.png": encoded(make_image(1)), "val.jsonl": [row("v")]})
     code = (
         "import sys; from phi3v_data.validate import validate; "
         "print(sorted(validate(sys.argv[1]).summary.problems.items()))"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from validate_builders import found, line, places, row, turn, write
-from validate_pictures import encoded, picture
+from validate_images import encoded, make_image
 
 from phi3v_data.schema import Sample
 from phi3v_data.validate import validate
@@ -29,7 +29,7 @@ def codes(tmp_path: Path, text: str | bytes, **options: Any) -> dict[str, int]:
     return validate(tmp_path, use_receipt=False, **options).summary.problems
 
 
-def test_a_sound_directory_has_no_findings(tmp_path: Path) -> None:
+def test_a_valid_directory_has_no_findings(tmp_path: Path) -> None:
     rows = [
         row("a"),
         row("b", turn("One?", "1"), turn("Two?", "2"), system="Be short.", group="g", answers=["2", "two"]),
@@ -192,7 +192,7 @@ def test_invalid_characters_are_seen_in_every_text(tmp_path: Path, escape: str, 
     report.model_dump_json()
 
 
-def test_line_ends_and_marks_that_are_read_and_said(tmp_path: Path) -> None:
+def test_line_ends_and_marks_that_are_read_and_reported(tmp_path: Path) -> None:
     a, b = line(row("a")), line(row("b"))
     assert codes(tmp_path, a.replace("\n", "\r\n") + b.rstrip("\n")) == {}
     assert codes(tmp_path, "\ufeff" + a + b) == {"bom": 1}
@@ -280,7 +280,7 @@ def test_empty_answers_are_fine_where_the_split_has_none(tmp_path: Path) -> None
 
 
 def test_a_turn_with_images_and_no_text_is_a_warning_with_neither_an_error(tmp_path: Path) -> None:
-    png = encoded(picture())
+    png = encoded(make_image())
     rows = [
         row("a", turn("", images=("a.png",))),
         row("b", turn("What is it?", images=("a.png",)), turn(" \u3000\n", images=("b.png",)), turn("And now?")),
@@ -303,7 +303,7 @@ def test_a_turn_with_images_and_no_text_is_a_warning_with_neither_an_error(tmp_p
 
 def test_a_set_of_captions_without_an_instruction_trains_but_not_under_strict(tmp_path: Path) -> None:
     rows = [row(f"r{n}", turn("", f"caption {n}", images=("a.png",))) for n in range(50)]
-    write(tmp_path, {"train.jsonl": rows, "images/a.png": encoded(picture())})
+    write(tmp_path, {"train.jsonl": rows, "images/a.png": encoded(make_image())})
     report = validate(tmp_path)
     assert report.ok
     assert report.summary.problems == {"image-only-turn": 50}

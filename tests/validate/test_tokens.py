@@ -1,4 +1,4 @@
-"""Lengths in tokens: exact for pictures, exact for text with a tokenizer, and said where they are not."""
+"""Lengths in tokens: exact for images, exact for text with a tokenizer, and said where they are not."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from validate_builders import found, row, turn, write
-from validate_pictures import encoded, picture
+from validate_images import encoded, make_image
 
 from phi3v_data.errors import NotFoundError
 from phi3v_data.validate import validate
@@ -28,7 +28,7 @@ def test_image_tokens_are_those_of_the_golden_table(tmp_path: Path) -> None:
     chosen = {key: tokens for key, tokens in sizes.items() if key[1] * key[2] < 300_000}
     for num_crops in {key[0] for key in chosen}:
         cases = [key for key in chosen if key[0] == num_crops][:12]
-        files = {f"images/{w}x{h}.png": encoded(picture(w + h, (w, h))) for _, w, h in cases}
+        files = {f"images/{w}x{h}.png": encoded(make_image(w + h, (w, h))) for _, w, h in cases}
         lines = [row(f"{w}x{h}", turn(f"{w} {h}", images=(f"{w}x{h}.png",))) for _, w, h in cases]
         directory = write(tmp_path / str(num_crops), {"train.jsonl": lines, **files})
         report = validate(directory, num_crops=num_crops)
@@ -59,7 +59,7 @@ def test_with_a_tokenizer_the_length_is_that_of_training(tmp_path: Path, value: 
     from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
     from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer
 
-    files = {"images/a.png": encoded(picture(1, (300, 200))), "images/b.png": encoded(picture(2, (100, 400)))}
+    files = {"images/a.png": encoded(make_image(1, (300, 200))), "images/b.png": encoded(make_image(2, (100, 400)))}
     write(tmp_path, {"train.jsonl": [value], **files})
     processor = Phi3VProcessor(Phi3VImageProcessor(num_crops=4), Phi3VTokenizer.from_pretrained(TOKENIZER))
     sample = Sample.model_validate(value)
@@ -96,7 +96,7 @@ def test_the_estimate_is_of_the_right_order(tmp_path: Path) -> None:
 
 
 def test_past_4096_tokens_the_rope_switches(tmp_path: Path) -> None:
-    files = {f"images/{n}.png": encoded(picture(n, (50, 50))) for n in range(2)}
+    files = {f"images/{n}.png": encoded(make_image(n, (50, 50))) for n in range(2)}
     rows = [row("one", turn("q", images=("0.png",))), row("two", turn("r", images=("0.png", "1.png")))]
     report = validate(write(tmp_path, {"train.jsonl": rows, **files}))
     assert [(item.code, item.line, item.severity) for item in report.problems] == [("rope-switch", 2, "info")]
@@ -115,7 +115,7 @@ def test_num_crops_comes_from_the_option_then_the_manifest_then_16(tmp_path: Pat
         validate(tmp_path, num_crops=17)
 
 
-def test_a_tokenizer_that_cannot_be_used_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_cannot_be_used_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tokenizers")
     write(tmp_path, {"train.jsonl": [row("a")], "bad/tokenizer.json": "{}"})
     with pytest.raises(NotFoundError, match=r"tokenizer\.json"):

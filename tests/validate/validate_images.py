@@ -1,4 +1,4 @@
-"""Pictures made in memory, for tests of what reads them."""
+"""Images made in memory, for tests of what reads them."""
 
 import io
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (64, 48), mode: str = "RGB") -> Image.Image:
+def make_image(seed: int = 0, size: tuple[int, int] = (64, 48), mode: str = "RGB") -> Image.Image:
     """A smooth pattern that no other seed comes near."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(20, 230, (6, 6, 3), dtype=np.uint8))
