@@ -19,7 +19,7 @@ from phi3v_data.engine.base import WorkerDiedError
 from phi3v_data.engine.make_engine import make_engine
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
-from phi3v_data.messages import shown
+from phi3v_data.messages import counted, shown
 from phi3v_data.metric_names import unknown_metric
 from phi3v_data.registry import (
     ConverterLike,
@@ -42,7 +42,7 @@ from phi3v_data.writing.plan import UNNAMED_SPLIT, Plan, choose_split, part_size
 from phi3v_data.writing.publish import NothingMadeError, merge, publish
 from phi3v_data.writing.request import ConvertSettings, Progress, Request, make_request
 from phi3v_data.writing.resume import finished_in_order, finished_parts
-from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
+from phi3v_data.writing.writer import WEIGHTS_DROPPED, PartWriter, RowSettings, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +301,11 @@ def _finish(
     except NothingMadeError:
         journal.discard()
         raise
+    if (num_weighted := manifest.notes.get(WEIGHTS_DROPPED, 0)) and not request.lossy:
+        raise UserError(
+            f"{counted(num_weighted, 'row')} with turns of weight 0, which --plain cannot write: run the same command "
+            "with --lossy to drop the weights, so that all answers are trained, or without --plain and with --overwrite"
+        )
     publish(journal, output.owned)
     request.progress("finish", 1, 1)
     notes = (*info.notes, *(share_notes(request.shares, manifest, request.limit) if request.shares else ()))

@@ -68,12 +68,13 @@ class DraftImage:
 
 @dataclass(frozen=True, slots=True)
 class DraftTurn:
-    """One turn of a draft; images as contents or `DraftImage`."""
+    """One turn of a draft; images as contents or `DraftImage`. `weight` 0: the answer is context only, not trained."""
 
     user: str
     assistant: str = ""
     images: Sequence["ImageContent | DraftImage"] = ()
     image_offsets: Sequence[int] = ()
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,7 +283,7 @@ def _pieces(draft: Any) -> Iterator[bytes]:
         return
     yield repr((draft.system, list(draft.answers), draft.group, dict(draft.meta), list(draft.notes))).encode()
     for turn in draft.all_turns():
-        yield repr((turn.user, turn.assistant, list(turn.image_offsets))).encode()
+        yield repr((turn.user, turn.assistant, list(turn.image_offsets), turn.weight)).encode()
         for image in turn.images:
             try:
                 picture = prepare_image(image if isinstance(image, DraftImage) else DraftImage(image), "split")

@@ -10,6 +10,10 @@ from PIL import Image
 from toy_converter import Toy, encoded, make_source, noise, rows, tree
 
 import phi3v_data
+from phi3v_data.errors import UserError
+from phi3v_data.sources.fingerprint import draft_fingerprint, fingerprint
+from phi3v_data.sources.reads import Roots
+from phi3v_data.validate import validate
 from phi3v_data.writing.images import check_name
 from phi3v_data.writing.writer import hide_roots
 
@@ -183,6 +187,60 @@ def test_offsets_are_kept_and_checked(tmp_path: Path) -> None:
     assert row["conversations"][0]["image_offsets"] == [0, 4]
     result = phi3v_data.convert(Offsets, tmp_path / "source", tmp_path / "plain", workers=0, plain=True)
     assert dict(result.manifest.notes) == {"offsets-dropped": 1}
+
+
+class Weighted(phi3v_data.Converter[phi3v_data.Options]):
+    """Five samples of two turns, with every pair of weights and one that is none."""
+
+    name = "weighted"
+
+    def plan(self, source: phi3v_data.Source, options: phi3v_data.Options) -> list[phi3v_data.Item]:
+        return [phi3v_data.Item("train", str(n)) for n in range(5)]
+
+    def convert(self, item: phi3v_data.Item, options: phi3v_data.Options) -> phi3v_data.Draft:
+        weights: Any = [(0, 1), (1, 0), (1, 1), (0, 0), (0.0, 1)][int(item.key)]
+        turns = [phi3v_data.DraftTurn(f"q{item.key}{n}", "yes", weight=weight) for n, weight in enumerate(weights)]
+        return phi3v_data.Draft(turns=turns, system="Be brief." if item.key == "2" else "")
+
+
+def weights_in(directory: Path) -> list[list[int | None]]:
+    return [[turn.get("weight") for turn in row["conversations"]] for row in rows(directory, "weighted_train.jsonl")]
+
+
+def test_weights_are_kept_and_checked(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    result = phi3v_data.convert(Weighted, tmp_path / "source", tmp_path / "out", workers=0)
+    assert weights_in(result.out_dir) == [[0, None], [None, 0], [None, None]]
+    assert dict(result.manifest.rejects) == {"draft-invalid": 1, "nothing-trained": 1}
+    assert dict(result.manifest.notes) == {}
+    assert validate(result.out_dir).ok
+
+
+def test_plain_rows_have_no_weights_and_only_lossy_drops_them(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"^2 rows with turns of weight 0, which --plain cannot write: .* --lossy to"):
+        phi3v_data.convert(Weighted, tmp_path / "source", out, workers=0, plain=True)
+    assert not (out / "dataset.json").exists()
+    result = phi3v_data.convert(Weighted, tmp_path / "source", out, workers=0, plain=True, lossy=True)
+    assert result.resumed == 5, "nothing is converted again"
+    assert weights_in(out) == [[None, None]] * 3
+    assert dict(result.manifest.notes) == {"system-dropped": 1, "weights-dropped": 2}
+    with pytest.raises(UserError, match="--lossy needs --plain"):
+        phi3v_data.convert(Weighted, tmp_path / "source", out, workers=0, lossy=True)
+    kept = phi3v_data.convert(Weighted, tmp_path / "source", out, workers=0, overwrite=True)
+    assert weights_in(kept.out_dir) == [[0, None], [None, 0], [None, None]]
+
+
+def test_a_changed_weight_is_a_changed_draft() -> None:
+    """And a weight of 1 has the fingerprint that journals recorded before there were weights."""
+    roots = Roots({})
+
+    def digest(weight: int) -> str:
+        draft = phi3v_data.Draft(turns=[phi3v_data.DraftTurn("q", "a", weight=weight)])
+        return draft_fingerprint(draft, "train", roots, images=True)
+
+    assert digest(0) != digest(1) == fingerprint(("train", [("q", "a", [], [])], ("", (), "", {}, ())), roots)
 
 
 def test_without_labels_the_last_answers_are_empty(tmp_path: Path) -> None:

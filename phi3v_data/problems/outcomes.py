@@ -13,8 +13,10 @@ NOTES: Mapping[str, str] = {
     "image-suffix-mended": "The image is stored with the extension of its format instead of the one in the source.",
     "offsets-dropped": "`--plain`: the positions of images within the text were not written.",
     "question-cell-empty": "All cells of a question are empty; the turn has its images and the fixed text of the map.",
+    "system-dropped": "`--plain`: the system message was not written.",
     "video-damaged-later": "The clip is damaged after the last frame that was taken.",
     "video-salvaged": "`--salvage`: the clip is damaged; frames were taken from the undamaged part.",
+    "weights-dropped": "`--plain --lossy`: the weights of 0 were not written, so that all answers are trained.",
 }
 """Code of a note on converted samples -> its meaning."""
 
@@ -38,6 +40,7 @@ REJECTS: Mapping[str, str] = {
     "no-turns": "The row has no text.",
     "non-finite-number": "`meta` contains NaN or infinity.",
     "not-in-lists": "The clip is not in the official lists, so its split is unknown.",
+    "nothing-trained": "All turns have weight 0.",
     "row-invalid": "The row cannot be read: invalid encoding, JSON, number of cells, label, or split.",
     "video-corrupt": "The clip does not decode without errors.",
     "video-empty": "No frame of the clip can be decoded.",

@@ -218,6 +218,7 @@ class PagePayload:
                     "i": numbers,
                     "o": _offsets(turn.get("image_offsets"))[: len(numbers)],
                     "more": len(names) - len(numbers),
+                    **({} if turn.get("weight", 1) else {"w": 0}),
                 }
             )
         answers, meta = row.get("answers"), row.get("meta")

@@ -58,6 +58,8 @@ def _describe_turn(directory: Path, turn: Turn, num_crops: int | None) -> Iterat
         yield f"image    {escaped(name)}  {describe_image(directory, name, num_crops)}{place}"
     yield f"user     {_indented(turn.user)}"
     yield f"answer   {_indented(turn.assistant)}"
+    if not turn.weight:
+        yield "weight   0: the answer is context only, not trained"
 
 
 def describe_image(directory: Path, name: str, num_crops: int | None) -> str:

@@ -58,7 +58,13 @@ def draft_fingerprint(draft: Draft, split: str, roots: Roots, *, images: bool) -
         images: whether to include the content of images; False for a rejected draft.
     """
     turns = [
-        (turn.user, turn.assistant, list(turn.image_offsets) if images else (), list(turn.images) if images else ())
+        (
+            turn.user,
+            turn.assistant,
+            list(turn.image_offsets) if images else (),
+            list(turn.images) if images else (),
+            *(() if turn.weight == 1 else (turn.weight,)),  # journals of earlier versions have none
+        )
         for turn in draft.all_turns()
     ]
     rest = (draft.system, draft.answers, draft.group, draft.meta, draft.notes)

@@ -38,6 +38,7 @@ class ConvertSettings(TypedDict, total=False):
     ]
     seed: Annotated[int, Setting(0, "Seed of --split.", "N")]
     plain: Annotated[bool, Setting(False, "Write only the three keys that the Phi-3.5-vision sample knows.")]
+    lossy: Annotated[bool, Setting(False, "With --plain: drop the weights of turns, so that all answers are trained.")]
     unlabelled: Annotated[bool, Setting(False, "The source has no answers: the splits serve prediction only.")]
     workers: Annotated[
         int | None, Setting(None, "Processes; default: the cores. 0: in this one. Never changes the output.", "N")
@@ -66,6 +67,7 @@ class Request:
     seed: int
     limit: int | None
     plain: bool
+    lossy: bool
     unlabelled: bool
     workers: int
     engine: EngineName
@@ -105,6 +107,8 @@ def make_request(
     )
     if request.name and not is_split_name(request.name):
         raise UserError(f"--name {shown(request.name)} cannot start a file name; use letters, digits, _ and -")
+    if request.lossy and not request.plain:
+        raise UserError("--lossy needs --plain: only the plain form of a row loses something")
     _check_places(request)
     if request.engine not in ("local", "ray"):
         raise UserError(f"engine is {request.engine!r}; it can be local or ray")

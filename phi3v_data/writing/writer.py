@@ -27,6 +27,9 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """A NUL as JSON spells it, not the six characters of its spelling."""
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+WEIGHTS_DROPPED = "weights-dropped"
+"""Note on a sample whose turns of weight 0 are written as if they were trained (`plain`)."""
+
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -147,7 +150,15 @@ def make_sample(
                 raise Reject("empty-text", f"turn {index} has no answer; use --unlabelled if the source has none")
             if not names and isinstance(turn.user, str) and not turn.user.strip():
                 raise Reject("empty-text", f"turn {index} has neither text nor images")
-            turns.append(Turn(images=tuple(names), user=turn.user, assistant=answer, image_offsets=offsets))
+            turns.append(
+                Turn(images=tuple(names), user=turn.user, assistant=answer, image_offsets=offsets, weight=turn.weight)
+            )
+        if not any(turn.weight for turn in turns):
+            raise Reject("nothing-trained", "all turns have weight 0: no answer of the sample would be trained")
+        if settings.plain and not all(turn.weight for turn in turns):
+            notes.append(WEIGHTS_DROPPED)
+        if settings.plain and draft.system:
+            notes.append("system-dropped")
         sample = Sample(
             id=slot.id,
             source=settings.source,

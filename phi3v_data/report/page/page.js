@@ -287,7 +287,7 @@ const drawSample = () => {
     const shots = el("div", {class: `shots ${turn.i.length === 1 ? "single" : ""}`}, ...turn.i.map(figure), turn.more ? hole(`${num(turn.more)} more`, "none") : "");
     body.append(el("div", {class: "turn"},
       el("div", {}, el("div", {class: "role", text: "user"}), turn.i.length ? shots : "", said(turn)),
-      el("div", {class: "assistant"}, el("div", {class: "role", text: "assistant"}), el("div", {class: "say", text: turn.a || "(no answer)"}))));
+      el("div", {class: "assistant"}, el("div", {class: "role", text: turn.w === 0 ? "assistant (weight 0: context only)" : "assistant"}), el("div", {class: "say", text: turn.a || "(no answer)"}))));
   }
   const facts = el("dl");
   const fact = (key, value) => value && facts.append(el("dt", {text: key}), el("dd", {text: value}));
