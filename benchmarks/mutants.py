@@ -4,8 +4,10 @@
     python benchmarks/mutants.py run --number 200 --seed 1   # changes to all modules, each as likely as any other
     python benchmarks/mutants.py run --number 20 FILE...     # changes to some modules: `make mutants FILE=...`
 
-A change is detected if a test fails that passes without it. For each one the tests that run its line go first, then
-all tests of the files that run its function; without `map`, the tests that name its module, then those of its folder.
+A change is detected if a test fails that passes without it: the first failure of each test is repeated on the
+unchanged code. For each one the tests that run its line go first, then tests of the files that run its function;
+without `map`, the tests that name its module, then those of its folder. Limits are of CPU time, so that results do not
+depend on what else the machine does.
 Results are appended to `--out` as they come; the same command resumes. Works on a copy of the checkout, never on the
 checkout itself. A change to a comment, a docstring, an annotation, a message or a type check is none; changes that
 cannot alter behaviour are listed as survivors all the same and have to be told apart by reading.
@@ -17,6 +19,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,9 +27,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +43,14 @@ LEFT_OUT = ("phi3v_data/problems/", "phi3v_train/recipes/", "__main__.py", "__in
 QUICK = "not slow and not gpu"
 """Tests that are run for a change."""
 
-STAGE_SECONDS = 300
-"""The tests of one change are stopped after this long; a change that makes them hang counts as noticed."""
+STAGE_SECONDS = 100
+"""At most this many seconds of tests, as the map measured them, are run for a change at a time."""
+
+SPARE_SECONDS = 60
+"""CPU time that a process of the tests may use beyond twice their time in the map; more counts as noticed."""
+
+WALL_FACTOR = 6
+"""Tests are ended after this many times the CPU limit: they wait for something. That counts as noticed, too."""
 
 COMPARISONS: dict[type, str] = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -352,7 +362,9 @@ class Tests:
 
     lines: dict[str, dict[str, list[str]]]
     seconds: dict[str, float]
-    bad: frozenset[str]
+    bad: set[str]
+    confirmed: set[str] = field(default_factory=set)
+    """Tests that passed on the unchanged code, after they had failed with a change."""
 
     @classmethod
     def read(cls, cache: Path) -> "Tests":
@@ -364,8 +376,14 @@ class Tests:
         return cls(
             json.loads((cache / "map.json").read_text()),
             seconds,
-            frozenset(name for name, _, outcome in rows if outcome == "failed"),
+            {name for name, _, outcome in rows if outcome == "failed"},
         )
+
+    def limit(self, names: list[str]) -> int:
+        """Seconds of CPU time that a process of these tests, or of all tests of these files, may use."""
+        chosen = set(names)
+        took = sum(seconds for name, seconds in self.seconds.items() if {name, name.partition("::")[0]} & chosen)
+        return SPARE_SECONDS + round(2 * took)
 
     def stages(self, mutant: Mutant) -> Iterator[list[str]]:
         """Tests of the line, quickest first and few; those of the files that run the function; those found by name."""
@@ -386,13 +404,15 @@ class Tests:
         rest = [name for name in self.seconds if name.partition("::")[0] in files and name not in set(first)]
         if rest := self.known(rest):
             order = {name: place for place, name in enumerate(near)}
-            yield sorted(rest, key=lambda name: (order.get(name, len(near)), self.seconds[name]))
+            rest.sort(key=lambda name: (order.get(name, len(near)), self.seconds[name]))
+            total = accumulate(self.seconds[name] for name in rest)
+            yield [name for name, until in zip(rest, total, strict=True) if until <= STAGE_SECONDS]
         yield self.named(mutant.file)  # children with an environment of their own are not measured
 
     def named(self, module: str) -> list[str]:
         """Without a map of lines: tests that name the module first, then those of its folder, the quickest files first.
 
-        Whole files, as long as they take no more than a third of `STAGE_SECONDS` together.
+        Whole files, as long as they take no more than `STAGE_SECONDS` together.
         """
         dotted = module.removesuffix(".py").replace("/", ".")
         folder = dotted.split(".")[1]
@@ -408,7 +428,7 @@ class Tests:
                 return 1
             return 2 if ("tests/train/" in file) == (dotted.startswith("phi3v_train")) else 3
 
-        chosen, left = [], STAGE_SECONDS / 3
+        chosen, left = [], float(STAGE_SECONDS)
         for file in sorted(texts, key=lambda file: (distance(file), seconds[file])):
             if distance(file) < 3 and seconds[file] <= left:
                 left -= seconds[file]
@@ -430,16 +450,15 @@ def copy_checkout(folder: Path) -> None:
             shutil.copy(ROOT / name, folder / name)
 
 
-def run_tests(folder: Path, names: list[str], bad: Iterable[str] = (), marker: str = QUICK) -> str:
-    """Run tests of the copy in a forked process: empty where all pass, else the first failure or why they ended."""
-    listing = folder.parent / "failed"
-    listing.unlink(missing_ok=True)
+def in_child(folder: Path, arguments: list[str], plugin: object, seconds: int) -> str:
+    """Run pytest on the copy in a forked process; empty if all tests passed, else why it ended."""
     pid = os.fork()
     if not pid:
         os.setsid()
         os.chdir(folder)
         sys.path[:0] = [str(folder)]
         os.environ["PYTHONPATH"] = str(folder)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))  # of each process: children inherit it
         quiet = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(quiet, stream)
@@ -447,18 +466,12 @@ def run_tests(folder: Path, names: list[str], bad: Iterable[str] = (), marker: s
         try:
             import pytest
 
-            class Recorder:
-                def pytest_runtest_logreport(self, report: Any) -> None:
-                    if report.failed:
-                        listing.write_text(report.nodeid)
-
             aside = f"--basetemp={folder.parent / 'tmp'}"
-            options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", aside, "-m", marker]
-            options += [f"--deselect={name}" for name in bad]
-            status = int(pytest.main([*options, *names], plugins=[Recorder()]))
+            options = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={folder}", aside]
+            status = int(pytest.main([*options, *arguments], plugins=[plugin]))
         finally:
             os._exit(status)
-    deadline = time.monotonic() + STAGE_SECONDS
+    deadline = time.monotonic() + WALL_FACTOR * seconds
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -466,14 +479,66 @@ def run_tests(folder: Path, names: list[str], bad: Iterable[str] = (), marker: s
         if time.monotonic() > deadline:
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            return "out of time"
+            return "waits without end"
         time.sleep(0.05)
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what a broken launcher may have left
     code = os.waitstatus_to_exitcode(status)
-    if code == 0:
-        return ""
-    return listing.read_text() if listing.exists() else f"pytest ended with {code}"
+    if code == -signal.SIGXCPU:
+        return "out of CPU time"
+    return f"pytest ended with {code}" if code else ""
+
+
+def run_tests(folder: Path, names: list[str], tests: Tests, marker: str) -> str:
+    """Run tests of the copy: empty if all pass, else the first failure or why they ended."""
+    listing = folder.parent / "failed"
+    listing.unlink(missing_ok=True)
+
+    class Recorder:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            if report.failed:
+                listing.write_text(report.nodeid)
+
+    left_out = [f"--deselect={name}" for name in sorted(tests.bad)]
+    reason = in_child(folder, ["-m", marker, *left_out, *names], Recorder(), tests.limit(names))
+    return listing.read_text() if reason and listing.exists() else reason
+
+
+def collected(folder: Path, marker: str) -> set[str]:
+    """Names of the tests that the copy has: those of files that are not copied are missing."""
+    listing = folder.parent / "collected"
+
+    class Recorder:
+        def pytest_collection_finish(self, session: Any) -> None:
+            listing.write_text(json.dumps([item.nodeid for item in session.items]))
+
+    reason = in_child(folder, ["-m", marker, "--collect-only", "tests"], Recorder(), 600)
+    if reason:
+        raise SystemExit(f"the tests of {folder} cannot be collected: {reason}")
+    return set(json.loads(listing.read_text()))
+
+
+def first_failure(folder: Path, file: Path, texts: tuple[str, str], names: list[str], tests: Tests, marker: str) -> str:
+    """The first test that fails with the changed text and passes with the unchanged one; empty if there is none."""
+    source, mutated = texts
+    while names:
+        file.write_text(mutated, encoding="utf-8")
+        by = run_tests(folder, names, tests, marker)
+        file.write_text(source, encoding="utf-8")
+        if not by or by in tests.confirmed:
+            return by
+        before = names[: names.index(by) + 1] if by in names else names
+        again = run_tests(folder, before, tests, marker)
+        if not again:
+            tests.confirmed.update({by} & tests.seconds.keys())
+            return by
+        if again not in tests.seconds:
+            print(f"a stage is left out, as it ends badly on the unchanged code: {again}", flush=True)
+            return ""
+        print(f"left out from now on, as it fails on the unchanged code: {again}", flush=True)
+        tests.bad.add(again)
+        names = [name for name in names if name != again]
+    return ""
 
 
 def preload() -> None:
@@ -498,19 +563,20 @@ def run(mutants: list[Mutant], tests: Tests, out: Path, marker: str = QUICK) -> 
         folder = Path(scratch) / "checkout"
         folder.mkdir()
         copy_checkout(folder)
+        present = collected(folder, marker)
+        tests.bad.update(tests.seconds.keys() - present)
         for number, mutant in enumerate(mutants):
             if mutant.key in done:
                 continue
             source = (ROOT / mutant.file).read_text(encoding="utf-8")
-            (folder / mutant.file).write_text(changed(source, mutant), encoding="utf-8")
+            texts = source, changed(source, mutant)
             began = time.monotonic()
             by = ""
             ran = 0
             for stage in tests.stages(mutant):
                 ran += len(stage)
-                if by := run_tests(folder, stage, tests.bad, marker):
+                if by := first_failure(folder, folder / mutant.file, texts, stage, tests, marker):
                     break
-            (folder / mutant.file).write_text(source, encoding="utf-8")
             seconds = round(time.monotonic() - began, 1)
             result = {"key": mutant.key, "noticed_by": by, "tests": ran, "seconds": seconds, **asdict(mutant)}
             with out.open("a") as file:
