@@ -8,7 +8,7 @@ from phi3v_data.messages import counted
 from phi3v_data.registry import own_file_digest
 from phi3v_data.same_source import SourceCheck
 from phi3v_data.schema import Manifest
-from phi3v_data.sources.reads import ReadRecord, Reads, by_file
+from phi3v_data.sources.reads import ReadRecord, Reads, Roots, by_file
 from phi3v_data.writing.journal import FORMAT, Begun, differences, join_words
 from phi3v_data.writing.output import Output
 from phi3v_data.writing.plan import Plan
@@ -76,14 +76,15 @@ def _source_changes(
     before: Iterable[ReadRecord], old: Mapping[str, Any], new: Mapping[str, Any], planned: Reads | None
 ) -> str:
     """The files that differ from the earlier plan (`before`, one record per file), or else the differing counts."""
-    then = {(read.root, read.path): read.digest for read in before}
-    now = {(read.root, read.path): read.digest for read in by_file(planned.records())} if planned else {}
+    roots = planned.roots if planned else Roots()
+    then = {(read.root, read.path): read for read in before}
+    now = {(read.root, read.path): read for read in by_file(planned.records())} if planned else {}
     files = [
-        f"'{path}' {'has other content' if (root, path) in now else 'is no longer read'}"
-        for (root, path), digest in then.items()
-        if now.get((root, path)) != digest
+        f"'{roots.where(read)}' {'has other content' if name in now else 'is no longer read'}"
+        for name, read in then.items()
+        if name not in now or now[name].digest != read.digest
     ]
-    files += [f"'{path}' is new" for root, path in now if then and (root, path) not in then]
+    files += [f"'{roots.where(read)}' is new" for name, read in now.items() if then and name not in then]
     old_items, items = old.get("items", {}), new.get("items", {})
     counts = [
         f"{split} has {counted(items.get(split, 0), 'item')}, not {old_items.get(split, 0):,}"
@@ -129,9 +130,10 @@ def interrupted(
         )
     if new != old:
         file = SourceCheck(request.out_dir, planned.roots).changed_read(journal) if planned and is_ours else None
-        said = (
-            f"'{file.path}' has other content" if file else _source_changes(by_file(saved.planned), old, new, planned)
-        )
+        if planned and file:
+            said = f"'{planned.roots.where(file)}' has other content"
+        else:
+            said = _source_changes(by_file(saved.planned), old, new, planned)
         raise UserError(
             f"{request.out_dir} contains an interrupted conversion, but the source has changed since: {said}; restore "
             "the old content, or start over with --overwrite"

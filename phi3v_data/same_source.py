@@ -15,7 +15,7 @@ from phi3v_data.sources.fingerprint import drawn_fingerprint, fingerprint, item_
 from phi3v_data.sources.reads import ReadRecord, Roots, folder_state, known_digest, state_of
 from phi3v_data.sources.tables import RowLocation
 from phi3v_data.writing.journal import Journal, SourceRecord
-from phi3v_data.writing.parts import item_roots
+from phi3v_data.writing.parts import item_name, item_roots
 from phi3v_data.writing.plan import Plan, read_items
 from phi3v_data.writing.writer import Slot
 
@@ -44,7 +44,7 @@ class SourceCheck:
         finished = self._finished(journal, plan, done)
         if changed is not None:
             item = next((key for key, record, digest, _ in finished if record.digest != digest), "")
-            raise self._refusal(f"'{changed.path}' of the source", f" (item {item!r})" if item else "")
+            raise self._refusal(f"'{self.roots.where(changed)}' of the source", f" (item {item!r})" if item else "")
         for key, record, digest, roots in finished:
             self.check_reads(record, key, roots)
             if record.digest != digest:
@@ -62,14 +62,14 @@ class SourceCheck:
     def _finished(
         self, journal: Journal, plan: Plan, done: AbstractSet[int]
     ) -> Iterator[tuple[str, SourceRecord, str, Roots]]:
-        """Key, record, digest as of today and roots of each item of the finished parts."""
+        """Name, record, digest as of today and roots of each item of the finished parts."""
         for part in plan.parts:
             if part.index not in done:
                 continue
             kept = journal.read_part(part.index)
             assert kept is not None
             for item, record in zip(read_items(plan.folder, part), kept.sources, strict=True):
-                yield item.key, record, item_fingerprint(item, self.roots), item_roots(self.roots, item)
+                yield item_name(item), record, item_fingerprint(item, self.roots), item_roots(self.roots, item)
 
     def check_drafts(self, journal: Journal, parts: int, drafts: Iterator[Drawn]) -> None:
         """Draw the drafts that were kept once more, and compare each.
@@ -98,7 +98,7 @@ class SourceCheck:
         for read in record.reads:
             if self.differs(read, roots):
                 row = f", {read.place}" if read.place else ""
-                raise self._refusal(f"'{read.path}'{row} of the source", f" (item {key!r})")
+                raise self._refusal(f"'{roots.where(read)}'{row} of the source", f" (item {key!r})")
 
     def differs(self, read: ReadRecord, roots: Roots | None = None) -> bool:
         """Whether a file, or a row of one, has other content than it had; `roots` of one item where it has its own."""

@@ -298,8 +298,8 @@ def test_a_member_of_an_archive_is_named_and_an_equal_archive_resumes(tmp_path: 
     pack(folder, archive)
     os.utime(archive, ns=times)
     message = refusal(Toy, archive, tmp_path / "out")
-    assert message.startswith("'train/g00/s001.txt' of the source has changed")
-    assert "(item 'train/g00/s001.txt')" in message
+    assert message.startswith(f"'source.{kind}: train/g00/s001.txt' of the source has changed")
+    assert f"(item 'source.{kind}: train/g00/s001.txt')" in message
 
 
 def test_a_folder_that_was_unpacked_from_the_archive_is_the_same_source(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class TableConverter(Converter[TableOptions]):
                 },
             )
         if is_empty:
-            name = table.file.path if table.file is not None else source.spec
+            name = table.file.where if table.file is not None else source.spec
             raise UserError(f"'{name}' has {'a header and ' if table.columns else ''}no rows")
 
     def convert(self, item: Item, options: TableOptions) -> Draft:

@@ -22,6 +22,7 @@ from phi3v_data.converters.helpers.class_folders import (
 )
 from phi3v_data.converters.helpers.ucf101_layout import UCF_WORDS, Layout, find_layout
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item, Options
+from phi3v_data.sources.archive import as_member
 from phi3v_data.sources.source import Source
 
 PROMPT = "Classify the video into one of the following classes: {classes}."
@@ -79,7 +80,7 @@ class Ucf101(Converter[Ucf101Options]):
             decoder=options.decoder,
             salvage=options.salvage,
             verify=options.verify,
-            name=item.key,
+            name=as_member(item.path) or item.key,
         )
         suffix = SUFFIXES[options.image_format]
         stem, notes = place(item, "clip-renamed")

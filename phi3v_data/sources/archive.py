@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -29,6 +30,8 @@ from phi3v_data.sources.members import BLOCK, Limits, MemberWriter, Readable, Re
 
 MARKER = "extracted.json"
 FOLDER = "files"
+INNER = "inner-"
+"""Start of the name of a working folder of an archive within the source."""
 _TAR_BLOCK = 512
 _DAMAGE = (
     EOFError,
@@ -66,8 +69,16 @@ def archive_kind(path: Path) -> str:
     return "tar" if head[257:262] == b"ustar" else ""
 
 
-def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path:
+def member_name(archive: str, member: str) -> str:
+    """How a member is named to the user."""
+    return f"{archive}: {member}"
+
+
+def extract(archive: Path, work_dir: Path, limits: Limits | None = None, *, name: str = "") -> Path:
     """Unpack `archive` under `work_dir` and return the folder; a finished one is used again.
+
+    Args:
+        name: path of the archive in the source, by which messages name it; by default its file name.
 
     Raises:
         UserError: the archive is unsafe, damaged, cut short, too large or of an unsupported type, or the disk is full.
@@ -105,7 +116,7 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None) -> Path
         os.replace(partial, done)
         sync_folder(work_dir)
         rejected = [[member.name, member.why] for member in writer.rejected]
-        write_json(work_dir / MARKER, {"archive": identity, "rejected": rejected})
+        write_json(work_dir / MARKER, {"archive": identity, "name": name or archive.name, "rejected": rejected})
     except _DAMAGE as error:
         raise UserError(
             f"the archive '{archive}' is damaged or cut short ({_reason(error)}); download it again"
@@ -122,6 +133,33 @@ def rejected_members(work_dir: Path) -> tuple[RejectedMember, ...]:
     found = _marker(work_dir).get("rejected")
     pairs = [pair for pair in found if isinstance(pair, list) and len(pair) == 2] if isinstance(found, list) else []
     return tuple(RejectedMember(str(name), str(why)) for name, why in pairs)
+
+
+def archive_name(work_dir: str) -> str:
+    """The archive that `extract` unpacked under `work_dir`, by its path in the source; empty if there is none."""
+    try:
+        marker = os.stat(f"{work_dir}/{MARKER}")
+    except (OSError, ValueError):
+        return ""
+    return _archive_name(work_dir, marker.st_mtime_ns, marker.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _archive_name(work_dir: str, mtime_ns: int, inode: int) -> str:
+    marker = _marker(Path(work_dir))
+    identity = marker.get("archive")
+    name = marker.get("name") or (identity.get("name") if isinstance(identity, dict) else "")
+    return name if isinstance(name, str) else ""
+
+
+def as_member(path: str) -> str:
+    """`ARCHIVE: MEMBER` of a file that `extract` unpacked; empty for any other."""
+    cut = path.find(f"/{FOLDER}/")
+    while cut >= 0:
+        if archive := archive_name(path[:cut]):
+            return member_name(archive, path[cut + len(FOLDER) + 2 :])
+        cut = path.find(f"/{FOLDER}/", cut + 1)
+    return ""
 
 
 def _marker(work_dir: Path) -> dict[str, Any]:

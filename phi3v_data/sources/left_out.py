@@ -46,7 +46,7 @@ class UsedPaths:
             return ()
         endings = Counter(PurePosixPath(file.path).suffix.lower() or "without an extension" for file in files)
         counts = ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
-        named = ", ".join(shown(file.path) for file in files[:MAX_NAMED])
+        named = ", ".join(shown(file.where) for file in files[:MAX_NAMED])
         more = ", ..." if len(files) > MAX_NAMED else ""
         number = counted(len(files), "file")
         return (f"left out {number} of the source, not used by any sample: {counts} ({named}{more})",)

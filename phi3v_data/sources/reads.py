@@ -21,6 +21,7 @@ import msgspec
 import xxhash
 
 from phi3v_data.errors import UserError
+from phi3v_data.sources.archive import as_member
 
 MISSING = "missing"
 """State of a file that does not exist."""
@@ -68,6 +69,10 @@ class Roots:
         """(what stands for a root, how a string below it starts) in JSON."""
         for label, folder in self.folders:
             yield f'"{label}:'.encode(), msgspec.json.encode(folder)[:-1]
+
+    def where(self, record: ReadRecord) -> str:
+        """The file of a record as messages name it: its path in the source, or `ARCHIVE: MEMBER`."""
+        return as_member(self.locate(record)) or record.path
 
     def plus(self, label: str, folder: str) -> "Roots":
         """The roots with one more folder."""
@@ -136,7 +141,8 @@ class Reads:
             digest = note.digest or known_digest(note.path, note.state)
             root, path = self.roots.name(note.path) or ("", note.path)
             if (state_of(note.path) or folder_state(note.path)) != note.state:
-                raise UserError(f"'{path}' of the source changed while it was read; run the same command again")
+                name = as_member(note.path) or path
+                raise UserError(f"'{name}' of the source changed while it was read; run the same command again")
             path = path.encode(
                 "utf-8", "backslashreplace"
             ).decode()  # JSON cannot represent other bytes; not found on resume

@@ -15,12 +15,12 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.sources.archive import extract, rejected_members
+from phi3v_data.sources.archive import INNER, extract, member_name, rejected_members
 from phi3v_data.sources.hub import RemoteFiles, fetch
 from phi3v_data.sources.members import Limits, RejectedMember, is_junk
 from phi3v_data.sources.reads import Roots, not_noting, note_folder
@@ -46,11 +46,29 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the source: POSIX path relative to the source, current path, and size in bytes."""
+    """A file of the source.
+
+    Attributes:
+        path: POSIX path relative to the source, as if each archive had been unpacked in place.
+        file: where it is now.
+        size: bytes.
+        archive: path or name of the archive that it is a member of, or empty.
+    """
 
     path: str
     file: Path
     size: int
+    archive: str = ""
+
+    @property
+    def where(self) -> str:
+        """Where a user finds it, for messages: the path in the source, or `ARCHIVE: MEMBER`."""
+        return member_name(self.archive, self._member) if self.archive else self.path
+
+    @property
+    def _member(self) -> str:
+        folder = self.archive.rpartition("/")[0]
+        return self.path.removeprefix(f"{folder}/") if folder else self.path
 
 
 class Source:
@@ -82,6 +100,7 @@ class Source:
         self._work_dir = work_dir
         self._files: tuple[SourceFile, ...] | None = None
         self._all_files: tuple[SourceFile, ...] | None = None
+        self._archive = ""  # name of the archive that the whole source is
         self._opened: Tables | None = None
         self.rejected: list[tuple[str, RejectedMember]] = []
         self._listed: set[str] | None = set()  # endings that were asked for; None: all files were
@@ -140,6 +159,7 @@ class Source:
             return cls("file", path, text, hub_id=hub_id, work_dir=work)
         source = cls("archive", path, text, hub_id=hub_id, work_dir=work)
         source.root = extract(path, source._work_folder(), limits)
+        source._archive = path.name
         source._reject(path.name, source._work_folder())
         if (kind := _folder_kind(source.root)) != "folder":
             source.kind = kind
@@ -161,6 +181,8 @@ class Source:
         """
         if self._files is None:
             found = list(_walk(self.root, self._special)) if self.root.is_dir() else [_single(self.root)]
+            if self._archive:
+                found = [replace(entry, archive=self._archive) for entry in found]
             self._files = tuple(sorted(found, key=lambda entry: entry.path.encode()))
         return self._select(self._files, suffixes)
 
@@ -231,12 +253,12 @@ class Source:
             if str(path.with_name(path.name[: -len(suffix)])) in folders:
                 continue
             digest = hashlib.sha256(archive.path.encode()).hexdigest()[:16]
-            work = self._work_folder() / f"inner-{digest}"
+            work = self._work_folder() / f"{INNER}{digest}"
             with not_noting():
-                root = extract(archive.file, work)
+                root = extract(archive.file, work, name=archive.path)
             self._reject(archive.path, work)
             for entry in _walk(root):
-                yield SourceFile(str(path.parent / entry.path), entry.file, entry.size)
+                yield SourceFile(str(path.parent / entry.path), entry.file, entry.size, archive.path)
 
     def _reject(self, archive: str, work: Path) -> None:
         self.rejected += [(archive, member) for member in rejected_members(work)]

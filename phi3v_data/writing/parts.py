@@ -20,6 +20,7 @@ from phi3v_data.errors import Reject, UserError
 from phi3v_data.lock import shared_lock
 from phi3v_data.messages import counted
 from phi3v_data.registry import ConverterRef, source_file
+from phi3v_data.sources.archive import as_member
 from phi3v_data.sources.fingerprint import item_fingerprint
 from phi3v_data.sources.reads import Roots, noting
 from phi3v_data.user_code import describe_error
@@ -81,10 +82,10 @@ class ConvertWork:
 def describe_death(death: WorkerDiedError, plan_folder: Path) -> UserError:
     """The sentence about a worker that died, with the item that it converted."""
     if death.index is None:
-        first = next(read_items(plan_folder, death.task)).key
+        first = item_name(next(read_items(plan_folder, death.task)))
         where = f"on a part of {counted(death.task.count, 'item')} that begins with {first}"
     else:
-        where = f"while it converted {next(islice(read_items(plan_folder, death.task), death.index, None)).key}"
+        where = f"while it converted {item_name(next(islice(read_items(plan_folder, death.task), death.index, None)))}"
     return UserError(
         f"a worker {death.how} {where}; what was finished is kept: run the same command to resume, "
         "with fewer --workers if memory ran out"
@@ -97,7 +98,7 @@ def run_part(job: Job, converter: Converter[Any], options: Options, part: Part, 
     writer = PartWriter(journal, part.index, job.settings, journal.run / f"scratch-{os.getpid()}-{part.index}")
     for index, item in enumerate(read_items(job.plan_folder, part)):
         tick(index)
-        slot = Slot(part.first + index, part.split, item.key, item.group)
+        slot = Slot(part.first + index, part.split, item_name(item), item.group)
         with noting(item_roots(job.roots, item)) as reads:
             if item.path:
                 reads.file(os.path.abspath(item.path))
@@ -105,6 +106,13 @@ def run_part(job: Job, converter: Converter[Any], options: Options, part: Part, 
         writer.made_from(slot, item_fingerprint(item, job.roots), reads.records())
     record = writer.finish()
     return PartCounts(len(record.rows), len(record.rejects))
+
+
+def item_name(item: Item) -> str:
+    """The item as messages and rejects name it: its key, or `ARCHIVE: MEMBER` if the item is a file in an archive."""
+    if not item.reject and item.path.endswith(f"/{item.key}"):
+        return as_member(item.path) or item.key
+    return item.key
 
 
 def item_roots(roots: Roots, item: Item) -> Roots:
@@ -125,7 +133,7 @@ def convert_item(writer: PartWriter, slot: Slot, converter: Converter[Any], opti
         raise
     except FATAL as error:
         raise UserError(
-            f"item {item.key}: {describe_error(error, source_file(type(converter)))}; "
+            f"item {item_name(item)}: {describe_error(error, source_file(type(converter)))}; "
             "this would hit every sample, so the run ends here: fix it and run the same command again"
         ) from error
     except Exception as error:  # whatever a user's code raises is told in the rejects, with file and line

@@ -109,7 +109,7 @@ def merge(
     if not splits:
         assert first_reject is not None
         item = first_reject.item
-        where = "" if first_reject.message.startswith(item) else f"{item}: "
+        where = "" if first_reject.message.lstrip("'").startswith(item) else f"{item}: "
         raise NothingMadeError(
             f"none of {counted(sum(reasons.values()), 'planned sample')} could be converted "
             f"({', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))}); "

@@ -16,6 +16,7 @@ from phi3v_data.draft import Draft, DraftImage, DraftTurn
 from phi3v_data.errors import Reject
 from phi3v_data.messages import short, shown
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.sources.archive import FOLDER, INNER, archive_name, member_name
 from phi3v_data.sources.reads import ReadRecord, note_file
 from phi3v_data.tokens.family import ImageShapeError
 from phi3v_data.tokens.registry import default_family
@@ -199,11 +200,25 @@ def hide_roots(message: str, roots: Sequence[str]) -> str:
     """Remove this machine's folders and memory addresses from a message that is written to the output.
 
     Paths below one of `roots` become relative to it, the root itself becomes `.`; folders with similar names are kept.
+    A file that was unpacked from an archive of the source becomes `ARCHIVE: MEMBER`.
     A relative root is only replaced if a path follows it, since alone it may be any word.
     """
     if roots:
+        message = _unpacked_pattern(tuple(roots)).sub(_member_prefix, message)
         message = _roots_pattern(tuple(roots)).sub(lambda found: "." if found["itself"] else "", message)
     return _ADDRESS.sub("", message)
+
+
+def _member_prefix(found: "re.Match[str]") -> str:
+    archive = archive_name(found["work"])
+    return member_name(archive, "") if archive else found[0]
+
+
+@lru_cache(maxsize=8)
+def _unpacked_pattern(roots: tuple[str, ...]) -> "re.Pattern[str]":
+    """Matches the folder of the members of an archive, below one of `roots`."""
+    every = "|".join(re.escape(root) for root in sorted(roots, key=len, reverse=True))
+    return re.compile(rf"(?<![\w.~+/-])(?P<work>(?:{every})(?:/{INNER}[0-9a-f]{{16}})?)/{FOLDER}/(?=[^\s'\"])")
 
 
 @lru_cache(maxsize=8)

@@ -49,7 +49,7 @@ def read_json_lines(file: SourceFile) -> Iterator[JsonLine]:
     except EOFError:
         return
     except OSError as error:
-        raise UserError(f"cannot read '{file.path}': {error.strerror}") from error
+        raise UserError(f"cannot read '{file.where}': {error.strerror}") from error
 
 
 NOT_UTF8 = "is not UTF-8; save the file again as UTF-8"
@@ -94,11 +94,11 @@ def read_json(file: SourceFile) -> Any:
     try:
         return json.loads(read_text(file.file))
     except OSError as error:
-        raise UserError(f"cannot read '{file.path}': {error.strerror}") from error
+        raise UserError(f"cannot read '{file.where}': {error.strerror}") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"'{file.path}' is not JSON: {error.msg} in line {error.lineno}; download it again") from error
+        raise UserError(f"'{file.where}' is not JSON: {error.msg} in line {error.lineno}; download it again") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"'{file.path}' is not JSON in UTF-8; download it again") from error
+        raise UserError(f"'{file.where}' is not JSON in UTF-8; download it again") from error
 
 
 def yes_or_no(value: Any) -> str:

@@ -96,8 +96,7 @@ def from_folders(
     Raises:
         UserError: a file is not in a class folder, or class folders are at different depths.
     """
-    first = PurePosixPath(files[0].path)
-    depth = len(first.parts)
+    depth = len(PurePosixPath(files[0].path).parts)
     found = []
     for file in files:
         path = PurePosixPath(file.path)
@@ -109,13 +108,13 @@ def from_folders(
             split, inner = "train", path.parts[-2:]
             if len(path.parts) != depth:
                 raise UserError(
-                    f"the {what}s {shown(str(first))} and {shown(str(path))} are at different depths, so it is unclear "
-                    f"which folder is the class; expected <Class>/<{what}> for all"
+                    f"the {what}s {shown(files[0].where)} and {shown(file.where)} are at different depths, so it is "
+                    f"unclear which folder is the class; expected <Class>/<{what}> for all"
                 )
         if len(inner) < 2:
             shape = f"<split>/<Class>/<{what}>" if in_splits else f"<Class>/<{what}>"
             raise UserError(
-                f"the {what} {shown(file.path)} is not in a class folder, so its class is unknown; expected {shape} "
+                f"the {what} {shown(file.where)} is not in a class folder, so its class is unknown; expected {shape} "
                 f"under '{source_name(file)}': move it into its class or out of the source"
             )
         key = "/".join((split, *inner)) if in_splits else "/".join(inner)
@@ -123,10 +122,12 @@ def from_folders(
     return found
 
 
-def source_name(video: SourceFile) -> str:
-    """The root of the source that this file belongs to."""
-    root = video.file
-    for _ in PurePosixPath(video.path).parts:
+def source_name(file: SourceFile) -> str:
+    """The archive that this file belongs to, else the root folder of the source."""
+    if file.archive:
+        return file.archive
+    root = file.file
+    for _ in PurePosixPath(file.path).parts:
         root = root.parent
     return root.name
 

@@ -91,7 +91,7 @@ def _annotations(source: Source) -> dict[str, SourceFile]:
         best = [file for typed, file in files if typed == max(typed for typed, _ in files)]
         if len(best) > 1:
             raise UserError(
-                f"split {split} exists twice, as '{best[0].path}' and '{best[1].path}'; give a source that contains "
+                f"split {split} exists twice, as '{best[0].where}' and '{best[1].where}'; give a source that contains "
                 "it once"
             )
         chosen[split] = best[0]
@@ -102,7 +102,7 @@ def _entries(file: SourceFile) -> Iterable[Any]:
     content = read_json(file)
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list):
-        raise UserError(f"'{file.path}' has no list 'data', so it is not a DocVQA annotation file")
+        raise UserError(f"'{file.where}' has no list 'data', so it is not a DocVQA annotation file")
     return rows
 
 

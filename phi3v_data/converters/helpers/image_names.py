@@ -51,7 +51,7 @@ class ImageFiles:
         if not found:
             raise Reject("image-missing", f"the source has no image {shown(path)}")
         if len(found) > 1:
-            raise Reject("image-ambiguous", f"{shown(path)} could be '{found[0].path}' or '{found[1].path}'")
+            raise Reject("image-ambiguous", f"{shown(path)} could be '{found[0].where}' or '{found[1].where}'")
         return found[0]
 
 

@@ -102,7 +102,7 @@ def _find(source: Source, file: str) -> SourceFile:
     if len(tables) == 1:
         return tables[0]
     if not tables:
-        if sheet := next((found.path for found in source.all_files(SPREADSHEETS)), ""):
+        if sheet := next((found.where for found in source.all_files(SPREADSHEETS)), ""):
             raise UserError(f"'{source.spec}' contains no table but the spreadsheet '{sheet}'; {SAVE_AS_CSV}")
         raise NotFoundError(f"'{source.spec}' contains no table ({', '.join(TABLE_SUFFIXES)}, .parquet)")
     names = ", ".join(table.path for table in tables[:8])
@@ -190,7 +190,7 @@ def _json(file: SourceFile) -> Iterator[TableRow]:
     content = read_json(file)
     if not isinstance(content, list):
         raise UserError(
-            f"'{file.path}' is not a table: it must be a list of objects, or JSON lines with the extension .jsonl"
+            f"'{file.where}' is not a table: it must be a list of objects, or JSON lines with the extension .jsonl"
         )
     for index, row in enumerate(content):
         good = isinstance(row, dict)

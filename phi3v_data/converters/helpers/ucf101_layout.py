@@ -139,7 +139,7 @@ def _from_lists(videos: Sequence[SourceFile], entries: Sequence[ListEntry]) -> l
         )
         if len(found) > 1:
             raise UserError(
-                f"{entry.where}: '{entry.path}' could be '{found[0].path}' or '{found[1].path}'; give a source that "
+                f"{entry.where}: '{entry.path}' could be '{found[0].where}' or '{found[1].where}'; give a source that "
                 "contains each clip once"
             )
         if not found:
@@ -150,13 +150,13 @@ def _from_lists(videos: Sequence[SourceFile], entries: Sequence[ListEntry]) -> l
         video = found[0]
         if video.path in used:
             other = used[video.path]
-            raise UserError(f"'{video.path}' is listed twice, at {other.where} and {entry.where}; remove one line")
+            raise UserError(f"'{video.where}' is listed twice, at {other.where} and {entry.where}; remove one line")
         used[video.path] = entry
         key = f"{entry.label}/{PurePosixPath(video.path).name}"
         clips.append(ClassFile(entry.split, entry.label, key, str(video.file), video.size, _group(entry.label, key)))
     for video in videos:
         if video.path not in used:
-            message = f"{shown(video.path)} is in neither of the two lists, so its split is unknown"
+            message = f"{shown(video.where)} is in neither of the two lists, so its split is unknown"
             label = PurePosixPath(video.path).parent.name
             clips.append(ClassFile("train", label, video.path, reject="not-in-lists", message=message))
     return clips

@@ -57,7 +57,7 @@ def read_lists(files: Iterable[SourceFile], fold: int) -> list[ListEntry]:
         split = match["split"].lower()
         if split in chosen and chosen[split].file.read_bytes() != file.file.read_bytes():
             raise UserError(
-                f"two different lists for the same split, '{chosen[split].path}' and '{file.path}': remove one, or "
+                f"two different lists for the same split, '{chosen[split].where}' and '{file.where}': remove one, or "
                 "choose the folder with --lists"
             )
         chosen.setdefault(split, file)
@@ -77,7 +77,7 @@ def read_lists(files: Iterable[SourceFile], fold: int) -> list[ListEntry]:
 
 def _detection(file: SourceFile) -> UserError:
     return UserError(
-        f"'{file.path}' belongs to the lists of the DetectionTask (24 classes, another task); get "
+        f"'{file.where}' belongs to the lists of the DetectionTask (24 classes, another task); get "
         "UCF101TrainTestSplits-RecognitionTask.zip and give its folder with --lists"
     )
 
@@ -86,7 +86,7 @@ def _text(file: SourceFile) -> list[str]:
     try:
         return read_text(file.file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list '{file.path}' as text: {error}") from error
+        raise UserError(f"cannot read the list '{file.where}' as text: {error}") from error
 
 
 def is_class_index(file: SourceFile) -> bool:
@@ -112,7 +112,7 @@ def _class_numbers(lists: list[SourceFile], files: Iterable[SourceFile]) -> dict
             if not text.strip():
                 continue
             if not number.isdigit() or not name.strip():
-                raise UserError(f"{file.path}:{line}: expected a number and a class name, found {shown(text.strip())}")
+                raise UserError(f"{file.where}:{line}: expected a number and a class name, found {shown(text.strip())}")
             numbers[int(number)] = name.strip()
     return numbers
 
@@ -123,7 +123,7 @@ def _read(file: SourceFile, split: str, classes: dict[int, str]) -> list[ListEnt
         stripped = text.strip()
         if not stripped:
             continue
-        where = f"{file.path}:{line}"
+        where = f"{file.where}:{line}"
         match = _LINE.fullmatch(stripped)
         path = match["path"].replace("\\", "/") if match else ""
         number = int(match["number"]) if match and match["number"] else 0
