@@ -48,7 +48,8 @@ def preview(
         for line in describe_row(found, number, num_crops=num_crops):
             print(line)
         return
-    from phi3v_data.report.html import check_target, write_html
+    from phi3v_data.report.frame import check_target
+    from phi3v_data.report.html import write_html
     from phi3v_data.validate import fresh_report, validate
 
     check_target(html, directory)

@@ -79,7 +79,8 @@ def validate(
     from phi3v_data.validate import validate as run_checks
 
     if html is not None:
-        from phi3v_data.report.html import check_target, write_html
+        from phi3v_data.report.frame import check_target
+        from phi3v_data.report.html import write_html
 
         check_target(html, directory)
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:

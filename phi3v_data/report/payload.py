@@ -13,6 +13,7 @@ from phi3v_data.messages import counted
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.report.charts import make_charts
 from phi3v_data.report.console import count_severities, verdict
+from phi3v_data.report.frame import to_script_json
 from phi3v_data.report.gallery import (
     Candidate,
     Collected,
@@ -39,18 +40,13 @@ MAX_MESSAGE = 600
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 
-def to_script_json(value: object) -> str:
-    """JSON that is safe inside a `<script>` element: without `<`, so that nothing in it ends the element."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
 def json_size(value: object) -> int:
     """Size of a value on the page, in bytes."""
     return len(to_script_json(value).encode("utf-8", "backslashreplace"))
 
 
 class PagePayload:
-    """Builds the data of the page; `make` returns what `page.js` reads."""
+    """Builds the data of the page; `make` returns what `page/report.js` reads."""
 
     def __init__(self, report: Report, dataset: Dataset | None, found: Collected, progress: Progress | None) -> None:
         self.report = report

@@ -1,47 +1,17 @@
-"use strict";
-(() => {
-const data = JSON.parse(document.getElementById("data").textContent);
-const $ = id => document.getElementById(id);
-const num = n => n.toLocaleString("en-US");
-const plural = (n, one, many) => `${num(n)} ${n === 1 ? one : many || one + "s"}`;
 const RANK = {error: 0, warning: 1, info: 2};
 const NOUN = {error: "error", warning: "warning", info: "note"};
 
-// All text goes through textContent: nothing from the data is ever parsed as HTML.
-const el = (tag, attrs, ...children) => {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attrs || {})) {
-    if (key === "text") node.textContent = value;
-    else if (key === "class") node.className = value;
-    else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
-  }
-  node.append(...children.filter(child => child !== null && child !== undefined && child !== ""));
-  return node;
-};
-const pill = (text, kind) => el("span", {class: `pill ${kind || ""}`, text, title: text});
-
-// ---- theme -------------------------------------------------------------------------------------------------------
-const root = document.documentElement;
-const dark = matchMedia("(prefers-color-scheme: dark)");
-let chosen = null;
-const paint = () => { root.dataset.theme = chosen || (dark.matches ? "dark" : "light"); };
-dark.addEventListener("change", paint);
-$("theme").addEventListener("click", () => { chosen = root.dataset.theme === "dark" ? "light" : "dark"; paint(); });
-paint();
-
 // ---- overview ----------------------------------------------------------------------------------------------------
 const counts = data.counts;
-$("name").textContent = data.name;
 const errors = counts.error, warnings = counts.warning;
 $("h-overview").textContent = data.ok ? (warnings ? "Valid, with warnings" : "Valid") : "Problems found";
 $("verdict").classList.add(data.ok ? (warnings ? "warn" : "good") : "bad");
 $("verdict-text").textContent = data.verdict;
-for (const [value, label, kind] of [
+drawTiles([
   [counts.samples, "samples", ""], [counts.turns, "turns", ""], [counts.images, "images", ""],
   [errors, "errors", errors ? "error" : ""], [warnings, "warnings", warnings ? "warning" : ""],
   [counts.info, "notes", ""],
-]) $("tiles").append(el("div", {class: `tile ${kind}`}, el("b", {text: num(value)}), el("span", {text: value === 1 ? label.slice(0, -1) : label})));
+]);
 
 const drawBars = chart => {
   const top = Math.max(...chart.bars.map(bar => bar[1]), 1);
@@ -315,7 +285,6 @@ dialog.addEventListener("keydown", event => {
   else if (event.key === "ArrowRight") go(1);
 });
 
-$("footer").textContent = data.footer;
 const fromHash = () => {
   const hash = location.hash.slice(1);
   if (!hash.includes("=")) return false;
@@ -327,4 +296,3 @@ const fromHash = () => {
 };
 addEventListener("hashchange", fromHash);
 if (!fromHash()) refresh();
-})();
