@@ -347,6 +347,8 @@ def make_map(cache: Path, arguments: list[str]) -> None:
     data.read()
     lines: dict[str, dict[int, list[str]]] = {}
     for path in data.measured_files():
+        if not Path(path).is_relative_to(ROOT):
+            continue  # a copy of the packages that a test has made
         name = Path(path).relative_to(ROOT).as_posix()
         lines[name] = {
             line: sorted({part for context in contexts for part in context.split("|") if part})

@@ -39,9 +39,12 @@ def gif(frames: int, size: tuple[int, int]) -> bytes:
     return head + frame * frames + b";"
 
 
-def tiff(pages: int, *, tag_bytes: int = 0) -> bytes:
-    """A TIFF of pages of one pixel; with `tag_bytes`, each has a description of so many bytes, all the same ones."""
-    entries = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 3, 1, 1)]
+def tiff(pages: int, *, tag_bytes: int = 0, strips: int = 1) -> bytes:
+    """A TIFF of pages of one pixel, that say they have so many strips.
+
+    With `tag_bytes`, each page has a description of so many bytes, all the same ones.
+    """
+    entries = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, strips, 8), (279, 3, 1, 1)]
     if tag_bytes:
         entries.append((270, 2, tag_bytes, 8))
     size = 2 + 12 * len(entries) + 4

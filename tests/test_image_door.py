@@ -159,6 +159,7 @@ TOO_LARGE = {
     ),
     "frames": (gif(10_001, (1, 1)), "has 10,001 frames, over the limit of 10,000"),
     "pages": (tiff(10_001), "has 10,001 frames, over the limit of 10,000"),
+    "strips": (tiff(1, strips=500_001), "has over 500,000 strips or tags"),
     "tags that overlap": (tiff(1200, tag_bytes=60_000), "has tags of over 67,108,864 bytes"),
     "scans": (jpeg_of_scans(501), "is a JPEG of 501 scans of 64 x 48 pixels"),
     "text that unfolds": (
@@ -179,6 +180,19 @@ TOO_LARGE = {
         "has 8000 x 8000 pixels, over the limit of 50,000,000",
     ),
 }
+
+
+def test_only_an_animated_png_is_read_wholly_for_its_header(tmp_path: Path) -> None:
+    """Its frames are counted in the whole file; the header of another one is read although its pixels are damaged."""
+    plain = bytearray(encoded(image(1)))
+    plain[-20] ^= 1
+    for source in (bytes(plain), saved(tmp_path, bytes(plain))):
+        assert probe(source) == (64, 48, "PNG", "RGB", 1, 1, 8)
+    moving = bytearray(encoded(image(1), save_all=True, append_images=[image(2), image(3)]))
+    assert probe(bytes(moving)) == (64, 48, "PNG", "RGB", 1, 3, 8)
+    moving[-20] ^= 1
+    with pytest.raises(UnreadableImageError, match="wrong checksum"):
+        probe(bytes(moving))
 
 
 @pytest.mark.parametrize("case", TOO_LARGE)

@@ -192,10 +192,8 @@ def _tiff(data: bytes) -> Extent | None:
             count = struct.unpack_from(order + counter, data, offset)[0]
             start = offset + struct.calcsize(counter)
             parts += count
-            if parts > LIMITS.parts:
-                raise TooLargeImageError(f"has over {LIMITS.parts:,} strips or tags")
             values = {}
-            for place in range(start, start + count * size, size):
+            for place in range(start, start + min(count, LIMITS.parts) * size, size):
                 tag, kind, number = struct.unpack_from(entry, data, place)
                 length = _TIFF_SIZES.get(kind, 1) * number
                 if tag in _TIFF_STRIPS:
@@ -210,6 +208,8 @@ def _tiff(data: bytes) -> Extent | None:
             offset = struct.unpack_from(order + pointer, data, start + count * size)[0]
         except struct.error:  # the page goes beyond the file
             offset = 0
+        if parts > LIMITS.parts:
+            raise TooLargeImageError(f"has over {LIMITS.parts:,} strips or tags")
         if tags > LIMITS.text_total:
             raise TooLargeImageError(f"has tags of over {LIMITS.text_total:,} bytes")
         page = Extent(values.get(256, 0), values.get(257, 0), 1, values.get(258, 1) * values.get(277, 1))

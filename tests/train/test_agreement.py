@@ -377,6 +377,25 @@ def test_a_taken_port_is_named_on_one_machine_too(data_dir: Path, tmp_path: Path
     assert f"error: port {port} is taken on this machine" in errors
 
 
+class Ending:
+    """Like a process that exits with `code` when it is asked for the `polls`-th time."""
+
+    def __init__(self, code: int, polls: int) -> None:
+        self.code, self.polls = code, polls
+
+    def poll(self) -> int | None:
+        self.polls -= 1
+        return self.code if self.polls <= 0 else None
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_the_process_that_knows_the_cause_is_waited_for(code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process that lost the connection to the others may exit before the one with the error."""
+    processes: Any = [Ending(FOLLOWED, 1), Ending(code, 4)]
+    assert wait(processes) == code
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("code", "alone", "message"),
     [

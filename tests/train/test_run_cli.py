@@ -22,11 +22,13 @@ from phi3v_data.cli.base import run as run_program
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_train.cli.app import COMMANDS, HELP
 from phi3v_train.models.phi3v.tiny import tiny_tokenizer
+from phi3v_train.models.registry import get_family
 from phi3v_train.plan import make_plan
 from phi3v_train.plan_report import plan_lines
 from phi3v_train.recipes import recipe_names
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
+from phi3v_train.training.folder import card_text
 
 FOLDER = {
     "README.md",
@@ -144,6 +146,27 @@ def test_the_card_names_its_data_and_its_lines_run(data_dir: Path, tmp_path: Pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n")
+
+
+def test_licences_of_several_sets_are_a_sorted_list_on_the_card(data_dir: Path, tmp_path: Path) -> None:
+    config = resolve(settings_for(data_dir, tmp_path / "out")).config
+    info = SplitInfo(rows=8, images=6, files={"colours_train.jsonl": f"sha256:{'0' * 64}"})
+    licences = ("openrail", "mit", "cc-by-4.0", "mit", "apache-2.0", "")
+    sets = [Manifest(name="colours", task="vqa", splits={"train": info}, license=each) for each in licences]
+    card = card_text(
+        config, get_family("phi3v"), task="vqa", data=sets, base="x/y", trained={}, steps=1, samples=8,
+        before=None, after=None, last=None,
+    )  # fmt: skip
+    assert yaml.safe_load(card.split("---")[1])["license"] == ["apache-2.0", "cc-by-4.0", "mit", "openrail"]
+
+
+def test_a_plot_that_cannot_be_written_is_a_warning(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "loss.png").mkdir(parents=True)
+    run(resolve(settings_for(data_dir, tmp_path / "out", max_steps=1)), quiet=True)
+    assert f"warning: {tmp_path / 'out' / 'loss.png'} cannot be drawn: Is a directory" in capsys.readouterr().err
+    assert (tmp_path / "out" / "README.md").is_file()
 
 
 def test_training_from_python_is_the_command_s(data_dir: Path, tmp_path: Path) -> None:
