@@ -458,7 +458,8 @@ def in_child(folder: Path, arguments: list[str], plugin: object, seconds: int) -
     if not pid:
         os.setsid()
         os.chdir(folder)
-        sys.path[:0] = [str(folder)]
+        # not this script's folder, whose sets.py would be found in place of tests/sets
+        sys.path[:] = [str(folder), *(path for path in sys.path if Path(path) != Path(__file__).parent)]
         os.environ["PYTHONPATH"] = str(folder)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))  # of each process: children inherit it
         quiet = os.open(os.devnull, os.O_RDWR)

@@ -26,6 +26,9 @@ HIDDEN = ".phi3v"
 
 MAX_COMPONENT_BYTES = 200
 
+MAX_JSON = 1 << 28
+"""Bytes of a JSON file that is read at once, such as a manifest."""
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _AWKWARD = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\\/:*?"<>|]')
@@ -183,7 +186,7 @@ def open_regular(path: str | Path, buffering: int = -1) -> BinaryIO:
 
 def is_closed(error: OSError) -> bool:
     """Whether the error means that a file exists but could not be read: no permission, a failing disk."""
-    return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP)
+    return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.EFBIG)
 
 
 def reading_hint(reason: str) -> str:
@@ -199,9 +202,12 @@ def unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read ({reason}); {reading_hint(reason)}")
 
 
-def read_regular(path: str | Path) -> bytes:
-    """Read a file; see `open_regular`. Raises OSError."""
+def read_regular(path: str | Path, limit: int = MAX_JSON) -> bytes:
+    """Read a file of at most `limit` bytes; see `open_regular`. Raises OSError."""
     with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, over the limit of {limit:,}", os.fspath(path))
         return file.read()
 
 

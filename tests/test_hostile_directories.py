@@ -229,6 +229,29 @@ def test_a_forged_identity_is_refused_whole(
     assert tree(interrupted, hidden=True) == before
 
 
+@pytest.mark.parametrize("name", ["identity.json", "parts/000000.json"])
+def test_an_endless_journal_is_not_read(cli: Cli, interrupted: Path, source: Path, name: str) -> None:
+    path = interrupted / ".phi3v/convert" / name
+    os.truncate(path, 5 << 30)  # zeros that take no place on the disk
+    limit = {"identity.json": "268,435,456", "parts/000000.json": "2,147,483,648"}[name]
+    words = f"was not written by phi3v (it has 5,368,709,120 bytes, over the limit of {limit})"
+    refused(cli, *toy(source, interrupted), words=words)
+    assert path.stat().st_size == 5 << 30
+
+
+def test_an_endless_manifest_is_not_read(cli: Cli, directory: Path, tmp_path: Path) -> None:
+    """What needs `dataset.json` says in one sentence that it is over the limit."""
+    os.truncate(directory / "dataset.json", 5 << 30)
+    words = "it has 5,368,709,120 bytes, over the limit of 268,435,456"
+    code, out, _ = cli("validate", directory)
+    assert (code, out.count(words)) == (1, 1)
+    code, out, err = cli("split", directory, tmp_path / "new", "--split", "train=0.5,val=0.5")
+    assert (code, out, err.count(words), err.count("\n")) == (2, "", 1, 1)
+    assert cli("convert", "--finish", directory)[0] == 2
+    with pytest.raises(phi3v_data.UserError, match="over the limit of 268,435,456"):
+        phi3v_data.Dataset(directory)
+
+
 LINKS = {
     ".phi3v": "",
     ".phi3v/convert": "convert",

@@ -241,6 +241,7 @@ def test_an_interrupted_conversion_is_reported_as_incomplete(
         ["merge", out, new],
     ):
         assert cli(*args) == (2, "", f"error: {sentence}\n"), args
+    assert [path.name for path in (out / ".phi3v").iterdir() if path.is_dir()] == ["convert"]  # no trace of `validate`
     with pytest.raises(phi3v_data.UserError) as caught:
         phi3v_data.Dataset(out)
     assert str(caught.value) == sentence

@@ -6,7 +6,6 @@ are found by the entry point group `phi3v_data.token_families`: the entry's name
 that several packages provide is refused; `load_families` reports both.
 """
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -15,6 +14,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import load_json
 from phi3v_data.messages import escaped, shown
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
 from phi3v_data.tokens.meant import hint
@@ -102,10 +102,10 @@ def read_model_type(directory: Path) -> str | None:
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        config = load_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise UserError(f"{shown(str(path), 120)}: cannot be read: {reason}") from error
     if not isinstance(config, dict):

@@ -16,6 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -103,6 +104,14 @@ def read_clock(directory: Path) -> Clock:
     with tempfile.TemporaryFile(dir=_make_folder(directory)) as file:
         status = os.fstat(file.fileno())
     return Clock(status.st_ctime_ns, status.st_dev)
+
+
+def remove_empty_folders(directory: Path) -> None:
+    """Remove what `read_clock` made, where a directory is refused before a receipt can be left."""
+    if folder := hidden_path(directory, _FOLDER):
+        with suppress(OSError):  # not empty, or not there
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def _make_folder(directory: Path) -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.tokens.choose import ChosenModel, choose_model
@@ -71,7 +72,11 @@ def validate(
             clock = receipt.read_clock(run.directory)  # before anything is looked at
         except OSError as error:
             obstacle = error
-    run.open(num_crops)
+    try:
+        run.open(num_crops)
+    except UserError:
+        receipt.remove_empty_folders(run.directory)
+        raise
     options = {
         **run.identity,
         "max_tokens": max_tokens,

@@ -13,6 +13,7 @@ All files are written atomically, so an existing file is complete. Damage by a p
 record is only used if it can be read and its images have the recorded sizes.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -24,11 +25,14 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import HIDDEN, hidden_path, write_json
+from phi3v_data.files import HIDDEN, MAX_JSON, hidden_path, read_regular, write_json
 from phi3v_data.sources.reads import ReadRecord
 
 FORMAT = 2
 """Format of the journal: 2 since it records the files that were read; older ones cannot be resumed."""
+
+MAX_RECORD = 1 << 31
+"""Bytes of the record of one part, which has all its rows."""
 
 # Paths are checked when they are read, since these files may come from an untrusted directory.
 SafePath: TypeAlias = Annotated[
@@ -207,7 +211,7 @@ class Journal:
             UserError: phi3v cannot have written it.
         """
         try:
-            return _decode_begun(path.read_bytes())
+            return _decode_begun(self._read(path, MAX_JSON))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (msgspec.ValidationError, RecursionError) as error:
@@ -215,7 +219,15 @@ class Journal:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
-    def _foreign(self, path: Path, error: Exception) -> UserError:
+    def _read(self, path: Path, limit: int) -> bytes:
+        try:
+            return read_regular(path, limit)
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise self._foreign(path, error.strerror) from None
+            raise
+
+    def _foreign(self, path: Path, error: object) -> UserError:
         return UserError(
             f"{path}: was not written by phi3v ({error}); nothing was changed: remove {self.root} if it came with the "
             "directory from elsewhere"
@@ -273,7 +285,7 @@ class Journal:
         """
         path = self.part_path(part)
         try:
-            return _decode_part(path.read_bytes())
+            return _decode_part(self._read(path, MAX_RECORD))
         except FileNotFoundError:
             return None
         except (msgspec.ValidationError, RecursionError) as error:

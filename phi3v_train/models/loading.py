@@ -5,14 +5,13 @@ directory, a Hub id.
 """
 
 import errno
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import inside
+from phi3v_data.files import inside, load_json
 from phi3v_train.models.family import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, ModelFamily
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.meant import TINY, hint, is_model
@@ -277,9 +276,10 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it is not one.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read as JSON ({reason})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
     return value
