@@ -1,4 +1,4 @@
-"""What every child process of the tests inherits: this checkout before any installed copy, and a Ctrl-C that works."""
+"""Environment of every child process of the tests: this checkout before any installed copy, and a Ctrl-C that works."""
 
 import os
 import signal

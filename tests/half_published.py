@@ -1,4 +1,4 @@
-"""What a directory whose run was killed must look like to its readers, at any moment; used by the kill scripts."""
+"""Checks that readers take a directory whose run was killed for incomplete; used by the kill scripts."""
 
 import shutil
 from collections.abc import Callable, Mapping

@@ -384,7 +384,7 @@ def test_an_interrupted_run_with_other_settings_is_refused(source: Path, tmp_pat
 
 
 def test_a_damaged_journal_is_repaired(source: Path, tmp_path: Path) -> None:
-    """What a power cut leaves: receipts that are empty, images that are cut or gone, images without a receipt."""
+    """State after a power cut: receipts that are empty, images that are cut or gone, images without a receipt."""
     make_source(source, {"extra/g00/s001.txt": "import"})
     with pytest.raises(phi3v_data.UserError):
         convert(source, tmp_path / "out")

@@ -389,7 +389,7 @@ def odd(source: phi3v_data.Source) -> Iterator[phi3v_data.Draft]:
 
 
 def accepted(tmp_path: Path, files: dict[str, bytes]) -> tuple[set[str], dict[str, str]]:
-    """What `convert` stores of files, by name, and the reason for each reject."""
+    """Files that `convert` stores, by name, and the reason for each reject."""
     source = tmp_path / "source"
     source.mkdir()
     for name, data in files.items():

@@ -13,7 +13,7 @@ from phi3v_data.jsonl import MAX_LINE_BYTES, block_lines, cut_file, encode_line,
 
 
 def expected_lines(data: bytes) -> list[bytes]:
-    """What a plain split says."""
+    """Lines by a plain split."""
     lines = data.split(b"\n")
     if lines[-1] == b"":
         lines.pop()

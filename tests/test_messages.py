@@ -1,4 +1,4 @@
-"""What text from data looks like in messages, and what a text file is when it is not UTF-8."""
+"""Text from data as messages show it, and encodings of text files that are not UTF-8."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What a user meets every week: other endings, playlists, names like protocols, class spellings, files left out."""
+"""Common variants of sources: other endings, playlists, names like protocols, class spellings, files left out."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What a source turns out to be, and archives that mean no good."""
+"""Sources by their kind, and hostile archives."""
 
 import gzip
 import io

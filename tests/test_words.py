@@ -98,9 +98,15 @@ def test_docstrings_use_the_words_of_the_field_and_begin_with_what_is_returned_o
         for line, text in docstrings(path):
             where = f"{path.relative_to(ROOT)}:{line}"
             problems += [f"{where}: {word}" for word in found_in(text)]
-            if re.match(r"What\b", text):
-                problems.append(f"{where}: begins with 'What': name the thing itself, such as 'Result of a run'")
+            problems += [f"{where}: {word}" for word in first_word(text)]
     assert problems == []
+
+
+def first_word(docstring: str) -> list[str]:
+    """Objection to the beginning of a docstring."""
+    return ["begins with 'What': name the thing itself, such as 'Result of a run'"] * bool(
+        re.match(r"What\b", docstring)
+    )
 
 
 def test_tests_use_the_words_of_the_field() -> None:
@@ -108,6 +114,7 @@ def test_tests_use_the_words_of_the_field() -> None:
     problems = []
     for path in TESTS:
         found = list(docstrings(path))
+        problems += [f"{path.relative_to(ROOT)}:{line}: {word}" for line, text in found for word in first_word(text)]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 found.append((node.lineno, node.name.replace("_", " ")))

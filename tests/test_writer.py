@@ -1,4 +1,4 @@
-"""What becomes of a draft: names, contents, texts, rejects, and images that share a name."""
+"""Drafts as they are written: names, contents, texts, rejects, and images that share a name."""
 
 from pathlib import Path
 from typing import Any

@@ -60,7 +60,7 @@ def rows(out: Path, file: str) -> list[dict[str, Any]]:
 
 
 def turn(row: Mapping[str, Any], number: int = 0) -> tuple[str, str]:
-    """What is asked and answered."""
+    """Question and answer of a row."""
     return row["conversations"][number]["user"], row["conversations"][number]["assistant"]
 
 
@@ -76,7 +76,7 @@ def stored(out: Path) -> list[str]:
 
 
 def findings(out: Path) -> dict[str, int]:
-    """What the validator says."""
+    """Counts of the validator's findings by code."""
     from phi3v_data.validate import validate
 
     return dict(validate(out).summary.problems)

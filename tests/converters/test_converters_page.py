@@ -21,7 +21,7 @@ SCORES = re.compile(r"(?<=\w )\d+(\.\d+)?(?=,|$)", re.MULTILINE)
 
 
 def run(line: str, folder: Path) -> str:
-    """What a command prints, with its exit code where that is not 0."""
+    """Output of a command, with its exit code if that is not 0."""
     words = shlex.split(line)
     words = [*COMMANDS.get(words[0], words[:1]), *words[1:]]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

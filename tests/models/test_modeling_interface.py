@@ -1,4 +1,4 @@
-"""What transformers and its neighbours ask of a model: packing, recorded outputs, embeddings, assistants, offload."""
+"""The interface that transformers expects of a model: packing, recorded outputs, embeddings, assistants, offload."""
 
 from pathlib import Path
 from typing import Any

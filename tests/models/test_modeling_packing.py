@@ -164,7 +164,7 @@ def test_bounds_describe_one_row_only() -> None:
 
 
 def varied_lengths(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> Tensor:
-    """What kernels for samples of varied lengths compute: (t, heads, d) by the samples' bounds."""
+    """Output of kernels for samples of varied lengths: (t, heads, d) by the samples' bounds."""
     pieces = []
     for begin, end in pairwise(bounds.tolist()):
         parts = (tensor[begin:end].transpose(0, 1)[None] for tensor in (query, key, value))

@@ -34,7 +34,7 @@ def unrolled(ids: list[Any]) -> list[int]:
 
 
 def skeleton(ids: list[int], space: int, newline: int, special_from: int, shift: int) -> list[Any]:
-    """What two vocabularies share: special ids, BOS, image runs, the space-newline pair behind them; text as a word."""
+    """Common to two vocabularies: special ids, BOS, image runs, the space-newline pair behind them; text as a word."""
     marks: list[Any] = []
     index = 0
     while index < len(ids):
@@ -200,7 +200,7 @@ def test_lists_that_do_not_fit() -> None:
 
 
 def test_encoding_turn_by_turn_equals_the_whole() -> None:
-    """What training does: prompts and answers encoded apart and joined are the ids of the joined text."""
+    """As in training: prompts and answers encoded apart and joined are the ids of the joined text."""
     tokenizer = PROCESSOR.tokenizer
     first, second = (
         "<|user|>\n<|image_1|>\nWhat is this?<|end|>\n<|assistant|>\n",

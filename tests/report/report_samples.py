@@ -34,7 +34,7 @@ def make_sample(split: str, n: int) -> Sample:
 
 
 def make_report(directory: Path) -> Report:
-    """What a validator would say of `directory`, with more findings counted than listed."""
+    """Report of a validator on `directory`, with more findings counted than listed."""
     problems = (
         Diagnostic(
             code="image-missing",

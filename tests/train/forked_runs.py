@@ -29,7 +29,7 @@ from phi3v_train.launch import HOSTED, open_meeting
 
 
 def run_process(job: dict[str, Any], rank: int, port: int, work: Path) -> None:
-    """What one forked process does."""
+    """Runs one rank in a forked process."""
     for number, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(work / f"{job['name']}-{rank}.{kind}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
     if job["processes"] > 1:

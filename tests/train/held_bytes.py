@@ -25,7 +25,7 @@ def held(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
-def main(kind: Any) -> None:
+def main(strategy: Any) -> None:
     """One step of text, then a look at every tensor."""
     group = make_group(RankInfo.from_environment(), torch.device("cpu"))
     config = parse_config({"device": "cpu", "dtype": "fp32"})
@@ -33,14 +33,14 @@ def main(kind: Any) -> None:
     size = PHI3V.size(model.config.to_dict())
     precision = Precision("fp32", "cpu")
     trained = apply_method(model, config.method, precision, seed=0, device=torch.device("cpu"))
-    engine: Any = make_engine(kind, group, trained, precision, config)
+    engine: Any = make_engine(strategy, group, trained, precision, config)
     engine.module.train()
     ids = torch.arange(8)[None]
     engine.accumulate({"input_ids": ids, "labels": ids}, 8.0, last=True)
     gradients = held(p.grad for p in engine.parameters if p.grad is not None)
     engine.update(1.0, 0.0)
     expected = estimate(
-        size, config.method, dtype="fp32", tokens=8, tiles=0, parallel=kind, world_size=group.world_size
+        size, config.method, dtype="fp32", tokens=8, tiles=0, parallel=strategy, world_size=group.world_size
     )
     moments = [value for state in engine.optimizer.state.values() for key, value in state.items() if key != "step"]
     found = {

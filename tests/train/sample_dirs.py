@@ -29,7 +29,7 @@ def processor() -> Phi3VProcessor:
 
 
 def renderer() -> Renderer:
-    """What encodes with that processor."""
+    """The renderer that encodes with that processor."""
     return PHI3V.renderer(processor())
 
 

@@ -148,7 +148,7 @@ def test_paged_moments_without_a_gpu(data_dir: Path) -> None:
 
 
 def test_8_bit_moments_with_a_bitsandbytes_that_needs_a_gpu(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What 0.49.2 raises at the first step."""
+    """The error of 0.49.2 at the first step."""
     bnb = pytest.importorskip("bitsandbytes")
 
     def needs_gpu(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `make demo` does after the conversion, for other seeds than its own (0, which `.ci/run` does)."""
+"""The steps of `make demo` after the conversion, for other seeds than its own (0, which `.ci/run` does)."""
 
 import os
 import re

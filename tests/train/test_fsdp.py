@@ -36,7 +36,7 @@ ROUGH = {
     "bf16": {**ACCUMULATED, "dtype": "bf16"},
     "bf16 lora": {**ACCUMULATED, "dtype": "bf16", "use_lora": True, "lora_rank": 4},
 }
-"""What is not computed in fp32: norms take their weights rounded, one process does not."""
+"""Not all is computed in fp32: norms take their weights rounded, one process does not."""
 
 CASES |= ROUGH
 

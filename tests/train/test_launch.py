@@ -22,9 +22,9 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return colour_directory(tmp_path_factory.mktemp("colours"), rows=9)
 
 
-def machines(data_dir: Path, output_dir: Path, kind: str, *more: str, **changes: Any) -> Any:
+def machines(data_dir: Path, output_dir: Path, strategy: str, *more: str, **changes: Any) -> Any:
     """The same run started on two "machines" of one process each, which meet on this one."""
-    options = arguments(settings_for(data_dir, output_dir, parallel=kind, **changes))
+    options = arguments(settings_for(data_dir, output_dir, parallel=strategy, **changes))
     port = str(free_ports())
     return [
         start(
@@ -97,10 +97,10 @@ def test_two_machines_are_one_run(data_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_death_on_one_machine_ends_the_others(data_dir: Path, tmp_path: Path, kind: str, victim: int) -> None:
-    launchers = machines(data_dir, tmp_path / "out", kind, **ENDLESS)
+def test_a_death_on_one_machine_ends_the_others(data_dir: Path, tmp_path: Path, strategy: str, victim: int) -> None:
+    launchers = machines(data_dir, tmp_path / "out", strategy, **ENDLESS)
     wait_for_checkpoint(tmp_path / "out", launchers[0])
     rank_of(launchers[victim]).send_signal(signal.SIGKILL)
     results = finish(launchers, timeout=60)

@@ -88,7 +88,7 @@ def test_an_epoch_has_every_row_once_and_counts_agree(directories):
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_processes_share_a_step(directories, pack):
-    """What several processes compute together is what one computes alone, and all know the same totals."""
+    """Several processes together compute what one computes alone, and all know the same totals."""
     alone = loader(directories, pack=pack)
     ranks = [loader(directories, pack=pack, rank=rank, world_size=2) for rank in range(2)]
     for one, *shares in zip(alone.steps(0, 5), *(made.steps(0, 5) for made in ranks), strict=True):

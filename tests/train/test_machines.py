@@ -68,7 +68,7 @@ def submit(tmp_path: Path, settings: dict[str, Any], *more: str, python: str) ->
 
 
 def test_slurm_passes_our_options_on(data_dir: Path, tmp_path: Path) -> None:
-    """What each machine would start is shown, and started once, for the plan."""
+    """The command of each machine is shown, and started once, for the plan."""
     python = (
         '#!/bin/bash\necho "python $*" >&2\n[[ $SLURM_NODEID == 0 ]] || exit 0\n'
         f'exec {shlex.quote(sys.executable)} "$@" --dry_run\n'
@@ -155,7 +155,7 @@ def test_azure_command_is_a_command_of_phi3v(
     text = re.sub(r"\$\{\{\s*([\w.]+)\s*\}\}", lambda match: str(values[match[1]]), job["command"])
     python, minus_m, module, *options = shlex.split(text)
     assert (python, minus_m, module) == ("python", "-m", "phi3v_train")
-    kind = options[options.index("--parallel") + 1]
+    strategy = options[options.index("--parallel") + 1]
     processes = job["resources"]["instance_count"] * job["distribution"]["process_count_per_instance"]
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": processes}.items():
         monkeypatch.setenv(name, str(value))
@@ -165,4 +165,4 @@ def test_azure_command_is_a_command_of_phi3v(
     said = capsys.readouterr().err
     assert end.value.code == 0, said
     assert f"1 x 4 accumulated x {processes} processes" in said
-    assert f"{kind} (asked for); {processes} processes" in said
+    assert f"{strategy} (asked for); {processes} processes" in said

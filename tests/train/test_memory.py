@@ -55,10 +55,10 @@ def test_eight_a100_hold_a_full_run_and_eight_v100_too() -> None:
     assert not fits(memory("ddp", 8), 32 * 10**9)
 
 
-@pytest.mark.parametrize("kind", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
-def test_two_processes_hold_what_the_arithmetic_says(kind: Parallel) -> None:
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_two_processes_hold_what_the_arithmetic_says(strategy: Parallel) -> None:
     """Within 1 %: tensors of few rows do not divide evenly."""
-    results = finish(start_ranks(2, HERE / "held_bytes.py", kind))
+    results = finish(start_ranks(2, HERE / "held_bytes.py", strategy))
     assert [code for code, _, _ in results] == [0, 0], results
     printed = [output for _, output, _ in results]
     for text in printed:

@@ -1,4 +1,4 @@
-"""What each method trains: which parameters move after a step, and which do not."""
+"""The parameters that each method trains: which change in a step, and which do not."""
 
 import json
 from pathlib import Path

@@ -132,10 +132,12 @@ def test_batches_that_do_not_divide_are_refused():
         accumulation_steps(4, 1, 8)
 
 
-@pytest.mark.parametrize(("kind", "lockstep"), [("ddp", False), ("fsdp", True)])
-def test_a_run_divides_by_its_own_work_and_by_where_its_processes_meet(tmp_path, kind, lockstep):
+@pytest.mark.parametrize(("strategy", "lockstep"), [("ddp", False), ("fsdp", True)])
+def test_a_run_divides_by_its_own_work_and_by_where_its_processes_meet(tmp_path, strategy, lockstep):
     data_dir = colour_directory(tmp_path, rows=4)
-    plan = make_plan(resolve(settings_for(data_dir, tmp_path / "out", parallel=kind, num_processes=2)), world_size=2)
+    plan = make_plan(
+        resolve(settings_for(data_dir, tmp_path / "out", parallel=strategy, num_processes=2)), world_size=2
+    )
     with make_loader(plan, 0, 2, pin_memory=False) as loader:
         assert loader.lockstep is lockstep
         assert loader.rates == work_rates(plan.size, MethodConfig(), checkpointing=False)

@@ -1,4 +1,4 @@
-"""Which kind of sharing a run gets, by the memory that its method needs."""
+"""The parallel strategy of a run follows from the memory that its method needs."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ SIZE = PHI3V.size({})
 def chosen(world_size: int, gigabytes: float, **settings: Any) -> ParallelStrategy:
     config = parse_config(settings)
 
-    def needs(kind: Parallel) -> Memory:
+    def needs(strategy: Parallel) -> Memory:
         return estimate(
-            SIZE, config.method, dtype="bf16", tokens=2443, tiles=17, parallel=kind, world_size=world_size,
+            SIZE, config.method, dtype="bf16", tokens=2443, tiles=17, parallel=strategy, world_size=world_size,
             optim=config.optim.optim,
         )  # fmt: skip
 
@@ -58,10 +58,10 @@ def test_the_reason_names_the_memory() -> None:
     assert chosen(8, 40, parallel="fsdp").name.reason == "asked for"
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp", "zero2", "zero3"])
-def test_one_process_shards_nothing(kind: str) -> None:
-    with pytest.raises(UserError, match=f"--parallel {kind}: there is one process"):
-        chosen(1, 80, parallel=kind)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
+def test_one_process_shards_nothing(strategy: str) -> None:
+    with pytest.raises(UserError, match=f"--parallel {strategy}: there is one process"):
+        chosen(1, 80, parallel=strategy)
 
 
 def test_four_bits_are_not_divided() -> None:

@@ -55,7 +55,7 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What became of a run: exit codes by rank, and what its processes said."""
+    """Outcome of a run: exit codes by rank, and the output of its processes."""
 
     codes: list[int]
     out: str
@@ -137,33 +137,36 @@ def assert_same(one: Path, other: Path) -> None:
 def compared(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, Done]]:
     """Every case under both stages: the run in one process, the run in two, and what the two said."""
     work = tmp_path_factory.mktemp("compared")
-    names = [(case, kind) for case in CASES for kind in STAGES]
+    names = [(case, strategy) for case in CASES for strategy in STAGES]
     single = {case: alone(data_dir, work / f"{case} single", changes) for case, changes in CASES.items()}
     (work / "offloaded.json").write_text(json.dumps(OFFLOADED))
     more = {"offloaded": {"deepspeed": str(work / "offloaded.json")}}
     jobs = [
-        Job(work / f"{case} {kind}", {**CASES[case], **more.get(case, {}), "parallel": kind}) for case, kind in names
+        Job(work / f"{case} {strategy}", {**CASES[case], **more.get(case, {}), "parallel": strategy})
+        for case, strategy in names
     ]
     done = run_jobs(data_dir, work, jobs)
     return {
-        f"{case} {kind}": (single[case], job.output_dir, each)
-        for (case, kind), job, each in zip(names, jobs, done, strict=True)
+        f"{case} {strategy}": (single[case], job.output_dir, each)
+        for (case, strategy), job, each in zip(names, jobs, done, strict=True)
     }
 
 
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("strategy", STAGES)
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_as_one_does(compared: dict[str, tuple[Path, Path, Done]], case: str, kind: str) -> None:
-    one, two, done = compared[f"{case} {kind}"]
+def test_two_processes_train_as_one_does(
+    compared: dict[str, tuple[Path, Path, Done]], case: str, strategy: str
+) -> None:
+    one, two, done = compared[f"{case} {strategy}"]
     assert done.codes == [0, 0], done.err
     assert_same(one, two)
     assert done.out.count("complete after 4 steps") == 1
-    assert done.err.count(f"ZeRO stage {kind[-1]}") == 1
+    assert done.err.count(f"ZeRO stage {strategy[-1]}") == 1
     assert "Warning" not in done.err
     written = json.loads((two / "deepspeed.json").read_text())
-    assert written["zero_optimization"]["stage"] == int(kind[-1])
+    assert written["zero_optimization"]["stage"] == int(strategy[-1])
     assert written["train_batch_size"] == 4
-    assert list_checkpoints(two)[-1].state()["parallel"] == {"kind": kind, "world_size": 2}
+    assert list_checkpoints(two)[-1].state()["parallel"] == {"kind": strategy, "world_size": 2}
 
 
 def forget_end(output_dir: Path) -> None:
@@ -189,11 +192,11 @@ FROM_OTHERS = [("zero2", "one"), ("zero3", "one"), ("zero2", "fsdp"), ("zero3", 
 RESUMED = {"batch_size_per_gpu": 1, "save_steps": 2, "save_total_limit": 9}
 
 
-@pytest.mark.parametrize(("kind", "method"), [("zero2", {}), ("zero3", {}), ("zero3", LORA)])
+@pytest.mark.parametrize(("strategy", "method"), [("zero2", {}), ("zero3", {}), ("zero3", LORA)])
 def test_resumes_bit_by_bit_and_on_other_numbers_of_processes(
-    data_dir: Path, tmp_path: Path, kind: str, method: dict[str, Any]
+    data_dir: Path, tmp_path: Path, strategy: str, method: dict[str, Any]
 ) -> None:
-    settings = {**RESUMED, **method, "parallel": kind}
+    settings = {**RESUMED, **method, "parallel": strategy}
     (whole,) = run_jobs(data_dir, tmp_path, [Job(tmp_path / "whole", settings)])
     assert whole.codes == [0, 0], whole.err
     jobs = [
@@ -217,7 +220,9 @@ def test_resumes_from_checkpoints_of_other_strategies(data_dir: Path, tmp_path: 
     (first,) = run_jobs(data_dir, tmp_path, [Job(tmp_path / "fsdp", {**RESUMED, "parallel": "fsdp"})])
     assert first.codes == [0, 0], first.err
     alone(data_dir, tmp_path / "one", RESUMED)
-    jobs = [Job(tmp_path / f"{kind} {source}", {**RESUMED, "parallel": kind}) for kind, source in FROM_OTHERS]
+    jobs = [
+        Job(tmp_path / f"{strategy} {source}", {**RESUMED, "parallel": strategy}) for strategy, source in FROM_OTHERS
+    ]
     for job, (_, source) in zip(jobs, FROM_OTHERS, strict=True):
         shutil.copytree(tmp_path / source, job.output_dir)
         forget_end(job.output_dir)
@@ -238,25 +243,25 @@ the folder has not got its name.
 
 
 def test_killed_while_saving(data_dir: Path, tmp_path: Path) -> None:
-    whole = {kind: Job(tmp_path / kind, {**RESUMED, "parallel": kind}) for kind in STAGES}
+    whole = {strategy: Job(tmp_path / strategy, {**RESUMED, "parallel": strategy}) for strategy in STAGES}
     jobs = list(whole.values())
-    for number, (kind, kill) in enumerate(KILLS):
-        jobs += [Job(tmp_path / f"out{number}", whole[kind].settings, kill=stop) for stop in (kill, None)]
+    for number, (strategy, kill) in enumerate(KILLS):
+        jobs += [Job(tmp_path / f"out{number}", whole[strategy].settings, kill=stop) for stop in (kill, None)]
     done = run_jobs(data_dir, tmp_path, jobs)
     assert [each.codes for each in done[:2]] == [[0, 0], [0, 0]], done[0].err + done[1].err
-    for number, (kind, (rank, *_)) in enumerate(KILLS):
+    for number, (strategy, (rank, *_)) in enumerate(KILLS):
         stopped, ended = done[2 + 2 * number], done[3 + 2 * number]
         assert stopped.codes[rank] == -9, stopped
         assert ended.codes == [0, 0], ended.err
-        assert everything(tmp_path / f"out{number}") == everything(tmp_path / kind)
+        assert everything(tmp_path / f"out{number}") == everything(tmp_path / strategy)
         assert not list((tmp_path / f"out{number}").glob(".checkpoint*"))
 
 
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("strategy", STAGES)
 def test_a_checkpoint_that_lacks_a_part_does_not_count(
-    compared: dict[str, tuple[Path, Path, Done]], tmp_path: Path, kind: str
+    compared: dict[str, tuple[Path, Path, Done]], tmp_path: Path, strategy: str
 ) -> None:
-    _, two, _ = compared[f"accumulated {kind}"]
+    _, two, _ = compared[f"accumulated {strategy}"]
     copy = tmp_path / "checkpoint-000004"
     shutil.copytree(two / "checkpoint-000004", copy)
     assert open_checkpoint(copy) is not None
@@ -266,15 +271,15 @@ def test_a_checkpoint_that_lacks_a_part_does_not_count(
     assert open_checkpoint(copy) is None
 
 
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("strategy", STAGES)
 @pytest.mark.parametrize("case", ["accumulated", "lora"])
 def test_merge_makes_a_model_of_a_checkpoint(
-    compared: dict[str, tuple[Path, Path, Done]], tmp_path: Path, case: str, kind: str
+    compared: dict[str, tuple[Path, Path, Done]], tmp_path: Path, case: str, strategy: str
 ) -> None:
     from phi3v_train.models.loading import locate
     from phi3v_train.training.merging import merge_to
 
-    one, two, _ = compared[f"{case} {kind}"]
+    one, two, _ = compared[f"{case} {strategy}"]
     for name, output_dir in (("one", one), ("two", two)):
         merge_to(locate(str(output_dir / "checkpoint-000004")), tmp_path / name, dtype="fp32")
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -287,33 +292,35 @@ def test_evaluation_sees_the_same_model(data_dir: Path, tmp_path: Path) -> None:
     """Answers before, between and after the steps; training continues from there as if nothing had been asked."""
     changes = {"eval_before": True, "eval_after": True, "eval_steps": 2, "max_new_tokens": 3, "max_steps": 3}
     alone(data_dir, tmp_path / "one", changes)
-    done = run_jobs(data_dir, tmp_path, [Job(tmp_path / kind, {**changes, "parallel": kind}) for kind in STAGES])
-    for kind, each in zip(STAGES, done, strict=True):
+    done = run_jobs(
+        data_dir, tmp_path, [Job(tmp_path / strategy, {**changes, "parallel": strategy}) for strategy in STAGES]
+    )
+    for strategy, each in zip(STAGES, done, strict=True):
         assert each.codes == [0, 0], each.err
-        assert_same(tmp_path / "one", tmp_path / kind)
+        assert_same(tmp_path / "one", tmp_path / strategy)
         predictions = sorted((tmp_path / "one").rglob("predictions.jsonl"))
         assert len(predictions) == 3
         for path in predictions:
             answers = zip(
-                read_lines(path), read_lines(tmp_path / kind / path.relative_to(tmp_path / "one")), strict=True
+                read_lines(path), read_lines(tmp_path / strategy / path.relative_to(tmp_path / "one")), strict=True
             )
             for expected, found in answers:
                 assert found == {**expected, "scores": pytest.approx(expected["scores"], abs=1e-6)}
 
 
 def test_in_16_bits_a_run_resumes_bit_by_bit(data_dir: Path, tmp_path: Path) -> None:
-    settings = [{**RESUMED, "dtype": "bf16", "parallel": kind} for kind in STAGES]
+    settings = [{**RESUMED, "dtype": "bf16", "parallel": strategy} for strategy in STAGES]
     done = run_jobs(data_dir, tmp_path, [Job(tmp_path / each["parallel"], each) for each in settings])
     assert [each.codes for each in done] == [[0, 0], [0, 0]], done[0].err + done[1].err
-    for kind in STAGES:
-        shutil.copytree(tmp_path / kind, tmp_path / f"{kind} again")
-        forget_end(tmp_path / f"{kind} again")
-        stored = json.loads((tmp_path / kind / "deepspeed.json").read_text())
+    for strategy in STAGES:
+        shutil.copytree(tmp_path / strategy, tmp_path / f"{strategy} again")
+        forget_end(tmp_path / f"{strategy} again")
+        stored = json.loads((tmp_path / strategy / "deepspeed.json").read_text())
         assert stored["bf16"]["enabled"] is True
     done = run_jobs(data_dir, tmp_path, [Job(tmp_path / f"{each['parallel']} again", each) for each in settings])
     assert [each.codes for each in done] == [[0, 0], [0, 0]], done[0].err + done[1].err
-    for kind in STAGES:
-        assert everything(tmp_path / f"{kind} again") == everything(tmp_path / kind)
+    for strategy in STAGES:
+        assert everything(tmp_path / f"{strategy} again") == everything(tmp_path / strategy)
 
 
 READS_ALL_BITS = """
@@ -343,7 +350,7 @@ def test_in_16_bits_no_weight_from_another_strategy_is_rounded(
 ) -> None:
     settings = {**RESUMED, **method, "dtype": "bf16", "learning_rate": 1e-3}
     alone(data_dir, tmp_path / "one", settings)
-    jobs = [Job(tmp_path / kind, {**settings, "parallel": kind}, before=READS_ALL_BITS) for kind in STAGES]
+    jobs = [Job(tmp_path / strategy, {**settings, "parallel": strategy}, before=READS_ALL_BITS) for strategy in STAGES]
     for job in jobs:
         shutil.copytree(tmp_path / "one", job.output_dir)
         forget_end(job.output_dir)
@@ -484,8 +491,8 @@ methods.apply_method = poisoned
 def test_never_trains_on_in_a_wrong_state(data_dir: Path, tmp_path: Path) -> None:
     """A DeepSpeed that hands back another stage; a gradient that is not finite in one place of one tensor."""
     jobs = [
-        Job(tmp_path / f"{kind} {number}", {"parallel": kind}, before=code)
-        for kind in STAGES
+        Job(tmp_path / f"{strategy} {number}", {"parallel": strategy}, before=code)
+        for strategy in STAGES
         for number, code in enumerate((OTHER_STAGE, BAD_GRADIENT))
     ]
     done = run_jobs(data_dir, tmp_path, jobs)
@@ -494,9 +501,9 @@ def test_never_trains_on_in_a_wrong_state(data_dir: Path, tmp_path: Path) -> Non
         assert (2 if job.before == OTHER_STAGE else 1) in each.codes, each
         assert not list_checkpoints(job.output_dir)
         assert "Traceback" not in each.err
-        kind = job.settings["parallel"]
+        strategy = job.settings["parallel"]
         words = (
-            f"--parallel {kind}: weights are held by {held[kind]} instead"
+            f"--parallel {strategy}: weights are held by {held[strategy]} instead"
             if job.before == OTHER_STAGE
             else ("step 1: the gradient's norm is inf, so training stopped before the update")
         )

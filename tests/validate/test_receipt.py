@@ -1,4 +1,4 @@
-"""What a run leaves behind: an unchanged directory is not checked again, a changed one only where it changed."""
+"""The receipt of a run: an unchanged directory is not checked again, a changed one only where it changed."""
 
 import json
 import os
