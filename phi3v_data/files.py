@@ -1,4 +1,4 @@
-"""Safe file access: untrusted names stay inside a folder, and files are written atomically.
+"""Safe file access: untrusted names stay inside a folder, files are written atomically, and names are hashed.
 
 Every name read from a file (a manifest, a journal, a row) becomes a path through `inside`. Every file of phi3v is
 written through `write_whole`: to a temporary name, synced, renamed, and the folder synced.
@@ -7,6 +7,7 @@ written through `write_whole`: to a temporary name, synced, renamed, and the fol
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+import xxhash
 
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
@@ -116,6 +119,16 @@ def safe_component(name: str) -> str:
     if not safe or _DEVICE.fullmatch(safe) or safe.lower().endswith(SOURCE_IMAGE_SUFFIXES):
         safe += "_"
     return safe
+
+
+def name_hash(name: str) -> int:
+    """64-bit hash of a name, key or path, to compare many in little memory; the same in every process."""
+    return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"))
+
+
+def name_digest(name: str, length: int = 64) -> str:
+    """First `length` hexadecimal digits of the sha256 of a name or path, to name a file or module after it."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
 @contextmanager

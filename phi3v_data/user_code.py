@@ -2,11 +2,11 @@
 
 import importlib.util
 import sys
-from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import name_digest
 
 MODULE_PREFIX = "phi3v_data_user_"
 """Prefix of the names of modules loaded from a file."""
@@ -25,7 +25,7 @@ def load_file(path: Path, *, option: str) -> ModuleType:
     resolved = path.expanduser().resolve()
     if not resolved.is_file():
         raise NotFoundError(f"{option} {path}: the file does not exist")
-    name = f"{MODULE_PREFIX}{sha256(str(resolved).encode()).hexdigest()[:12]}"
+    name = f"{MODULE_PREFIX}{name_digest(str(resolved), 12)}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, resolved)

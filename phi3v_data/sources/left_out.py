@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import xxhash
-
 from phi3v_data.draft import Draft, DraftImage, Item
+from phi3v_data.files import name_hash
 from phi3v_data.messages import counted, shown
 from phi3v_data.sources.source import Source
 
@@ -62,4 +61,4 @@ def _contents(draft: Draft) -> Iterator[object]:
 
 
 def _hash(path: str) -> int:
-    return xxhash.xxh3_64_intdigest(os.path.abspath(path).encode("utf-8", "surrogatepass"))
+    return name_hash(os.path.abspath(path))

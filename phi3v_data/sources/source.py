@@ -8,7 +8,6 @@ parquet         a folder (a snapshot of a Hub dataset) or a file: rows
 save_to_disk    a folder written by `datasets`: rows
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import name_digest
 from phi3v_data.sources.archive import INNER, extract, member_name, rejected_members
 from phi3v_data.sources.hub import RemoteFiles, fetch
 from phi3v_data.sources.members import Limits, RejectedMember, is_junk
@@ -252,8 +252,7 @@ class Source:
             self._unpacked.add(archive.path)
             if str(path.with_name(path.name[: -len(suffix)])) in folders:
                 continue
-            digest = hashlib.sha256(archive.path.encode()).hexdigest()[:16]
-            work = self._work_folder() / f"{INNER}{digest}"
+            work = self._work_folder() / f"{INNER}{name_digest(archive.path, 16)}"
             with not_noting():
                 root = extract(archive.file, work, name=archive.path)
             self._reject(archive.path, work)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
+from phi3v_data.files import name_digest, unsafe_reason
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.suffixes import HEIC_SUFFIXES, IMAGE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 from phi3v_data.writing.journal import ImageRecord, Journal
@@ -68,8 +69,6 @@ def check_name(name: str) -> None:
     Raises:
         Reject: `image-path-unsafe`.
     """
-    from phi3v_data.files import unsafe_reason
-
     pieces = name.split("/")
     if why := unsafe_reason(name):
         pass
@@ -149,7 +148,7 @@ def _claim(target: Path, journal: Journal) -> bool:
     name = target.relative_to(journal.images).as_posix().lower()  # exFAT and SMB ignore letter case
     journal.claims.mkdir(parents=True, exist_ok=True)
     try:
-        os.close(os.open(journal.claims / hashlib.sha256(name.encode()).hexdigest(), os.O_CREAT | os.O_EXCL))
+        os.close(os.open(journal.claims / name_digest(name), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
     return True

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-import xxhash
-
 from phi3v_data.draft import Item
 from phi3v_data.errors import UserError
+from phi3v_data.files import name_hash
 from phi3v_data.sources.fingerprint import item_fingerprint
 from phi3v_data.sources.reads import Roots
 from phi3v_data.splits import canonical_split, is_split_name, split_problem, split_sort_key
@@ -154,7 +153,7 @@ def spool_plan(
             spool = spools[split]
             if limit is not None and len(spool.offsets) >= limit:
                 continue
-            keys.append(_hash(item.key))
+            keys.append(name_hash(item.key))
             _add(spool, item if item.split == split else replace(item, split=split), roots)
             if progress and index % 1000 == 0:
                 progress(index)
@@ -219,10 +218,6 @@ def read_items(folder: Path, part: Part) -> Iterator[Item]:
             yield pickle.load(file)
 
 
-def _hash(key: str) -> int:
-    return xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogatepass"))
-
-
 def _find_duplicate(keys: "array[int]", folder: Path, spools: Mapping[str, _Spool]) -> str:
     """A key that occurs twice, or empty; keys are compared as text only if their hashes are equal."""
     if not keys:
@@ -234,7 +229,7 @@ def _find_duplicate(keys: "array[int]", folder: Path, spools: Mapping[str, _Spoo
     seen: set[str] = set()
     for spool in spools.values() if suspects else ():
         for item in read_items(folder, Part(0, "", spool.name, 0, len(spool.offsets), 0)):
-            if _hash(item.key) in suspects:
+            if name_hash(item.key) in suspects:
                 if item.key in seen:
                     return item.key
                 seen.add(item.key)

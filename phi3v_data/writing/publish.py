@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-import xxhash
 
 from phi3v_data.draft import DatasetInfo
 from phi3v_data.errors import UserError
-from phi3v_data.files import inside, read_json, sync_disk, sync_folder, write_json, write_text
+from phi3v_data.files import inside, name_hash, read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import counted, shown
 from phi3v_data.mounts import is_case_blind
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
@@ -58,7 +57,7 @@ class SplitFile:
         self.digest.update(line)
         self.rows += 1
         for image in images:
-            self.images.append(xxhash.xxh3_64_intdigest(image.encode("utf-8", "surrogatepass")))
+            self.images.append(name_hash(image))
 
     def num_images(self) -> int:
         """Number of distinct images, with 8 bytes of memory each."""

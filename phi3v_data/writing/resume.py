@@ -11,8 +11,7 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
-import xxhash
-
+from phi3v_data.files import name_hash
 from phi3v_data.writing.boot import boot_id
 from phi3v_data.writing.journal import ImageRecord, Journal, PartRecord
 from phi3v_data.writing.plan import Part
@@ -28,7 +27,7 @@ def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:
         numbers = set(range(part.first, part.first + part.count))
         if kept and _numbers(kept) == numbers and _has_images(journal, kept, disputed):
             finished.add(part.index)
-            known.extend(_hash(image.name) for row in kept.rows for image in row.images)
+            known.extend(name_hash(image.name) for row in kept.rows for image in row.images)
         else:
             journal.part_path(part.index).unlink(missing_ok=True)
     _remove_unknown(journal.images, known)
@@ -46,7 +45,7 @@ def finished_in_order(journal: Journal) -> tuple[int, int]:
         numbers = set(range(samples, samples + kept.num_items))
         if not numbers or _numbers(kept) != numbers or not _has_images(journal, kept, set(kept.collided)):
             break
-        known.extend(_hash(image.name) for row in kept.rows for image in row.images)
+        known.extend(name_hash(image.name) for row in kept.rows for image in row.images)
         parts += 1
         samples += kept.num_items
     for path in journal.parts.iterdir():
@@ -90,10 +89,6 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _hash(name: str) -> int:
-    return xxhash.xxh3_64_intdigest(name.encode())
-
-
 def _remove_unknown(root: Path, known: "array[int]") -> None:
     """Remove files with an unknown name; known names take 8 bytes of memory each, as hashes."""
     import numpy as np
@@ -101,7 +96,7 @@ def _remove_unknown(root: Path, known: "array[int]") -> None:
     hashes = np.unique(np.frombuffer(known, dtype=np.uint64)) if known else np.empty(0, dtype=np.uint64)
     for folder, _, names in os.walk(root, topdown=False):
         paths = [Path(folder) / name for name in names]
-        found = np.array([_hash(path.relative_to(root).as_posix()) for path in paths], dtype=np.uint64)
+        found = np.array([name_hash(path.relative_to(root).as_posix()) for path in paths], dtype=np.uint64)
         for path, there in zip(paths, np.isin(found, hashes, assume_unique=False), strict=True):
             if not there:
                 path.unlink()
