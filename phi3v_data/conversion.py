@@ -329,7 +329,7 @@ def _guard(call: Callable[[], Iterable[Any]], request: Request, what: str) -> It
         yield from call()
     except (UserError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         reason = describe_error(error, source_file(request.cls))

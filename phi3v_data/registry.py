@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 from phi3v_data import converters
 from phi3v_data.draft import Converter
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.user_code import MODULE_PREFIX, describe_error, load_file
+from phi3v_data.user_code import MODULE_PREFIX, load_file, load_object, loading
 
 GROUP = "phi3v_data.converters"
 """Entry point group of converters that other packages install."""
@@ -49,7 +49,11 @@ class ConverterRef:
         Raises:
             UserError: it cannot be imported.
         """
-        module = load_file(Path(self.file), option="--converter") if self.file else import_module(self.module)
+        if self.file:
+            module = load_file(Path(self.file), option="--converter")
+        else:
+            with loading(f"the module {self.module} of the converter"):
+                module = import_module(self.module)
         if self.is_main:
             sys.modules["__main__"] = module
         target: Any = module
@@ -252,10 +256,8 @@ def _built_in() -> tuple[str, ...]:
 
 def _load_built_in(name: str) -> type[Converter[Any]]:
     where = f"{converters.__name__}.{name}"
-    try:
+    with loading(f"the converter {name!r}"):
         module = import_module(where)
-    except Exception as error:
-        raise UserError(f"the converter {name!r} cannot be loaded: {describe_error(error)}") from error
     found = _classes_of(module)
     if len(found) != 1 or getattr(found[0], "name", "").replace("-", "_") != name:
         raise UserError(f"{where} must define one converter, whose name is that of the module: {name}")
@@ -268,8 +270,4 @@ def _entry_points() -> tuple[EntryPoint, ...]:
 
 
 def _load_entry_point(point: EntryPoint) -> type[Converter[Any]]:
-    try:
-        target = point.load()
-    except Exception as error:
-        raise UserError(f"the installed converter {point.name!r} cannot be loaded: {describe_error(error)}") from error
-    return _as_converter(target, point.value)
+    return _as_converter(load_object(point, f"the installed converter {point.name!r}"), point.value)

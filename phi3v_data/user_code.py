@@ -1,15 +1,58 @@
-"""Loads Python files of the user: converters and metrics."""
+"""Loads code that is not of phi3v: files of the user, and objects that other packages install."""
 
+import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import name_digest
+from phi3v_data.messages import escaped
 
 MODULE_PREFIX = "phi3v_data_user_"
 """Prefix of the names of modules loaded from a file."""
+
+MAX_REASON = 160
+"""Characters of an exception's text in a message."""
+
+_IMPORTING = (str(Path(importlib.__file__).parent), "<frozen importlib", __file__)
+"""Beginnings of the names of files that only load other code."""
+
+
+@contextmanager
+def loading(what: str, file: str = "") -> Iterator[None]:
+    """Report any failure of loading `what` as one sentence; its code may even raise SystemExit. Ctrl-C is passed on.
+
+    Args:
+        what: subject of the sentence.
+        file: the file whose line is named, see `describe_error`.
+
+    Raises:
+        UserError: `WHAT cannot be loaded: REASON`.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except UserError as error:
+        raise UserError(f"{what} cannot be loaded: {error}") from error
+    except BaseException as error:  # whatever the code of others raises
+        raise UserError(f"{what} cannot be loaded: {describe_error(error, file)}") from error
+
+
+def load_object(point: EntryPoint, what: str) -> Any:
+    """The object that an entry point names; `what` is the subject of the error.
+
+    Raises:
+        UserError: its module fails, even by SystemExit, or does not have it.
+    """
+    with loading(what):
+        return point.load()
 
 
 def load_file(path: Path, *, option: str) -> ModuleType:
@@ -35,19 +78,17 @@ def load_file(path: Path, *, option: str) -> ModuleType:
     sys.modules[name] = module
     if str(resolved.parent) not in sys.path:
         sys.path.append(str(resolved.parent))
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        del sys.modules[name]
-        raise
-    except Exception as error:  # the user's own code: whatever it raises is reported with its line
-        del sys.modules[name]
-        raise UserError(f"{option} {path}: cannot be loaded: {describe_error(error, str(resolved))}") from error
+    with loading(f"{option} {path}:", str(resolved)):
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
     return module
 
 
 def describe_error(error: BaseException, file: str = "") -> str:
-    """`ValueError: message (my_docs.py:41)`: the innermost line of `file`, else of anything, with the file's name."""
+    """`ValueError: message (my_docs.py:41)`: the innermost line of `file`, else of the code that was loaded."""
     where = ""
     if isinstance(error, SyntaxError) and error.filename:
         where = f"{Path(error.filename).name}:{error.lineno}"
@@ -57,9 +98,11 @@ def describe_error(error: BaseException, file: str = "") -> str:
         while trace is not None:
             frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
             trace = trace.tb_next
-        own = [frame for frame in frames if frame[0] == file] or frames
+        own = [frame for frame in frames if frame[0] == file]
+        own = own or [frame for frame in frames if not frame[0].startswith(_IMPORTING)]
         if own:
             where = f"{Path(own[-1][0]).name}:{own[-1][1]}"
     text = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = escaped(text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}…")
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{message} ({where})" if where else message

@@ -31,9 +31,13 @@ class Plugin(phi3v_data.Converter[phi3v_data.Options]):
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A folder with two installed distributions: one whose converter works, one whose module cannot be imported."""
+    """A folder with three installed distributions: one converter works, one cannot be imported, one exits at import."""
     site = tmp_path / "site"
-    for name, module, target in (("good-plugin", PLUGIN, "Plugin"), ("bad-plugin", "import nowhere_to_be_found", "X")):
+    for name, module, target in (
+        ("good-plugin", PLUGIN, "Plugin"),
+        ("bad-plugin", "import nowhere_to_be_found", "X"),
+        ("bad-exit-plugin", "import sys\nsys.exit(0)", "X"),
+    ):
         info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -84,6 +88,8 @@ def test_a_file_with_one_converter_needs_no_name(tmp_path: Path) -> None:
         ("def f(:\n", "x.py:A", r"cannot be loaded: SyntaxError: .* \(x\.py:1\)"),
         ("\n1 / 0\n", "x.py:A", r"cannot be loaded: ZeroDivisionError: division by zero \(x\.py:2\)"),
         ("import nowhere_to_be_found\n", "x.py:A", r"ModuleNotFoundError: .*nowhere_to_be_found.* \(x\.py:1\)"),
+        ("import sys\nsys.exit(0)\n", "x.py:A", r"x\.py: cannot be loaded: SystemExit: 0 \(x\.py:2\)"),
+        ("raise BaseException('no')\n", "x.py:A", r"cannot be loaded: BaseException: no \(x\.py:1\)"),
         ("A = 3\n", "x.py:A", "is not a converter; subclass phi3v_data.Converter"),
         ("A = 3\n", "x.py:B", "has no 'B'; it contains no converters"),
         ("A = 3\n", "x.py", "contains 0 converters"),
@@ -114,6 +120,9 @@ def test_installed_converters_are_found_and_run(site: Path, tmp_path: Path) -> N
     done = run_with(site, "convert", "bad", "--source", tmp_path / "source", "--out_dir", tmp_path / "out2")
     assert done.returncode == 2
     assert done.stderr.startswith("error: the installed converter 'bad' cannot be loaded: ModuleNotFoundError")
+    done = run_with(site, "convert", "bad-exit", "--source", tmp_path / "source", "--out_dir", tmp_path / "out2")
+    sentence = "error: the installed converter 'bad-exit' cannot be loaded: SystemExit: 0 (bad_exit_plugin.py:2)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
 
 
 def test_a_file_dropped_into_the_folder_is_a_converter(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_a_path_is_copied(tmp_path: Path) -> None:
         ("draft {'user': ''}", "empty-text"),
         ("reject", "toy-reject"),
         ("raise", "converter-error"),
+        ("quit", "converter-error"),
     ],
 )
 def test_what_cannot_be_a_sample_is_a_reject(tmp_path: Path, directives: str, reason: str) -> None:

@@ -79,6 +79,8 @@ class Toy(phi3v_data.Converter[ToyOptions]):
                     raise phi3v_data.Reject("toy-reject", f"{item.path} asked for it")
                 case "raise":
                     raise ValueError(f"no sense in {item.path}")
+                case "quit":
+                    raise SystemExit(0)
                 case "memory":
                     raise MemoryError
                 case "import":

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.messages import escaped, shown
@@ -52,25 +51,6 @@ def ignored(points: EntryPoints) -> str:
         f"{described(points)} is ignored, because the package {PACKAGE} has a family of that name: uninstall the "
         "former, or rename its family"
     )
-
-
-def load_object(point: EntryPoint) -> Any:
-    """The object that an entry point names.
-
-    Raises:
-        UserError: its module fails, even by SystemExit, or does not have it.
-    """
-    try:
-        return point.load()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever the module raises
-        raise UserError(f"{described((point,))} cannot be loaded: {reason(error)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """Class and text of an exception out of a plug-in, for a message."""
-    return shown(f"{type(error).__name__}: {error}", 120)
 
 
 def problem_of(family: TokenFamily) -> str:

@@ -23,11 +23,10 @@ from phi3v_data.tokens.plug_in import (
     described,
     entry_points_by_name,
     ignored,
-    load_object,
     problem_of,
-    reason,
     the_only,
 )
+from phi3v_data.user_code import describe_error, load_object
 
 GROUP = "phi3v_data.token_families"
 
@@ -167,8 +166,10 @@ def count_image_tokens(family: TokenFamily, width: int, height: int, budget: int
         count = family.image_tokens(width, height, budget)
     except (ImageShapeError, UserError):
         raise
-    except Exception as error:  # whatever the plug-in raises
-        raise UserError(f"{where} must return a number or raise ImageShapeError, but raised {reason(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever the plug-in raises
+        raise UserError(
+            f"{where} must return a number or raise ImageShapeError, but raised {describe_error(error)}"
+        ) from error
     try:
         number = -1 if isinstance(count, bool) else index(count)
     except TypeError:
@@ -196,7 +197,7 @@ def _installed() -> Mapping[str, EntryPoints]:
 def _load(points: EntryPoints) -> TokenFamily:
     point = the_only(points)
     what = described(points)
-    family = load_object(point)
+    family = load_object(point, what)
     if not isinstance(family, TokenFamily):
         raise UserError(f"{what}: {shown(point.value, 80)} must be a TokenFamily object, not {type(family).__name__}")
     if family.name != point.name:

@@ -136,7 +136,7 @@ def convert_item(writer: PartWriter, slot: Slot, converter: Converter[Any], opti
             f"item {item_name(item)}: {describe_error(error, source_file(type(converter)))}; "
             "this would hit every sample, so the run ends here: fix it and run the same command again"
         ) from error
-    except Exception as error:  # whatever a user's code raises is told in the rejects, with file and line
+    except (Exception, SystemExit) as error:  # whatever a user's code raises is in the rejects, with file and line
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         writer.reject(slot, "converter-error", describe_error(error, source_file(type(converter))))

@@ -19,7 +19,7 @@ from typing import Any
 from phi3v_data.errors import UserError
 from phi3v_data.metric_names import METRICS_GROUP
 from phi3v_data.schema import Manifest
-from phi3v_data.user_code import describe_error, load_file
+from phi3v_data.user_code import describe_error, load_file, load_object, loading
 from phi3v_train.evaluation import metrics
 from phi3v_train.evaluation.metric import Metric, MetricFunction, Records, Undefined
 
@@ -64,7 +64,8 @@ def find_metric(name: str) -> Metric:
         UserError: see `choose_metrics`.
     """
     if name in built_in_names():
-        module = import_module(f"{metrics.__name__}.{name}")
+        with loading(f"the metric {name!r}"):
+            module = import_module(f"{metrics.__name__}.{name}")
         return Metric(name, getattr(module, name), is_built_in=True)
     for point in installed_metrics():
         if point.name == name:
@@ -105,10 +106,7 @@ def load_installed(point: EntryPoint) -> Metric:
         UserError: it cannot be loaded.
     """
     where = f"the installed metric {point.name!r}"
-    try:
-        function = point.load()
-    except Exception as error:  # code of another package: whatever it raises is reported with its line
-        raise UserError(f"{where} cannot be loaded: {describe_error(error)}") from error
+    function = load_object(point, where)
     if not callable(function):
         raise UserError(f"{where} cannot be used: {point.value} is not a function")
     return Metric(point.name, checked(function, where))
@@ -138,7 +136,7 @@ def checked(function: Callable[..., Any], where: str) -> MetricFunction:
             value = function(records)
         except (Undefined, UserError):
             raise
-        except Exception as error:  # the user's own code: whatever it raises is reported with its line
+        except (Exception, SystemExit) as error:  # the user's own code: whatever it raises is reported with its line
             file = getattr(getattr(function, "__code__", None), "co_filename", "")
             raise UserError(f"{where}: {describe_error(error, file)}") from error
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -21,12 +21,11 @@ from phi3v_data.tokens.plug_in import (
     described,
     entry_points_by_name,
     ignored,
-    load_object,
     problem_of,
-    reason,
     the_only,
 )
 from phi3v_data.tokens.registry import DEFAULT
+from phi3v_data.user_code import load_object, loading
 from phi3v_train.models.family import ModelFamily, ModuleNames
 from phi3v_train.models.renderer import Renderer
 
@@ -131,7 +130,7 @@ def load(point: EntryPoint) -> ModelFamily:
         UserError: its module fails, or the object is not a family of that name, or it lacks something.
     """
     what = described((point,))
-    family = load_object(point)
+    family = load_object(point, what)
     if not isinstance(family, ModelFamily):
         raise UserError(f"{what}: {point.value} must be a ModelFamily object, not {type(family).__name__}")
     name = getattr(family, "name", None)
@@ -148,11 +147,10 @@ def _problem_of(family: ModelFamily) -> str:
         if not isinstance(getattr(family, field, None), kind):
             return f"{type(family).__name__} must have {field}, a {kind.__name__}"
     try:
-        tokens: object = family.tokens
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever the plug-in raises
-        return f"its tokens cannot be loaded: {reason(error)}"
+        with loading("its tokens"):
+            tokens: object = family.tokens
+    except UserError as error:
+        return str(error)
     if not isinstance(tokens, TokenFamily):
         return f"its tokens must be a TokenFamily object, not {type(tokens).__name__}"
     if tokens.name != family.name:

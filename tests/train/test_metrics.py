@@ -258,6 +258,9 @@ def text(records):
 
 def nan(records):
     return float("nan")
+
+def ends(records):
+    raise SystemExit(0)
 '''
 
 
@@ -274,8 +277,9 @@ def test_a_metric_of_ones_own(tmp_path):
     [
         ("broken", r"KeyError: 'nothing' \(mine\.py:7\)"),
         ("text", "must return a finite number, got 'good'"),
+        ("ends", r"SystemExit: 0 \(mine\.py:16\)"),
         ("nan", "must return a finite number, got nan"),
-        ("mean_lenght", "has no function 'mean_lenght'; it has mean_length, broken, text, nan"),
+        ("mean_lenght", "has no function 'mean_lenght'; it has mean_length, broken, text, nan, ends"),
     ],
 )
 def test_an_error_in_it_is_reported(tmp_path, name, words):
@@ -289,6 +293,9 @@ def test_an_error_in_it_is_reported(tmp_path, name, words):
 def test_a_file_without_a_metric(tmp_path):
     with pytest.raises(UserError, match="the file does not exist"):
         find_metric(f"{tmp_path}/none.py:f")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(UserError, match=r"ends\.py: cannot be loaded: SystemExit: 0 \(ends\.py:1\)"):
+        find_metric(f"{tmp_path}/ends.py:f")
     (tmp_path / "bad.py").write_text("x = 1\ny = = 2\n")
     with pytest.raises(UserError, match=r"cannot be loaded: SyntaxError.*\(bad\.py:2\)"):
         find_metric(f"{tmp_path}/bad.py:f")
@@ -331,14 +338,18 @@ def test_a_metric_of_an_installed_package_is_found_by_its_entry_point(tmp_path, 
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: more-metrics\nVersion: 1.0\n")
     points = {"least": "more_metrics:shortest", "gone": "more_metrics:nothing", "accuracy": "more_metrics:shortest"}
+    points["ends"] = "ending_metrics:shortest"
     lines = "".join(f"{name} = {target}\n" for name, target in points.items())
     (info / "entry_points.txt").write_text(f"[phi3v_train.metrics]\n{lines}")
     (tmp_path / "more_metrics.py").write_text(SHORTEST)
+    (tmp_path / "ending_metrics.py").write_text("import sys\nsys.exit()\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert find_metric("least").function([record("ab"), record("abc")]) == 2
     assert find_metric("accuracy").is_built_in
     with pytest.raises(UserError, match="the installed metric 'gone' cannot be loaded: AttributeError"):
         find_metric("gone")
+    with pytest.raises(UserError, match=r"the installed metric 'ends' cannot be loaded: SystemExit \(ending_metrics"):
+        find_metric("ends")
     with pytest.raises(UserError, match="the installed metric 'least': ValueError"):
         find_metric("least").function([])
 
