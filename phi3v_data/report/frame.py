@@ -24,9 +24,9 @@ from phi3v_data.unfinished import MANIFEST
 
 @dataclass(frozen=True, slots=True)
 class PageParts:
-    """What one kind of page adds to the frame.
+    """Parts that one kind of page adds to the frame.
 
-    `sections`: names and ids of its sections, the first of which is `overview`. An element with the id `nav-ID` stands
+    `sections`: names and ids of its sections, the first of which is `overview`. An element with the id `nav-ID` is
     behind each name but the first, for a count. `body`, `style` and `script` follow those of the frame; the script
     finds the data as `data`, which has a `name` and a `footer`.
     """
