@@ -54,6 +54,7 @@ TRAIN_FLOORS = (
     ("training",),
     ("loss",),
     ("distributed",),  # the processes of a run, or of an evaluation
+    ("inspection",),
     ("data",),
     ("models",),
     ("precision", "device"),

@@ -14,7 +14,9 @@ COMMANDS = {
     "recipes": CommandSpec("phi3v_train.cli.recipes:recipes", "List published settings with their results."),
     "eval": CommandSpec("phi3v_train.cli.eval:command", "Score a model on a split, or a file of predictions."),
     "predict": CommandSpec("phi3v_train.cli.predict:command", "Answer a split, for a submission for instance."),
-    "inspect": CommandSpec("phi3v_train.cli.inspect:inspect", "Show one sample as the model sees it."),
+    "inspect": CommandSpec(
+        "phi3v_train.cli.inspect:inspect", "Show samples as the model sees them: which tokens are trained."
+    ),
     "merge": CommandSpec("phi3v_train.cli.merge:merge", "Merge an adapter into its base model."),
 }
 

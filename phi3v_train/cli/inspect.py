@@ -1,6 +1,8 @@
-"""`phi3v-train inspect`: one sample as the model sees it."""
+"""`phi3v-train inspect`: samples as the model sees them."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +16,8 @@ from phi3v_train.config import DataConfig, Group, ModelConfig, OptimConfig
 from phi3v_train.settings import Settings
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from phi3v_train.data.view import SampleView, Span
+    from phi3v_train.data.sources import Source
+    from phi3v_train.inspection.view import SampleView
 
 
 SHARED: dict[type[Group], tuple[str, ...]] = {
@@ -26,17 +27,16 @@ SHARED: dict[type[Group], tuple[str, ...]] = {
 }
 """Settings of a run that decide how a sample is encoded."""
 
-STYLES = {"given": "", "learnt": "bold green", "image": "cyan"}
-"""Style of each kind of span, by its value in the JSON."""
-
-KINDS = {"learnt": "supervised"}
-"""Kinds of spans that the terminal shows by another word than the JSON."""
+PAGE_ROWS = 10
+"""Rows of a page if none are named."""
 
 
 @with_eval_settings(SHARED)
 @command_info(
     examples=[
         "phi3v-train inspect demo_out/ucf101 --row 3 --model_name_or_path tiny",
+        "phi3v-train inspect DIR --rows 0-9 --html inspected.html",
+        "phi3v-train inspect DIR --random 20 --seed 1 --html inspected.html",
         "phi3v-train inspect DIR --split val --id val-0000000300 --num_crops 4",
         "phi3v-train inspect DIR --row 0 --json | jq .num_tokens",
     ]
@@ -44,90 +44,134 @@ KINDS = {"learnt": "supervised"}
 def inspect(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory, complete or bare.")],
     row: Annotated[int | None, typer.Option(min=0, metavar="N", help="Row of the split, from 0. Default: 0.")] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(metavar="ROWS", help="Several rows: 0-9, or 3,7,10-12. With --html: the first 10."),
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="N rows drawn at random; the same --seed, the same rows."),
+    ] = None,
     sample_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The sample's id, instead of --row.")
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="Split to look into.")] = "train",
     epoch: Annotated[int, typer.Option(min=0, metavar="N", help="Epoch, from 0, of the random answer.")] = 0,
     base: Base = None,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON document, ids and labels in it.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with images and coloured tokens instead.")
+    ] = None,
+    json_output: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON document, ids and labels in it; an array with --rows or --random."),
+    ] = False,
     *,
     settings: Settings,
 ) -> None:
-    """Show one sample as the model sees it: tokens by whether they are trained, images with their tiles, lengths.
+    """Show samples as the model sees them: tokens by whether they are trained, images with their tiles, lengths.
 
-    Exits with 1 when a run with these settings would refuse the sample.
+    Exits with 1 when a row shown would train nothing: it has no answer to train, or a run with these settings would
+    refuse it. Rows of a split without answers (`labelled: false` in dataset.json) are shown as they would be predicted.
     """
     from phi3v_data.console import make_console
     from phi3v_data.errors import UserError
+    from phi3v_data.report.frame import check_target, write_page
     from phi3v_train.data.encode import EncodeOptions, Encoder
     from phi3v_train.data.model_settings import model_notes
     from phi3v_train.data.order import SampleRef
     from phi3v_train.data.reader import Reader
-    from phi3v_train.data.sources import find_row, open_source
-    from phi3v_train.data.view import view_sample
+    from phi3v_train.data.sources import open_source
+    from phi3v_train.inspection.page import check_number, make_inspection_page
+    from phi3v_train.inspection.terminal import show
+    from phi3v_train.inspection.view import view_row
+    from phi3v_train.inspection.words import marker_words
     from phi3v_train.models.loading import load_processor, locate
     from phi3v_train.models.registry import make_renderer
 
-    if row is not None and sample_id is not None:
-        raise UserError("--row and --id both name a sample: give one of them")
-    data, model = settings.config.data, settings.config.model
+    named = {"--row": row, "--rows": rows, "--random": random, "--id": sample_id}
+    if len(given := [option for option, value in named.items() if value is not None]) > 1:
+        raise UserError(f"{' and '.join(given)} all choose rows: give one of them")
+    if html is not None and json_output:
+        raise UserError("--html and --json are two forms of the same: give one of them")
+    data, model, seed = settings.config.data, settings.config.model, settings.config.optim.seed
     source = open_source(directory, split, num_crops=model.num_crops)
-    number = find_row(source, sample_id) if sample_id is not None else row or 0
-    if number >= len(source):
-        raise UserError(f"--row {number}: split {split!r} has the rows 0 to {len(source) - 1}")
-    options = EncodeOptions(data.answer_choice, settings.config.optim.seed, data.max_length, data.truncate)
+    numbers = choose(source, row=row, rows=rows, random=random, sample_id=sample_id, seed=seed, page=html is not None)
+    if html is not None:
+        check_number(len(numbers))
+        check_target(html, directory)
+    options = EncodeOptions(data.answer_choice, seed, data.max_length, data.truncate)
     files = locate(model.model_name_or_path, base=base, weights=False)
     source = source.with_model(files, tuned_first=True)
     processor = load_processor(files)
-    encoder = Encoder(make_renderer(files.family, processor), options)
-    view = view_sample(Reader([source], encoder), SampleRef(0, number, epoch))
+    renderer = make_renderer(files.family, processor)
+    reader = Reader([source], Encoder(renderer, options))
+    views = [view_row(reader, SampleRef(0, number, epoch)) for number in numbers]
     origin = settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
-    say_notes(model_notes(files, processor, [(source, origin)], longest=view.num_tokens), quiet=False)
-    if json_output:
-        print(json.dumps(view.to_dict(), ensure_ascii=False))
-    else:
-        show(make_console(), view)
-    raise typer.Exit(PROBLEMS if view.refusal else GOOD)
-
-
-def show(console: "Console", view: "SampleView") -> None:
-    """Print a sample."""
-    from rich.text import Text
-
-    console.print(
-        Text.assemble((view.place, "bold"), f"  id {view.id}  (split {view.split}, row {view.row} of {view.num_rows})")
-    )
-    text_tokens = view.num_tokens - view.num_image_tokens
-    console.print(
-        f"{view.num_tokens:,} tokens: {view.num_image_tokens:,} of images, {text_tokens:,} of text, "
-        f"{view.num_supervised:,} of them supervised; {counted(view.num_turns, 'turn')}, "
-        f"{counted(len(view.images), 'image')}, {counted(sum(image.num_tiles for image in view.images), 'tile')}; "
-        + (f"num_crops {view.num_crops} ({view.num_crops_from})" if view.num_crops is not None else "no tile budget")
-    )
-    if view.dropped_turns:
-        console.print(Text(f"cut: {counted(view.dropped_turns, 'turn')} at the end left out", style="yellow"))
-    if not view.labelled:
-        console.print(Text("no answer in this row: it can be predicted, not trained on", style="yellow"))
-    for image in view.images:
-        console.print(
-            Text.assemble(
-                (f"  {image.tag}", STYLES["image"]),
-                f" {image.path}: {image.width} x {image.height}{f' {image.text}' if image.text else ''}, "
-                f"{image.num_tokens:,} tokens",
-            )
+    longest = max(view.num_tokens for view in views)
+    say_notes(model_notes(files, processor, [(source, origin)], longest=longest), quiet=False)
+    info = source.manifest.splits.get(split) if source.manifest is not None else None
+    wanted = info is None or info.labelled
+    untrained = [view for view in views if view.refusal or (wanted and view.trains_nothing)]
+    if html is not None:
+        page = make_inspection_page(
+            views,
+            source,
+            model=files.name,
+            markers=marker_words(renderer.tokenizer),
+            untrained=frozenset(view.row for view in untrained),
         )
-    console.print()
-    for span in view.spans:
-        console.print(_line(span, view))
-    if view.refusal:
-        console.print()
-        console.print(Text(f"refused: {view.refusal}", style="bold red"))
+        write_page(html, page)
+        trained = sum(view.num_supervised for view in views)
+        total = sum(view.num_tokens for view in views)
+        print(f"{html}: {counted(len(views), 'row')}, {total:,} tokens, {trained:,} of them trained")
+    elif json_output:
+        several = rows is not None or random is not None
+        value = [view.to_dict() for view in views] if several else views[0].to_dict()
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        console = make_console()
+        for number, view in enumerate(views):
+            if number:
+                console.print()
+            show(console, view)
+    say_untrained(untrained, len(views))
+    raise typer.Exit(PROBLEMS if untrained else GOOD)
 
 
-def _line(span: "Span", view: "SampleView") -> object:
-    from rich.text import Text
+def choose(
+    source: "Source",
+    *,
+    row: int | None,
+    rows: str | None,
+    random: int | None,
+    sample_id: str | None,
+    seed: int,
+    page: bool,
+) -> list[int]:
+    """The rows to show.
 
-    kind = f"image {span.image}" if span.image else KINDS.get(span.kind, span.kind)
-    body = f"{view.images[span.image - 1].tag} x {span.length:,}" if span.image else " ".join(span.tokens)
-    return Text.assemble((f"{span.start:>7} {kind:<10} ", "dim"), (body, STYLES[span.kind]))
+    Raises:
+        UserError: one that is not there.
+    """
+    from phi3v_train.data.sources import find_row
+    from phi3v_train.inspection.choose import draw_rows, parse_rows, require_row
+
+    if rows is not None:
+        return parse_rows(rows, source)
+    if random is not None:
+        return draw_rows(random, source, seed)
+    if sample_id is not None:
+        return [find_row(source, sample_id)]
+    if row is None and page:
+        return list(range(min(PAGE_ROWS, len(source))))
+    require_row(row or 0, source, "--row")
+    return [row or 0]
+
+
+def say_untrained(untrained: "Sequence[SampleView]", number: int) -> None:
+    """Name the rows that would train nothing, on stderr."""
+    if not untrained:
+        return
+    places = ", ".join(Path(view.place).name for view in untrained[:5])
+    more = f" and {len(untrained) - 5:,} more" if len(untrained) > 5 else ""
+    print(f"{len(untrained):,} of {counted(number, 'row')} would train nothing: {places}{more}", file=sys.stderr)

@@ -216,3 +216,21 @@ def test_batches_are_padded_on_the_left_with_its_own_image_token(data_dir: Path)
     ]
     assert batch["attention_mask"].tolist() == [[1] * 16, [0] * 3 + [1] * 13]
     assert batch["patches"].shape == (3, 192)
+
+
+def test_inspect_shows_its_images_and_trained_tokens(data_dir: Path, call: Call, tmp_path: Path) -> None:
+    page = tmp_path / "toy.html"
+    code, out, _ = call("inspect", data_dir, *MODEL[:2], "--rows", "0-5", "--html", page)
+    assert (code, out.startswith(f"{page}: 6 rows, ")) == (0, True)
+    rows = json.loads(page.read_text("utf-8").partition('id="data">')[2].partition("</script>")[0])["rows"]
+    assert [[span["words"] for span in row["spans"] if span["kind"] == "image"] for row in rows] == [
+        ["[image 1: 3 tokens]"],
+        ["[image 1: 10 tokens]"],
+        ["[image 1: 1 token]"],
+        ["[image 1: 3 tokens]", "[image 2: 10 tokens]"],
+        ["[image 1: 10 tokens]"],
+        [],
+    ]
+    trained = ["".join("".join(span["texts"]) for span in row["spans"] if span["kind"] == "trained") for row in rows]
+    assert [any(colour in text for colour in COLOURS) for text in trained] == [True] * 6
+    assert "yes" in trained[4]

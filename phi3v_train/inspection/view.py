@@ -5,23 +5,24 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample
 from phi3v_data.tokens.chat import ChatFormat
-from phi3v_train.data.encode import Encoder, Ids, SampleError
+from phi3v_train.data.encode import Encoder, Ids, SampleError, choose_answer
 from phi3v_train.data.images import image_size
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
-from phi3v_train.models.renderer import NO_LABEL, ImageLayout
-
-NEWLINE_TOKEN = "<0x0A>"
-NEWLINE_SIGN = "⏎"
+from phi3v_train.inspection.words import token_words
+from phi3v_train.models.renderer import NO_LABEL, ImageLayout, turn_text
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """Adjacent tokens of one kind: `given` (no label), supervised (labels), or the `image` of that number.
 
-    `tokens` are words of the vocabulary, `▁` a space and `⏎` a line end; of an image there are none.
+    `tokens` as `token_words` gives them; of an image there are none.
     """
 
     kind: str
@@ -60,7 +61,8 @@ class SampleView:
     """A sample as `inspect` shows it.
 
     `place` is the row's file and line; `refusal` says why a run would not take the sample; `labelled` is False where
-    there is no answer.
+    there is no answer. `template` is the text of the chat template, with a tag for each image. A row that cannot be
+    encoded at all has a refusal and no tokens.
     """
 
     place: str
@@ -81,18 +83,35 @@ class SampleView:
     spans: tuple[Span, ...]
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    template: str = ""
+
+    @property
+    def trains_nothing(self) -> bool:
+        """Whether no token is supervised, or a run would refuse the sample."""
+        return bool(self.refusal) or not self.num_supervised
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "images": [image.to_dict() for image in self.images]}
 
 
-def view_sample(reader: Reader, ref: SampleRef) -> SampleView:
-    """Encode a row and lay it out; a sample over `--max_length` is shown whole, with its refusal.
+def view_row(reader: Reader, ref: SampleRef) -> SampleView:
+    """Encode a row and lay it out. A sample that a run would refuse is shown whole, with its refusal."""
+    try:
+        return _view_sample(reader, ref)
+    except UserError as error:
+        source = reader.sources[ref.source]
+        try:
+            sample_id = source.split[ref.row].id
+        except UserError:
+            sample_id = ""
+        return SampleView(
+            reader.location(ref), sample_id, source.split.name, ref.row, len(source), source.num_crops,
+            source.num_crops_from, True, 0, 0, 0, 0, 0, str(error), (), (), (), (),
+        )  # fmt: skip
 
-    Raises:
-        UserError: the row, its images or its text cannot be encoded at all.
-    """
+
+def _view_sample(reader: Reader, ref: SampleRef) -> SampleView:
     source = reader.sources[ref.source]
     sample = source.split[ref.row]
     with reader.named(ref, sample):
@@ -107,7 +126,7 @@ def view_sample(reader: Reader, ref: SampleRef) -> SampleView:
         num_rows=len(source),
         num_crops=source.num_crops,
         num_crops_from=source.num_crops_from,
-        labelled=bool((labels != NO_LABEL).any()),
+        labelled=bool(sample.conversations[-1].assistant),
         num_turns=kept,
         dropped_turns=len(sample.conversations) - kept,
         num_tokens=len(ids),
@@ -118,6 +137,7 @@ def view_sample(reader: Reader, ref: SampleRef) -> SampleView:
         spans=tuple(_spans(reader.encoder.renderer.tokenizer, ids, labels)),
         input_ids=tuple(ids.tolist()),
         labels=tuple(labels.tolist()),
+        template=_template_text(reader.encoder, sample, kept, ref.epoch),
     )
 
 
@@ -136,9 +156,29 @@ def _encode(
         tokens = encoder.tokenize(sample, sizes, num_crops=num_crops, epoch=epoch)
     except SampleError as error:
         refusal = str(error)
-        whole = encoder.with_options(replace(encoder.options, max_length=None))
-        tokens = whole.tokenize(sample, sizes, num_crops=num_crops, epoch=epoch)
+        encoder = encoder.with_options(replace(encoder.options, max_length=None))
+        untrained = not any(turn.weight for turn in sample.conversations)
+        shown = _all_trained(sample) if untrained else sample
+        tokens = encoder.tokenize(shown, sizes, num_crops=num_crops, epoch=epoch)
+        if untrained:
+            tokens = replace(tokens, labels=np.full_like(tokens.labels, NO_LABEL))
     return tokens.input_ids, tokens.labels, tokens.num_turns, refusal
+
+
+def _all_trained(sample: Sample) -> Sample:
+    turns = tuple(turn.model_copy(update={"weight": 1}) for turn in sample.conversations)
+    return sample.model_copy(update={"conversations": turns})
+
+
+def _template_text(encoder: Encoder, sample: Sample, num_turns: int, epoch: int) -> str:
+    """The text of the chat template for the first turns of a sample; up to the generation point without an answer."""
+    chat = encoder.renderer.tokens.chat
+    turns = [turn_text(turn) for turn in sample.conversations[:num_turns]]
+    answered = bool(sample.conversations[-1].assistant)
+    if answered and num_turns == len(sample.conversations):
+        turns[-1] = turns[-1]._replace(assistant=choose_answer(sample, encoder.options, epoch))
+    text = chat.conversation_text(turns, system=sample.system)
+    return text if answered else text.removesuffix(chat.answer_ending(last=True))
 
 
 def _images(
@@ -174,8 +214,7 @@ def _spans(tokenizer: Any, ids: Ids, labels: Ids) -> list[Span]:
         if image:
             result.append(Span("image", start, length, image=-image))
         else:
-            words = tokenizer.convert_ids_to_tokens(ids[start : start + length].tolist())
-            tokens = tuple(word.replace(NEWLINE_TOKEN, NEWLINE_SIGN) for word in words)
+            tokens = tuple(token_words(tokenizer, ids[start : start + length].tolist()))
             result.append(Span("learnt" if learnt else "given", start, length, tokens))
         start += length
     return result
