@@ -61,6 +61,7 @@ format: $(VENV)/.dev
 
 docs schemas: $(VENV)/.dev
 	$(BIN)/phi3v-data schema --out_dir schemas
+	$(BIN)/phi3v-train schema --out_dir schemas
 	$(BIN)/phi3v-data explain --markdown > docs/.problems.md.tmp && mv docs/.problems.md.tmp docs/problems.md
 	$(BIN)/python benchmarks/hardware_page.py
 

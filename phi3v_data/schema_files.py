@@ -1,11 +1,12 @@
 """JSON Schemas (draft 2020-12) of the files of a conversations directory, generated from the models.
 
-`schemas/NAME.schema.json` in the repository is the output of this module; a test compares the two.
+`schemas/NAME.schema.json` in the repository is the output of this module; a test compares the two. `phi3v_train` makes
+those of its files with the same functions.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
@@ -16,14 +17,17 @@ from phi3v_data.schema import FORMAT_VERSION, Manifest, RejectRow, Report, Sampl
 
 Mode = Literal["validation", "serialization"]
 
-SCHEMAS: Mapping[str, tuple[type[BaseModel], Mode, str]] = {
+Schemas: TypeAlias = Mapping[str, tuple[type[BaseModel], Mode, str]]
+"""Name -> the model, whether its schema describes input or output, and the file with such values."""
+
+SCHEMAS: Schemas = {
     "sample": (Sample, "validation", "a line of NAME_SPLIT.jsonl"),
     "manifest": (Manifest, "validation", "DIR/dataset.json"),
     "reject": (RejectRow, "serialization", "a line of DIR/rejects.jsonl"),
     "report": (Report, "serialization", "the output of `phi3v-data validate DIR --json`"),
     "table-map": (TableMap, "validation", "the mapping file of `phi3v-data convert table --map`"),
 }
-"""Name -> the model, whether its schema describes input or output, and the file with such values."""
+"""Files of the format."""
 
 
 class _Steady(GenerateJsonSchema):
@@ -36,34 +40,30 @@ class _Steady(GenerateJsonSchema):
         return {"additionalProperties": True, **super().dict_schema(schema)}
 
 
-def make_schema(model: type[BaseModel], name: str, mode: Mode = "validation", comment: str = "") -> dict[str, Any]:
-    """The JSON Schema of a model, with its dialect and an id that is stable within a format version."""
-    head: dict[str, Any] = {
-        "$schema": GenerateJsonSchema.schema_dialect,
-        "$id": f"urn:phi3v:format-{FORMAT_VERSION}:{name}",
-    }
-    if comment:
-        head["$comment"] = comment
-    return {**head, **model.model_json_schema(mode=mode, schema_generator=_Steady)}
-
-
-def json_schema(name: str) -> dict[str, Any]:
-    """The schema of one kind of file.
+def json_schema(
+    name: str, schemas: Schemas = SCHEMAS, namespace: str = f"urn:phi3v:format-{FORMAT_VERSION}"
+) -> dict[str, Any]:
+    """The schema of one kind of file, with its dialect and an id that is stable within a format version.
 
     Raises:
         NotFoundError: there is no schema of that name.
     """
-    if name not in SCHEMAS:
+    if name not in schemas:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, SCHEMAS, n=1)
+        near = get_close_matches(name, schemas, n=1)
         raise NotFoundError(
             f"no schema {name!r}"
             + (f"; did you mean {near[0]!r}?" if near else ".")
-            + f" The schemas are {', '.join(SCHEMAS)}."
+            + f" The schemas are {', '.join(schemas)}."
         )
-    model, mode, comment = SCHEMAS[name]
-    return make_schema(model, name, mode, f"Describes {comment}.")
+    model, mode, content = schemas[name]
+    return {
+        "$schema": GenerateJsonSchema.schema_dialect,
+        "$id": f"{namespace}:{name}",
+        "$comment": f"Describes {content}.",
+        **model.model_json_schema(mode=mode, schema_generator=_Steady),
+    }
 
 
 def to_text(schema: Mapping[str, Any]) -> str:

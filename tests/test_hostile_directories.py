@@ -240,7 +240,7 @@ def test_an_endless_journal_is_not_read(cli: Cli, interrupted: Path, source: Pat
 
 
 def test_an_endless_manifest_is_not_read(cli: Cli, directory: Path, tmp_path: Path) -> None:
-    """What needs `dataset.json` says in one sentence that it is over the limit."""
+    """Commands that need `dataset.json` say in one sentence that it is over the limit."""
     os.truncate(directory / "dataset.json", 5 << 30)
     words = "it has 5,368,709,120 bytes, over the limit of 268,435,456"
     code, out, _ = cli("validate", directory)

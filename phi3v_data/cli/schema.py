@@ -1,7 +1,8 @@
 """`phi3v-data schema`: the JSON Schema of each file of the format."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,16 +28,21 @@ def schema(
 
     NAME is sample, manifest, reject, report or table-map; without it, one object with all schemas by name is printed.
     """
+    from phi3v_data.schema_files import SCHEMAS, json_schema
+
+    show_schemas({each: json_schema(each) for each in ([name] if name else SCHEMAS)}, name, out_dir)
+
+
+def show_schemas(schemas: Mapping[str, Mapping[str, Any]], name: str | None, out_dir: Path | None) -> None:
+    """Print schemas by name, or the one named, or write each to `OUT_DIR/NAME.schema.json`."""
     from phi3v_data.files import write_text
-    from phi3v_data.schema_files import SCHEMAS, json_schema, to_text
+    from phi3v_data.schema_files import to_text
 
     if out_dir is None:
-        found = json_schema(name) if name else {each: json_schema(each) for each in SCHEMAS}
-        print(to_text(found), end="")
+        print(to_text(schemas[name] if name else schemas), end="")
         return
-    texts = {each: to_text(json_schema(each)) for each in ([name] if name else SCHEMAS)}
     out_dir.mkdir(parents=True, exist_ok=True)
-    for each, text in texts.items():
+    for each, schema in schemas.items():
         target = out_dir / f"{each}.schema.json"
-        write_text(target, text)
+        write_text(target, to_text(schema))
         print(target)

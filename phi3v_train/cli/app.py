@@ -18,6 +18,7 @@ COMMANDS = {
         "phi3v_train.cli.inspect:inspect", "Show samples as the model sees them: which tokens are trained."
     ),
     "merge": CommandSpec("phi3v_train.cli.merge:merge", "Merge an adapter into its base model."),
+    "schema": CommandSpec("phi3v_train.cli.schema:schema", "Print the JSON Schema of each file of a run."),
 }
 
 ALIASES = {"train": "run"}

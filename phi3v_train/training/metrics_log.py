@@ -3,12 +3,72 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from phi3v_data.files import write_text
 
 SOURCE_LOSS = "loss/"
 """Begins the keys of the losses by data source, `loss/NAME`, in the lines of a run that has several."""
+
+SCORE = "eval_"
+"""Begins the keys of the scores of an evaluation: `eval_loss`, `eval_accuracy`."""
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    """Keys that are absent have no default, and of other keys only the two kinds may be there."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+    schema["patternProperties"] = {
+        f"^{SOURCE_LOSS}.": {
+            "description": "`loss` over the samples of one data source, by its name.",
+            "type": "number",
+        },
+        f"^{SCORE}.": {"description": "A score of the evaluation after this step, by its name.", "type": "number"},
+    }
+    schema["additionalProperties"] = False
+
+
+_Number: TypeAlias = Annotated[float, Field(ge=0)] | SkipJsonSchema[None]
+_Count: TypeAlias = Annotated[int, Field(ge=0)] | SkipJsonSchema[None]
+
+
+class MetricsLine(BaseModel):
+    """A line of `metrics.jsonl`: a step, and the scores of the evaluation after it.
+
+    A key without a value is absent. Step 0 is the evaluation before training; it has only scores.
+    """
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="allow", allow_inf_nan=False, title="MetricsLine", json_schema_extra=_describe
+    )
+    __pydantic_extra__: dict[str, float]
+
+    step: int = Field(ge=0, description="Finished steps; 0 is before training.")
+    epoch: float = Field(ge=0, description="Passes over the data so far.")
+    loss: _Number = Field(None, description="Mean cross-entropy over the supervised tokens of the step.")
+    lr: _Number = Field(None, description="Learning rate of the step.")
+    grad_norm: _Number = Field(
+        None, description="Norm of all gradients before clipping; absent if the step was skipped."
+    )
+    samples: _Count = Field(None, description="Samples of the step, over all processes.")
+    supervised_tokens: _Count = Field(None, description="Tokens that the loss is the mean of.")
+    tokens_per_second: _Number = Field(None, description="Tokens of any kind, over all processes.")
+    images_per_second: _Number = Field(None, description="Images, over all processes.")
+    seconds: _Number = Field(None, description="Wall-clock time of the step.")
+    truncated_samples: _Count = Field(None, description="Samples that were cut to `--max_length`.")
+    skipped: bool | SkipJsonSchema[None] = Field(
+        None, description="True if the gradients were not finite, so that the weights did not change."
+    )
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "MetricsLine":
+        for key in self.model_extra or ():
+            if not any(key.startswith(start) and key != start for start in (SOURCE_LOSS, SCORE)):
+                raise ValueError(f"unknown key {key!r}; others than the fields begin with {SOURCE_LOSS} or {SCORE}")
+        return self
 
 
 class MetricsLog:

@@ -27,7 +27,7 @@ from phi3v_train.training.checkpoints import (
     write_folder,
 )
 from phi3v_train.training.loop import StepResult, TrainLoop
-from phi3v_train.training.metrics_log import SOURCE_LOSS, MetricsLog, read_metrics
+from phi3v_train.training.metrics_log import SCORE, SOURCE_LOSS, MetricsLog, read_metrics
 from phi3v_train.training.plot import draw_loss
 from phi3v_train.training.progress import ProgressLine
 from phi3v_train.training.trackers import Trackers, open_trackers
@@ -323,7 +323,7 @@ class Session:
 
 def with_scores(line: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
     """A step's line with the scores of its evaluation, if there was one."""
-    scores = {f"eval_{name}": value for name, value in (result or {}).get("metrics", {}).items()}
+    scores = {f"{SCORE}{name}": value for name, value in (result or {}).get("metrics", {}).items()}
     return {**line, **scores}
 
 
