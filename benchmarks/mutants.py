@@ -43,7 +43,10 @@ LEFT_OUT = ("phi3v_data/problems/", "phi3v_train/recipes/", "__main__.py", "__in
 QUICK = "not slow and not gpu"
 """Tests that are run for a change."""
 
-STAGE_SECONDS = 100
+FEW = 25
+"""This many of the tests that run a line are tried first; with fewer, tests found by name are tried at last."""
+
+STAGE_SECONDS = 60
 """At most this many seconds of tests, as the map measured them, are run for a change at a time."""
 
 SPARE_SECONDS = 60
@@ -395,7 +398,7 @@ class Tests:
             return
         near = self.known(by_line.get(str(mutant.line), ()))
         near.sort(key=lambda name: self.seconds.get(name, 0.0))
-        first = near[:25]
+        first = near[:FEW]
         if first:
             yield first
         low, high = mutant.function
@@ -409,7 +412,8 @@ class Tests:
             rest.sort(key=lambda name: (order.get(name, len(near)), self.seconds[name]))
             total = accumulate(self.seconds[name] for name in rest)
             yield [name for name, until in zip(rest, total, strict=True) if until <= STAGE_SECONDS]
-        yield self.named(mutant.file)  # children with an environment of their own are not measured
+        if len(near) < FEW:  # children with an environment of their own are not measured
+            yield self.named(mutant.file)
 
     def named(self, module: str) -> list[str]:
         """Without a map of lines: tests that name the module first, then those of its folder, the quickest files first.
@@ -507,20 +511,6 @@ def run_tests(folder: Path, names: list[str], tests: Tests, marker: str) -> str:
     return listing.read_text() if reason and listing.exists() else reason
 
 
-def collected(folder: Path, marker: str) -> set[str]:
-    """Names of the tests that the copy has: those of files that are not copied are missing."""
-    listing = folder.parent / "collected"
-
-    class Recorder:
-        def pytest_collection_finish(self, session: Any) -> None:
-            listing.write_text(json.dumps([item.nodeid for item in session.items]))
-
-    reason = in_child(folder, ["-m", marker, "--collect-only", "tests"], Recorder(), 600)
-    if reason:
-        raise SystemExit(f"the tests of {folder} cannot be collected: {reason}")
-    return set(json.loads(listing.read_text()))
-
-
 def first_failure(folder: Path, file: Path, texts: tuple[str, str], names: list[str], tests: Tests, marker: str) -> str:
     """The first test that fails with the changed text and passes with the unchanged one; empty if there is none."""
     source, mutated = texts
@@ -566,8 +556,6 @@ def run(mutants: list[Mutant], tests: Tests, out: Path, marker: str = QUICK) -> 
         folder = Path(scratch) / "checkout"
         folder.mkdir()
         copy_checkout(folder)
-        present = collected(folder, marker)
-        tests.bad.update(tests.seconds.keys() - present)
         for number, mutant in enumerate(mutants):
             if mutant.key in done:
                 continue
