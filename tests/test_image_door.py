@@ -195,6 +195,15 @@ def test_only_an_animated_png_is_read_wholly_for_its_header(tmp_path: Path) -> N
         probe(bytes(moving))
 
 
+def test_plain_text_of_a_png_is_not_taken_for_compressed_text(tmp_path: Path) -> None:
+    """The flag of compression is a byte of iTXt; tEXt may begin with the same byte."""
+    text = b"note\0\1x\0a\0" + zlib.compress(bytes(1 << 20 | 1))
+    assert findings(saved(tmp_path, png_with(chunk(b"tEXt", text)))) == {}
+    assert findings(saved(tmp_path, png_with(chunk(b"iTXt", text)))) == {
+        integrity.TOO_LARGE: "has a text chunk of over 1,048,576 bytes ('note')"
+    }
+
+
 @pytest.mark.parametrize("case", TOO_LARGE)
 def test_what_costs_too_much_is_not_decoded(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data, words = TOO_LARGE[case]

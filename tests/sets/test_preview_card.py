@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from in_process import make_cli
 from markdown_it import MarkdownIt
 from set_builders import encoded, make_image, png, row, run, write_set
 
@@ -36,6 +37,17 @@ def test_a_row_in_the_terminal(folder: Path) -> None:
     assert "\x1b" not in red.stdout
     assert "answer   \\x1b[31mred" in red.stdout
     assert run("preview", folder, "--split", "dev-x", "--row", 2).stdout.startswith("docs_dev-x.jsonl:3  row 2 of 3")
+
+
+def test_a_damaged_image_is_said_in_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_set(tmp_path / "in", {"train.jsonl": [row("a", "a.png")]}, {"a.png": b"<html></html>"})
+    code, out, _ = make_cli(capsys, monkeypatch)("preview", folder)
+    assert (code, [line for line in out.splitlines() if line.startswith("image")]) == (
+        0,
+        ["image    a.png  (is not an image (an HTML page))"],
+    )
 
 
 def test_rows_that_are_not_there(folder: Path, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_numbers_are_those_of_a_plain_count(counted: Path) -> None:
     assert stats["labels"] == {"train": {"yes": 6, "no": 2}, "val": {"no": 3}}
     assert stats["label_balance"]["train"]["ratio"] == 3.0
     assert stats["label_balance"]["train"]["most"] == ["yes", 6]
+    assert stats["label_balance"]["train"]["evenness"] == 0.8113  # of 3 to 1, in bits
+    assert stats["label_balance"]["val"]["evenness"] == 1.0
     assert stats["image_sizes"] == {"48x40": 9, "90x40": 1}
     assert stats["text"]["answer"]["max"] == 3
     assert stats["text"]["question"]["sum"] == sum(len(f"What is {name}?") for name in ["t0"] * 8 + ["v0"] * 3)
@@ -70,6 +72,17 @@ def test_the_command_prints_text_and_json(counted: Path) -> None:
     stats = json.loads(run("stats", counted, "--json", "--level", "quick").stdout)
     assert (stats["level"], stats["duplicates"]) == ("quick", None)
     assert run("stats", counted / "nowhere").returncode == 2
+
+
+@pytest.mark.parametrize(("number", "more"), [(5, ""), (6, " and 1 more size"), (7, " and 2 more sizes")])
+def test_five_image_sizes_are_listed(
+    tmp_path: Path, number: int, more: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {f"{n}.png": encoded(make_image(n, (40 + n, 40))) for n in range(number)}
+    rows = [row(f"r{n}", f"{n}.png") for n in range(number)]
+    _, out, _ = make_cli(capsys, monkeypatch)("stats", write_set(tmp_path / "in", {"train.jsonl": rows}, images))
+    (line,) = [line for line in out.splitlines() if line.startswith("image sizes")]
+    assert line == f"image sizes  40x40 (1), 41x40 (1), 42x40 (1), 43x40 (1), 44x40 (1){more}"
 
 
 def test_a_count_of_one_has_no_plural_and_a_missing_row_is_an_error(
