@@ -189,6 +189,22 @@ def test_a_killed_worker_is_reported(directories):
             deque(chain.from_iterable(steps), maxlen=0)
 
 
+def test_the_other_workers_end_with_a_killed_one(directories):
+    with loader(directories, num_workers=2) as made:
+        steps = made.steps(0, 1000)
+        next(steps)
+        family = psutil.Process().children(recursive=True)
+        workers = [each for each in family if "forkserver" in " ".join(each.cmdline()) and each.children() == []]
+        assert len(workers) == 2
+        workers[0].kill()
+        with pytest.raises(UserError, match="worker process"):
+            deque(chain.from_iterable(steps), maxlen=0)
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        for each in alive:
+            each.kill()
+        assert alive == []
+
+
 SCRIPT = """
 import sys
 sys.path[:0] = {path!r}
