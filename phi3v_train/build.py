@@ -119,6 +119,7 @@ def build_engine(plan: Plan, group: Group) -> Engine:
         plan.compute.dtype.value, group.device.type, cache_casts=not config.model.gradient_checkpointing
     )
     model = load_base(plan.files, plan.compute, seed=config.optim.seed)
+    plan.files.family.match_processor(model, plan.processor)
     # Some machines may have less memory than others: all shard gradients between micro-batches, or none does.
     keep_unsharded_grads = all(group.all_gather(plan.strategy.keep_unsharded_grads))
     first = torch.device(first_device(strategy, str(group.device)))

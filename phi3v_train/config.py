@@ -63,12 +63,29 @@ class Group(BaseModel):
         }
 
 
+IMAGE_OPTIONS = ("num_crops", "max_pixels", "min_pixels", "longest_edge")
+"""Options of how images are prepared."""
+
+
 class ModelConfig(Group):
     """Which model, and how it computes."""
 
     model_name_or_path: str = Field(DEFAULT_MODEL, description="Model directory, Hub id, `tiny`, or `tiny:FAMILY`.")
     num_crops: int | None = Field(
-        None, ge=1, le=16, description="Tile budget; else from dataset.json or a tuned model, else 16."
+        None,
+        ge=1,
+        description="Tile budget of Phi-3-vision (else from dataset.json or a tuned model, else 16), LLaVA, InternVL.",
+    )
+    max_pixels: int | None = Field(
+        None, ge=1, description="Largest area of an image in pixels, for Qwen models; else the processor's own."
+    )
+    min_pixels: int | None = Field(
+        None, ge=1, description="Smallest area of an image in pixels, for Qwen models; else the processor's own."
+    )
+    longest_edge: int | None = Field(
+        None,
+        ge=1,
+        description="Longest side of an image in pixels, for Idefics3, SmolVLM; else the processor's own.",
     )
     attn: Literal["auto", "flash", "sdpa", "eager"] = Field("auto", description="Attention implementation.")
     use_flash_attention: bool = Field(False, description="The same as --attn flash.")
@@ -83,6 +100,12 @@ class ModelConfig(Group):
     @classmethod
     def _take_short_forms(cls, value: Any) -> Any:
         return spell_out(value) if isinstance(value, dict) else value
+
+    @property
+    def image_options(self) -> dict[str, int]:
+        """The options of images that were given, by name; a model family takes some of them."""
+        given = {name: getattr(self, name) for name in IMAGE_OPTIONS}
+        return {name: value for name, value in given.items() if value is not None}
 
     @model_validator(mode="after")
     def _can_compute(self) -> Self:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from phi3v_data.errors import UserError
@@ -10,10 +11,9 @@ from phi3v_train.config import RunConfig
 from phi3v_train.data.encode import EncodeOptions, Encoder
 from phi3v_train.data.lengths import Lengths, check_lengths
 from phi3v_train.data.model_settings import ModelNote, model_notes
-from phi3v_train.data.order import SampleOrder
+from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import accumulation_steps
-from phi3v_train.data.probe import MeasuredRow, Probe, probe_rows
-from phi3v_train.data.reader import Reader
+from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources, unique_names
 from phi3v_train.data.untrained import refuse_untrained
 from phi3v_train.evaluation.choose_metrics import choose_metrics
@@ -24,9 +24,39 @@ from phi3v_train.models.registry import make_renderer
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import ModelSize
 from phi3v_train.settings import Settings
-from phi3v_train.training.memory import Memory, estimate, sample_activations
+from phi3v_train.training.memory import Memory, estimate
 from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed
 from phi3v_train.training.parallel.strategy import ParallelStrategy, choose_strategy
+
+PROBED_ROWS = 64
+"""Rows measured for the plan's token counts."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Sizes of some samples: what they cost to compute."""
+
+    measures: tuple[Measure, ...]
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean length."""
+        return fmean(measure.cost.tokens for measure in self.measures)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest."""
+        return max(measure.cost.tokens for measure in self.measures)
+
+    @property
+    def max_tiles(self) -> int:
+        """Most tiles."""
+        return max(measure.cost.tiles for measure in self.measures)
+
+    @property
+    def max_labels(self) -> int:
+        """Most supervised tokens."""
+        return max(measure.num_supervised for measure in self.measures)
 
 
 @dataclass(frozen=True)
@@ -60,24 +90,6 @@ class Plan:
     def memory(self) -> Memory:
         """Memory of the device that needs most."""
         return self.strategy.memory
-
-    def most_memory(self) -> tuple[MeasuredRow, int]:
-        """The measured row whose activations take most memory, and their bytes; by the estimate of `Memory`."""
-        config = self.config
-
-        def activations(row: MeasuredRow) -> int:
-            return sample_activations(
-                self.size,
-                config.method,
-                dtype=self.compute.dtype.value,
-                tokens=row.measure.cost.tokens,
-                tiles=row.measure.cost.tiles,
-                labels=row.measure.num_supervised,
-                checkpointing=config.model.gradient_checkpointing,
-            )
-
-        largest = max(self.probe.rows, key=activations)
-        return largest, activations(largest)
 
     @property
     def rows(self) -> int:
@@ -118,7 +130,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     config = settings.config
     refuse_unavailable(config)
     accumulation = accumulation_steps(config.optim.batch_size, config.optim.batch_size_per_gpu, world_size)
-    sources = open_sources(config.data.data_dir, config.data.train_split, num_crops=config.model.num_crops)
+    sources = open_sources(config.data.data_dir, config.data.train_split)
     refuse_untrained(sources)
     order = SampleOrder(
         tuple(len(source) for source in sources), config.optim.batch_size, config.optim.seed, config.data.mix
@@ -131,27 +143,29 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     family = files.family
     if config.data.pack:
         family.refuse_packing()
-    sources = tuple(source.with_model(files) for source in sources)
+    budget = family.image_budget(config.model.image_options)
+    sources = tuple(source.with_option(budget).with_model(files) for source in sources)
     largest = max(sources, key=lambda source: source.num_crops or 0)
-    if largest.num_crops is not None:
-        settings = settings.with_num_crops(largest.num_crops, largest.num_crops_from)
+    budget = largest.num_crops
+    if budget is not None and family.budget is not None:
+        settings = settings.with_num_crops(budget, largest.num_crops_from)
     config = settings.config
     if eval_source is not None:
         # The budget of the run, which is written into the model, so that a later evaluation takes the same.
-        eval_source = eval_source.with_model(files).with_option(config.model.num_crops)
+        eval_source = eval_source.with_model(files).with_option(budget)
     compute = choose_compute(config.model)
     if weights:
         refuse_unavailable_optimizer(config, compute)
-    processor = load_processor(files, num_crops=config.model.num_crops)
+    processor = load_processor(files, budget=budget, options=config.model.image_options)
     read = [*sources, *([eval_source] if eval_source is not None else [])]
     size = family.size(files.config())
     renderer = make_renderer(family, processor)
     reader = make_reader(config, sources, renderer)
     lengths = check_lengths(reader) if config.data.max_length is not None else None
     probe = probe_rows(reader)
-    origins = [(source, crops_origin(settings, source)) for source in read]
+    origins = [(source, settings.budget_origin(source.num_crops_from)) for source in read]
     notes = model_notes(files, processor, origins, compute=compute, longest=probe.max_tokens)
-    family.mark_tuned(processor, config.model.num_crops)
+    family.mark_tuned(processor, budget)
     strategy = choose_strategy(
         config,
         world_size,
@@ -238,10 +252,19 @@ def open_eval_source(config: RunConfig, sources: Sequence[Source]) -> Source | N
                 continue
             raise
         if split is not None:
-            return open_source(source.directory, split, num_crops=config.model.num_crops, labelled=True)
+            return open_source(source.directory, split, labelled=True)
     return None
 
 
-def crops_origin(settings: Settings, source: Source) -> str:
-    """Origin of a source's tile budget: option, a file, a recipe, its dataset.json, the model, or the default."""
-    return settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
+def probe_rows(reader: Reader) -> Probe:
+    """Measure up to 64 rows, spread evenly over every source.
+
+    Raises:
+        UserError: one of them cannot be encoded.
+    """
+    share = max(1, PROBED_ROWS // len(reader.sources))
+    refs = []
+    for number, source in enumerate(reader.sources):
+        count = min(share, len(source))
+        refs += [SampleRef(number, index * len(source) // count, 0) for index in range(count)]
+    return Probe(tuple(reader.measure(ref) for ref in refs))

@@ -56,15 +56,17 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
         UserError: the first error, or no directory is given.
     """
     require_data_dir(config.data.data_dir)
-    num_crops = config.model.num_crops
     files = locate_base(config.model.model_name_or_path, weights=False)
-    files.family.check_budget(num_crops)
-    tuned = files.tuned_num_crops if num_crops is None else None
+    options = dict(config.model.image_options)
+    files.family.image_budget(options)
+    tuned = None if options else files.tuned_num_crops
+    num_crops = options.pop("num_crops", None)
     for directory in config.data.data_dir:
         budget = num_crops
         if tuned is not None:
             budget, _ = resolve_num_crops(None, read_manifest(directory), tuned)
-        require_valid(directory, num_crops=budget, model=files.family.name, progress=progress)
+        name = files.family.name
+        require_valid(directory, num_crops=budget, image_options=options, model=name, progress=progress)
 
 
 def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:

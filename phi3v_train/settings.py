@@ -28,6 +28,11 @@ class Settings:
         """`option`, `config FILE`, `recipe NAME`, `dataset.json`, `model` or `default`."""
         return self.origins.get(name, "default")
 
+    def budget_origin(self, origin: str) -> str:
+        """Origin of an image budget: for `option`, where that was given: on the command line, in a file or a recipe."""
+        given = [name for name in self.config.model.image_options if name != "min_pixels"]
+        return self.origin(given[0]) if origin == "option" and given else origin
+
     def with_num_crops(self, num_crops: int, origin: str) -> "Settings":
         """The same with `num_crops` filled in where no option, config or recipe set it."""
         if self.config.model.num_crops is not None:

@@ -38,6 +38,15 @@ def validate(
         int | None,
         typer.Option(min=1, metavar="N", help="Tile budget for image tokens; else dataset.json, else 16."),
     ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Largest area of an image, for Qwen models.")
+    ] = None,
+    min_pixels: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Smallest area of an image, for Qwen models.")
+    ] = None,
+    longest_edge: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Longest side of an image, for Idefics3 and SmolVLM.")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Report samples that are longer than this.")
     ] = None,
@@ -83,11 +92,13 @@ def validate(
         from phi3v_data.report.html import write_html
 
         check_target(html, directory)
+    options = {"max_pixels": max_pixels, "min_pixels": min_pixels, "longest_edge": longest_edge}
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         report = run_checks(
             directory,
             level=level.value,
             num_crops=num_crops,
+            image_options={name: value for name, value in options.items() if value is not None},
             max_tokens=max_tokens,
             model=model,
             tokenizer=tokenizer,

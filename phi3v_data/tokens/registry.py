@@ -18,6 +18,7 @@ from phi3v_data.files import load_json
 from phi3v_data.messages import escaped, shown
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
 from phi3v_data.tokens.meant import hint
+from phi3v_data.tokens.model_files import configured
 from phi3v_data.tokens.plug_in import (
     EntryPoints,
     described,
@@ -78,19 +79,20 @@ def find_family(wanted: str | Path) -> tuple[TokenFamily, Path | None]:
         raise NotFoundError(f"--model {shown(text, 80)} is a file: give a model family or the model's directory")
     if not directory.is_dir():
         raise NotFoundError(
-            f"{shown(text, 80)} is neither a model family nor a model directory; families: {_listed(family_names())}"
-            f"{hint(text, family_names(), DEFAULT)}"
+            f"{shown(text, 80)} is neither a model family nor a model directory"
+            f"{hint(text, family_names(), DEFAULT) or f'; families: {_listed(family_names())}'}"
         )
     model_type = read_model_type(directory)
     if model_type is None:
-        raise NotFoundError(f"{shown(text, 80)} has no config.json with a model_type; families: {_known_types()}")
+        listed = _listed(family_names())
+        raise NotFoundError(f"{shown(text, 80)} has no config.json with a model_type; families: {listed}")
     family = family_of_type(model_type)
     if family is None:
         raise NotFoundError(
             f"no model family reads the model_type {shown(model_type, 40)} of {shown(text, 80)}; "
-            f"families: {_known_types()}"
+            f"families: {_listed(family_names())}"
         )
-    return family, directory
+    return configured(family, directory), directory
 
 
 def read_model_type(directory: Path) -> str | None:
@@ -185,7 +187,8 @@ def _built_in() -> Mapping[str, TokenFamily]:
     package = import_module(__package__)
     names = sorted(module.name for module in iter_modules(package.__path__))
     modules = [import_module(f"{__package__}.{name}") for name in names]
-    return {family.name: family for module in modules for family in getattr(module, "FAMILIES", ())}
+    families = [family for module in modules for family in getattr(module, "FAMILIES", ())]
+    return {family.name: family for family in sorted(families, key=lambda family: family.name != DEFAULT)}
 
 
 @cache
@@ -209,11 +212,6 @@ def _load(points: EntryPoints) -> TokenFamily:
     return family
 
 
-def _known_types() -> str:
-    families, _ = load_families()
-    return _listed([f"{family.name} ({', '.join(family.model_types)})" for family in families])
-
-
 def _listed(names: list[str]) -> str:
-    """Names for a message, the first eight of them."""
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    """Names for a message, the first twelve of them."""
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -50,9 +50,6 @@ _MAGIC = b"phi3vim2"
 _READ_BYTES = 1 << 20
 _MAX_REPORT = 64 << 20
 _MIN_LIMIT, _BYTES_PER_ENTRY = 64 << 20, 1 << 10  # of `images.bin`: more would be of another directory
-_OLD_OPTIONS = {"model": "phi3v", "families": ["phi3v"]}
-"""Options that receipts did not record at first, and what they were then."""
-
 _OTHER_DISKS = 2_000_000_000
 """Nanoseconds: the coarsest clock of a file system that is in use (FAT). The clock that was read is that of the
 directory's own file system; for files on others this is taken off."""
@@ -187,7 +184,7 @@ def load_report(directory: Path, state: State, options: Mapping[str, Any]) -> Re
             return None
         if stored["state"] != state.to_json() or not state.newest < stored["settled"]:
             return None
-        made_for = {**_OLD_OPTIONS, **stored["options"]}
+        made_for = stored["options"]
         if any(made_for.get(key, ...) != value for key, value in options.items()):
             return None
         return Report.model_validate({**stored["report"], "dir": os.fspath(directory)})

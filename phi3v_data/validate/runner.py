@@ -1,5 +1,7 @@
 """The whole validation of a directory, from its file names to the report."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.tokens.choose import ChosenModel, choose_model
-from phi3v_data.tokens.registry import family_version, load_families
+from phi3v_data.tokens.registry import family_version, get_family, load_families
 from phi3v_data.validate import receipt, tokens
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.control import control_tokens
@@ -26,6 +28,7 @@ def validate(
     *,
     level: Level = "full",
     num_crops: int | None = None,
+    image_options: Mapping[str, int] | None = None,
     max_tokens: int | None = None,
     model: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -44,6 +47,7 @@ def validate(
 
     Args:
         num_crops: tile budget for token counts; else that of `dataset.json`, else the family's default (16).
+        image_options: other options of images by name (`max_pixels`, `min_pixels`, `longest_edge`).
         max_tokens: longest sequence that training takes; longer samples are `too-long`.
         model: the model family (`phi3v`, `phi3v_data.tokens.registry`) or a model directory. It decides image tokens
             and special strings; a directory's tokenizer counts text unless `tokenizer` names another.
@@ -63,8 +67,11 @@ def validate(
         BudgetError: `num_crops` is not one that the family takes (also a ValueError).
     """
     chosen = choose_model(model, tokenizer)
+    options = dict(image_options or {})
     if num_crops is not None:
-        chosen.family.check_budget(num_crops)
+        options["num_crops"] = num_crops
+    family, budget = chosen.family.with_options(options)
+    chosen = replace(chosen, family=family)
     run = _Run(Path(directory), level, max_problems, progress, chosen)
     clock, obstacle = None, OSError()
     if use_receipt:
@@ -73,11 +80,11 @@ def validate(
         except OSError as error:
             obstacle = error
     try:
-        run.open(num_crops)
+        run.open(budget)
     except UserError:
         receipt.remove_empty_folders(run.directory)
         raise
-    options = {
+    choices = {
         **run.identity,
         "max_tokens": max_tokens,
         "tokenizer": None if chosen.tokenizer is None else tokens.tokenizer_identity(chosen.tokenizer),
@@ -85,7 +92,7 @@ def validate(
     }
     if use_receipt:
         state = run.survey.state()
-        known = None if fresh else receipt.load_report(run.directory, state, options)
+        known = None if fresh else receipt.load_report(run.directory, state, choices)
         if known is not None:
             return known.model_copy(update={"ok": _is_ok(known, strict)})
     with paused_collector():
@@ -94,7 +101,7 @@ def validate(
         try:
             if clock is None:
                 raise obstacle
-            receipt.save(run.directory, clock, state, options, report, run.tree, run.images)
+            receipt.save(run.directory, clock, state, choices, report, run.tree, run.images)
         except OSError as error:
             report = run.without_receipt(report, error)
     return report.model_copy(update={"ok": _is_ok(report, strict)})
@@ -137,11 +144,13 @@ class _Run:
                 f"markers of a model family are not looked for: {problem}",
                 hint="repair or uninstall that package",
             )
+        configured = self.family != get_family(self.family.name)
         self.identity: dict[str, Any] = {
             "level": self.level,
             "num_crops": self.num_crops,
             "model": family_version(self.family.name),
             "families": [family_version(family.name) for family in families],
+            **({"settings": repr(self.family)} if configured else {}),
         }
 
     def check(self, max_tokens: int | None, workers: int, use_receipt: bool) -> Report:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from phi3v_data.messages import escaped
 from phi3v_data.validate.images import ImageTable
 from phi3v_data.validate.table import RowTable
-from phi3v_data.validate.tokens import row_image_tokens
+from phi3v_data.validate.tokens import ImageCounts, row_image_tokens
 
 Ints = npt.NDArray[np.int64]
 
@@ -27,7 +27,7 @@ def collect_stats(
     images: ImageTable,
     used: npt.NDArray[np.bool_],
     tokens: Ints,
-    per_image: Ints,
+    per_image: ImageCounts,
     labels: Mapping[str, Counter[str] | None],
     *,
     model: str,

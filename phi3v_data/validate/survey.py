@@ -26,7 +26,7 @@ from phi3v_data.validate.receipt import State, read_state
 from phi3v_data.validate.repeats import report_duplicate_ids, report_repeated_samples, report_straddling_groups
 from phi3v_data.validate.rows import RowScan, Units
 from phi3v_data.validate.table import RowTable
-from phi3v_data.validate.tokens import image_tokens, report_aspect
+from phi3v_data.validate.tokens import ImageCounts, image_tokens, report_aspect
 from phi3v_data.validate.tree import ImageTree
 
 Ints = npt.NDArray[np.int64]
@@ -128,7 +128,7 @@ class Survey:
         self.used = used_images(self.table, self.tree)
         check_images(self.tree, self.used, known, pixels=pixels, workers=workers, progress=self.progress)
 
-    def report_images(self, family: TokenFamily, budget: int | None) -> Ints:
+    def report_images(self, family: TokenFamily, budget: int | None) -> ImageCounts:
         """Report on each image by itself; returns the image tokens of each entry, as `image_tokens` does."""
         report = ImageReport(self.table, self.tree, self.images, self.findings)
         report.report()

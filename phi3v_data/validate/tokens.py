@@ -6,7 +6,7 @@ The sequence counted is the one that training builds out of the chat format of t
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -120,12 +120,27 @@ def tokenizer_identity(directory: Path) -> str:
     return content_digest(directory / TOKENIZER_FILE)
 
 
-def image_tokens(images: ImageTable, family: TokenFamily, budget: int | None) -> Ints:
+class ImageCounts(NamedTuple):
+    """Image tokens of each entry: as the only image of a row, and as one of several."""
+
+    alone: Ints
+    several: Ints
+
+
+def image_tokens(images: ImageTable, family: TokenFamily, budget: int | None) -> ImageCounts:
     """Image tokens of each entry, 0 if its size is not known, -1 if the image processor cannot take it.
 
     Raises:
         UserError: the family is another package's, and fails.
     """
+    alone = _count(images, lambda width, height: count_image_tokens(family, width, height, budget))
+    if not family.several_differ:
+        return ImageCounts(alone, alone)
+    return ImageCounts(alone, _count(images, lambda w, h: family.several_image_tokens(w, h, budget)))
+
+
+def _count(images: ImageTable, count: Callable[[int, int], int]) -> Ints:
+    """`count(width, height)` of each entry; see `image_tokens`."""
     facts = images.facts
     sizes = np.stack([facts["width"], facts["height"]], axis=1).astype(np.int64)
     distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
@@ -133,7 +148,7 @@ def image_tokens(images: ImageTable, family: TokenFamily, budget: int | None) ->
     for index, (width, height) in enumerate(distinct.tolist()):
         if width and height:
             try:
-                counts[index] = count_image_tokens(family, width, height, budget)
+                counts[index] = count(width, height)
             except ImageShapeError:
                 counts[index] = -1
     tokens = counts[inverse.reshape(-1)] if len(distinct) else np.zeros(len(facts), np.int64)
@@ -142,13 +157,18 @@ def image_tokens(images: ImageTable, family: TokenFamily, budget: int | None) ->
 
 
 def report_aspect(
-    report: ImageReport, tree: ImageTree, table: RowTable, per_image: Ints, family: TokenFamily, budget: int | None
+    report: ImageReport,
+    tree: ImageTree,
+    table: RowTable,
+    per_image: ImageCounts,
+    family: TokenFamily,
+    budget: int | None,
 ) -> None:
     """Report each use of an image whose shape the image processor cannot take."""
     facts, findings = report.images.facts, report.findings
-    if not len(per_image):
+    if not len(per_image.alone):
         return
-    uses = np.flatnonzero((table.uses >= 0) & (per_image[table.uses] < 0))
+    uses = np.flatnonzero((table.uses >= 0) & (per_image.alone[table.uses] < 0))
     for use in findings.up_to_limit("image-aspect", uses.tolist()):
         index = int(table.uses[use])
         try:
@@ -158,17 +178,24 @@ def report_aspect(
             report.report_use("image-aspect", use, message, "crop it, or add a margin on its short side")
 
 
-def row_tokens(table: RowTable, text: Ints, per_image: Ints) -> Ints:
+def row_tokens(table: RowTable, text: Ints, per_image: ImageCounts) -> Ints:
     """Tokens of each row's whole sequence."""
     return text + row_image_tokens(table, per_image)
 
 
-def row_image_tokens(table: RowTable, per_image: Ints) -> Ints:
+def row_image_tokens(table: RowTable, per_image: ImageCounts) -> Ints:
     """Image tokens of each row; an image whose size is not known counts as 0."""
-    known = np.maximum(per_image, 0)
-    if not len(known):
+
+    def total(counts: Ints) -> Ints:
+        known = np.maximum(counts, 0)
+        return table.sum_uses(lambda uses, _: np.where(uses >= 0, known[uses], 0))
+
+    if not len(per_image.alone):
         return np.zeros(len(table), np.int64)
-    return table.sum_uses(lambda uses, _: np.where(uses >= 0, known[uses], 0))
+    alone = total(per_image.alone)
+    if per_image.several is per_image.alone:
+        return alone
+    return np.where(np.diff(table.starts) > 1, total(per_image.several), alone)
 
 
 def report_lengths(
@@ -186,7 +213,8 @@ def report_lengths(
             "too-long",
             np.flatnonzero(tokens > max_tokens),
             lambda row: f"{about}{tokens[row]} tokens, over the limit of {max_tokens}",
-            ("shorten the text" if family.max_budget is None else "lower --num_crops, shorten the text")
+            ("" if family.max_budget is None else f"lower --{family.budget_option}, ")
+            + "shorten the text"
             + " or raise the limit"
             + ("" if exact else "; --tokenizer counts text exactly"),
             severity="error" if exact else "warning",

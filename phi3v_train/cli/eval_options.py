@@ -10,14 +10,14 @@ import typer
 
 from phi3v_data.cli.options import option_parameter
 from phi3v_train.cli.run_options import ConfigFile
-from phi3v_train.config import DataConfig, EvalConfig, Group, ModelConfig, OptimConfig, ParallelConfig
+from phi3v_train.config import IMAGE_OPTIONS, DataConfig, EvalConfig, Group, ModelConfig, OptimConfig, ParallelConfig
 from phi3v_train.settings import resolve
 
 if TYPE_CHECKING:
     from phi3v_train.data.model_settings import ModelNote
 
 SHARED: dict[type[Group], tuple[str, ...]] = {
-    ModelConfig: ("model_name_or_path", "num_crops", "attn", "dtype", "device"),
+    ModelConfig: ("model_name_or_path", *IMAGE_OPTIONS, "attn", "dtype", "device"),
     EvalConfig: ("eval_split", "eval_limit", "eval_batch_size", "eval_turns", "max_new_tokens", "metric"),
     DataConfig: ("num_workers",),
     ParallelConfig: ("num_processes",),

@@ -12,7 +12,7 @@ from phi3v_data.cli.base import command_info
 from phi3v_data.errors import GOOD, PROBLEMS
 from phi3v_data.messages import counted
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
-from phi3v_train.config import DataConfig, Group, ModelConfig, OptimConfig
+from phi3v_train.config import IMAGE_OPTIONS, DataConfig, Group, ModelConfig, OptimConfig
 from phi3v_train.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 SHARED: dict[type[Group], tuple[str, ...]] = {
-    ModelConfig: ("model_name_or_path", "num_crops"),
+    ModelConfig: ("model_name_or_path", *IMAGE_OPTIONS),
     DataConfig: ("max_length", "truncate", "answer_choice"),
     OptimConfig: ("seed",),
 }
@@ -94,19 +94,20 @@ def inspect(
     if html is not None and json_output:
         raise UserError("--html and --json are two forms of the same: give one of them")
     data, model, seed = settings.config.data, settings.config.model, settings.config.optim.seed
-    source = open_source(directory, split, num_crops=model.num_crops)
+    source = open_source(directory, split)
     numbers = choose(source, row=row, rows=rows, random=random, sample_id=sample_id, seed=seed, page=html is not None)
     if html is not None:
         check_number(len(numbers))
         check_target(html, directory)
     options = EncodeOptions(data.answer_choice, seed, data.max_length, data.truncate)
     files = locate(model.model_name_or_path, base=base, weights=False)
-    source = source.with_model(files, tuned_first=True)
-    processor = load_processor(files)
+    budget = files.family.image_budget(model.image_options)
+    source = source.with_option(budget).with_model(files, tuned_first=True)
+    processor = load_processor(files, budget=budget, options=model.image_options)
     renderer = make_renderer(files.family, processor)
     reader = Reader([source], Encoder(renderer, options))
     views = [view_row(reader, SampleRef(0, number, epoch)) for number in numbers]
-    origin = settings.origin("num_crops") if source.num_crops_from == "option" else source.num_crops_from
+    origin = settings.budget_origin(source.num_crops_from)
     longest = max(view.num_tokens for view in views)
     say_notes(model_notes(files, processor, [(source, origin)], longest=longest), quiet=False)
     info = source.manifest.splits.get(split) if source.manifest is not None else None

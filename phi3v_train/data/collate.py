@@ -31,6 +31,7 @@ def collate_arrays(samples: Sequence[EncodedSample], renderer: Renderer, *, pack
     """The batch as numpy arrays, for worker processes; see `collate`."""
     ids = [renderer.model_ids(sample.input_ids) for sample in samples]
     labels = [_without_first(sample.labels) for sample in samples]
+    more = [renderer.token_inputs(sample.input_ids, sample.images) for sample in samples]
     if pack:
         arrays: Arrays = {
             "input_ids": np.concatenate(ids)[None],
@@ -40,6 +41,9 @@ def collate_arrays(samples: Sequence[EncodedSample], renderer: Renderer, *, pack
     else:
         arrays = _pad(ids, renderer.pad_token_id, renderer.padding_side)
         arrays["labels"] = _fill(labels, NO_LABEL, renderer.padding_side)
+    for name in more[0]:
+        columns = [each[name] for each in more]
+        arrays[name] = _packed(columns) if pack else _fill_columns(columns, renderer.padding_side)
     return {**arrays, **_images([sample.images for sample in samples], renderer)}
 
 
@@ -57,6 +61,9 @@ def collate(samples: Sequence[EncodedSample], renderer: Renderer, *, pack: bool 
 def collate_prompts(prompts: Sequence[EncodedPrompt], renderer: Renderer) -> dict[str, Any]:
     """Prompts to the arguments of `generate`: padded on the left, so that all answers begin in one column."""
     arrays = _pad([renderer.model_ids(prompt.input_ids) for prompt in prompts], renderer.pad_token_id, "left")
+    more = [renderer.prompt_inputs(prompt.input_ids, prompt.images) for prompt in prompts]
+    for name in more[0]:
+        arrays[name] = _fill_columns([each[name] for each in more], "left")
     return to_tensors({**arrays, **_images([prompt.images for prompt in prompts], renderer)})
 
 
@@ -100,6 +107,21 @@ def _fill(rows: Sequence[Ids], value: int, side: PaddingSide) -> Ids:
         else:
             target[longest - len(row) :] = row
     return result
+
+
+def _fill_columns(rows: Sequence[NDArray[Any]], side: PaddingSide) -> NDArray[Any]:
+    """Arrays (..., T) of each sample as one (..., samples, longest), 0 where there is none."""
+    longest = max(row.shape[-1] for row in rows)
+    result = np.zeros((*rows[0].shape[:-1], len(rows), longest), rows[0].dtype)
+    for index, row in enumerate(rows):
+        start = 0 if side == "right" else longest - row.shape[-1]
+        result[..., index, start : start + row.shape[-1]] = row
+    return result
+
+
+def _packed(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays (..., T) of each sample as one (..., 1, all tokens)."""
+    return np.concatenate(rows, axis=-1)[..., None, :]
 
 
 def _images(rows: Sequence[Sequence[ImageArrays]], renderer: Renderer) -> Arrays:

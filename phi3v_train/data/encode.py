@@ -7,7 +7,7 @@ answer of weight 0. Labels stand at their own tokens: the model shifts them.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -19,7 +19,15 @@ from phi3v_data.messages import counted
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.tokens.family import ImageShapeError
 from phi3v_train.data.images import read_image
-from phi3v_train.models.renderer import NO_LABEL, AnswerIds, ImageArrays, ImageLayout, PromptError, Renderer
+from phi3v_train.models.renderer import (
+    NO_LABEL,
+    AnswerIds,
+    ImageArrays,
+    ImageLayout,
+    PromptError,
+    Renderer,
+    TurnIds,
+)
 
 Ids: TypeAlias = NDArray[np.int64]
 Turns: TypeAlias = Literal["last", "first", "all"]
@@ -186,36 +194,41 @@ class Encoder:
             SampleError: an answer is missing, a text contains tags, an image is too narrow, the sample is too long,
                 or no turn in it is trained.
         """
-        prompts, layouts = self._turn_prompts(sample, sizes, num_crops)
         limit = self.options.max_length
         texts = [turn.assistant for turn in sample.conversations[:-1]] + [choose_answer(sample, self.options, epoch)]
-        parts: list[tuple[list[int], AnswerIds]] = []
-        length = 0
-        for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        for index, text in enumerate(texts):
             if not text:
                 raise SampleError(f"conversations[{index}].assistant is empty: there is nothing to train on")
-            answer = self.renderer.answer(text)
+        turns, layouts = self._turns(sample, texts, sizes, num_crops)
+        parts: list[tuple[list[int], AnswerIds]] = []
+        length = 0
+        for index, (prompt, answer) in enumerate(turns):
+            assert answer is not None
             length += len(prompt) + len(answer.ids)
             if limit is not None and length > limit:
                 if parts and self.options.truncate == "turns":
                     break
-                raise SampleError(self._too_long(length, prompts[index + 1 :], texts[index + 1 :], num_crops))
+                raise SampleError(self._too_long(length, turns[index + 1 :]))
             length += answer.num_before_turn - len(answer.ids)
             parts.append((prompt, answer))
         kept = len(parts)
         weights = [turn.weight for turn in sample.conversations]
         if not any(weights[:kept]):
             raise SampleError(self._untrained(kept, len(weights)))
+        num_images = sum(len(turn.images) for turn in sample.conversations[:kept])
+        if self.renderer.several_differ and num_images == 1 < len(layouts):
+            cut = sample.model_copy(update={"conversations": sample.conversations[:kept], "answers": ()})
+            alone = self.tokenize(cut, sizes[:1], num_crops=num_crops, epoch=epoch)
+            return replace(alone, dropped_turns=len(turns) - alone.num_turns)
         input_ids: list[int] = []
         labels: list[int] = []
         for index, (prompt, answer) in enumerate(parts):
             last = index == kept - 1
             ids = answer.ids if last else answer.ids[: answer.num_before_turn]
-            trained = (len(ids) if last else answer.num_trained) * weights[index]
+            trained = (answer.num_trained_if_last if last else answer.num_trained) * weights[index]
             input_ids += prompt + ids
             labels += [NO_LABEL] * len(prompt) + ids[:trained] + [NO_LABEL] * (len(ids) - trained)
-        num_images = sum(len(turn.images) for turn in sample.conversations[:kept])
-        return SampleTokens(_ids(input_ids), _ids(labels), layouts[:num_images], kept, len(prompts) - kept)
+        return SampleTokens(_ids(input_ids), _ids(labels), layouts[:num_images], kept, len(turns) - kept)
 
     def encode(
         self,
@@ -249,12 +262,12 @@ class Encoder:
 
         `sizes` may stop at that turn's last image. Earlier turns are there with their stored answers.
         """
-        prompts, layouts = self._turn_prompts(sample, sizes, num_crops, last=turn)
+        texts = [each.assistant for each in sample.conversations[:turn]]
+        turns, layouts = self._turns(sample, texts, sizes, num_crops)
         ids: list[int] = []
-        for index, prompt in enumerate(prompts):
+        for prompt, answer in turns:
             ids += prompt
-            if index < turn:
-                answer = self.renderer.answer(sample.conversations[index].assistant)
+            if answer is not None:
                 ids += answer.ids[: answer.num_before_turn]
         return _ids(ids), layouts
 
@@ -277,33 +290,42 @@ class Encoder:
         read = [read_image(image) for image in images[:needed]]
         sizes = [image.size for image in read]
         tokens = [self.tokenize_prompt(sample, sizes, num_crops=num_crops, turn=turn) for turn in chosen]
-        arrays = self._arrays(read, tokens[-1][1], num_crops)
-        return [
-            EncodedPrompt(ids, arrays[: len(layouts)], turn, accepted_answers(sample, turn), provenance)
-            for turn, (ids, layouts) in zip(chosen, tokens, strict=True)
-        ]
+        arrays: dict[tuple[int, int], ImageArrays] = {}  # turns share images, unless these have other tiles there
+        prompts = []
+        for turn, (ids, layouts) in zip(chosen, tokens, strict=True):
+            for index, layout in enumerate(layouts):
+                if (index, layout.num_tiles) not in arrays:
+                    arrays[index, layout.num_tiles] = self.renderer.image_arrays(read[index], layout, num_crops)
+            own = tuple(arrays[index, layout.num_tiles] for index, layout in enumerate(layouts))
+            prompts.append(EncodedPrompt(ids, own, turn, accepted_answers(sample, turn), provenance))
+        return prompts
 
-    def _turn_prompts(
-        self, sample: Sample, sizes: Sequence[tuple[int, int]], num_crops: int | None, last: int | None = None
-    ) -> tuple[list[list[int]], tuple[ImageLayout, ...]]:
-        """Ids before each answer up to turn `last`, and the layouts of all images in them."""
-        prompts: list[list[int]] = []
-        layouts: list[ImageLayout] = []
-        for index, turn in enumerate(sample.conversations[: None if last is None else last + 1]):
-            first = len(layouts)
+    def _turns(
+        self, sample: Sample, answers: Sequence[str], sizes: Sequence[tuple[int, int]], num_crops: int | None
+    ) -> tuple[list[TurnIds], tuple[ImageLayout, ...]]:
+        """Ids of all turns, or up to the first one without an answer, and the layouts of all images in them."""
+        turns = sample.conversations[: len(answers) + 1]
+        owners = [index for index, turn in enumerate(turns) for _ in turn.images]
+        for turn in turns:
             check_offsets(turn)
+        try:
+            layouts = self.renderer.layouts(sizes[: len(owners)], num_crops)
+        except ImageShapeError:
+            self._name_shape(sizes, owners, num_crops)
+            raise
+        try:
+            return self.renderer.conversation(turns, answers, layouts, system=sample.system), tuple(layouts)
+        except PromptError as error:
+            where = "" if error.turn is None else f"conversations[{error.turn}].user: "
+            raise SampleError(f"{where}{error}") from None
+
+    def _name_shape(self, sizes: Sequence[tuple[int, int]], owners: Sequence[int], num_crops: int | None) -> None:
+        """Raise SampleError for the first image whose shape the image processor cannot take."""
+        for (width, height), turn in zip(sizes, owners, strict=False):
             try:
-                for width, height in sizes[first : first + len(turn.images)]:
-                    layouts.append(self.renderer.image_layout(width, height, num_crops))
-                system = "" if index else sample.system
-                prompts.append(
-                    self.renderer.prompt(turn, layouts[first:], first_image=first + 1, begins=index == 0, system=system)
-                )
+                self.renderer.image_layout(width, height, num_crops)
             except ImageShapeError as error:
-                raise SampleError(f"conversations[{index}].images: {error}") from None
-            except PromptError as error:
-                raise SampleError(f"conversations[{index}].user: {error}") from None
-        return prompts, tuple(layouts)
+                raise SampleError(f"conversations[{turn}].images: {error}") from None
 
     def _arrays(
         self, images: Sequence[Any], layouts: Sequence[ImageLayout], num_crops: int | None
@@ -323,18 +345,18 @@ class Encoder:
             "remove the sample"
         )
 
-    def _too_long(
-        self, length: int, prompts: Sequence[list[int]], answers: Sequence[str], num_crops: int | None
-    ) -> str:
-        """Why a sample is refused, and what to do; `prompts` and `answers` are those not yet in `length`."""
+    def _too_long(self, length: int, turns: Sequence[TurnIds]) -> str:
+        """Why a sample is refused, and what to do; `turns` are those not yet in `length`."""
         limit = self.options.max_length
-        fewer = "raise --max_length, lower --num_crops" if num_crops is not None else "raise --max_length"
+        tokens = self.renderer.tokens
+        lower = f", lower --{tokens.budget_option}" if tokens.max_budget is not None else ""
+        fewer = f"raise --max_length{lower}"
         if self.options.truncate == "turns":
             return (
                 f"its first turn alone has {length} tokens, over --max_length {limit}, and a turn is never cut inside: "
                 f"{fewer}, or remove the sample"
             )
-        length += sum(map(len, prompts)) + sum(self.renderer.answer(answer).num_before_turn for answer in answers)
+        length += sum(len(turn.prompt) + (turn.answer.num_before_turn if turn.answer else 0) for turn in turns)
         return (
             f"it has {length} tokens, over --max_length {limit}: {fewer}, or cut at a turn's border with --truncate "
             "turns"

@@ -49,7 +49,8 @@ def check_lengths(
     long = [index for index, length in enumerate(lengths) if limit is not None and length > limit]
     if long and encoder.options.truncate == "refuse":
         first = refs[long[0]]
-        fewer = "lower --num_crops, " if whole.sources[first.source].num_crops is not None else ""
+        tokens = encoder.renderer.tokens
+        fewer = f"lower --{tokens.budget_option}, " if tokens.max_budget is not None else ""
         raise UserError(
             f"{len(long)} of {len(refs)} samples measured are over --max_length {limit}; the longest has "
             f"{max(lengths)} tokens, the first is {whole.location(first)} with {lengths[long[0]]}; raise --max_length, "

@@ -1,7 +1,7 @@
 """The directories a run reads, each with its split and its image budget."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,8 +56,7 @@ class Source:
             UserError: an option, or the tuned model, has a budget that the model family does not take.
         """
         if self.num_crops_from == "option":
-            files.family.check_budget(self.num_crops)
-            return self
+            return self  # checked by the family's `image_budget`
         if files.family.budget is None:
             return replace(self, num_crops=None, num_crops_from="none")
         budget, origin = resolve_num_crops(None, self.manifest, files.tuned_num_crops, tuned_first=tuned_first)
@@ -172,6 +171,7 @@ def require_valid(
     directory: str | Path,
     *,
     num_crops: int | None = None,
+    image_options: Mapping[str, int] | None = None,
     model: str | None = None,
     workers: int = 1,
     progress: Callable[[str, int, int | None], None] | None = None,
@@ -185,7 +185,15 @@ def require_valid(
     """
     from phi3v_data.validate import validate
 
-    report = validate(directory, level="full", num_crops=num_crops, model=model, workers=workers, progress=progress)
+    report = validate(
+        directory,
+        level="full",
+        num_crops=num_crops,
+        image_options=image_options,
+        model=model,
+        workers=workers,
+        progress=progress,
+    )
     errors = [problem for problem in report.problems if problem.severity == "error"]
     if not report.ok and errors:
         first = errors[0]

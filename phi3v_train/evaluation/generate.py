@@ -146,7 +146,7 @@ class Generator:
 
 def _out_of_memory(prompts: Sequence[EncodedPrompt], family: ModelFamily) -> str:
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    one = f"lower --{family.budget.name}" if family.budget is not None else "use a device with more memory"
+    one = family.fewer_image_tokens or "use a device with more memory"
     advice = f"lower --eval_batch_size from {len(prompts)}" if len(prompts) > 1 else one
     return f"out of memory while generating {len(prompts)} answers, whose longest prompt has {longest} tokens: {advice}"
 

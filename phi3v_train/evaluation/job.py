@@ -45,9 +45,7 @@ class Job:
 
     def notes(self) -> list[ModelNote]:
         """Every difference among model, dataset and options; each row is checked."""
-        origin = (
-            self.settings.origin("num_crops") if self.source.num_crops_from == "option" else self.source.num_crops_from
-        )
+        origin = self.settings.budget_origin(self.source.num_crops_from)
         return model_notes(
             self.files,
             self.processor,
@@ -80,12 +78,13 @@ def prepare(
         UserError: whatever would stop the evaluation later and can be seen now.
     """
     config = settings.config
-    source = open_split(data_dir, config.eval.eval_split, num_crops=config.model.num_crops, scored=scored)
+    source = open_split(data_dir, config.eval.eval_split, num_crops=None, scored=scored)
     choice = choose_metrics(config.eval.metric, source.manifest) if scored else None
     files = locate(config.model.model_name_or_path, base=base)
-    source = source.with_model(files, tuned_first=True)
+    options = config.model.image_options
+    source = source.with_option(files.family.image_budget(options)).with_model(files, tuned_first=True)
     compute = choose_compute(config.model)
-    processor = load_processor(files, num_crops=source.num_crops)
+    processor = load_processor(files, budget=source.num_crops, options=options)
     evaluator = Evaluator(
         source,
         make_renderer(files.family, processor),
@@ -150,6 +149,7 @@ def run_job(job: Job, *, overwrite: bool = False, with_loss: bool = False) -> Ou
         model = None
         if with_loss or not group.broadcast(job.folder.is_complete):
             model = load_model(job.files, job.compute, seed=job.settings.config.optim.seed)
+            job.files.family.match_processor(model, job.processor)
         precision = Precision(job.compute.dtype.value, kind)
         evaluator = job.evaluator
         files = {"predictions": job.folder.path / PREDICTIONS}

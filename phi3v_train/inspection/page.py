@@ -42,7 +42,7 @@ def make_inspection_page(
         views: the rows, in the order in which they are shown.
         source: the split that they come from.
         model: the name or directory of the model that encodes them; of a directory only its last part is shown.
-        markers: words of the vocabulary that are markers, such as `<|user|>`.
+        markers: words of the vocabulary that are markers.
         untrained: numbers of the rows that would train nothing, although they should.
     """
     thumbnails = Thumbnailer(source.directory, sum(len(view.images) for view in views))
@@ -53,7 +53,8 @@ def make_inspection_page(
         rows.append(_row(view, source, thumbnails, markers, wrong=view.row in untrained, whole=left >= 0))
     name = source.manifest.name if source.manifest is not None and source.manifest.name else source.directory.name
     model = Path(model).name if Path(model).is_dir() else model
-    budget = f", num_crops {source.num_crops} ({source.num_crops_from})" if source.num_crops is not None else ""
+    option = views[0].budget_option if views else "num_crops"
+    budget = f", {option} {source.num_crops} ({source.num_crops_from})" if source.num_crops is not None else ""
     payload = {
         "name": name,
         "ok": not untrained,

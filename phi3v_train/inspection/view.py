@@ -84,6 +84,7 @@ class SampleView:
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     template: str = ""
+    budget_option: str = "num_crops"
 
     @property
     def trains_nothing(self) -> bool:
@@ -117,7 +118,7 @@ def _view_sample(reader: Reader, ref: SampleRef) -> SampleView:
     with reader.named(ref, sample):
         sizes = [image_size(source.split.image_path(name)) for name in sample.images]
         ids, labels, kept, refusal = _encode(reader.encoder, sample, sizes, source.num_crops, ref.epoch)
-    layouts = [reader.encoder.renderer.image_layout(*size, source.num_crops) for size in sizes]
+    layouts = reader.encoder.renderer.layouts(sizes, source.num_crops)
     return SampleView(
         place=reader.location(ref),
         id=sample.id,
@@ -126,6 +127,7 @@ def _view_sample(reader: Reader, ref: SampleRef) -> SampleView:
         num_rows=len(source),
         num_crops=source.num_crops,
         num_crops_from=source.num_crops_from,
+        budget_option=reader.encoder.renderer.tokens.budget_option,
         labelled=bool(sample.conversations[-1].assistant),
         num_turns=kept,
         dropped_turns=len(sample.conversations) - kept,

@@ -17,17 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.chat import TurnText
 from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import ModelSize
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PREPROCESSOR_CONFIG = "preprocessor_config.json"
-"""File of an image processor."""
-
-PROCESSOR_CONFIG = "processor_config.json"
-"""File of a whole processor, with its image processor under the key `image_processor`."""
 
 Part: TypeAlias = Literal["language", "vision", "projector"]
 
@@ -145,7 +140,7 @@ class ModelFamily(ABC):
         """A processor for the small model."""
 
     @abstractmethod
-    def layer_classes(self) -> tuple[type, ...]:
+    def layer_classes(self, model: Any) -> tuple[type, ...]:
         """Module classes that FSDP shards and gathers one by one; everything outside of them is one more unit."""
 
     def chat_template(self) -> str:
@@ -163,17 +158,20 @@ class ModelFamily(ABC):
         """The part of the model that a parameter belongs to, by its name; a wrapper's prefix does not matter."""
         return self.modules.part_of(name)
 
-    def check_budget(self, value: int | None) -> None:
-        """Refuse an image budget of an option that this family does not take; None means not given.
+    def image_budget(self, options: Mapping[str, int]) -> int | None:
+        """The image budget among the options of images that were given; None if it is not.
 
         Raises:
-            UserError: why not.
+            BudgetError: an option that this family does not have, or a value that it does not take.
         """
-        if value is not None:
-            try:
-                self.tokens.check_budget(value)
-            except ValueError as error:
-                raise UserError(f"--num_crops {value}: {error}") from None
+        return self.tokens.with_options(options)[1]
+
+    def match_processor(self, model: Any, processor: Any) -> None:  # noqa: B027  # most models need nothing
+        """Let a model have the settings of its processor that it needs as well."""
+
+    def set_option(self, processor: Any, name: str, value: int) -> None:
+        """Let a processor have one of `other_options`."""
+        raise NotImplementedError(name)
 
     def set_budget(self, processor: Any, value: int | None) -> None:
         """Let a processor cut images under this budget; None leaves it as it is."""
@@ -207,19 +205,17 @@ class ModelFamily(ABC):
         divided. The second value is the cross-entropy (supervised tokens,) of each, without a gradient, in the order of
         rows and columns; it may be None unless `per_token`.
         """
-        import torch
-        from torch.nn import functional
+        from phi3v_train.models.token_loss import token_loss
 
-        given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        logits: Tensor = model(**given, use_cache=False).logits
-        targets = inputs["labels"][:, 1:].flatten().to(logits.device)
-        labelled = (targets >= 0).nonzero().squeeze(1)
-        chosen = logits[:, :-1].flatten(0, 1).index_select(0, labelled).float()
-        if not len(labelled):
-            return logits.float().sum() * 0, chosen.new_zeros(0)
-        losses = functional.cross_entropy(chosen, targets[labelled], reduction="none")
-        total = losses.double().sum()
-        return (total / torch.tensor(count, device=total.device)).float(), losses.detach()
+        return token_loss(model, inputs, count, self.touch_vision(model, inputs))
+
+    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Tensor | None":
+        """Zero, computed by the vision part, for a batch without images; None if the model does that itself."""
+        return None
+
+    def is_reached(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Whether a loss reaches the parameter of this name, in a model of a parsed `config.json`."""
+        return True
 
     def card_note(self) -> list[str]:
         """Markdown lines of a model card before its example in Python; empty if the model needs only transformers."""
@@ -243,6 +239,11 @@ class ModelFamily(ABC):
             "ids = model.generate(**inputs, max_new_tokens=64)",
             'print(processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])',
         ]
+
+    @property
+    def fewer_image_tokens(self) -> str:
+        """Advice for fewer image tokens: `lower --num_crops`; empty if nothing can be done."""
+        return f"lower --{self.tokens.budget_option}" if self.tokens.max_budget is not None else ""
 
     def refuse_packing(self) -> None:
         """Refuse `--pack` where several samples in a row would see one another.

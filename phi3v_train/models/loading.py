@@ -5,14 +5,15 @@ directory, a Hub id.
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside, load_json
-from phi3v_train.models.family import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, ModelFamily
+from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
+from phi3v_train.models.family import ModelFamily
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.meant import TINY, hint, is_model
 from phi3v_train.models.registry import family_of_config, get_family
@@ -285,8 +286,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_processor(files: ModelFiles, *, num_crops: int | None = None) -> Any:
-    """Tokenizer and image processor; `num_crops` overrides the directory's image budget.
+def load_processor(files: ModelFiles, *, budget: int | None = None, options: Mapping[str, int] | None = None) -> Any:
+    """Tokenizer and image processor.
+
+    Args:
+        files: the model.
+        budget: image budget in place of the directory's own.
+        options: options of images that were given; of these, those beside the budget.
 
     Raises:
         UserError: a value in the processor's files that the model does not have.
@@ -299,7 +305,10 @@ def load_processor(files: ModelFiles, *, num_crops: int | None = None) -> Any:
             processor = family.load_processor(files.processor_directory)
         except (ValueError, TypeError) as error:
             raise UserError(f"{files.processor_directory}: the processor's files cannot be used: {error}") from None
-    family.set_budget(processor, num_crops)
+    family.set_budget(processor, budget)
+    for name, value in (options or {}).items():
+        if name in family.tokens.other_options:
+            family.set_option(processor, name, value)
     return processor
 
 

@@ -41,7 +41,7 @@ def built_in() -> Mapping[str, ModelFamily]:
     folders = sorted(path.parent.name for path in Path(__file__).parent.glob(f"*/{MODULE}"))
     modules = [import_module(f"{__package__}.{folder}.{Path(MODULE).stem}") for folder in folders]
     families: list[ModelFamily] = [family for module in modules for family in module.FAMILIES]
-    return {family.name: family for family in families}
+    return {family.name: family for family in sorted(families, key=lambda family: family.name != DEFAULT)}
 
 
 @cache
@@ -71,7 +71,7 @@ def get_family(name: str = DEFAULT) -> ModelFamily:
         return built_in()[name]
     if name in installed():
         return load(the_only(installed()[name]))
-    raise NotFoundError(f"no model family {shown(name, 80)} can be trained; there are {', '.join(family_names()[:8])}")
+    raise NotFoundError(f"no model family {shown(name, 80)} can be trained; there are {', '.join(family_names()[:12])}")
 
 
 def family_of_config(config: Mapping[str, Any], path: str | Path) -> ModelFamily:
@@ -86,12 +86,12 @@ def family_of_config(config: Mapping[str, Any], path: str | Path) -> ModelFamily
     for family in every_family(problems):
         if wanted in family.tokens.model_types:
             return family
-        known.append(f"{family.title} ({', '.join(family.tokens.model_types)})")
+        known += family.tokens.model_types
     named = shown(wanted, 40) if isinstance(wanted, str) else repr(wanted)[:40]
     if problems:
         raise UserError(f"{path}: model_type is {named}, and {problems[0]}")
-    listed = ", ".join(known[:4]) + (f" and {len(known) - 4} more families" if len(known) > 4 else "")
-    raise UserError(f"{path}: model_type is {named}; only {listed} can be trained")
+    listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+    raise UserError(f"{path}: model_type is {named}; those that can be trained are {listed}")
 
 
 def family_of_model(model: Any) -> ModelFamily:

@@ -10,14 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phi3v_data.schema import Turn
 from phi3v_data.tokens.chat import TurnText
-from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.tokens.family import ImageText, TokenFamily
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,6 +27,8 @@ ImageArrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 PaddingSide: TypeAlias = Literal["left", "right"]
 
+NOTHING_INSIDE = ImageText(())
+
 NO_LABEL = -100
 """Label of a token that is not trained."""
 
@@ -34,24 +36,29 @@ NO_LABEL = -100
 class PromptError(ValueError):
     """A user's text cannot be encoded, for example because it contains an image tag."""
 
+    turn: int | None = None
+    """Index of the turn that it belongs to, where that is known."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
     """An image as the model takes it, known from its size in the file.
 
     `num_tokens` stand in the sequence, `num_tiles` pass through the vision tower. `facts` (pixels, rows, columns; for
-    JSON) and `text` describe it to people.
+    JSON) and `text` describe it to people. `inside` is the content of the sequence if that is not one run of image
+    tokens.
     """
 
     num_tokens: int
     num_tiles: int = 1
     facts: Mapping[str, int] | None = None
     text: str = ""
+    inside: ImageText = NOTHING_INSIDE
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerIds:
-    """An answer as the last of a sample: all `ids` are trained.
+    """An answer as the last of a sample: of `ids`, all are trained, or the first `num_trained_last`.
 
     Where another turn follows, only the first `num_before_turn` of them stand in the sequence, and of these the first
     `num_trained` are trained.
@@ -60,6 +67,19 @@ class AnswerIds:
     ids: list[int]
     num_before_turn: int
     num_trained: int
+    num_trained_last: int | None = None
+
+    @property
+    def num_trained_if_last(self) -> int:
+        """How many of the ids are trained as the last ones of a sample."""
+        return len(self.ids) if self.num_trained_last is None else self.num_trained_last
+
+
+class TurnIds(NamedTuple):
+    """The ids of a turn: up to its generation point, and its answer, None if there is none yet."""
+
+    prompt: list[int]
+    answer: AnswerIds | None
 
 
 class Renderer(ABC):
@@ -82,6 +102,19 @@ class Renderer(ABC):
         """Id that fills padded rows."""
         return int(self.tokenizer.pad_token_id)
 
+    @property
+    def several_differ(self) -> bool:
+        """Whether an image of a sample with several images has another layout than one alone."""
+        return self.tokens.several_differ
+
+    def layouts(self, sizes: Sequence[tuple[int, int]], budget: int | None) -> list[ImageLayout]:
+        """Layouts of all images (width, height) of a sample.
+
+        Raises:
+            ImageShapeError: the image processor cannot take one of this shape.
+        """
+        return [self.image_layout(width, height, budget) for width, height in sizes]
+
     @abstractmethod
     def image_layout(self, width: int, height: int, budget: int | None) -> ImageLayout:
         """Layout of an image of `width` x `height` pixels.
@@ -93,6 +126,37 @@ class Renderer(ABC):
     @abstractmethod
     def image_arrays(self, image: "Image", layout: ImageLayout, budget: int | None) -> ImageArrays:
         """Model inputs of one decoded image, by name; any shapes, as `collate_images` joins them."""
+
+    def conversation(
+        self, turns: Sequence[Turn], answers: Sequence[str], layouts: Sequence[ImageLayout], *, system: str = ""
+    ) -> list[TurnIds]:
+        """Ids of all turns, images in them as `prompt` says; `answers` may lack the last one.
+
+        Raises:
+            PromptError: a text cannot be encoded; its `turn` says which.
+        """
+        result, first = [], 0
+        for index, turn in enumerate(turns):
+            images = layouts[first : first + len(turn.images)]
+            try:
+                prompt = self.prompt(turn, images, first_image=first + 1, begins=index == 0, system=system)
+            except PromptError as error:
+                error.turn = index
+                raise
+            result.append(TurnIds(prompt, self.answer(answers[index]) if index < len(answers) else None))
+            first += len(turn.images)
+        return result
+
+    def token_inputs(self, ids: NDArray[np.int64], images: Sequence[ImageArrays]) -> ImageArrays:
+        """Further model inputs of a sample that have a value for each token, before it is padded or packed.
+
+        `ids` (T,) are as `prompt` makes them, image n as a run of -n; each array ends in the same T.
+        """
+        return {}
+
+    def prompt_inputs(self, ids: NDArray[np.int64], images: Sequence[ImageArrays]) -> ImageArrays:
+        """The same for a prompt, as `generate` takes it."""
+        return self.token_inputs(ids, images)
 
     @abstractmethod
     def collate_images(self, images: Sequence[ImageArrays]) -> dict[str, NDArray[Any]]:
@@ -110,7 +174,7 @@ class Renderer(ABC):
             PromptError: the text contains an image tag.
         """
         refuse_tags(self.tokens, turn.user)
-        parts = self.tokens.chat.prompt_parts(turn_text(turn), system=system)
+        parts = self.tokens.chat.prompt_parts(turn_text(turn), system=system, begins=begins)
         ids = [self.tokenizer.bos_token_id] * self.tokens.ids_at_start if begins else []
         ids += self.text_ids(parts[0])
         for offset, (layout, part) in enumerate(zip(images, parts[1:], strict=True)):

@@ -36,7 +36,8 @@ class LinearGroup:
     """A row of the table: `PREFIX.N.NAME` in each of `num_layers` equal layers, or `PREFIX.NAME` once (None).
 
     Only layers that a loss reaches are in it: `has_unused_layers` says that the model has more of them behind these.
-    `nf4`: QLoRA keeps their weights in 4 bits.
+    `layers` are the numbers of the layers that have these linear layers, where those are not the first ones. `nf4`:
+    QLoRA keeps their weights in 4 bits.
     """
 
     component: Component
@@ -45,11 +46,17 @@ class LinearGroup:
     num_layers: int | None = None
     has_unused_layers: bool = False
     nf4: bool = False
+    layers: tuple[int, ...] = ()
 
     @property
     def copies(self) -> int:
         """How many times each linear layer is there."""
         return 1 if self.num_layers is None else self.num_layers
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the layers; empty if the linear layers are there once."""
+        return self.layers or (() if self.num_layers is None else tuple(range(self.num_layers)))
 
     @property
     def weights(self) -> int:
@@ -64,7 +71,7 @@ class LinearGroup:
     def named(self) -> Iterator[tuple[str, Linear]]:
         """Full name of every linear layer, and its sizes."""
         parts = [self.prefix] if self.prefix else []
-        for layer in [None] if self.num_layers is None else range(self.num_layers):
+        for layer in self.numbers or [None]:
             for linear in self.linears:
                 number = [] if layer is None else [str(layer)]
                 yield ".".join([*parts, *number, linear.name]), linear
@@ -120,7 +127,7 @@ class ModelSize:
 
     def num_layers(self, component: Component) -> int:
         """Layers of a component that run."""
-        return max((group.copies for group in self.groups(component)), default=0)
+        return max((group.numbers[-1] + 1 for group in self.groups(component) if group.numbers), default=0)
 
     def weights(self, component: Component) -> int:
         """Weights of a component's linear layers, without biases."""

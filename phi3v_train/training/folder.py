@@ -112,7 +112,8 @@ def card_text(
     last: Mapping[str, Any] | None,
 ) -> str:
     """`README.md`: what the model is, how it was made, what it scores, how to use it."""
-    adapter, budget = config.method.use_lora, config.model.num_crops
+    adapter, budget = config.method.use_lora, family.image_budget(config.model.image_options)
+    option = family.tokens.budget_option
     kind = "Adapter (PEFT)" if adapter else "Model"
     header: dict[str, Any] = {
         "base_model": base,
@@ -138,7 +139,7 @@ def card_text(
         f"| learning rate | {config.optim.learning_rate:g}, {config.optim.lr_scheduler}, "
         f"{config.optim.warmup_steps} warm-up steps |",
         f"| weight decay, clipping | {config.optim.wd:g}, {config.optim.max_grad_norm:g} |",
-        *([f"| tile budget (`num_crops`) | {budget} |"] if budget is not None else []),
+        *([f"| image budget (`{option}`) | {budget} |"] if budget is not None else []),
         f"| seed | {config.optim.seed} |",
     ]
     if last is not None:
@@ -159,7 +160,7 @@ def card_text(
         "",
         "```bash",
         "phi3v-train eval --model_name_or_path model --data_dir DIR"
-        + (f" --num_crops {budget}" if budget is not None else ""),
+        + (f" --{option} {budget}" if budget is not None else ""),
         *(["phi3v-train merge model merged"] if adapter else []),
         "```",
         "",

@@ -173,7 +173,7 @@ def out_of_memory_sentence(batch: StepBatch, config: RunConfig) -> str:
     elif not config.method.use_lora:
         advice = "train with --use_lora, or --use_qlora, or over more devices"
     else:
-        budget = config.model.num_crops
-        advice = f"lower --num_crops from {budget}, or set --max_length" if budget is not None else "set --max_length"
+        budgets = [f"lower --{name} from {value}" for name, value in config.model.image_options.items()]
+        advice = ", or ".join([*budgets[:1], "set --max_length"])
     longest = max(measure.cost.tokens for measure in batch.plan.measures)
     return f"out of memory in step {batch.step + 1}, whose longest sample has {longest} tokens: {advice}"

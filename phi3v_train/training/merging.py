@@ -34,9 +34,11 @@ def merge_to(files: ModelFiles, out: Path, *, dtype: str = "auto", overwrite: bo
     reason = Chosen("cpu", "merging needs no GPU")
     compute = Compute(reason, Chosen(name, ""), Chosen("sdpa", ""), 0)
     model = load_base(files, compute)
+    processor = load_processor(files)
+    files.family.match_processor(model, processor)
     if files.adapter is not None:
         model = merge_adapter(model, files.adapter)
-    write_out(model, load_processor(files), out, name)
+    write_out(model, processor, out, name)
     return name
 
 

@@ -74,6 +74,10 @@ def apply_method(
         for name, parameter in model.named_parameters():
             language = family.part_of(name) == "language"
             parameter.requires_grad_(not (method.freeze_language_model if language else method.freeze_vision_model))
+        config = model.config.to_dict()
+        for name, parameter in model.named_parameters():
+            if not family.is_reached(name, config):
+                parameter.requires_grad_(False)
     set_weight_dtypes(model, precision)
     model.to(device)
     return TrainedModel(model, method, peft_model)

@@ -82,7 +82,9 @@ def pattern(groups: Iterable[LinearGroup]) -> str:
 
 def numbers(group: LinearGroup) -> str:
     """A regular expression for the numbers of a group's layers."""
-    return "(" + "|".join(map(str, range(group.copies))) + ")" if group.has_unused_layers else r"\d+"
+    if not (group.has_unused_layers or group.layers):
+        return r"\d+"
+    return "(" + "|".join(map(str, group.numbers)) + ")"
 
 
 def alternatives(tree: object) -> str:

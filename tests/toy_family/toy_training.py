@@ -99,7 +99,7 @@ class ToyFamily(ModelFamily):
 
         return ToyProcessor(byte_tokenizer(), ToyImageProcessor())
 
-    def layer_classes(self) -> tuple[type, ...]:
+    def layer_classes(self, model: Any) -> tuple[type, ...]:
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
         return (LlamaDecoderLayer,)

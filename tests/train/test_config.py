@@ -74,7 +74,7 @@ def test_short_forms() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"num_crops": 17}, "--num_crops: should be less than or equal to 16, got 17"),
+        ({"num_crops": 0}, "--num_crops: should be greater than or equal to 1, got 0"),
         ({"lerning_rate": 1}, "'lerning_rate' is not a setting of a run; did you mean 'learning_rate'?"),
         ({"attn": "fast"}, "--attn: should be 'auto', 'flash', 'sdpa' or 'eager', got 'fast'"),
         ({"parallel": "zero9"}, "--parallel: should be 'auto', 'ddp', 'fsdp', 'zero2' or 'zero3', got 'zero9'"),
@@ -233,10 +233,10 @@ def test_all_mistakes_are_named_with_their_file_and_key_or_option(tmp_path: Path
     assert str(caught.value) == (f"{file}: learning_rate: should be a valid number, got 'fast'")
     file.write_text("optim:\n  learning_rate: fast\n  batch: 4\n  lora_alpha: 8\nnum_crops: 99\nseed: -1\n")
     with pytest.raises(UserError) as caught:
-        resolve({"num_crops": "17", "seed": "1", "batch_size": "0"}, config_file=file)
+        resolve({"num_crops": "0", "seed": "1", "batch_size": "0"}, config_file=file)
     assert sorted(str(caught.value).replace(f"{file}", "c2.yaml").split("; ")) == [
         "--batch_size: should be greater than or equal to 1, got '0'",
-        "--num_crops: should be less than or equal to 16, got '17'",
+        "--num_crops: should be greater than or equal to 1, got '0'",
         "c2.yaml: 'batch' is not a setting of a run",
         "c2.yaml: 'lora_alpha' is not a setting of a run: give --lora_alpha_ratio, which is alpha / --lora_rank "
         "(alpha 128 with rank 64: 2)",

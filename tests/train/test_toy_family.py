@@ -103,9 +103,9 @@ def test_a_sample_in_the_familys_own_markers(data_dir: Path, call: Call) -> None
     assert json.loads(out)["input_ids"] == [*first, *b"blue", 260, *second, *b"yes", 260]
     assert json.loads(out)["labels"] == [-100] * 19 + [*b"blue", 260] + [-100] * 8 + [*b"yes", 260]
     code, out, _ = call("inspect", data_dir, "--row", 3, "--model_name_or_path", "tiny:toy")
-    assert "[IMG] x 3" in out
-    assert "[IMG] x 10" in out
-    assert "no tile budget" in out
+    assert "[image 1: 3 tokens]" in out
+    assert "[image 2: 10 tokens]" in out
+    assert "no image budget" in out
 
 
 def test_training_resumes_to_the_same_losses_and_the_model_is_evaluated(
@@ -175,7 +175,7 @@ def test_adapters_of_its_table_are_trained_merged_and_evaluated(data_dir: Path, 
     ("options", "message"),
     [
         (("--pack",), "--pack: attention of this model family crosses the samples of a packed row; leave --pack out"),
-        (("--num_crops", "4"), "--num_crops 4: the model family toy has no tile budget: leave num_crops out"),
+        (("--num_crops", "4"), "--num_crops 4: the model family toy has no image budget: leave num_crops out"),
     ],
 )
 def test_what_the_family_does_not_take_is_refused(

@@ -27,6 +27,11 @@ from phi3v_data.validate import fresh_report, validate
 from phi3v_data.validate.control import control_tokens
 
 TESTS = Path(__file__).parents[1]
+BUILT_IN = [
+    *("phi3v", "gemma3", "idefics3", "smolvlm", "internvl", "llava_next", "llava_onevision"),
+    *("qwen2_5_vl", "qwen3_vl", "qwen3_5"),
+]
+
 TOY = TESTS / "toy_family"
 GOLDEN_TOKENIZER = TESTS / "data" / "golden" / "tiny_tokenizer"
 RENAMED = """
@@ -187,7 +192,7 @@ def test_a_family_without_budget_and_context_switch(tmp_path: Path, toy: str, cl
     assert len(found(validate(tmp_path), "rope-switch")) == 1
     code, out, err = cli("validate", tmp_path, "--model", "toy", "--num_crops", "4")
     assert (code, out) == (2, "")
-    assert "the model family toy has no tile budget: leave num_crops out" in " ".join(err.split())
+    assert "the model family toy has no image budget: leave num_crops out" in " ".join(err.split())
 
 
 def test_a_budget_out_of_range_is_refused(tmp_path: Path, cli: Cli) -> None:
@@ -248,13 +253,17 @@ def test_an_estimate_for_want_of_the_tokenizers_package_is_replaced_once_it_is_t
 @pytest.mark.parametrize(
     ("model", "files", "message"),
     [
-        ("qwen", {}, "'qwen' is neither a model family nor a model directory; families: phi3v, toy"),
+        (
+            "qwen",
+            {},
+            "'qwen' is neither a model family nor a model directory; did you mean qwen3_5?",
+        ),
         (
             "DIR",
             {"config.json": '{"model_type": "llava"}'},
-            "no model family reads the model_type 'llava' of 'DIR'; families: phi3v (phi3_v), toy (toy_vl)",
+            "no model family reads the model_type 'llava' of 'DIR'; families: phi3v, gemma3, ",
         ),
-        ("DIR", {}, "'DIR' has no config.json with a model_type; families: phi3v (phi3_v), toy (toy_vl)"),
+        ("DIR", {}, "'DIR' has no config.json with a model_type; families: phi3v, gemma3, "),
         ("DIR", {"config.json": "{}"}, "'DIR' has no config.json with a model_type"),
         ("DIR", {"config.json": "[]"}, "'DIR/config.json': must be a JSON object"),
         ("DIR", {"config.json": "{"}, "'DIR/config.json': cannot be read: it is not JSON"),
@@ -353,7 +362,7 @@ def test_a_plug_in_with_the_name_of_a_built_in_family_is_reported_and_ignored(
         "markers of a model family are not looked for: the model family phi3v of the package phi3v-family is ignored, "
         "because the package phi3v has a family of that name: uninstall the former, or rename its family"
     ]
-    assert registry.family_names() == ["phi3v"]
+    assert registry.family_names() == BUILT_IN
     assert registry.family_version("phi3v") == "phi3v"
 
 
@@ -379,9 +388,9 @@ def test_a_name_of_two_plug_ins_is_refused(
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("", "--model is empty: give a model family (phi3v) or a model directory"),
-        ("Phi3V", "families: phi3v; did you mean phi3v?"),
-        ("phi3_v", "families: phi3v; did you mean phi3v?"),
+        ("", "--model is empty: give a model family (phi3v, gemma3, "),
+        ("Phi3V", "neither a model family nor a model directory; did you mean phi3v?"),
+        ("phi3_v", "neither a model family nor a model directory; did you mean phi3v?"),
         ("tiny", "'tiny' is the small model of phi3v: use --model phi3v"),
         ("tiny:phi3v", "'tiny:phi3v' is the small model of phi3v: use --model phi3v"),
         (
@@ -444,20 +453,18 @@ def test_a_receipt_is_for_one_family_even_of_the_same_budget(
     installed.delitem(sys.modules, "twin_family")
 
 
-def test_a_receipt_without_a_family_is_of_phi3v(directory: Path, installed: pytest.MonkeyPatch) -> None:
+def test_a_receipt_that_does_not_say_for_which_families_it_is_is_not_used(directory: Path) -> None:
     report = validate(directory)
     path = directory / RECEIPT
     stored = json.loads(path.read_text())
     assert stored["options"].pop("model") == "phi3v"
-    assert stored["options"].pop("families") == ["phi3v"]
+    assert stored["options"].pop("families") == BUILT_IN
     del stored["digest"]
     text = json.dumps(stored).encode()[1:]
     path.write_bytes(f'{{"digest": "{xxhash.xxh3_128_hexdigest(text)}",\n'.encode() + text)
+    assert fresh_report(directory) is None
+    assert validate(directory) == report
     assert fresh_report(directory) == report
-    installed.syspath_prepend(str(TOY))
-    forget_families()
-    assert fresh_report(directory) is None  # its markers were not looked for
-    assert fresh_report(directory, model="toy") is None
 
 
 def test_the_command_loads_neither_torch_nor_transformers(directory: Path, tmp_path: Path) -> None:
@@ -494,12 +501,12 @@ def test_families_travel_to_other_processes(toy: str) -> None:
 
 
 def test_families_by_name_and_by_model_type(toy: str) -> None:
-    assert registry.family_names() == ["phi3v", "toy"]
+    assert registry.family_names() == [*BUILT_IN, "toy"]
     assert registry.family_of_type("phi3_v") is PHI3V
     assert registry.family_of_type("toy_vl") is registry.get_family("toy")
     assert registry.family_of_type("llava") is None
     assert registry.family_version("toy") == "toy (toy 1.0)"
-    with pytest.raises(NotFoundError, match="no model family 'qwen'; there are phi3v, toy"):
+    with pytest.raises(NotFoundError, match=r"no model family 'qwen'; there are phi3v, gemma3, .*, toy"):
         registry.get_family("qwen")
     with pytest.raises(UserError):
         registry.find_family("qwen")
@@ -513,7 +520,7 @@ def test_a_family_of_this_package_is_one_new_module(installed: pytest.MonkeyPatc
     package = importlib.import_module("phi3v_data.tokens")
     installed.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     forget_families()
-    assert registry.family_names() == ["another", "phi3v"]
+    assert sorted(registry.family_names()) == sorted([*BUILT_IN, "another"])
     assert registry.family_of_type("another_vl") is registry.get_family("another")
     assert registry.family_version("another") == "another"
     installed.delitem(sys.modules, "phi3v_data.tokens.another")

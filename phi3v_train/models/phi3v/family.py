@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.chat import TurnText
+from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG
 from phi3v_data.tokens.phi3v import PHI3V as TOKENS
-from phi3v_train.models.family import PREPROCESSOR_CONFIG, ImageBudget, ModelFamily, ModuleNames
+from phi3v_train.models.family import ImageBudget, ModelFamily, ModuleNames
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import Linear, LinearGroup, ModelSize, Stack
 
@@ -180,7 +181,7 @@ class Phi3VFamily(ModelFamily):
 
         return tiny_processor()
 
-    def layer_classes(self) -> tuple[type, ...]:
+    def layer_classes(self, model: Any) -> tuple[type, ...]:
         """Decoder and tower layers."""
         from phi3v_train.models.phi3v.decoder import Phi3VDecoderLayer
         from phi3v_train.models.phi3v.tower import TowerLayer

@@ -63,7 +63,7 @@ class Phi3VRenderer(Renderer):
         Raises:
             ImageTagError: the text contains an image tag.
         """
-        text = self.tokens.chat.turn_prompt(turn_text(turn), system=system, first_image=first_image)
+        text = self.tokens.chat.turn_prompt(turn_text(turn), system=system, first_image=first_image, begins=begins)
         counts = [image.num_tokens for image in images]
         return encode_prompt(self.tokenizer, text, counts, first_image=first_image, bos=begins)
 

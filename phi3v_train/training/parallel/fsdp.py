@@ -76,7 +76,7 @@ class FSDPEngine(TorchEngine):
     @property
     def layers(self) -> list[nn.Module]:
         """Modules that are gathered one by one; everything outside of them is one more unit."""
-        classes = self.trained.family.layer_classes()
+        classes = self.trained.family.layer_classes(self.trained.model)
         modules: Iterator[nn.Module] = self.trained.model.modules()
         return [module for module in modules if isinstance(module, classes)]
 

@@ -1,0 +1,60 @@
+"""Gemma 3."""
+
+from typing import TYPE_CHECKING, Any
+
+from phi3v_data.tokens.gemma3 import GEMMA3
+from phi3v_train.models.family import ModuleNames
+from phi3v_train.models.huggingface.base import HubFamily
+from phi3v_train.models.huggingface.tiny import Tiny
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from phi3v_train.models.huggingface.renderer import HubRenderer
+
+
+class Gemma3Family(HubFamily):
+    """Gemma 3 with images."""
+
+    name = "gemma3"
+    title = "Gemma 3"
+    family_tokens = GEMMA3
+    modules = ModuleNames(
+        language=("model.language_model",),
+        head=("lm_head",),
+        tower=("model.vision_tower",),
+        projector=("model.multi_modal_projector",),
+    )
+    image_processors = ("Gemma3ImageProcessor",)
+    unreached = r"model\.vision_tower\.(vision_model\.)?head\."
+    no_packing = (
+        "in Gemma 3, image tokens attend forwards too, which its masks do not keep within a sample of a packed row"
+    )
+    card_tags = ("gemma3",)
+
+    def renderer_class(self) -> "type[HubRenderer]":
+        """Encodes for attention in both directions within an image."""
+        from phi3v_train.models.gemma3.renderer import Gemma3Renderer
+
+        return Gemma3Renderer
+
+    def tile(self, config: Any) -> tuple[int, int]:
+        """Patches and tokens of an image."""
+        return (config.vision_config.image_size // config.vision_config.patch_size) ** 2, config.mm_tokens_per_image
+
+    def blank_inputs(self, model: Any) -> "dict[str, Tensor]":
+        """One image."""
+        import torch
+
+        edge = model.config.vision_config.image_size
+        device = next(model.model.vision_tower.parameters()).device
+        return {"pixel_values": torch.zeros((1, 3, edge, edge), device=device)}
+
+    def tiny(self) -> Tiny:
+        """See `tiny`."""
+        from phi3v_train.models.gemma3.tiny import tiny_gemma3
+
+        return tiny_gemma3()
+
+
+FAMILIES = (Gemma3Family(),)

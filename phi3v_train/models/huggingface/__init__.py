@@ -1,0 +1,1 @@
+"""Parts that all families on transformers' own model classes share: processor, encoding, sizes, small models."""

@@ -1,0 +1,246 @@
+"""A model family on transformers' own model class: a subclass says only what differs."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from phi3v_data.errors import UserError
+from phi3v_data.tokens.family import SettingsError, TokenFamily
+from phi3v_train.models.family import ModelFamily
+from phi3v_train.models.huggingface.checks import agrees, check_parts
+from phi3v_train.models.huggingface.processor import HubProcessor, load_parts
+from phi3v_train.models.huggingface.sizes import config_object, empty_by_config, size_by_config
+from phi3v_train.models.huggingface.texts import ChatTexts, TemplateTexts, Texts
+from phi3v_train.models.renderer import Renderer
+from phi3v_train.models.size import ModelSize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from phi3v_train.models.huggingface.renderer import HubRenderer
+
+
+class HubFamily(ModelFamily):
+    """A family that transformers knows as an image-text-to-text model."""
+
+    family_tokens: ClassVar[TokenFamily]
+    """Its chat format and token counts."""
+
+    budget_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of the image budget in the image processor's values; empty for a family without one."""
+
+    unreached: ClassVar[str] = ""
+    """Regular expression of the start of parameter names that no loss reaches, beside unused layers of the tower."""
+
+    image_processors: ClassVar[tuple[str, ...]] = ()
+    """Names of its image processors' classes, without an ending that tells the library; empty: any."""
+
+    templates: ClassVar[str] = ""
+    """Why a conversation of several turns is not written by the model's own chat template; empty if it is."""
+
+    @property
+    def tokens(self) -> TokenFamily:
+        """Chat format, special strings and image tokens."""
+        return self.family_tokens
+
+    @abstractmethod
+    def renderer_class(self) -> "type[HubRenderer]":
+        """The encoder's class."""
+
+    @abstractmethod
+    def tile(self, config: Any) -> tuple[int, int]:
+        """Tokens of one input of the vision tower, and tokens that the projector makes of them."""
+
+    @abstractmethod
+    def blank_inputs(self, model: Any) -> "dict[str, Tensor]":
+        """Arguments of `get_image_features` for the smallest image, zeros, on the model's device."""
+
+    def size(self, config: Mapping[str, Any]) -> ModelSize:
+        """Sizes by a parsed `config.json`; an empty mapping stands for the tiny model."""
+        values = dict(config) or self.tiny_config()
+        made = config_object(values)
+        tokens, features = self.tile(made)
+        return size_by_config(
+            values,
+            self.modules,
+            tile_tokens=tokens,
+            tile_features=features,
+            is_reached=lambda name: self.is_reached(name, values),
+        )
+
+    def is_reached(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Whether a loss reaches the parameter or module of this name."""
+        import re
+
+        if self.unreached and re.match(self.unreached, name):
+            return False
+        index, layers = config.get("vision_feature_layer"), (config.get("vision_config") or {}).get("num_hidden_layers")
+        if not isinstance(index, int) or not isinstance(layers, int):
+            return True
+        used = layers + 1 + index if index < 0 else index
+        found = re.match(rf"({'|'.join(map(re.escape, self.modules.tower))})\..*?layers?\.(\d+)\.", f"{name}.")
+        return found is None or int(found[2]) < used
+
+    def renderer(self, processor: Any) -> Renderer:
+        """Encoder of conversations with a processor of this family."""
+        return self.renderer_class()(self.configured(processor), processor, self.texts(processor))
+
+    def configured(self, processor: HubProcessor) -> TokenFamily:
+        """Token counts with the processor's settings.
+
+        Raises:
+            UserError: a value that the family does not take.
+        """
+        return self.tokens.configured({}, processor.settings)
+
+    def texts(self, processor: HubProcessor) -> Texts:
+        """How conversations are written: by the chat format where the directory's template agrees with it."""
+        template = processor.chat_template
+        if not template or agrees(self, processor):
+            return ChatTexts(self.tokens.chat)
+        return TemplateTexts(processor.tokenizer, template, self.tokens.chat.end_of_turn)
+
+    def load_model(self, directory: Path, *, dtype: Any, attn_implementation: str) -> Any:
+        """transformers' model with a directory's weights."""
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+        )
+
+    def empty_model(self, directory: Path) -> Any:
+        """transformers' model by config.json and generation_config.json alone."""
+        from transformers import AutoConfig, GenerationConfig
+
+        model = empty_by_config(AutoConfig.from_pretrained(directory))
+        if (directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+        return model
+
+    def load_processor(self, directory: Path) -> HubProcessor:
+        """The parts of a directory's processor.
+
+        Raises:
+            UserError: a part needs a missing package, or belongs to another family.
+        """
+        try:
+            processor = load_parts(directory)
+        except ImportError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{directory}: the processor cannot be loaded: {reason}") from None
+        check_parts(self, processor, directory)
+        return processor
+
+    def check_processor(self, processor: Any, model_name: str) -> None:
+        """Refuse values that the family does not take.
+
+        Raises:
+            UserError: which one.
+        """
+        try:
+            self.configured(processor)
+        except SettingsError as error:
+            raise UserError(f"{model_name}: the image processor's {error}") from None
+
+    def set_budget(self, processor: Any, value: int | None) -> None:
+        """Let a processor's files, its image processor and its token counts have this budget."""
+        if value is None or not self.budget_keys:
+            return
+        processor.set(*self.budget_keys, value=value)
+        set_value(processor.image_processor, self.budget_keys, value)
+
+    option_keys: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Keys of the other options of images in the image processor's values."""
+
+    def set_option(self, processor: Any, name: str, value: int) -> None:
+        """Let a processor's files, its image processor and its token counts have this value."""
+        processor.set(*self.option_keys[name], value=value)
+        set_value(processor.image_processor, self.option_keys[name], value)
+
+    def mark_tuned(self, processor: Any, value: int | None) -> None:
+        """Nothing more: a processor's files have the budget as `set_budget` wrote it."""
+
+    def tuned_budget(self, processor: Any) -> int | None:
+        """None: a processor's own value is used."""
+        return None
+
+    def layer_classes(self, model: Any) -> tuple[type, ...]:
+        """Classes that transformers does not split over devices."""
+        names = set(getattr(model, "_no_split_modules", None) or ())
+        return tuple({type(module) for module in model.modules() if type(module).__name__ in names})
+
+    def stop_ids(self, model: Any, tokenizer: Any) -> list[int]:
+        """The model's own stop ids, and the marker that ends an answer."""
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        end = self.tokens.chat.end_of_turn.strip()
+        return sorted({*super().stop_ids(model, tokenizer), *([vocabulary[end]] if end in vocabulary else [])})
+
+    def tiny_config(self) -> dict[str, Any]:
+        """Of the tiny model."""
+        config: dict[str, Any] = self.tiny().config.to_dict()
+        return config
+
+    def tiny_model(self, seed: int) -> Any:
+        """A small random model."""
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForImageTextToText.from_config(self.tiny().config)
+        model.eval()
+        return model
+
+    def tiny_processor(self) -> HubProcessor:
+        """A processor for the small model."""
+        processor: HubProcessor = self.tiny().processor()
+        return processor
+
+    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Tensor | None":
+        """Zero, computed by tower and projector, for a training batch without images; None if it is not needed.
+
+        Data-parallel training requires every process to run the same modules.
+        """
+        import torch
+
+        if "pixel_values" in inputs:
+            return None
+        parameters = [each for name, each in model.named_parameters() if self.part_of(name) != "language"]
+        trained = model.training and torch.is_grad_enabled() and any(each.requires_grad for each in parameters)
+        if not trained and not any(is_sharded(each) for each in parameters):
+            return None
+        zero: Tensor = sum_of(model.get_image_features(**self.blank_inputs(model))) * 0.0
+        return zero
+
+    @abstractmethod
+    def tiny(self) -> Any:
+        """The `Tiny` of this family."""
+
+
+def is_sharded(parameter: Any) -> bool:
+    """Whether processes hold parts of a parameter."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+
+
+def sum_of(output: Any) -> Any:
+    """The sum of all floating-point tensors in an output."""
+    from torch import Tensor
+
+    if isinstance(output, Tensor):
+        return output.sum() if output.is_floating_point() else 0.0
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return sum(sum_of(value) for value in values)
+
+
+def set_value(image_processor: Any, keys: tuple[str, ...], value: Any) -> None:
+    """Set a value of an image processor, by its path of keys."""
+    if len(keys) == 1:
+        setattr(image_processor, keys[0], value)
+        return
+    attribute, key = keys
+    values = dict(getattr(image_processor, attribute) or {})
+    values[key] = value
+    setattr(image_processor, attribute, type(getattr(image_processor, attribute))(**values))

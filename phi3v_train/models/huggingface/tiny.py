@@ -1,0 +1,89 @@
+"""Small models with random weights: a tokenizer of bytes, and the files of a processor, made in memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from phi3v_data.tokens.model_files import Values
+from phi3v_train.models.huggingface.processor import HubProcessor
+
+TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 32768,
+}
+"""Sizes of a small language model."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A small model: its configuration and the parts of its processor.
+
+    Args:
+        config: transformers' configuration object.
+        tokenizer: of transformers.
+        image_processor: of transformers, by Pillow.
+        template: the chat template.
+        processor_class: name of transformers' processor class, for `processor_config.json`.
+        settings: further values of `processor_config.json`.
+    """
+
+    config: Any
+    tokenizer: Any
+    image_processor: Any
+    template: str
+    processor_class: str
+    settings: Values = field(default_factory=dict)
+
+    def processor(self) -> HubProcessor:
+        """The processor."""
+        image: Values = self.image_processor.to_dict()
+        image["processor_class"] = self.processor_class
+        self.tokenizer.chat_template = self.template
+        return HubProcessor(
+            self.tokenizer,
+            self.image_processor,
+            self.template,
+            {**self.settings, **image},
+            files={
+                "preprocessor_config.json": image,
+                "processor_config.json": {**self.settings, "processor_class": self.processor_class},
+            },
+        )
+
+
+def byte_tokenizer(special: Sequence[str], named: dict[str, str] | None = None, **more: Any) -> Any:
+    """A tokenizer with one token per byte, one for two line ends, and special tokens.
+
+    Args:
+        special: special tokens, beside `<pad>`, `<bos>`, `<eos>` and `<unk>`.
+        named: special tokens that become attributes of the tokenizer: `{"image_token": "<image>"}`.
+        more: arguments of `PreTrainedTokenizerFast`.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {each: index for index, each in enumerate([*alphabet, "ĊĊ"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    named = named or {}
+    usual = ("<pad>", "<bos>", "<eos>", "<unk>")
+    others = [each for each in dict.fromkeys(special) if each not in usual and each not in named.values()]
+    tokenizer.add_special_tokens([*usual, *others, *named.values()])
+    given = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", **more}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        additional_special_tokens=others,
+        extra_special_tokens=named,
+        model_max_length=32768,
+        **given,
+    )
+
+
+Builder = Callable[[], Tiny]

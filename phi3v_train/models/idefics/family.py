@@ -1,0 +1,80 @@
+"""Idefics3 and SmolVLM."""
+
+from typing import TYPE_CHECKING, Any
+
+from phi3v_data.tokens.idefics import IDEFICS3, SMOLVLM
+from phi3v_train.models.family import ModuleNames
+from phi3v_train.models.huggingface.base import HubFamily
+from phi3v_train.models.huggingface.tiny import Tiny
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from phi3v_train.models.huggingface.renderer import HubRenderer
+
+
+class IdeficsFamily(HubFamily):
+    """Everything that both have in common."""
+
+    modules = ModuleNames(
+        language=("model.text_model",),
+        head=("lm_head",),
+        tower=("model.vision_model",),
+        projector=("model.connector",),
+    )
+    budget_keys = ("size", "longest_edge")
+    no_packing = ""
+
+    def renderer_class(self) -> "type[HubRenderer]":
+        """Encodes tiles."""
+        from phi3v_train.models.idefics.renderer import IdeficsRenderer
+
+        return IdeficsRenderer
+
+    def tile(self, config: Any) -> tuple[int, int]:
+        """Patches of a tile, and its image tokens."""
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        return patches, patches // config.scale_factor**2
+
+    def blank_inputs(self, model: Any) -> "dict[str, Tensor]":
+        """One tile that is not padding: not all zeros, which the model leaves out."""
+        import torch
+
+        edge = model.config.vision_config.image_size
+        device = next(model.model.vision_model.parameters()).device
+        return {"pixel_values": torch.ones((1, 1, 3, edge, edge), device=device)}
+
+
+class Idefics3Family(IdeficsFamily):
+    """Idefics3."""
+
+    name = "idefics3"
+    title = "Idefics3"
+    family_tokens = IDEFICS3
+    image_processors = ("Idefics3ImageProcessor",)
+    card_tags = ("idefics3",)
+
+    def tiny(self) -> Tiny:
+        """See `tiny`."""
+        from phi3v_train.models.idefics.tiny import tiny_idefics3
+
+        return tiny_idefics3()
+
+
+class SmolVLMFamily(IdeficsFamily):
+    """SmolVLM and SmolVLM2."""
+
+    name = "smolvlm"
+    title = "SmolVLM and SmolVLM2"
+    family_tokens = SMOLVLM
+    image_processors = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
+    card_tags = ("smolvlm",)
+
+    def tiny(self) -> Tiny:
+        """See `tiny`."""
+        from phi3v_train.models.idefics.tiny import tiny_smolvlm
+
+        return tiny_smolvlm()
+
+
+FAMILIES = (Idefics3Family(), SmolVLMFamily())

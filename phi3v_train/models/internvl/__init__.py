@@ -1,0 +1,1 @@
+"""InternVL, on transformers' model class."""

@@ -1,0 +1,59 @@
+"""InternVL."""
+
+from typing import TYPE_CHECKING, Any
+
+from phi3v_data.tokens.internvl import INTERNVL
+from phi3v_train.models.family import ModuleNames
+from phi3v_train.models.huggingface.base import HubFamily
+from phi3v_train.models.huggingface.tiny import Tiny
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from phi3v_train.models.huggingface.renderer import HubRenderer
+
+
+class InternVLFamily(HubFamily):
+    """InternVL3 and InternVL3.5 in transformers' layout (`-HF`)."""
+
+    name = "internvl"
+    title = "InternVL3 and InternVL3.5"
+    family_tokens = INTERNVL
+    modules = ModuleNames(
+        language=("model.language_model",),
+        head=("lm_head",),
+        tower=("model.vision_tower",),
+        projector=("model.multi_modal_projector",),
+    )
+    image_processors = ("GotOcr2ImageProcessor",)
+    budget_keys = ("max_patches",)
+    no_packing = ""
+    card_tags = ("internvl",)
+
+    def renderer_class(self) -> "type[HubRenderer]":
+        """Encodes tiles."""
+        from phi3v_train.models.huggingface.renderer import HubRenderer
+
+        return HubRenderer
+
+    def tile(self, config: Any) -> tuple[int, int]:
+        """Patches and a class token of a tile, and its image tokens."""
+        size, patch = config.vision_config.image_size, config.vision_config.patch_size
+        return (size[0] // patch[0]) * (size[1] // patch[1]) + 1, config.image_seq_length
+
+    def blank_inputs(self, model: Any) -> "dict[str, Tensor]":
+        """One tile."""
+        import torch
+
+        height, width = model.config.vision_config.image_size
+        device = next(model.model.vision_tower.parameters()).device
+        return {"pixel_values": torch.zeros((1, 3, height, width), device=device)}
+
+    def tiny(self) -> Tiny:
+        """See `tiny`."""
+        from phi3v_train.models.internvl.tiny import tiny_internvl
+
+        return tiny_internvl()
+
+
+FAMILIES = (InternVLFamily(),)

@@ -1,0 +1,104 @@
+"""Qwen2.5-VL, Qwen3-VL and Qwen3.5."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from phi3v_data.tokens.qwen_vl import QWEN2_5_VL, QWEN3_5, QWEN3_VL
+from phi3v_train.models.family import ModuleNames
+from phi3v_train.models.huggingface.base import HubFamily
+from phi3v_train.models.huggingface.tiny import Tiny
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from phi3v_train.models.huggingface.renderer import HubRenderer
+
+
+class QwenFamily(HubFamily):
+    """Everything that the three have in common."""
+
+    modules = ModuleNames(
+        language=("model.language_model",),
+        head=("lm_head",),
+        tower=("model.visual",),
+        projector=("model.visual.merger", "model.visual.deepstack_merger_list"),
+    )
+    budget_keys = ("size", "longest_edge")
+    option_keys: ClassVar[Mapping[str, tuple[str, ...]]] = {"min_pixels": ("size", "shortest_edge")}
+    image_processors = ("Qwen2VLImageProcessor",)
+    no_packing = ""
+
+    def renderer_class(self) -> "type[HubRenderer]":
+        """Encodes for M-RoPE."""
+        from phi3v_train.models.qwen_vl.renderer import QwenRenderer
+
+        return QwenRenderer
+
+    def tile(self, config: Any) -> tuple[int, int]:
+        """An input of the tower is counted as the patches of one token."""
+        return config.vision_config.spatial_merge_size**2, 1
+
+    def blank_inputs(self, model: Any) -> "dict[str, Tensor]":
+        """One token's patches."""
+        import torch
+
+        vision = model.config.vision_config
+        merge, weight = vision.spatial_merge_size, model.model.visual.patch_embed.proj.weight
+        features = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        return {
+            "pixel_values": torch.zeros((merge**2, features), device=weight.device),
+            "image_grid_thw": torch.tensor([[1, merge, merge]], device=weight.device),
+        }
+
+
+class Qwen3VLFamily(QwenFamily):
+    """Qwen3-VL."""
+
+    name = "qwen3_vl"
+    title = "Qwen3-VL"
+    family_tokens = QWEN3_VL
+    card_tags = ("qwen3-vl",)
+
+    def tiny(self) -> Tiny:
+        """See `tiny`."""
+        from phi3v_train.models.qwen_vl.tiny import tiny_qwen3_vl
+
+        return tiny_qwen3_vl()
+
+
+class Qwen25VLFamily(QwenFamily):
+    """Qwen2.5-VL."""
+
+    name = "qwen2_5_vl"
+    title = "Qwen2.5-VL"
+    family_tokens = QWEN2_5_VL
+    card_tags = ("qwen2.5-vl",)
+
+    def tiny(self) -> Tiny:
+        """See `tiny`."""
+        from phi3v_train.models.qwen_vl.tiny import tiny_qwen2_5_vl
+
+        return tiny_qwen2_5_vl()
+
+
+class Qwen35Family(QwenFamily):
+    """Qwen3.5, without thinking."""
+
+    name = "qwen3_5"
+    title = "Qwen3.5"
+    family_tokens = QWEN3_5
+    card_tags = ("qwen3.5",)
+    no_packing = "the linear attention of Qwen3.5 carries its state from one sample of a packed row into the next"
+    templates = (
+        "the chat template of Qwen3.5 writes an empty block of thoughts only into the last answer; in training every "
+        "answer of a conversation has one, as its generation prompt has"
+    )
+
+    def tiny(self) -> Tiny:
+        """See `tiny`."""
+        from phi3v_train.models.qwen_vl.tiny import tiny_qwen3_5
+
+        return tiny_qwen3_5()
+
+
+FAMILIES = (Qwen3VLFamily(), Qwen25VLFamily(), Qwen35Family())

@@ -1,0 +1,59 @@
+"""Cross-entropy of a model of transformers, with logits of the supervised tokens alone."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def token_loss(
+    model: Any, inputs: Mapping[str, Tensor], count: float, zero: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of a micro-batch and the cross-entropy of each supervised token; see `ModelFamily.loss`.
+
+    `zero` is added to the loss, so that its gradients are there.
+    """
+    given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    targets = inputs["labels"][:, 1:].flatten()
+    labelled = (targets >= 0).nonzero().squeeze(1)
+    rows, columns = inputs["labels"].shape
+    places = labelled + torch.div(labelled, columns - 1, rounding_mode="floor")  # in rows that are one token longer
+    if not len(places):
+        places = places.new_zeros(1)  # so that the same modules run
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    with only_at(head, places, (rows, columns)):
+        logits: Tensor = model(**given, use_cache=False).logits
+    if logits.shape[:2] == (rows, columns):  # the head is not what makes the logits
+        logits = logits.flatten(0, 1).index_select(0, places)
+    chosen = logits.reshape(len(places), logits.shape[-1]).float()
+    if not len(labelled):
+        return add(chosen.sum() * 0, zero), chosen.new_zeros(0)
+    losses = functional.cross_entropy(chosen, targets[labelled].to(chosen.device), reduction="none")
+    total = losses.double().sum()
+    return add((total / torch.tensor(count, device=total.device)).float(), zero), losses.detach()
+
+
+def add(loss: Tensor, zero: Tensor | None) -> Tensor:
+    """The sum of both."""
+    return loss if zero is None else loss + zero.to(loss.device, loss.dtype)
+
+
+@contextmanager
+def only_at(head: nn.Module | None, places: Tensor, shape: tuple[int, int]) -> Iterator[None]:
+    """Let the head see only the hidden states at `places`, indices into all rows and columns."""
+
+    def choose(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        hidden = given[0]
+        if hidden.shape[:2] != shape:
+            return None
+        return (hidden.flatten(0, 1).index_select(0, places.to(hidden.device))[None], *given[1:])
+
+    handle = head.register_forward_pre_hook(choose) if head is not None else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
