@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_dirs import arguments, read_lines, settings_for
-from sample_dirs import picture, processor, renderer, save_picture, write_rows
+from sample_dirs import make_image, processor, renderer, save_image, write_rows
 
 from phi3v_data.cli.base import make_group
 from phi3v_data.cli.base import run as run_program
@@ -44,7 +44,7 @@ def conversation(*weights: int, name: str = "x", images: tuple[str, ...] = ()) -
 
 
 def encode(sample: Sample, **options: Any) -> EncodedSample:
-    pictures = [picture(0) for _ in sample.images]
+    pictures = [make_image(0) for _ in sample.images]
     return Encoder(renderer(), EncodeOptions(**options)).encode(sample, pictures, num_crops=1, provenance=PLACE)
 
 
@@ -156,7 +156,7 @@ def weighted_directory(directory: Path) -> Path:
     """Rows with and without images, some with turns of weight 0."""
     weights = [(1,), (0, 1), (1, 0), (1, 1, 1), (0, 1, 0), (1, 0, 1), (0, 0, 1), (1, 1)]
     rows = [
-        conversation(*each, name=f"r{n}", images=(save_picture(directory, f"{n}.png", n),) if n % 3 else ())
+        conversation(*each, name=f"r{n}", images=(save_image(directory, f"{n}.png", n),) if n % 3 else ())
         for n, each in enumerate(weights)
     ]
     return write_rows(directory, rows)
@@ -210,6 +210,28 @@ def test_a_run_counts_supervised_tokens_only_and_evaluates(tmp_path: Path) -> No
     assert logged["supervised_tokens"] == count
     (predictions,) = out.rglob("predictions*.jsonl")
     assert [(line["id"], line["turn"]) for line in read_lines(predictions)] == [("v", 1), ("w", 0)]
+
+
+def test_loss_and_gradient_do_not_depend_on_the_division_of_the_batch(tmp_path: Path) -> None:
+    """Micro-batches with few and with many supervised tokens, a short last batch, packed and padded."""
+    directory = weighted_directory(tmp_path / "d")
+    logged = []
+    for name, changes in (
+        ("whole", {"batch_size_per_gpu": 6}),
+        ("single", {"batch_size_per_gpu": 1}),
+        ("pairs", {"batch_size_per_gpu": 2}),
+        ("packed", {"batch_size_per_gpu": 3, "pack": True}),
+    ):
+        out = tmp_path / name
+        run(resolve(settings_for(directory, out, **{"batch_size": 6, "logging_steps": 1, **changes})), quiet=True)
+        logged.append([line for line in read_lines(out / "metrics.jsonl") if "loss" in line])
+    whole, *others = logged
+    assert len(whole) == 2
+    for lines in others:
+        for line, expected in zip(lines, whole, strict=True):
+            assert line["supervised_tokens"] == expected["supervised_tokens"]
+            assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize("spelling", ['"weight": 0', '"weight":0', '"weight" : -0', '"\\u0077eight": 0'])
