@@ -146,3 +146,21 @@ def test_parts_of_a_file_are_the_file(tmp_path_factory: pytest.TempPathFactory, 
         for line in block_lines(block)
     ]
     assert pieces == whole
+
+
+@pytest.mark.parametrize(
+    ("lengths", "part_bytes", "expected"),
+    [
+        ([10] * 3, 9, [(0, 10), (10, 20), (20, 30)]),  # the first part ends with the byte from which it is looked for
+        ([10] * 3, 10, [(0, 20), (20, 30)]),
+        ([10] * 3, 31, [(0, 30)]),
+        ([10, 10, 10, 100, 10, 10, 10], 10, [(0, 20), (20, 130), (130, 150), (150, 160)]),
+        ([10, 3_000_000, 10], 10, [(0, 3_000_010), (3_000_010, 3_000_020)]),
+    ],
+)
+def test_a_file_is_cut_at_lines(
+    tmp_path: Path, lengths: list[int], part_bytes: int, expected: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(b"a" * (length - 1) + b"\n" for length in lengths))
+    assert cut_file(path, part_bytes) == expected

@@ -42,13 +42,14 @@ def test_a_valid_directory_ends_in_ok(report: Report, directory: Path) -> None:
     assert text_of(valid).splitlines()[-1] == f"ok: {directory}, 1 sample, level full; no findings"
 
 
-def test_lists_are_shortened(report: Report) -> None:
+@pytest.mark.parametrize(("number", "more"), [(3, []), (4, ["  ... and 1 more bom"]), (39, ["  ... and 36 more bom"])])
+def test_lists_are_shortened(report: Report, number: int, more: list[str]) -> None:
     problem = Diagnostic(code="bom", severity="warning", file="a.jsonl", line=1, message="m")
-    many = tuple(problem.model_copy(update={"line": n}) for n in range(1, 40))
-    summary = report.summary.model_copy(update={"problems": {"bom": 39}})
+    many = tuple(problem.model_copy(update={"line": n}) for n in range(1, number + 1))
+    summary = report.summary.model_copy(update={"problems": {"bom": number}})
     lines = text_of(report.model_copy(update={"problems": many, "summary": summary}), shown_per_code=3).splitlines()
     assert sum(line.startswith("a.jsonl:") for line in lines) == 3
-    assert "  ... and 36 more bom" in lines
+    assert [line for line in lines if "more bom" in line] == more
 
 
 @pytest.mark.parametrize("text", ["[bold]x[/bold]", "[/x]", "\\[", ":smile: \x1b"])

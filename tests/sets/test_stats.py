@@ -100,7 +100,10 @@ def test_a_count_of_one_has_no_plural_and_a_missing_row_is_an_error(
     for command in ("stats", "card"):
         assert cli(command, tmp_path / "empty") == (2, "", f"error: {tmp_path}/empty: {sentence}\n")
     (tmp_path / "empty/train.jsonl").touch()
-    assert cli("stats", tmp_path / "empty") == (2, "", f"error: {tmp_path}/empty: contains no rows\n")
+    new = tmp_path / "new"
+    for args in (["stats"], ["merge", new], ["split", new, "--split", "train=0.5,val=0.5"]):
+        command, *more = args
+        assert cli(command, tmp_path / "empty", *more) == (2, "", f"error: {tmp_path}/empty: contains no rows\n"), args
 
 
 @settings(max_examples=30, deadline=None)

@@ -17,7 +17,7 @@ from run_dirs import arguments, colour_directory, command, settings_for
 from phi3v_data.errors import UserError
 from phi3v_train.config import parse_config
 from phi3v_train.distributed.agreement import Fact, first_difference
-from phi3v_train.distributed.group import choose_interface, refuse_missing_gpu
+from phi3v_train.distributed.group import SingleProcess, choose_interface, refuse_missing_gpu
 from phi3v_train.distributed.rank_errors import last_lines
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.launch import FOLLOWED, processes_to_start, wait
@@ -375,6 +375,18 @@ def test_a_taken_port_is_named_on_one_machine_too(data_dir: Path, tmp_path: Path
     )
     assert code == 2
     assert f"error: port {port} is taken on this machine" in errors
+
+
+def test_a_barrier_is_an_exchange_of_all_processes() -> None:
+    exchanged = []
+
+    class Recording(SingleProcess):
+        def all_gather(self, value: Any) -> list[Any]:
+            exchanged.append(value)
+            return super().all_gather(value)
+
+    Recording().barrier()
+    assert exchanged == [None]
 
 
 class Ending:

@@ -97,10 +97,10 @@ def test_mistakes_among_rows_that_are_alike(tmp_path: Path) -> None:
 
 def test_turns_with_images_and_no_text_among_rows_that_are_alike(tmp_path: Path) -> None:
     lines = [line(row(f"r{n}", turn(f"Question {n}?", "label", images=("a.png",)))) for n in range(400)]
-    for n, blank in ((20, ""), (40, " "), (60, "\u3000"), (80, "\u00a0\u2003")):
+    for n, blank in ((20, ""), (40, " "), (60, "\u3000"), (80, "\u00a0\u2003"), (100, "\u1680"), (120, "\x85")):
         lines[n] = lines[n].replace(f"Question {n}?", blank)
     report = both(write(tmp_path, {"train.jsonl": "".join(lines)}))
-    assert [found.line for found in report.problems if found.code == "image-only-turn"] == [21, 41, 61, 81]
+    assert [found.line for found in report.problems if found.code == "image-only-turn"] == [*(21, 41, 61, 81, 101, 121)]
 
 
 def test_what_has_more_to_check_than_strings_has_no_shape() -> None:
