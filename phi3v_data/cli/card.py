@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
+from phi3v_data.cli.sets import Model
 
 
 @command_info(examples=["phi3v-data card DIR", "phi3v-data card DIR --license cc-by-4.0 --samples 10"])
@@ -18,6 +19,7 @@ def card(
     license_id: Annotated[
         str, typer.Option("--license", metavar="ID", help="Licence, instead of the one in dataset.json: cc-by-4.0.")
     ] = "",
+    model: Model = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a README.md that this command did not write.")
     ] = False,
@@ -30,4 +32,7 @@ def card(
     from phi3v_data.sets.card import write_card
 
     del quiet  # there is no progress to hide; scripts may give it to every command
-    print(write_card(directory, num_samples=samples, embed=embed, license_id=license_id, overwrite=overwrite))
+    path = write_card(
+        directory, num_samples=samples, embed=embed, license_id=license_id, model=model, overwrite=overwrite
+    )
+    print(path)

@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import Images, ImagesName, Overwrite, Workers, finish
+from phi3v_data.cli.sets import (
+    Images,
+    ImagesName,
+    LongestEdge,
+    MaxPixels,
+    MinPixels,
+    NumCrops,
+    Overwrite,
+    Workers,
+    finish,
+    given,
+    num_workers,
+)
 
 if TYPE_CHECKING:
     from phi3v_data.sets.writing import SetResult
@@ -32,9 +44,13 @@ def clean(
     drop: Annotated[
         list[str] | None, typer.Option(metavar="CODE", help="Also leave out rows with this warning; may be repeated.")
     ] = None,
-    num_crops: Annotated[
-        int | None,
-        typer.Option(min=1, max=16, metavar="N", help="Tile budget. Default: that of dataset.json, else 16."),
+    num_crops: NumCrops = None,
+    max_pixels: MaxPixels = None,
+    min_pixels: MinPixels = None,
+    longest_edge: LongestEdge = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="FAMILY|DIR", help="Model family (phi3v), or a model's folder, for which rows are valid."),
     ] = None,
     images: Images = ImagesName.link,
     workers: Workers = None,
@@ -46,7 +62,6 @@ def clean(
     OUT validates without errors. OUT/removed.jsonl lists each row that was left out, by file and line, with the code
     and the message of the validator. DIR is not changed.
     """
-    from phi3v_data.cli.sets import num_workers
     from phi3v_data.console import progress_bar
     from phi3v_data.sets.clean import clean_set
     from phi3v_data.sets.writing import ImageMode
@@ -58,6 +73,8 @@ def clean(
             fix=fix,
             drop=drop or (),
             num_crops=num_crops,
+            image_options=given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge),
+            model=model,
             images=ImageMode(images.value),
             overwrite=overwrite,
             workers=num_workers(workers),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import Workers
+from phi3v_data.cli.sets import LongestEdge, MaxPixels, MinPixels, Model, NumCrops, Workers, given, num_workers
 
 
 @command_info(
@@ -27,9 +27,11 @@ def preview(
         typer.Option(metavar="N", help="Index of the row, from 0; negative counts from the end. Default: 0."),
     ] = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Split of the row. Default: the first one.")] = None,
-    num_crops: Annotated[
-        int | None, typer.Option(min=1, max=16, metavar="N", help="Tile budget for token counts.")
-    ] = None,
+    num_crops: NumCrops = None,
+    max_pixels: MaxPixels = None,
+    min_pixels: MinPixels = None,
+    longest_edge: LongestEdge = None,
+    model: Model = None,
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
@@ -38,14 +40,14 @@ def preview(
     The page is the same as that of `validate --html`; it needs no network and shows up to 500 samples. If the set has
     been validated, its report is used; otherwise rows and image headers are checked first.
     """
-    from phi3v_data.cli.sets import num_workers
     from phi3v_data.console import progress_bar
     from phi3v_data.sets.preview import check_row_options, describe_row, find_row
 
     check_row_options(html, row, split)
+    options = given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge)
     if html is None:
         found, number = find_row(directory, split=split, row=row or 0)
-        for line in describe_row(found, number, num_crops=num_crops):
+        for line in describe_row(found, number, num_crops=num_crops, image_options=options, model=model):
             print(line)
         return
     from phi3v_data.report.frame import check_target
@@ -54,8 +56,14 @@ def preview(
 
     check_target(html, directory)
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
-        report = fresh_report(directory, num_crops=num_crops) or validate(
-            directory, level="quick", num_crops=num_crops, workers=num_workers(workers), progress=progress
+        report = fresh_report(directory, num_crops=num_crops, image_options=options, model=model) or validate(
+            directory,
+            level="quick",
+            num_crops=num_crops,
+            image_options=options,
+            model=model,
+            workers=num_workers(workers),
+            progress=progress,
         )
         write_html(report, directory, html, progress=progress)
     print(html)

@@ -44,6 +44,30 @@ Overwrite: TypeAlias = Annotated[
 Workers: TypeAlias = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Processes that read images. Default: one per core.")
 ]
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FAMILY|DIR", help="Model family (phi3v), or a model's folder, whose tokenizer then counts text tokens."
+    ),
+]
+NumCrops: TypeAlias = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Tile budget for image tokens; else dataset.json, else 16."),
+]
+MaxPixels: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Largest area of an image, for Qwen models.")
+]
+MinPixels: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Smallest area of an image, for Qwen models.")
+]
+LongestEdge: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Longest side of an image, for Idefics3 and SmolVLM.")
+]
+
+
+def given(**options: int | None) -> dict[str, int]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def num_workers(workers: int | None) -> int:

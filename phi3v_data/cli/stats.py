@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import LevelName, Workers
+from phi3v_data.cli.sets import (
+    LevelName,
+    LongestEdge,
+    MaxPixels,
+    MinPixels,
+    Model,
+    NumCrops,
+    Workers,
+    given,
+    num_workers,
+)
 
 
 @command_info(
@@ -18,10 +28,11 @@ def stats(
     level: Annotated[
         LevelName, typer.Option(help="full: decode every image and find duplicates; quick: read headers only.")
     ] = LevelName.full,
-    num_crops: Annotated[
-        int | None,
-        typer.Option(min=1, max=16, metavar="N", help="Tile budget. Default: that of dataset.json, else 16."),
-    ] = None,
+    num_crops: NumCrops = None,
+    max_pixels: MaxPixels = None,
+    min_pixels: MinPixels = None,
+    longest_edge: LongestEdge = None,
+    model: Model = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     workers: Workers = None,
     quiet: Quiet = False,
@@ -29,14 +40,19 @@ def stats(
     """Count the contents of a directory: splits, label balance, text lengths, image sizes, tokens, duplicates."""
     from json import dumps
 
-    from phi3v_data.cli.sets import num_workers
     from phi3v_data.console import make_console, progress_bar
     from phi3v_data.report.numbers import print_stats
     from phi3v_data.sets.stats import set_stats
 
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         found = set_stats(
-            directory, level=level.value, num_crops=num_crops, workers=num_workers(workers), progress=progress
+            directory,
+            level=level.value,
+            num_crops=num_crops,
+            image_options=given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge),
+            model=model,
+            workers=num_workers(workers),
+            progress=progress,
         )
     if json:
         print(dumps(found, ensure_ascii=False, indent=2))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
+from phi3v_data.cli.sets import LongestEdge, MaxPixels, MinPixels, Model, NumCrops, given
 from phi3v_data.errors import GOOD, PROBLEMS
 
 
@@ -34,29 +35,14 @@ def validate(
     level: Annotated[
         LevelName, typer.Option(help="quick: rows, and images by name and header; full: every image decoded as well.")
     ] = LevelName.full,
-    num_crops: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Tile budget for image tokens; else dataset.json, else 16."),
-    ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Largest area of an image, for Qwen models.")
-    ] = None,
-    min_pixels: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Smallest area of an image, for Qwen models.")
-    ] = None,
-    longest_edge: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Longest side of an image, for Idefics3 and SmolVLM.")
-    ] = None,
+    num_crops: NumCrops = None,
+    max_pixels: MaxPixels = None,
+    min_pixels: MinPixels = None,
+    longest_edge: LongestEdge = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Report samples that are longer than this.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FAMILY|DIR",
-            help="Model family (phi3v), or a model's folder, whose tokenizer then counts text tokens.",
-        ),
-    ] = None,
+    model: Model = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder with tokenizer.json to count text tokens; else they are estimated."),
@@ -92,13 +78,12 @@ def validate(
         from phi3v_data.report.html import write_html
 
         check_target(html, directory)
-    options = {"max_pixels": max_pixels, "min_pixels": min_pixels, "longest_edge": longest_edge}
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         report = run_checks(
             directory,
             level=level.value,
             num_crops=num_crops,
-            image_options={name: value for name, value in options.items() if value is not None},
+            image_options=given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge),
             max_tokens=max_tokens,
             model=model,
             tokenizer=tokenizer,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.messages import counted
+from phi3v_data.tokens.registry import DEFAULT, get_family
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +43,10 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     for what in ("question", "answer"):
         yield f"{what:<13}{_spread(stats['text'][what])} characters"
     note = "" if stats["text_tokens"] == "exact" else ", text estimated"
-    yield f"{'tokens':<13}{_spread(stats['tokens'])} per sample (num_crops {stats['num_crops']}{note})"
+    option = get_family(stats["model"]).budget_option
+    budget = "no image budget" if stats["num_crops"] is None else f"{option} {stats['num_crops']}"
+    model = "" if stats["model"] == DEFAULT else f"model {stats['model']}, "
+    yield f"{'tokens':<13}{_spread(stats['tokens'])} per sample ({model}{budget}{note})"
     sizes = list(stats["image_sizes"].items())
     if sizes:
         words = ", ".join(f"{size} ({count:,})" for size, count in sizes[:MAX_SIZES])

@@ -17,6 +17,7 @@ from phi3v_data.report.gallery import collect, parse_row, row_label, row_turns, 
 from phi3v_data.report.thumbnails import Thumbnailer
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.stats import set_stats
+from phi3v_data.tokens.registry import DEFAULT, get_family
 from phi3v_data.validate import validate
 
 CARD = "README.md"
@@ -38,7 +39,13 @@ _LICENSES = re.compile(
 
 
 def write_card(
-    directory: str | Path, *, num_samples: int = 6, embed: bool = False, license_id: str = "", overwrite: bool = False
+    directory: str | Path,
+    *,
+    num_samples: int = 6,
+    embed: bool = False,
+    license_id: str = "",
+    model: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write `DIR/README.md`.
 
@@ -46,13 +53,14 @@ def write_card(
         num_samples: number of samples to show, spread over splits and labels.
         embed: embed the images as data URIs instead of linking to `images/`.
         license_id: an identifier of the Hub such as `cc-by-4.0`, instead of the licence in `dataset.json`.
+        model: model family or model directory whose tokens are counted.
         overwrite: replace a README.md that this function did not write.
 
     Raises:
         UserError: there is another README.md, or the card cannot be written.
     """
     path = Path(directory) / CARD
-    text = make_card(directory, num_samples=num_samples, embed=embed, license_id=license_id)
+    text = make_card(directory, num_samples=num_samples, embed=embed, license_id=license_id, model=model)
     try:
         known = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -66,10 +74,17 @@ def write_card(
     return path
 
 
-def make_card(directory: str | Path, *, num_samples: int = 6, embed: bool = False, license_id: str = "") -> str:
+def make_card(
+    directory: str | Path,
+    *,
+    num_samples: int = 6,
+    embed: bool = False,
+    license_id: str = "",
+    model: str | Path | None = None,
+) -> str:
     """The text of a card."""
     dataset = Dataset(directory)
-    stats = set_stats(directory, level="quick")
+    stats = set_stats(directory, level="quick", model=model)
     manifest = dataset.manifest or Manifest(name=stats["name"], task="chat", splits={})
     parts = [
         "---",
@@ -135,9 +150,15 @@ def _summary(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
         yield f"- Image sizes: {words}{f' and {len(sizes) - 3:,} more' if len(sizes) > 3 else ''}"
     tokens = stats["tokens"]
     if "median" in tokens:
+        model = "Phi-3-vision" if stats["model"] == DEFAULT else f"the model family {markdown_code(stats['model'])}"
+        budget = (
+            ""
+            if stats["num_crops"] is None
+            else f" at `{get_family(stats['model']).budget_option}` {stats['num_crops']}"
+        )
+        how = "exact" if stats["text_tokens"] == "exact" else "images exact, text estimated"
         yield (
-            f"- Tokens per sample with Phi-3-vision at `num_crops` {stats['num_crops']}: median {tokens['median']:,}, "
-            f"at most {tokens['max']:,} (images exact, text estimated)"
+            f"- Tokens per sample with {model}{budget}: median {tokens['median']:,}, at most {tokens['max']:,} ({how})"
         )
 
 

@@ -31,8 +31,12 @@ from phi3v_data.sets.reading import (
     table_lines,
 )
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
-from phi3v_data.tokens.registry import default_family
+from phi3v_data.tokens.choose import choose_model, with_image_options
+from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.tokens.registry import DEFAULT
 from phi3v_data.validate.badrow import load_row
+from phi3v_data.validate.batch import text_bytes
+from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import used_images
 from phi3v_data.validate.receipt import load_images
@@ -66,6 +70,8 @@ def clean_set(
     fix: bool = False,
     drop: Collection[str] = (),
     num_crops: int | None = None,
+    image_options: Mapping[str, int] | None = None,
+    model: str | Path | None = None,
     images: ImageMode = ImageMode.link,
     overwrite: bool = False,
     workers: int = 1,
@@ -74,11 +80,14 @@ def clean_set(
     """Copy the valid rows of a directory; the copy validates without errors.
 
     Args:
+        model: model family or model directory for which rows are valid, as in `validate`.
         fix: fix what is unambiguous (`phi3v_data.sets.fix`) instead of leaving it out or as it is.
         drop: codes of warnings whose rows are also left out, such as `duplicate-sample`.
 
     Raises:
+        NotFoundError: no such directory or model.
         UserError: a code is unknown, or no row is valid.
+        BudgetError: `num_crops` is not one that the family takes (also a ValueError).
     """
     for code in drop:
         if code not in DROPPABLE:
@@ -87,7 +96,9 @@ def clean_set(
     target = check_places(Path(out_dir), [source])
     progress = progress or (lambda stage, done, total: None)
     with paused_collector():
-        work = _Clean(source, fix, frozenset(drop), num_crops, workers, progress)
+        work = _Clean(
+            source, fix, frozenset(drop), choose_model(model, None).family, num_crops, image_options, workers, progress
+        )
         identity = {
             "command": "clean",
             "version": VERSION,
@@ -140,10 +151,14 @@ class _Clean:
         directory: Path,
         fix: bool,
         drop: frozenset[str],
+        family: TokenFamily,
         num_crops: int | None,
+        image_options: Mapping[str, int] | None,
         workers: int,
         progress: Progress,
     ) -> None:
+        self.family, budget = with_image_options(family, num_crops, image_options)
+        self.image_options = dict(image_options or {})
         self.fix = fix
         self.drop = drop
         self.workers = workers
@@ -153,19 +168,19 @@ class _Clean:
         refuse_closed(self.survey)
         self.name = set_name(self.survey)
         manifest = self.survey.layout.manifest
-        self.family = default_family()
-        self.num_crops = self.family.choose_budget(num_crops, manifest.num_crops if manifest else None)
+        self.num_crops = self.family.choose_budget(budget, manifest.num_crops if manifest else None)
         self.fixes = Fixes(self.survey)
 
     @property
     def options(self) -> dict[str, Any]:
         """The options that determine which rows are left out."""
-        return {"fix": self.fix, "drop": sorted(self.drop), "num_crops": self.num_crops}
+        model = {"model": self.family.name} if self.family.name != DEFAULT else {}
+        return {"fix": self.fix, "drop": sorted(self.drop), "num_crops": self.num_crops, **model, **self.image_options}
 
     def build(self, stage: Stage) -> Manifest:
         """Find problems, leave out or fix, and write the copy."""
         survey = self.survey
-        survey.read_rows()
+        survey.read_rows(text_bytes, markers=control_tokens(self.family))
         try:
             refuse_closed(survey)
             if self.fix:

@@ -1,6 +1,6 @@
 """Shows one row as text, with a description of its images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from phi3v_data.dataset import Dataset, Split
@@ -10,8 +10,9 @@ from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import probe
 from phi3v_data.messages import counted, escaped
 from phi3v_data.schema import Sample, Turn
-from phi3v_data.tokens.family import ImageShapeError
-from phi3v_data.tokens.registry import default_family
+from phi3v_data.tokens.choose import choose_model, with_image_options
+from phi3v_data.tokens.family import ImageShapeError, TokenFamily
+from phi3v_data.tokens.registry import count_image_tokens
 
 
 def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -> tuple[Split, int]:
@@ -29,8 +30,23 @@ def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -
     return found, row % len(found)
 
 
-def describe_row(split: Split, row: int, *, num_crops: int | None = None) -> Iterator[str]:
-    """Yield the lines that show a row: its location, fields and turns."""
+def describe_row(
+    split: Split,
+    row: int,
+    *,
+    num_crops: int | None = None,
+    image_options: Mapping[str, int] | None = None,
+    model: str | Path | None = None,
+) -> Iterator[str]:
+    """Yield the lines that show a row: its location, fields and turns, with the image tokens of a model family.
+
+    Raises:
+        NotFoundError: no such model.
+        BudgetError: `num_crops` is not one that the family takes (also a ValueError).
+    """
+    family, budget = with_image_options(choose_model(model, None).family, num_crops, image_options)
+    manifest = Dataset(split.directory).manifest
+    crops = family.choose_budget(budget, manifest.num_crops if manifest else None)
     sample = split[row]
     file, line = split.location(row)
     yield f"{file}:{line}  row {row:,} of {len(split):,} in split {split.name}"
@@ -41,28 +57,26 @@ def describe_row(split: Split, row: int, *, num_crops: int | None = None) -> Ite
             yield f"{name:<9}{_indented(value)}"
     for key, item in sample.meta.items():
         yield f"meta     {escaped(key)}: {escaped(str(item))}"
-    manifest = Dataset(split.directory).manifest
-    crops = default_family().choose_budget(num_crops, manifest.num_crops if manifest else None)
     for number, turn in enumerate(sample.conversations, 1):
         yield ""
         if len(sample.conversations) > 1:
             yield f"turn {number}"
-        yield from _describe_turn(split.directory, turn, crops)
+        yield from _describe_turn(split.directory, turn, family, crops)
     if sample.answers:
         yield f"accepted {_accepted(sample)}"
 
 
-def _describe_turn(directory: Path, turn: Turn, num_crops: int | None) -> Iterator[str]:
+def _describe_turn(directory: Path, turn: Turn, family: TokenFamily, num_crops: int | None) -> Iterator[str]:
     for number, name in enumerate(turn.images):
         place = f", at character {turn.image_offsets[number]}" if any(turn.image_offsets) else ""
-        yield f"image    {escaped(name)}  {describe_image(directory, name, num_crops)}{place}"
+        yield f"image    {escaped(name)}  {describe_image(directory, name, family, num_crops)}{place}"
     yield f"user     {_indented(turn.user)}"
     yield f"answer   {_indented(turn.assistant)}"
     if not turn.weight:
         yield "weight   0: the answer is context only, not trained"
 
 
-def describe_image(directory: Path, name: str, num_crops: int | None) -> str:
+def describe_image(directory: Path, name: str, family: TokenFamily, num_crops: int | None) -> str:
     """A description such as `320 x 240 JPEG, 14,203 bytes, 757 tokens`, or the problem."""
     try:
         path = inside(directory / "images", name)
@@ -81,7 +95,7 @@ def describe_image(directory: Path, name: str, num_crops: int | None) -> str:
     if info.orientation != 1:
         text += f", EXIF orientation {info.orientation}"
     try:
-        return f"{text}, {default_family().image_tokens(info.width, info.height, num_crops):,} tokens"
+        return f"{text}, {count_image_tokens(family, info.width, info.height, num_crops):,} tokens"
     except ImageShapeError as error:
         return f"{text} ({error})"
 

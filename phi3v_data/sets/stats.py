@@ -11,8 +11,11 @@ from phi3v_data.errors import UserError
 from phi3v_data.schema import Level
 from phi3v_data.sets.duplicates import DuplicateSearch
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, refuse_closed, refuse_no_files, set_name
-from phi3v_data.tokens.registry import default_family
+from phi3v_data.tokens.choose import choose_model, with_image_options
+from phi3v_data.tokens.family import TokenFamily
 from phi3v_data.validate import tokens
+from phi3v_data.validate.batch import text_bytes
+from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.repeats import report_repeated_samples
 from phi3v_data.validate.stats import collect_stats, histogram
@@ -26,43 +29,58 @@ def set_stats(
     *,
     level: Level = "full",
     num_crops: int | None = None,
+    image_options: Mapping[str, int] | None = None,
+    model: str | Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compute the statistics of a directory; unreadable parts are left out and counted under `problems`.
 
-    Level `quick` reads only the headers of images, so it cannot find duplicates (`duplicates` is null).
+    Level `quick` reads only the headers of images, so it cannot find duplicates (`duplicates` is null). Tokens are
+    counted for `model`, a family or a model directory, under `num_crops` and `image_options`, as `validate` does.
 
     Raises:
-        NotFoundError: no such directory, or no JSONL file in it.
+        NotFoundError: no such directory or model, or no JSONL file in it.
         UserError: nothing to count, or something in it may not be read.
+        BudgetError: `num_crops` is not one that the family takes (also a ValueError).
     """
-    if num_crops is not None:
-        default_family().check_budget(num_crops)
+    chosen = choose_model(model, None)
+    family, budget = with_image_options(chosen.family, num_crops, image_options)
     progress = progress or (lambda stage, done, total: None)
     findings = Findings(0)
     survey = Survey(Path(directory), findings, progress)
     refuse_no_files(survey)
     refuse_closed(survey)
     with paused_collector():
-        survey.read_rows()
+        counter = None
+        if chosen.tokenizer is not None:
+            counter = tokens.load_tokenizer(chosen.tokenizer, family, findings, required=False)
+        survey.read_rows(counter or text_bytes, markers=control_tokens(family))
         try:
             refuse_closed(survey)
             if not any(survey.scan.num_lines.values()):
                 raise UserError(f"{directory}: contains no rows")
-            return _count(survey, level, num_crops, workers, progress)
+            return _count(survey, family, counter, level, budget, workers, progress)
         finally:
             survey.table.close()
 
 
-def _count(survey: Survey, level: Level, num_crops: int | None, workers: int, progress: Progress) -> dict[str, Any]:
-    table, manifest, family = survey.table, survey.layout.manifest, default_family()
+def _count(
+    survey: Survey,
+    family: TokenFamily,
+    counter: tokens.TokenCounter | None,
+    level: Level,
+    budget: int | None,
+    workers: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    table, manifest = survey.table, survey.layout.manifest
     source = SourceSet(survey, set_name(survey))
-    crops = family.choose_budget(num_crops, manifest.num_crops if manifest else None)
+    crops = family.choose_budget(budget, manifest.num_crops if manifest else None)
     pixels = level == "full"
     identity = source.pixel_identity(pixels=pixels, workers=workers)
     per_image = tokens.image_tokens(survey.images, family, crops)
-    lengths = tokens.row_tokens(table, tokens.estimate(table, family), per_image)
+    lengths = tokens.row_tokens(table, tokens.text_tokens(table, family, counter), per_image)
     counted = collect_stats(
         table,
         survey.images,
@@ -72,7 +90,7 @@ def _count(survey: Survey, level: Level, num_crops: int | None, workers: int, pr
         survey.scan.labels,
         model=family.name,
         num_crops=crops,
-        exact_text=False,
+        exact_text=counter is not None,
     )
     duplicates = None
     if pixels:

@@ -5,6 +5,7 @@
 default.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,20 @@ def choose_model(model: str | Path | None, tokenizer: str | Path | None) -> Chos
             f"{shown(str(model), 80)} is of {family.name}: name a tokenizer of {family.name}, or leave --tokenizer out"
         )
     return ChosenModel(family, Path(tokenizer), tokenizer_required=True)
+
+
+def with_image_options(
+    family: TokenFamily, num_crops: int | None, others: Mapping[str, int] | None
+) -> tuple[TokenFamily, int | None]:
+    """The family under `num_crops` and other options of images, and the image budget among them, None if not given.
+
+    Raises:
+        BudgetError: an option that the family does not have, or a value that it does not take.
+    """
+    options = dict(others or {})
+    if num_crops is not None:
+        options["num_crops"] = num_crops
+    return family.with_options(options)
 
 
 def _family_of_directory(directory: Path) -> TokenFamily | None:

@@ -5,12 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.schema import Level, Report, Summary
-from phi3v_data.tokens.choose import ChosenModel, choose_model
+from phi3v_data.tokens.choose import ChosenModel, choose_model, with_image_options
 from phi3v_data.tokens.registry import family_version, get_family, load_families
 from phi3v_data.validate import receipt, tokens
 from phi3v_data.validate.batch import text_bytes
@@ -67,10 +65,7 @@ def validate(
         BudgetError: `num_crops` is not one that the family takes (also a ValueError).
     """
     chosen = choose_model(model, tokenizer)
-    options = dict(image_options or {})
-    if num_crops is not None:
-        options["num_crops"] = num_crops
-    family, budget = chosen.family.with_options(options)
+    family, budget = with_image_options(chosen.family, num_crops, image_options)
     chosen = replace(chosen, family=family)
     run = _Run(Path(directory), level, max_problems, progress, chosen)
     clock, obstacle = None, OSError()
@@ -108,14 +103,19 @@ def validate(
 
 
 def fresh_report(
-    directory: str | Path, *, num_crops: int | None = None, model: str | Path | None = None
+    directory: str | Path,
+    *,
+    num_crops: int | None = None,
+    image_options: Mapping[str, int] | None = None,
+    model: str | Path | None = None,
 ) -> Report | None:
     """The report of an earlier run of level full for this model, if nothing has changed since; None if there is none.
 
-    With `num_crops`, the run must have counted tokens with that value. Raises NotFoundError, UserError as `validate`.
+    The run must have counted tokens with `num_crops` and `image_options`, where they are given. Raises NotFoundError, UserError as `validate`.
     """
-    run = _Run(Path(directory), "full", 0, None, ChosenModel(choose_model(model, None).family))
-    run.open(num_crops)
+    family, budget = with_image_options(choose_model(model, None).family, num_crops, image_options)
+    run = _Run(Path(directory), "full", 0, None, ChosenModel(family))
+    run.open(budget)
     return receipt.load_report(run.directory, run.survey.state(), run.identity)
 
 
@@ -179,8 +179,7 @@ class _Run:
         if not self.layout.unread:
             report_orphans(tree, survey.used, findings)
         exact = self.counter is not None
-        text = table.units.astype(np.int64) if exact else tokens.estimate(table, self.family)
-        lengths = tokens.row_tokens(table, text, per_image)
+        lengths = tokens.row_tokens(table, tokens.text_tokens(table, self.family, self.counter), per_image)
         tokens.report_lengths(table, lengths, findings, self.family, max_tokens=max_tokens, exact=exact)
         report_repeats(table, tree, survey.images, findings, pixels=pixels)
         stats = collect_stats(

@@ -39,6 +39,11 @@ def estimate(table: RowTable, family: TokenFamily) -> Ints:
     return text
 
 
+def text_tokens(table: RowTable, family: TokenFamily, counter: "TokenCounter | None") -> Ints:
+    """Text tokens of each row of a table that was read with `counter`; estimated if there is none."""
+    return estimate(table, family) if counter is None else table.units.astype(np.int64)
+
+
 class TokenCounter:
     """Exact text tokens of a family's rows with `tokenizer.json` of a directory; `Units` of a row scan."""
 

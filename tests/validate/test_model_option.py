@@ -143,6 +143,73 @@ def test_the_toy_family_counts_by_its_own_rules(directory: Path, toy: str, cli: 
     assert (stats["model"], stats["num_crops"]) == ("phi3v", 16)
 
 
+def test_stats_preview_and_card_count_tokens_of_the_model_too(
+    directory: Path, toy: str, cli: Cli, tmp_path: Path
+) -> None:
+    """The numbers of `validate` (above): by the family, or exactly by a model directory."""
+    quick = ("stats", directory, "--level", "quick", "--quiet")
+    stats = json.loads(cli(*quick, "--model", toy, "--json")[1])
+    assert stats["tokens"]["counts"] == {"22": 1, "34": 1}
+    assert (stats["model"], stats["num_crops"], stats["text_tokens"]) == ("toy", None, "estimated")
+    assert "per sample (model toy, no image budget, text estimated)" in cli(*quick, "--model", toy)[1]
+    assert "per sample (num_crops 16, text estimated)" in cli(*quick)[1]
+    shown = cli("preview", directory, "--model", toy)[1]
+    assert [line.split(", ")[-1] for line in shown.splitlines() if line.startswith("image ")] == [
+        "4 tokens",
+        "5 tokens",
+    ]
+    assert ", 2,509 tokens\n" in cli("preview", directory)[1]
+    assert cli("preview", directory, "--model", toy, "--html", tmp_path / "page.html", "--quiet")[0] == 0
+    assert '["median","22"],["mean","28.0"],["95 %","34"],["max","34"]' in (tmp_path / "page.html").read_text()
+    assert cli("card", directory, "--model", toy)[0] == 0
+    line = "- Tokens per sample with the model family `toy`: median 22, at most 34 (images exact, text estimated)\n"
+    assert line in (directory / "README.md").read_text()
+    pytest.importorskip("tokenizers")
+    model = byte_tokenizer(tmp_path / "model")
+    assert json.loads(cli(*quick, "--model", model, "--json")[1])["tokens"]["counts"] == {"22": 1, "36": 1}
+    assert cli("card", directory, "--model", model)[0] == 0
+    assert "median 22, at most 36 (exact)\n" in (directory / "README.md").read_text()
+
+
+@pytest.mark.parametrize("command", [["stats"], ["preview"], ["preview", "--html", "page.html"], ["card"], ["clean"]])
+def test_a_model_or_budget_that_is_not_there_is_one_sentence(
+    directory: Path, toy: str, cli: Cli, tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words: list[object] = [command[0], directory, *(["out"] if command == ["clean"] else []), *command[1:]]
+    code, out, err = cli(*words, "--model", "toi")
+    assert (code, out) == (2, "")
+    assert "'toi' is neither a model family nor a model directory; families: phi3v, toy" in " ".join(err.split())
+    if command == ["card"]:
+        return
+    for model, number, sentence in (
+        ("toy", 4, "the model family toy has no tile budget: leave num_crops out"),
+        ("phi3v", 17, "num_crops must be a whole number from 1 to 16, not 17"),
+    ):
+        code, out, err = cli(*words, "--model", model, "--num_crops", number)
+        assert (code, out) == (2, "")
+        assert sentence in " ".join(err.split())
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_clean_keeps_the_rows_that_are_valid_for_the_model(tmp_path: Path, toy: str, cli: Cli) -> None:
+    """A thin image and `[STOP]` are errors of the toy family, `<|end|>` is one of phi3v."""
+    files = {"images/thin.png": encoded(make_image(1, (102, 2)))}
+    rows = [
+        row("thin", turn("q", images=("thin.png",))),
+        row("stop", turn("say [STOP]")),
+        row("end", turn("say <|end|>")),
+    ]
+    directory = write(tmp_path / "set", {"train.jsonl": rows, **files})
+    kept = {}
+    for model in ("toy", "phi3v"):
+        out = tmp_path / model
+        assert cli("clean", directory, out, "--model", model, "--quiet")[0] == 0
+        kept[model] = [json.loads(line)["id"] for line in (out / "set_train.jsonl").read_text().splitlines()]
+        assert validate(out, model=model).ok
+    assert kept == {"toy": ["end"], "phi3v": ["thin", "stop"]}
+
+
 def test_special_strings_of_the_model_are_errors_and_those_of_others_warnings(tmp_path: Path, toy: str) -> None:
     texts = ["[STOP]", "[PAD]", "[IMG]", "<|end|>", "<|image_3|>", "</s>", "<image>", "[INST]", "[STOPPED]", "[stop]"]
     rows = [row(f"{n}", turn(f"Say {text} {n}", "x")) for n, text in enumerate(texts)]
