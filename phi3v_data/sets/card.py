@@ -151,11 +151,8 @@ def _summary(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
     tokens = stats["tokens"]
     if "median" in tokens:
         model = "Phi-3-vision" if stats["model"] == DEFAULT else f"the model family {markdown_code(stats['model'])}"
-        budget = (
-            ""
-            if stats["num_crops"] is None
-            else f" at `{get_family(stats['model']).budget_option}` {stats['num_crops']}"
-        )
+        option = get_family(stats["model"]).budget_option
+        budget = "" if stats["num_crops"] is None else f" at `{option}` {stats['num_crops']}"
         how = "exact" if stats["text_tokens"] == "exact" else "images exact, text estimated"
         yield (
             f"- Tokens per sample with {model}{budget}: median {tokens['median']:,}, at most {tokens['max']:,} ({how})"

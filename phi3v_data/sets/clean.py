@@ -6,7 +6,7 @@ their own, then rows that repeat or leak others. The rest is copied unchanged.
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,8 @@ def clean_set(
     target = check_places(Path(out_dir), [source])
     progress = progress or (lambda stage, done, total: None)
     with paused_collector():
-        work = _Clean(
-            source, fix, frozenset(drop), choose_model(model, None).family, num_crops, image_options, workers, progress
-        )
+        family, budget = with_image_options(choose_model(model, None).family, num_crops, image_options)
+        work = _Clean(source, fix, frozenset(drop), family, budget, image_options or {}, workers, progress)
         identity = {
             "command": "clean",
             "version": VERSION,
@@ -152,13 +151,13 @@ class _Clean:
         fix: bool,
         drop: frozenset[str],
         family: TokenFamily,
-        num_crops: int | None,
-        image_options: Mapping[str, int] | None,
+        budget: int | None,
+        image_options: Mapping[str, int],
         workers: int,
         progress: Progress,
     ) -> None:
-        self.family, budget = with_image_options(family, num_crops, image_options)
-        self.image_options = dict(image_options or {})
+        self.family = family
+        self.image_options = dict(image_options)
         self.fix = fix
         self.drop = drop
         self.workers = workers

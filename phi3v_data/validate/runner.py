@@ -111,7 +111,9 @@ def fresh_report(
 ) -> Report | None:
     """The report of an earlier run of level full for this model, if nothing has changed since; None if there is none.
 
-    The run must have counted tokens with `num_crops` and `image_options`, where they are given. Raises NotFoundError, UserError as `validate`.
+    The run must have counted tokens with `num_crops` and `image_options`, where they are given.
+
+    Raises NotFoundError, UserError as `validate`.
     """
     family, budget = with_image_options(choose_model(model, None).family, num_crops, image_options)
     run = _Run(Path(directory), "full", 0, None, ChosenModel(family))

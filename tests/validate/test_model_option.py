@@ -179,11 +179,11 @@ def test_a_model_or_budget_that_is_not_there_is_one_sentence(
     words: list[object] = [command[0], directory, *(["out"] if command == ["clean"] else []), *command[1:]]
     code, out, err = cli(*words, "--model", "toi")
     assert (code, out) == (2, "")
-    assert "'toi' is neither a model family nor a model directory; families: phi3v, toy" in " ".join(err.split())
+    assert "'toi' is neither a model family nor a model directory; did you mean toy?" in " ".join(err.split())
     if command == ["card"]:
         return
     for model, number, sentence in (
-        ("toy", 4, "the model family toy has no tile budget: leave num_crops out"),
+        ("toy", 4, "the model family toy has no image budget: leave num_crops out"),
         ("phi3v", 17, "num_crops must be a whole number from 1 to 16, not 17"),
     ):
         code, out, err = cli(*words, "--model", model, "--num_crops", number)
