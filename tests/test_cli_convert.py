@@ -119,6 +119,7 @@ def test_help_shows_the_common_and_the_converters_own_options() -> None:
         ("--frames 8 ucf101", "ucf101"),
         ("--salvage ucf101 --frames 8", "ucf101"),
         ("--quiet -q other", "other"),
+        ("image_folder ucf101 --source x", "image_folder"),
         ("--converter a.py:B --source x", "a.py:B"),
         ("--converter=a.py:B x", "a.py:B"),
         ("--converter a.py B", "a.py:B"),

@@ -55,6 +55,14 @@ def test_the_same_words_about_other_images_are_other_samples(tmp_path: Path) -> 
     assert leaks(validate(tmp_path)) == []
 
 
+def test_a_sample_is_the_same_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are compared some at a time, here two; those before it in its block do not matter."""
+    monkeypatch.setattr("phi3v_data.validate.table._ROWS_AT_ONCE", 2)
+    rows = [ask("1", "a", "b"), ask("2", "c", text="Same?"), ask("3", "d"), ask("4", "c", text="Same?")]
+    report = validate(write(tmp_path, {**IMAGES, "train.jsonl": rows}), use_receipt=False)
+    assert leaks(report) == [("duplicate-sample", "train.jsonl", 4, "warning")]
+
+
 def test_order_and_turns_make_a_sample(tmp_path: Path) -> None:
     rows = [
         row("1", turn("p", "x", images=("a.png",)), turn("q", "y")),
