@@ -28,7 +28,7 @@ from phi3v_train.models.loading import load_base
 from phi3v_train.plan import Plan
 from phi3v_train.precision import Precision
 from phi3v_train.start import Start, refuse_other_start, resume_hint, verified_start
-from phi3v_train.training.checkpoints import prune
+from phi3v_train.training.best import LOSS, BestTracker
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.methods import apply_method
 from phi3v_train.training.parallel.engine import Engine
@@ -82,8 +82,6 @@ def build_run(plan: Plan, start: Start, stack: ExitStack, *, hooks: "Sequence[Ho
     request = stack.enter_context(StopRequest(is_main=group.is_main))
     refuse_other_start(group, start)
     start = verified_start(group, start, config)
-    if group.is_main:
-        prune(config.output.output_dir, keep=config.output.save_total_limit, spare=start.checkpoint)
     quiet = quiet or config.output.no_tqdm
     first_step = start.checkpoint.step if start.checkpoint is not None else 0
     progress = ProgressLine(plan.total_steps, start=first_step, quiet=quiet)
@@ -101,6 +99,7 @@ def build_run(plan: Plan, start: Start, stack: ExitStack, *, hooks: "Sequence[Ho
         progress=progress,
         request=request,
         hooks=hooks,
+        tracker=make_tracker(plan),
     )
     loop.flags = session.flags
     if start.checkpoint is not None:
@@ -175,11 +174,21 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> 
     )
 
 
+def make_tracker(plan: Plan) -> BestTracker | None:
+    """Compares the evaluations of the run, if it is to."""
+    settings = plan.config.eval
+    if plan.criterion is None:
+        return None
+    return BestTracker(
+        plan.criterion, patience=settings.early_stopping_patience, min_delta=settings.early_stopping_min_delta
+    )
+
+
 def make_evaluation(plan: Plan, progress: ProgressLine, request: StopRequest, *, quiet: bool) -> RunEvaluation:
     """Evaluates the model before, between and after the steps; every row of the split is checked now.
 
     Raises:
-        UserError: a row cannot be encoded or scored.
+        UserError: a row cannot be encoded or scored, or the metric that the run ends by is undefined for the rows.
     """
     config = plan.config
     assert plan.eval_source is not None
@@ -191,6 +200,8 @@ def make_evaluation(plan: Plan, progress: ProgressLine, request: StopRequest, *,
         num_workers=config.data.num_workers,
     )
     evaluator.check()
+    if plan.criterion is not None and plan.criterion.metric != LOSS:
+        evaluator.require_defined(plan.criterion.metric)
     return RunEvaluation(
         evaluator,
         config.output.output_dir,

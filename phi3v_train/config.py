@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeAlias, get_origin
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from phi3v_data.errors import UserError
 from phi3v_train.foreign_names import own_names
+from phi3v_train.setting_group import Group, spell_out
 
 DEFAULT_MODEL = "microsoft/Phi-3.5-vision-instruct"
 DEFAULT_NUM_CROPS = 16
@@ -21,46 +22,8 @@ OptimName: TypeAlias = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 LORA_INITS = ("gaussian", "default", "pissa", "olora")
 
 
-SHORT_FORMS = {"use_flash_attention": ("attn", "flash"), "bf16": ("dtype", "bf16")}
-"""Options that stand for a value of another option; replaced by it before anything else reads them."""
-
-
-def spell_out(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace the short forms among `values` (flat) by what they mean.
-
-    Raises:
-        ValueError: a short form beside another value of the same setting.
-    """
-    result = dict(values)
-    for flag, (name, meaning) in SHORT_FORMS.items():
-        if result.get(flag) is True:
-            if result.get(name, meaning) not in (meaning, "auto"):
-                raise ValueError(f"--{flag} contradicts --{name} {result[name]}: give one of them")
-            del result[flag]
-            result[name] = meaning
-    return result
-
-
 def _as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-class Group(BaseModel):
-    """Base of the groups: frozen, closed, JSON and YAML alike."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_single_values(cls, value: Any) -> Any:
-        """One value of a setting that takes several needs no list: `report_to: none`, `metric: anls`."""
-        if not isinstance(value, dict):
-            return value
-        several = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
-        return {
-            name: (item,) if name in several and isinstance(item, str | Path | int | float) else item
-            for name, item in value.items()
-        }
 
 
 IMAGE_OPTIONS = ("num_crops", "max_pixels", "min_pixels", "longest_edge")
@@ -254,6 +217,42 @@ class EvalConfig(Group):
     eval_turns: Literal["last", "first", "all"] = Field("last", description="Which answers are generated.")
     max_new_tokens: int = Field(64, ge=1, description="Longest generated answer in tokens.")
     metric: tuple[str, ...] = Field((), description="Metric name or FILE.py:FUNCTION. Default: dataset.json's.")
+    early_stopping_patience: int = Field(
+        0, ge=0, description="End the run after N evaluations (--eval_steps) without an improvement; 0: never."
+    )
+    early_stopping_min_delta: float = Field(
+        0.0, ge=0, description="With --early_stopping_patience: an improvement must be greater than X."
+    )
+    keep_best: bool = Field(
+        False, description="Keep the checkpoint of the best evaluation; the finished model has its weights."
+    )
+    best_metric: str | None = Field(
+        None,
+        description="What --early_stopping_patience and --keep_best compare: loss, or a metric of the run. "
+        "Default: the first metric.",
+    )
+    best_mode: Literal["auto", "max", "min"] = Field(
+        "auto", description="Whether the highest or the lowest value is best; auto: min for loss, else max."
+    )
+
+    @model_validator(mode="after")
+    def _best_is_evaluated(self) -> Self:
+        users = [f"--early_stopping_patience {self.early_stopping_patience}"] if self.early_stopping_patience else []
+        users += ["--keep_best"] if self.keep_best else []
+        if users and self.eval_steps is None:
+            raise ValueError(f"{users[0]} needs evaluations during training: give --eval_steps N")
+        if self.early_stopping_min_delta and not self.early_stopping_patience:
+            raise ValueError("--early_stopping_min_delta is for --early_stopping_patience N: add it")
+        given = [f"--best_metric {self.best_metric}"] if self.best_metric is not None else []
+        given += [f"--best_mode {self.best_mode}"] if self.best_mode != "auto" else []
+        if given and not users:
+            raise ValueError(f"{given[0]} is for --early_stopping_patience N and --keep_best: add one of them")
+        return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether the run compares its evaluations, to end early or to keep the best one."""
+        return self.keep_best or self.early_stopping_patience > 0
 
     @property
     def is_wanted(self) -> bool:

@@ -10,6 +10,9 @@ ALIASES = {
     "lora_r": "lora_rank",
     "epochs": "num_train_epochs",
     "output": "output_dir",
+    "early_stopping_threshold": "early_stopping_min_delta",
+    "load_best_model_at_end": "keep_best",
+    "metric_for_best_model": "best_metric",
 }
 
 ADVICE = {
@@ -17,7 +20,15 @@ ADVICE = {
         "accumulation follows from the batch sizes: give --batch_size, which is --batch_size_per_gpu x accumulation "
         "steps x processes"
     ),
+    "greater_is_better": (
+        "give --best_mode max (true) or min (false); without it the lowest loss is best, of other metrics the highest "
+        "value"
+    ),
     "lora_alpha": "give --lora_alpha_ratio, which is alpha / --lora_rank (alpha 128 with rank 64: 2)",
+    "save_best_only": (
+        "give --keep_best, which keeps the best checkpoint beside the newest ones (--save_total_limit), from which a "
+        "stopped run resumes"
+    ),
     "warmup_ratio": "give --warmup_steps, which is the ratio x the number of steps that `phi3v-train plan` shows",
 }
 """Names for which no setting of a run has the same value."""

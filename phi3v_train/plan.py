@@ -24,6 +24,7 @@ from phi3v_train.models.registry import make_renderer
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import ModelSize
 from phi3v_train.settings import Settings
+from phi3v_train.training.best import LOSS, Criterion, Mode
 from phi3v_train.training.memory import Memory, estimate
 from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed
 from phi3v_train.training.parallel.strategy import ParallelStrategy, choose_strategy
@@ -80,6 +81,7 @@ class Plan:
     strategy: ParallelStrategy
     deepspeed: Mapping[str, Any] | None = None
     notes: tuple[ModelNote, ...] = ()
+    criterion: Criterion | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -139,6 +141,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     eval_source = open_eval_source(config, sources)
     scored = [eval_source] if eval_source is not None else sources
     choice = choose_metrics(config.eval.metric, next((each.manifest for each in scored if each.manifest), None))
+    criterion = choose_criterion(config, eval_source, choice.metrics) if config.eval.compares else None
     files = locate_base(config.model.model_name_or_path, weights=weights)
     family = files.family
     if config.data.pack:
@@ -189,7 +192,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     )
     return Plan(
         settings, sources, order, eval_source, choice.metrics, files, processor, compute, size, probe, lengths,
-        world_size, accumulation, total, strategy, plan_deepspeed(config.parallel, shape), tuple(notes),
+        world_size, accumulation, total, strategy, plan_deepspeed(config.parallel, shape), tuple(notes), criterion,
     )  # fmt: skip
 
 
@@ -254,6 +257,38 @@ def open_eval_source(config: RunConfig, sources: Sequence[Source]) -> Source | N
         if split is not None:
             return open_source(source.directory, split, labelled=True)
     return None
+
+
+def choose_criterion(config: RunConfig, source: Source | None, metrics: Sequence[Metric]) -> Criterion:
+    """How the run compares its evaluations: by `--best_metric`, else by the first metric.
+
+    Raises:
+        UserError: there is no split to evaluate, or the run does not compute that metric.
+    """
+    settings = config.eval
+    option = "--keep_best" if settings.keep_best else f"--early_stopping_patience {settings.early_stopping_patience}"
+    if source is None:
+        raise UserError(
+            f"{option} needs a split to evaluate, and no --data_dir has a split val, dev, dev_seen or test with "
+            "answers: name one with --eval_split, or make one with `phi3v-data split`"
+        )
+    names = [metric.name for metric in metrics]
+    wanted = settings.best_metric or names[0]
+    name = wanted.removeprefix("eval_").rpartition(":")[2]
+    if name not in (*names, LOSS):
+        raise UserError(
+            f"--best_metric {wanted}: this run computes {', '.join(names)} and {LOSS}; give one of them, or add "
+            f"--metric {wanted}"
+        )
+    auto: Mode = "min" if name == LOSS else "max"
+    return Criterion(
+        metric=name,
+        mode=auto if settings.best_mode == "auto" else settings.best_mode,
+        split=source.split.name,
+        num_samples=min(len(source), settings.eval_limit or len(source)),
+        eval_turns=settings.eval_turns,
+        max_new_tokens=settings.max_new_tokens,
+    )
 
 
 def probe_rows(reader: Reader) -> Probe:

@@ -1,11 +1,13 @@
 """The plan of a run for people, as lines, and for programs, as JSON."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from phi3v_data.messages import counted
-from phi3v_train.config import OptimName
+from phi3v_train.config import EvalConfig, OptimName
 from phi3v_train.plan import Plan
+from phi3v_train.training.best import Criterion
 from phi3v_train.training.memory import GB, Memory, fits
 from phi3v_train.training.parallel.deepspeed_config import summary
 
@@ -36,6 +38,8 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield "eval", "none: no split val, dev, dev_seen or test with answers, and no --eval_split"
     else:
         yield "eval", "none: switched off by --no_eval_before and --no_eval_after"
+    if plan.criterion is not None:
+        yield "best", best_text(plan.criterion, config.eval)
     processes = f" x {plan.world_size} processes" if plan.world_size > 1 else ""
     epochs = plan.total_steps / plan.order.epoch_steps
     samples = f"{plan.order.epoch_samples:,} samples"
@@ -74,6 +78,19 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     for name, value in config.flat().items():
         if name in plan.settings.origins or (name in SHOWN_DEFAULTS and name != unused):
             yield "setting", f"{name} {format_value(value)} ({plan.settings.origin(name)})"
+
+
+def best_text(criterion: Criterion, config: EvalConfig) -> str:
+    """What the evaluations during training decide."""
+    extreme = "highest" if criterion.mode == "max" else "lowest"
+    parts = [f"{extreme} {criterion.words()}, every {counted(config.eval_steps or 0, 'step')}"]
+    if config.keep_best:
+        parts.append("its checkpoint is kept and becomes the model")
+    if config.early_stopping_patience:
+        more = f" by more than {config.early_stopping_min_delta:g}" if config.early_stopping_min_delta else ""
+        evaluations = counted(config.early_stopping_patience, "evaluation")
+        parts.append(f"the run ends after {evaluations} without an improvement{more}")
+    return "; ".join(parts)
 
 
 def warmup_warning(warmup_steps: int, total_steps: int) -> str:
@@ -136,6 +153,7 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
             for name, source in zip(plan.source_names, plan.sources, strict=True)
         ],
         "eval_split": plan.eval_source.split.name if plan.eval_source else None,
+        "best": asdict(plan.criterion) if plan.criterion else None,
         "total_steps": plan.total_steps,
         "epoch_steps": plan.order.epoch_steps,
         "accumulation": plan.accumulation,

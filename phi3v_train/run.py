@@ -8,7 +8,7 @@ Every process runs this same path; the main one prints and writes.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ class Outcome:
     """Outcome of a run.
 
     `stopped` is the signal that ended it early, 0 if it is complete; `unsaved`: the last checkpoint or
-    lines of `metrics.jsonl` could not be written.
+    lines of `metrics.jsonl` could not be written. `done`: contents of `complete.json`, empty if it is not complete.
     """
 
     output_dir: Path
@@ -47,6 +47,7 @@ class Outcome:
     after: Mapping[str, Any] | None
     stopped: int = 0
     unsaved: bool = False
+    done: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_data(config: RunConfig, progress: Callable[[str, int, int | None], None] | None = None) -> None:
@@ -115,7 +116,8 @@ def drive(run: "BuiltRun") -> Outcome:
         return Outcome(output_dir, session.step, False, None, None, session.stopped, session.unsaved)
     session.finish(partial(model_card, run))
     before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
-    return Outcome(output_dir, session.step, False, before, after, unsaved=session.unsaved)
+    done = read_finished(output_dir) or {}
+    return Outcome(output_dir, session.step, False, before, after, unsaved=session.unsaved, done=done)
 
 
 def model_card(run: "BuiltRun", before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
@@ -133,6 +135,7 @@ def model_card(run: "BuiltRun", before: Mapping[str, Any] | None, after: Mapping
         before=before,
         after=after,
         last=session.last_line(),
+        ending=session.best.outcome(session.step),
     )
 
 
@@ -142,7 +145,7 @@ def earlier_outcome(plan: Plan) -> Outcome:
     done = read_finished(output_dir)
     step = plan.total_steps if done is None else done["step"]
     before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
-    return Outcome(output_dir, step, True, before, after)
+    return Outcome(output_dir, step, True, before, after, done=done or {})
 
 
 def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:

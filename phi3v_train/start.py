@@ -73,7 +73,7 @@ def find_start(plan: Plan) -> Start:
     Raises:
         UserError: it holds a run that this one cannot resume from.
     """
-    output = plan.config.output
+    output, patience = plan.config.output, plan.config.eval.early_stopping_patience
     settings = settings_identity(plan.config, plan.compute.dtype.value)
     identity = {"settings": settings, "data": data_identity(plan.sources)}
     if output.overwrite:
@@ -86,7 +86,7 @@ def find_start(plan: Plan) -> Start:
     checkpoint = find_checkpoint(output.resume, output.output_dir)
     if done is not None and (checkpoint is None or done["step"] >= checkpoint.step):
         refuse_other_run(output.output_dir, done["identity"], identity)
-        if has_ended(done, plan.total_steps) and output.resume == "auto":
+        if has_ended(done, plan.total_steps, patience) and output.resume == "auto":
             return Start(identity, checkpoint, complete=True, step=done["step"])
     newer = tuple(
         (each.path, why_damaged(each.path))
@@ -103,7 +103,9 @@ def find_start(plan: Plan) -> Start:
         return Start(identity, None, starts_over=has_logs_of_this_run(output.output_dir, identity))
     state = checkpoint.state()
     refuse_other_run(checkpoint.path, state["identity"], identity)
-    return Start(identity, checkpoint, ended=has_ended(state, plan.total_steps), damaged=newer, step=checkpoint.step)
+    return Start(
+        identity, checkpoint, ended=has_ended(state, plan.total_steps, patience), damaged=newer, step=checkpoint.step
+    )
 
 
 def has_logs_of_this_run(output_dir: Path, identity: Mapping[str, Any]) -> bool:

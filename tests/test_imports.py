@@ -61,7 +61,7 @@ TRAIN_FLOORS = (
     ("settings",),
     ("recipes", "launch"),
     ("config",),
-    ("foreign_names",),
+    ("foreign_names", "setting_group"),
 )
 
 

@@ -10,7 +10,8 @@ import typer
 
 from phi3v_data.cli.options import option_parameter
 from phi3v_train.cli.run_options import ConfigFile
-from phi3v_train.config import IMAGE_OPTIONS, DataConfig, EvalConfig, Group, ModelConfig, OptimConfig, ParallelConfig
+from phi3v_train.config import IMAGE_OPTIONS, DataConfig, EvalConfig, ModelConfig, OptimConfig, ParallelConfig
+from phi3v_train.setting_group import Group
 from phi3v_train.settings import resolve
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from phi3v_data.cli.base import command_info
 from phi3v_data.errors import GOOD, PROBLEMS
 from phi3v_data.messages import counted
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
-from phi3v_train.config import IMAGE_OPTIONS, DataConfig, Group, ModelConfig, OptimConfig
+from phi3v_train.config import IMAGE_OPTIONS, DataConfig, ModelConfig, OptimConfig
+from phi3v_train.setting_group import Group
 from phi3v_train.settings import Settings
 
 if TYPE_CHECKING:

@@ -125,16 +125,19 @@ def show(plan: Any, run_state: str, *, as_json: bool, quiet: bool) -> None:
 
 def summary(outcome: Any) -> str:
     """The last lines: where everything is."""
-    lines = [f"{outcome.output_dir}: complete after {counted(outcome.step, 'step')}"]
+    done, step = outcome.done, outcome.done.get("model_step", outcome.step)
+    why = f": {done['reason']}" if "reason" in done else ""
+    lines = [f"{outcome.output_dir}: complete after {counted(outcome.step, 'step')}{why}"]
     for name, result in (("before", outcome.before), ("after", outcome.after)):
         if result:
             scores = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None)
             lines.append(f"{name:<8} {result['split']}: {scores}")
-    if outcome.after:
-        lines.append(
-            f"answers  {outcome.output_dir / 'predictions' / f'step-{outcome.step:06d}' / 'predictions.jsonl'}"
-        )
-    lines += [f"model    {outcome.output_dir / 'model'}", f"plot     {outcome.output_dir / 'loss.png'}"]
+    if best := done.get("best"):
+        lines.append(f"best     {best['split']}: {best['metric']} {best['value']:.4g} after step {best['step']}")
+    if outcome.after or step != outcome.step:
+        lines.append(f"answers  {outcome.output_dir / 'predictions' / f'step-{step:06d}' / 'predictions.jsonl'}")
+    of_step = f" (step {step})" if "model_step" in done else ""
+    lines += [f"model    {outcome.output_dir / 'model'}{of_step}", f"plot     {outcome.output_dir / 'loss.png'}"]
     return "\n".join(lines)
 
 

@@ -110,6 +110,22 @@ class Evaluator:
                 except Undefined:
                     continue  # reported with the result
 
+    def require_defined(self, name: str) -> None:
+        """Refuse, before a model is loaded, rows for which one of our metrics is undefined, whatever is predicted.
+
+        Raises:
+            UserError: it is; the message says why.
+        """
+        for metric in self.metrics:
+            if metric.name == name and metric.is_built_in:
+                try:
+                    metric.function(self.truth())
+                except Undefined as reason:
+                    raise UserError(
+                        f"evaluations cannot be compared by {name}, which is undefined on split "
+                        f"{self.source.split.name!r}: {reason}; give --best_metric, loss for instance"
+                    ) from None
+
     def predict(
         self,
         model: Any,

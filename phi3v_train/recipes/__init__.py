@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_train.config import Group, home_groups
+from phi3v_train.config import home_groups
+from phi3v_train.setting_group import Group
 
 
 class Published(Group):

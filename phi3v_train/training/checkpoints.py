@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,9 +68,17 @@ class Checkpoint:
         return state
 
 
-def has_ended(state: Mapping[str, Any], total_steps: int) -> bool:
-    """Whether a run that left this state (of a checkpoint or of `complete.json`) has nothing left of `total_steps`."""
-    return bool(state["step"] >= total_steps or (state.get("ended") and state["total_steps"] >= total_steps))
+def has_ended(state: Mapping[str, Any], total_steps: int, patience: int = 0) -> bool:
+    """Whether a run that left this state (of a checkpoint or of `complete.json`) has nothing left of `total_steps`.
+
+    One that ended because no evaluation was an improvement goes on if `patience` (0: unlimited) is greater than the
+    number of these.
+    """
+    if state["step"] >= total_steps:
+        return True
+    if without := state.get("stopped_early"):
+        return bool(0 < patience <= without)
+    return bool(state.get("ended") and state["total_steps"] >= total_steps)
 
 
 def checkpoint_name(step: int) -> str:
@@ -178,9 +186,16 @@ def remove(path: Path) -> None:
 
 
 def write_checkpoint(
-    group: "Group", output_dir: Path, step: int, state: Mapping[str, Any], *, write: Callable[[Path], None], keep: int
+    group: "Group",
+    output_dir: Path,
+    step: int,
+    state: Mapping[str, Any],
+    *,
+    write: Callable[[Path], None],
+    keep: int,
+    spare: Collection[int] = (),
 ) -> Checkpoint:
-    """Write a checkpoint aside, put it in place complete, then delete the oldest beyond `keep`; a collective call.
+    """Write a checkpoint aside, put it in place complete, then `prune` the others; a collective call.
 
     `write(folder)` writes the model and the optimizer: what of them this process writes. Checkpoints of later steps,
     left by a run that was resumed further back, are deleted too.
@@ -209,7 +224,7 @@ def write_checkpoint(
     if group.is_main:
         for late in [each for each in checkpoint_folders(output_dir) if each.step > step]:
             remove(late.path)
-        prune(output_dir, keep=keep)
+        prune(output_dir, keep=keep, spare=spare)
     return Checkpoint(target, step)
 
 
@@ -224,10 +239,10 @@ def owner(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def prune(output_dir: Path, *, keep: int, spare: Checkpoint | None = None) -> None:
-    """Delete the oldest complete checkpoints beyond `keep`, but never `spare`."""
+def prune(output_dir: Path, *, keep: int, spare: Collection[int] = ()) -> None:
+    """Delete the oldest complete checkpoints beyond `keep`, but never those of the steps in `spare`."""
     for old in list_checkpoints(output_dir)[:-keep]:
-        if old != spare:
+        if old.step not in spare:
             remove(old.path)
 
 

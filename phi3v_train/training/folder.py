@@ -19,7 +19,7 @@ from phi3v_train.training.checkpoints import checkpoint_folders, remove, sweep
 CONFIG, ENVIRONMENT, DATA, METRICS, PLOT = "config.yaml", "environment.json", "data.json", "metrics.jsonl", "loss.png"
 CARD, DONE, MODEL, TENSORBOARD, PREDICTIONS = "README.md", "complete.json", "model", "tensorboard", "predictions"
 DEEPSPEED = "deepspeed.json"
-EVAL_BEFORE, EVAL_AFTER = "eval_before.json", "eval_after.json"
+EVAL_BEFORE, EVAL_AFTER, BEST = "eval_before.json", "eval_after.json", "best.json"
 
 PACKAGES = (
     "phi3v",
@@ -37,7 +37,7 @@ PACKAGES = (
 
 def clear(output_dir: Path) -> None:
     """Remove what a run wrote, and nothing else."""
-    for name in (DONE, METRICS, CONFIG, DEEPSPEED, ENVIRONMENT, DATA, PLOT, CARD, EVAL_BEFORE, EVAL_AFTER):
+    for name in (DONE, METRICS, CONFIG, DEEPSPEED, ENVIRONMENT, DATA, PLOT, CARD, EVAL_BEFORE, EVAL_AFTER, BEST):
         (output_dir / name).unlink(missing_ok=True)
     for path in output_dir.glob("eval_step-*.json"):
         path.unlink()
@@ -110,8 +110,12 @@ def card_text(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
     last: Mapping[str, Any] | None,
+    ending: Mapping[str, Any],
 ) -> str:
-    """`README.md`: what the model is, how it was made, what it scores, how to use it."""
+    """`README.md`: what the model is, how it was made, what it scores, how to use it.
+
+    `ending` are the entries of `complete.json` about the best evaluation, see `BestKeeper.outcome`.
+    """
     adapter, budget = config.method.use_lora, family.image_budget(config.model.image_options)
     option = family.tokens.budget_option
     kind = "Adapter (PEFT)" if adapter else "Model"
@@ -133,6 +137,7 @@ def card_text(
         "",
         f"{kind} made by `phi3v-train run`: {config.method.name}, {steps:,} steps of {config.optim.batch_size} samples "
         f"({samples:,} samples seen). Trained parameters: {parts}.",
+        *ending_lines(ending, steps),
         "",
         "| | |",
         "| --- | --- |",
@@ -144,8 +149,8 @@ def card_text(
     ]
     if last is not None:
         lines.append(f"| loss of the last step | {last['loss']:.4f} |")
-    if before or after:
-        lines += ["", "## Scores", "", *score_table(before, after)]
+    if before or after or scored_best(ending):
+        lines += ["", "## Scores", "", *score_table(before, after, ending)]
     lines += [
         "",
         "![loss](loss.png)",
@@ -184,9 +189,31 @@ def data_lines(data: Sequence[Manifest]) -> list[str]:
     return ["## Data", "", "| set | source | licence |", "| --- | --- | --- |", *rows, "", note, ""]
 
 
-def score_table(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[str]:
-    """Metrics before and after training, as Markdown."""
-    results = [each for each in (before, after) if each]
+def ending_lines(ending: Mapping[str, Any], steps: int) -> list[str]:
+    """Why training ended before its last step, and which step the weights are those of, as Markdown."""
+    lines = []
+    if "reason" in ending:
+        lines.append(f"Training ended early, after step {steps:,}: {markdown_text(ending['reason'])}.")
+    if best := scored_best(ending):
+        metric = f"{markdown_text(best['metric'])} on {markdown_code(best['split'])}, {best['value']:.4g}"
+        lines.append(f"The weights are those of step {best['step']:,}, the best of the evaluations ({metric}).")
+    return ["", *lines] if lines else []
+
+
+def scored_best(ending: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The best evaluation, if the finished model has its weights; None if it does not, or the run compares none."""
+    best: Mapping[str, Any] | None = ending.get("best")
+    return best if best is not None and best["step"] == ending.get("model_step") else None
+
+
+def score_table(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, ending: Mapping[str, Any]
+) -> list[str]:
+    """Metrics before and after training, as Markdown; those of the best evaluation between, if it has the weights."""
+    best = scored_best(ending)
+    between = {f"step {best['step']:,}": best} if best and best["step"] != (after or {}).get("step") else {}
+    columns = {"before": before, **between, "after": after}
+    results = [each for each in columns.values() if each]
     names = list(dict.fromkeys(name for each in results for name in each["metrics"]))
     split, count = results[-1]["split"], results[-1]["num_samples"]
 
@@ -194,11 +221,9 @@ def score_table(before: Mapping[str, Any] | None, after: Mapping[str, Any] | Non
         value = (result or {}).get("metrics", {}).get(name)
         return "" if value is None else f"{value:.4g}"
 
-    rows = [f"| {markdown_text(name)} | {cell(before, name)} | {cell(after, name)} |" for name in names]
+    rows = [[markdown_text(name), *(cell(each, name) for each in columns.values())] for name in names]
     return [
         f"On split {markdown_code(split)} ({count:,} samples):",
         "",
-        "| metric | before | after |",
-        "| --- | --- | --- |",
-        *rows,
+        *(f"| {' | '.join(row)} |" for row in [["metric", *columns], ["---"] * (1 + len(columns)), *rows]),
     ]

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from phi3v_data.files import write_text
+
+if TYPE_CHECKING:
+    from phi3v_train.training.loop import StepResult
 
 SOURCE_LOSS = "loss/"
 """Begins the keys of the losses by data source, `loss/NAME`, in the lines of a run that has several."""
@@ -114,3 +117,37 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in data.split(b"\n")[:-1]:
         yield json.loads(line)
+
+
+def with_scores(line: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A step's line with the scores of its evaluation, if there was one."""
+    scores = {f"{SCORE}{name}": value for name, value in (result or {}).get("metrics", {}).items()}
+    return {**line, **scores}
+
+
+def scores_of(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores in a step's line, by the names of the metrics; empty if the step was not evaluated."""
+    return {name.removeprefix(SCORE): value for name, value in line.items() if name.startswith(SCORE)}
+
+
+def make_line(result: "StepResult", epoch: float) -> dict[str, Any]:
+    """The line of a step in `metrics.jsonl`."""
+    seconds = max(result.seconds, 1e-9)
+    line: dict[str, Any] = {
+        "step": result.step,
+        "epoch": round(epoch, 6),
+        "loss": result.loss,
+        **{f"{SOURCE_LOSS}{name}": loss for name, loss in result.source_losses.items()},
+        "lr": result.lr,
+        "grad_norm": None if result.skipped else result.grad_norm,
+        "samples": result.num_samples,
+        "supervised_tokens": result.num_supervised,
+        "tokens_per_second": round(result.num_tokens / seconds, 1),
+        "images_per_second": round(result.num_images / seconds, 2),
+        "seconds": round(result.seconds, 4),
+    }
+    if result.num_truncated:
+        line["truncated_samples"] = result.num_truncated
+    if result.skipped:
+        line["skipped"] = True
+    return line

@@ -2,22 +2,22 @@
 
 After step S, in this order: a checkpoint if one is due, an evaluation if one is due, then the line of S in
 `metrics.jsonl`. A checkpoint holds the line of its step, so whatever a kill cut off after it is made up for on resume.
+With `--keep_best`, an evaluation that is the best so far writes the checkpoint of its step, unless there is one.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.files import read_json, write_json, write_text
 from phi3v_train.config import RunConfig
+from phi3v_train.device import memory_used
 from phi3v_train.distributed.stopping import Interrupted, StopRequest
 from phi3v_train.training import folder
+from phi3v_train.training.best import BestTracker
 from phi3v_train.training.checkpoints import (
     Checkpoint,
     SaveError,
@@ -26,8 +26,9 @@ from phi3v_train.training.checkpoints import (
     write_checkpoint,
     write_folder,
 )
+from phi3v_train.training.keep_best import BestKeeper
 from phi3v_train.training.loop import StepResult, TrainLoop
-from phi3v_train.training.metrics_log import SCORE, SOURCE_LOSS, MetricsLog, read_metrics
+from phi3v_train.training.metrics_log import MetricsLog, make_line, read_metrics, scores_of, with_scores
 from phi3v_train.training.plot import draw_loss
 from phi3v_train.training.progress import ProgressLine
 from phi3v_train.training.trackers import Trackers, open_trackers
@@ -60,8 +61,8 @@ class RunIdentity:
 class Session:
     """One start of a run, from a checkpoint or from the beginning, on one of its processes.
 
-    `stopped` is the signal that ended it early, 0 otherwise; `has_ended`: no step is left, because all are
-    done or a hook ended the run.
+    `stopped` is the signal that ended it early, 0 otherwise; `has_ended`: no step is left, because all are done, or
+    a hook or early stopping ended the run; `best`: what is known of its evaluations.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Session:
         progress: ProgressLine,
         request: StopRequest,
         hooks: Sequence[Hook] = (),
+        tracker: BestTracker | None = None,
     ) -> None:
         self.loop = loop
         self.engine = loop.engine
@@ -88,6 +90,7 @@ class Session:
         self.progress = progress
         self.request = request
         self.hooks = tuple(hooks)
+        self.best = BestKeeper(loop.group, self.config, tracker, say=progress.say)
         self.stopped = 0
         self.saved: int | None = None
         self.unsaved = False
@@ -108,29 +111,34 @@ class Session:
         self.engine.read(checkpoint.path)
         self.step, self.samples = checkpoint.step, int(state["samples"])
         self._line = state["line"]
-        self._was_ended = has_ended(state, self.loop.total_steps)
+        self._was_ended = has_ended(state, self.loop.total_steps, self.config.eval.early_stopping_patience)
+        self.best.restore(state, ended=self._was_ended)
         self.saved = self.step
         self.request.saves = True
 
     def open(self) -> None:
         """Open logs at the current step, and make up for what a kill cut off after a checkpoint."""
         line = self._line
-        missing = False
+        logged: dict[str, Any] | None = None
         if self.is_main:
             path = self.output_dir / folder.METRICS
-            missing = line is not None and all(each["step"] != self.step for each in read_metrics(path))
+            logged = next((each for each in read_metrics(path) if each["step"] == self.step), None)
             self._log = MetricsLog(path, step=self.step)
             self._trackers = open_trackers(
                 self.config.output.report_to, self.output_dir, self.config.flat(), self.step, self.progress.say
             )
-        missing = self.loop.group.broadcast(missing)
+        logged = self.loop.group.broadcast(logged)
         try:
             if self.step == 0 and self.config.eval.eval_before and self.evaluate is not None:
                 self._finish_line({"step": 0, "epoch": 0.0}, self._evaluate(folder.EVAL_BEFORE))
-            elif missing and line is not None:
+            elif line is not None and logged is None:
                 self._close_step(line)
+            elif line is not None and logged is not None:
+                self._count_logged(line, scores_of(logged))
         except Interrupted:
             pass  # the request, which is asked next, knows the signal
+        else:
+            self.best.settle(self.step)
         self.stopped = self.request.agree(self.loop.group)
         self.request.saves = True
 
@@ -174,6 +182,7 @@ class Session:
             "total_steps": self.loop.total_steps,
             "ended": self.has_ended,
             "line": dict(line),
+            **self.best.state(),
             "identity": self.identity.to_json(),
             "parallel": {"kind": self.engine.strategy, "world_size": self.loop.group.world_size},
             "config": self.config.model_dump(mode="json"),
@@ -186,6 +195,7 @@ class Session:
                 state,
                 write=lambda target: self.engine.write(target, self.processor),
                 keep=self.config.output.save_total_limit,
+                spare=self.best.spared(self.step),
             )
         except SaveError as error:
             if self.is_main:
@@ -224,12 +234,14 @@ class Session:
         self._close_logs()
         target = self.output_dir / folder.MODEL
         dtype = self.engine.precision.dtype
+        self.best.load(self.engine, self.step)
         try:
             write_folder(
                 self.loop.group,
                 target.with_name(f".{folder.MODEL}"),
                 target,
                 lambda staging: self.engine.write_model(staging, self.processor, dtype),
+                lambda staging, results: self.best.describe_model(staging),
             )
         except SaveError as error:
             advice = f"make room and run the same command again: {self._where_it_resumes()}"
@@ -249,6 +261,7 @@ class Session:
                 "total_steps": self.loop.total_steps,
                 "ended": True,
                 "samples": self.samples,
+                **self.best.outcome(self.step),
                 "identity": self.identity.to_json(),
             },
         )
@@ -283,20 +296,56 @@ class Session:
         result = None
         if self._evaluates_now:
             result = self._evaluate(folder.EVAL_AFTER if self.has_ended else f"eval_step-{self.step:06d}.json")
+            self._count(line, result["metrics"])
         wishes = [hook(with_scores(line, result)) for hook in self.hooks]
-        if any(wishes) and not self.has_ended:
+        if (self._stops_early() or any(wishes)) and not self.has_ended:
             self._was_ended = True
+            if self._stops_early():
+                self.best.end(self.step)
             if self._evaluates_now:
-                result = self._evaluate(folder.EVAL_AFTER)
-            self.save(line)
+                result = self._evaluate(folder.EVAL_AFTER, result)
+                self._count(line, result["metrics"])
+            # On resume, early stopping follows from the evaluations, but nothing else tells that a hook ended the run.
+            if any(wishes) or self.saved != self.step:
+                self.save(line)
         if self.has_ended or result is not None or self.step % self.config.output.logging_steps == 0:
             self._finish_line(line, result)
 
-    def _evaluate(self, name: str) -> Mapping[str, Any]:
+    def _count_logged(self, line: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Count the evaluation of the step that the run resumes from, which came after its checkpoint.
+
+        Raises:
+            Interrupted: the run is to stop, and the evaluation after training was left undone.
+        """
+        if metrics:
+            self._count(line, metrics)
+        if self._stops_early() and not self.has_ended:
+            self._was_ended = True
+            self.best.end(self.step)
+            after = read_json(self.output_dir / folder.EVAL_AFTER) or {}
+            if self._evaluates_now and self.loop.group.broadcast(after.get("step")) != self.step:
+                self._evaluate(folder.EVAL_AFTER)
+
+    def _count(self, line: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Count the evaluation of this step, whose line is `line`."""
+
+        def save() -> bool:
+            if self.saved != self.step:
+                self.save(line)
+            return self.saved == self.step
+
+        self.best.count(self.step, metrics, save=save)
+
+    def _stops_early(self) -> bool:
+        return self.best.ends_run(self.step)
+
+    def _evaluate(self, name: str, done: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Evaluate, unless `done` is the result already, and write the result."""
         assert self.evaluate is not None
-        result = self.evaluate(self.step)
+        result = self.evaluate(self.step) if done is None else done
         if self.is_main:
             write_json(self.output_dir / name, result)
+        if self.is_main and done is None:
             shown = ", ".join(f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None)
             self.progress.say(f"step {self.step}: {result['split']} ({result['num_samples']:,} samples): {shown}")
         return result
@@ -319,43 +368,3 @@ class Session:
             self.progress.say(f"no loss plot: matplotlib is not installed ({how_to_install('train')})")
         except OSError as error:
             self.progress.say(f"warning: {self.output_dir / folder.PLOT} cannot be drawn: {error.strerror}")
-
-
-def with_scores(line: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A step's line with the scores of its evaluation, if there was one."""
-    scores = {f"{SCORE}{name}": value for name, value in (result or {}).get("metrics", {}).items()}
-    return {**line, **scores}
-
-
-def make_line(result: StepResult, epoch: float) -> dict[str, Any]:
-    """The line of a step in `metrics.jsonl`."""
-    seconds = max(result.seconds, 1e-9)
-    line: dict[str, Any] = {
-        "step": result.step,
-        "epoch": round(epoch, 6),
-        "loss": result.loss,
-        **{f"{SOURCE_LOSS}{name}": loss for name, loss in result.source_losses.items()},
-        "lr": result.lr,
-        "grad_norm": None if result.skipped else result.grad_norm,
-        "samples": result.num_samples,
-        "supervised_tokens": result.num_supervised,
-        "tokens_per_second": round(result.num_tokens / seconds, 1),
-        "images_per_second": round(result.num_images / seconds, 2),
-        "seconds": round(result.seconds, 4),
-    }
-    if result.num_truncated:
-        line["truncated_samples"] = result.num_truncated
-    if result.skipped:
-        line["skipped"] = True
-    return line
-
-
-def memory_used(device: torch.device) -> int:
-    """Highest memory of the GPU so far, or memory of this process now, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

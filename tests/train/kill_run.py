@@ -49,8 +49,10 @@ def results(output_dir: Path) -> dict[str, Any]:
             tensors |= {f"{folder.name}/{path.name}/{name}": value for name, value in load_file(path).items()}
     for name, moments in optimizer["moments"].items():
         tensors |= {f"moments/{name}/{key}": value for key, value in moments.items()}
+    done = json.loads((output_dir / "complete.json").read_text())
     return {
-        "samples": json.loads((output_dir / "complete.json").read_text())["samples"],
+        "samples": done["samples"],
+        "ending": {name: done.get(name) for name in ("step", "best", "model_step", "stopped_early", "reason")},
         "metrics": without_times(read_lines(output_dir / "metrics.jsonl")),
         "checkpoints": [each.path.name for each in list_checkpoints(output_dir)],
         "tensors": {name: (str(value.dtype), value.numpy().tobytes()) for name, value in tensors.items()},
@@ -61,6 +63,7 @@ def compare(expected: dict[str, Any], found: dict[str, Any], where: str) -> None
     """Say what differs."""
     assert found["metrics"] == expected["metrics"], f"{where}: {found['metrics']} is not {expected['metrics']}"
     assert found["samples"] == expected["samples"], f"{where}: {found['samples']} samples, not {expected['samples']}"
+    assert found["ending"] == expected["ending"], f"{where}: {found['ending']} is not {expected['ending']}"
     assert found["checkpoints"] == expected["checkpoints"], f"{where}: {found['checkpoints']}"
     assert found["tensors"].keys() == expected["tensors"].keys(), where
     different = [name for name, value in expected["tensors"].items() if found["tensors"][name] != value]
