@@ -155,7 +155,7 @@ def test_licences_of_several_sets_are_a_sorted_list_on_the_card(data_dir: Path, 
     sets = [Manifest(name="colours", task="vqa", splits={"train": info}, license=each) for each in licences]
     card = card_text(
         config, get_family("phi3v"), task="vqa", data=sets, base="x/y", trained={}, steps=1, samples=8,
-        before=None, after=None, last=None,
+        before=None, after=None, last=None, ending={},
     )  # fmt: skip
     assert yaml.safe_load(card.split("---")[1])["license"] == ["apache-2.0", "cc-by-4.0", "mit", "openrail"]
 
