@@ -18,7 +18,7 @@ from phi3v_train.models.loading import TINY_REVISION, tiny_family
 from phi3v_train.models.registry import family_of_model
 from phi3v_train.precision import Precision, set_weight_dtypes
 from phi3v_train.training.seeds import seed_everything
-from phi3v_train.training.targets import lora_targets, nf4_targets
+from phi3v_train.training.targets import check_names, lora_targets, nf4_targets
 
 SMALLEST_4BIT_WIDTH = 64
 """bitsandbytes crashes on a CPU where a layer takes fewer features than one block of nf4 has weights."""
@@ -61,7 +61,8 @@ def apply_method(
     """Freeze, quantise, add adapters, set the number formats and move to the device.
 
     Raises:
-        UserError: QLoRA without bitsandbytes, or on a model whose layers are too small for it.
+        UserError: QLoRA without bitsandbytes, or on a model whose layers are too small for it; or the model lacks
+            linear layers that its family's table names.
     """
     family = family_of_model(model)
     model.requires_grad_(not method.use_lora)
@@ -108,21 +109,35 @@ def whole(value: float) -> int | float:
 
 
 def add_adapters(model: Any, method: MethodConfig, *, seed: int) -> Any:
-    """Put adapters into `model` and return PEFT's wrapper; their start depends on the seed alone."""
+    """Put adapters into `model` and return PEFT's wrapper; their start depends on the seed alone.
+
+    Raises:
+        UserError: the model lacks linear layers that its family's table names and `method` trains.
+    """
     from peft import get_peft_model
 
+    config = lora_config(method, model, seed=seed)
+    check_table(model, config.target_modules)
     seed_everything(seed, "adapters")
-    return get_peft_model(model, lora_config(method, model, seed=seed), autocast_adapter_dtype=True)
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def check_table(model: Any, targets: str) -> None:
+    """Raise UserError unless the model has the linear layers of its family's table that `targets` matches."""
+    family = family_of_model(model)
+    check_names(family.name, family.size(model.config.to_dict()), targets, dict(model.named_modules()))
 
 
 def quantize(model: Any, precision: Precision) -> None:
     """Replace the decoder's linear layers by nf4 ones, layer by layer; they are packed when they move to a device.
 
     Raises:
-        UserError: bitsandbytes is missing, or a layer is too narrow.
+        UserError: bitsandbytes is missing, a layer is too narrow, or the model lacks one that its family's table names.
     """
+    targets = nf4_targets(family_of_model(model).size(model.config.to_dict()))
+    check_table(model, targets)
     make = nf4_maker(precision)
-    for name, layer in named_linears(model, nf4_targets(family_of_model(model).size(model.config.to_dict()))):
+    for name, layer in named_linears(model, targets):
         if layer.in_features < SMALLEST_4BIT_WIDTH:
             raise UserError(
                 f"--use_qlora: {name} takes {layer.in_features} features, fewer than the {SMALLEST_4BIT_WIDTH} that 4 "

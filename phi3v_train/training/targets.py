@@ -1,9 +1,10 @@
 """Linear layers that get LoRA adapters or 4-bit weights: patterns over their full names, made from a family's table."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import shown
 from phi3v_train.config import ALL_LINEAR, MethodConfig
 from phi3v_train.models.size import Component, LinearGroup, ModelSize
 
@@ -50,6 +51,34 @@ def targeted(method: MethodConfig, size: ModelSize) -> list[str]:
             f"--lora_targets {method.lora_targets}: matches no linear layer{frozen}; examples: {examples(size.table)}"
         )
     return found
+
+
+def check_names(family: str, size: ModelSize, targets: str, modules: Collection[str]) -> None:
+    """Verify that a model has the linear layers that the table of its family names and `targets` matches.
+
+    Without this check, layers under a wrong name or prefix would train without adapters, or stay in 16 bits, silently.
+
+    Args:
+        family: name of the family, for the error.
+        targets: a regular expression over full names.
+        modules: full names of the model's modules.
+
+    Raises:
+        UserError: none of the layers of a group has such a linear layer.
+    """
+    compiled = re.compile(targets)
+    for group in size.table:
+        asked: dict[str, list[str]] = {}
+        for name, linear in group.named():
+            if compiled.fullmatch(name):
+                asked.setdefault(linear.name, []).append(name)
+        absent = [linear for linear, names in asked.items() if not any(name in modules for name in names)]
+        if absent:
+            listed = ", ".join(map(shown, absent[:4])) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
+            raise UserError(
+                f"the model family {family}: the group {group.component} of its table names {listed} under "
+                f"{shown(group.prefix)}, where the model has no such modules: correct `size` of the family"
+            )
 
 
 def examples(table: Sequence[LinearGroup]) -> str:

@@ -1,6 +1,7 @@
 """The parameters that each method trains: which change in a step, and which do not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from phi3v_train.settings import resolve
 from phi3v_train.training.folder import config_text
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.memory import estimate
-from phi3v_train.training.methods import apply_method
+from phi3v_train.training.methods import add_adapters, apply_method, quantize
 from phi3v_train.training.parallel.single import SingleEngine
 from phi3v_train.training.saving import read_model
 from phi3v_train.training.targets import lora_targets
@@ -188,6 +189,42 @@ def test_pissa_niter_is_refused() -> None:
 def test_targets_leave_out_the_frozen_part() -> None:
     assert "vision" not in lora_targets(MethodConfig(use_lora=True, freeze_vision_model=True), PHI3V.size({}))
     assert "lm_head" not in lora_targets(MethodConfig(use_lora=True, freeze_language_model=True), PHI3V.size({}))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name", "absent"),
+    [
+        ("model.layer", "o_proj", "'self_attn.qkv_proj', 'self_attn.o_proj', 'mlp.gate_up_proj', 'mlp.down_proj'"),
+        ("model.layers", "o_prj", "'self_attn.o_prj'"),
+    ],
+    ids=["prefix", "name"],
+)
+def test_a_name_of_the_table_that_the_model_lacks_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, name: str, absent: str
+) -> None:
+    """Instead of no adapters or no 4-bit weights there; layers that --lora_targets leaves out are not looked for."""
+    size = PHI3V.size(tiny_model().config.to_dict())
+    table = []
+    for group in size.table:
+        if group.component == "language":
+            linears = tuple(replace(each, name=each.name.replace("o_proj", name)) for each in group.linears)
+            group = replace(group, prefix=prefix, linears=linears)
+        table.append(group)
+    monkeypatch.setattr(type(PHI3V), "size", lambda self, config: replace(size, table=tuple(table)))
+    sentence = (
+        f"the model family phi3v: the group language of its table names {absent} under '{prefix}', where the model has "
+        "no such modules: correct `size` of the family"
+    )
+    for wanted in (None, "all-linear", r"model\..*"):
+        model = tiny_model()
+        with pytest.raises(UserError) as error:
+            add_adapters(model, MethodConfig(use_lora=True, lora_targets=wanted), seed=0)
+        assert str(error.value) == sentence
+        assert not any(isinstance(module, LoraLayer) for module in model.modules())
+    with pytest.raises(UserError) as error:
+        quantize(tiny_model(), Precision("fp32", "cpu"))
+    assert str(error.value) == sentence
+    add_adapters(tiny_model(), MethodConfig(use_lora=True, lora_targets="fc1,lm_head"), seed=0)
 
 
 ATTENTION = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in ("o", "qkv")]
