@@ -18,6 +18,7 @@ import pytest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.sources.archive import MARKER, extract
 from phi3v_data.sources.members import Limits
+from phi3v_data.sources.reads import folder_state
 from phi3v_data.sources.source import Source
 
 FILES = {"set/b/2.txt": b"two", "set/B/1.txt": b"one", "set/a.txt": b"a", "set/\u00e9.txt": b"accent"}
@@ -494,3 +495,17 @@ def test_the_marker_is_json_and_contains_no_path(tmp_path: Path) -> None:
     marker = json.loads((tmp_path / "work" / MARKER).read_text())
     assert set(marker["archive"]) == {"name", "size", "mtime_ns", "ctime_ns"}
     assert marker["rejected"] == []
+
+
+def test_the_state_of_a_folder_is_that_of_all_files_below_it(tmp_path: Path) -> None:
+    for name, size, second in (("a", 1, 30), ("b/c", 20, 90), ("b/d", 300, 60)):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x" * size)
+        os.utime(file, ns=(0, second * 10**9))
+    newest = max((tmp_path / name).stat().st_ctime_ns for name in ("a", "b/c", "b/d"))
+    before = folder_state(str(tmp_path))
+    assert before == f"321:90000000000:{newest}"
+    (tmp_path / "a").write_bytes(b"y")
+    os.utime(tmp_path / "a", ns=(0, 30 * 10**9))
+    assert folder_state(str(tmp_path)) == f"321:90000000000:{(tmp_path / 'a').stat().st_ctime_ns}"
