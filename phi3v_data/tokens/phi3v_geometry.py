@@ -77,7 +77,7 @@ def grid_num_tokens(rows: int, cols: int) -> int:
     return (rows * cols + 1) * TOKENS_PER_TILE + 1 + (rows + 1) * 12
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 16, typed=True)  # True and 4.0 are no budgets, but equal to ones
 def crop_geometry(width: int, height: int, num_crops: int) -> CropGeometry:
     """Geometry of an image of `width` x `height` pixels under a budget of `num_crops` tiles (1 to 16).
 

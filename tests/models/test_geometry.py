@@ -72,6 +72,9 @@ def test_a_rotated_image_has_the_rotated_geometry(width: int, height: int, num_c
 
 @pytest.mark.parametrize("num_crops", [0, -1, 17, True, 4.0, "4", None])
 def test_a_budget_out_of_range_is_refused(num_crops: object) -> None:
+    """Also one that is equal to a budget for which the geometry is known already."""
+    for known in (1, 4):
+        crop_geometry(100, 100, known)
     with pytest.raises(ValueError, match="num_crops must be a whole number from 1 to 16"):
         crop_geometry(100, 100, num_crops)  # type: ignore[arg-type]  # the point of the test
 
