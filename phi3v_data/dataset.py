@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import UnsafeNameError, inside, read_regular, unreadable, unsafe_reason
@@ -20,6 +20,10 @@ from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, canonical_split, find_splits
 from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_interrupted, refuse_marker, refuse_unfinished
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MAX_OPEN_FILES = 64
 """Most shards of a split that are kept open; with more, each read opens its file again."""
@@ -292,6 +296,13 @@ class Split(Sequence[Sample]):
             raise _changed(self.directory / state.name)
         newline = line.find(b"\n")
         return (line if newline < 0 else line[:newline]).removesuffix(b"\r")
+
+    def row_bytes(self) -> "NDArray[np.int64]":
+        """Bytes of each row in the file, from its index; no row is read."""
+        import numpy as np
+
+        rows = np.arange(self._rows.start, self._rows.stop, self._rows.step)
+        return self._index.row_bytes()[rows]
 
     def location(self, index: int) -> tuple[str, int]:
         """File name under DIR and 1-based line number of a row. Reads the file up to that row."""

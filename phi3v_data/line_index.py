@@ -13,12 +13,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
 from phi3v_data.errors import UserError
 from phi3v_data.files import hidden_path, open_regular, unreadable
 from phi3v_data.jsonl import BOM
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 BLANK = b" \t\r\n\v\f"
 """Bytes that a blank line can contain."""
@@ -86,6 +91,14 @@ class LineIndex:
         file = bisect_right(self._first_row, row) - 1
         slot = self._first_offset[file] + row - self._first_row[file]
         return file, self._offsets[slot], self._offsets[slot + 1]
+
+    def row_bytes(self) -> "NDArray[np.int64]":
+        """Bytes of each row with its line end, and of blank lines behind it."""
+        import numpy as np
+
+        sizes = np.diff(np.asarray(self._offsets).astype(np.int64))
+        between = [first - 1 for first in self._first_offset[1:-1]]  # from the end of a file to the start of the next
+        return np.delete(sizes, between)
 
 
 def open_index(directory: Path, split: str, files: Sequence[str]) -> LineIndex:

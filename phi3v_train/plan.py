@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from phi3v_data.errors import UserError
@@ -11,9 +10,10 @@ from phi3v_train.config import RunConfig
 from phi3v_train.data.encode import EncodeOptions, Encoder
 from phi3v_train.data.lengths import Lengths, check_lengths
 from phi3v_train.data.model_settings import ModelNote, model_notes
-from phi3v_train.data.order import SampleOrder, SampleRef
+from phi3v_train.data.order import SampleOrder
 from phi3v_train.data.partition import accumulation_steps
-from phi3v_train.data.reader import Measure, Reader
+from phi3v_train.data.probe import MeasuredRow, Probe, probe_rows
+from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources, unique_names
 from phi3v_train.data.untrained import refuse_untrained
 from phi3v_train.evaluation.choose_metrics import choose_metrics
@@ -25,39 +25,9 @@ from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import ModelSize
 from phi3v_train.settings import Settings
 from phi3v_train.training.best import LOSS, Criterion, Mode
-from phi3v_train.training.memory import Memory, estimate
+from phi3v_train.training.memory import Memory, estimate, sample_activations
 from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed
 from phi3v_train.training.parallel.strategy import ParallelStrategy, choose_strategy
-
-PROBED_ROWS = 64
-"""Rows measured for the plan's token counts."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Sizes of some samples: what they cost to compute."""
-
-    measures: tuple[Measure, ...]
-
-    @property
-    def mean_tokens(self) -> float:
-        """Mean length."""
-        return fmean(measure.cost.tokens for measure in self.measures)
-
-    @property
-    def max_tokens(self) -> int:
-        """Longest."""
-        return max(measure.cost.tokens for measure in self.measures)
-
-    @property
-    def max_tiles(self) -> int:
-        """Most tiles."""
-        return max(measure.cost.tiles for measure in self.measures)
-
-    @property
-    def max_labels(self) -> int:
-        """Most supervised tokens."""
-        return max(measure.num_supervised for measure in self.measures)
 
 
 @dataclass(frozen=True)
@@ -92,6 +62,24 @@ class Plan:
     def memory(self) -> Memory:
         """Memory of the device that needs most."""
         return self.strategy.memory
+
+    def most_memory(self) -> tuple[MeasuredRow, int]:
+        """The measured row whose activations take most memory, and their bytes; by the estimate of `Memory`."""
+        config = self.config
+
+        def activations(row: MeasuredRow) -> int:
+            return sample_activations(
+                self.size,
+                config.method,
+                dtype=self.compute.dtype.value,
+                tokens=row.measure.cost.tokens,
+                tiles=row.measure.cost.tiles,
+                labels=row.measure.num_supervised,
+                checkpointing=config.model.gradient_checkpointing,
+            )
+
+        largest = max(self.probe.rows, key=activations)
+        return largest, activations(largest)
 
     @property
     def rows(self) -> int:
@@ -289,17 +277,3 @@ def choose_criterion(config: RunConfig, source: Source | None, metrics: Sequence
         eval_turns=settings.eval_turns,
         max_new_tokens=settings.max_new_tokens,
     )
-
-
-def probe_rows(reader: Reader) -> Probe:
-    """Measure up to 64 rows, spread evenly over every source.
-
-    Raises:
-        UserError: one of them cannot be encoded.
-    """
-    share = max(1, PROBED_ROWS // len(reader.sources))
-    refs = []
-    for number, source in enumerate(reader.sources):
-        count = min(share, len(source))
-        refs += [SampleRef(number, index * len(source) // count, 0) for index in range(count)]
-    return Probe(tuple(reader.measure(ref) for ref in refs))

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, shown
 from phi3v_train.config import EvalConfig, OptimName
+from phi3v_train.data.probe import MeasuredRow
 from phi3v_train.plan import Plan
 from phi3v_train.training.best import Criterion
 from phi3v_train.training.memory import GB, Memory, fits
 from phi3v_train.training.parallel.deepspeed_config import summary
+
+SHOWN_LONGEST, LISTED_LONGEST = 3, 10
+"""The longest samples in the plan as text, and in its JSON."""
 
 SHOWN_DEFAULTS = ("learning_rate", "batch_size", "batch_size_per_gpu", "num_train_epochs", "num_crops", "warmup_steps")
 """Settings that the plan shows even where nothing set them."""
@@ -52,9 +56,13 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield "steps", f"{plan.total_steps:,} (--max_steps) of {batch} samples: {epochs:.3g} epochs of {samples}"
     yield (
         "tokens",
-        f"{probe.mean_tokens:,.0f} per sample, longest {probe.max_tokens:,} (of {len(probe.measures)} rows measured); "
+        f"{probe.mean_tokens:,.0f} per sample, longest {probe.max_tokens:,} (of {len(probe.rows)} rows measured); "
         f"about {probe.mean_tokens * plan.order.epoch_samples / 1e6:,.3g} M per epoch",
     )
+    for row in probe.longest(SHOWN_LONGEST):
+        yield "longest", row_text(plan, row)
+    largest, activations = plan.most_memory()
+    yield "largest", f"{row_text(plan, largest)}: the most memory, about {activations / GB:,.2g} GB of activations"
     if plan.lengths is not None and plan.lengths.num_too_long:
         yield (
             "length",
@@ -91,6 +99,31 @@ def best_text(criterion: Criterion, config: EvalConfig) -> str:
         evaluations = counted(config.early_stopping_patience, "evaluation")
         parts.append(f"the run ends after {evaluations} without an improvement{more}")
     return "; ".join(parts)
+
+
+def row_text(plan: Plan, row: MeasuredRow) -> str:
+    """A measured row for people: `2,319 tokens, 3 images: DIR/FILE:LINE (row 7, id 'train-0000000007')`."""
+    measure = row.measure
+    return (
+        f"{counted(measure.cost.tokens, 'token')}, {counted(measure.num_images, 'image')}: "
+        f"{plan.reader().location(row.ref)} (row {row.ref.row}, id {shown(measure.provenance.id)})"
+    )
+
+
+def row_json(plan: Plan, row: MeasuredRow) -> dict[str, Any]:
+    """A measured row for programs."""
+    source, measure = plan.sources[row.ref.source], row.measure
+    file, line = source.split.location(row.ref.row)
+    return {
+        "data_dir": str(source.directory),
+        "file": file,
+        "line": line,
+        "row": row.ref.row,
+        "id": measure.provenance.id,
+        "tokens": measure.cost.tokens,
+        "images": measure.num_images,
+        "tiles": measure.cost.tiles,
+    }
 
 
 def warmup_warning(warmup_steps: int, total_steps: int) -> str:
@@ -137,6 +170,7 @@ def format_value(value: Any) -> str:
 def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
     """The plan as one JSON document."""
     memory = plan.memory
+    largest, activations = plan.most_memory()
     return {
         "format": 1,
         "run": run_state,
@@ -158,7 +192,9 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
         "epoch_steps": plan.order.epoch_steps,
         "accumulation": plan.accumulation,
         "world_size": plan.world_size,
-        "tokens": {"mean": plan.probe.mean_tokens, "max": plan.probe.max_tokens, "measured": len(plan.probe.measures)},
+        "tokens": {"mean": plan.probe.mean_tokens, "max": plan.probe.max_tokens, "measured": len(plan.probe.rows)},
+        "longest": [row_json(plan, row) for row in plan.probe.longest(LISTED_LONGEST)],
+        "largest": {**row_json(plan, largest), "activations": activations},
         "parameters": {"total": plan.size.total, "trained": memory.trained},
         "method": plan.config.method.name,
         "compute": {

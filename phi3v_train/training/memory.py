@@ -101,9 +101,9 @@ def estimate(
     `tokens`, `tiles` and `labels` are those of a large sample; `batch_size` samples are computed at once on a device.
     Under fsdp, gradients are divided after every micro-batch. `optim` decides the bytes of the moments.
     """
-    element = 4 if dtype == "fp32" else 2
-    activations = batch_size * _sample_activations(
-        size, method, element, tokens=tokens, tiles=tiles, labels=labels, checkpointing=checkpointing
+    element = _element_bytes(dtype)
+    activations = batch_size * sample_activations(
+        size, method, dtype=dtype, tokens=tokens, tiles=tiles, labels=labels, checkpointing=checkpointing
     )
     trained, frozen = _parameters(size, method, element)
     moments = ceil(trained * MOMENT_BYTES[optim])
@@ -151,10 +151,16 @@ def _parameters(size: ModelSize, method: MethodConfig, element: int) -> tuple[in
     return trained, frozen
 
 
-def _sample_activations(
-    size: ModelSize, method: MethodConfig, element: int, *, tokens: int, tiles: int, labels: int, checkpointing: bool
+def _element_bytes(dtype: str) -> int:
+    """Bytes of an element of the compute dtype."""
+    return 4 if dtype == "fp32" else 2
+
+
+def sample_activations(
+    size: ModelSize, method: MethodConfig, *, dtype: str, tokens: int, tiles: int, labels: int, checkpointing: bool
 ) -> int:
-    """Bytes that one sample holds between forward and backward pass."""
+    """Bytes that one sample keeps between forward and backward pass."""
+    element = _element_bytes(dtype)
     vision_trained = not method.freeze_vision_model
     num_layers, num_vision_layers = size.num_layers("language"), size.num_layers("vision")
     layers = num_layers * tokens * size.decoder.hidden * element
