@@ -89,7 +89,7 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
 
 
 def best_text(criterion: Criterion, config: EvalConfig) -> str:
-    """What the evaluations during training decide."""
+    """Decisions by the evaluations during training."""
     extreme = "highest" if criterion.mode == "max" else "lowest"
     parts = [f"{extreme} {criterion.words()}, every {counted(config.eval_steps or 0, 'step')}"]
     if config.keep_best:

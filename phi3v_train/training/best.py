@@ -73,7 +73,7 @@ class BestTracker:
     def count(self, step: int, metrics: Mapping[str, Any]) -> Best | None:
         """Count the evaluation after a step, once; returns it if it is the best so far.
 
-        A value that is undefined or not finite is no improvement.
+        A value that is undefined or not finite is not an improvement.
         """
         if step <= self.last:
             return None

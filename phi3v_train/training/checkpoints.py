@@ -71,7 +71,7 @@ class Checkpoint:
 def has_ended(state: Mapping[str, Any], total_steps: int, patience: int = 0) -> bool:
     """Whether a run that left this state (of a checkpoint or of `complete.json`) has nothing left of `total_steps`.
 
-    One that ended because no evaluation was an improvement goes on if `patience` (0: unlimited) is greater than the
+    One that ended because no evaluation was an improvement resumes if `patience` (0: unlimited) is greater than the
     number of these.
     """
     if state["step"] >= total_steps:

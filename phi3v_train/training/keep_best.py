@@ -1,4 +1,4 @@
-"""What a run does with its best evaluation: its checkpoint is kept, its weights become those of the finished model."""
+"""The best evaluation of a run: its checkpoint is kept, its weights become those of the finished model."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -77,7 +77,7 @@ def steps_of(output_dir: Path) -> list[int]:
 
 
 def everything(output_dir: Path) -> dict[str, Any]:
-    """What a run leaves, but for times."""
+    """Files of a run without times."""
     done = {name: value for name, value in read(output_dir / "complete.json").items() if name != "identity"}
     return {
         "done": done,
@@ -95,7 +95,7 @@ UP_AND_DOWN = (0.25, 0.5, 0.375, 0.75, 0.625, 0.75, 0.5, 0.875)
 def test_a_run_ends_after_evaluations_without_an_improvement(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equal is no improvement; `eval_after` is the evaluation that ended the run; a hook sees the same steps."""
+    """An equal score is not an improvement; `eval_after` is the evaluation that ended it; hooks see the same steps."""
     steps = script(monkeypatch, UP_AND_DOWN)
     outcome = short(data_dir, tmp_path / "out", early_stopping_patience=2, eval_after=True)
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -115,7 +115,7 @@ def test_a_run_ends_after_evaluations_without_an_improvement(
     assert "| metric | before | after |" in card
 
 
-def test_an_early_stopped_run_is_complete_and_goes_on_with_more_patience(
+def test_an_early_stopped_run_is_complete_and_resumes_with_more_patience(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(monkeypatch, UP_AND_DOWN)
