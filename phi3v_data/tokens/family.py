@@ -201,8 +201,8 @@ def check_budget(budget: int | None, largest: int, option: str = "num_crops") ->
         raise BudgetError(f"{option} must be a whole number from 1 to {largest}, not {budget!r}")
 
 
-def whole_number(values: Mapping[str, Any], *keys: str, default: int, largest: int = 2**31 - 1) -> int:
-    """A whole number from 1 to `largest` at a path of keys in a processor's values; `default` where there is none.
+def whole_number(values: Mapping[str, Any], *keys: str, default: int, least: int = 1, largest: int = 2**31 - 1) -> int:
+    """A whole number from `least` to `largest` at a path of keys in a processor's values; `default` if none is there.
 
     Raises:
         SettingsError: the value is anything else.
@@ -212,6 +212,8 @@ def whole_number(values: Mapping[str, Any], *keys: str, default: int, largest: i
         value = value.get(key) if isinstance(value, Mapping) else None
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise SettingsError(f"{'.'.join(keys)} must be a whole number from 1 to {largest}, not {str(value)[:40]!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= largest:
+        raise SettingsError(
+            f"{'.'.join(keys)} must be a whole number from {least} to {largest}, not {str(value)[:40]!r}"
+        )
     return value

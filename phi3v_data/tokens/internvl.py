@@ -25,7 +25,6 @@ class InternVLTokens(TokenFamily):
         tile_width: pixels of a tile.
         fewest: smallest number of tiles.
         most: largest number of tiles where no budget is given.
-        is_split: images are cut into tiles.
     """
 
     tokens_per_tile: int = 256
@@ -33,12 +32,11 @@ class InternVLTokens(TokenFamily):
     tile_width: int = 448
     fewest: int = 1
     most: int = 12
-    is_split: bool = True
 
     def grid(self, width: int, height: int, budget: int | None) -> tuple[int, int]:
         """Columns and rows of tiles."""
         most = budget or self.most
-        if not self.is_split or most < 2:
+        if most < 2:
             return 1, 1
         ratio, best, nearest = width / height, (1, 1), float("inf")
         for columns, rows in grids(self.fewest, most):
@@ -68,8 +66,7 @@ class InternVLTokens(TokenFamily):
         return f"in {columns} x {rows} tiles + global view" if columns * rows > 1 else "in one tile"
 
     def configured(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> "InternVLTokens":
-        """With the processor's tiles."""
-        split = processor.get("crop_to_patches")
+        """With the processor's tiles; `crop_to_patches` of its image processor is not what it goes by."""
         return replace(
             self,
             tokens_per_tile=whole_number(processor, "image_seq_length", default=self.tokens_per_tile),
@@ -77,7 +74,6 @@ class InternVLTokens(TokenFamily):
             tile_width=whole_number(processor, "size", "width", default=self.tile_width),
             fewest=whole_number(processor, "min_patches", default=self.fewest),
             most=whole_number(processor, "max_patches", default=self.most, largest=LARGEST_BUDGET),
-            is_split=self.is_split if split is None else bool(split),
         )
 
 

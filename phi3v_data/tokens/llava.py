@@ -126,14 +126,16 @@ class LlavaNextTokens(TokenFamily):
         edge = self.edge(processor)
         patch = whole_number(processor, "patch_size", default=14)
         side = edge // patch
-        more = processor.get("num_additional_image_tokens") or 0
-        drops = processor.get("vision_feature_select_strategy", "default") == "default"
+        if not side:
+            raise SettingsError(f"patch_size must be a whole number from 1 to {edge}, the side of a tile, not {patch}")
+        more = whole_number(processor, "num_additional_image_tokens", default=0, least=0)
+        drops = processor.get("vision_feature_select_strategy") == "default"
         return replace(
             self,
-            grids=pinpoints(processor, self.grids),
+            grids=pinpoints(processor, self.grids, edge),
             tile_edge=edge,
             side_tokens=side,
-            whole_tokens=side**2 + int(more) - drops if processor else self.whole_tokens,
+            whole_tokens=side**2 + more - drops,
         )
 
     def edge(self, processor: Mapping[str, Any]) -> int:
@@ -168,31 +170,35 @@ class LlavaOnevisionTokens(LlavaNextTokens):
     def configured(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> "LlavaOnevisionTokens":
         """With the processor's grids and sizes."""
         tokens = whole_number(processor, "num_image_tokens", default=self.whole_tokens)
-        aspect = str(processor.get("vision_aspect_ratio") or f"anyres_max_{self.most_tiles}")
-        found = re.fullmatch(r"anyres_max_(\d{1,3})", aspect)
+        aspect = processor.get("vision_aspect_ratio")
+        aspect = f"anyres_max_{self.most_tiles}" if aspect is None else str(aspect)
+        found = re.fullmatch(r"anyres_max_([0-9]{1,3})", aspect)
+        edge = self.edge(processor)
         if found is None or not int(found[1]):
             raise SettingsError(f"vision_aspect_ratio must be anyres_max_N, not {aspect[:40]!r}")
         return replace(
             self,
-            grids=pinpoints(processor, self.grids),
-            tile_edge=self.edge(processor),
+            grids=pinpoints(processor, self.grids, edge),
+            tile_edge=edge,
             side_tokens=math.isqrt(tokens),
             whole_tokens=tokens,
             most_tiles=int(found[1]),
         )
 
 
-def pinpoints(processor: Mapping[str, Any], default: Grids) -> Grids:
-    """`image_grid_pinpoints` of a processor.
+def pinpoints(processor: Mapping[str, Any], default: Grids, edge: int) -> Grids:
+    """`image_grid_pinpoints` of a processor whose tiles have sides of `edge` pixels.
 
     Raises:
-        SettingsError: it is not a list of pairs of whole numbers.
+        SettingsError: it is not a list of pairs of whole numbers, none of them less than `edge`.
     """
     values = processor.get("image_grid_pinpoints")
     if values is None:
         return default
     if not isinstance(values, list | tuple) or not values or not all(map(is_pair, values)):
         raise SettingsError(f"image_grid_pinpoints must be pairs of heights and widths, not {str(values)[:40]!r}")
+    if min(map(min, values)) < edge:
+        raise SettingsError(f"image_grid_pinpoints must not be less than {edge}, the side of a tile")
     return tuple((pair[0], pair[1]) for pair in values)
 
 

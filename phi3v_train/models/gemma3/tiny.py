@@ -21,7 +21,7 @@ def tiny_gemma3() -> Tiny:
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
     named = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    tokens = byte_tokenizer(["<start_of_turn>", "<end_of_turn>"], named)
+    tokens = byte_tokenizer(["<start_of_turn>", "<end_of_turn>"], named, adds_bos=True)
     text = {
         **TEXT,
         "vocab_size": len(tokens),

@@ -2,12 +2,13 @@
 
 The text of a conversation is tokenized as a whole, every run of image tokens written as one, and cut at generation
 points afterwards: the ids are those that the model's own processor makes of the same text. Where a token would reach
-over a generation point, the text is tokenized in pieces, so that a prompt is always the beginning of its sample.
+over a generation point, or the text before it alone has other tokens, the text is tokenized in pieces, so that a prompt
+is always the beginning of its sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,9 +93,11 @@ class HubRenderer(Renderer):
             if answer is not None:
                 pieces += [answer[: segment.trained], answer[segment.trained :]]
         ids = iter(self.expanded(self.piece_ids(pieces), runs, owners))
+        start = self.start_ids if not pieces[0].startswith(self.tokenizer.bos_token or "\0") else []
         result = []
         for segment in segments:
-            prompt_ids = next(ids)
+            prompt_ids = start + next(ids)
+            start = []
             if segment.answer is None:
                 result.append(TurnIds(prompt_ids, None))
                 continue
@@ -103,21 +106,37 @@ class HubRenderer(Renderer):
             result.append(TurnIds(prompt_ids, AnswerIds(whole, len(whole), len(trained), len(trained))))
         return result
 
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """The BOS id where the tokenizer adds one to a text; not used where a template has written it."""
+        ids: list[int] = self.tokenizer("", verbose=False)["input_ids"]
+        return ids[:1] if ids and ids[0] == self.tokenizer.bos_token_id else []
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of added tokens, at which a tokenizer cuts a text before anything else."""
+        return frozenset(self.tokenizer.get_added_vocab().values())
+
     def piece_ids(self, pieces: Sequence[str]) -> list[list[int]]:
-        """Token ids of adjacent pieces of one text."""
+        """Token ids of adjacent pieces of one text: prompt, trained part of the answer, its rest, prompt, ..."""
         if not self.tokenizer.is_fast:
             return [self.text_ids(piece) for piece in pieces]
-        encoded = self.tokenizer("".join(pieces), add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        text = "".join(pieces)
+        encoded = self.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         result: list[list[int]] = []
         token, end = 0, 0
-        for piece in pieces:
+        for index, piece in enumerate(pieces):
             end += len(piece)
             first = token
             while token < len(ids) and offsets[token][1] <= end and offsets[token][0] < end:
                 token += 1
             if token < len(ids) and offsets[token][0] < end:
                 return [self.text_ids(each) for each in pieces]
+            if index % 3 == 0 and end < len(text):  # before a generation point
+                cut = next((each for each in range(token - 1, -1, -1) if ids[each] in self.special_ids), 0)
+                if self.text_ids(text[offsets[cut][0] if token else 0 : end]) != ids[cut:token]:
+                    return [self.text_ids(each) for each in pieces]
             result.append(ids[first:token])
         result[-1] += ids[token:]
         return result
@@ -148,11 +167,14 @@ class HubRenderer(Renderer):
 
     def image_arrays(self, image: Image, layout: ImageLayout, budget: int | None) -> ImageArrays:
         """The image processor's arrays of one image, those that say nothing about pixels among them."""
-        arrays = self.image_processor(images=[image.convert("RGB")], return_tensors="np")
+        arrays = self.image_processor(images=[image.convert("RGB")], return_tensors="np", **self.image_options)
         return {name: np.asarray(arrays[name]) for name in self.model_inputs}
 
     model_inputs: tuple[str, ...] = ("pixel_values",)
     """Outputs of the image processor that the model takes."""
+
+    image_options: ClassVar[Mapping[str, Any]] = {}
+    """Options that the family's whole processor gives its image processor, whatever the image processor's file says."""
 
     def collate_images(self, images: Sequence[ImageArrays]) -> dict[str, NDArray[Any]]:
         """All arrays, one image after another along the first axis."""

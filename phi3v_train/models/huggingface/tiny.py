@@ -56,27 +56,44 @@ class Tiny:
         )
 
 
-def byte_tokenizer(special: Sequence[str], named: dict[str, str] | None = None, **more: Any) -> Any:
+WORDS = r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""Parts of a text that are tokenized apart, as by large tokenizers: line ends never belong to the word behind them."""
+
+
+def byte_tokenizer(
+    special: Sequence[str], named: dict[str, str] | None = None, *, adds_bos: bool = False, **more: Any
+) -> Any:
     """A tokenizer with one token per byte, one for two line ends, and special tokens.
 
     Args:
         special: special tokens, beside `<pad>`, `<bos>`, `<eos>` and `<unk>`.
         named: special tokens that become attributes of the tokenizer: `{"image_token": "<image>"}`.
+        adds_bos: BOS is added to every text that is tokenized with special tokens.
         more: arguments of `PreTrainedTokenizerFast`.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {each: index for index, each in enumerate([*alphabet, "ĊĊ"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     named = named or {}
     usual = ("<pad>", "<bos>", "<eos>", "<unk>")
     others = [each for each in dict.fromkeys(special) if each not in usual and each not in named.values()]
     tokenizer.add_special_tokens([*usual, *others, *named.values()])
     given = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", **more}
+    if adds_bos:
+        bos = given["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         additional_special_tokens=others,

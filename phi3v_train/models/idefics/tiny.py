@@ -24,7 +24,12 @@ SIZE: dict[str, Any] = {"size": {"longest_edge": 168}, "max_image_size": {"longe
 def parts(begin: str) -> tuple[Any, dict[str, Any]]:
     """A tokenizer, and the arguments of a configuration."""
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    tokens = byte_tokenizer([begin, "<end_of_utterance>", FAKE, IMAGE, GLOBAL, *tiles], eos_token="<end_of_utterance>")
+    tokens = byte_tokenizer(
+        [begin, "<end_of_utterance>", FAKE, IMAGE, GLOBAL, *tiles],
+        adds_bos=begin == "<|begin_of_text|>",
+        bos_token=begin,
+        eos_token="<end_of_utterance>",
+    )
     text = {**TEXT, "model_type": "llama", "vocab_size": len(tokens), "pad_token_id": tokens.pad_token_id}
     text |= {"eos_token_id": tokens.eos_token_id, "bos_token_id": tokens.bos_token_id}
     return tokens, {

@@ -32,9 +32,9 @@ class InternVLFamily(HubFamily):
 
     def renderer_class(self) -> "type[HubRenderer]":
         """Encodes tiles."""
-        from phi3v_train.models.huggingface.renderer import HubRenderer
+        from phi3v_train.models.internvl.renderer import InternVLRenderer
 
-        return HubRenderer
+        return InternVLRenderer
 
     def tile(self, config: Any) -> tuple[int, int]:
         """Patches and a class token of a tile, and its image tokens."""

@@ -32,7 +32,9 @@ def tiny_llava_next() -> Tiny:
     from transformers import LlavaNextConfig
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-    tokens = byte_tokenizer(["</s>", "<s>"], {"image_token": "<image>"}, eos_token="</s>", bos_token="<s>")
+    tokens = byte_tokenizer(
+        ["</s>", "<s>"], {"image_token": "<image>"}, adds_bos=True, eos_token="</s>", bos_token="<s>"
+    )
     text = {**TEXT, "model_type": "mistral", "vocab_size": len(tokens), "pad_token_id": tokens.pad_token_id}
     config = LlavaNextConfig(
         vision_config={**VISION, "model_type": "clip_vision_model"},
