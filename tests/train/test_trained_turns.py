@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_source
 from phi3v_train.evaluation.prompts import Rows, measure_rows, truth_of
 from phi3v_train.models import loading
+from phi3v_train.models.loading import load_processor, locate
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
+from phi3v_train.models.registry import family_names, make_renderer
 from phi3v_train.models.renderer import NO_LABEL
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
@@ -107,6 +110,25 @@ def test_labels_are_those_of_the_whole_without_the_turns_of_weight_0(weights: li
             assert (encoded.labels[place], weights[turn]) == (NO_LABEL, 0)
         elif label != NO_LABEL:
             assert weights[turn] == 1
+
+
+@pytest.mark.parametrize("family", family_names())
+def test_every_family_trains_the_turns_of_weight_1_only(family: str) -> None:
+    """The stretches of labels are those of the whole sample, without those of the turns of weight 0."""
+    files = locate(f"tiny:{family}")
+    encoder = Encoder(make_renderer(files.family, load_processor(files)))
+    budget = 1 if family == "phi3v" else None  # the others have budgets of their own
+
+    def stretches(*weights: int) -> list[tuple[int, ...]]:
+        tokens = encoder.tokenize(conversation(*weights, images=("a.png",)), [(64, 48)], num_crops=budget)
+        found = groupby(enumerate(tokens.labels.tolist()), key=lambda pair: pair[1] != NO_LABEL)
+        assert all(label in (NO_LABEL, token) for token, label in zip(tokens.input_ids, tokens.labels, strict=True))
+        return [tuple(place for place, _ in group) for supervised, group in found if supervised]
+
+    first, second, third = stretches(1, 1, 1)
+    for weights in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (0, 1, 0)):
+        kept = zip((first, second, third), weights, strict=True)
+        assert stretches(*weights) == [stretch for stretch, weight in kept if weight], weights
 
 
 def test_a_sample_that_trains_nothing_is_refused() -> None:

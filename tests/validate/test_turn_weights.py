@@ -10,6 +10,8 @@ from validate_builders import found, line, places, row, turn, write
 
 from phi3v_data.schema import Report, Sample
 from phi3v_data.validate import validate
+from phi3v_data.validate.control import control_tokens
+from phi3v_data.validate.templates import learn_template
 
 TEXTS = st.sampled_from(["0", "1", "-0", "2", "-1", "1.0", "0.0", "1e0", "true", "false", "null", '"1"', "[1]", "10"])
 
@@ -48,6 +50,17 @@ def test_the_validator_takes_the_weights_that_the_model_takes(
         assert {each.field for each in found(report, "wrong-type")} == wrong
         assert bool(found(report, "unknown-field")) is extra
         assert bool(found(report, "nothing-trained")) is (set(weights) <= {"0", "-0"})
+
+
+def test_rows_with_weights_are_read_at_once_and_a_weight_given_twice_is_seen(tmp_path: Path) -> None:
+    text = spelled("a", "0", "1")
+    assert learn_template(text.encode(), control_tokens()) is not None
+    assert learn_template(spelled("a", "0", "0").encode(), control_tokens()) is None
+    for least in (1, 1 << 30):
+        twice = text.replace('"weight": 0', '"weight": 0, "weight": 1')
+        report = check(tmp_path, {"train.jsonl": spelled("b", "0", None) + twice}, least=least)
+        assert places(report, "duplicate-key") == [("train.jsonl", 2, "conversations[0].weight")]
+        assert set(report.summary.problems) == {"duplicate-key"}
 
 
 def test_a_wrong_weight_is_named_with_line_and_field(tmp_path: Path) -> None:
