@@ -74,7 +74,7 @@ def build_run(plan: Plan, start: Start, stack: ExitStack, *, hooks: "Sequence[Ho
     config = plan.config
     rank_info = RankInfo.from_environment()
     on_gpu = plan.compute.device.value == "cuda"
-    device = torch.device("cuda", rank_info.local_rank) if on_gpu else torch.device("cpu")
+    device = torch.device("cuda", rank_info.local_rank) if on_gpu else torch.device(plan.compute.device.value)
     loader = stack.enter_context(make_loader(plan, rank_info.rank, rank_info.world_size, pin_memory=on_gpu))
     loader.start()
     group = stack.enter_context(make_group(rank_info, device, lambda: facts_of(plan, start)))

@@ -56,7 +56,9 @@ class ModelConfig(Group):
         "auto", description="Compute dtype; auto: bf16 if the GPU supports it, else fp16; fp32 on a CPU."
     )
     bf16: bool = Field(False, description="The same as --dtype bf16.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run; auto: a GPU if available.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where to run; auto: a CUDA GPU if available. mps: an Apple GPU (untested)."
+    )
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
 
     @model_validator(mode="before")

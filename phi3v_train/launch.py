@@ -57,7 +57,10 @@ def processes_to_start(config: RunConfig) -> int:
     parallel = config.parallel
     check_machines(parallel)
     number = parallel.num_processes
-    if config.model.device != "cpu":
+    if config.model.device == "mps" and (number or 1) * parallel.nnodes > 1:
+        option = f"--nnodes {parallel.nnodes}" if parallel.nnodes > 1 else f"--num_processes {number}"
+        raise UserError(f"{option}: --device mps is one GPU for one process; leave {option.split()[0]} out")
+    if config.model.device not in ("cpu", "mps"):
         import torch
 
         gpus = torch.cuda.device_count()

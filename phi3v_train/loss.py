@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from phi3v_train.data.loader import MicroBatch
 from phi3v_train.data.sources import TOTAL
-from phi3v_train.device import to_device
+from phi3v_train.device import to_device, with_fp64
 from phi3v_train.distributed.group import Group
 from phi3v_train.models.registry import family_of_model
 from phi3v_train.precision import Precision
@@ -62,9 +62,9 @@ class LossModule(nn.Module):
         """
         with self.precision.autocast():
             loss, tokens = self.family.loss(self.model, inputs, count, per_token=of_tokens is not None)
-        sums = torch.zeros(num_sources, dtype=torch.float64, device=loss.device)
+        sums = torch.zeros(num_sources, dtype=torch.float64, device=with_fp64(loss).device)
         if of_tokens is not None and tokens is not None:
-            sums.index_add_(0, of_tokens, tokens.double())
+            sums.index_add_(0, with_fp64(of_tokens), with_fp64(tokens).double())
         return loss, sums
 
 

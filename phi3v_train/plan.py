@@ -213,10 +213,24 @@ def make_reader(config: RunConfig, sources: Sequence[Source], renderer: Renderer
 
 
 def refuse_unavailable(config: RunConfig) -> None:
-    """Kinds of sharing that do not exist here, packages that are missing."""
+    """Kinds of sharing that do not exist here, packages that are missing, kernels that an Apple GPU does not have."""
     from phi3v_train.training.methods import refuse_unfit
 
+    if config.model.device == "mps":
+        refuse_on_mps(config)
     refuse_unfit(config.method, config.optim)
+
+
+def refuse_on_mps(config: RunConfig) -> None:
+    """Refuse what an Apple GPU cannot compute, whether or not there is one.
+
+    Raises:
+        UserError: weights or moments of bitsandbytes.
+    """
+    option = "--use_qlora" if config.method.use_qlora else f"--optim {config.optim.optim}"
+    if config.method.use_qlora or config.optim.is_8bit:
+        instead = "--use_lora" if config.method.use_qlora else "--optim adamw"
+        raise UserError(f"{option} needs kernels of bitsandbytes, which are not used with --device mps: give {instead}")
 
 
 def refuse_unavailable_optimizer(config: RunConfig, compute: Compute) -> None:

@@ -194,6 +194,8 @@ def make_group(rank_info: RankInfo, device: torch.device, facts: Callable[[], Fa
         torch.cuda.set_device(device)
     if rank_info.world_size == 1:
         return SingleProcess(device)
+    if device.type == "mps":
+        raise UserError("--device mps is one GPU for one process: start one, or use --device cpu")
     return DistributedGroup(rank_info, device, facts())
 
 

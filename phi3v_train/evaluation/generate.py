@@ -15,7 +15,7 @@ from phi3v_data.errors import UserError
 from phi3v_train.data.collate import collate_prompts
 from phi3v_train.data.encode import EncodedPrompt
 from phi3v_train.data.model_settings import GREEDY
-from phi3v_train.device import is_out_of_memory, to_device
+from phi3v_train.device import is_out_of_memory, to_device, with_fp64
 from phi3v_train.models.family import ModelFamily
 from phi3v_train.models.registry import family_of_model
 from phi3v_train.models.renderer import Renderer
@@ -139,7 +139,7 @@ class Generator:
         """P(yes) and P(no) of each row; nothing where the vocabulary has no such word."""
         if not all(self._words.values()):
             return [{} for _ in logits]
-        logs = torch.log_softmax(logits.double(), dim=-1)
+        logs = torch.log_softmax(with_fp64(logits).double(), dim=-1)
         sums = {word: torch.logsumexp(logs[:, ids], dim=-1).exp().tolist() for word, ids in self._words.items()}
         return [dict(zip(sums, values, strict=True)) for values in zip(*sums.values(), strict=True)]
 
@@ -158,6 +158,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     generators: Mapping[str, Any] = {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
         "numpy": np.random.get_state(),
         "python": random.getstate(),
     }
@@ -170,5 +171,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(generators["torch"])
         if generators["cuda"]:
             torch.cuda.set_rng_state_all(generators["cuda"])
+        if generators["mps"] is not None:
+            torch.mps.set_rng_state(generators["mps"])
         np.random.set_state(generators["numpy"])
         random.setstate(generators["python"])

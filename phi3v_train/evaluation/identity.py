@@ -10,6 +10,7 @@ from phi3v_data.errors import UserError
 from phi3v_train.config import EvalConfig
 from phi3v_train.data.identity import data_identity
 from phi3v_train.data.sources import Source
+from phi3v_train.device import with_fp64
 from phi3v_train.models.loading import ModelFiles
 
 WHOLE_BYTES = 64 << 20
@@ -66,7 +67,7 @@ def weights_identity(model: Any) -> str:
     digest = xxhash.xxh3_64()
     with torch.no_grad():
         sums: Mapping[str, Any] = {
-            name: parameter.sum(dtype=torch.float64) for name, parameter in model.named_parameters()
+            name: with_fp64(parameter).sum(dtype=torch.float64) for name, parameter in model.named_parameters()
         }
     for name, total in sums.items():
         digest.update(f"{name} {float(total).hex()}\n".encode())

@@ -10,6 +10,9 @@ from phi3v_train.config import ModelConfig
 ATTENTION_NAMES = {"flash": "flash_attention_2", "sdpa": "sdpa", "eager": "eager"}
 """Our names -> transformers' names."""
 
+NAMES = {"cpu": "the CPU", "mps": "the Apple GPU"}
+"""Devices that torch has no name for, in sentences."""
+
 AMPERE = (8, 0)
 """First CUDA compute capability with bf16 and FlashAttention 2."""
 
@@ -50,18 +53,22 @@ def choose_compute(config: ModelConfig) -> Compute:
 
     device = choose_device(config.device)
     capability = torch.cuda.get_device_capability() if device.value == "cuda" else (0, 0)
-    card = torch.cuda.get_device_name() if device.value == "cuda" else "the CPU"
+    card = torch.cuda.get_device_name() if device.value == "cuda" else NAMES.get(device.value, device.value)
     dtype = choose_dtype(config.dtype, device.value, capability, card)
     attn = choose_attention(config.attn, dtype.value, device.value, capability, card)
     return Compute(device, dtype, attn, device_memory(device.value))
 
 
 def choose_device(wanted: str) -> Chosen:
-    """A GPU if there is one."""
+    """A CUDA GPU if there is one, else the CPU; an Apple GPU only if it was asked for, as nothing was tested on one."""
     import torch
 
     if wanted == "cpu":
         return Chosen("cpu", "asked for")
+    if wanted == "mps":
+        if obstacle := mps_obstacle():
+            raise UserError(f"--device mps: {obstacle}; use --device cpu")
+        return Chosen("mps", "asked for; untested")
     if torch.cuda.is_available():
         return Chosen("cuda", torch.cuda.get_device_name())
     if wanted == "cuda":
@@ -69,20 +76,44 @@ def choose_device(wanted: str) -> Chosen:
         raise UserError(
             f"--device cuda: {reason}; check nvidia-smi, install a CUDA build of torch, or use --device cpu"
         )
-    return Chosen("cpu", "no GPU found")
+    return Chosen("cpu", "no GPU found" if mps_obstacle() else "no CUDA GPU; --device mps is the Apple GPU, untested")
+
+
+def mps_obstacle() -> str:
+    """Why torch cannot compute on an Apple GPU here; empty if it can."""
+    import torch
+
+    if not torch.backends.mps.is_built():
+        return "this torch was built without MPS, which its builds for Apple silicon have"
+    if not torch.backends.mps.is_available():
+        return "torch sees no Apple GPU"
+    return ""
 
 
 def choose_dtype(wanted: str, device: str, capability: tuple[int, int], card: str) -> Chosen:
-    """bf16 if the GPU supports it, fp16 on older GPUs, fp32 on a CPU."""
+    """bf16 if the GPU supports it, fp16 on older GPUs, fp32 on a CPU and on an Apple GPU."""
     if device == "cuda" and capability < AMPERE and wanted == "bf16":
         raise UserError(f"--dtype bf16: {card} has no bf16, which begins with Ampere (A100, RTX 30); use --dtype fp16")
+    if device == "mps" and wanted == "fp16":
+        raise UserError("--dtype fp16 needs loss scaling, which --device mps does not have here: use fp32 or bf16")
+    if device == "mps" and wanted == "bf16" and not mps_has_bf16():
+        raise UserError(f"--dtype bf16: {card} has it from macOS 14 on; use --dtype fp32")
     if wanted != "auto":
         return Chosen(wanted, "asked for")
+    if device == "mps":
+        return Chosen("fp32", "bf16, from macOS 14 on, is untested")
     if device == "cpu":
         return Chosen("fp32", "exact, and as fast as bf16 on most CPUs")
     if capability >= AMPERE:
         return Chosen("bf16", f"{card} has it")
     return Chosen("fp16", f"{card} has no bf16")
+
+
+def mps_has_bf16() -> bool:
+    """Whether this macOS computes in bf16 on its GPU."""
+    import torch
+
+    return bool(torch.backends.mps.is_macos_or_newer(14, 0))
 
 
 def choose_attention(wanted: str, dtype: str, device: str, capability: tuple[int, int], card: str) -> Chosen:
@@ -100,7 +131,7 @@ def choose_attention(wanted: str, dtype: str, device: str, capability: tuple[int
 def flash_obstacle(dtype: str, device: str, capability: tuple[int, int], card: str) -> str:
     """Why FlashAttention 2 cannot run; empty if it can."""
     if device != "cuda":
-        return "it needs a GPU"
+        return "it needs a GPU" if device == "cpu" else "it needs a CUDA GPU"
     if capability < AMPERE:
         return f"{card} is older than Ampere"
     if dtype != "bf16":
@@ -117,6 +148,10 @@ def device_memory(device: str) -> int:
 
         properties: Any = torch.cuda.get_device_properties(0)
         return int(properties.total_memory)
+    if device == "mps":
+        import torch
+
+        return int(torch.mps.recommended_max_memory())
     return available_memory()
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from phi3v_train.device import with_fp64
+
 
 def token_loss(
     model: Any, inputs: Mapping[str, Tensor], count: float, zero: Tensor | None = None
@@ -32,7 +34,7 @@ def token_loss(
     if not len(labelled):
         return add(chosen.sum() * 0, zero), chosen.new_zeros(0)
     losses = functional.cross_entropy(chosen, targets[labelled].to(chosen.device), reduction="none")
-    total = losses.double().sum()
+    total = with_fp64(losses).double().sum()
     return add((total / torch.tensor(count, device=total.device)).float(), zero), losses.detach()
 
 

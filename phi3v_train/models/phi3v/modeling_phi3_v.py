@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from phi3v_train.device import with_fp64
 from phi3v_train.models.phi3v.backbone import Phi3VModel, Phi3VPreTrainedModel, wants_dict
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.generation import (
@@ -188,6 +189,6 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
             return nothing, nothing.new_zeros(0)
         # Summed in fp64: in fp32 the last digits of a long batch's sum depend on how the batch is divided.
         token_losses = functional.cross_entropy(logits, targets[labelled], reduction="none")
-        total = token_losses.double().sum()
+        total = with_fp64(token_losses).double().sum()
         count = len(labelled) if num_items_in_batch is None else num_items_in_batch
         return (total / torch.as_tensor(count, device=total.device)).float(), token_losses.detach()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from phi3v_data.errors import UserError
+from phi3v_train.device import with_fp64
 from phi3v_train.distributed.group import Group
 from phi3v_train.loss import Losses, LossModule, Sources
 from phi3v_train.precision import Precision
@@ -85,7 +86,7 @@ class Engine(ABC):
             The sums by key, and those of `extra`.
         """
         keys = list(losses[0])
-        here = torch.stack([torch.stack([each[key] for each in losses]).double().sum() for key in keys])
+        here = torch.stack([torch.stack([with_fp64(each[key]) for each in losses]).double().sum() for key in keys])
         sums = self.group.sum([*here.tolist(), *extra])
         return dict(zip(keys, sums, strict=False)), sums[len(keys) :]
 
