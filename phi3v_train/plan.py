@@ -175,6 +175,8 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
             optim=config.optim.optim,
         ),
     )
+    if family.no_sharding and strategy.name.value not in ("single", "ddp"):
+        raise UserError(f"--parallel {strategy.name.value}: {family.no_sharding}; give --parallel ddp")
     shape = RunShape(
         config.optim, compute.dtype.value, compute.device.value, size.decoder.hidden, world_size, accumulation, total
     )

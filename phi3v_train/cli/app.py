@@ -12,6 +12,7 @@ COMMANDS = {
         "phi3v_train.cli.plan:command", "Show what a run would do, and which methods fit this machine."
     ),
     "recipes": CommandSpec("phi3v_train.cli.recipes:recipes", "List published settings with their results."),
+    "models": CommandSpec("phi3v_train.cli.models:models", "List the model families that can be trained."),
     "eval": CommandSpec("phi3v_train.cli.eval:command", "Score a model on a split, or a file of predictions."),
     "predict": CommandSpec("phi3v_train.cli.predict:command", "Answer a split, for a submission for instance."),
     "inspect": CommandSpec(
@@ -23,7 +24,7 @@ COMMANDS = {
 
 ALIASES = {"train": "run"}
 
-HELP = "Fine-tune Phi-3-vision and Phi-3.5-vision on conversations directories."
+HELP = "Fine-tune vision-language models on conversations directories."
 
 
 def main() -> None:

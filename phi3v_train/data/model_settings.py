@@ -83,6 +83,7 @@ def model_notes(
     ignored = ignored_plug_in(files.family.name)
     notes = [
         *([ModelNote(ignored, is_warning=True)] if ignored else ()),
+        *([ModelNote(f"{files.name} {files.family.note}", is_warning=True)] if files.family.note else ()),
         *crops_notes(files, processor, sources),
         *(map(ModelNote, compute_notes(files, compute)) if compute is not None else ()),
         *map(ModelNote, generation_notes(files)),

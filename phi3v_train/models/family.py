@@ -89,6 +89,15 @@ class ModelFamily(ABC):
     no_packing: ClassVar[str] = "attention of this model family crosses the samples of a packed row"
     """Why several samples cannot share a row exactly; empty if they can."""
 
+    no_sharding: ClassVar[str] = ""
+    """Why processes cannot hold parts of the weights; empty if they can."""
+
+    template_origin: ClassVar[str] = ""
+    """Where the chat template is from that the chat format was compared with."""
+
+    note: ClassVar[str] = ""
+    """A warning about its models, to follow a model's name; empty if there is none."""
+
     no_decay: ClassVar[tuple[str, ...]] = ("bias",)
     """Endings of the names of matrices that weight decay leaves out, beside all vectors."""
 

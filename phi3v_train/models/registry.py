@@ -31,6 +31,9 @@ from phi3v_train.models.renderer import Renderer
 
 GROUP = "phi3v_train.families"
 
+OTHER = "other"
+"""Family of models that no other one reads."""
+
 MODULE = "family.py"
 """File of a folder under `models/` that defines its families."""
 
@@ -87,11 +90,20 @@ def family_of_config(config: Mapping[str, Any], path: str | Path) -> ModelFamily
         if wanted in family.tokens.model_types:
             return family
         known += family.tokens.model_types
+    if isinstance(wanted, str) and is_known(wanted):
+        return get_family(OTHER)
     named = shown(wanted, 40) if isinstance(wanted, str) else repr(wanted)[:40]
     if problems:
         raise UserError(f"{path}: model_type is {named}, and {problems[0]}")
     listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
     raise UserError(f"{path}: model_type is {named}; those that can be trained are {listed}")
+
+
+def is_known(model_type: str) -> bool:
+    """Whether transformers has an image-text-to-text model of this type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def family_of_model(model: Any) -> ModelFamily:

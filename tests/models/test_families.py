@@ -24,7 +24,7 @@ from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.training.targets import lora_targets, nf4_targets
 
 BUILT_IN = [
-    *("phi3v", "gemma3", "idefics3", "smolvlm", "internvl", "llava_next", "llava_onevision"),
+    *("phi3v", "gemma3", "idefics3", "smolvlm", "internvl", "llava_next", "llava_onevision", "other"),
     *("qwen3_vl", "qwen2_5_vl", "qwen3_5"),
 ]
 

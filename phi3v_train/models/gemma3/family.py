@@ -19,6 +19,7 @@ class Gemma3Family(HubFamily):
     name = "gemma3"
     title = "Gemma 3"
     family_tokens = GEMMA3
+    template_origin = "trl 1.16.0, gemma3.jinja"
     modules = ModuleNames(
         language=("model.language_model",),
         head=("lm_head",),

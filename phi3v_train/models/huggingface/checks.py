@@ -67,6 +67,12 @@ def check_parts(family: "HubFamily", processor: HubProcessor, directory: Path) -
             f"{directory}: the tokenizer's {token} is token {known}, and config.json says {wanted}; copy the model's "
             "own tokenizer.json and config.json"
         )
+    vocabulary = vocabulary_size(directory)
+    if vocabulary is not None and len(processor.tokenizer) > vocabulary:
+        raise UserError(
+            f"{directory}: the tokenizer has {len(processor.tokenizer):,} tokens, and config.json has embeddings for "
+            f"{vocabulary:,}; copy the model's own tokenizer files and config.json"
+        )
     kind = type(processor.image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
     if family.image_processors and kind not in family.image_processors:
         raise UserError(f"{directory}: {other}: the image processor is a {kind}; copy preprocessor_config.json")
@@ -94,6 +100,14 @@ def check_template(family: "HubFamily", processor: HubProcessor, directory: Path
         )
     if not (segment.answer or "").strip().startswith(ONE_IMAGE[0].assistant):
         raise UserError(f"{directory}: its chat template does not write the answer at its generation prompt")
+
+
+def vocabulary_size(directory: Path) -> int | None:
+    """Number of embeddings by a directory's config.json; None if it says nothing."""
+    config = read_values(directory / "config.json")
+    text = config.get("text_config")
+    found = (text if isinstance(text, dict) else config).get("vocab_size")
+    return found if isinstance(found, int) else None
 
 
 def image_token_id(directory: Path) -> int | None:

@@ -51,6 +51,7 @@ class Idefics3Family(IdeficsFamily):
     name = "idefics3"
     title = "Idefics3"
     family_tokens = IDEFICS3
+    template_origin = "trl 1.16.0, idefics3.jinja"
     image_processors = ("Idefics3ImageProcessor",)
     card_tags = ("idefics3",)
 
@@ -67,6 +68,7 @@ class SmolVLMFamily(IdeficsFamily):
     name = "smolvlm"
     title = "SmolVLM and SmolVLM2"
     family_tokens = SMOLVLM
+    template_origin = "trl 1.16.0, smolvlm.jinja"
     image_processors = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
     card_tags = ("smolvlm",)
 

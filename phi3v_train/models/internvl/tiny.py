@@ -34,7 +34,7 @@ def tiny_internvl() -> Tiny:
     }
     config = InternVLConfig(
         vision_config=vision,
-        text_config={**text, "eos_token_id": tokens.eos_token_id},
+        text_config={**text, "eos_token_id": tokens.eos_token_id, "bos_token_id": tokens.bos_token_id},
         image_token_id=tokens.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         downsample_ratio=0.5,

@@ -75,6 +75,7 @@ class LlavaNextFamily(LlavaFamily):
     name = "llava_next"
     title = "LLaVA-NeXT"
     family_tokens = LLAVA_NEXT
+    template_origin = "trl 1.16.0, llava_next.jinja"
     image_processors = ("LlavaNextImageProcessor",)
     unreached = r"model\.vision_tower\.(vision_model\.)?post_layernorm\."
     card_tags = ("llava-next",)
@@ -98,6 +99,7 @@ class LlavaOnevisionFamily(LlavaFamily):
     name = "llava_onevision"
     title = "LLaVA-OneVision"
     family_tokens = LLAVA_ONEVISION
+    template_origin = "transformers d058e0f, convert_llava_onevision_weights_to_hf.py"
     image_processors = ("LlavaOnevisionImageProcessor",)
     unreached = r"model\.vision_tower\.(vision_model\.)?(post_layernorm|head)\."
     card_tags = ("llava-onevision",)

@@ -62,7 +62,7 @@ def tiny_llava_onevision() -> Tiny:
     text = {**TEXT, "model_type": "qwen2", "vocab_size": len(tokens), "pad_token_id": tokens.pad_token_id}
     config = LlavaOnevisionConfig(
         vision_config={**VISION, "model_type": "siglip_vision_model", "vision_use_head": False},
-        text_config={**text, "eos_token_id": tokens.eos_token_id},
+        text_config={**text, "eos_token_id": tokens.eos_token_id, "bos_token_id": tokens.bos_token_id},
         image_token_index=tokens.convert_tokens_to_ids("<image>"),
         video_token_index=tokens.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=PINPOINTS,

@@ -46,6 +46,7 @@ class Phi3VFamily(ModelFamily):
 
     name = "phi3v"
     title = "Phi-3-vision and Phi-3.5-vision"
+    template_origin = "the released models' own code, golden outputs in tests/"
     modules = ModuleNames(
         language=("model.embed_tokens", "model.layers", "model.norm", f"{VISION}.wte"),
         head=("lm_head",),

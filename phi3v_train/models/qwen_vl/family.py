@@ -57,6 +57,7 @@ class Qwen3VLFamily(QwenFamily):
     name = "qwen3_vl"
     title = "Qwen3-VL"
     family_tokens = QWEN3_VL
+    template_origin = "trl 1.16.0, qwen3_vl.jinja"
     card_tags = ("qwen3-vl",)
 
     def tiny(self) -> Tiny:
@@ -72,6 +73,7 @@ class Qwen25VLFamily(QwenFamily):
     name = "qwen2_5_vl"
     title = "Qwen2.5-VL"
     family_tokens = QWEN2_5_VL
+    template_origin = "trl 1.16.0, qwen2_5_vl.jinja"
     card_tags = ("qwen2.5-vl",)
 
     def tiny(self) -> Tiny:
@@ -87,6 +89,7 @@ class Qwen35Family(QwenFamily):
     name = "qwen3_5"
     title = "Qwen3.5"
     family_tokens = QWEN3_5
+    template_origin = "trl 1.16.0, qwen3_5_nothink.jinja"
     card_tags = ("qwen3.5",)
     no_packing = "the linear attention of Qwen3.5 carries its state from one sample of a packed row into the next"
     templates = (

@@ -61,6 +61,7 @@ def text(tokens: Any) -> dict[str, Any]:
         "vocab_size": len(tokens),
         "rope_parameters": rope,
         "eos_token_id": tokens.convert_tokens_to_ids("<|im_end|>"),
+        "bos_token_id": tokens.bos_token_id,
         "pad_token_id": tokens.pad_token_id,
     }
 

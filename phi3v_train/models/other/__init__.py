@@ -1,0 +1,1 @@
+"""Models of transformers that are not among the verified families."""

@@ -1,0 +1,179 @@
+"""The processor of any model of transformers, made of its parts, and the checks that it must pass.
+
+Nothing about the model is known here. The processor itself says what an image becomes in the text, and its own encoding
+of two conversations is compared with ours, id by id, before anything is trained.
+"""
+
+import inspect
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from phi3v_data.errors import UserError
+from phi3v_data.tokens.chat import ChatFormat
+from phi3v_data.tokens.model_files import PROCESSOR_CONFIG, read_values
+from phi3v_data.tokens.other import OTHER, OtherTokens
+from phi3v_train.models.huggingface.checks import ONE_IMAGE, TWO_TURNS, vocabulary_size
+from phi3v_train.models.huggingface.processor import HubProcessor, load_parts
+from phi3v_train.models.huggingface.texts import TemplateTexts
+from phi3v_train.models.renderer import PromptError
+
+TEXT_INPUTS = ("input_ids", "attention_mask")
+TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
+"""Inputs with a value for each token, 1 at image tokens."""
+
+UNUSED = ("num_patches", "num_crops", "rows", "cols", "original_sizes")
+"""Outputs of image processors that no model takes."""
+
+
+class OtherProcessor(HubProcessor):
+    """The parts of a processor and the whole one; `tokens` has its image tag, `type_inputs` are inputs by token."""
+
+    whole: Any
+    tokens: OtherTokens
+    type_inputs: tuple[str, ...] = ()
+
+
+def load_other(directory: Path) -> OtherProcessor:
+    """The processor of a directory, checked.
+
+    Raises:
+        UserError: a check that it does not pass, or a package that it needs.
+    """
+    try:
+        parts = load_parts(directory)
+        whole = make_whole(directory, parts)
+    except (ImportError, ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        reason = " ".join(str(error).split())[:140]
+        needs = " (it needs torchvision)" if "torchvision" in str(error).lower() else ""
+        raise UserError(f"{directory}: the model's processor cannot be made{needs}: {reason}") from None
+    found = OtherProcessor(parts.tokenizer, parts.image_processor, parts.chat_template, parts.settings, directory)
+    found.whole = whole
+    check(found, directory)
+    return found
+
+
+def make_whole(directory: Path, parts: HubProcessor) -> Any:
+    """The processor of transformers for a directory's model_type, without its part for videos."""
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    values = read_values(directory / PROCESSOR_CONFIG)
+    model_type = read_values(directory / "config.json").get("model_type")
+    name = PROCESSOR_MAPPING_NAMES.get(model_type) or values.get("processor_class")
+    if not isinstance(name, str) or not hasattr(transformers, name):
+        raise ValueError(f"transformers has no processor for the model_type {model_type!r}")
+    kind = image_only(getattr(transformers, name))
+    known = inspect.signature(kind).parameters
+    given = {key: value for key, value in {**parts.settings, **values}.items() if key in known}
+    for key, part in (("image_processor", parts.image_processor), ("tokenizer", parts.tokenizer)):
+        given[key] = part
+    if "video_processor" in known:
+        given["video_processor"] = None
+    given.pop("chat_template", None)
+    return kind(**given)
+
+
+@cache
+def image_only(kind: type) -> type:
+    """A processor class that can be made without its part for videos, which needs torchvision."""
+    base: Any = kind
+
+    class ImageOnly(base):  # type: ignore[misc]  # a class that is only known at run time
+        def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+            if name == "video_processor" and argument is None:
+                return type(None)
+            return super().check_argument_for_proper_class(name, argument)
+
+    ImageOnly.__name__ = kind.__name__  # transformers finds the classes of its parts by this name
+    return ImageOnly
+
+
+def check(processor: OtherProcessor, directory: Path) -> None:
+    """Compare our encoding of two conversations with the processor's own, and set what it shows.
+
+    Raises:
+        UserError: the check that fails.
+    """
+    refused = f"{directory}: this model is not among the verified families (`phi3v-train models`), and "
+    if not processor.chat_template:
+        raise UserError(f"{refused}it has no chat template, so its prompts are not known")
+    token = getattr(processor.whole, "image_token", None)
+    if not isinstance(token, str):
+        raise UserError(f"{refused}its processor names no image token")
+    write = TemplateTexts(processor.tokenizer, processor.chat_template)
+    try:
+        (one,) = write(ONE_IMAGE, [turn.assistant for turn in ONE_IMAGE])
+        both = write(TWO_TURNS, [turn.assistant for turn in TWO_TURNS])
+    except PromptError as error:
+        raise UserError(f"{refused}{error}") from None
+    vocabulary = vocabulary_size(directory)
+    if vocabulary is not None and len(processor.tokenizer) > vocabulary:
+        raise UserError(f"{refused}its tokenizer has more tokens than its config.json has embeddings ({vocabulary:,})")
+    tags = [tag for tag in (token, getattr(processor.whole, "boi_token", None)) if tag and one.prompt.count(tag) == 1]
+    if not tags:
+        raise UserError(f"{refused}its chat template does not write {token} once for one image")
+    if not (one.answer or "").strip().startswith(ONE_IMAGE[0].assistant):
+        raise UserError(f"{refused}its chat template gives no span of the answer to train on")
+    answer = processor.tokenizer(one.answer or "", add_special_tokens=False)["input_ids"]
+    if not set(answer) & stop_ids(processor, directory):
+        raise UserError(
+            f"{refused}its chat template ends an answer with none of the tokens at which the model stops, so that a "
+            "tuned model would never stop"
+        )
+    chat = ChatFormat("", "", "", "", tags[0], image_token=token, plain_roles=True)
+    processor.tokens = replace(OTHER, chat=chat)
+    for segments, turns in (([one], ONE_IMAGE), (both, TWO_TURNS)):
+        text = "".join(segment.prompt + (segment.answer or "") for segment in segments)
+        images = [blank(90, 60), blank(50, 120)][: len(turns)]
+        try:
+            expected = processor.whole(text=[text], images=[images], return_tensors="np", add_special_tokens=False)
+        except Exception as error:  # a processor can raise anything
+            raise UserError(f"{refused}its processor fails: {' '.join(str(error).split())[:120]}") from None
+        compare(processor, expected, turns, images, refused)
+
+
+def compare(processor: OtherProcessor, expected: Any, turns: Any, images: list[Image.Image], refused: str) -> None:
+    """Compare the processor's encoding with ours.
+
+    Raises:
+        UserError: they differ, or an input is not known.
+    """
+    from phi3v_train.models.other.renderer import OtherRenderer
+
+    ids = np.asarray(expected["input_ids"])[0]
+    is_image = ids == processor.tokenizer.convert_tokens_to_ids(processor.whole.image_token)
+    image_inputs = processor.image_processor(images=images[:1], return_tensors="np")
+    processor.type_inputs = tuple(name for name in TYPE_INPUTS if name in expected)
+    for name in processor.type_inputs:
+        if not np.array_equal(np.asarray(expected[name])[0] != 0, is_image):
+            raise UserError(f"{refused}its {name} are not 1 at image tokens alone")
+    unknown = set(expected) - {*TEXT_INPUTS, *TYPE_INPUTS, *UNUSED} - set(image_inputs)
+    if unknown:
+        raise UserError(f"{refused}its model takes the unknown input {sorted(unknown)[0]}")
+    renderer = OtherRenderer(processor)
+    layouts = renderer.layouts([image.size for image in images], None)
+    made = renderer.conversation(turns, [turn.assistant for turn in turns], layouts)
+    ours = np.array([each for turn in made for each in (*turn.prompt, *(turn.answer.ids if turn.answer else ()))])
+    start = renderer.start_ids
+    found = renderer.model_ids(ours)
+    if not (np.array_equal(found, ids) or np.array_equal(found, [*start, *ids])):  # a template may write them itself
+        raise UserError(f"{refused}its processor encodes a conversation otherwise than its chat template says")
+
+
+def stop_ids(processor: OtherProcessor, directory: Path) -> set[int]:
+    """Ids at which generation stops: the tokenizer's, and those of generation_config.json and config.json."""
+    found: list[Any] = [processor.tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        value = read_values(directory / name).get("eos_token_id")
+        found += value if isinstance(value, list) else [value]
+    return {each for each in found if isinstance(each, int)}
+
+
+def blank(width: int, height: int) -> Image.Image:
+    """A grey image."""
+    return Image.new("RGB", (width, height), (120, 120, 120))
