@@ -51,6 +51,16 @@ class Gemma3Family(HubFamily):
         device = next(model.model.vision_tower.parameters()).device
         return {"pixel_values": torch.zeros((1, 3, edge, edge), device=device)}
 
+    def tiny_model(self, seed: int) -> Any:
+        """A small random model; transformers leaves the projection at zero, so no image would say anything."""
+        import torch
+
+        model = super().tiny_model(seed)
+        weight = model.model.multi_modal_projector.mm_input_projection_weight
+        with torch.no_grad():
+            weight.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
+        return model
+
     def tiny(self) -> Tiny:
         """See `tiny`."""
         from phi3v_train.models.gemma3.tiny import tiny_gemma3
