@@ -260,7 +260,10 @@ def _load_built_in(name: str) -> type[Converter[Any]]:
         module = import_module(where)
     found = _classes_of(module)
     if len(found) != 1 or getattr(found[0], "name", "").replace("-", "_") != name:
-        raise UserError(f"{where} must define one converter, whose name is that of the module: {name}")
+        those = ", ".join(str(getattr(each, "name", each.__qualname__)) for each in found) or "none"
+        raise UserError(
+            f"{where} (which defines {those}) must define one converter, whose name is that of the module: {name}"
+        )
     return found[0]
 
 

@@ -131,11 +131,15 @@ def test_a_file_dropped_into_the_folder_is_a_converter(tmp_path: Path) -> None:
     (folder / "my_docs.py").write_text(PLUGIN.replace('"plugin"', '"my-docs"').replace("with another package", "alone"))
     (folder / "broken.py").write_text("import nowhere_to_be_found")
     (folder / "misnamed.py").write_text(PLUGIN)
+    (folder / "two.py").write_text(PLUGIN.replace('"plugin"', '"two"') + PLUGIN.replace("Plugin", "Other"))
     (tmp_path / "source").mkdir()
     found = {row["name"]: row for row in json.loads(run_with(tmp_path / "site", "converters", "--json").stdout)}
     assert (found["my-docs"]["origin"], found["my-docs"]["summary"]) == ("built in", "Comes alone.")
     assert "nowhere_to_be_found" in found["broken"]["problem"]
-    assert found["misnamed"]["problem"].endswith("define one converter, whose name is that of the module: misnamed")
+    assert found["misnamed"]["problem"].endswith(
+        "misnamed (which defines plugin) must define one converter, whose name is that of the module: misnamed"
+    )
+    assert "two (which defines two, plugin) must define one converter" in found["two"]["problem"]
     assert found["ucf101"]["problem"] == ""
     for name in ("my-docs", "my_docs"):
         out = tmp_path / name
