@@ -39,6 +39,14 @@ def gif(frames: int, size: tuple[int, int]) -> bytes:
     return head + frame * frames + b";"
 
 
+def bmp(size: tuple[int, int], *, packed: bool = False, old: bool = False, length: int = 0) -> bytes:
+    """A BMP of grey levels that says it has this size; `old` has the header of OS/2; zeros up to `length` bytes."""
+    header = struct.pack("<IHHHH", 12, *size, 1, 8) if old else struct.pack("<IiiHHI20x", 40, *size, 1, 8, int(packed))
+    palette = bytes(256 * (3 if old else 4))
+    start = 14 + len(header) + len(palette)
+    return (struct.pack("<2sI4xI", b"BM", max(length, start), start) + header + palette).ljust(length, b"\0")
+
+
 def tiff(pages: int, *, tag_bytes: int = 0, strips: int = 1) -> bytes:
     """A TIFF of pages of one pixel, that say they have so many strips.
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
-from odd_images import NOT_IMAGES, chunk, encoded, gif, image, jpeg_of_scans, mpo, png_with, tiff
+from odd_images import NOT_IMAGES, bmp, chunk, encoded, gif, image, jpeg_of_scans, mpo, png_with, tiff
 from PIL import Image, ImageFile, PngImagePlugin
 
 import phi3v_data
@@ -159,6 +159,16 @@ TOO_LARGE = {
     ),
     "frames": (gif(10_001, (1, 1)), "has 10,001 frames, over the limit of 10,000"),
     "pages": (tiff(10_001), "has 10,001 frames, over the limit of 10,000"),
+    "pixels of a BMP": (bmp((20_000, 9_000)), "has 20000 x 9000 pixels, over the limit of 178,956,970"),
+    "pixels of an old BMP": (bmp((20_000, 9_000), old=True), "has 20000 x 9000 pixels, over the limit of 178,956,970"),
+    "a long packed BMP": (
+        bmp((4, 4), packed=True, length=(1 << 20) + 1),
+        "is a BMP with run-length encoding of over 1 MB, or wider than 32,767 pixels",
+    ),
+    "a wide packed BMP": (
+        bmp((32_768, 1), packed=True),
+        "is a BMP with run-length encoding of over 1 MB, or wider than 32,767 pixels",
+    ),
     "strips": (tiff(1, strips=500_001), "has over 500,000 strips or tags"),
     "tags that overlap": (tiff(1200, tag_bytes=60_000), "has tags of over 67,108,864 bytes"),
     "scans": (jpeg_of_scans(501), "is a JPEG of 501 scans of 64 x 48 pixels"),
