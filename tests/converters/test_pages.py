@@ -82,11 +82,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def execute(command: str) -> None:
+def execute(command: str, small: dict[str, str]) -> None:
     """Run one of our commands in this process."""
     words = shlex.split(command)
     program, arguments = words[0], words[1:]
-    more = next((text for start, text in SMALL.items() if " ".join(arguments).startswith(start)), "")
+    more = next((text for start, text in small.items() if " ".join(arguments).startswith(start)), "")
     with pytest.raises(SystemExit) as end:
         make_group(program, "", PROGRAMS[program]).main(args=[*arguments, *shlex.split(more)], prog_name=program)
     assert end.value.code in (0, None), f"{command}: exit code {end.value.code}"
@@ -109,13 +109,13 @@ def test_every_command_of_every_page_is_run_or_named() -> None:
     assert [start for start in NOT_RUN if not any(command.startswith(start) for command in starts)] == []
 
 
-def run_page(page: str) -> int:
+def run_page(page: str, small: dict[str, str] = SMALL) -> int:
     """Run the blocks of a page one after another; the number of commands."""
     done = 0
     for block in blocks(page):
         for command in commands(block):
             if not reason(command) and command.split()[0] in PROGRAMS:
-                execute(command)
+                execute(command, small)
                 done += 1
     return done
 
@@ -134,6 +134,13 @@ def test_training_page(place: Path) -> None:
     phi3v_data.convert("ucf101", place / "ucf", "demo_out/ucf101", limit=2)
     phi3v_data.convert("ucf101", place / "ucf", "DIR", limit=2)
     assert run_page("training.md") >= 20
+
+
+def test_models_page(place: Path) -> None:
+    """With the small Qwen3-VL that the page names."""
+    phi3v_data.convert("nlvr2", "nlvr2", "DIR")
+    small = ONE_STEP.replace("--model_name_or_path tiny ", "").replace("--num_crops 1 ", "")
+    assert run_page("models.md", {**SMALL, "run": small}) == 3
 
 
 def test_evaluation_page(place: Path) -> None:
