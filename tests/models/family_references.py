@@ -177,7 +177,7 @@ class _NoVideo:
 
 
 def real_processor(name: str, processor: HubProcessor) -> Any:
-    """transformers' processor with the tokenizer, the image processor and the settings of a processor of ours.
+    """transformers' processor with the tokenizer, the image processor and the settings of a processor of phi3v.
 
     That of SmolVLM needs a video processor in order to write texts: Idefics3's makes the same text of an image.
     """

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,15 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every checkpoint a plot is drawn, which takes longer than the steps here."""
     monkeypatch.setattr("phi3v_train.training.session.draw_loss", lambda *args, **kwargs: None)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Runs are compared bit by bit, as in kill_run.py."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
