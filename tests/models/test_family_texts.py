@@ -22,9 +22,11 @@ from family_references import (
     trl_template,
     write,
 )
+from PIL import Image
 
 from phi3v_data.schema import Sample
-from phi3v_train.data.encode import Encoder
+from phi3v_train.data.collate import collate_arrays
+from phi3v_train.data.encode import Encoder, Provenance
 from phi3v_train.models.huggingface.texts import ChatTexts, Segment, TemplateTexts
 from phi3v_train.models.registry import get_family, make_renderer
 from phi3v_train.models.renderer import turn_text
@@ -190,6 +192,29 @@ def test_ids_are_those_of_the_real_processor(name: str, talk: str) -> None:
             expected += renderer.text_ids(text or "")
         assert expected != real_ids(name, whole_text(name, talk), sample)
     assert ids == expected
+
+
+@pytest.mark.parametrize("talk", ["one image", "two turns, two images", "white space between images"])
+@pytest.mark.parametrize("name", NAMES)
+def test_pixels_are_those_of_the_real_processor(name: str, talk: str) -> None:
+    sample = CONVERSATIONS[talk]
+    processor = get_family(name).tiny_processor()
+    if name == "internvl":
+        processor.image_processor.crop_to_patches = False  # as in released files, by which its processor does not go
+    renderer = make_renderer(get_family(name), processor)
+    random = np.random.default_rng(0)
+    shapes = [(image.height, image.width, 3) for image in pixels(sample)]
+    images = [Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8)) for shape in shapes]
+    place = Provenance("d", "s", 0, "a")
+    found = collate_arrays([Encoder(renderer).encode(sample, images, num_crops=None, provenance=place)], renderer)
+    real = real_processor(name, processor)
+    text = [processor.tokenizer.decode([real.image_token_id]) if name != "gemma3" else "<start_of_image>"]
+    expected = real(text=[text[0] * len(images)], images=[images], return_tensors="np")
+    names = expected.keys() - {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
+    assert "pixel_values" in names
+    assert found.keys() >= names
+    for each in names:
+        np.testing.assert_array_equal(found[each], expected[each])
 
 
 @pytest.mark.parametrize(("name", "talk"), FAMILIES_AND_TALKS)
