@@ -14,6 +14,9 @@ PREPROCESSOR_CONFIG = "preprocessor_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
 """File of a whole processor, which may hold its image processor's values under the key `image_processor`."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""File of a PEFT adapter, which names the model under it."""
+
 Values = dict[str, Any]
 
 

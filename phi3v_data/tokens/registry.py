@@ -17,8 +17,8 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import load_json
 from phi3v_data.messages import escaped, shown
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
-from phi3v_data.tokens.meant import hint
-from phi3v_data.tokens.model_files import configured
+from phi3v_data.tokens.meant import TINY, hint
+from phi3v_data.tokens.model_files import ADAPTER_CONFIG, configured, read_values
 from phi3v_data.tokens.plug_in import (
     EntryPoints,
     described,
@@ -82,6 +82,8 @@ def find_family(wanted: str | Path) -> tuple[TokenFamily, Path | None]:
             f"{shown(text, 80)} is neither a model family nor a model directory"
             f"{hint(text, family_names(), DEFAULT) or f'; families: {_listed(family_names())}'}"
         )
+    if (base := adapter_base(directory)) is not None:
+        return configured(base, directory), directory
     model_type = read_model_type(directory)
     if model_type is None:
         listed = _listed(family_names())
@@ -93,6 +95,29 @@ def find_family(wanted: str | Path) -> tuple[TokenFamily, Path | None]:
             f"families: {_listed(family_names())}"
         )
     return configured(family, directory), directory
+
+
+def adapter_base(directory: Path) -> TokenFamily | None:
+    """The family of the model under a PEFT adapter; None for any other directory.
+
+    Raises:
+        NotFoundError: that model is not on this machine, or no family reads it.
+    """
+    named = read_values(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if named is None or (directory / "config.json").is_file():
+        return None
+    base = str(named)
+    start, _, name = base.partition(":")
+    if start == TINY:
+        return get_family(name or DEFAULT)
+    model_type = read_model_type(Path(base))
+    family = None if model_type is None else family_of_type(model_type)
+    if family is None:
+        raise NotFoundError(
+            f"{shown(str(directory), 80)} is an adapter on {shown(base, 80)}, which is not a model directory on this "
+            f"machine: give its family; families: {_listed(family_names())}"
+        )
+    return family
 
 
 def read_model_type(directory: Path) -> str | None:

@@ -9,7 +9,7 @@ family is one folder `models/NAME/` with a `family.py`, or an object of another 
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -218,8 +218,12 @@ class ModelFamily(ABC):
 
         return token_loss(model, inputs, count, self.touch_vision(model, inputs))
 
-    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Tensor | None":
-        """Zero, computed by the vision part, for a batch without images; None if the model does that itself."""
+    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Callable[[], Tensor] | None":
+        """A function that computes zero by tower and projector, for a batch without images; None if none is needed.
+
+        Every process of a parallel run must run the same modules. It is called within the model's forward pass, where
+        a sharded model has gathered the weights outside of its layers.
+        """
         return None
 
     def is_reached(self, name: str, config: Mapping[str, Any]) -> bool:

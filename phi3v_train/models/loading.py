@@ -12,13 +12,12 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside, load_json
-from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
+from phi3v_data.tokens.model_files import ADAPTER_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from phi3v_train.models.family import ModelFamily
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.meant import TINY, hint, is_model
 from phi3v_train.models.registry import family_of_config, get_family
 
-ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 SHARDS = "shards"

@@ -1,6 +1,6 @@
 """Cross-entropy of a model of transformers, with logits of the supervised tokens alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +12,11 @@ from phi3v_train.device import with_fp64
 
 
 def token_loss(
-    model: Any, inputs: Mapping[str, Tensor], count: float, zero: Tensor | None = None
+    model: Any, inputs: Mapping[str, Tensor], count: float, touch: Callable[[], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """The loss of a micro-batch and the cross-entropy of each supervised token; see `ModelFamily.loss`.
 
-    `zero` is added to the loss, so that its gradients are there.
+    What `touch` returns, called within the forward pass, is added to the loss, so that its gradients are there.
     """
     given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
     targets = inputs["labels"][:, 1:].flatten()
@@ -26,21 +26,35 @@ def token_loss(
     if not len(places):
         places = places.new_zeros(1)  # so that the same modules run
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    with only_at(head, places, (rows, columns)):
+    with only_at(head, places, (rows, columns)), called_within(getattr(model, "base_model", model), touch) as zeros:
         logits: Tensor = model(**given, use_cache=False).logits
     if logits.shape[:2] == (rows, columns):  # the head is not what makes the logits
         logits = logits.flatten(0, 1).index_select(0, places)
     chosen = logits.reshape(len(places), logits.shape[-1]).float()
     if not len(labelled):
-        return add(chosen.sum() * 0, zero), chosen.new_zeros(0)
+        return add(chosen.sum() * 0, zeros), chosen.new_zeros(0)
     losses = functional.cross_entropy(chosen, targets[labelled].to(chosen.device), reduction="none")
     total = with_fp64(losses).double().sum()
-    return add((total / torch.tensor(count, device=total.device)).float(), zero), losses.detach()
+    return add((total / torch.tensor(count, device=total.device)).float(), zeros), losses.detach()
 
 
-def add(loss: Tensor, zero: Tensor | None) -> Tensor:
-    """The sum of both."""
-    return loss if zero is None else loss + zero.to(loss.device, loss.dtype)
+def add(loss: Tensor, zeros: list[Tensor]) -> Tensor:
+    """The loss and all zeros."""
+    return sum((zero.to(loss.device, loss.dtype) for zero in zeros), loss)
+
+
+@contextmanager
+def called_within(module: nn.Module, function: Callable[[], Tensor] | None) -> Iterator[list[Tensor]]:
+    """Call a function at the start of a module's forward pass; its results."""
+    results: list[Tensor] = []
+    if function is None:
+        yield results
+        return
+    handle = module.register_forward_pre_hook(lambda *_: results.append(function()))
+    try:
+        yield results
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A model family on transformers' own model class: a subclass says only what differs."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -197,11 +197,8 @@ class HubFamily(ModelFamily):
         processor: HubProcessor = self.tiny().processor()
         return processor
 
-    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Tensor | None":
-        """Zero, computed by tower and projector, for a training batch without images; None if it is not needed.
-
-        Data-parallel training requires every process to run the same modules.
-        """
+    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Callable[[], Tensor] | None":
+        """See `ModelFamily.touch_vision`."""
         import torch
 
         if "pixel_values" in inputs:
@@ -210,7 +207,11 @@ class HubFamily(ModelFamily):
         trained = model.training and torch.is_grad_enabled() and any(each.requires_grad for each in parameters)
         if not trained and not any(is_sharded(each) for each in parameters):
             return None
-        zero: Tensor = sum_of(model.get_image_features(**self.blank_inputs(model))) * 0.0
+
+        def zero() -> "Tensor":
+            total: Tensor = sum_of(model.get_image_features(**self.blank_inputs(model))) * 0.0
+            return total
+
         return zero
 
     @abstractmethod

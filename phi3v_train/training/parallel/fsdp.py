@@ -6,6 +6,7 @@ weights stay in fp32; what travels is in the compute dtype, gradients are summed
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -64,6 +65,8 @@ class FSDPEngine(TorchEngine):
             reduce_dtype=torch.float32 if low else None,
             cast_forward_inputs=False,
         )
+        # Logits are a view of what the head makes; nothing is done to them in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         model = self.trained.model
         for layer in self.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
