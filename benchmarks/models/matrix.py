@@ -522,7 +522,7 @@ def collect(families: list[str], work: Path) -> None:
 
 def compared(one: Path, two: Path, strategy: str) -> str:
     """Loss and gradient norm of both runs."""
-    if not (one / "metrics.jsonl").exists():
+    if not (one / "complete.json").exists():
         return "fails: there is no run on one process to compare with"
     worst = 0.0
     for first, second in zip(lines(one)[:COMPARED_STEPS], lines(two)[:COMPARED_STEPS], strict=True):

@@ -48,9 +48,13 @@ def write_model(
 def write_model_directory(
     model: Any, folder: Path, dtype: torch.dtype | None, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write all weights (`state`, or the model's own) and the configuration, which names `dtype` to load with."""
+    """Write all weights (`state`, or the model's own) and the configuration, which names `dtype` to load with.
+
+    In a checkpoint (`dtype` None) tensors have the model's own names, by which `read_model` finds them; transformers
+    loads those as well as the names of older versions, which it gives those of a finished model.
+    """
     if dtype is None:
-        model.save_pretrained(folder, state_dict=state)
+        model.save_pretrained(folder, state_dict=state, save_original_format=False)
         return
     was = model.config.dtype
     model.config.dtype = dtype

@@ -125,7 +125,7 @@ class HubFamily(ModelFamily):
             UserError: a part needs a missing package, or belongs to another family.
         """
         try:
-            processor = load_parts(directory)
+            processor = load_parts(directory, self.tokens.model_types[0])
         except ImportError as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"{directory}: the processor cannot be loaded: {reason}") from None

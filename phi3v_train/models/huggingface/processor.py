@@ -77,17 +77,23 @@ class HubProcessor:
         values[keys[-1]] = value
 
 
-def load_parts(directory: Path) -> HubProcessor:
+def load_parts(directory: Path, model_type: str) -> HubProcessor:
     """The parts of a directory's processor.
+
+    Args:
+        directory: of a model or an adapter.
+        model_type: for an adapter's directory, which has no `config.json`: transformers chooses the tokenizer's class
+            by it, and the class may split text in another way than `tokenizer.json` says.
 
     Raises:
         ValueError: a file cannot be used.
         ImportError: a part needs a package that is missing.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    config = None if (directory / "config.json").is_file() else AutoConfig.for_model(model_type)
+    tokenizer = AutoTokenizer.from_pretrained(directory, config=config)
     image_processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
     return HubProcessor(
         tokenizer,

@@ -43,9 +43,10 @@ class Tiny:
         """The processor."""
         image: Values = self.image_processor.to_dict()
         image["processor_class"] = self.processor_class
-        self.tokenizer.chat_template = self.template
+        tokenizer = reloaded(self.tokenizer, self.config)
+        tokenizer.chat_template = self.template
         return HubProcessor(
-            self.tokenizer,
+            tokenizer,
             self.image_processor,
             self.template,
             {**self.settings, **image},
@@ -54,6 +55,18 @@ class Tiny:
                 "processor_config.json": {**self.settings, "processor_class": self.processor_class},
             },
         )
+
+
+def reloaded(tokenizer: Any, config: Any) -> Any:
+    """The tokenizer as transformers loads it from a directory of such a model: of the class that it chooses."""
+    from tempfile import TemporaryDirectory
+
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
 
 
 WORDS = r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

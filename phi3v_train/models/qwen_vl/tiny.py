@@ -63,6 +63,7 @@ def text(tokens: Any) -> dict[str, Any]:
         "eos_token_id": tokens.convert_tokens_to_ids("<|im_end|>"),
         "bos_token_id": tokens.bos_token_id,
         "pad_token_id": tokens.pad_token_id,
+        "bos_token_id": None,
     }
 
 
@@ -103,7 +104,7 @@ def tiny_qwen3_5() -> Tiny:
         "linear_num_value_heads": 4,
         "linear_num_key_heads": 2,
         "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8,
+        "linear_value_head_dim": 16,
         "layer_types": ["linear_attention", "full_attention"],
     }
     sizes = text(tokens)
