@@ -100,18 +100,25 @@ def test_a_run_resumes_merges_and_predicts(
     assert predictions[0] == predictions[1]
 
 
-@pytest.mark.parametrize("family", ["qwen3_5", "llava_next"])
-def test_a_small_model_splits_text_as_its_directories_do(family: str, tmp_path: Path) -> None:
-    """transformers chooses the tokenizer's class by config.json, which an adapter's directory does not have."""
-    made = get_family(family)
-    text = "Which colour?\n\nyes  it's 12345\n\n\nThe <end>"
-    processor = made.tiny_processor()
-    expected = processor.tokenizer.encode(text, add_special_tokens=False)
-    processor.save_pretrained(tmp_path)
-    ids = [made.load_processor(tmp_path).tokenizer.encode(text, add_special_tokens=False)]
+TEXT = "Which cafe\u0301?\n\nyes  it's 12345\n\n\nThe <end>"
+
+
+def ids_of(processor: Any) -> list[int]:
+    """Ids of `TEXT`."""
+    ids: list[int] = processor.tokenizer.encode(TEXT, add_special_tokens=False)
+    return ids
+
+
+def test_a_tokenizer_is_the_same_with_and_without_a_configuration(tmp_path: Path) -> None:
+    """An adapter's directory has no config.json, by which transformers chooses a class that normalizes text."""
+    made = get_family("qwen3_5")
+    made.tiny_processor().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "normalizer": None}))
+    without = ids_of(made.load_processor(tmp_path))
     made.tiny_model(0).config.save_pretrained(tmp_path)
-    ids.append(made.load_processor(tmp_path).tokenizer.encode(text, add_special_tokens=False))
-    assert ids == [expected, expected]
+    assert ids_of(made.load_processor(tmp_path)) == without
+    assert ids_of(made.tiny_processor()) == without
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +136,7 @@ def together(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-METHODS: dict[str, dict[str, Any]] = {"ddp full": {}, "fsdp full": {}, "ddp lora": LORA, "fsdp lora": LORA}
+METHODS = {"fsdp full": FULL, "fsdp lora": LORA, "ddp lora": LORA}
 PAIRS = [(family, pair) for family in ("qwen3_vl", "idefics3") for pair in METHODS.items()]
 
 

@@ -63,7 +63,6 @@ def text(tokens: Any) -> dict[str, Any]:
         "eos_token_id": tokens.convert_tokens_to_ids("<|im_end|>"),
         "bos_token_id": tokens.bos_token_id,
         "pad_token_id": tokens.pad_token_id,
-        "bos_token_id": None,
     }
 
 
