@@ -77,7 +77,7 @@ class HubProcessor:
         values[keys[-1]] = value
 
 
-def load_parts(directory: Path, model_type: str) -> HubProcessor:
+def load_parts(directory: Path, model_type: str | None = None) -> HubProcessor:
     """The parts of a directory's processor.
 
     Args:
@@ -92,7 +92,9 @@ def load_parts(directory: Path, model_type: str) -> HubProcessor:
     from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    config = None if (directory / "config.json").is_file() else AutoConfig.for_model(model_type)
+    config = None
+    if model_type is not None and not (directory / "config.json").is_file():
+        config = AutoConfig.for_model(model_type)
     tokenizer = AutoTokenizer.from_pretrained(directory, config=config)
     image_processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
     return HubProcessor(

@@ -11,7 +11,7 @@ from phi3v_train.models.huggingface.processor import HubProcessor
 from phi3v_train.models.renderer import Renderer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -70,13 +70,16 @@ class OtherFamily(HubFamily):
         """None are known."""
         return {}
 
-    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Tensor | None":
-        """Zero, with gradients of zero for every parameter of the vision part."""
+    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Callable[[], Tensor] | None":
+        """A function that makes zero, with gradients of zero for every parameter of the vision part."""
         if any(name.startswith("pixel_values") for name in inputs) or not model.training:
             return None
         vision = [each for name, each in model.named_parameters() if self.part_of(name) != "language"]
         trained = [each for each in vision if each.requires_grad and not is_sharded(each)]
-        zero: Any = sum(each.flatten()[0].float() * 0.0 for each in trained)
+
+        def zero() -> Any:
+            return sum(each.flatten()[0].float() * 0.0 for each in trained)
+
         return zero if trained else None
 
     def tiny(self) -> Any:
