@@ -217,6 +217,20 @@ def test_pixels_are_those_of_the_real_processor(name: str, talk: str) -> None:
         np.testing.assert_array_equal(found[each], expected[each])
 
 
+@pytest.mark.parametrize("talk", ["one image", "text alone", "two turns, two images"])
+@pytest.mark.parametrize(("name", "key"), [("gemma3", "token_type_ids"), ("qwen3_vl", "mm_token_type_ids")])
+def test_kinds_of_tokens_are_those_of_the_real_processor(name: str, key: str, talk: str) -> None:
+    sample, renderer = CONVERSATIONS[talk], renderer_of(name)
+    place = Provenance("d", "s", 0, "a")
+    found = Encoder(renderer).encode(sample, pixels(sample), num_crops=None, provenance=place)
+    make = renderer.token_inputs if name == "gemma3" else renderer.prompt_inputs
+    given: dict[str, Any] = {"images": [pixels(sample)]} if sample.images else {}
+    real = real_processor(name, parts(name))(
+        text=[whole_text(name, talk)], add_special_tokens=False, return_mm_token_type_ids=True, **given
+    )
+    assert make(found.input_ids, found.images)[key].tolist() == list(real[key][0])
+
+
 @pytest.mark.parametrize(("name", "talk"), FAMILIES_AND_TALKS)
 def test_the_validator_counts_as_many_tokens_as_are_trained(name: str, talk: str) -> None:
     sample = CONVERSATIONS[talk]
