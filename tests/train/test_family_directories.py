@@ -65,7 +65,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Bases:
     return make
 
 
-def picture(path: Path) -> Path:
+def noise_image(path: Path) -> Path:
     """A small image of noise."""
     pixels = np.random.default_rng(1).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -88,7 +88,7 @@ def encoded(name: str, directory: Path, image: Path) -> EncodedSample:
 def job(name: str, directory: Path, work: Path, *, base: Path | None = None) -> dict[str, Any]:
     """A directory to be loaded by another process, and beside it what this project makes of it."""
     work.mkdir(parents=True, exist_ok=True)
-    image = picture(work / "image.png")
+    image = noise_image(work / "image.png")
     files = locate(str(directory))
     renderer = make_renderer(files.family, load_processor(files))
     sample = encoded(name, directory, image)
