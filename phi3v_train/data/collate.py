@@ -37,6 +37,7 @@ def collate_arrays(samples: Sequence[EncodedSample], renderer: Renderer, *, pack
             "input_ids": np.concatenate(ids)[None],
             "position_ids": np.concatenate([np.arange(len(row), dtype=np.int64) for row in ids])[None],
             "labels": np.concatenate(labels)[None],
+            **renderer.packed_inputs([len(row) for row in ids]),
         }
     else:
         arrays = _pad(ids, renderer.pad_token_id, renderer.padding_side)

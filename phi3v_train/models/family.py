@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.chat import TurnText
-from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.tokens.family import BudgetError, TokenFamily
 from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import ModelSize
@@ -171,9 +171,14 @@ class ModelFamily(ABC):
         """The image budget among the options of images that were given; None if it is not.
 
         Raises:
-            BudgetError: an option that this family does not have, or a value that it does not take.
+            UserError: an option that this family does not have, or a value that it does not take.
         """
-        return self.tokens.with_options(options)[1]
+        try:
+            return self.tokens.with_options(options)[1]
+        except BudgetError as error:
+            option = self.tokens.budget_option
+            known = str(error).startswith("--")  # the option itself is wrong
+            raise UserError(str(error) if known else f"--{option} {options[option]}: {error}") from None
 
     def match_processor(self, model: Any, processor: Any) -> None:  # noqa: B027  # most models need nothing
         """Let a model have the settings of its processor that it needs as well."""

@@ -154,6 +154,10 @@ class Renderer(ABC):
         """
         return {}
 
+    def packed_inputs(self, lengths: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Further model inputs of a packed row, whose samples have `lengths` tokens."""
+        return {}
+
     def prompt_inputs(self, ids: NDArray[np.int64], images: Sequence[ImageArrays]) -> ImageArrays:
         """The same for a prompt, as `generate` takes it."""
         return self.token_inputs(ids, images)

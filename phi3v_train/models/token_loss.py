@@ -12,11 +12,12 @@ from phi3v_train.device import with_fp64
 
 
 def token_loss(
-    model: Any, inputs: Mapping[str, Tensor], count: float, touch: Callable[[], Tensor] | None = None
+    model: Any, inputs: Mapping[str, Tensor], count: float, touch: Callable[[], Tensor] | None = None, **more: Any
 ) -> tuple[Tensor, Tensor]:
     """The loss of a micro-batch and the cross-entropy of each supervised token; see `ModelFamily.loss`.
 
     What `touch` returns, called within the forward pass, is added to the loss, so that its gradients are there.
+    `more` are further arguments of the model.
     """
     given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
     targets = inputs["labels"][:, 1:].flatten()
@@ -27,7 +28,7 @@ def token_loss(
         places = places.new_zeros(1)  # so that the same modules run
     head = getattr(model, "get_output_embeddings", lambda: None)()
     with only_at(head, places, (rows, columns)), called_within(getattr(model, "base_model", model), touch) as zeros:
-        logits: Tensor = model(**given, use_cache=False).logits
+        logits: Tensor = model(**given, **more, use_cache=False).logits
     if logits.shape[:2] == (rows, columns):  # the head is not what makes the logits
         logits = logits.flatten(0, 1).index_select(0, places)
     chosen = logits.reshape(len(places), logits.shape[-1]).float()

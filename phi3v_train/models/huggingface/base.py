@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class HubFamily(ModelFamily):
     """A family that transformers knows as an image-text-to-text model."""
 
+    host_inputs = frozenset({"samples"})
+
     family_tokens: ClassVar[TokenFamily]
     """Its chat format and token counts."""
 
@@ -196,6 +198,22 @@ class HubFamily(ModelFamily):
         """A processor for the small model."""
         processor: HubProcessor = self.tiny().processor()
         return processor
+
+    def loss(
+        self, model: Any, inputs: "Mapping[str, Tensor]", count: float, *, per_token: bool = False
+    ) -> "tuple[Tensor, Tensor | None]":
+        """See `ModelFamily.loss`; the samples of a packed row attend by themselves."""
+        from phi3v_train.models.huggingface.attention import packed
+        from phi3v_train.models.token_loss import token_loss
+
+        touch = self.touch_vision(model, inputs)
+        samples = inputs.get("samples")
+        if samples is None:
+            return token_loss(model, inputs, count, touch)
+        given = {name: tensor for name, tensor in inputs.items() if name != "samples"}
+        with packed(model) as by_sample:
+            more = {"samples": samples.tolist()} if by_sample else {}
+            return token_loss(model, given, count, touch, **more)
 
     def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Callable[[], Tensor] | None":
         """See `ModelFamily.touch_vision`."""

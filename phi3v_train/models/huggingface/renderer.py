@@ -165,6 +165,10 @@ class HubRenderer(Renderer):
             )
         return result
 
+    def packed_inputs(self, lengths: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """`samples`: tokens of each sample, for attention within them."""
+        return {"samples": np.array(lengths, np.int64)}
+
     def image_arrays(self, image: Image, layout: ImageLayout, budget: int | None) -> ImageArrays:
         """The image processor's arrays of one image, those that say nothing about pixels among them."""
         arrays = self.image_processor(images=[image.convert("RGB")], return_tensors="np", **self.image_options)
