@@ -16,6 +16,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from phi3v_data.errors import UserError
+from phi3v_data.messages import shown
 from phi3v_train.data.sources import Source
 from phi3v_train.models.loading import ModelFiles
 from phi3v_train.models.machine import Compute
@@ -80,6 +82,7 @@ def model_notes(
         UserError: the processor has a setting that this package does not support.
     """
     files.family.check_processor(processor, files.name)
+    check_end_of_turn(files, processor)
     ignored = ignored_plug_in(files.family.name)
     notes = [
         *([ModelNote(ignored, is_warning=True)] if ignored else ()),
@@ -87,10 +90,25 @@ def model_notes(
         *crops_notes(files, processor, sources),
         *(map(ModelNote, compute_notes(files, compute)) if compute is not None else ()),
         *map(ModelNote, generation_notes(files)),
+        *(ModelNote(f"{files.name}: {text}") for text in files.family.processor_notes(processor)),
         *map(ModelNote, template_notes(files, processor)),
         *map(ModelNote, length_notes(files, processor, longest)),
     ]
     return list(dict.fromkeys(notes))
+
+
+def check_end_of_turn(files: ModelFiles, processor: Any) -> None:
+    """Refuse a tokenizer that has no token for the end of an answer: a tuned model would never stop.
+
+    Raises:
+        UserError: it has none.
+    """
+    end = files.family.tokens.chat.end_of_turn.strip()
+    if end and end not in processor.tokenizer.get_vocab():
+        raise UserError(
+            f"{files.name}: the tokenizer has no token {shown(end, 40)}, which ends an answer of the model family "
+            f"{files.family.name}; copy tokenizer.json from the model's original files"
+        )
 
 
 def crops_notes(files: ModelFiles, processor: Any, sources: Iterable[tuple[Source, str]]) -> Iterator[ModelNote]:

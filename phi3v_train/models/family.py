@@ -180,6 +180,10 @@ class ModelFamily(ABC):
             known = str(error).startswith("--")  # the option itself is wrong
             raise UserError(str(error) if known else f"--{option} {options[option]}: {error}") from None
 
+    def processor_notes(self, processor: Any) -> list[str]:
+        """Sentences about a processor that a user should know of, to follow the model's name."""
+        return []
+
     def match_processor(self, model: Any, processor: Any) -> None:  # noqa: B027  # most models need nothing
         """Let a model have the settings of its processor that it needs as well."""
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from transformers import AutoProcessor
 
 from phi3v_data.cli.base import make_group
 from phi3v_data.cli.base import run as run_program
+from phi3v_data.errors import UserError
 from phi3v_train.cli.app import COMMANDS, HELP
+from phi3v_train.data.model_settings import check_end_of_turn, model_notes
+from phi3v_train.models.loading import load_processor, locate
 from phi3v_train.models.phi3v.tiny import save_tiny
 
 Call = Callable[..., tuple[int, str, str]]
@@ -231,3 +235,30 @@ def test_a_model_that_normalises_images_otherwise_is_refused(call: Call, data_di
         code, _, errors = call(*words, "--model_name_or_path", model)
         assert code == 2
         assert "image_mean [0.5, 0.5, 0.5], and only CLIP's" in errors
+
+
+def test_a_tokenizer_without_the_token_that_ends_an_answer_is_refused() -> None:
+    """Trained with it, a model would never stop."""
+    files = locate("tiny")
+    processor = load_processor(files)
+    check_end_of_turn(files, processor)
+    words = {word: number for word, number in processor.tokenizer.get_vocab().items() if word != "<|end|>"}
+    without = SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda: words))
+    with pytest.raises(UserError) as caught:
+        check_end_of_turn(files, without)
+    assert str(caught.value) == (
+        "tiny: the tokenizer has no token '<|end|>', which ends an answer of the model family phi3v; copy "
+        "tokenizer.json from the model's original files"
+    )
+
+
+def test_a_template_of_its_own_and_images_that_are_moved_are_said() -> None:
+    files = locate("tiny:llava_onevision")
+    processor = load_processor(files)
+    notes = [note.text for note in model_notes(files, processor, [])]
+    assert notes == ["tiny:llava_onevision: the images of a turn come before its text, wherever they are in the row"]
+    processor.chat_template = processor.chat_template.replace("<|im_start|>", "# ")
+    notes = [note.text for note in model_notes(files, processor, [])]
+    assert notes[0] == (
+        "tiny:llava_onevision: its chat template is not that of LLaVA-OneVision; conversations are written by it"
+    )

@@ -145,6 +145,17 @@ class HubFamily(ModelFamily):
         except SettingsError as error:
             raise UserError(f"{model_name}: the image processor's {error}") from None
 
+    def processor_notes(self, processor: Any) -> list[str]:
+        """A chat template of its own, and what the family's template does to images."""
+        notes = []
+        if isinstance(self.texts(processor), TemplateTexts):
+            notes.append(f"its chat template is not that of {self.title}; conversations are written by it")
+        if self.tokens.chat.images_first:
+            notes.append("the images of a turn come before its text, wherever they are in the row")
+        if self.templates:
+            notes.append(self.templates)
+        return notes
+
     def set_budget(self, processor: Any, value: int | None) -> None:
         """Let a processor's files, its image processor and its token counts have this budget."""
         if value is None or not self.budget_keys:

@@ -56,6 +56,10 @@ class OtherFamily(HubFamily):
 
         return OtherRenderer(processor)
 
+    def processor_notes(self, processor: Any) -> list[str]:
+        """None beside the warning of `note`."""
+        return []
+
     def renderer_class(self) -> "type[HubRenderer]":
         """Encodes with the processor's own image tokens."""
         from phi3v_train.models.other.renderer import OtherRenderer
