@@ -1,6 +1,6 @@
 """Loss and gradients of every family: of a batch, of its samples one by one, packed, and the model's own are equal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,15 @@ from phi3v_train.models.registry import get_family
 
 TALKS = ("one image", "text alone", "two turns, two images", "white space between images")
 """Samples with one image, none, two, and three."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models on one thread: quick, and the same last bits on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @cache

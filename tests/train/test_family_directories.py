@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,15 @@ WITHOUT_TORCHVISION = ("idefics3", "gemma3", "llava_next")
 FP32 = Compute(Chosen("cpu", ""), Chosen("fp32", ""), Chosen("sdpa", ""), 0)
 SAMPLE = Sample(id="a", source="s", conversations=(Turn(images=("a.png",), user="Which?", assistant="It is red."),))
 Bases = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models on one thread: quick, and the same last bits on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +142,7 @@ def load_elsewhere(jobs: list[dict[str, Any]], work: Path) -> None:
     program = Path(__file__).with_name("plain_loads.py")
     done = subprocess.run(
         [sys.executable, program, work / "jobs.json"],
-        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
