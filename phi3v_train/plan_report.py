@@ -82,9 +82,12 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield "warning" if note.is_warning else "note", note.text
     if warning := warmup_warning(config.optim.warmup_steps, plan.total_steps):
         yield "warning", warning
-    unused = "num_train_epochs" if config.optim.max_steps is not None else ""
+    unused = {"num_train_epochs"} if config.optim.max_steps is not None else set()
+    tokens = plan.files.family.tokens
+    if tokens.max_budget is None or tokens.budget_option != "num_crops":
+        unused.add("num_crops")
     for name, value in config.flat().items():
-        if name in plan.settings.origins or (name in SHOWN_DEFAULTS and name != unused):
+        if name in plan.settings.origins or (name in SHOWN_DEFAULTS and name not in unused):
             yield "setting", f"{name} {format_value(value)} ({plan.settings.origin(name)})"
 
 

@@ -16,8 +16,8 @@ def token_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss of a micro-batch and the cross-entropy of each supervised token; see `ModelFamily.loss`.
 
-    What `touch` returns, called within the forward pass, is added to the loss, so that its gradients are there.
-    `more` are further arguments of the model.
+    What `touch` returns is added to the embeddings of the text; see `added_to_embeddings`. `more` are further arguments
+    of the model.
     """
     given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
     targets = inputs["labels"][:, 1:].flatten()
@@ -27,33 +27,34 @@ def token_loss(
     if not len(places):
         places = places.new_zeros(1)  # so that the same modules run
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    with only_at(head, places, (rows, columns)), called_within(getattr(model, "base_model", model), touch) as zeros:
+    with only_at(head, places, (rows, columns)), added_to_embeddings(model, touch):
         logits: Tensor = model(**given, **more, use_cache=False).logits
     if logits.shape[:2] == (rows, columns):  # the head is not what makes the logits
         logits = logits.flatten(0, 1).index_select(0, places)
     chosen = logits.reshape(len(places), logits.shape[-1]).float()
     if not len(labelled):
-        return add(chosen.sum() * 0, zeros), chosen.new_zeros(0)
+        return chosen.sum() * 0, chosen.new_zeros(0)
     losses = functional.cross_entropy(chosen, targets[labelled].to(chosen.device), reduction="none")
     total = with_fp64(losses).double().sum()
-    return add((total / torch.tensor(count, device=total.device)).float(), zeros), losses.detach()
-
-
-def add(loss: Tensor, zeros: list[Tensor]) -> Tensor:
-    """The loss and all zeros."""
-    return sum((zero.to(loss.device, loss.dtype) for zero in zeros), loss)
+    return (total / torch.tensor(count, device=total.device)).float(), losses.detach()
 
 
 @contextmanager
-def called_within(module: nn.Module, function: Callable[[], Tensor] | None) -> Iterator[list[Tensor]]:
-    """Call a function at the start of a module's forward pass; its results."""
-    results: list[Tensor] = []
-    if function is None:
-        yield results
+def added_to_embeddings(model: Any, zero: Callable[[], Tensor] | None) -> Iterator[None]:
+    """Add what `zero` returns to the embeddings of the text, where the features of images would be.
+
+    So gradients flow as in a batch with images: the processes of a sharded model exchange them in the same order.
+    """
+    if zero is None:
+        yield
         return
-    handle = module.register_forward_pre_hook(lambda *_: results.append(function()))
+
+    def add(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output + zero().to(output.device, output.dtype)
+
+    handle = model.get_input_embeddings().register_forward_hook(add)
     try:
-        yield results
+        yield
     finally:
         handle.remove()
 

@@ -32,6 +32,7 @@ class Gemma3Family(HubFamily):
         "in Gemma 3, image tokens attend forwards too, which its masks do not keep within a sample of a packed row"
     )
     card_tags = ("gemma3",)
+    processor_packages = ()
 
     def renderer_class(self) -> "type[HubRenderer]":
         """Encodes for attention in both directions within an image."""

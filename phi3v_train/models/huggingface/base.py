@@ -41,6 +41,9 @@ class HubFamily(ModelFamily):
     templates: ClassVar[str] = ""
     """Why a conversation of several turns is not written by the model's own chat template; empty if it is."""
 
+    processor_packages: ClassVar[tuple[str, ...]] = ("torchvision",)
+    """Packages that transformers' whole processor needs beside it; this package needs none of them."""
+
     @property
     def tokens(self) -> TokenFamily:
         """Chat format, special strings and image tokens."""
@@ -177,6 +180,13 @@ class HubFamily(ModelFamily):
     def tuned_budget(self, processor: Any) -> int | None:
         """None: a processor's own value is used."""
         return None
+
+    def card_note(self) -> list[str]:
+        """Packages that the example needs."""
+        if not self.processor_packages:
+            return []
+        install = f"pip install {' '.join(self.processor_packages)}"
+        return [f"`AutoProcessor` needs more packages for these models: `{install}`.", ""]
 
     def layer_classes(self, model: Any) -> tuple[type, ...]:
         """Classes that transformers does not split over devices."""

@@ -54,6 +54,7 @@ class Idefics3Family(IdeficsFamily):
     template_origin = "trl 1.16.0, idefics3.jinja"
     image_processors = ("Idefics3ImageProcessor",)
     card_tags = ("idefics3",)
+    processor_packages = ()
 
     def tiny(self) -> Tiny:
         """See `tiny`."""
@@ -71,6 +72,7 @@ class SmolVLMFamily(IdeficsFamily):
     template_origin = "trl 1.16.0, smolvlm.jinja"
     image_processors = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
     card_tags = ("smolvlm",)
+    processor_packages = ("torchvision", "num2words")
 
     def tiny(self) -> Tiny:
         """See `tiny`."""

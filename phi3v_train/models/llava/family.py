@@ -79,6 +79,7 @@ class LlavaNextFamily(LlavaFamily):
     image_processors = ("LlavaNextImageProcessor",)
     unreached = r"model\.vision_tower\.(vision_model\.)?post_layernorm\."
     card_tags = ("llava-next",)
+    processor_packages = ()
 
     def renderer_class(self) -> "type[HubRenderer]":
         """Encodes grids of tiles."""
