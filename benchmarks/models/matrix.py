@@ -409,8 +409,8 @@ def together(families: list[str], work: Path) -> None:
                     traceback.print_exc()
                 result = f"{kind}: {' '.join(str(error).split())[:300]}"
             (work / f"{family} {strategy} {method} {rank}.result").write_text(result)
-            if result != "ok":
-                os._exit(1)  # the parent begins two new processes
+            if result != "ok" or strategy.startswith("zero"):
+                os._exit(1)  # the parent begins two new processes; DeepSpeed remembers the group of its first run
 
 
 def receive(work: Path, family: str, strategy: str, method: str, rank: int) -> str | None:

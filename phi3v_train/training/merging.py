@@ -15,7 +15,7 @@ from phi3v_train.models.registry import family_of_config
 from phi3v_train.precision import DTYPES
 from phi3v_train.training.checkpoints import SaveError, open_checkpoint, verify, why_damaged, write_folder
 from phi3v_train.training.parallel.shards import Shards
-from phi3v_train.training.saving import cast, write_model_directory
+from phi3v_train.training.saving import cast, own_state, write_model_directory
 
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -60,7 +60,7 @@ def join_shards(checkpoint: Path, out: Path, *, dtype: str = "auto", overwrite: 
     shards = Shards(checkpoint)
     with torch.device("meta"):
         model = files.family.empty_model(checkpoint)
-    state = {key: cast(shards.rows(f"model/{key}"), DTYPES[name]) for key in model.state_dict()}
+    state = {key: cast(shards.rows(f"model/{key}"), DTYPES[name]) for key in own_state(model)}
     write_out(model, load_processor(files), out, name, state)
     return name
 

@@ -58,11 +58,18 @@ def write_model_directory(
         return
     was = model.config.dtype
     model.config.dtype = dtype
-    weights = model.state_dict() if state is None else state
+    weights = own_state(model) if state is None else state
     try:
         model.save_pretrained(folder, state_dict={name: cast(each, dtype) for name, each in weights.items()})
     finally:
         model.config.dtype = was
+
+
+def own_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state by name, a tensor that has several names (a head tied to the embedding) under the first one only."""
+    named = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - named
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

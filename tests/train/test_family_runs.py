@@ -138,11 +138,15 @@ def together(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 METHODS = {"fsdp full": FULL, "fsdp lora": LORA, "ddp lora": LORA}
 PAIRS = [(family, pair) for family in ("qwen3_vl", "idefics3") for pair in METHODS.items()]
+PAIRS.append(("gemma3", ("fsdp full", FULL)))
+"""The head of gemma3 is its embedding."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "pair"), PAIRS, ids=[f"{family} {name}" for family, (name, _) in PAIRS])
-def test_two_processes_train_as_one_does(together: Path, family: str, pair: tuple[str, dict[str, Any]]) -> None:
+def test_two_processes_train_as_one_does(
+    together: Path, family: str, pair: tuple[str, dict[str, Any]], cli: Cli
+) -> None:
     """Each sample is a micro-batch of its own: where one of them has no image, the other process's has."""
     folder = together / f"{family} {pair[0]}"
     lines = [read_lines(folder / number / "metrics.jsonl") for number in ("one", "two")]
@@ -150,6 +154,12 @@ def test_two_processes_train_as_one_does(together: Path, family: str, pair: tupl
     for first, second in zip(*lines, strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
         assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5)
+    if pair == ("fsdp full", FULL):
+        assert cli("merge", folder / "two" / "checkpoint-000003", folder / "merged")[0] == 0
+        expected, found = tensors(folder / "one" / "model"), tensors(folder / "merged")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -165,7 +175,7 @@ def test_a_run_that_is_killed_resumes_with_the_same_bits(data_dir: Path, tmp_pat
     assert wait(fork(lambda: train(resolve(options), quiet=True, hooks=[kill]))) == -signal.SIGKILL
     resumed = command("run", *arguments(options))
     assert resumed.returncode == 0, resumed.stderr
-    assert "resuming from checkpoint-000001" in resumed.stderr
+    assert "resumes from checkpoint-000001" in resumed.stderr
     train(resolve(settings(data_dir, tmp_path / "whole", "qwen3_vl", save_steps=1)), quiet=True)
     assert_equal(tmp_path / "whole", tmp_path / "killed")
     assert json.loads((tmp_path / "killed" / "complete.json").read_text())["step"] == 2

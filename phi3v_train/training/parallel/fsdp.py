@@ -28,7 +28,14 @@ from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import WrongEngineError
 from phi3v_train.training.parallel.shards import SCALER, Part, local_part, rows_here, write_shards
 from phi3v_train.training.parallel.torch_engine import OPTIMIZER, TorchEngine
-from phi3v_train.training.saving import ADAPTER_WEIGHTS, stored_name, stored_slices, write_model, write_optimizer
+from phi3v_train.training.saving import (
+    ADAPTER_WEIGHTS,
+    own_state,
+    stored_name,
+    stored_slices,
+    write_model,
+    write_optimizer,
+)
 from phi3v_train.training.saving import cast as to_dtype
 
 
@@ -160,7 +167,7 @@ class FSDPEngine(TorchEngine):
     def read_weights(self, folder: Path) -> None:
         """Of every tensor, only the rows that this process holds are read."""
         adapter = self.trained.peft_model is not None
-        held = dict(self.trained.trainable()) if adapter else self.trained.model.state_dict()
+        held = dict(self.trained.trainable()) if adapter else own_state(self.trained.model)
         files = {stored_name(name) if adapter else name: tensor for name, tensor in held.items()}
         missing = set(files)
         for key, rows in stored_slices(folder, ADAPTER_WEIGHTS if adapter else None):
@@ -183,7 +190,7 @@ class FSDPEngine(TorchEngine):
         """The unsharded weights by name, on the CPU, on the main process; `dtype` of floating ones, None: their own."""
         wanted = {name for name, _ in self.trained.trainable()} if trained_only else None
         state = {}
-        for name, tensor in self.trained.model.state_dict().items():
+        for name, tensor in own_state(self.trained.model).items():
             if wanted is None or name in wanted:
                 whole = gathered(tensor)
                 if self.group.is_main:
@@ -201,7 +208,7 @@ class FSDPEngine(TorchEngine):
 
     def parts(self) -> Iterator[Part]:
         """The rows that this process writes; what all of them hold is written by the main one."""
-        for name, tensor in self.trained.model.state_dict().items():
+        for name, tensor in own_state(self.trained.model).items():
             yield from self._part(f"model/{name}", tensor)
         for name, parameter in zip(self.names, self.parameters, strict=True):
             state: Mapping[str, Tensor] = self.optimizer.state.get(parameter, {})

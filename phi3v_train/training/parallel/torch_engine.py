@@ -20,7 +20,7 @@ from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.engine import Engine, Update
 from phi3v_train.training.parallel.shards import Shards, is_sharded, local_part, rows_here
 from phi3v_train.training.parallel.zero_parts import has_parts, unsharded_moments
-from phi3v_train.training.saving import read_model, read_optimizer, write_model, write_optimizer
+from phi3v_train.training.saving import own_state, read_model, read_optimizer, write_model, write_optimizer
 
 OPTIMIZER = "optimizer.pt"
 
@@ -106,7 +106,7 @@ class TorchEngine(Engine):
     @torch.no_grad()
     def read_shards(self, shards: Shards) -> None:
         """Load what was written sharded: of every tensor the rows that this process holds."""
-        held = self.trained.model.state_dict()
+        held = own_state(self.trained.model)
         names = shards.names()
         unknown = sorted(held.keys() ^ set(names))
         unfit = unknown or [name for name in names if shards.total(f"model/{name}") != len(held[name])]

@@ -40,6 +40,7 @@ from phi3v_train.training.parallel.zero_parts import (
 )
 from phi3v_train.training.saving import (
     ADAPTER_WEIGHTS,
+    own_state,
     read_model,
     read_optimizer,
     stored_name,
@@ -199,7 +200,7 @@ class ZeroEngine(Engine):
         if not is_sharded(folder):
             read_model(self.trained, folder)
             return
-        shards, held = Shards(folder), self.trained.model.state_dict()
+        shards, held = Shards(folder), own_state(self.trained.model)
         unknown = sorted(held.keys() ^ set(shards.names()))
         if unknown:
             raise UserError(f"{folder}: is not a checkpoint of this model ({unknown[0]})")
