@@ -5,6 +5,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from itertools import groupby
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -258,7 +259,9 @@ def test_labels_are_the_trained_spans(name: str, talk: str) -> None:
     renderer = renderer_of(name)
     tokens = Encoder(renderer).tokenize(sample, [image.size for image in pixels(sample)], num_crops=None)
     spans = [(segment.answer or "")[: segment.trained] for segment in segments_of(name, sample)]
-    assert [renderer.tokenizer.decode(ids) for ids in runs(tokens.labels)] == spans
+    found = [renderer.tokenizer.decode(ids) for ids in runs(tokens.labels)]
+    # transformers' tokenizer of Qwen3.5 composes characters before it cuts a text.
+    assert [normalize("NFC", text) for text in found] == [normalize("NFC", text) for text in spans]
     trained = tokens.labels >= 0
     assert (tokens.labels[trained] == tokens.input_ids[trained]).all()
 

@@ -171,7 +171,7 @@ def test_packing_sharding_budgets_and_a_small_model_are_refused(
         assert message in " ".join(err.split())
 
 
-def test_a_model_that_is_no_image_text_to_text_model_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match="model_type is 'bert'; those that can be trained are phi3_v, gemma3, "):
         locate(str(tmp_path))
