@@ -16,8 +16,10 @@ from run_dirs import arguments, colour_directory, command, read_lines, settings_
 from safetensors.torch import load_file
 
 from phi3v_data.cli.app import main as phi3v_data_main
+from phi3v_data.errors import UserError
 from phi3v_train.cli.app import main
 from phi3v_train.models.registry import get_family
+from phi3v_train.plan import make_plan
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import list_checkpoints
@@ -179,3 +181,23 @@ def test_a_run_that_is_killed_resumes_with_the_same_bits(data_dir: Path, tmp_pat
     train(resolve(settings(data_dir, tmp_path / "whole", "qwen3_vl", save_steps=1)), quiet=True)
     assert_equal(tmp_path / "whole", tmp_path / "killed")
     assert json.loads((tmp_path / "killed" / "complete.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize(("name", "option", "message"), [
+    ("qwen3_vl", "zero3", "--parallel zero3: DeepSpeed was seen to wait for ever in the first steps of such models; "
+     "give --parallel fsdp"),
+    ("gemma3", "zero3", ""),
+    ("qwen3_vl", "zero2", ""),
+    ("qwen3_vl", "fsdp", ""),
+])  # fmt: skip
+def test_a_strategy_that_was_seen_to_hang_is_refused(
+    data_dir: Path, tmp_path: Path, name: str, option: str, message: str
+) -> None:
+    values = settings_for(data_dir, tmp_path / "out")
+    settings = resolve({**values, "model_name_or_path": f"tiny:{name}", "parallel": option})
+    if not message:
+        assert make_plan(settings, world_size=2).strategy.name.value == option
+        return
+    with pytest.raises(UserError) as caught:
+        make_plan(settings, world_size=2)
+    assert str(caught.value) == message

@@ -164,9 +164,10 @@ def test_other_settings_are_refused_with_the_difference(
 FIXED = {
     "adam_beta1", "adam_beta2", "adam_epsilon", "answer_choice", "attn", "batch_size", "bf16", "dtype",
     "freeze_language_model", "freeze_vision_model", "learning_rate", "lora_alpha_ratio", "lora_dropout", "lora_init",
-    "lora_rank", "lora_targets", "lr_scheduler", "max_grad_norm", "max_length", "mix", "model_name_or_path",
-    "num_crops", "optim", "pack", "projector_learning_rate", "seed", "train_split", "truncate", "use_dora",
-    "use_flash_attention", "use_lora", "use_qlora", "use_rslora", "vision_learning_rate", "warmup_steps", "wd",
+    "longest_edge", "lora_rank", "lora_targets", "lr_scheduler", "max_grad_norm", "max_length", "max_pixels",
+    "min_pixels", "mix", "model_name_or_path", "num_crops", "optim", "pack", "projector_learning_rate", "seed",
+    "train_split", "truncate", "use_dora", "use_flash_attention", "use_lora", "use_qlora", "use_rslora",
+    "vision_learning_rate", "warmup_steps", "wd",
 }  # fmt: skip
 """Settings that decide the weights; a new setting belongs here or into `identity.MAY_CHANGE`."""
 

@@ -26,6 +26,8 @@ class HubFamily(ModelFamily):
 
     host_inputs = frozenset({"samples"})
 
+    no_zero3 = "DeepSpeed was seen to wait for ever in the first steps of such models"
+
     family_tokens: ClassVar[TokenFamily]
     """Its chat format and token counts."""
 
