@@ -194,6 +194,7 @@ def test_a_strategy_that_was_seen_to_hang_is_refused(
     data_dir: Path, tmp_path: Path, name: str, option: str, message: str
 ) -> None:
     values = settings_for(data_dir, tmp_path / "out")
+    del values["num_crops"]
     settings = resolve({**values, "model_name_or_path": f"tiny:{name}", "parallel": option})
     if not message:
         assert make_plan(settings, world_size=2).strategy.name.value == option
