@@ -421,7 +421,7 @@ def test_images_in_an_archive_beside_the_table(tmp_path: Path) -> None:
     put(tmp_path / "s" / "rows.csv", "image,question,answer\np/a.png,Why,So\n")
     result = run("table", tmp_path / "s", tmp_path / "o")
     assert plain(tmp_path / "o") == [("Why", "So", ["p/a.png"])]
-    assert result.warnings[0] == "left out 1 file of the source, not used by any sample: 1 .png ('p/b.png')"
+    assert result.warnings[0] == "left out 1 file of the source, not used by any sample: 1 .png ('images.zip: p/b.png')"
 
 
 def test_empty_cells_are_counted(tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ def test_a_checkpoint_that_counts_files_elsewhere_is_not_complete(tmp_path: Path
 
 def test_another_kind_of_model(data_dir: Path, model_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(model_dir, tmp_path / "model")
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "llava"}')
-    assert "model_type is 'llava'" in refused(data_dir, model_name_or_path=str(tmp_path / "model"))
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    assert "model_type is 'bert'" in refused(data_dir, model_name_or_path=str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize(
