@@ -22,6 +22,9 @@ from phi3v_data.tokens.family import (
     whole_number,
 )
 
+LARGEST_EDGE = 1 << 14
+"""Pixels of a side of the largest grid that is believed."""
+
 Grids = tuple[tuple[int, int], ...]
 
 ONE_BY_THREE: Grids = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -202,9 +205,14 @@ def pinpoints(processor: Mapping[str, Any], default: Grids, edge: int) -> Grids:
     return tuple((pair[0], pair[1]) for pair in values)
 
 
+def is_edge(value: Any) -> bool:
+    """Whether a value is a side of a grid in pixels."""
+    return type(value) is int and 0 < value <= LARGEST_EDGE
+
+
 def is_pair(value: Any) -> bool:
     """Whether a value is a height and a width in pixels."""
-    return isinstance(value, list | tuple) and len(value) == 2 and all(type(each) is int and each > 0 for each in value)
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_edge, value))
 
 
 LLAVA_NEXT = LlavaNextTokens(

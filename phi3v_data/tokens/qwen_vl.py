@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from phi3v_data.tokens.chat import ChatFormat
-from phi3v_data.tokens.family import ImageShapeError, TextEstimate, TokenFamily, whole_number
+from phi3v_data.tokens.family import (
+    BudgetError,
+    ImageShapeError,
+    SettingsError,
+    TextEstimate,
+    TokenFamily,
+    whole_number,
+)
 
 LONGEST_RATIO = 200
 LARGEST_AREA = 2**31 - 1
@@ -81,6 +88,20 @@ class QwenTokens(TokenFamily):
         columns, rows = self.grid(width, height, budget)
         return columns * rows
 
+    def with_options(self, options: Mapping[str, int]) -> tuple["QwenTokens", int | None]:
+        """See `TokenFamily.with_options`; the bounds must be in order.
+
+        Raises:
+            BudgetError: they are not.
+        """
+        family, budget = super().with_options(options)
+        if "min_pixels" in options and family.min_pixels > (budget or family.max_pixels):
+            most = budget or family.max_pixels
+            raise BudgetError(
+                f"--min_pixels {family.min_pixels}: is over the largest area of an image, {most:,} pixels"
+            )
+        return family, budget
+
     def why_not(self, option: str) -> str:
         """`longest_edge` in a Qwen processor's file is an area."""
         if option == "longest_edge":
@@ -94,12 +115,16 @@ class QwenTokens(TokenFamily):
             within = whole_number(processor, "size", edge, default=default)
             return whole_number(processor, own, default=within)
 
+        least = bound("min_pixels", "shortest_edge", self.min_pixels)
+        most = bound("max_pixels", "longest_edge", self.max_pixels)
+        if least > most:
+            raise SettingsError(f"min_pixels is {least:,}, over max_pixels {most:,}: give a smaller one")
         return replace(
             self,
             patch_size=whole_number(processor, "patch_size", default=self.patch_size),
             merge_size=whole_number(processor, "merge_size", default=self.merge_size),
-            min_pixels=bound("min_pixels", "shortest_edge", self.min_pixels),
-            max_pixels=bound("max_pixels", "longest_edge", self.max_pixels),
+            min_pixels=least,
+            max_pixels=most,
         )
 
 

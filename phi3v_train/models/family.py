@@ -242,6 +242,13 @@ class ModelFamily(ABC):
         """Whether a loss reaches the parameter of this name, in a model of a parsed `config.json`."""
         return True
 
+    def check_config(self, config: Mapping[str, Any], path: Path) -> None:  # noqa: B027  # most families read defaults
+        """Refuse a parsed `config.json` that lacks what the family needs; `path` names the file.
+
+        Raises:
+            UserError: what it lacks.
+        """
+
     def card_note(self) -> list[str]:
         """Markdown lines of a model card before its example in Python; empty if the model needs only transformers."""
         return []

@@ -201,7 +201,9 @@ def check_directory(path: Path, *, weights: bool = True) -> ModelFamily:
         if meant := hint(str(path)):
             raise NotFoundError(f"{path}: is not a model directory (it has no config.json){meant}")
         raise missing(path, "config.json", "the model's shapes")
-    family = family_of_config(read_json(path / "config.json"), path / "config.json")
+    config = read_json(path / "config.json")
+    family = family_of_config(config, path / "config.json")
+    family.check_config(config, path / "config.json")
     for file, purpose in family.needed_files.items():
         names = (file,) if isinstance(file, str) else file
         if not any((path / name).is_file() for name in names):

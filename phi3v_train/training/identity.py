@@ -48,7 +48,12 @@ def find_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
         if old.get(name) != new.get(name):
             differences.append(f"--{name} was {old.get(name)}, is {new.get(name)}")
     if saved["data"] != current["data"]:
-        differences.append(f"the data were {describe_data(saved['data'])}, are {describe_data(current['data'])}")
+        were, are = describe_data(saved["data"]), describe_data(current["data"])
+        if were != are:
+            differences.append(f"the data were {were}, are {are}")
+        elif not differences:  # an image budget that no option has set
+            budgets = ([each.get("num_crops") for each in data["data"]] for data in (saved, current))
+            differences.append("the image budget was {}, is {}".format(*budgets))
     return differences
 
 

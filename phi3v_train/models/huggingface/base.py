@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.family import SettingsError, TokenFamily
+from phi3v_data.tokens.model_files import processor_settings
 from phi3v_train.models.family import ModelFamily
-from phi3v_train.models.huggingface.checks import agrees, check_parts
+from phi3v_train.models.huggingface.checks import agrees, check_images, check_parts
 from phi3v_train.models.huggingface.processor import HubProcessor, load_parts
 from phi3v_train.models.huggingface.sizes import config_object, empty_by_config, size_by_config
 from phi3v_train.models.huggingface.texts import ChatTexts, TemplateTexts, Texts
@@ -131,13 +132,34 @@ class HubFamily(ModelFamily):
         Raises:
             UserError: a part needs a missing package, or belongs to another family.
         """
+        processor_settings(directory)  # refuses files that are no JSON objects, before transformers reads them
         try:
             processor = load_parts(directory, self.tokens.model_types[0])
-        except ImportError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{directory}: the processor cannot be loaded: {reason}") from None
+            self.configured(processor)
+        except SettingsError as error:
+            raise UserError(f"{directory}: the image processor's {error}") from None
+        except UserError:
+            raise
+        except Exception as error:  # transformers raises anything on files that it does not expect
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:140]}"
+            raise UserError(
+                f"{directory}: the processor cannot be loaded ({reason}); copy its original files"
+            ) from None
         check_parts(self, processor, directory)
+        check_images(self, processor, directory)
         return processor
+
+    def check_config(self, config: Mapping[str, Any], path: Path) -> None:
+        """Refuse a config.json without its parts, for which transformers would make a model of its default sizes.
+
+        Raises:
+            UserError: which part is missing.
+        """
+        missing = [name for name in ("text_config", "vision_config") if not isinstance(config.get(name), dict)]
+        if "hidden_size" in config and "text_config" in missing:  # as Qwen2.5-VL was released
+            missing.remove("text_config")
+        if missing:
+            raise UserError(f"{path}: {missing[0]} is missing (the model's sizes); copy the model's own config.json")
 
     def check_processor(self, processor: Any, model_name: str) -> None:
         """Refuse values that the family does not take.
@@ -155,6 +177,8 @@ class HubFamily(ModelFamily):
         notes = []
         if isinstance(self.texts(processor), TemplateTexts):
             notes.append(f"its chat template is not that of {self.title}; conversations are written by it")
+        elif not processor.chat_template:
+            notes.append(f"it has no chat template; conversations are written as for {self.title}")
         if self.tokens.chat.images_first:
             notes.append("the images of a turn come before its text, wherever they are in the row")
         if self.templates:

@@ -1,7 +1,7 @@
 """Checks of a model directory's processor against its family, before anything is trained with it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Turn
@@ -68,11 +68,12 @@ def check_parts(family: "HubFamily", processor: HubProcessor, directory: Path) -
             "own tokenizer.json and config.json"
         )
     vocabulary = vocabulary_size(directory)
-    if vocabulary is not None and len(processor.tokenizer) > vocabulary:
+    if vocabulary is not None and known >= vocabulary:
         raise UserError(
-            f"{directory}: the tokenizer has {len(processor.tokenizer):,} tokens, and config.json has embeddings for "
-            f"{vocabulary:,}; copy the model's own tokenizer files and config.json"
+            f"{directory}: the tokenizer's {token} is token {known:,}, and config.json has embeddings for "
+            f"{vocabulary:,} tokens; copy the model's own tokenizer files and config.json"
         )
+    check_sizes(processor, directory)
     kind = type(processor.image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
     if family.image_processors and kind not in family.image_processors:
         raise UserError(f"{directory}: {other}: the image processor is a {kind}; copy preprocessor_config.json")
@@ -98,8 +99,83 @@ def check_template(family: "HubFamily", processor: HubProcessor, directory: Path
             f"{segment.prompt.count(chat.image_tag)} tags {chat.image_tag} for one image; copy chat_template.jinja "
             "from the model's original files"
         )
-    if not (segment.answer or "").strip().startswith(ONE_IMAGE[0].assistant):
+    answer = segment.answer or ""
+    if not answer.strip().startswith(ONE_IMAGE[0].assistant):
         raise UserError(f"{directory}: its chat template does not write the answer at its generation prompt")
+    ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    end = processor.tokenizer.get_vocab().get(chat.end_of_turn.strip())
+    if not set(ids) & {*stop_ids(processor, directory), end}:
+        raise UserError(
+            f"{directory}: its chat template ends an answer with none of the tokens at which the model stops, so that "
+            "a tuned model would never stop; copy chat_template.jinja from the model's original files"
+        )
+
+
+def stop_ids(processor: HubProcessor, directory: Path) -> set[int]:
+    """Ids at which generation stops: the tokenizer's, and those of generation_config.json and config.json."""
+    found: list[Any] = [processor.tokenizer.eos_token_id]
+    for name in ("generation_config.json", "config.json"):
+        value = read_values(directory / name).get("eos_token_id")
+        found += value if isinstance(value, list) else [value]
+    return {each for each in found if isinstance(each, int)}
+
+
+def check_sizes(processor: HubProcessor, directory: Path) -> None:
+    """Refuse sizes of the image processor that are not those of the model.
+
+    Raises:
+        UserError: which one.
+    """
+    config = read_values(directory / "config.json")
+    vision = config.get("vision_config")
+    within = vision if isinstance(vision, dict) else {}
+    pairs = (
+        ("patch_size", within.get("patch_size")),
+        ("temporal_patch_size", within.get("temporal_patch_size")),
+        ("merge_size", within.get("spatial_merge_size")),
+        ("image_seq_length", config.get("image_seq_length", config.get("mm_tokens_per_image"))),
+        ("image_seq_len", tokens_per_tile(config, within)),
+    )
+    for name, wanted in pairs:
+        found = processor.settings.get(name)
+        if isinstance(wanted, int) and found is not None and found != wanted:
+            raise UserError(
+                f"{directory}: the processor's {name} is {str(found)[:20]}, and config.json needs {wanted}; copy the "
+                "model's own processor files and config.json"
+            )
+
+
+def tokens_per_tile(config: dict[str, Any], vision: dict[str, Any]) -> int | None:
+    """Image tokens of a tile of Idefics3 by a parsed config.json; None for other models."""
+    sizes = (vision.get("image_size"), vision.get("patch_size"), config.get("scale_factor"))
+    if not all(isinstance(each, int) and each > 0 for each in sizes):
+        return None
+    image, patch, scale = (int(each) for each in sizes if each is not None)
+    return (image // patch) ** 2 // scale**2
+
+
+def check_images(family: "HubFamily", processor: HubProcessor, directory: Path) -> None:
+    """Refuse an image processor that fails on an image, or makes numbers that are none.
+
+    Raises:
+        UserError: what happens.
+    """
+    import numpy as np
+    from PIL import Image
+
+    renderer = family.renderer(processor)
+    image = Image.new("RGB", (96, 64), (120, 60, 200))
+    what = f"{directory}: the image processor"
+    try:
+        (layout,) = renderer.layouts([image.size], None)
+        arrays = renderer.image_arrays(image, layout, None)
+        with np.errstate(all="ignore"):
+            wrong = [name for name, array in arrays.items() if not np.isfinite(np.asarray(array, np.float64)).all()]
+    except Exception as error:  # a processor with odd values can raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise UserError(f"{what} fails on an image of 96 x 64 pixels: {reason}; copy its original files") from None
+    if wrong:
+        raise UserError(f"{what} makes {wrong[0]} that are not numbers; copy its original files")
 
 
 def vocabulary_size(directory: Path) -> int | None:

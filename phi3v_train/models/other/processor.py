@@ -17,7 +17,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.tokens.chat import ChatFormat
 from phi3v_data.tokens.model_files import PROCESSOR_CONFIG, read_values
 from phi3v_data.tokens.other import OTHER, OtherTokens
-from phi3v_train.models.huggingface.checks import ONE_IMAGE, TWO_TURNS, vocabulary_size
+from phi3v_train.models.huggingface.checks import ONE_IMAGE, TWO_TURNS, stop_ids, vocabulary_size
 from phi3v_train.models.huggingface.processor import HubProcessor, load_parts
 from phi3v_train.models.huggingface.texts import TemplateTexts
 from phi3v_train.models.renderer import PromptError
@@ -112,8 +112,9 @@ def check(processor: OtherProcessor, directory: Path) -> None:
     except PromptError as error:
         raise UserError(f"{refused}{error}") from None
     vocabulary = vocabulary_size(directory)
-    if vocabulary is not None and len(processor.tokenizer) > vocabulary:
-        raise UserError(f"{refused}its tokenizer has more tokens than its config.json has embeddings ({vocabulary:,})")
+    known = processor.tokenizer.get_vocab().get(token)
+    if known is None or (vocabulary is not None and known >= vocabulary):
+        raise UserError(f"{refused}its tokenizer has no {token} that the model has an embedding for")
     tags = [tag for tag in (token, getattr(processor.whole, "boi_token", None)) if tag and one.prompt.count(tag) == 1]
     if not tags:
         raise UserError(f"{refused}its chat template does not write {token} once for one image")
@@ -163,15 +164,6 @@ def compare(processor: OtherProcessor, expected: Any, turns: Any, images: list[I
     found = renderer.model_ids(ours)
     if not (np.array_equal(found, ids) or np.array_equal(found, [*start, *ids])):  # a template may write them itself
         raise UserError(f"{refused}its processor encodes a conversation otherwise than its chat template says")
-
-
-def stop_ids(processor: OtherProcessor, directory: Path) -> set[int]:
-    """Ids at which generation stops: the tokenizer's, and those of generation_config.json and config.json."""
-    found: list[Any] = [processor.tokenizer.eos_token_id]
-    for name in ("generation_config.json", "config.json"):
-        value = read_values(directory / name).get("eos_token_id")
-        found += value if isinstance(value, list) else [value]
-    return {each for each in found if isinstance(each, int)}
 
 
 def blank(width: int, height: int) -> Image.Image:
