@@ -46,6 +46,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def page(cli: Cli, directory: Path, tmp_path: Path) -> Path:
+    pytest.importorskip("torch")
     target = tmp_path / "out" / "inspected.html"
     code, out, err = cli(
         "inspect", directory, "--html", target, "--model_name_or_path", "tiny", "--num_crops", 1, main=main
