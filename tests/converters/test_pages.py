@@ -53,6 +53,8 @@ SMALL = {
     "convert ucf101 --out_dir": f"--source {ROOT}/examples/data/UCF101_subset --limit 2",
     "convert ucf101 --source UCF101_subset.tar.gz": f"--source {ROOT}/examples/data/UCF101_subset --limit 4",
     "run": ONE_STEP,
+    "inspect data/docvqa --rows 0-9": "--model_name_or_path tiny --num_crops 1 --rows 0-1",
+    "inspect data/docvqa --random": "--model_name_or_path tiny --num_crops 1",
     "eval --data_dir": "--device cpu --eval_limit 1 --max_new_tokens 1 --num_workers 0",
     "predict": "--device cpu --eval_limit 1 --max_new_tokens 1 --num_workers 0",
 }

@@ -177,14 +177,15 @@ def test_a_killed_rank_ends_the_others_and_says_how_to_resume(data_dir: Path, tm
 
 @pytest.mark.parametrize("kind", ["decoded by one rank", pytest.param("measured by all", marks=pytest.mark.slow)])
 def test_an_error_is_reported_once_with_its_rank(tmp_path: Path, kind: str) -> None:
-    """The plan measures 64 of the 80 rows, not the fifth, and no pixel: only training finds the bad image."""
-    data_dir = colour_directory(tmp_path / "data", rows=80)
+    """The plan decodes no image, and measures 512 of the 600 rows, not the fifth: only training finds the bad image."""
+    rows = 600 if kind == "measured by all" else 80
+    data_dir = colour_directory(tmp_path / "data", rows=rows)
     image = data_dir / "images" / "train4.png"
     if kind == "measured by all":
         image.unlink()
     else:
         image.write_bytes(image.read_bytes()[:60])
-    changes = {"batch_size": 80, "batch_size_per_gpu": 10}
+    changes = {"batch_size": rows, "batch_size_per_gpu": 10}
     result = run(data_dir, tmp_path / "out", "--num_processes", "2", **changes)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
