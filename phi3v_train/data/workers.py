@@ -31,6 +31,9 @@ from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.models.renderer import NO_LABEL
 
+POLL_SECONDS = 5.0
+"""Time after which a result that is still missing makes the pool look for dead workers."""
+
 _PRELOAD = (
     "__main__",
     "phi3v_train.data.fork_server",
@@ -139,7 +142,8 @@ class Workers:
     def _submit(self, work: Callable[[Reader, Any], T], argument: Any) -> Future[T]:
         if self.inline:
             return _Later(work, self._reader, argument)
-        return _Remote(self._executor().submit(_run, work, argument))
+        pool = self._executor()
+        return _Remote(pool.submit(_run, work, argument), pool)
 
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -165,12 +169,20 @@ class _Later(Generic[T]):
 class _Remote(Generic[T]):
     """Work that another process does."""
 
-    def __init__(self, future: Any) -> None:
+    def __init__(self, future: Any, pool: ProcessPoolExecutor) -> None:
         self._future = future
+        self._pool = pool
 
     def result(self) -> T:
         try:
-            result: T = self._future.result()
+            while True:
+                try:
+                    result: T = self._future.result(timeout=POLL_SECONDS)
+                    break
+                except TimeoutError:
+                    if self._future.done():  # the work's own
+                        raise
+                    end_broken(self._pool)
         except (BrokenProcessPool, CancelledError):
             raise UserError(
                 "a worker process that decodes images exited unexpectedly: most likely it was killed because memory "
@@ -178,6 +190,19 @@ class _Remote(Generic[T]):
                 "script"
             ) from None
         return result
+
+
+def end_broken(pool: ProcessPoolExecutor) -> None:
+    """Kill the workers of a pool of which one has died.
+
+    The pool does so itself, but not if the dead one was in the middle of handing over a result: the pool then waits for
+    the rest of it for as long as any process, this one among them, can write into the same pipe.
+    """
+    processes = list((pool._processes or {}).values())
+    if any(process.exitcode is not None for process in processes):
+        for process in processes:
+            process.kill()
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]  # there is no public way to end the wait
 
 
 def _context(reader: Reader) -> Any:

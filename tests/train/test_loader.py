@@ -1,10 +1,14 @@
 """The loader: the same bits for any number of workers and any start, errors with a place, no orphan processes."""
 
+import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
+import time
 from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from sample_dirs import mixed_directory, renderer, write_manifest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.validate import validate
+from phi3v_train.data import workers
 from phi3v_train.data.encode import EncodeOptions, Encoder
 from phi3v_train.data.loader import MicroBatch, TrainLoader
 from phi3v_train.data.order import SampleOrder, SampleRef
@@ -203,6 +208,19 @@ def test_the_other_workers_end_with_a_killed_one(directories):
         for each in alive:
             each.kill()
         assert alive == []
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_result_is_an_error(monkeypatch):
+    """The pool has read the beginning of a result, whose rest never comes."""
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.2)
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
+    pid = pool.submit(os.getpid).result()
+    pool._result_queue._writer._send(struct.pack("!i", 1000) + b"begun")
+    future = pool.submit(time.sleep, 600)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="a worker process that decodes images exited unexpectedly"):
+        workers._Remote(future, pool).result()
+    pool.shutdown(wait=True)
 
 
 SCRIPT = """
