@@ -243,7 +243,7 @@ class EvalConfig(Group):
         users += ["--keep_best"] if self.keep_best else []
         if users and self.eval_steps is None:
             raise ValueError(f"{users[0]} needs evaluations during training: give --eval_steps N")
-        unused = "early_stopping_patience" not in self.model_fields_set  # given as 0, a run that ended early goes on
+        unused = "early_stopping_patience" not in self.model_fields_set  # given as 0, a run that ended early resumes
         if unused and self.early_stopping_min_delta:
             raise ValueError("--early_stopping_min_delta is for --early_stopping_patience N: add it")
         given = [f"--best_metric {self.best_metric}"] if self.best_metric is not None else []

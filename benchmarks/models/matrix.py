@@ -12,7 +12,7 @@ the text and with several turns:
   (and peft) in a process that never imports phi3v_train, with the same logits
 
 A cell is ok, or says why the run was refused or what failed. Cells that were done before are not repeated; `--fresh`
-begins anew. Results: results/families.json and results/families.md.
+starts over. Results: results/families.json and results/families.md.
 """
 
 import argparse

@@ -47,8 +47,8 @@ def conversation(*weights: int, name: str = "x", images: tuple[str, ...] = ()) -
 
 
 def encode(sample: Sample, **options: Any) -> EncodedSample:
-    pictures = [make_image(0) for _ in sample.images]
-    return Encoder(renderer(), EncodeOptions(**options)).encode(sample, pictures, num_crops=1, provenance=PLACE)
+    images = [make_image(0) for _ in sample.images]
+    return Encoder(renderer(), EncodeOptions(**options)).encode(sample, images, num_crops=1, provenance=PLACE)
 
 
 def trained_text(encoded: EncodedSample) -> str:

@@ -26,9 +26,6 @@ TEXT_INPUTS = ("input_ids", "attention_mask")
 TYPE_INPUTS = ("mm_token_type_ids", "token_type_ids")
 """Inputs with a value for each token, 1 at image tokens."""
 
-UNUSED = ("num_patches", "num_crops", "rows", "cols", "original_sizes")
-"""Outputs of image processors that no model takes."""
-
 
 class OtherProcessor(HubProcessor):
     """The parts of a processor and the whole one; `tokens` has its image tag, `type_inputs` are inputs by token."""
@@ -144,7 +141,7 @@ def compare(processor: OtherProcessor, expected: Any, turns: Any, images: list[I
     Raises:
         UserError: they differ, or an input is not known.
     """
-    from phi3v_train.models.other.renderer import OtherRenderer
+    from phi3v_train.models.other.renderer import UNUSED, OtherRenderer
 
     ids = np.asarray(expected["input_ids"])[0]
     is_image = ids == processor.tokenizer.convert_tokens_to_ids(processor.whole.image_token)

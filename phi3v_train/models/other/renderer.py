@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from phi3v_train.models.other.processor import OtherProcessor
 
 UNUSED = ("num_patches", "num_crops", "rows", "cols", "original_sizes")
+"""Outputs of image processors that no model takes."""
 
 
 class OtherRenderer(HubRenderer):
