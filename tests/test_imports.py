@@ -26,6 +26,7 @@ DATA_FLOORS = (
     ("writing",),
     ("engine",),
     ("registry",),
+    ("formats",),
     ("converters",),
     ("sources",),
     ("draft",),

@@ -1,0 +1,37 @@
+"""What a chat format is: one class in one module of this folder, found by being there.
+
+class MyFormat(RowFormat):
+    name = "my-format"
+    def recognizes(self, row): ...      # is a row of a file of unknown format one of ours?
+    def read(self, row): ...            # row -> Chat and faults; never raises for what a row contains
+    def write(self, chat): ...          # Chat -> row, and what the format cannot carry
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from phi3v_data.formats.chat import Chat, Reading, Written
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A chat format, both ways. Fields of a subclass are settings of one file, such as names of columns."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # for people: the tools that read it
+    consumer: ClassVar[str]  # name of the tool whose rules a file of this format is checked against by default
+    reserved: ClassVar[tuple[str, ...]] = ()  # strings that the format's readers take for placeholders in any text
+    suffix: ClassVar[str] = ".jsonl"  # of the file that `export` writes: .json (an array) or .jsonl
+
+    def recognizes(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row has the fields of this format and of no other."""
+        raise NotImplementedError
+
+    def read(self, row: Mapping[str, Any]) -> Reading:
+        """The conversation of a row, and what is wrong with it; field names as in the row. Raises nothing."""
+        raise NotImplementedError
+
+    def write(self, chat: Chat) -> Written:
+        """The row of a conversation whose image references are final; texts with reserved strings are spelled out."""
+        raise NotImplementedError

@@ -1,0 +1,97 @@
+"""Reads fields of rows of unknown origin: each function gives a value of the right type, or a fault."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from phi3v_data.formats.chat import Fault, ImageRef, Role
+from phi3v_data.messages import shown
+from phi3v_data.schema import Scalar
+
+ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function_call": "tool_call",
+    "tool_call": "tool_call",
+}
+"""Spellings of roles that are found in files, and what they mean."""
+
+
+def text_field(row: Mapping[str, Any], key: str, where: str, faults: list[Fault]) -> str | None:
+    """The text of a field; None and a fault if it is missing or not a text."""
+    path = f"{where}.{key}" if where else key
+    if key not in row:
+        faults.append(Fault("missing-field", path, f"'{key}' is missing"))
+        return None
+    value = row[key]
+    if isinstance(value, str):
+        return value
+    faults.append(Fault("wrong-type", path, f"'{key}' is {shown(value)}, not a text"))
+    return None
+
+
+def list_field(row: Mapping[str, Any], key: str, faults: list[Fault]) -> list[Any] | None:
+    """The array of a field; None and a fault if it is missing or not an array."""
+    if key not in row:
+        faults.append(Fault("missing-field", key, f"'{key}' is missing"))
+        return None
+    value = row[key]
+    if isinstance(value, list | tuple):
+        return list(value)
+    faults.append(Fault("wrong-type", key, f"'{key}' is {shown(value)}, not an array"))
+    return None
+
+
+def image_refs(value: Any, field: str, faults: list[Fault]) -> list[ImageRef]:
+    """Images of a field: null or empty for none, one reference, or an array of them.
+
+    A reference is a path, URL or data URL, bytes, or an object with `bytes` and `path` as `datasets` stores images.
+    """
+    if value is None or value == "":
+        return []
+    several = isinstance(value, list | tuple)
+    refs = []
+    for number, one in enumerate(value if several else (value,)):
+        where = f"{field}[{number}]" if several else field
+        if isinstance(one, Mapping) and ("bytes" in one or "path" in one):
+            one = one.get("bytes") or one.get("path")
+        if isinstance(one, str | bytes) and one:
+            refs.append(ImageRef(one, where))
+        else:
+            faults.append(Fault("wrong-type", where, f"an image is {shown(one)}, not a path, URL or data URL"))
+    return refs
+
+
+def role_of(name: str, field: str, faults: list[Fault], known: Mapping[str, Role] = ROLES) -> Role | None:
+    """The meaning of a role's name; None and a fault for an unknown one."""
+    role = known.get(name)
+    if role is None:
+        faults.append(Fault("role-unknown", field, f"the role {shown(name)} is not one of {', '.join(known)}"))
+    return role
+
+
+def extras(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`id`, `answers`, `group` and `meta` of a row, as arguments of `Chat`; what has another type is left out."""
+    found: dict[str, Any] = {}
+    if isinstance(row.get("id"), str | int) and not isinstance(row.get("id"), bool):
+        found["id"] = str(row["id"])
+    if _is_texts(row.get("answers")):
+        found["answers"] = tuple(row["answers"])
+    if isinstance(row.get("group"), str):
+        found["group"] = row["group"]
+    meta = row.get("meta")
+    if isinstance(meta, Mapping) and all(isinstance(value, Scalar) for value in meta.values()):
+        found["meta"] = dict(meta)
+    return found
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(isinstance(v, str) for v in value)

@@ -1,0 +1,54 @@
+"""OpenAI's chat format for vision fine-tuning, which Azure, Together and Fireworks read too.
+
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"},
+                                               {"type": "image_url", "image_url": {"url": "data:image/..."}}]},
+                  {"role": "assistant", "content": "A cat.", "weight": 1}]}
+
+Its validators refuse unknown keys, so that `id`, `answers`, `group` and `meta` are not written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from phi3v_data.formats.blocks import BlockFormat
+from phi3v_data.formats.chat import Fault, ImageRef, Message
+from phi3v_data.formats.fields import image_refs
+from phi3v_data.messages import shown
+
+
+@dataclass(frozen=True)
+class OpenAI(BlockFormat):
+    """OpenAI and those who copied it."""
+
+    name = "openai"
+    title = "OpenAI, Azure, Together, Fireworks"
+    consumer = "openai"
+
+    image_types = ("image_url",)
+    weight_key = "weight"
+    tools_key = "tools"
+
+    def recognizes(self, row: Mapping[str, Any]) -> bool:
+        messages = row.get("messages")
+        if not isinstance(messages, list | tuple) or "images" in row:
+            return False
+        contents = [value.get("content") for value in messages if isinstance(value, Mapping)]
+        blocks = [block for content in contents if isinstance(content, list | tuple) for block in content]
+        return any(isinstance(block, Mapping) and block.get("type") == "image_url" for block in blocks)
+
+    def image_of(self, block: Mapping[str, Any], where: str, faults: list[Fault]) -> list[ImageRef]:
+        value = block.get("image_url")
+        field = f"{where}.image_url"
+        if isinstance(value, Mapping):
+            value, field = value.get("url"), f"{field}.url"
+        if isinstance(value, str) and value:
+            return image_refs(value, field, faults)
+        faults.append(Fault("wrong-type", field, f"the URL of an image is {shown(value)}, not a text"))
+        return []
+
+    def content_written(self, message: Message) -> Any:
+        return super().content_written(message) if message.images else message.text
+
+    def image_written(self, image: ImageRef) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": image.value}}

@@ -1,0 +1,152 @@
+"""Formats whose messages are strings with `<image>` tags; a subclass is a map of fields."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from phi3v_data.formats.base import RowFormat
+from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Reading, Role, Written
+from phi3v_data.formats.fields import ROLES, extras, image_refs, role_of, text_field
+from phi3v_data.formats.placeholders import IMAGE, fill_tags, spell_out, text_with_tags
+from phi3v_data.messages import shown
+
+
+@dataclass(frozen=True)
+class TaggedFormat(RowFormat):
+    """Reads any spelling in the lists; writes the first of each list."""
+
+    message_keys: ClassVar[Sequence[str]]
+    role_keys: ClassVar[Sequence[str]]
+    content_keys: ClassVar[Sequence[str]]
+    image_keys: ClassVar[Sequence[str]]
+    roles_written: ClassVar[Mapping[Role, str]]
+    system_key: ClassVar[str] = ""  # a column that may hold the system message
+    weight_key: ClassVar[str] = ""  # of a message: 0 or false if it is not trained
+    tools_key: ClassVar[str] = ""
+    carries_system: ClassVar[bool] = True
+    keeps: ClassVar[Sequence[str]] = ("id",)  # fields that the readers ignore, so that they may be written
+    roles_read: ClassVar[Mapping[str, Role]] = ROLES
+
+    def read(self, row: Mapping[str, Any]) -> Reading:
+        faults: list[Fault] = []
+        found = self.messages_of(row, faults)
+        if found is None:
+            return Reading(None, faults)
+        texts: list[tuple[Role, str, str, int]] = []
+        system = row.get(self.system_key) if self.system_key else None
+        if isinstance(system, str) and system:
+            texts.append(("system", system, self.system_key, 1))
+        for where, message in found:
+            read = self.message_of(message, where, faults)
+            if read is not None:
+                texts.append(read)
+        images, field = self.images_of(row, faults)
+        parts, wrong = fill_tags([(text, where) for _, text, where, _ in texts], images, field=field)
+        messages = tuple(
+            Message(role, filled, weight, where) for (role, _, where, weight), filled in zip(texts, parts, strict=True)
+        )
+        tools = row.get(self.tools_key) if self.tools_key else None
+        chat = Chat(messages, tools=tools if isinstance(tools, str) else "", **extras(row))
+        return Reading(self.with_pair(chat, row, faults), [*faults, *wrong])
+
+    def messages_of(self, row: Mapping[str, Any], faults: list[Fault]) -> list[tuple[str, Any]] | None:
+        """Messages of a row and where they stand; None and a fault if there is no array of them."""
+        for key in self.message_keys:
+            value = row.get(key)
+            if isinstance(value, list | tuple):
+                return [(f"{key}[{number}]", message) for number, message in enumerate(value)]
+            if value is not None:
+                faults.append(Fault("wrong-type", key, f"'{key}' is {shown(value)}, not an array of messages"))
+                return None
+        key = self.message_keys[0]
+        faults.append(Fault("missing-field", key, f"'{key}' is missing"))
+        return None
+
+    def message_of(self, message: Any, where: str, faults: list[Fault]) -> tuple[Role, str, str, int] | None:
+        """Role, text, field and weight of a message; None and a fault if it has no role or no text."""
+        if not isinstance(message, Mapping):
+            faults.append(Fault("wrong-type", where, f"a message is {shown(message)}, not an object"))
+            return None
+        role_key = next((key for key in self.role_keys if key in message), self.role_keys[0])
+        content_key = next((key for key in self.content_keys if key in message), self.content_keys[0])
+        name = text_field(message, role_key, where, faults)
+        text = text_field(message, content_key, where, faults)
+        role = None if name is None else role_of(name, f"{where}.{role_key}", faults, self.roles_read)
+        if role is None or text is None:
+            return None
+        weight = message.get(self.weight_key, 1) if self.weight_key else 1
+        if weight not in (0, 1, None):
+            faults.append(
+                Fault("wrong-type", f"{where}.{self.weight_key}", f"'{self.weight_key}' is {shown(weight)}, not 0 or 1")
+            )
+        return role, text, f"{where}.{content_key}", 0 if weight == 0 and weight is not None else 1
+
+    def images_of(self, row: Mapping[str, Any], faults: list[Fault]) -> tuple[list[ImageRef], str]:
+        """Images of a row, in the order of their tags, and the field that they stand in."""
+        key = next((key for key in self.image_keys if row.get(key) not in (None, "", [])), self.image_keys[0])
+        return image_refs(row.get(key), key, faults), key
+
+    def with_pair(self, chat: Chat, row: Mapping[str, Any], faults: list[Fault]) -> Chat:
+        """The conversation with its preference pair, in formats that have them."""
+        return chat
+
+    def write(self, chat: Chat) -> Written:
+        lost: list[str] = []
+        messages = chat.messages
+        if not self.carries_system and messages and messages[0].role == "system":
+            lost.append("system-message")
+            messages = folded_system(messages)
+        if not self.weight_key and any(message.weight == 0 for message in messages):
+            lost.append("weight")
+        rows = []
+        for message in messages:
+            spelled = replace(message, parts=tuple(self._spelled(part, lost) for part in message.parts))
+            entry: dict[str, Any] = {
+                self.role_keys[0]: self.roles_written[message.role],
+                self.content_keys[0]: text_with_tags(spelled, IMAGE),
+            }
+            if self.weight_key and message.weight == 0:
+                entry[self.weight_key] = self.weight_written(0)
+            rows.append(entry)
+        values = {"id": chat.id, "answers": list(chat.answers), "group": chat.group, "meta": dict(chat.meta)}
+        row: dict[str, Any] = {key: values[key] for key in self.keeps if values[key]}
+        row[self.message_keys[0]] = rows
+        row |= self.image_columns([image.value for image in chat.images])
+        left_out = tuple(key for key, value in values.items() if value and key not in self.keeps)
+        return Written(row, tuple(dict.fromkeys(lost)), left_out)
+
+    def weight_written(self, weight: int) -> Any:
+        """The value of `weight_key`."""
+        return weight
+
+    def image_columns(self, images: list[str | bytes]) -> dict[str, Any]:
+        """The column of a row's images."""
+        return {self.image_keys[0]: images}
+
+    def _spelled(self, part: Part, lost: list[str]) -> Part:
+        if isinstance(part, str) and any(string in part for string in self.reserved):
+            lost.append("placeholder-in-text")
+            return spell_out(part, self.reserved)
+        return part
+
+
+def folded_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages with the system message put before the text of the first user message."""
+    system, *rest = messages
+    for number, message in enumerate(rest):
+        if message.role == "user":
+            first = next((at for at, part in enumerate(message.parts) if isinstance(part, str)), len(message.parts))
+            parts = (*message.parts[:first], f"{system.text}\n\n", *message.parts[first:])
+            return (*rest[:number], replace(message, parts=_joined(parts)), *rest[number + 1 :])
+    return tuple(messages)
+
+
+def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts with neighbouring texts joined."""
+    result: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and result and isinstance(last := result[-1], str):
+            result[-1] = last + part
+        else:
+            result.append(part)
+    return tuple(result)

@@ -1,0 +1,122 @@
+"""A conversation as turns of a sample, and back; the only place that knows what a sample can hold."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from phi3v_data.draft import DraftTurn
+from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part
+from phi3v_data.messages import counted
+from phi3v_data.schema import Sample, Turn
+
+ROLE_WORDS = {"system": "a system message", "user": "a user message", "assistant": "an answer"}
+
+
+def check_turns(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
+    """What keeps a conversation from being a sample: order of roles, empty answers, images in answers, nothing trained.
+
+    Args:
+        merge_turns: consecutive messages of one role are allowed; see `merged`.
+    """
+    messages = merged(chat.messages) if merge_turns else chat.messages
+    faults = []
+    previous = "system"
+    for number, message in enumerate(messages):
+        role, field = message.role, message.field
+        if role == "system" and number:
+            faults.append(Fault("system-message-place", field, "a system message stands after the first message"))
+            continue
+        if role == "user" and previous == "user":
+            faults.append(
+                Fault("turn-order", field, "two user messages in a row", "join them, or import with --merge_turns")
+            )
+        elif role == "assistant" and previous != "user":
+            said = "the first message is an answer" if previous == "system" else "two answers in a row"
+            faults.append(Fault("turn-order", field, said, "each answer follows a user message"))
+        if role == "assistant" and message.images:
+            faults.append(Fault("image-in-answer", field, f"an answer has {counted(len(message.images), 'image')}"))
+        if role == "system" and message.images:
+            faults.append(Fault("image-in-answer", field, "the system message has an image"))
+        if role == "assistant" and not message.text.strip():
+            faults.append(Fault("empty-text", field, "the answer is empty", "give the text that is to be learned"))
+        previous = role
+    if not any(message.role == "assistant" for message in messages):
+        where = messages[-1].field if messages else ""
+        faults.append(Fault("no-turns", where, "the conversation has no answer"))
+    elif messages[-1].role == "user":
+        faults.append(Fault("last-turn-open", messages[-1].field, "the last message is the user's", "add the answer"))
+    return faults
+
+
+def merged(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The messages with consecutive ones of one role joined, a blank line between their texts."""
+    result: list[Message] = []
+    for message in messages:
+        if result and result[-1].role == message.role and message.role in ("user", "assistant"):
+            before = result[-1]
+            gap: tuple[Part, ...] = ("\n\n",) if before.text and message.text else ()
+            result[-1] = replace(
+                before, parts=(*before.parts, *gap, *message.parts), weight=min(before.weight, message.weight)
+            )
+        else:
+            result.append(message)
+    return tuple(result)
+
+
+def to_turns(chat: Chat) -> tuple[str, list[tuple[DraftTurn, list[ImageRef]]]]:
+    """The system message and the turns of a conversation in which `check_turns` finds nothing.
+
+    The images of a turn are beside it as references, in order, for the caller to load.
+    """
+    system = ""
+    turns: list[tuple[DraftTurn, list[ImageRef]]] = []
+    question: Message | None = None
+    for message in chat.messages:
+        if message.role == "system":
+            system = message.text
+        elif message.role == "user":
+            question = message
+        elif question is not None:
+            text, images, offsets = offsets_of(question.parts)
+            turn = DraftTurn(text, message.text, image_offsets=offsets if any(offsets) else (), weight=message.weight)
+            turns.append((turn, images))
+            question = None
+    return system, turns
+
+
+def offsets_of(parts: Iterable[Part]) -> tuple[str, list[ImageRef], list[int]]:
+    """The text of parts, its images, and the character offset of each image in the text."""
+    text = ""
+    images: list[ImageRef] = []
+    offsets: list[int] = []
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+        else:
+            images.append(part)
+            offsets.append(len(text))
+    return text, images, offsets
+
+
+def to_chat(sample: Sample, refer: Callable[[str], str | bytes]) -> Chat:
+    """A sample as a conversation; `refer` gives the reference of an image by its path under `images/`."""
+    messages = [Message("system", (sample.system,), field="system")] if sample.system else []
+    for number, turn in enumerate(sample.conversations):
+        where = f"conversations[{number}]"
+        messages.append(Message("user", _parts(turn, refer, where), field=f"{where}.user"))
+        messages.append(Message("assistant", (turn.assistant,), turn.weight, f"{where}.assistant"))
+    return Chat(tuple(messages), id=sample.id, answers=sample.answers, group=sample.group, meta={**sample.meta})
+
+
+def _parts(turn: Turn, refer: Callable[[str], str | bytes], where: str) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    at = 0
+    for number, (path, offset) in enumerate(
+        zip(turn.images, turn.image_offsets or (0,) * len(turn.images), strict=True)
+    ):
+        if offset > at:
+            parts.append(turn.user[at:offset])
+            at = offset
+        parts.append(ImageRef(refer(path), f"{where}.images[{number}]"))
+    if turn.user[at:]:
+        parts.append(turn.user[at:])
+    return tuple(parts)
