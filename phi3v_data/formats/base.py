@@ -1,8 +1,8 @@
-"""What a chat format is: one class in one module of this folder, found by being there.
+"""Base class of chat formats: one class in one module of this folder, found by being there.
 
 class MyFormat(RowFormat):
     name = "my-format"
-    def recognizes(self, row): ...      # is a row of a file of unknown format one of ours?
+    def recognizes(self, row): ...      # does a row of unknown format have this one?
     def read(self, row): ...            # row -> Chat and faults; never raises for what a row contains
     def write(self, chat): ...          # Chat -> row, and what the format cannot carry
 """

@@ -1,7 +1,7 @@
 """The neutral form of a conversation between a foreign row and a sample.
 
 A format reads its own rows into a `Chat` and writes a `Chat` as its own row; only `turns.py` knows what a sample of
-this project can hold. Texts and images of a message are `parts` in the order in which they stand in it.
+this project can hold. Texts and images of a message are `parts` in the order of the text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool_call", "tool"]
 class ImageRef:
     """An image as a row refers to it.
 
-    `value`: a path, a URL, a data URL, or the encoded bytes. `field`: where it stands in the row, such as `images[1]`.
+    `value`: a path, a URL, a data URL, or the encoded bytes. `field`: its path in the row, such as `images[1]`.
     """
 
     value: str | bytes
@@ -29,7 +29,7 @@ Part: TypeAlias = str | ImageRef
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message. `field`: where its text stands in the row, such as `messages[2].content`."""
+    """One message. `field`: path of its text in the row, such as `messages[2].content`."""
 
     role: Role
     parts: tuple[Part, ...]

@@ -1,6 +1,6 @@
 """Images inside texts: `<image>` tags and the parts between them.
 
-At the start of a text each tag may be followed by one newline that belongs to the tag; elsewhere a tag stands alone.
+At the start of a text each tag may be followed by one newline that belongs to the tag; elsewhere a tag is alone.
 Writing always gives that newline, so that a text which itself begins with one comes back unchanged.
 """
 

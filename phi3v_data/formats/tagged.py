@@ -50,7 +50,7 @@ class TaggedFormat(RowFormat):
         return Reading(self.with_pair(chat, row, faults), [*faults, *wrong])
 
     def messages_of(self, row: Mapping[str, Any], faults: list[Fault]) -> list[tuple[str, Any]] | None:
-        """Messages of a row and where they stand; None and a fault if there is no array of them."""
+        """Messages of a row and their paths; None and a fault if there is no array of them."""
         for key in self.message_keys:
             value = row.get(key)
             if isinstance(value, list | tuple):
@@ -82,7 +82,7 @@ class TaggedFormat(RowFormat):
         return role, text, f"{where}.{content_key}", 0 if weight == 0 and weight is not None else 1
 
     def images_of(self, row: Mapping[str, Any], faults: list[Fault]) -> tuple[list[ImageRef], str]:
-        """Images of a row, in the order of their tags, and the field that they stand in."""
+        """Images of a row, in the order of their tags, and their field."""
         key = next((key for key in self.image_keys if row.get(key) not in (None, "", [])), self.image_keys[0])
         return image_refs(row.get(key), key, faults), key
 

@@ -12,7 +12,7 @@ ROLE_WORDS = {"system": "a system message", "user": "a user message", "assistant
 
 
 def check_turns(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
-    """What keeps a conversation from being a sample: order of roles, empty answers, images in answers, nothing trained.
+    """Faults that keep a conversation from being a sample: order of roles, empty answers, images in answers, nothing trained.
 
     Args:
         merge_turns: consecutive messages of one role are allowed; see `merged`.
@@ -23,7 +23,7 @@ def check_turns(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
     for number, message in enumerate(messages):
         role, field = message.role, message.field
         if role == "system" and number:
-            faults.append(Fault("system-message-place", field, "a system message stands after the first message"))
+            faults.append(Fault("system-message-place", field, "a system message comes after the first message"))
             continue
         if role == "user" and previous == "user":
             faults.append(
