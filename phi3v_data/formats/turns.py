@@ -12,7 +12,7 @@ ROLE_WORDS = {"system": "a system message", "user": "a user message", "assistant
 
 
 def check_turns(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
-    """Faults that keep a conversation from being a sample: order of roles, empty answers, images in answers, nothing trained.
+    """Faults that keep a conversation from being a sample: order of roles, empty answers, images in answers.
 
     Args:
         merge_turns: consecutive messages of one role are allowed; see `merged`.
