@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from phi3v_data.draft import Converter, DatasetInfo, Draft, GeneratorConverter, Item, Options
-from phi3v_data.earlier_run import already_complete, interrupted, run_identity
+from phi3v_data.earlier_run import already_complete, has_digests, interrupted, run_identity, starts_over
 from phi3v_data.engine.base import WorkerDiedError
 from phi3v_data.engine.make_engine import make_engine
 from phi3v_data.engine.worker import WORKER_VARIABLE
@@ -35,6 +35,7 @@ from phi3v_data.sources.reads import Reads, Roots, noting
 from phi3v_data.sources.source import Source
 from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name, split_problem
 from phi3v_data.user_code import describe_error
+from phi3v_data.writing.journal import Begun
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.output import finish as finish_output
 from phi3v_data.writing.parts import DISK_ERRORS, ConvertWork, Job, PartCounts, describe_death
@@ -133,7 +134,9 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
         return ConvertResult(
             request.out_dir, manifest, already_complete=True, warnings=warnings, notes=tuple(info.notes)
         )
-    done = _done_before(request, output, identity, plan, planned)
+    saved = interrupted(request, output, identity, planned)
+    warnings += starts_over(saved)
+    done = _done_before(request, output, identity, plan, planned, saved)
     for split in plan.counts:
         check_free(output, file_name(info.name, split))
     settings = RowSettings(info.name, info.num_crops, request.plain, unlabelled, _roots(request, source, output))
@@ -171,11 +174,12 @@ def _convert_parts(
     request.progress("convert", plan.num_items, plan.num_items)
 
 
-def _done_before(request: Request, output: Output, identity: Mapping[str, Any], plan: Plan, planned: Reads) -> set[int]:
+def _done_before(
+    request: Request, output: Output, identity: Mapping[str, Any], plan: Plan, planned: Reads, saved: Begun | None
+) -> set[int]:
     """The parts of an interrupted run that count, after the source was compared; else a new journal is begun."""
     journal = output.journal
-    saved = interrupted(request, output, identity, planned)
-    if saved is not None:
+    if saved is not None and has_digests(saved):
         done = finished_parts(journal, plan.parts)
         check = SourceCheck(request.out_dir, planned.roots)
         try:
@@ -186,7 +190,8 @@ def _done_before(request: Request, output: Output, identity: Mapping[str, Any], 
         else:
             journal.write_identity(identity, overwrite=saved.overwrite, planned=saved.planned)
             return done
-    journal.start(identity, overwrite=request.overwrite, planned=planned.records())
+    overwrite = request.overwrite or (saved is not None and saved.overwrite)
+    journal.start(identity, overwrite=overwrite, planned=planned.records())
     return set()
 
 
@@ -212,8 +217,9 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
 
     drafts = draw()
     part = resumed = 0
-    if interrupted(request, output, identity) is None:
-        journal.start(identity, overwrite=request.overwrite)
+    saved = interrupted(request, output, identity)
+    if saved is None or not has_digests(saved):
+        journal.start(identity, overwrite=request.overwrite or (saved is not None and saved.overwrite))
     else:
         part, resumed = finished_in_order(journal)
         try:
@@ -242,7 +248,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
         request.progress("convert", batch[-1][0].number + 1, None)
     if not part:
         raise UserError(f"{request.cls.name} found no samples in {request.source}: {source.describe()}")
-    warnings = used.left_out(source)
+    warnings = (*used.left_out(source), *starts_over(saved))
     return _finish(request, output, part, info, None if request.unlabelled else frozenset(), resumed, warnings)
 
 

@@ -104,18 +104,18 @@ def interrupted(
 ) -> Begun | None:
     """The journal's record of the interrupted run to resume; None if a new run is to be started.
 
-    `planned`: as for `already_complete`.
+    `planned`: as for `already_complete`. A record of an older version (`has_digests` is false) is of the same settings
+    and plan, but does not say what its finished parts were made from: they must be converted again.
 
     Raises:
-        UserError: there is an interrupted run with other settings, of another state of the source, or of an older
-            version.
+        UserError: there is an interrupted run with other settings, or of another state of the source.
     """
     journal = output.journal
     saved = journal.begun(journal.identity)
     if saved is None or not journal.has_parts():
         return None
     old = saved.identity
-    is_ours = saved.format == FORMAT
+    is_ours = has_digests(saved)
     new = dict(identity) if is_ours else _as_old(identity, old)
     if is_ours and "content" in old:
         new["content"] = old["content"]  # compared item by item, so that the message can name one
@@ -138,7 +138,19 @@ def interrupted(
             f"{request.out_dir} contains an interrupted conversion, but the source has changed since: {said}; restore "
             "the old content, or start over with --overwrite"
         )
-    raise UserError(
-        f"{request.out_dir} contains an interrupted conversion of an older version of phi3v, which did not record "
-        "digests of the source; finish it with that version, or start over with --overwrite"
+    return saved
+
+
+def has_digests(saved: Begun) -> bool:
+    """Whether the record is of a version that recorded digests of the source, so that its finished parts count."""
+    return saved.format == FORMAT
+
+
+def starts_over(saved: Begun | None) -> tuple[str, ...]:
+    """Warning that the parts of an older version are converted again."""
+    if saved is None or has_digests(saved):
+        return ()
+    return (
+        "the interrupted conversion was begun by an older version of phi3v, which did not record digests of the "
+        "source: everything was converted again",
     )

@@ -501,18 +501,29 @@ def old(kind: str, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["planned", "generator"])
-def test_a_journal_of_the_version_before_is_refused_with_a_sentence(tmp_path: Path, kind: str) -> None:
-    """It does not say what it was made from, so it could be continued with another source."""
-    count = 6 if kind == "planned" else 3
-    source = plain_source(tmp_path / "source", {"train": count})
+def test_a_journal_of_the_version_before_resumes_by_converting_everything_again(tmp_path: Path, kind: str) -> None:
+    """It does not say what its parts were made from, which may have been another source: none of them is kept."""
+    converter = Toy if kind == "planned" else drafts
+    source = plain_source(tmp_path / "source", {"train": 6 if kind == "planned" else 3})
     if kind == "planned":
         make_source(source, {"train/g02/s005.txt": "reject"})
     out = old(kind, tmp_path / "out")
-    message = refusal(Toy if kind == "planned" else drafts, source, out)
-    assert "an older version of phi3v" in message
-    assert len(rows(out, "toy_train.jsonl" if kind == "planned" else "drafts_train.jsonl")) == (
-        5 if kind == "planned" else 6
+    with pytest.raises(phi3v_data.UserError, match="limit null -> 1"):
+        resume(converter, source, out, limit=1)
+    corrected = source / "train/g00/s001.txt"
+    corrected.write_text(corrected.read_text()[::-1])
+    result = resume(converter, source, out)
+    assert result.resumed == 0
+    assert result.warnings[-1] == (
+        "the interrupted conversion was begun by an older version of phi3v, which did not record digests of the "
+        "source: everything was converted again"
     )
+    assert resume(converter, source, tmp_path / "fresh").warnings == ()
+    assert tree(out, hidden=True) == tree(tmp_path / "fresh", hidden=True)
+    name = "toy_train.jsonl" if kind == "planned" else "drafts_train.jsonl"
+    assert [row["id"] for row in rows(out, name)] == [
+        f"train-{number:010d}" for number in range(6) if kind == "generator" or number != 5
+    ]
 
 
 def test_a_directory_that_the_version_before_finished_is_complete(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from phi3v_data.files import HIDDEN, MAX_JSON, hidden_path, read_regular, write_
 from phi3v_data.sources.reads import ReadRecord
 
 FORMAT = 2
-"""Format of the journal: 2 since it records the files that were read; older ones cannot be resumed."""
+"""Format of the journal: 2 since it records the files that were read; parts of older ones are not kept."""
 
 MAX_RECORD = 1 << 31
 """Bytes of the record of one part, which has all its rows."""
