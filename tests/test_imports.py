@@ -20,6 +20,7 @@ DATA_FLOORS = (
     ("cli",),
     ("testing",),
     ("conversion", "earlier_run", "same_source", "schema_files"),
+    ("exporting",),
     ("sets",),
     ("report",),
     ("validate",),

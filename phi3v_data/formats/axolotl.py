@@ -36,4 +36,6 @@ class Axolotl(BlockFormat):
         return bool(images) and all(any(key in block for key in self.image_values) for block in images)
 
     def image_written(self, image: ImageRef) -> dict[str, Any]:
-        return {"type": "image", "path": image.value}
+        value = str(image.value)
+        key = "base64" if value.startswith("data:") else "url" if "://" in value else "path"
+        return {"type": "image", key: value}

@@ -24,6 +24,8 @@ class RowFormat:
     reserved: ClassVar[tuple[str, ...]] = ()  # strings that the format's readers take for placeholders in any text
     suffix: ClassVar[str] = ".jsonl"  # of the file that `export` writes: .json (an array) or .jsonl
 
+    always: tuple[str, ...] = ()  # optional fields (id, answers, group, meta, weight) that every row written has
+
     def recognizes(self, row: Mapping[str, Any]) -> bool:
         """Whether a row has the fields of this format and of no other."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Reading, Role, Written
-from phi3v_data.formats.fields import extras, image_refs, list_field, role_of, text_field
+from phi3v_data.formats.fields import extra_columns, extras, image_refs, list_field, role_of, text_field
 from phi3v_data.messages import counted, shown
 
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -121,19 +121,17 @@ class BlockFormat(RowFormat):
         lost: list[str] = []
         if not self.weight_key and any(message.weight == 0 for message in chat.messages):
             lost.append("weight")
-        values = {"id": chat.id, "answers": list(chat.answers), "group": chat.group, "meta": dict(chat.meta)}
-        row: dict[str, Any] = {key: values[key] for key in self.keeps if values[key]}
+        row, left_out = extra_columns(chat, self.keeps, self.always)
         if self.image_column:
             row[self.image_column] = [image.value for image in chat.images]
         row["messages"] = [self.message_written(message) for message in chat.messages]
-        left_out = tuple(key for key, value in values.items() if value and key not in self.keeps)
         return Written(row, tuple(lost), left_out)
 
     def message_written(self, message: Message) -> dict[str, Any]:
         """A message of the row."""
         entry: dict[str, Any] = {"role": message.role, "content": self.content_written(message)}
-        if self.weight_key and message.weight == 0:
-            entry[self.weight_key] = 0
+        if self.weight_key and (message.weight == 0 or ("weight" in self.always and message.role == "assistant")):
+            entry[self.weight_key] = message.weight
         return entry
 
     def content_written(self, message: Message) -> Any:

@@ -1,11 +1,12 @@
 """Reads fields of rows of unknown origin: each function gives a value of the right type, or a fault."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
-from phi3v_data.formats.chat import Fault, ImageRef, Role
+from phi3v_data.formats.chat import Chat, Fault, ImageRef, Role
 from phi3v_data.messages import shown
-from phi3v_data.schema import Scalar
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -87,10 +88,38 @@ def extras(row: Mapping[str, Any]) -> dict[str, Any]:
         found["answers"] = tuple(row["answers"])
     if isinstance(row.get("group"), str):
         found["group"] = row["group"]
-    meta = row.get("meta")
-    if isinstance(meta, Mapping) and all(isinstance(value, Scalar) for value in meta.values()):
+    meta = _json_object(row.get("meta"))
+    if isinstance(meta, Mapping) and all(map(_is_scalar, meta.values())):
         found["meta"] = dict(meta)
     return found
+
+
+def extra_columns(
+    chat: Chat, keeps: Collection[str], always: Collection[str]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The columns of `id`, `answers`, `group` and `meta` that a format keeps, and the names of the others that are set.
+
+    `meta` is written as JSON text: readers that store rows in typed columns, as `datasets` does, would otherwise refuse
+    a key with values of several types, or give every row the keys of all. `always`: columns that every row has.
+    """
+    meta = json.dumps(dict(chat.meta), ensure_ascii=False, allow_nan=False) if chat.meta else ""
+    values = {"id": chat.id, "answers": list(chat.answers), "group": chat.group, "meta": meta}
+    columns = {key: values[key] for key in keeps if values[key] or key in always}
+    return columns, tuple(key for key, value in values.items() if value and key not in keeps)
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
+
+
+def _json_object(value: Any) -> Any:
+    """The object in a JSON text; other values are returned as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return None
 
 
 def _is_texts(value: Any) -> bool:

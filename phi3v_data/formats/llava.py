@@ -6,11 +6,12 @@
 A row without images has no key `image`: its trainer tests for the key alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
-from phi3v_data.formats.chat import Role
+from phi3v_data.formats.chat import ImageRef, Message, Role
 from phi3v_data.formats.tagged import TaggedFormat
 
 
@@ -37,3 +38,12 @@ class LLaVA(TaggedFormat):
 
     def image_columns(self, images: list[str | bytes]) -> dict[str, Any]:
         return {"image": images[0] if len(images) == 1 else images} if images else {}
+
+    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """LLaVA's own trainer moves the image of a text to its start, and strips the text."""
+        moved = any(
+            isinstance(after, ImageRef) and isinstance(before, str) and before.strip()
+            for message in messages
+            for before, after in pairwise(message.parts)
+        )
+        return ("image-moved",) if moved else ()

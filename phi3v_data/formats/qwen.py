@@ -3,12 +3,15 @@
 Its trainer takes every message that is not `human` for an answer, a system message too, so that none is written.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from phi3v_data.formats.chat import Role
+from phi3v_data.formats.chat import Message, Role
 from phi3v_data.formats.tagged import TaggedFormat
+
+_STARTS_ANSWER = re.compile("(?<! )assistant")
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,12 @@ class Qwen(TaggedFormat):
 
     def image_columns(self, images: list[str | bytes]) -> dict[str, Any]:
         return {"image": images[0] if len(images) == 1 else images} if images else {}
+
+    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Its trainer strips each piece of a user text, and looks for the token `assistant` to find the answers."""
+        texts = [
+            part for message in messages if message.role == "user" for part in message.parts if isinstance(part, str)
+        ]
+        stripped = any(text != text.strip() for text in texts)
+        mistaken = any(_STARTS_ANSWER.search(text) for text in texts)
+        return ("text-stripped",) * stripped + ("assistant-word",) * mistaken

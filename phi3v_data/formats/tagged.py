@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Reading, Role, Written
-from phi3v_data.formats.fields import ROLES, extras, image_refs, role_of, text_field
+from phi3v_data.formats.fields import ROLES, extra_columns, extras, image_refs, role_of, text_field
 from phi3v_data.formats.placeholders import IMAGE, fill_tags, spell_out, text_with_tags
 from phi3v_data.messages import shown
 
@@ -105,15 +105,17 @@ class TaggedFormat(RowFormat):
                 self.role_keys[0]: self.roles_written[message.role],
                 self.content_keys[0]: text_with_tags(spelled, IMAGE),
             }
-            if self.weight_key and message.weight == 0:
-                entry[self.weight_key] = self.weight_written(0)
+            if self.weight_key and (message.weight == 0 or ("weight" in self.always and message.role == "assistant")):
+                entry[self.weight_key] = self.weight_written(message.weight)
             rows.append(entry)
-        values = {"id": chat.id, "answers": list(chat.answers), "group": chat.group, "meta": dict(chat.meta)}
-        row: dict[str, Any] = {key: values[key] for key in self.keeps if values[key]}
+        row, left_out = extra_columns(chat, self.keeps, self.always)
         row[self.message_keys[0]] = rows
         row |= self.image_columns([image.value for image in chat.images])
-        left_out = tuple(key for key, value in values.items() if value and key not in self.keeps)
-        return Written(row, tuple(dict.fromkeys(lost)), left_out)
+        return Written(row, tuple(dict.fromkeys(lost)), left_out, self.warned(messages))
+
+    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """Codes of what the format's reader changes or trains wrongly in these messages."""
+        return ()
 
     def weight_written(self, weight: int) -> Any:
         """The value of `weight_key`."""

@@ -74,20 +74,10 @@ class Stage:
 
     def place(self, source: str, name: str) -> None:
         """Link or copy an image to `images/name`; it is copied if links are not possible."""
-        target = self._target(name)
-        if self.images == ImageMode.link:
-            try:
-                os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
-            except OSError as error:
-                if error.errno not in NO_HARD_LINKS:
-                    raise
-            else:
-                self.num_linked += 1
-                return
-        shutil.copyfile(source, target)
-        with suppress(OSError):  # SMB and exFAT do not store modes
-            shutil.copystat(source, target)
-        self.num_copied += 1
+        if link_or_copy(source, self._target(name), link=self.images == ImageMode.link):
+            self.num_linked += 1
+        else:
+            self.num_copied += 1
 
     def place_bytes(self, content: bytes, name: str) -> None:
         """Write a new image under `images/name`."""
@@ -124,6 +114,27 @@ class Stage:
             os.makedirs(folder, exist_ok=True)
             self._folders.add(folder)
         return target
+
+
+def link_or_copy(source: str | Path, target: str, *, link: bool) -> bool:
+    """Hard-link a file, or the file that a link leads to; copy it if that is not possible. True if it was linked.
+
+    Raises:
+        OSError: it cannot be read or written.
+        FileExistsError: with `link`, there is a file at `target`.
+    """
+    if link:
+        try:
+            os.link(os.path.realpath(source) if os.path.islink(source) else source, target)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+        else:
+            return True
+    shutil.copyfile(source, target)
+    with suppress(OSError):  # SMB and exFAT do not store modes
+        shutil.copystat(source, target)
+    return False
 
 
 def make_set(

@@ -1,0 +1,103 @@
+"""`phi3v-data export`: a set in the format of another tool."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phi3v_data.cli.base import Quiet, command_info
+from phi3v_data.cli.sets import Images, ImagesName, Workers
+from phi3v_data.errors import PROBLEMS
+from phi3v_data.messages import counted
+
+
+class ImageRefsName(StrEnum):
+    """How rows refer to images."""
+
+    path = "path"
+    data = "data"
+    url = "url"
+
+
+@command_info(
+    examples=[
+        "phi3v-data export sharegpt DIR --out lf_data",
+        "phi3v-data export openai DIR --out openai_data",
+        "phi3v-data export swift DIR --out swift_data --image_refs url --url_prefix https://example.com/images/",
+        "phi3v-data export llava DIR --out llava_data --lossy",
+    ],
+    interrupted="Nothing was written to --out; the same command starts over.",
+)
+def export(
+    format_name: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="llava, sharegpt, swift, openai, trl, qwen or axolotl.")
+    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="Folder for the export; it appears complete or not at all.")
+    ],
+    image_refs: Annotated[
+        ImageRefsName | None,
+        typer.Option(
+            help="How rows refer to images: the path of a link or copy under PATH/images, a data URL in the row, or "
+            "--url_prefix and the path. Default: path; data for openai."
+        ),
+    ] = None,
+    url_prefix: Annotated[
+        str, typer.Option(metavar="URL", help="With --image_refs url: what is put before each path; also a folder.")
+    ] = "",
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Write rows without what FORMAT cannot carry, and count it by reason.")
+    ] = False,
+    images: Images = ImagesName.link,
+    workers: Workers = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an export at PATH; it is kept until the new one is complete.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a set in the format of another tool.
+
+    One file per split, images with their original bytes. What FORMAT cannot carry (a system message, an answer that is
+    not trained, a text with <image> in it) stops the export before anything is written, with one sentence per reason
+    and exit code 1; --lossy writes the rest. Fields that do not affect training (id, answers, group, meta) are written
+    where the readers of FORMAT ignore them, else they are counted as not carried.
+    """
+    from phi3v_data.cli.sets import num_workers
+    from phi3v_data.console import progress_bar
+    from phi3v_data.exporting import ExportRequest, LossyError, export_set
+    from phi3v_data.exporting.losses import refusals, warned
+    from phi3v_data.exporting.request import ImageMode, ImageRefs
+
+    request = ExportRequest(
+        image_refs=ImageRefs(image_refs.value) if image_refs else None,
+        url_prefix=url_prefix,
+        images=ImageMode(images.value),
+        lossy=lossy,
+    )
+    try:
+        with progress_bar(quiet=quiet, units={"check": "rows", "write": "rows"}) as progress:
+            result = export_set(
+                format_name,
+                directory,
+                out,
+                request,
+                overwrite=overwrite,
+                workers=num_workers(workers),
+                progress=progress,
+            )
+    except LossyError as error:
+        for sentence in refusals(error.lost, error.title):
+            print(sentence)
+        print(f"{out}: nothing was written; --lossy writes the rows without what {error.title} cannot carry")
+        raise typer.Exit(PROBLEMS) from None
+    for sentence in () if quiet else (*warned(result), *result.notes):
+        typer.echo(f"note: {sentence}", err=True)
+    splits = ", ".join(f"{name} {rows:,}" for name, rows in result.rows.items())
+    line = f"{out}: {counted(sum(result.rows.values()), 'row')} ({splits}), {counted(result.images, 'image')}"
+    if result.lost:
+        line += "; lost: " + ", ".join(f"{code} {loss.rows:,}" for code, loss in result.lost.items())
+    if result.left_out:
+        line += "; not carried: " + ", ".join(f"{name} {count:,}" for name, count in result.left_out.items())
+    print(line)

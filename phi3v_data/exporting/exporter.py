@@ -1,0 +1,84 @@
+"""Base class of the kinds of export: how rows become the files of another tool."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from phi3v_data.dataset import Dataset
+from phi3v_data.errors import UserError
+from phi3v_data.exporting.images import Images
+from phi3v_data.exporting.request import ExportRequest, ImageRefs
+from phi3v_data.formats.base import RowFormat
+from phi3v_data.schema import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows `start` to `stop` of a split, written by one process to one file."""
+
+    split: str
+    number: int
+    num_parts: int  # of the split
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A kind of export; pickled to the processes that write its parts."""
+
+    refs: ClassVar[tuple[ImageRefs, ...]] = ()  # ways to refer to images, the usual one first; none: they are inside
+    layouts: ClassVar[tuple[str, ...]] = ()  # arrangements of the files, the usual one first
+    sharded: ClassVar[bool] = False  # parts are cut by the size of rows and images, and each is a file of its own
+
+    request: ExportRequest
+    row_format: RowFormat
+
+    def __post_init__(self) -> None:
+        refs, layout = self.request.image_refs, self.request.layout
+        if refs is not None and refs not in self.refs:
+            ways = f"it can be {' or '.join(self.refs)}" if self.refs else "its images are inside its files"
+            raise UserError(f"--image_refs {refs.value} is not possible with {self.name}; {ways}")
+        if layout and layout not in self.layouts:
+            ways = f"it can be {' or '.join(self.layouts)}" if self.layouts else f"{self.name} has only one"
+            raise UserError(f"--layout {layout} is not possible with {self.name}; {ways}")
+        if (self.image_refs == ImageRefs.url) != bool(self.request.url_prefix):
+            missing = "needs --url_prefix" if self.image_refs == ImageRefs.url else "is needed for --url_prefix"
+            raise UserError(f"--image_refs url {missing}, such as --url_prefix https://example.com/images/")
+
+    @property
+    def name(self) -> str:
+        """Name of the format."""
+        return self.row_format.name
+
+    @property
+    def readers(self) -> str:
+        """The tools that read it, for people."""
+        return self.row_format.title
+
+    @property
+    def image_refs(self) -> ImageRefs | None:
+        """How rows refer to images; None if the images are inside the files."""
+        return self.request.image_refs or (self.refs[0] if self.refs else None)
+
+    @property
+    def layout(self) -> str:
+        """Arrangement of the files."""
+        return self.request.layout or (self.layouts[0] if self.layouts else "")
+
+    def with_fields(self, present: frozenset[str]) -> "Exporter":
+        """The exporter for rows of which some have these optional fields, so that all of them get the columns."""
+        return replace(self, row_format=replace(self.row_format, always=tuple(sorted(present))))
+
+    def refer(self, name: str, images: Images, stage: Path) -> str:
+        """The reference of an image in a row."""
+        return name
+
+    def write_part(self, part: Part, rows: Iterator[tuple[Sample, dict[str, Any]]], images: Images, stage: Path) -> int:
+        """Write the rows of a part; the number of images that were added to the export."""
+        raise NotImplementedError
+
+    def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
+        """Write what belongs beside the parts, which are all there; returns notes for the user."""
+        return ()

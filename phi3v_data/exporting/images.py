@@ -1,0 +1,113 @@
+"""Images of an export: linked or copied beside the rows, written into them, or named by an address."""
+
+import os
+from base64 import b64encode
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from phi3v_data.dataset import Dataset
+from phi3v_data.errors import UserError
+from phi3v_data.exporting.request import ImageMode, ImageRefs
+from phi3v_data.files import unreadable
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import identify_readable, read_image_file
+from phi3v_data.sets.writing import link_or_copy
+
+MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+    "PPM": "image/x-portable-anymap",
+    "AVIF": "image/avif",
+}
+
+
+@dataclass
+class Images:
+    """The images of a directory, as one process gives them to rows."""
+
+    dataset: Dataset
+    _folders: set[str] = field(default_factory=set)
+
+    def size(self, name: str) -> int:
+        """Bytes of an image file.
+
+        Raises:
+            UserError: there is no such file, or it is not a regular one.
+        """
+        path = self.dataset.image_path(name)
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise unreadable(path, error) from None
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an image, as they are in its file.
+
+        Raises:
+            UserError: it cannot be read, or is not an image in a supported format.
+        """
+        path = self.dataset.image_path(name)
+        try:
+            data = read_image_file(path)
+            identify_readable(data)
+        except UnreadableImageError as error:
+            raise UserError(
+                f"{path}: {error}; `phi3v-data validate {self.dataset.directory}` lists all such images"
+            ) from None
+        except OSError as error:
+            raise unreadable(path, error) from None
+        return data
+
+    def kind(self, name: str) -> str:
+        """Format of an image by its content: a key of `MEDIA_TYPES`."""
+        path = self.dataset.image_path(name)
+        try:
+            return identify_readable(read_image_file(path, head=True))
+        except UnreadableImageError as error:
+            raise UserError(
+                f"{path}: {error}; `phi3v-data validate {self.dataset.directory}` lists all such images"
+            ) from None
+        except OSError as error:
+            raise unreadable(path, error) from None
+
+    def data_url(self, name: str) -> str:
+        """The image as a data URL."""
+        data = self.read(name)
+        return f"data:{MEDIA_TYPES[identify_readable(data)]};base64,{b64encode(data).decode('ascii')}"
+
+    def place(self, name: str, folder: Path, mode: ImageMode) -> bool:
+        """Link or copy an image to `folder/name`; False if it is there already.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        source = self.dataset.image_path(name)
+        target = f"{folder}/{name}"
+        where = target.rpartition("/")[0]
+        if where not in self._folders:
+            os.makedirs(where, exist_ok=True)
+            self._folders.add(where)
+        if os.path.exists(target):
+            return False
+        try:
+            link_or_copy(source, target, link=mode == ImageMode.link)
+        except FileExistsError:  # another process was first
+            return False
+        except OSError as error:
+            if error.filename is not None and os.fspath(error.filename) == os.fspath(source):
+                raise unreadable(source, error) from None
+            raise
+        return True
+
+    def reference(self, name: str, refs: ImageRefs, url_prefix: str) -> str:
+        """The reference of an image in a row."""
+        if refs == ImageRefs.data:
+            return self.data_url(name)
+        if refs == ImageRefs.url:
+            return url_prefix + (quote(name) if "://" in url_prefix else name)
+        return f"images/{name}"

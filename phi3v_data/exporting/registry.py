@@ -1,0 +1,34 @@
+"""Finds the exporter of a format by name."""
+
+from difflib import get_close_matches
+
+from phi3v_data.errors import NotFoundError
+from phi3v_data.exporting.exporter import Exporter
+from phi3v_data.exporting.request import ExportRequest
+from phi3v_data.exporting.row_files import OpenAIFiles, RowFiles, ShareGPTFiles
+from phi3v_data.formats.registry import get_format
+
+EXPORTERS: dict[str, type[Exporter]] = {
+    "llava": RowFiles,
+    "sharegpt": ShareGPTFiles,
+    "swift": RowFiles,
+    "openai": OpenAIFiles,
+    "trl": RowFiles,
+    "qwen": RowFiles,
+    "axolotl": RowFiles,
+}
+"""Every format that can be written -> how its rows become files."""
+
+
+def make_exporter(name: str, request: ExportRequest) -> Exporter:
+    """The exporter of a format.
+
+    Raises:
+        NotFoundError: there is no such format.
+        UserError: the request has a setting that the format does not have.
+    """
+    if name not in EXPORTERS:
+        near = get_close_matches(name, EXPORTERS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the formats are {', '.join(EXPORTERS)}"
+        raise NotFoundError(f"no format '{name}' to export to; {hint}")
+    return EXPORTERS[name](request, get_format(name)())

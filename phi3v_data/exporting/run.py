@@ -1,0 +1,259 @@
+"""The path from a directory to an export: check every row, then write them aside, then rename."""
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.dataset import Dataset, Split
+from phi3v_data.engine.base import Tick
+from phi3v_data.engine.local import LocalEngine
+from phi3v_data.errors import UserError
+from phi3v_data.exporting.exporter import Exporter, Part
+from phi3v_data.exporting.folder import check_free, new_folder, write_record
+from phi3v_data.exporting.images import Images
+from phi3v_data.exporting.losses import NO_ANSWER
+from phi3v_data.exporting.registry import make_exporter
+from phi3v_data.exporting.request import ExportRequest, ExportResult, Loss, Tally
+from phi3v_data.exporting.row_files import PARTS
+from phi3v_data.formats.chat import Chat
+from phi3v_data.formats.turns import to_chat
+from phi3v_data.schema import Sample
+from phi3v_data.sets.writing import check_places
+
+Progress: TypeAlias = Callable[[str, int, int | None], None]
+
+PART_BYTES = 4 << 20
+"""JSON bytes of the rows that one process takes at a time."""
+
+
+class LossyError(Exception):
+    """The format cannot carry some rows; nothing was written.
+
+    Attributes:
+        title: the tools that read the format.
+        lost: what would be lost, by code.
+    """
+
+    def __init__(self, title: str, lost: dict[str, Loss]) -> None:
+        super().__init__(", ".join(lost))
+        self.title = title
+        self.lost = lost
+
+
+def export_set(
+    name: str,
+    directory: str | Path,
+    path: str | Path,
+    request: ExportRequest | None = None,
+    *,
+    overwrite: bool = False,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write a directory in the format of another tool.
+
+    Args:
+        name: the format, a key of `EXPORTERS`.
+        workers: processes; 0 or 1 runs in this one. The files do not depend on it.
+
+    Raises:
+        LossyError: the format cannot carry some rows; not raised if the request is `lossy`.
+        UserError: a row or an image cannot be read, or `path` is not free.
+    """
+    exporter = make_exporter(name, request or ExportRequest())
+    dataset = Dataset(directory)
+    target = check_places(Path(path), [Path(directory)])
+    check_free(target, overwrite=overwrite)
+    run = _Run(dataset, exporter, workers, progress or (lambda stage, done, total: None))
+    tally, sizes = run.check()
+    if tally.lost and not exporter.request.lossy:
+        raise LossyError(exporter.readers, tally.lost)
+    run.exporter = exporter.with_fields(frozenset(tally.present))
+    with new_folder(target, overwrite=overwrite) as stage:
+        parts = run.parts(sizes)
+        rows, num_images = run.write(parts, stage)
+        notes = run.exporter.finish(stage, dataset, parts, rows)
+        result = ExportResult(target, rows, num_images, tally.lost, tally.warnings, tally.left_out, notes)
+        write_record(stage, _record(name, exporter, result))
+    return result
+
+
+def _record(name: str, exporter: Exporter, result: ExportResult) -> dict[str, object]:
+    return {
+        "export": name,
+        "image_refs": exporter.image_refs.value if exporter.image_refs else "inside",
+        "rows": dict(result.rows),
+        "images": result.images,
+        "lost": {code: loss.rows for code, loss in result.lost.items()},
+        "warnings": {code: loss.rows for code, loss in result.warnings.items()},
+        "not_carried": dict(result.left_out),
+    }
+
+
+@dataclass
+class _Run:
+    """One export."""
+
+    dataset: Dataset
+    exporter: Exporter
+    workers: int
+    progress: Progress
+
+    def check(self) -> tuple[Tally, dict[str, npt.NDArray[np.int64]]]:
+        """Go through all rows without writing: their counts, and the size of each; -1 for a row to be left out."""
+        tally = Tally()
+        sizes: dict[str, list[npt.NDArray[np.int64]]] = {split: [] for split in self.dataset}
+        parts = self.even_parts()
+        for part, (counts, found) in self.each(_Check(self.dataset, self.exporter), parts, "check"):
+            tally.add(counts)
+            sizes[part.split].append(np.frombuffer(found, np.int64))
+        return tally, {split: np.concatenate([*found, np.empty(0, np.int64)]) for split, found in sizes.items()}
+
+    def write(self, parts: Sequence[Part], stage: Path) -> tuple[dict[str, int], int]:
+        """Write all parts: rows by split, and the number of images."""
+        if not self.exporter.sharded:
+            (stage / PARTS).mkdir()
+        rows = dict.fromkeys(self.dataset, 0)
+        num_images = 0
+        for part, (count, images) in self.each(_Write(self.dataset, self.exporter, stage), parts, "write"):
+            rows[part.split] += count
+            num_images += images
+        return rows, num_images
+
+    def parts(self, sizes: dict[str, npt.NDArray[np.int64]]) -> list[Part]:
+        """The parts to be written."""
+        if not self.exporter.sharded:
+            return self.even_parts()
+        limit = self.exporter.request.shard_bytes
+        return [part for split, found in sizes.items() for part in _cut(split, np.maximum(found, 0), limit)]
+
+    def even_parts(self) -> list[Part]:
+        """Parts with about equal bytes of JSON."""
+        return [part for name in self.dataset for part in _cut(name, self.dataset[name].row_bytes(), PART_BYTES)]
+
+    def each(self, work: Any, parts: Sequence[Part], stage: str) -> Iterator[tuple[Part, Any]]:
+        """Each part with its result, in order."""
+        total = sum(part.stop - part.start for part in parts)
+        done = 0
+        engine = LocalEngine(0 if self.workers < 2 or len(parts) < 3 else min(self.workers, len(parts)))
+        with closing(engine.run(work, parts)) as results:
+            for part, result in results:
+                done += part.stop - part.start
+                self.progress(stage, done, total)
+                yield part, result
+
+
+def _cut(split: str, sizes: npt.NDArray[np.int64], limit: int) -> list[Part]:
+    """Ranges of rows of at most `limit` bytes each, or of one row."""
+    ends = np.cumsum(sizes)
+    bounds = [0]
+    while bounds[-1] < len(sizes):
+        start = bounds[-1]
+        before = int(ends[start - 1]) if start else 0
+        bounds.append(max(start + 1, int(np.searchsorted(ends, before + limit, side="right"))))
+    number = len(bounds) - 1
+    return [Part(split, at, number, start, stop) for at, (start, stop) in enumerate(pairwise(bounds))]
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Reads the rows of a part and tells what is lost; writes nothing."""
+
+    dataset: Dataset
+    exporter: Exporter
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Part, Tick], tuple[Tally, bytes]]]:
+        images = Images(self.dataset)
+        yield lambda part, tick: self.run(part, images)
+
+    def run(self, part: Part, images: Images) -> tuple[Tally, bytes]:
+        tally = Tally()
+        sizes = array("q")
+        split = self.dataset[part.split]
+        row_bytes = split[part.start : part.stop].row_bytes().tolist()
+        for number, sample in _samples(split, part):
+            size = row_bytes[number - part.start] + sum(map(images.size, sample.images))
+            chat = to_chat(sample, str)
+            written = self.exporter.row_format.write(chat)
+            lost = (NO_ANSWER,) if has_no_answer(sample) else written.lost
+            tally.rows += 1
+            for codes, counts in ((lost, tally.lost), (written.warnings, tally.warnings)):
+                for code in codes:
+                    counts.setdefault(code, Loss(0, part.split, sample.id)).rows += 1
+            for name in written.left_out:
+                tally.left_out[name] = tally.left_out.get(name, 0) + 1
+            tally.present.update(optional_fields(chat))
+            sizes.append(-1 if NO_ANSWER in lost else size)
+        return tally, sizes.tobytes()
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Writes the rows of a part."""
+
+    dataset: Dataset
+    exporter: Exporter
+    stage: Path
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Part, Tick], tuple[int, int]]]:
+        images = Images(self.dataset)
+        yield lambda part, tick: self.run(part, images)
+
+    def run(self, part: Part, images: Images) -> tuple[int, int]:
+        count = 0
+
+        def rows() -> Iterator[tuple[Sample, dict[str, Any]]]:
+            nonlocal count
+            for _, sample in _samples(self.dataset[part.split], part):
+                if has_no_answer(sample):
+                    continue
+                chat = to_chat(sample, lambda name: self.exporter.refer(name, images, self.stage))
+                count += 1
+                yield sample, self.exporter.row_format.write(chat).row
+
+        num_images = self.exporter.write_part(part, rows(), images, self.stage)
+        return count, num_images
+
+
+def _samples(split: Split, part: Part) -> Iterator[tuple[int, Sample]]:
+    """Number and sample of each row of a part.
+
+    Raises:
+        UserError: a row cannot be read, or its `image_offsets` do not fit its text and images.
+    """
+    for number in range(part.start, part.stop):
+        sample = split[number]
+        for turn, value in enumerate(sample.conversations):
+            offsets = value.image_offsets
+            if offsets and (
+                len(offsets) != len(value.images) or list(offsets) != sorted(offsets) or offsets[-1] > len(value.user)
+            ):
+                file, line = split.location(number)
+                raise UserError(
+                    f"{split.directory / file}:{line}: conversations[{turn}].image_offsets do not fit the text and its "
+                    f"images; `phi3v-data validate {split.directory}` lists all such rows"
+                )
+        yield number, sample
+
+
+def has_no_answer(sample: Sample) -> bool:
+    """Whether an answer is empty, as in a split for prediction."""
+    return any(not turn.assistant.strip() for turn in sample.conversations)
+
+
+def optional_fields(chat: Chat) -> Iterator[str]:
+    """Optional fields that a conversation has."""
+    for name in ("id", "answers", "group", "meta"):
+        if getattr(chat, name):
+            yield name
+    if any(message.weight == 0 for message in chat.messages):
+        yield "weight"

@@ -1,0 +1,317 @@
+"""`phi3v-data export`: files, refusals, losses, images, atomicity."""
+
+import base64
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from five_samples import FIVE, write_set
+
+from phi3v_data.cli.app import COMMANDS
+from phi3v_data.cli.base import make_group
+from phi3v_data.errors import BusyError, UserError
+from phi3v_data.exporting import ExportRequest, LossyError, export_set, folder, run
+from phi3v_data.exporting.request import ImageMode, ImageRefs
+from phi3v_data.lock import lock_file
+from phi3v_data.schema import Sample, Turn
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `phi3v-data export WORDS`."""
+    group = make_group("phi3v-data", "", COMMANDS)
+    with pytest.raises(SystemExit) as stop:
+        group.main(args=["export", *map(str, words)], prog_name="phi3v-data")
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = (
+        json.loads(text) if path.suffix == ".json" else list(map(json.loads, text.splitlines()))
+    )
+    return rows
+
+
+def all_files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def many(number: int) -> list[Sample]:
+    return [
+        Sample(
+            id=f"row-{index}",
+            source="many",
+            conversations=(Turn(images=(f"{index % 7}.png",), user=f"Row {index}?", assistant="é" * (index % 50 + 1)),),
+        )
+        for index in range(number)
+    ]
+
+
+def test_sharegpt_is_written_with_dataset_info_that_names_every_column_and_tag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_set(tmp_path / "five")
+    code, out, _ = command(capsys, "sharegpt", source, "--out", tmp_path / "out")
+    assert (code, out) == (0, f"{tmp_path / 'out'}: 5 rows (train 5), 4 images\n")
+    rows = rows_of(tmp_path / "out" / "train.json")
+    assert rows[1] == {
+        "id": "chat-0002",
+        "messages": [
+            {"role": "user", "content": "<image>\n<image>\nWhich of the two shows money?"},
+            {"role": "assistant", "content": "The second."},
+        ],
+        "images": ["images/cup.jpg", "images/money/coins.png"],
+    }
+    assert rows[4]["messages"][0] == {"role": "system", "content": "You are terse. Answer in one word."}
+    assert json.loads((tmp_path / "out" / "dataset_info.json").read_text()) == {
+        "five_train": {
+            "file_name": "train.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "images": "images"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+                "observation_tag": "observation",
+                "function_tag": "function_call",
+                "system_tag": "system",
+            },
+        }
+    }
+    images = source / "images"
+    assert {name: data for name, data in all_files(tmp_path / "out").items() if name.startswith("images/")} == {
+        f"images/{path.relative_to(images)}": path.read_bytes() for path in images.rglob("*.*")
+    }
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen"])
+def test_a_loss_refuses_the_export_before_anything_is_written(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_set(tmp_path / "five")
+    code, out, _ = command(capsys, name, source, "--out", tmp_path / "out")
+    assert code == 1
+    assert out.splitlines()[0].startswith("system-message: 1 row with a system message")
+    assert "'chat-0005' of split train" in out.splitlines()[0]
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'out'}: nothing was written")
+    assert sorted(os.listdir(tmp_path)) == ["five"]
+
+    code, out, err = command(capsys, name, source, "--out", tmp_path / "out", "--lossy")
+    assert (code, out) == (0, f"{tmp_path / 'out'}: 5 rows (train 5), 4 images; lost: system-message 1\n")
+    assert err.startswith("note: system-message: 1 row: the system message goes before the first user text")
+    record = json.loads((tmp_path / "out" / ".phi3v" / "export.json").read_text())
+    assert record["lost"] == {"system-message": 1}
+
+
+def test_every_reason_is_counted_with_its_first_row_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    rows = [
+        Sample(id="a", source="s", conversations=(Turn(user="hi", assistant="ho"),)),
+        Sample(
+            id="b",
+            source="s",
+            system="Be kind.",
+            conversations=(Turn(user="<image>?", assistant="x", weight=0), Turn(user="u", assistant="v")),
+        ),
+        Sample(id="c", source="s", conversations=(Turn(user="see", assistant="an <image>"),)),
+    ]
+    source = write_set(tmp_path / "set", rows)
+    write_set(source, [Sample(id="d", source="s", conversations=(Turn(user="q", assistant=""),))], "test")
+    with pytest.raises(LossyError) as stop:
+        export_set("llava", source, tmp_path / "out")
+    assert {code: (loss.rows, loss.split, loss.id) for code, loss in stop.value.lost.items()} == {
+        "system-message": (1, "train", "b"),
+        "weight": (1, "train", "b"),
+        "placeholder-in-text": (2, "train", "b"),
+        "no-answer": (1, "test", "d"),
+    }
+    result = export_set("llava", source, tmp_path / "out", ExportRequest(lossy=True))
+    assert dict(result.rows) == {"train": 3, "test": 0}
+    assert rows_of(tmp_path / "out" / "test.json") == []
+    assert rows_of(tmp_path / "out" / "train.json")[2]["conversations"][1]["value"] == "an < image>"
+
+
+def test_fields_that_a_format_does_not_carry_are_counted_and_others_are_columns_of_every_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = Sample(id="a", source="s", conversations=(Turn(user="hi", assistant="ho"),))
+    full = Sample(
+        id="b",
+        source="s",
+        conversations=(Turn(user="u", assistant="v", weight=0), Turn(user="w", assistant="x")),
+        answers=("x", "y"),
+        group="g",
+        meta={"key": 1, "other": None},
+    )
+    source = write_set(tmp_path / "set", [plain, full])
+    code, out, _ = command(capsys, "openai", source, "--out", tmp_path / "openai")
+    assert code == 0
+    assert out.endswith("not carried: id 2, answers 1, group 1, meta 1\n")
+    assert [set(row) for row in rows_of(tmp_path / "openai" / "train.jsonl")] == [{"messages"}, {"messages"}]
+    assert command(capsys, "swift", source, "--out", tmp_path / "swift")[0] == 0
+    first, second = rows_of(tmp_path / "swift" / "train.jsonl")
+    assert first.keys() == second.keys()
+    assert (first["answers"], first["group"], first["meta"]) == ([], "", "")
+    assert (second["answers"], second["group"], second["meta"]) == (["x", "y"], "g", '{"key": 1, "other": null}')
+    losses = [message.get("loss") for row in (first, second) for message in row["messages"]]
+    assert losses == [None, True, None, False, None, True]
+
+
+def test_images_are_data_urls_with_their_original_bytes(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "five")
+    result = export_set("openai", source, tmp_path / "out")
+    assert result.images == 6
+    assert not (tmp_path / "out" / "images").exists()
+    urls = [
+        part["image_url"]["url"]
+        for row in rows_of(tmp_path / "out" / "train.jsonl")
+        for message in row["messages"]
+        if isinstance(message["content"], list)
+        for part in message["content"]
+        if part["type"] == "image_url"
+    ]
+    names = [name for sample in FIVE for name in sample.images]
+    for url, name in zip(urls, names, strict=True):
+        head, _, data = url.partition(",")
+        assert head == f"data:image/{'png' if name.endswith('png') else 'jpeg'};base64"
+        assert base64.b64decode(data) == (source / "images" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [("https://example.com/i/", "https://example.com/i/a%20b%23.png"), ("/data/my set/", "/data/my set/a b#.png")],
+)
+def test_images_are_named_by_prefix_and_path(prefix: str, expected: str, tmp_path: Path) -> None:
+    row = Sample(id="a", source="s", conversations=(Turn(images=("a b#.png",), user="u", assistant="v"),))
+    source = write_set(tmp_path / "set", [row])
+    request = ExportRequest(image_refs=ImageRefs.url, url_prefix=prefix)
+    export_set("axolotl", source, tmp_path / "out", request)
+    block = rows_of(tmp_path / "out" / "train.jsonl")[0]["messages"][0]["content"][0]
+    assert block == {"type": "image", "url" if "://" in prefix else "path": expected}
+    assert not (tmp_path / "out" / "images").exists()
+
+
+@pytest.mark.parametrize(("mode", "same"), [(ImageMode.link, True), (ImageMode.copy, False)])
+def test_images_are_linked_or_copied(mode: ImageMode, same: bool, tmp_path: Path) -> None:
+    source = write_set(tmp_path / "five")
+    export_set("trl", source, tmp_path / "out", ExportRequest(images=mode))
+    pair = source / "images" / "cat.jpg", tmp_path / "out" / "images" / "cat.jpg"
+    assert pair[0].samefile(pair[1]) is same
+    assert pair[0].read_bytes() == pair[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sharegtp", "DIR", "--out", "OUT"], "no format 'sharegtp' to export to; did you mean sharegpt?"),
+        (["llava", "DIR", "--out", "DIR/out"], "must not be inside each other"),
+        (["llava", "DIR", "--out", "OUT", "--image_refs", "url"], "--image_refs url needs --url_prefix"),
+        (["llava", "DIR", "--out", "OUT", "--url_prefix", "https://a/"], "is needed for --url_prefix"),
+        (["llava", "NONE", "--out", "OUT"], "no such directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    words: Sequence[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_set(tmp_path / "five")
+    places = {"DIR": str(source), "OUT": str(tmp_path / "out"), "NONE": str(tmp_path / "none")}
+    given = [places.get(word, word).replace("DIR/", f"{source}/") for word in words]
+    code, out, err = command(capsys, *given)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_image_and_wrong_offsets_are_named(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "five")
+    (source / "images" / "cup.jpg").unlink()
+    with pytest.raises(UserError, match=r"images/cup\.jpg: cannot be read"):
+        export_set("trl", source, tmp_path / "out")
+    wrong = {"images": ["cat.jpg"], "user": "abc", "assistant": "d", "image_offsets": [4]}
+    row = {"id": "x", "source": "s", "conversations": [wrong]}
+    (source / "train.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"train\.jsonl:1: conversations\[0\]\.image_offsets do not fit"):
+        export_set("trl", source, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["five"]
+
+
+def test_an_export_is_replaced_only_on_request_and_nothing_else_is(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "five")
+    out = tmp_path / "out"
+    export_set("trl", source, out)
+    before = all_files(out)
+    with pytest.raises(UserError, match="has an export already; --overwrite"):
+        export_set("swift", source, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"has 'notes\.txt', which the export did not write"):
+        export_set("swift", source, out, overwrite=True)
+    (out / "notes.txt").unlink()
+    assert all_files(out) == before
+    export_set("swift", source, out, overwrite=True)
+    assert json.loads((out / ".phi3v" / "export.json").read_text())["export"] == "swift"
+    (tmp_path / "folder").mkdir()
+    export_set("swift", source, tmp_path / "folder")  # an empty folder may be there
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="a folder that no export wrote"):
+        export_set("swift", source, tmp_path / "home", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["five", "folder", "home", "out"]
+
+
+def test_a_failure_while_writing_leaves_the_old_export_and_nothing_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_set(tmp_path / "five")
+    out = tmp_path / "out"
+    export_set("trl", source, out)
+    before = all_files(out)
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "sync_disk", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_set("swift", source, out, overwrite=True)
+    assert all_files(out) == before
+    assert sorted(os.listdir(tmp_path)) == ["five", "out"]
+
+
+def test_the_next_export_clears_what_a_killed_one_left(tmp_path: Path) -> None:
+    """A stage is removed; an old export that was moved aside for a new one that never came is put back."""
+    source = write_set(tmp_path / "five")
+    out = tmp_path / "out"
+    export_set("trl", source, out)
+    before = all_files(out)
+    os.rename(out, tmp_path / ".out.export.old")
+    (tmp_path / ".out.export-1").mkdir()
+    (tmp_path / ".out.export-1" / "train.jsonl").write_text("{")
+    (tmp_path / ".out.export.lock").touch()
+    with pytest.raises(UserError, match="has an export already"):
+        export_set("swift", source, out)
+    assert all_files(out) == before
+    assert sorted(os.listdir(tmp_path)) == ["five", "out"]
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "five")
+    with lock_file(tmp_path / ".out.export.lock", ""), pytest.raises(BusyError, match="another export writes to it"):
+        export_set("trl", source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["sharegpt", "swift"])
+def test_files_do_not_depend_on_parts_and_workers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_set(tmp_path / "many", many(100))
+    write_set(source, many(3), "val")
+    whole = export_set(name, source, tmp_path / "whole")
+    monkeypatch.setattr(run, "PART_BYTES", 2000)
+    parted = export_set(name, source, tmp_path / "parts", workers=2)
+    assert all_files(tmp_path / "parts") == all_files(tmp_path / "whole")
+    assert (whole.rows, whole.images) == (parted.rows, parted.images) == ({"train": 100, "val": 3}, 7)
+    rows = rows_of(tmp_path / "parts" / ("train.json" if name == "sharegpt" else "train.jsonl"))
+    assert [row["id"] for row in rows] == [f"row-{index}" for index in range(100)]
