@@ -1,4 +1,4 @@
-"""What is asked of an export, and what came of it."""
+"""The settings of an export, and its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class ExportRequest:
 
 @dataclass(slots=True)
 class Loss:
-    """What happened to rows for one reason.
+    """Rows that a reason applies to.
 
     Attributes:
         rows: number of rows.
