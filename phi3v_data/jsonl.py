@@ -75,6 +75,11 @@ def read_blocks(
         yield from _blocks(chunks, max_line_bytes, count_lines, start)
 
 
+def stream_blocks(file: BinaryIO, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Yield the rest of an open file as `read_blocks` does."""
+    yield from _blocks(_chunks(file, block_bytes, None), MAX_LINE_BYTES, _count_lines, 0)
+
+
 def cut_file(path: str | Path, part_bytes: int) -> list[tuple[int, int]]:
     """The ranges (start, end) of a file, about `part_bytes` each, that begin and end at lines. Raises OSError."""
     size = os.stat(path).st_size

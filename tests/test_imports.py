@@ -35,7 +35,7 @@ DATA_FLOORS = (
     ("tokens",),
     ("media",),
     ("problems",),
-    ("schema", "unfinished", "jsonl", "splits", "encodings", "lock"),
+    ("schema", "unfinished", "json_text", "jsonl", "splits", "encodings", "lock"),
     ("files", "user_code"),
     ("console",),
     ("mounts", "markdown", "streams", "metric_names"),

@@ -4,13 +4,12 @@ The valid fields of the row are kept (`keep_valid_fields`), so that its id, text
 """
 
 import difflib
-import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
 
+from phi3v_data.json_text import LENIENT, JsonFault, field_path, read_json
 from phi3v_data.jsonl import BOM, MAX_LINE_BYTES, Line
 from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.schema import Sample, Turn
@@ -26,45 +25,6 @@ _WANTED = {
     "greater_than_equal": "a whole number from 0 on",
 }
 _WEIGHT = "0 (context only) or 1 (trained)"
-
-
-class _Pairs(dict[str, Any]):
-    """A JSON object that records duplicate keys."""
-
-    duplicates: tuple[str, ...] = ()
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = _Pairs(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice: dict[str, None] = {}
-        for key, _ in pairs:
-            if key in seen:
-                twice[key] = None
-            seen.add(key)
-        result.duplicates = tuple(twice)
-    return result
-
-
-def _whole_number(digits: str) -> int | float:
-    return int(digits) if len(digits) <= 4300 else math.inf  # the interpreter's limit on digits
-
-
-_LOADER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=_whole_number, strict=False)
-_STRICT = json.JSONDecoder()
-
-
-def field_path(parts: tuple[str | int, ...]) -> str:
-    """`("conversations", 0, "user")` as `conversations[0].user`."""
-    text = ""
-    for part in parts:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            name = escaped(part[:60])
-            text += f".{name}" if text else name
-    return text
 
 
 class BadRows:
@@ -87,106 +47,40 @@ class BadRows:
                 hint="is an image embedded as text? store it under images/ and refer to it by path",
             )
             return None
-        data = line.data
-        if data.startswith(BOM):
-            data = data[len(BOM) :]
-            add("bom", "the line starts with a byte order mark", file=self.file, line=number)
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            add(
-                "invalid-utf8",
-                f"byte {error.start} of the line (0x{data[error.start]:02x}) is not UTF-8",
-                file=self.file,
-                line=number,
-                hint="the text was saved in another encoding, often latin-1 or cp1252: convert the file to UTF-8",
-            )
-            text = data.decode(errors="replace")
-        if not text.strip(" \t\r\n\v\f"):
-            add("blank-line", "the line is blank", file=self.file, line=number)
-            return None
-        value = self._parse(text, number)
+        value, faults = read_json(line.data)
+        if value is None or not isinstance(value[0], dict):
+            self._add(faults, {"file": self.file, "line": number})
         if value is None:
             return None
         if not isinstance(value[0], dict):
+            in_array = isinstance(value[0], list)
             add(
                 "json-not-object",
                 f"a row must be an object, not {_kind(value[0])}",
                 file=self.file,
                 line=number,
-                hint="is the whole file one JSON array? write one object per line" if text.lstrip()[0] == "[" else "",
+                hint="is the whole file one JSON array? write one object per line" if in_array else "",
             )
             return None
-        self._check_object(value[0], number)
+        self._check_object(value[0], number, faults)
         return keep_valid_fields(value[0])
 
-    def _parse(self, text: str, number: int) -> tuple[Any] | None:
-        """Parse the line and report syntax errors; return its value in a tuple (it may be null), or None."""
-        try:
-            value = _LOADER.decode(text)
-        except json.JSONDecodeError as error:
-            hint = ""
-            if error.msg == "Extra data":
-                hint = "two objects on one line? put a line end between them"
-            elif error.pos >= len(text.rstrip()):
-                hint = "the line ends too early: was the file cut off, or the object spread over several lines?"
-            self.findings.add(
-                "json-syntax",
-                f"not JSON at character {error.pos + 1}: {error.msg}",
-                file=self.file,
-                line=number,
-                hint=hint,
-            )
-            return None
-        except RecursionError:
-            self.findings.add("json-syntax", "arrays or objects nested too deeply", file=self.file, line=number)
-            return None
-        if any(char < " " for char in text.strip(" \t\r\n")):
-            self._check_raw_control(text, number)
-        return (value,)
+    def _add(self, faults: Iterable[JsonFault], place: dict[str, Any]) -> None:
+        for fault in faults:
+            field = field_path(fault.path) if fault.path else None
+            self.findings.add(fault.code, fault.message, **place, field=field, hint=fault.hint)
 
-    def _check_raw_control(self, text: str, number: int) -> None:
-        """Report raw control characters inside strings, which JSON requires to be escaped."""
-        try:
-            _STRICT.decode(text)
-        except json.JSONDecodeError as error:
-            if error.msg.startswith("Invalid control character"):
-                self.findings.add(
-                    "json-syntax",
-                    f"a raw control character {shown(text[error.pos : error.pos + 1])} at character {error.pos + 1}",
-                    file=self.file,
-                    line=number,
-                    hint="inside a string, write it as an escape such as \\n or \\t",
-                )
-        except (ValueError, RecursionError):
-            return
-
-    def _check_object(self, value: dict[str, Any], number: int) -> None:
+    def _check_object(self, value: dict[str, Any], number: int, faults: list[JsonFault]) -> None:
         row_id = value.get("id")
         place: dict[str, Any] = {
             "file": self.file,
             "line": number,
             "id": row_id if isinstance(row_id, str) else None,
         }
-        infinite: set[tuple[str | int, ...]] = set()
-        for path, item in _walk(value):
-            if isinstance(item, _Pairs):
-                for key in item.duplicates:
-                    self.findings.add(
-                        "duplicate-key",
-                        f"the key {shown(key)} is in the object twice; readers keep only one of the values",
-                        **place,
-                        field=field_path((*path, key)),
-                    )
-            elif isinstance(item, float) and not math.isfinite(item):
-                infinite.add(path)
-                self.findings.add(
-                    "non-finite-number",
-                    f"{item} is not a valid number in JSON",
-                    **place,
-                    field=field_path(path),
-                    hint="use null or leave the key out",
-                )
+        of_text = {"file": self.file, "line": number}
+        for fault in faults:
+            self._add([fault], place if fault.path else of_text)
+        infinite = {fault.path for fault in faults if fault.code == "non-finite-number"}
         try:
             sample = Sample.model_validate(value)
         except ValidationError as error:
@@ -347,7 +241,7 @@ def image_fields(value: object) -> Iterator[tuple[str, str]]:
 def load_row(data: bytes) -> dict[str, Any]:
     """Decode a line that was read before; empty if it has changed and is not a row any more."""
     try:
-        value = _LOADER.decode(data.removeprefix(BOM).decode(errors="replace"))
+        value = LENIENT.decode(data.removeprefix(BOM).decode(errors="replace"))
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -369,18 +263,6 @@ def _scalars(value: object) -> dict[str, Any]:
 def _turn_images(turn: dict[str, Any]) -> list[tuple[int, str]]:
     images = turn.get("images")
     return [(i, path) for i, path in enumerate(images) if isinstance(path, str)] if isinstance(images, list) else []
-
-
-def _walk(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Yield every value of a JSON document with its path, without recursion, since the depth is not limited."""
-    stack: list[tuple[tuple[str | int, ...], Any]] = [(path, value)]
-    while stack:
-        path, item = stack.pop()
-        yield path, item
-        if isinstance(item, dict):
-            stack.extend(((*path, key), child) for key, child in reversed(item.items()))
-        elif isinstance(item, list):
-            stack.extend(((*path, index), child) for index, child in reversed(list(enumerate(item))))
 
 
 def _at(value: Any, path: tuple[str | int, ...]) -> Any:

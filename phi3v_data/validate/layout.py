@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from phi3v_data.dataset import list_directory
 from phi3v_data.files import is_closed, open_regular, read_regular, reading_hint
+from phi3v_data.json_text import field_path
 from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
 from phi3v_data.splits import NOT_SPLITS, Splits, find_splits
 from phi3v_data.unfinished import MANIFEST, refuse_interrupted, refuse_marker, refuse_unfinished
-from phi3v_data.validate.badrow import field_path
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
 

@@ -1,0 +1,96 @@
+"""Rows of a text file as bytes, many at a time: where each is, and its value."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.json_text import JsonFault, is_whole, read_json
+
+Ints = npt.NDArray[np.int64]
+
+_VALUES = msgspec.json.Decoder(list[Any])
+_OPEN, _CLOSE, _CR = b"{}\r"
+
+
+class ListDecoder(Protocol):
+    """Decodes a JSON array of rows: `msgspec.json.Decoder(list[ROW])`."""
+
+    def decode(self, data: bytes) -> list[Any]: ...
+
+
+@dataclass(slots=True)
+class RowBlock:
+    """Whole rows of a file; row i is `data[starts[i]:ends[i]]`, on line `lines[i]`, and may be broken.
+
+    `offset` is the place of `data` in the (decompressed) file. `faults` are those of no row, with their lines.
+    """
+
+    data: bytes
+    offset: int
+    starts: Ints
+    ends: Ints
+    lines: Ints
+    faults: list[tuple[int, JsonFault]]
+    in_lines: bool  # one row per line; else rows are the elements of an array
+    is_plain: bool  # nothing but commas, or line ends, between rows
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def text(self, index: int) -> bytes:
+        """The bytes of a row."""
+        return self.data[self.starts[index] : self.ends[index]]
+
+    @property
+    def name(self) -> str:
+        """The name of a row's text in messages."""
+        return "line" if self.in_lines else "row"
+
+    def decode(self, decoder: ListDecoder) -> list[Any] | None:
+        """All rows at once; None if any of them needs a closer look. Does not notice duplicate keys."""
+        if not self.is_plain or not len(self):
+            return None
+        data = self.data[self.starts[0] : self.ends[-1]]
+        if self.in_lines:
+            if not self._has_one_object_per_line():
+                return None
+            data = data.replace(b"\n", b",")  # a line end inside a string is an error either way: a raw one is invalid
+        try:
+            values = decoder.decode(b"[" + data + b"]")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        return values if len(values) == len(self) else None
+
+    def values(self) -> Iterator[tuple[tuple[Any] | None, list[JsonFault]]]:
+        """Value (in a tuple, as it may be null) and faults of each row, as `json_text.read_json`."""
+        values = self.decode(_VALUES)
+        if values is not None and is_whole(self.data[self.starts[0] : self.ends[-1]], values):
+            for value in values:
+                yield (value,), []
+            return
+        for index in range(len(self)):
+            yield read_row(self.text(index), self.name)
+
+    def _has_one_object_per_line(self) -> bool:
+        """No JSON value has a line that ends in } before one that starts with {, so none is on two lines."""
+        array = np.frombuffer(self.data, np.uint8)
+        last = array[self.ends - 1]
+        if _CR in last:
+            last = np.where(last == _CR, array[self.ends - 2], last)
+        return bool((array[self.starts] == _OPEN).all() and (last == _CLOSE).all())
+
+
+_VALUE = msgspec.json.Decoder()
+
+
+def read_row(data: bytes, name: str) -> tuple[tuple[Any] | None, list[JsonFault]]:
+    """`json_text.read_json` of one row; `name` is that of its text in messages."""
+    try:
+        value = _VALUE.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return read_json(data, name)
+    return ((value,), []) if is_whole(data, value) else read_json(data, name)

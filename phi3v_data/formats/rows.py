@@ -1,0 +1,249 @@
+"""Rows of a file of another tool: JSON Lines, a JSON array, gzip of both, parquet.
+
+    for row in read_rows(path):
+        row.place      # where it is: any process can read it again with `place.read()`
+        row.value      # the object, None if it cannot be read
+        row.faults     # what is wrong with its text
+
+Memory is bounded by the longest row and about a megabyte; a row over 64 MB is not read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from phi3v_data.encodings import HEAD_BYTES, encoding_of, file_encoding, open_utf8
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import unreadable
+from phi3v_data.formats.json_array import ArrayReader
+from phi3v_data.formats.row_block import RowBlock, read_row
+from phi3v_data.json_text import BLANK, JsonFault
+from phi3v_data.jsonl import BOM, MAX_LINE_BYTES, Block, stream_blocks
+from phi3v_data.messages import shown
+from phi3v_data.sources.reads import state_of
+from phi3v_data.sources.tables import RowLocation, open_tables
+
+Layout: TypeAlias = Literal["lines", "array", "parquet"]
+
+_LOOK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlace:
+    """Place of a row in a JSON file; picklable. `offset` and `length` are bytes of the decompressed text."""
+
+    file: str
+    line: int
+    offset: int
+    length: int
+    name: str = "line"  # of its text in messages: `row` in an array
+
+    def read(self) -> tuple[Any, list[JsonFault]]:
+        """Read the row again: its value (None if it has none) and the faults of its text. In order, it is fast.
+
+        Raises:
+            UserError: the file is gone, unreadable or shorter.
+        """
+        data = _reader(self.file, state_of(self.file)).read(self.offset, self.length)
+        value, faults = read_row(data, self.name)
+        return (value[0] if value else None), faults
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One row. `line` is its line, or its number from 1 on in a parquet file.
+
+    Without a `place`, there is no row, only faults of the text between rows.
+    """
+
+    line: int
+    place: RowPlace | RowLocation | None
+    value: Any
+    faults: list[JsonFault]
+
+
+@dataclass(frozen=True, slots=True)
+class RowFile:
+    """A file of rows whose layout is known."""
+
+    path: Path
+    layout: Layout
+
+    def blocks(self) -> Iterator[RowBlock]:
+        """Yield the rows of a JSON file as bytes, about a megabyte at a time.
+
+        Raises:
+            UserError: the file cannot be read, or is a damaged gzip file.
+        """
+        try:
+            with open_utf8(self.path) as file:
+                if self.layout == "array":
+                    yield from ArrayReader(file).blocks()
+                else:
+                    yield from map(_line_block, stream_blocks(file, block_bytes=_BLOCK_BYTES))
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+
+    def rows(self) -> Iterator[FileRow]:
+        """Yield the rows in order.
+
+        Raises:
+            UserError: as `blocks`; a parquet file is damaged, or pyarrow is not installed.
+        """
+        if self.layout == "parquet":
+            yield from self._table_rows()
+            return
+        path = str(self.path)
+        for block in self.blocks():
+            for line, fault in block.faults:
+                yield FileRow(line, None, None, [fault])
+            places = zip(block.starts.tolist(), block.ends.tolist(), block.lines.tolist(), strict=True)
+            for (start, end, line), (value, faults) in zip(places, block.values(), strict=True):
+                place = RowPlace(path, line, block.offset + start, end - start, block.name)
+                yield FileRow(line, place, value[0] if value else None, faults)
+
+    def _table_rows(self) -> Iterator[FileRow]:
+        tables = open_tables("parquet", self.path)
+        for split in tables.names():
+            for number, (place, value) in enumerate(zip(tables.places(split), tables.rows(split), strict=True), 1):
+                yield FileRow(number, place, value, [])
+
+
+def read_rows(path: str | Path) -> Iterator[FileRow]:
+    """Yield the rows of a file. Raises as `open_rows` and `RowFile.rows`."""
+    return open_rows(path).rows()
+
+
+def open_rows(path: str | Path) -> RowFile:
+    """Find out how a file holds its rows.
+
+    Raises:
+        NotFoundError: there is no such file.
+        UserError: it cannot be read, or its content is none of JSON Lines, a JSON array and parquet.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise NotFoundError(f"'{path}' does not exist")
+    try:
+        kind = file_encoding(path)
+        if kind == "parquet":
+            return RowFile(path, "parquet")
+        _check_kind(path, kind)
+        with open_utf8(path) as file:
+            head = file.read(_LOOK_BYTES)
+        inner = encoding_of(head[:HEAD_BYTES])
+        _check_kind(path, "" if kind == "gzip" and inner == "gzip" else inner)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return RowFile(path, _layout(path, head))
+
+
+def _check_kind(path: Path, kind: str) -> None:
+    if kind not in ("", "gzip"):
+        what = "save it again as UTF-8" if kind.startswith("UTF") else "unpack it"
+        raise UserError(f"'{path}' is {kind}, not JSON Lines, a JSON array, gzip of these, or parquet: {what}")
+
+
+def _layout(path: Path, head: bytes) -> Layout:
+    """Whether a file that begins with `head` is lines or an array."""
+    text = head.removeprefix(BOM).lstrip(BLANK.encode())
+    if not text:
+        raise UserError(f"'{path}' is empty: it has no rows" if len(head) < _LOOK_BYTES else f"'{path}' is blank")
+    first, _, rest = text.partition(b"\n")
+    rest = rest.lstrip(BLANK.encode())
+    if text[:1] == b"[":
+        is_packed = bool(rest) and _is_complete(first) and rest[:1] in (b"[", b"{")
+        return "lines" if is_packed else "array"
+    if text[:1] == b"{":
+        if rest[:1] not in (b"{", b"", b"[") and not _is_complete(first):
+            raise UserError(
+                f"'{path}' is a single JSON object over several lines, not rows: put the rows into an array, or write "
+                "one object per line"
+            )
+        return "lines"
+    hint = "; a CSV table has to be converted first" if path.suffix.lower() in (".csv", ".tsv") else ""
+    raise UserError(
+        f"'{path}' is not JSON Lines, a JSON array, gzip of these, or parquet: it begins with "
+        f"{shown(text[:20].decode(errors='replace'))}{hint}"
+    )
+
+
+def _is_complete(text: bytes) -> bool:
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
+def _line_block(block: Block) -> RowBlock:
+    """The rows of a block of lines; blank lines are faults."""
+    empty = np.zeros(0, np.int64)
+    if block.too_long:
+        fault = JsonFault(
+            "line-too-long",
+            f"the line is over {MAX_LINE_BYTES >> 20} MB and was not read",
+            "is an image embedded as text? store it as a file and refer to it by path",
+        )
+        return RowBlock(block.data, block.offset, empty, empty, empty, [(block.first_line, fault)], True, False)
+    array = np.frombuffer(block.data, np.uint8)
+    ends = np.flatnonzero(array == 10).astype(np.int64)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lines = np.arange(block.first_line, block.first_line + len(ends))
+    faults: list[tuple[int, JsonFault]] = []
+    suspects = np.flatnonzero(array[starts] <= 32)  # white space and what is not JSON
+    blank = [at for at in suspects.tolist() if not block.data[starts[at] : ends[at]].strip(BLANK.encode())]
+    if blank:
+        faults = [(int(lines[at]), JsonFault("blank-line", "the line is blank")) for at in blank]
+        kept = np.ones(len(starts), np.bool_)
+        kept[blank] = False
+        starts, ends, lines = starts[kept], ends[kept], lines[kept]
+    return RowBlock(block.data, block.offset, starts, ends, lines, faults, True, not blank)
+
+
+class _Reader:
+    """Reads parts of one file, forwards; a gzip file is read again from its start to go back."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._file: BinaryIO | None = None
+        self._at = 0
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file, self._at = open_utf8(self._path), 0
+            if self._file.seekable():
+                self._file.seek(offset)
+                self._at = offset
+            elif offset < self._at:
+                self._file.close()
+                self._file, self._at = open_utf8(self._path), 0
+            while self._at < offset:
+                skipped = len(self._file.read(min(offset - self._at, _LOOK_BYTES)))
+                if not skipped:
+                    break
+                self._at += skipped
+            data = self._file.read(length)
+        except OSError as error:
+            raise unreadable(self._path, error) from None
+        self._at += len(data)
+        if len(data) < length:
+            raise UserError(f"'{self._path}' is shorter than it was: it changed while it was read")
+        return data
+
+
+@lru_cache(maxsize=4)
+def _reader(path: str, state: str | None) -> _Reader:
+    """Cached reader; `state` distinguishes the contents of a file before and after it was replaced."""
+    return _Reader(path)
