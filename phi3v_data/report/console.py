@@ -73,12 +73,24 @@ def verdict(report: Report, severities: dict[str, Severity]) -> "Text":
     return Text.assemble(head, f": {report.dir}, {rows}, level {report.level}; {counts or 'no findings'}")
 
 
-def count_severities(report: Report, severities: dict[str, Severity]) -> Counter[Severity]:
-    """Occurrences by severity. If a code has several, unlisted findings count as the most severe one."""
-    totals: Counter[Severity] = Counter(problem.severity for problem in report.problems)
+def count_kinds(report: Report, severities: dict[str, Severity]) -> dict[tuple[str, Severity], int]:
+    """Occurrences by code and severity, the most severe first, then by code.
+
+    Of a code that has several severities, unlisted findings count as the most severe one.
+    """
+    kinds = Counter((problem.code, problem.severity) for problem in report.problems)
     listed = Counter(problem.code for problem in report.problems)
     for code, count in report.summary.problems.items():
-        totals[severities.get(code, "error")] += count - listed[code]
+        kinds[code, severities.get(code, "error")] += count - listed[code]
+    order = sorted((kind for kind in kinds if kinds[kind] > 0), key=lambda kind: (_RANK[kind[1]], kind[0]))
+    return {kind: kinds[kind] for kind in order}
+
+
+def count_severities(report: Report, severities: dict[str, Severity]) -> Counter[Severity]:
+    """Occurrences by severity; see `count_kinds`."""
+    totals: Counter[Severity] = Counter()
+    for (_, severity), count in count_kinds(report, severities).items():
+        totals[severity] += count
     return totals
 
 
@@ -102,8 +114,6 @@ def _print_counts(report: Report, severities: dict[str, Severity], console: "Con
     table.add_column("problem")
     table.add_column("severity")
     table.add_column("count", justify="right")
-    rank = {code: _RANK[severities.get(code, "error")] for code in report.summary.problems}
-    for code in sorted(rank, key=lambda code: (rank[code], code)):
-        severity = severities.get(code, "error")
-        table.add_row(code, Text(severity, style=STYLES[severity]), f"{report.summary.problems[code]:,}")
+    for (code, severity), count in count_kinds(report, severities).items():
+        table.add_row(code, Text(severity, style=STYLES[severity]), f"{count:,}")
     console.print(table)

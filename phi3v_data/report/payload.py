@@ -12,7 +12,7 @@ from phi3v_data.jsonl import BOM, Line, read_line_at
 from phi3v_data.messages import counted
 from phi3v_data.problems import PROBLEMS
 from phi3v_data.report.charts import make_charts
-from phi3v_data.report.console import count_severities, verdict
+from phi3v_data.report.console import count_kinds, count_severities, verdict
 from phi3v_data.report.frame import to_script_json
 from phi3v_data.report.gallery import (
     Candidate,
@@ -109,22 +109,22 @@ class PagePayload:
         )
 
     def problems(self) -> list[dict[str, Any]]:
-        """Findings by code, the most severe first, each with its row if the page has room for it."""
-        by_code: dict[str, list[Diagnostic]] = {code: [] for code in self.report.summary.problems}
+        """Findings by code and severity, the most severe first, each with its row if the page has room for it."""
+        kinds = count_kinds(self.report, self.severities)
+        by_kind: dict[tuple[str, Severity], list[Diagnostic]] = {kind: [] for kind in kinds}
         for problem in self.report.problems:
-            by_code.setdefault(problem.code, []).append(problem)
-        order = sorted(by_code, key=lambda code: (("error", "warning", "info").index(self.severities[code]), code))
-        room = FINDINGS_BYTES // max(1, len(order))
+            by_kind[problem.code, problem.severity].append(problem)
+        room = FINDINGS_BYTES // max(1, len(kinds))
         return [
             {
                 "code": code,
-                "severity": self.severities[code],
-                "count": self.report.summary.problems.get(code, len(by_code[code])),
+                "severity": severity,
+                "count": count,
                 "title": _title(code),
                 "help": _help(code),
-                "list": self.findings(by_code[code], room),
+                "list": self.findings(by_kind[code, severity], room),
             }
-            for code in order
+            for (code, severity), count in kinds.items()
         ]
 
     def findings(self, problems: Sequence[Diagnostic], room: int) -> list[dict[str, Any]]:

@@ -52,6 +52,22 @@ def test_lists_are_shortened(report: Report, number: int, more: list[str]) -> No
     assert [line for line in lines if "more bom" in line] == more
 
 
+def test_a_code_of_two_severities_has_a_line_for_each_in_the_table(report: Report) -> None:
+    wrong = Diagnostic(code="control-token", severity="error", file="a.jsonl", line=1, message="m")
+    doubtful = wrong.model_copy(update={"severity": "warning"})
+    summary = report.summary.model_copy(update={"problems": {"control-token": 7, "bom": 1}})
+    bom = Diagnostic(code="bom", severity="warning", file="a.jsonl", line=1, message="m")
+    problems = (doubtful, wrong, doubtful, wrong, doubtful, doubtful, bom)  # one of control-token is not listed
+    lines = text_of(report.model_copy(update={"problems": problems, "summary": summary})).splitlines()
+    head = next(n for n, line in enumerate(lines) if line.split() == ["problem", "severity", "count"])
+    assert [line.split() for line in lines[head + 1 : head + 4]] == [
+        ["control-token", "error", "3"],
+        ["bom", "warning", "1"],
+        ["control-token", "warning", "4"],
+    ]
+    assert lines[-1].endswith("; 3 errors, 5 warnings")
+
+
 @pytest.mark.parametrize("text", ["[bold]x[/bold]", "[/x]", "\\[", ":smile: \x1b"])
 def test_text_of_the_data_is_not_taken_for_markup(report: Report, text: str) -> None:
     problem = Diagnostic(code="bom", severity="warning", file="a.jsonl", line=1, message=text, hint=text)
