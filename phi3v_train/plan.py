@@ -177,8 +177,6 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     )
     if family.no_sharding and strategy.name.value not in ("single", "ddp"):
         raise UserError(f"--parallel {strategy.name.value}: {family.no_sharding}; give --parallel ddp")
-    if family.no_zero3 and strategy.name.value == "zero3":
-        raise UserError(f"--parallel zero3: {family.no_zero3}; give --parallel fsdp")
     shape = RunShape(
         config.optim, compute.dtype.value, compute.device.value, size.decoder.hidden, world_size, accumulation, total
     )

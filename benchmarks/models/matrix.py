@@ -5,7 +5,7 @@ the text and with several turns:
 
 - runs of four steps on one process: full, each part frozen, LoRA, QLoRA, 8-bit AdamW; the parameters that the plan
   counts are those of the model
-- on two processes over gloo: ddp and fsdp, full and LoRA, zero2 and zero3, full; loss, gradient norm (relative
+- on two processes over gloo: ddp, fsdp and zero3, full and LoRA, zero2, full; loss, gradient norm (relative
   difference under 1e-5 in the first three steps, fp32) and evaluation as on one process
 - full and LoRA: killed with SIGKILL after a checkpoint and resumed to the same metrics and weights, bit by bit; then
   merge, eval, predict, inspect, plan and `phi3v-data validate --model`; what was written loads with plain transformers
@@ -52,7 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 TOGETHER = (
     *(("ddp", "full"), ("ddp", "LoRA"), ("fsdp", "full"), ("fsdp", "LoRA")),
-    *(("zero2", "full"), ("zero3", "full")),
+    *(("zero2", "full"), ("zero3", "full"), ("zero3", "LoRA")),
 )
 COMMANDS = ("kill and resume", "merge", "eval", "predict", "inspect", "plan", "validate", "plain load")
 COLUMNS = [

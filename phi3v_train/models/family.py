@@ -92,9 +92,6 @@ class ModelFamily(ABC):
     no_sharding: ClassVar[str] = ""
     """Why processes cannot hold parts of the weights; empty if they can."""
 
-    no_zero3: ClassVar[str] = ""
-    """Why DeepSpeed cannot divide the weights (`--parallel zero3`); empty if it can."""
-
     template_origin: ClassVar[str] = ""
     """Where the chat template is from that the chat format was compared with."""
 

@@ -1,7 +1,7 @@
 """Loss and gradients of every family: of a batch, of its samples one by one, packed, and the model's own are equal."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 import torch
 from family_references import CONVERSATIONS, NAMES, renderer_of
 from PIL import Image
+from torch.utils._pytree import tree_map
 
 from phi3v_data.schema import Sample
 from phi3v_train.data.collate import collate, collate_prompts
@@ -168,6 +169,48 @@ def test_a_batch_of_text_alone_has_gradients_of_the_vision_part_that_are_zero(na
     missing = [key for key, each in vision.items() if each is None]
     assert missing == []
     assert all(float(each.abs().max()) == 0 for each in vision.values() if each is not None)
+
+
+def order_of_modules(name: str, talk: str) -> tuple[list[str], list[str]]:
+    """Names of modules as a forward pass begins them, and as gradients of their output tensors arrive.
+
+    The second is without the whole model, whose output has the features of images beside the logits.
+    """
+    model = model_of(name)
+    get_family(name).loss(model, batch(name, ["one image"]), 1.0)  # transformers adds hooks of its own at first
+    begun: list[str] = []
+    arrived: list[str] = []
+    handles: list[Any] = []
+
+    def watched(module_name: str, value: Any) -> Any:
+        """The same value as a node of its own in the graph, as DeepSpeed makes them."""
+        if not isinstance(value, torch.Tensor) or not value.requires_grad:
+            return value
+        node = value.view_as(value)
+        node.register_hook(lambda _: arrived.append(module_name))
+        return node
+
+    def watch_output(module_name: str, output: Any) -> Any:
+        return tree_map(partial(watched, module_name), output)
+
+    for module_name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda *_, n=module_name: begun.append(n)))
+        if module_name not in ("", "model"):
+            handles.append(module.register_forward_hook(lambda _, __, output, n=module_name: watch_output(n, output)))
+    try:
+        get_family(name).loss(model, batch(name, [talk]), 1.0)[0].backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return begun, arrived
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_modules_run_in_one_order_with_and_without_images(name: str) -> None:
+    """Forwards and backwards: processes of a model divided by ZeRO-3 wait for ever where the order differs."""
+    text, image, images = (order_of_modules(name, talk) for talk in (TALKS[1], TALKS[0], TALKS[2]))
+    assert len(image[0]) > 20
+    assert text == image == images
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])

@@ -31,7 +31,6 @@ class Gemma3Family(HubFamily):
     no_packing = (
         "in Gemma 3, image tokens attend forwards too, which its masks do not keep within a sample of a packed row"
     )
-    no_zero3 = ""
     card_tags = ("gemma3",)
     processor_packages = ()
 

@@ -27,8 +27,6 @@ class HubFamily(ModelFamily):
 
     host_inputs = frozenset({"samples"})
 
-    no_zero3 = "DeepSpeed was seen to wait for ever in the first steps of such models"
-
     family_tokens: ClassVar[TokenFamily]
     """Its chat format and token counts."""
 
@@ -274,7 +272,7 @@ class HubFamily(ModelFamily):
             return None
 
         def zero() -> "Tensor":
-            total: Tensor = sum_of(model.get_image_features(**self.blank_inputs(model))) * 0.0
+            total: Tensor = sum_of(used_features(model.get_image_features(**self.blank_inputs(model)))) * 0.0
             return total
 
         return zero
@@ -291,14 +289,20 @@ def is_sharded(parameter: Any) -> bool:
     return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
 
 
-def sum_of(output: Any) -> Any:
-    """The sum of all floating-point tensors in an output."""
-    from torch import Tensor
+def used_features(output: Any) -> list[Any]:
+    """What a model takes of the output of `get_image_features`.
 
-    if isinstance(output, Tensor):
-        return output.sum() if output.is_floating_point() else 0.0
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return sum(sum_of(value) for value in values)
+    A gradient through any other tensor of it would run the backward passes of modules in another order than a batch
+    with images does; under ZeRO-3 the processes would then wait for each other for ever.
+    """
+    return [output.pooler_output, getattr(output, "deepstack_features", None)]
+
+
+def sum_of(features: Any) -> Any:
+    """The sum of all tensors in nested lists."""
+    if isinstance(features, list | tuple):
+        return sum(sum_of(each) for each in features)
+    return 0.0 if features is None else features.sum()
 
 
 def set_value(image_processor: Any, keys: tuple[str, ...], value: Any) -> None:

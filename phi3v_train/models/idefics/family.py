@@ -71,7 +71,6 @@ class SmolVLMFamily(IdeficsFamily):
     family_tokens = SMOLVLM
     template_origin = "trl 1.16.0, smolvlm.jinja"
     image_processors = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
-    no_zero3 = ""
     card_tags = ("smolvlm",)
     processor_packages = ("torchvision", "num2words")
 
