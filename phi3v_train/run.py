@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from phi3v_data.dataset import read_manifest
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
+from phi3v_data.shards.view import data_directory
 from phi3v_train.config import RunConfig
 from phi3v_train.data.sources import require_data_dir, require_valid, resolve_num_crops
 from phi3v_train.distributed.rank_info import RankInfo
@@ -65,7 +66,7 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
     for directory in config.data.data_dir:
         budget = num_crops
         if tuned is not None:
-            budget, _ = resolve_num_crops(None, read_manifest(directory), tuned)
+            budget, _ = resolve_num_crops(None, read_manifest(data_directory(directory)), tuned)
         name = files.family.name
         require_valid(directory, num_crops=budget, image_options=options, model=name, progress=progress)
 

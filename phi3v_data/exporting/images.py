@@ -11,7 +11,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.exporting.request import ImageMode, ImageRefs
 from phi3v_data.files import unreadable
 from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.images import identify_readable, read_image_file
+from phi3v_data.media.images import file_size, identify_readable, read_image_file
 from phi3v_data.sets.writing import link_or_copy
 
 MEDIA_TYPES = {
@@ -41,7 +41,7 @@ class Images:
         """
         path = self.dataset.image_path(name)
         try:
-            return os.stat(path).st_size
+            return file_size(path)
         except OSError as error:
             raise unreadable(path, error) from None
 

@@ -26,6 +26,7 @@ from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.turns import to_chat
 from phi3v_data.schema import Sample
 from phi3v_data.sets.writing import check_places
+from phi3v_data.shards.view import data_directory
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
@@ -68,7 +69,7 @@ def export_set(
         UserError: a row or an image cannot be read, or `path` is not free.
     """
     exporter = make_exporter(name, request or ExportRequest())
-    dataset = Dataset(directory)
+    dataset = Dataset(data_directory(directory))
     target = check_places(Path(path), [Path(directory)])
     check_free(target, overwrite=overwrite)
     run = _Run(dataset, exporter, workers, progress or (lambda stage, done, total: None))

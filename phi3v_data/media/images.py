@@ -5,8 +5,9 @@
     load_image(source)      a Pillow image of the first frame, decoded
     opened(source)          a Pillow image of which only the header was read, for callers that read on
 
-`source` is a path or the file's bytes. Formats and limits are in `formats.py`. All exceptions of decoders become
-`UnreadableImageError`, or its subclass `TooLargeImageError` over a limit; a file that cannot be read gives `OSError`.
+`source` is a path or the file's bytes; the path may be of an image inside another file (`packed.py`). Formats and
+limits are in `formats.py`. All exceptions of decoders become `UnreadableImageError`, or its subclass
+`TooLargeImageError` over a limit; a file that cannot be read gives `OSError`.
 """
 
 import errno
@@ -20,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from phi3v_data.media import blocks, jpeg
+from phi3v_data.media import blocks, jpeg, packed
 from phi3v_data.media.formats import (
     HEAD_BYTES,
     HEIC,
@@ -69,7 +70,8 @@ class ImageInfo(NamedTuple):
 def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
     """Read the bytes of an image file, or with `head` the first `HEAD_BYTES` of them.
 
-    Only regular files are read: opening never waits for another process, and devices are not read.
+    Only regular files, and images packed in them, are read: opening never waits for another process, and devices are
+    not read.
 
     Raises:
         UnreadableImageError: a folder, named pipe, device or socket.
@@ -78,6 +80,9 @@ def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except NotADirectoryError:
+        data = packed.read_packed(Path(path))
+        return data[:HEAD_BYTES] if head else data
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EOPNOTSUPP):
             raise UnreadableImageError(f"is {_special(os.stat(path).st_mode)}, not a file") from None
@@ -100,6 +105,15 @@ def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
         return b"".join(parts)
     finally:
         os.close(descriptor)
+
+
+def file_size(path: Path) -> int:
+    """Bytes of an image file, or of an image packed in another file. Raises OSError."""
+    try:
+        return path.stat().st_size
+    except NotADirectoryError:
+        pack, entry = packed.find_packed(path)
+        return int(pack.sizes[entry])
 
 
 def _special(mode: int) -> str:

@@ -9,6 +9,7 @@ from phi3v_data.report.frame import PageParts, check_target, make_page, write_pa
 from phi3v_data.report.gallery import Collected, collect
 from phi3v_data.report.payload import PagePayload, Progress
 from phi3v_data.schema import Report
+from phi3v_data.shards.view import data_directory
 
 SECTIONS = (("Overview", "overview"), ("Problems", "problems"), ("Gallery", "gallery"))
 
@@ -36,6 +37,6 @@ def make_html(report: Report, directory: str | Path, *, progress: Progress | Non
 
 def _open(directory: Path) -> Dataset | None:
     try:
-        return Dataset(directory, strict=False)
+        return Dataset(data_directory(directory), strict=False)
     except NotFoundError:
         return None

@@ -21,6 +21,8 @@ MAX_PER_SAMPLE = 8
 MAX_PIXELS = 100_000_000
 """Larger images are not decoded for a thumbnail."""
 
+NO_ROOM = "left out to keep this page small"
+
 _SIDES = ((1000, 240), (2500, 176), (4500, 128))
 _SMALLEST_SIDE = 96
 _WHITE = (255, 255, 255)
@@ -58,6 +60,8 @@ class Thumbnailer:
         reason = unsafe_reason(name)
         if reason:
             return Thumbnail(reason=f"its path {reason}")
+        if self._root.is_file():  # an index of packed images
+            return self._shrink(self._root / name) if self.left > 0 else Thumbnail(reason=NO_ROOM)
         try:
             path = (self._root / name).resolve(strict=True)
         except FileNotFoundError:
@@ -69,7 +73,7 @@ class Thumbnailer:
         if not path.is_file():
             return Thumbnail(reason="not a file")
         if self.left <= 0:
-            return Thumbnail(reason="left out to keep this page small")
+            return Thumbnail(reason=NO_ROOM)
         return self._shrink(path)
 
     def _shrink(self, path: Path) -> Thumbnail:

@@ -17,6 +17,7 @@ from phi3v_data.report.gallery import collect, parse_row, row_label, row_turns, 
 from phi3v_data.report.thumbnails import Thumbnailer
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.stats import set_stats
+from phi3v_data.shards.view import data_directory
 from phi3v_data.tokens.registry import DEFAULT, get_family
 from phi3v_data.validate import validate
 
@@ -83,7 +84,7 @@ def make_card(
     model: str | Path | None = None,
 ) -> str:
     """The text of a card."""
-    dataset = Dataset(directory)
+    dataset = Dataset(data_directory(directory))
     stats = set_stats(directory, level="quick", model=model)
     manifest = dataset.manifest or Manifest(name=stats["name"], task="chat", splits={})
     parts = [

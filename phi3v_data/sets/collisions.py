@@ -6,11 +6,14 @@ Names are compared by 64-bit hashes in arrays, 8 bytes per name; texts are read 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.media.images import read_image_file
+from phi3v_data.media.packed import pack_above
 from phi3v_data.messages import counted
 from phi3v_data.sets.components import Ints
 from phi3v_data.sets.reading import Progress, SourceSet
@@ -287,6 +290,8 @@ def _has_missing(source: SourceSet) -> bool:
 
 def same_file(left: str, right: str) -> bool:
     """Whether two files have equal bytes; two links to the same file are not read."""
+    if pack_above(Path(left)) or pack_above(Path(right)):
+        return read_image_file(left) == read_image_file(right)
     one, two = os.stat(left), os.stat(right)
     if (one.st_dev, one.st_ino) == (two.st_dev, two.st_ino):
         return True

@@ -7,9 +7,10 @@ from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import UnsafeNameError, inside, unsafe_reason
 from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.images import probe
+from phi3v_data.media.images import file_size, probe
 from phi3v_data.messages import counted, escaped
 from phi3v_data.schema import Sample, Turn
+from phi3v_data.shards.view import data_directory
 from phi3v_data.tokens.choose import choose_model, with_image_options
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
 from phi3v_data.tokens.registry import count_image_tokens
@@ -21,7 +22,7 @@ def find_row(directory: str | Path, *, split: str | None = None, row: int = 0) -
     Raises:
         NotFoundError: no such directory, split or row.
     """
-    dataset = Dataset(directory)
+    dataset = Dataset(data_directory(directory))
     found = dataset[split or next(iter(dataset))]
     if not -len(found) <= row < len(found):
         raise NotFoundError(
@@ -83,7 +84,7 @@ def describe_image(directory: Path, name: str, family: TokenFamily, num_crops: i
     except UnsafeNameError:
         return f"(not opened: the path {unsafe_reason(name) or 'leads outside through a link'})"
     try:
-        size = path.stat().st_size
+        size = file_size(path)
         info = probe(path)
     except UnreadableImageError as error:
         return f"({error})"

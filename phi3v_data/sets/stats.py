@@ -104,7 +104,7 @@ def _count(
         }
     return {
         "format": FORMAT,
-        "dir": str(survey.directory),
+        "dir": str(survey.given),
         "name": source.name,
         "level": level,
         "num_samples": len(table),

@@ -15,6 +15,8 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, write_text
+from phi3v_data.media.images import read_image_file
+from phi3v_data.media.packed import pack_above
 from phi3v_data.messages import counted
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.schema import Manifest, SplitInfo
@@ -102,7 +104,7 @@ class Stage:
         if self.images == ImageMode.link and self.num_copied:
             self.notes.append(
                 f"{self.num_copied:,} of {counted(self.num_linked + self.num_copied, 'image')} copied, because they "
-                "cannot be linked (another disk, or files of another owner)"
+                "cannot be linked (another disk, files of another owner, or images inside shards)"
             )
 
     def _target(self, name: str) -> str:
@@ -117,12 +119,15 @@ class Stage:
 
 
 def link_or_copy(source: str | Path, target: str, *, link: bool) -> bool:
-    """Hard-link a file, or the file that a link leads to; copy it if that is not possible. True if it was linked.
+    """Hard-link an image, or the file that a link leads to; copy it if that is not possible. True if it was linked.
 
     Raises:
         OSError: it cannot be read or written.
         FileExistsError: with `link`, there is a file at `target`.
     """
+    if pack_above(Path(source)) is not None:
+        Path(target).write_bytes(read_image_file(source))
+        return False
     if link:
         try:
             os.link(os.path.realpath(source) if os.path.islink(source) else source, target)

@@ -18,11 +18,11 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, NoReturn, cast
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import read_json, sync_disk, sync_folder, write_json
@@ -205,8 +205,11 @@ def _unzip(archive: Path, writer: MemberWriter) -> None:
 def _untar(archive: Path, kind: str, writer: MemberWriter) -> None:
     with _decompressed(archive, kind) as raw:
         stream = _Counted(raw, writer)
-        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=_member_class(writer)) as packed:
-            for member in _members(packed, writer):
+        with tarfile.open(
+            fileobj=cast("IO[bytes]", stream), mode="r|", tarinfo=member_class(writer.limits, writer.refuse)
+        ) as packed:
+            for member in tar_members(packed):
+                writer.count()
                 writer.announced(member.size)
                 path = writer.place(member.name)
                 if path is None:
@@ -229,11 +232,10 @@ def _untar(archive: Path, kind: str, writer: MemberWriter) -> None:
             raise EOFError("no end mark")
 
 
-def _members(packed: tarfile.TarFile, writer: MemberWriter) -> Iterable[tarfile.TarInfo]:
+def tar_members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the headers one after another, without keeping earlier ones."""
     while (member := packed.next()) is not None:
         packed.members = []  # type: ignore[attr-defined]  # typeshed leaves it out; it would hold every header
-        writer.count()
         yield member
 
 
@@ -253,13 +255,13 @@ def _decompressed(archive: Path, kind: str) -> Iterator[Readable]:
             yield stream
 
 
-def _member_class(writer: MemberWriter) -> type[tarfile.TarInfo]:
+def member_class(limits: Limits, refuse: Callable[[str], NoReturn]) -> type[tarfile.TarInfo]:
     """A `TarInfo` that checks the size of an extended header before it reads it into memory."""
 
     class Member(tarfile.TarInfo):
         def _proc_member(self, packed: tarfile.TarFile) -> Any:
-            if self.type in _EXTENDED and self.size > writer.limits.max_header:
-                writer.refuse(f"has a header of {self.size} bytes, over the limit of {writer.limits.max_header}")
+            if self.type in _EXTENDED and self.size > limits.max_header:
+                refuse(f"has a header of {self.size} bytes, over the limit of {limits.max_header}")
             return super()._proc_member(packed)  # type: ignore[misc]  # typeshed leaves it out
 
     return Member

@@ -175,7 +175,7 @@ class ImageReport:
 
     def _report_missing(self) -> None:
         missing = np.flatnonzero(self.table.uses < 0)
-        at_once = not self.findings.wants_each and not self.tree.root.is_dir()
+        at_once = not self.findings.wants_each and not self.tree.root.exists()
         lost = 0  # of a directory without a folder images/, where one sentence says it all
         rows = np.unique(np.searchsorted(self.table.starts, missing, side="right") - 1)
         for row in rows.tolist():

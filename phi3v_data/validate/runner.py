@@ -8,6 +8,7 @@ from typing import Any
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.schema import Level, Report, Summary
+from phi3v_data.shards.view import data_directory
 from phi3v_data.tokens.choose import ChosenModel, choose_model, with_image_options
 from phi3v_data.tokens.registry import family_version, get_family, load_families
 from phi3v_data.validate import receipt, tokens
@@ -89,7 +90,7 @@ def validate(
         state = run.survey.state()
         known = None if fresh else receipt.load_report(run.directory, state, choices)
         if known is not None:
-            return known.model_copy(update={"ok": _is_ok(known, strict)})
+            return known.model_copy(update={"ok": _is_ok(known, strict), "dir": str(run.given)})
     with paused_collector():
         report = run.check(max_tokens, workers, use_receipt and not fresh)
     if use_receipt:
@@ -127,7 +128,8 @@ class _Run:
     def __init__(
         self, directory: Path, level: Level, max_problems: int, progress: Progress | None, chosen: ChosenModel
     ) -> None:
-        self.directory = directory
+        self.given = directory
+        self.directory = data_directory(directory)
         self.level = level
         self.findings = Findings(max_problems)
         self.progress = progress
@@ -200,7 +202,7 @@ class _Run:
     def _report(self, scan: RowScan, num_images: int, stats: dict[str, Any]) -> Report:
         splits = {split: scan.num_lines.get(split, 0) for split in self.layout.splits.splits}
         return Report(
-            dir=str(self.directory),
+            dir=str(self.given),
             ok=self.findings.is_ok(),
             level=self.level,
             summary=Summary(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from phi3v_data.encodings import file_encoding
 from phi3v_data.files import is_closed, reading_hint
 from phi3v_data.messages import escaped
+from phi3v_data.shards.view import data_directory
 from phi3v_data.tokens.family import TokenFamily
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.control import ControlTokens, control_tokens
@@ -47,11 +48,12 @@ class Survey:
     images: ImageTable
 
     def __init__(self, directory: Path, findings: Findings, progress: Progress | None = None) -> None:
-        self.directory = directory
+        self.given = directory
+        self.directory = data_directory(directory)
         self.findings = findings
         self.progress = progress
-        self.layout: Layout = read_layout(directory, findings)
-        self.tree = ImageTree(directory / "images")
+        self.layout: Layout = read_layout(self.directory, findings)
+        self.tree = ImageTree(self.directory / "images")
         for folder, reason in self.tree.unreadable:
             findings.add(
                 "check-skipped",

@@ -1,4 +1,4 @@
-"""The files under `images/`, listed once in a compact table.
+"""The files under `images/`, or the images packed in others, listed once in a compact table.
 
 Each image takes about 120 bytes (path, size, times, inode, hash); no Python object is kept per file. Links are followed
 as long as they stay inside; folders reached in two ways are listed under both names.
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from phi3v_data.files import is_closed, unsafe_reason
+from phi3v_data.media.packed import open_pack
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 
 Ints = npt.NDArray[np.int64]
@@ -123,7 +124,24 @@ class ImageTree:
         if found not in self.unreadable[-1:]:
             self.unreadable.append(found)
 
+    def _enter_pack(self) -> None:
+        """Add the packed images; in place of the inode, a hash of the shard's and of the place in it."""
+        try:
+            pack = open_pack(self.root)
+        except OSError as error:
+            self._note_unreadable("", error)
+            return
+        for entry in range(len(pack)):
+            name = pack.name(entry)
+            state = pack.states[int(pack.shard_of[entry])]
+            place = xxhash.xxh3_64_intdigest(f"{state.inode} {pack.offsets[entry]}".encode())
+            kind = UNSAFE if unsafe_reason(name) else FILE
+            self._enter(name, kind, int(pack.sizes[entry]), state.mtime, state.ctime, place)
+
     def _scan(self) -> None:
+        if self.root.is_file():
+            self._enter_pack()
+            return
         real_root = os.path.realpath(self.root)
         stack: list[tuple[str, tuple[str, ...], bool]] = [("", (real_root,), False)]
         while stack:

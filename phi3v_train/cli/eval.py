@@ -115,12 +115,15 @@ def rescore(
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Score a file of predictions; answers and meta come from the dataset where one is given."""
     from phi3v_data.dataset import read_manifest
+    from phi3v_data.shards.view import data_directory
     from phi3v_train.evaluation.choose_metrics import choose_metrics
     from phi3v_train.evaluation.records import ids_of, read_predictions
     from phi3v_train.evaluation.result import make_result, write_scores
 
     records = read_predictions(path, completed=data_dir is not None)
-    choice = choose_metrics(config.eval.metric, read_manifest(data_dir) if data_dir is not None else None)
+    choice = choose_metrics(
+        config.eval.metric, read_manifest(data_directory(data_dir)) if data_dir is not None else None
+    )
     if data_dir is not None:
         records = with_truth(records, data_dir, config)
     say_choice(choice, str(path), quiet=quiet)

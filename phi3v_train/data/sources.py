@@ -8,6 +8,7 @@ from pathlib import Path
 from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.schema import Manifest, Report
+from phi3v_data.shards.view import data_directory
 from phi3v_train.config import DEFAULT_NUM_CROPS
 from phi3v_train.models.loading import ModelFiles
 
@@ -115,7 +116,7 @@ def open_source(
     Raises:
         UserError: no such directory or split, no row in it, or no answers where they are needed.
     """
-    dataset = Dataset(directory)
+    dataset = Dataset(data_directory(directory))
     rows = dataset[split]
     if not len(rows):
         raise UserError(f"{directory}: split {split!r} has no rows")
@@ -215,7 +216,7 @@ def choose_eval_split(directory: str | Path, wanted: str | None) -> str | None:
     Raises:
         UserError: the wanted split is not there.
     """
-    dataset = Dataset(directory)
+    dataset = Dataset(data_directory(directory))
     if wanted is not None:
         return dataset[wanted].name
     for split in EVAL_SPLITS:

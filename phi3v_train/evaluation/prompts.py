@@ -7,6 +7,7 @@ from typing import Any
 
 from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import UserError
+from phi3v_data.shards.view import data_directory
 from phi3v_train.data.encode import EncodedPrompt, SampleError, Turns, accepted_answers, prompt_turns
 from phi3v_train.data.images import image_size
 from phi3v_train.data.order import SampleRef
@@ -26,7 +27,7 @@ def open_split(data_dir: Path, wanted: str | None, *, num_crops: int | None, sco
     """
     split = choose_eval_split(data_dir, wanted) if scored or wanted is not None else None
     if split is None:
-        named = ", ".join(Dataset(data_dir))
+        named = ", ".join(Dataset(data_directory(data_dir)))
         reason = (
             f"it has no split {', '.join(EVAL_SPLITS[:-1])} or {EVAL_SPLITS[-1]} with answers"
             if scored

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_dirs import colour_directory, settings_for
+from colour_sets import colour_directory
+from run_dirs import settings_for
 
 from phi3v_data.cli.base import run as run_app
 from phi3v_train.cli.app import COMMANDS, HELP, make_group

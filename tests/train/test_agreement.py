@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from colour_sets import colour_directory
 from processes import HERE, environment, finish, free_ports, start
-from run_dirs import arguments, colour_directory, command, settings_for
+from run_dirs import arguments, command, settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_train.config import parse_config

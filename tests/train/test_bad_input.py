@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_dirs import arguments, colour_directory, command, settings_for
+from colour_sets import colour_directory
+from run_dirs import arguments, command, settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_train.models import loading, machine

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from colour_sets import colour_directory
 from in_process import Cli, make_cli
 from processes import train_together
-from run_dirs import arguments, colour_directory, read_lines, settings_for, without_times
+from run_dirs import arguments, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 from test_resume import kill_run
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_dirs import colour_directory, read_lines, settings_for
+from colour_sets import colour_directory
+from run_dirs import read_lines, settings_for
 from safetensors.torch import load_file
 
 from phi3v_train.build import BuiltRun, build_run

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from run_dirs import colour_directory
+from colour_sets import colour_directory
 
 from phi3v_data.cli.base import run
 from phi3v_data.errors import NotFoundError, UserError

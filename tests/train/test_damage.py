@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_dirs import arguments, colour_directory, read_lines, settings_for, without_times
+from colour_sets import colour_directory
+from run_dirs import arguments, read_lines, settings_for, without_times
 
 from phi3v_data.cli.base import make_group
 from phi3v_data.cli.base import run as run_program

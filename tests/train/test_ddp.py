@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from colour_sets import colour_directory
 from processes import train_together
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for
+from run_dirs import arguments, command, read_lines, settings_for
 from safetensors.torch import load_file
 
 from phi3v_train.run import run as train

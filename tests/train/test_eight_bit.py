@@ -9,7 +9,8 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
-from run_dirs import arguments, colour_directory, read_lines, settings_for, without_times
+from colour_sets import colour_directory
+from run_dirs import arguments, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 from torch import nn
 

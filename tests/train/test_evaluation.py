@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for, without_times
+from colour_sets import colour_directory
+from run_dirs import arguments, command, read_lines, settings_for, without_times
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn

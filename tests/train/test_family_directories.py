@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from colour_sets import colour_directory
 from in_process import Cli, make_cli
 from PIL import Image
-from run_dirs import colour_directory, settings_for
+from run_dirs import settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn

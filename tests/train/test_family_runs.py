@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from colour_sets import colour_directory
 from in_process import Cli, make_cli
 from kills import fork, wait
 from processes import train_together
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for, without_times
+from run_dirs import arguments, command, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 
 from phi3v_data.cli.app import main as phi3v_data_main

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from colour_sets import colour_directory
 from processes import HERE, finish, start_ranks, train_together
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for, without_times
+from run_dirs import arguments, command, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 
 from phi3v_data.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from run_dirs import colour_directory
+from colour_sets import colour_directory
 
 from phi3v_data.cli.base import run
 from phi3v_train.cli.app import COMMANDS, HELP, make_group

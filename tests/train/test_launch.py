@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from colour_sets import colour_directory
 from processes import HERE, MODULE, finish, free_ports, start, start_ranks
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for, without_times
+from run_dirs import arguments, command, read_lines, settings_for, without_times
 
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_dirs import colour_directory, settings_for
+from colour_sets import colour_directory
+from run_dirs import settings_for
 
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.config import OptimConfig

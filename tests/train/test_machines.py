@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for
+from colour_sets import colour_directory
+from run_dirs import arguments, command, read_lines, settings_for
 
 from phi3v_data.cli.base import run
 from phi3v_train.cli.app import COMMANDS, HELP, make_group

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from run_dirs import colour_directory
+from colour_sets import colour_directory
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import NotFoundError

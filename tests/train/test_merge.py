@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_dirs import colour_directory, command, settings_for
+from colour_sets import colour_directory
+from run_dirs import command, settings_for
 from sample_dirs import make_image
 
 from phi3v_data.errors import UserError

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from colour_sets import colour_directory
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from run_dirs import colour_directory, settings_for
+from run_dirs import settings_for
 from safetensors.torch import load_file, save_file
 
 from phi3v_data.errors import UserError

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from colour_sets import colour_directory
 from pydantic import ValidationError
-from run_dirs import colour_directory, read_lines, settings_for
+from run_dirs import read_lines, settings_for
 
 from phi3v_data.cli.base import run as run_app
 from phi3v_data.errors import NotFoundError

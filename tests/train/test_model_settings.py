@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from run_dirs import arguments, colour_directory, read_lines, settings_for
+from colour_sets import colour_directory
+from run_dirs import arguments, read_lines, settings_for
 from transformers import AutoProcessor
 
 from phi3v_data.cli.base import make_group

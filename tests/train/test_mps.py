@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from colour_sets import colour_directory
 from in_process import Cli, make_cli
-from run_dirs import arguments, colour_directory, settings_for
+from run_dirs import arguments, settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_train.cli.app import main

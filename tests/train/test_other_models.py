@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from colour_sets import colour_directory
 from in_process import make_cli
 from PIL import Image
-from run_dirs import colour_directory, read_lines
+from run_dirs import read_lines
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn

@@ -3,9 +3,10 @@
 from itertools import pairwise
 
 import pytest
+from colour_sets import colour_directory
 from hypothesis import given
 from hypothesis import strategies as st
-from run_dirs import colour_directory, settings_for
+from run_dirs import settings_for
 
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.phi3v_geometry import crop_geometry

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_dirs import colour_directory, read_lines, settings_for, without_times
+from colour_sets import colour_directory
+from run_dirs import read_lines, settings_for, without_times
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.lock import lock_file

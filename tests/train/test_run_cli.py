@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from colour_sets import colour_directory
 from PIL import Image
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for, without_times
+from run_dirs import arguments, command, read_lines, settings_for, without_times
 
 import phi3v_data
 import phi3v_train

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from colour_sets import colour_directory
 from processes import train_together
-from run_dirs import colour_directory, read_lines, settings_for
+from run_dirs import read_lines, settings_for
 
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.data.collate import collate

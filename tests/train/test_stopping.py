@@ -10,8 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
+from colour_sets import colour_directory
 from processes import MODULE, finish, free_ports, start
-from run_dirs import arguments, colour_directory, read_lines, settings_for, without_times
+from run_dirs import arguments, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 
 from phi3v_train.evaluation.generate import Generator

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from run_dirs import arguments, colour_directory, command, read_lines, settings_for, without_times
+from colour_sets import colour_directory
+from run_dirs import arguments, command, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 
 from phi3v_data.errors import UserError

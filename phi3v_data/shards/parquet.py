@@ -1,0 +1,70 @@
+"""Parquet shards as `datasets` writes them: a column `images` of `{bytes, path}`, the other columns are the row."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from phi3v_data.errors import UserError, how_to_install
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import identify_readable
+from phi3v_data.media.packed import MAX_IMAGES_PER_CELL, PackedImage, cell_offset
+from phi3v_data.messages import counted
+from phi3v_data.shards.rows import BadRowError, ShardRow
+from phi3v_data.suffixes import STORED_IMAGES
+
+IMAGES = "images"
+_BATCH = 64
+
+
+def read_parquet(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
+    """Yield the rows of a shard in order; see `rows.ShardReader`.
+
+    Raises:
+        UserError: the file is damaged, or pyarrow is not installed.
+        BadRowError: a row that has an image without bytes.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"reading parquet files needs pyarrow: {how_to_install('hub')}") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            first = 0
+            for group in range(file.num_row_groups):
+                at = 0
+                for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group]):
+                    for value in batch.to_pylist():
+                        yield _row(path.name, value, number, stem, (group, at, first + at))
+                        at += 1
+                first += at
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged or not a parquet file ({str(error)[:80]}); download it again") from None
+
+
+def _row(shard: str, value: dict[str, Any], number: int, stem: str, place: tuple[int, int, int]) -> ShardRow:
+    group, at, row = place
+    where = f"{shard}: row {row}"
+    cells = value.get(IMAGES)
+    cells = cells if isinstance(cells, list) else [] if cells is None else [cells]
+    if len(cells) > MAX_IMAGES_PER_CELL:
+        raise BadRowError(where, f"has {counted(len(cells), 'image')}, over the limit of {MAX_IMAGES_PER_CELL:,}")
+    images = {}
+    for index, cell in enumerate(cells):
+        data = cell.get("bytes") if isinstance(cell, dict) else None
+        if not isinstance(data, bytes) or not data:
+            raise BadRowError(where, f"{IMAGES}[{index}] has no bytes: only images inside the file can be read")
+        name = f"{stem}/{row:08d}.{index}{_suffix(cell.get('path'), data)}"
+        images[name] = PackedImage(name, number, cell_offset(group, at, index), len(data))
+    return ShardRow(where, {**value, IMAGES: list(images)}, images)
+
+
+def _suffix(path: Any, data: bytes) -> str:
+    """The suffix of an image's own name, else of what its bytes are."""
+    suffix = Path(path).suffix.lower() if isinstance(path, str) else ""
+    if any(suffix in suffixes for suffixes in STORED_IMAGES.values()):
+        return suffix
+    try:
+        return STORED_IMAGES[identify_readable(data)][0]
+    except UnreadableImageError:
+        return ""

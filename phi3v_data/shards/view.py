@@ -1,0 +1,266 @@
+"""A local parquet or WebDataset export as a conversations directory, without a copy of its images.
+
+    data_directory("EXPORT")   ->   EXPORT/.phi3v/view/DIGEST/    train-00000-of-00002.jsonl, ..., images, dataset.json
+
+The view has the rows of each shard in a JSONL file of the same number, and in place of the folder `images/` an index of
+the images inside the shards (`phi3v_data.media.packed`). Whatever reads a directory reads a view. It is made once, and
+named after the state of every shard (size, times, inode), so that a view of other shards is never used, nor one that
+came along with a copied export. Where the export cannot be written to, the view is in the user's cache.
+
+An export is a folder with shards in it or in `data/`; `phi3v.json` beside them, if any, gives what `dataset.json` gives
+of a directory.
+"""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from phi3v_data.dataset import list_directory, parse_manifest
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import hidden_path, read_regular
+from phi3v_data.formats.chat import Chat
+from phi3v_data.formats.turns import to_turns
+from phi3v_data.media.packed import Kind, PackedImage, RepeatedNameError, ShardState, write_pack
+from phi3v_data.messages import shown
+from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
+from phi3v_data.shards.parquet import IMAGES, read_parquet
+from phi3v_data.shards.rows import BadRowError, ShardReader, ShardRow, chat_of
+from phi3v_data.shards.tar import read_tar
+from phi3v_data.splits import NOT_SPLITS, canonical_split, file_name, is_split_name, lone_split, split_sort_key
+from phi3v_data.unfinished import MANIFEST
+
+MANIFEST_OF_EXPORT = "phi3v.json"
+FOLDER = "view"
+VIEW_FORMAT = 1
+
+_READERS: Mapping[Kind, ShardReader] = {"tar": read_tar, "parquet": read_parquet}
+_NUMBER = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A folder of shards: their kind, and the paths of each split's shards relative to it, in order."""
+
+    root: Path
+    kind: Kind
+    splits: Mapping[str, Sequence[str]]
+
+    @property
+    def shards(self) -> list[str]:
+        """All shards, split by split."""
+        return [shard for shards in self.splits.values() for shard in shards]
+
+
+def data_directory(path: str | Path) -> Path:
+    """The conversations directory of a path: the path itself, or the view of an export, made if there is none yet.
+
+    Raises:
+        NotFoundError: no such directory.
+        UserError: the export cannot be read, or a row of it is no sample; the message names the shard and the row.
+    """
+    export = find_export(Path(path))
+    if export is None:
+        return Path(path)
+    digest = _digest(export)
+    obstacle: OSError | None = None
+    for folder in _folders(export.root):
+        if (folder / digest / MANIFEST).is_file():
+            return folder / digest
+    for folder in _folders(export.root):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _make(export, folder, digest)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise UserError(f"{folder}: the view of {export.root} cannot be written: {error.strerror}") from None
+            obstacle = error
+    raise UserError(
+        f"{export.root}: no place for the view: {obstacle}; set XDG_CACHE_HOME to a folder that can be written"
+    )
+
+
+def find_export(path: Path) -> Export | None:
+    """The shards in a folder, or in its `data/`; None if it is a conversations directory or has no shards.
+
+    Raises:
+        UserError: it has both tar and parquet files.
+    """
+    if not path.is_dir():
+        return None
+    names = list_directory(path)
+    if MANIFEST in names or any(name.endswith(".jsonl") and name not in NOT_SPLITS for name in names):
+        return None
+    for folder in (path, path / "data"):
+        found = (
+            {
+                kind: sorted(
+                    name for name in os.listdir(folder) if name.endswith(f".{kind}") and not name.startswith(".")
+                )
+                for kind in _READERS
+            }
+            if folder.is_dir()
+            else {}
+        )
+        kinds = [kind for kind, shards in found.items() if shards]
+        if len(kinds) > 1:
+            raise UserError(f"{folder} has both .tar and .parquet files; give a folder with shards of one kind")
+        if kinds:
+            prefix = "" if folder == path else "data/"
+            return Export(path, kinds[0], _by_split([prefix + name for name in found[kinds[0]]]))
+    return None
+
+
+def _by_split(shards: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for shard in shards:
+        found.setdefault(_NUMBER.sub("", Path(shard).stem) or "train", []).append(shard)
+    if len(found) == 1:
+        found = {lone_split(name): value for name, value in found.items()}
+    names = {name: canonical_split(name) for name in found}
+    for name in names.values():
+        if not is_split_name(name):
+            raise UserError(f"{shown(name)} cannot be the name of a split; name the shards SPLIT-00000-of-00001")
+    return {names[name]: found[name] for name in sorted(found, key=lambda name: split_sort_key(names[name]))}
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Where a view may be: beside the shards, else in the user's cache."""
+    if (beside := hidden_path(root, FOLDER)) is not None:
+        yield beside
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    name = sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
+    yield Path(cache).expanduser() / "phi3v" / FOLDER / name
+
+
+def _digest(export: Export) -> str:
+    """Digest of the state of every shard and of the version that reads them."""
+    hasher = sha256(f"{VIEW_FORMAT} {version('phi3v')} {os.path.abspath(export.root)}".encode())
+    for name in [*export.shards, MANIFEST_OF_EXPORT]:
+        try:
+            state = ShardState.of(os.stat(export.root / name))
+        except FileNotFoundError:
+            if name != MANIFEST_OF_EXPORT:
+                raise NotFoundError(f"{export.root / name}: no such file") from None
+            continue
+        hasher.update(f"{name}\0{state}\0".encode())
+    return hasher.hexdigest()[:16]
+
+
+def _make(export: Export, folder: Path, digest: str) -> Path:
+    """Make the view aside, then rename it; another process may have been faster."""
+    for old in folder.iterdir():  # of shards that have changed since, or unfinished
+        if old.name != digest and not old.name.startswith(f"{digest}."):
+            shutil.rmtree(old, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=folder))
+    try:
+        _write(export, aside)
+        try:
+            os.rename(aside, folder / digest)
+        except OSError:
+            if not (folder / digest / MANIFEST).is_file():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder / digest
+
+
+def _write(export: Export, view: Path) -> None:
+    given = _manifest(export)
+    name = given.name if given and given.name else _set_name(export.root)
+    images: list[PackedImage] = []
+    splits: dict[str, SplitInfo] = {}
+    numbers = {shard: number for number, shard in enumerate(export.shards)}
+    try:
+        for split, shards in export.splits.items():
+            files: dict[str, str] = {}
+            rows, before = 0, len(images)
+            for index, shard in enumerate(shards):
+                file = file_name("", split, index, len(shards)) if len(shards) > 1 else file_name("", split)
+                hasher = sha256()
+                with open(view / file, "wb") as out:
+                    stem = re.sub(r"\.(tar|parquet)$", "", shard)
+                    for row in _READERS[export.kind](export.root / shard, numbers[shard], stem):
+                        sample, used = _sample(row, name, f"{split}-{rows:010d}")
+                        line = sample.to_json().encode() + b"\n"
+                        hasher.update(line)
+                        out.write(line)
+                        images += used
+                        rows += 1
+                    out.flush()
+                    os.fsync(out.fileno())
+                files[file] = f"sha256:{hasher.hexdigest()}"
+            labelled = given.splits[split].labelled if given and split in given.splits else True
+            splits[split] = SplitInfo(rows=rows, images=len(images) - before, files=files, labelled=labelled)
+        write_pack(view / IMAGES, export.kind, export.root, export.shards, images, column=IMAGES)
+    except BadRowError as error:
+        raise UserError(
+            f"{export.root}: {error}; correct the export, or import it with `phi3v-data import`, which lists such rows"
+        ) from None
+    except RepeatedNameError as error:
+        raise UserError(f"{export.root}: two images have the name {shown(str(error))}; give each its own") from None
+    manifest = given or Manifest(name=name, task="chat", splits={})
+    manifest = manifest.model_copy(update={"name": name, "splits": splits})
+    (view / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _sample(row: ShardRow, name: str, number: str) -> tuple[Sample, list[PackedImage]]:
+    """The sample of a row, and the images that it uses, each once."""
+    chat: Chat = chat_of(row)
+    system, turns = to_turns(chat)
+    used: dict[str, PackedImage] = {}
+    made = []
+    for turn, references in turns:
+        names = []
+        for reference in references:
+            found = row.images.get(reference.value) if isinstance(reference.value, str) else None
+            if found is None:
+                raise BadRowError(
+                    row.where,
+                    f"{reference.field}: the image {shown(reference.value)} is not in the shard; "
+                    "only images inside the shards can be read",
+                )
+            used[found.name] = found
+            names.append(found.name)
+        made.append(
+            Turn(
+                images=tuple(names),
+                user=turn.user,
+                assistant=turn.assistant,
+                image_offsets=tuple(turn.image_offsets),
+                weight=turn.weight,
+            )
+        )
+    return (
+        Sample(
+            id=chat.id or number,
+            source=name,
+            conversations=tuple(made),
+            system=system,
+            answers=chat.answers,
+            group=chat.group,
+            meta=dict(chat.meta),
+        ),
+        list(used.values()),
+    )
+
+
+def _manifest(export: Export) -> Manifest | None:
+    path = export.root / MANIFEST_OF_EXPORT
+    try:
+        return parse_manifest(read_regular(path), path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _set_name(root: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.resolve().name).strip("_") or "export"
+    return name if is_split_name(name) else "export"
