@@ -171,7 +171,7 @@ class ArrayReader:
             self._text, self._is_skipping = [], True
 
     def _end_long_row(self, chunk: bytes, bounds: Ints, kinds: Kinds) -> tuple[bytes, Ints, Kinds]:
-        """What is left of a chunk in which an element over the limit ends."""
+        """The rest of a chunk in which an element over the limit ends."""
         after = _after(int(bounds[0]), int(kinds[0]))
         self._offset += self._held + after
         self._line += chunk[:after].count(b"\n")
@@ -273,7 +273,7 @@ class ArrayReader:
         self._text, self._is_skipping = [], True
 
     def _end_of_file(self) -> Iterator[RowBlock]:
-        """What is left of an array that is not closed."""
+        """The rest of an array that is not closed."""
         text = b"".join(self._text)
         if self._has_ended:
             self._end_text(text)

@@ -209,7 +209,7 @@ def _hash(name: str) -> int:
 def write_pack(
     path: Path, kind: Kind, root: Path, shards: Sequence[str], images: Iterable[PackedImage], *, column: str = ""
 ) -> None:
-    """Write the index of `images`, whose shards lie in `root`, atomically.
+    """Write the index of `images`, whose shards are in `root`, atomically.
 
     Args:
         column: the column of a parquet file that has the images.

@@ -30,7 +30,7 @@ class ShardReader(Protocol):
 
 
 class BadRowError(Exception):
-    """A row of a shard that is no sample; `where` and the reason."""
+    """A row of a shard that is not a sample; `where` and the reason."""
 
     def __init__(self, where: str, why: str) -> None:
         super().__init__(f"{where}: {why}")
@@ -40,7 +40,7 @@ def chat_of(row: ShardRow) -> Chat:
     """The conversation of a row.
 
     Raises:
-        BadRowError: the row is in no known format, or no sample.
+        BadRowError: the row is in no known format, or not a sample.
     """
     found = _format_of(row.value)
     if found is None:

@@ -1,4 +1,4 @@
-"""WebDataset shards: members of one sample lie side by side, and share a name up to the first dot.
+"""WebDataset shards: members of one sample are neighbours, and share a name up to the first dot.
 
     000017.json 000017.0.jpg 000017.1.jpg
 

@@ -63,7 +63,7 @@ def data_directory(path: str | Path) -> Path:
 
     Raises:
         NotFoundError: no such directory.
-        UserError: the export cannot be read, or a row of it is no sample; the message names the shard and the row.
+        UserError: the export cannot be read, or a row of it is not a sample; the message names the shard and the row.
     """
     export = find_export(Path(path))
     if export is None:

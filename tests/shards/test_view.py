@@ -1,4 +1,4 @@
-"""Exports as they lie: rows and images are those of the directory that they were made of."""
+"""Folders of shards: rows and images are those of the directory that they were made of."""
 
 import gzip
 import json
@@ -192,7 +192,7 @@ def without_answer(row: dict[str, Any]) -> None:
     row["messages"] = row["messages"][:1]
 
 
-def test_a_row_that_is_no_sample_is_named(directory: Path, tmp_path: Path) -> None:
+def test_a_row_that_is_not_a_sample_is_named(directory: Path, tmp_path: Path) -> None:
     for kind, where in (("tar", "train-000000.tar: 000000"), ("parquet", "train-00000-of-00002.parquet: row 0")):
         export = write_shards(directory, tmp_path / kind, kind, change=without_answer)
         with pytest.raises(UserError) as caught:
@@ -259,7 +259,7 @@ def test_sets_are_made_of_an_export_as_of_a_directory(directory: Path, export: P
     assert page.read_text(encoding="utf-8").count("data:image/") >= 8
 
 
-def test_a_folder_with_rows_is_no_export(directory: Path, tmp_path: Path) -> None:
+def test_a_folder_with_rows_is_not_an_export(directory: Path, tmp_path: Path) -> None:
     assert data_directory(directory) == directory
     copy = tmp_path / "copy"
     shutil.copytree(directory, copy)

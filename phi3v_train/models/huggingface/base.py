@@ -290,7 +290,7 @@ def is_sharded(parameter: Any) -> bool:
 
 
 def used_features(output: Any) -> list[Any]:
-    """What a model takes of the output of `get_image_features`.
+    """The part that a model takes of the output of `get_image_features`.
 
     A gradient through any other tensor of it would run the backward passes of modules in another order than a batch
     with images does; under ZeRO-3 the processes would then wait for each other for ever.
