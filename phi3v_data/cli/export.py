@@ -26,12 +26,18 @@ class ImageRefsName(StrEnum):
         "phi3v-data export openai DIR --out openai_data",
         "phi3v-data export swift DIR --out swift_data --image_refs url --url_prefix https://example.com/images/",
         "phi3v-data export llava DIR --out llava_data --lossy",
+        "phi3v-data export hub DIR --out hub_data",
+        "phi3v-data export webdataset DIR --out shards --shard_mb 1000",
     ],
     interrupted="Nothing was written to --out; the same command starts over.",
 )
 def export(
     format_name: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="llava, sharegpt, swift, openai, trl, qwen or axolotl.")
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset or energon.",
+        ),
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
     out: Annotated[
@@ -51,6 +57,14 @@ def export(
         bool, typer.Option("--lossy", help="Write rows without what FORMAT cannot carry, and count it by reason.")
     ] = False,
     images: Images = ImagesName.link,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="Of webdataset: energon (one member per image) or uniform (images inside the JSON, for `datasets`).",
+        ),
+    ] = "",
+    shard_mb: Annotated[int, typer.Option(min=1, metavar="N", help="Largest size of a shard, in MB.")] = 500,
     workers: Workers = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export at PATH; it is kept until the new one is complete.")
@@ -59,7 +73,7 @@ def export(
 ) -> None:
     """Write a set in the format of another tool.
 
-    One file per split, images with their original bytes. What FORMAT cannot carry (a system message, an answer that is
+    Images keep their original bytes. What FORMAT cannot carry (a system message, an answer that is
     not trained, a text with <image> in it) stops the export before anything is written, with one sentence per reason
     and exit code 1; --lossy writes the rest. Fields that do not affect training (id, answers, group, meta) are written
     where the readers of FORMAT ignore them, else they are counted as not carried.
@@ -75,6 +89,8 @@ def export(
         url_prefix=url_prefix,
         images=ImageMode(images.value),
         lossy=lossy,
+        layout=layout,
+        shard_bytes=shard_mb * 1_000_000,
     )
     try:
         with progress_bar(quiet=quiet, units={"check": "rows", "write": "rows"}) as progress:

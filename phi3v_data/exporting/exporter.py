@@ -71,6 +71,13 @@ class Exporter:
         """The exporter for rows of which some have these optional fields, so that all of them get the columns."""
         return replace(self, row_format=replace(self.row_format, always=tuple(sorted(present))))
 
+    def check_set(self, dataset: Dataset) -> None:
+        """Refuse a set that cannot be written as a whole.
+
+        Raises:
+            UserError: saying why.
+        """
+
     def refer(self, name: str, images: Images, stage: Path) -> str:
         """The reference of an image in a row."""
         return name

@@ -4,8 +4,11 @@ from difflib import get_close_matches
 
 from phi3v_data.errors import NotFoundError
 from phi3v_data.exporting.exporter import Exporter
+from phi3v_data.exporting.image_folder import ImageFolderFiles
+from phi3v_data.exporting.parquet import HubFiles
 from phi3v_data.exporting.request import ExportRequest
 from phi3v_data.exporting.row_files import OpenAIFiles, RowFiles, ShareGPTFiles
+from phi3v_data.exporting.shards import EnergonFiles, WebDatasetFiles
 from phi3v_data.formats.registry import get_format
 
 EXPORTERS: dict[str, type[Exporter]] = {
@@ -16,8 +19,15 @@ EXPORTERS: dict[str, type[Exporter]] = {
     "trl": RowFiles,
     "qwen": RowFiles,
     "axolotl": RowFiles,
+    "hub": HubFiles,
+    "imagefolder": ImageFolderFiles,
+    "webdataset": WebDatasetFiles,
+    "energon": EnergonFiles,
 }
 """Every format that can be written -> how its rows become files."""
+
+ROWS_OF = {"energon": "webdataset"}
+"""Format -> the format of its rows, if that has another name."""
 
 
 def make_exporter(name: str, request: ExportRequest) -> Exporter:
@@ -31,4 +41,4 @@ def make_exporter(name: str, request: ExportRequest) -> Exporter:
         near = get_close_matches(name, EXPORTERS, 1)
         hint = f"did you mean {near[0]}?" if near else f"the formats are {', '.join(EXPORTERS)}"
         raise NotFoundError(f"no format '{name}' to export to; {hint}")
-    return EXPORTERS[name](request, get_format(name)())
+    return EXPORTERS[name](request, get_format(ROWS_OF.get(name, name))())

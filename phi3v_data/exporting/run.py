@@ -70,6 +70,7 @@ def export_set(
     """
     exporter = make_exporter(name, request or ExportRequest())
     dataset = Dataset(data_directory(directory))
+    exporter.check_set(dataset)
     target = check_places(Path(path), [Path(directory)])
     check_free(target, overwrite=overwrite)
     run = _Run(dataset, exporter, workers, progress or (lambda stage, done, total: None))
@@ -80,7 +81,7 @@ def export_set(
     with new_folder(target, overwrite=overwrite) as stage:
         parts = run.parts(sizes)
         rows, num_images = run.write(parts, stage)
-        notes = run.exporter.finish(stage, dataset, parts, rows)
+        notes = tuple(note.replace("PATH", str(path)) for note in run.exporter.finish(stage, dataset, parts, rows))
         result = ExportResult(target, rows, num_images, tally.lost, tally.warnings, tally.left_out, notes)
         write_record(stage, _record(name, exporter, result))
     return result
@@ -133,7 +134,7 @@ class _Run:
         if not self.exporter.sharded:
             return self.even_parts()
         limit = self.exporter.request.shard_bytes
-        return [part for split, found in sizes.items() for part in _cut(split, np.maximum(found, 0), limit)]
+        return [part for split, found in sizes.items() for part in _cut(split, found, limit)]
 
     def even_parts(self) -> list[Part]:
         """Parts with about equal bytes of JSON."""
@@ -152,7 +153,11 @@ class _Run:
 
 
 def _cut(split: str, sizes: npt.NDArray[np.int64], limit: int) -> list[Part]:
-    """Ranges of rows of at most `limit` bytes each, or of one row."""
+    """Ranges of rows of at most `limit` bytes each, or of one row; a row of negative size is left out."""
+    kept = sizes >= 0
+    sizes = np.where(kept, sizes, 0)
+    if not kept.any():
+        return []
     ends = np.cumsum(sizes)
     bounds = [0]
     while bounds[-1] < len(sizes):

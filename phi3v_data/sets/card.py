@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from phi3v_data.validate import validate
 
 CARD = "README.md"
 MARK = "<!-- Written by `phi3v-data card`; run it again after a change. -->"
+FORM = ", as a conversations directory: one JSON object per line, images under `images/`"
 MAX_TEXT = 200
 MAX_IMAGES = 4
 MAX_LABELS = 20
@@ -82,27 +83,32 @@ def make_card(
     embed: bool = False,
     license_id: str = "",
     model: str | Path | None = None,
+    data_files: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """The text of a card."""
+    """The text of a card.
+
+    Args:
+        data_files: files of each split of an export that the card describes, instead of those of the directory.
+    """
     dataset = Dataset(data_directory(directory))
     stats = set_stats(directory, level="quick", model=model)
     manifest = dataset.manifest or Manifest(name=stats["name"], task="chat", splits={})
     parts = [
         "---",
-        _yaml(_header(dataset, manifest, stats, license_id)).rstrip("\n"),
+        _yaml(_header(manifest, stats, license_id, data_files or dataset.files)).rstrip("\n"),
         "---",
         "",
         MARK,
         "",
         f"# {_text(manifest.name)}",
         "",
-        *_summary(manifest, stats),
+        *_summary(manifest, stats, "" if data_files is not None else FORM),
         "",
         *_counts(manifest, stats),
         *_labels(stats),
         *_provenance(manifest, license_id),
         *_samples(dataset, num_samples, embed),
-        *_use(dataset),
+        *(_use_export(data_files) if data_files is not None else _use(dataset)),
     ]
     return "\n".join(parts) + "\n"
 
@@ -113,7 +119,9 @@ def _yaml(value: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
 
 
-def _header(dataset: Dataset, manifest: Manifest, stats: Mapping[str, Any], license_id: str) -> dict[str, Any]:
+def _header(
+    manifest: Manifest, stats: Mapping[str, Any], license_id: str, data_files: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """The metadata for the Hub: licence, task, size, and the files of each split."""
     name = (license_id or manifest.license).strip()
     if not name:
@@ -124,7 +132,7 @@ def _header(dataset: Dataset, manifest: Manifest, stats: Mapping[str, Any], lice
         known = {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")[:80]}
     files = [
         {"split": split.replace("-", "_"), "path": list(names) if len(names) > 1 else names[0]}
-        for split, names in dataset.files.items()
+        for split, names in data_files.items()
         if names
     ]
     return {
@@ -136,11 +144,10 @@ def _header(dataset: Dataset, manifest: Manifest, stats: Mapping[str, Any], lice
     }
 
 
-def _summary(manifest: Manifest, stats: Mapping[str, Any]) -> Iterator[str]:
+def _summary(manifest: Manifest, stats: Mapping[str, Any], form: str) -> Iterator[str]:
     yield (
         f"{counted(stats['num_samples'], 'sample')} with {counted(stats['num_turns'], 'turn')} and "
-        f"{counted(stats['num_images'], 'image')}, as a "
-        "conversations directory: one JSON object per line, images under `images/`."
+        f"{counted(stats['num_images'], 'image')}{form}."
     )
     yield ""
     metrics = ", ".join(map(markdown_code, manifest.metrics))
@@ -258,6 +265,16 @@ def _use(dataset: Dataset) -> Iterator[str]:
     yield f'split = Dataset("DIR")[{split!r}]'
     yield "for sample in split[:3]:"
     yield "    print([split.image_path(name) for name in sample.images], sample.conversations[0].user)"
+    yield "```"
+
+
+def _use_export(splits: Iterable[str]) -> Iterator[str]:
+    yield "## Usage"
+    yield ""
+    yield "```python"
+    yield "from datasets import load_dataset"
+    yield ""
+    yield f'split = load_dataset("PATH", split={next(iter(splits), "train")!r})'
     yield "```"
 
 

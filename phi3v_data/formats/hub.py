@@ -1,0 +1,47 @@
+"""Rows of a Parquet file on the Hugging Face Hub: TRL's blocks, with the bytes of each image in the row.
+
+{"id": "1", "images": [{"bytes": ..., "path": "cat.jpg"}],
+ "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+              {"role": "assistant", "content": [{"type": "text", "text": "A cat."}], "weight": 1}]}
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from phi3v_data.formats.blocks import BlockFormat
+from phi3v_data.formats.chat import Fault, Part
+
+
+@dataclass(frozen=True)
+class Hub(BlockFormat):
+    """Parquet files that `datasets` and TRL load."""
+
+    name = "hub"
+    title = "datasets"
+    consumer = "trl"
+    suffix = ".parquet"
+
+    image_column = "images"
+    image_values = ("image", "url", "path", "base64")
+    weight_key = "weight"
+    keeps = ("id", "answers", "group", "meta")
+
+    def recognizes(self, row: Mapping[str, Any]) -> bool:
+        return False  # a row that was read is one of TRL; only the file differs
+
+    def parts_of(self, message: Mapping[str, Any], where: str, faults: list[Fault]) -> list[Part]:
+        """Texts and images of a message; Arrow stores each block as JSON text, which `datasets` decodes."""
+        content = message.get("content")
+        if isinstance(content, list | tuple):
+            message = {**message, "content": [_decoded(block) for block in content]}
+        return super().parts_of(message, where, faults)
+
+
+def _decoded(block: Any) -> Any:
+    if isinstance(block, str):
+        with suppress(ValueError):
+            return json.loads(block)
+    return block
