@@ -9,8 +9,10 @@ from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
 from phi3v_data.exporting.images import Images
 from phi3v_data.exporting.request import ExportRequest, ImageRefs
+from phi3v_data.files import write_text
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.schema import Sample
+from phi3v_data.shards.view import MANIFEST_OF_EXPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,11 @@ class Exporter:
     def write_part(self, part: Part, rows: Iterator[tuple[Sample, dict[str, Any]]], images: Images, stage: Path) -> int:
         """Write the rows of a part; the number of images that were added to the export."""
         raise NotImplementedError
+
+    def write_manifest(self, stage: Path, dataset: Dataset) -> None:
+        """Write what `dataset.json` says of the set, for exports that phi3v reads as a directory."""
+        if dataset.manifest is not None:
+            write_text(stage / MANIFEST_OF_EXPORT, dataset.manifest.to_json())
 
     def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
         """Write what belongs beside the parts, which are all there; returns notes for the user."""

@@ -97,6 +97,7 @@ class HubFiles(Exporter):
         return pa.schema([(name, kinds[name]) for name in features], metadata={"huggingface": described})
 
     def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
+        self.write_manifest(stage, dataset)
         files = {split: [self.file_of(part) for part in parts if part.split == split] for split in rows}
         return write_export_card(stage, dataset, files)
 

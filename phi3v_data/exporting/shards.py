@@ -52,6 +52,10 @@ class WebDatasetFiles(Exporter):
                 num_images += len(sample.images)
         return num_images
 
+    def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
+        self.write_manifest(stage, dataset)
+        return ()
+
 
 @dataclass(frozen=True)
 class EnergonFiles(WebDatasetFiles):
@@ -60,6 +64,7 @@ class EnergonFiles(WebDatasetFiles):
     layouts: ClassVar[tuple[str, ...]] = (ENERGON,)
 
     def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
+        super().finish(stage, dataset, parts, rows)
         (stage / ".nv-meta").mkdir()
         write_text(stage / ".nv-meta" / "dataset.yaml", DATASET_YAML)
         write_text(stage / "cooker.py", COOKER)

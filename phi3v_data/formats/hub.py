@@ -30,7 +30,10 @@ class Hub(BlockFormat):
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
-        return False  # a row that was read is one of TRL; only the file differs
+        messages = row.get("messages")
+        if not isinstance(messages, list | tuple) or "images" not in row:
+            return False
+        return any(isinstance(value, Mapping) and _is_of_hub(value) for value in messages)
 
     def parts_of(self, message: Mapping[str, Any], where: str, faults: list[Fault]) -> list[Part]:
         """Texts and images of a message; Arrow stores each block as JSON text, which `datasets` decodes."""
@@ -38,6 +41,14 @@ class Hub(BlockFormat):
         if isinstance(content, list | tuple):
             message = {**message, "content": [_decoded(block) for block in content]}
         return super().parts_of(message, where, faults)
+
+
+def _is_of_hub(message: Mapping[str, Any]) -> bool:
+    """Whether a message has what TRL's rows do not have: a weight, or blocks as JSON text."""
+    content = message.get("content")
+    if not isinstance(content, list | tuple):
+        return False
+    return "weight" in message or any(isinstance(block, str) for block in content)
 
 
 def _decoded(block: Any) -> Any:

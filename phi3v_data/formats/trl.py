@@ -31,4 +31,10 @@ class TRL(BlockFormat):
         messages = row.get("messages")
         if not isinstance(messages, list | tuple) or "images" not in row:
             return False
-        return any(isinstance(value, Mapping) and isinstance(value.get("content"), list) for value in messages)
+        return any(
+            isinstance(value, Mapping)
+            and "weight" not in value
+            and isinstance(content := value.get("content"), list)
+            and not any(isinstance(block, str) for block in content)
+            for value in messages
+        )
