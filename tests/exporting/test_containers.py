@@ -49,7 +49,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def as_read(style: RowFormat, row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a format reads of a row, images as bytes or names."""
+    """A row as a format reads it, images as bytes or names."""
     reading = style.read(row)
     assert reading.chat is not None
     assert list(reading.faults) == []
