@@ -369,7 +369,7 @@ def measure(case: Case, work: Path, runs: int) -> dict[str, Any]:
         for name, way in ways.items():
             out = work / name
             shutil.rmtree(out, ignore_errors=True)
-            phi3v_data.writing.images.forget_verified()  # what the run before has proved does not count
+            phi3v_data.writing.images.forget_verified()  # what the run before has verified does not count
             start = time.process_time()
             way(out)
             if run:

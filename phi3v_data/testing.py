@@ -286,12 +286,12 @@ def _pieces(draft: Any) -> Iterator[bytes]:
         yield repr((turn.user, turn.assistant, list(turn.image_offsets), turn.weight)).encode()
         for image in turn.images:
             try:
-                picture = prepare_image(image if isinstance(image, DraftImage) else DraftImage(image), "split")
+                prepared = prepare_image(image if isinstance(image, DraftImage) else DraftImage(image), "split")
             except Reject as reject:
                 yield str(reject).encode()
             else:
-                yield picture.record.name.encode()
-                yield picture.record.digest.encode()
+                yield prepared.record.name.encode()
+                yield prepared.record.digest.encode()
 
 
 def _tree(out: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,7 @@ BANNED = {
 ALLOWED = {
     "`image-suffix-mended`": "a code in dataset.json, which does not change",
     "image-suffix-mended": "the same in the output of a command",
+    "may hold the reference": "of an image, in the formats of other tools",
     "images: picture": "the column of a table in examples/data, which is a user's own name",
     "rows.csv:6: 'picture'": "the same in a message about that column",
 }
@@ -86,6 +88,18 @@ def literals(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, text
 
 
+def names_and_comments(path: Path) -> tuple[set[str], list[tuple[int, str]]]:
+    """Words of the names in a module, such as `all gather` for `all_gather`; line and text of its comments."""
+    names, comments = set(), []
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type == tokenize.NAME:
+                names.add(token.string)
+            elif token.type == tokenize.COMMENT:
+                comments.append((token.start[0], token.string))
+    return {re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name) for name in names}, comments
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_use_the_words_of_the_field(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
@@ -130,6 +144,26 @@ def test_messages_use_the_words_of_the_field() -> None:
         for word in found_in(text)
     ]
     assert problems == []
+
+
+def test_names_and_comments_use_the_words_of_the_field() -> None:
+    problems = []
+    known: set[str] = set()
+    for path in MODULES:
+        names, comments = names_and_comments(path)
+        problems += [f"{path.relative_to(ROOT)}: {word}" for name in names - known for word in found_in(name)]
+        problems += [f"{path.relative_to(ROOT)}:{line}: {word}" for line, text in comments for word in found_in(text)]
+        known |= names
+    assert problems == []
+
+
+def test_words_of_names_and_comments_are_read(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("learntTokens = is_sound = 'mended'  # it lies there\n")
+    names, comments = names_and_comments(module)
+    assert names == {"learnt Tokens", "is sound"}
+    assert comments == [(1, "# it lies there")]
+    assert [bool(found_in(text)) for text in ("learnt Tokens", "is sound", "# it lies there")] == [True] * 3
 
 
 def test_texts_of_errors_prints_and_hints_are_read(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class ImageTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):  # 
     """Every common model and generation test on samples with images."""
 
     all_model_classes: Any = (Phi3VModel, Phi3VForConditionalGeneration)
-    skip_test_image_features_output_shape = True  # the tiles of all images lie along one dimension
+    skip_test_image_features_output_shape = True  # the tiles of all images are along one dimension
 
     def setUp(self) -> None:
         self.model_tester = Phi3VTester(self)

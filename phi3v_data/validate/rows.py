@@ -70,7 +70,7 @@ class RowScan:
         self.units = units
         self.classes = classes
         self.markers = markers
-        self.labels: dict[str, Counter[str] | None] = {}  # per split; None where there are too many
+        self.labels: dict[str, Counter[str] | None] = {}  # per split; None if there are too many
         self.num_lines: Counter[str] = Counter()  # per split: lines that are not blank
         self.num_read = 0  # lines
         self._templates = Templates(markers)

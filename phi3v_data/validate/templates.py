@@ -179,7 +179,7 @@ class _BlockText:
         self._next = with_next[1:]
         self.ends: Ints = np.flatnonzero(self.array == _LF)
         self.starts: Ints = np.concatenate(([0], self.ends[:-1] + 1))
-        self.rough: Bools | None = np.zeros(len(self.ends), np.bool_)  # None where all lines are
+        self.rough: Bools | None = np.zeros(len(self.ends), np.bool_)  # None if all lines are
         if not data.isascii():
             try:
                 data.decode()
@@ -300,7 +300,7 @@ def _without_blank(group: TemplateRows, array: Bytes, *, labelled: bool) -> Temp
     template = group.template
     keep = group.closes[template.id] > group.opens[template.id]
     for value in (*template.users, *(template.answers if labelled else ())):
-        # A character over " " that is ASCII is no white space; others are looked at the long way.
+        # A character over " " that is ASCII is not white space; others are looked at the long way.
         begin = array[group.opens[value]]
         plain = (begin > ord(" ")) & ((begin < 0x80) | _is_letter(begin, array[group.opens[value] + 1]))
         keep &= plain & (group.closes[value] > group.opens[value])

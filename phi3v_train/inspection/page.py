@@ -130,7 +130,7 @@ def _span(view: SampleView, index: int, markers: frozenset[str]) -> dict[str, An
     if span.image:
         return {"kind": "image", "start": span.start, "image": span.image - 1, "words": image_words(span)}
     return {
-        "kind": "trained" if span.kind == "learnt" else "context",
+        "kind": "trained" if span.kind == "supervised" else "context",
         "start": span.start,
         "texts": [as_text(word) for word in span.tokens],
         "ids": list(view.input_ids[span.start : span.start + span.length]),

@@ -10,11 +10,8 @@ if TYPE_CHECKING:
 
     from phi3v_train.inspection.view import SampleView, Span
 
-STYLES = {"given": "", "learnt": "bold green", "image": "cyan"}
+STYLES = {"given": "", "supervised": "bold green", "image": "cyan"}
 """Style of each kind of span, by its value in the JSON."""
-
-KINDS = {"learnt": "supervised"}
-"""Kinds of spans that the terminal shows by another word than the JSON."""
 
 
 def show(console: "Console", view: "SampleView") -> None:
@@ -67,7 +64,7 @@ def _show_tokens(console: "Console", view: "SampleView") -> None:
 def _line(span: "Span") -> "Text":
     from rich.text import Text
 
-    kind = f"image {span.image}" if span.image else KINDS.get(span.kind, span.kind)
+    kind = f"image {span.image}" if span.image else span.kind
     body = image_words(span) if span.image else " ".join(span.tokens)
     return Text.assemble((f"{span.start:>7} {kind:<10} ", "dim"), (body, STYLES[span.kind]))
 

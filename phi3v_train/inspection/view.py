@@ -211,12 +211,12 @@ def _spans(tokenizer: Any, ids: Ids, labels: Ids) -> list[Span]:
     result: list[Span] = []
     start = 0
     kinds = [(min(token, 0), label != NO_LABEL) for token, label in zip(ids.tolist(), labels.tolist(), strict=True)]
-    for (image, learnt), group in groupby(kinds):
+    for (image, supervised), group in groupby(kinds):
         length = len(list(group))
         if image:
             result.append(Span("image", start, length, image=-image))
         else:
             tokens = tuple(token_words(tokenizer, ids[start : start + length].tolist()))
-            result.append(Span("learnt" if learnt else "given", start, length, tokens))
+            result.append(Span("supervised" if supervised else "given", start, length, tokens))
         start += length
     return result

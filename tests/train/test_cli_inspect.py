@@ -64,7 +64,7 @@ def test_json_is_what_the_loader_gives(inspect, directory):
             ids = view["input_ids"][position : position + span["length"]]
             labels = view["labels"][position : position + span["length"]]
             assert span["start"] == position
-            assert {label != NO_LABEL for label in labels} == {span["kind"] == "learnt"}
+            assert {label != NO_LABEL for label in labels} == {span["kind"] == "supervised"}
             assert set(ids) == {-span["image"]} if span["image"] else len(span["tokens"]) == len(ids)
             position += span["length"]
         assert position == len(view["input_ids"]) == view["num_tokens"]
@@ -80,7 +80,6 @@ def test_text_for_people(inspect, directory):
     assert "num_crops 4 (option)" in out
     assert "[image 3: 757 tokens]" in out
     assert out.splitlines()[-1].split()[1] == "supervised"
-    assert "learnt" not in out
     assert out.rstrip().endswith("<|end|> ▁ ⏎ <|endoftext|>")
     assert "\x1b" not in out
 

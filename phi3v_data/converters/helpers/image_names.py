@@ -10,7 +10,7 @@ from phi3v_data.messages import shown
 from phi3v_data.sources.source import SourceFile
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 
-SUFFIX_MENDED = "image-suffix-mended"
+SUFFIX_FIXED = "image-suffix-mended"
 """Note: an image is stored with the extension of its format instead of the one in the source."""
 
 
@@ -75,7 +75,7 @@ def stored_name(name: str, file: str | Path) -> tuple[str, tuple[str, ...]]:
     if not suffixes or path.suffix.lower() in suffixes:
         return name, ()
     stem = path.stem if path.suffix.lower() in SOURCE_IMAGE_SUFFIXES else path.name
-    return str(path.with_name(f"{stem}{suffixes[0]}")), (SUFFIX_MENDED,)
+    return str(path.with_name(f"{stem}{suffixes[0]}")), (SUFFIX_FIXED,)
 
 
 def _stem(name: str) -> str:

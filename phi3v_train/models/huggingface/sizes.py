@@ -92,8 +92,8 @@ def size_by_config(
     kv, inner = text["kv"], text["intermediate_size"]
     language = sum(group.copies * group.parameters for group in table if group.component in ("language", "head"))
     tower_layers = max((group.numbers[-1] + 1 for group in table if group.component == "vision"), default=0)
-    # A layer of the tower is counted as all linear layers that any of its layers has; what that is too much or too
-    # little stands in `vision_other`.
+    # A layer of the tower is counted as all linear layers that any of its layers has; the difference is in
+    # `vision_other`.
     vision = tower_layers * sum(group.parameters for group in table if group.component == "vision")
     vision += sum(group.copies * group.parameters for group in table if group.component == "projector")
     tower = counts["vision"]

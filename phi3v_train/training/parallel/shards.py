@@ -138,7 +138,7 @@ class Shards:
             for piece in pieces
             if piece.start < stop and start < piece.stop
         ]
-        if not found:  # a process that holds no row of a short tensor
+        if not found:  # a short tensor, of which this process has no row
             nothing: Tensor = pieces[0].file.get_slice(key)[0:0]
             return nothing
         return torch.cat(found) if len(found) != 1 else found[0]
