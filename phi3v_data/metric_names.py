@@ -1,6 +1,6 @@
 """Names of the metrics that `phi3v-train eval` computes, found without importing it."""
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,10 +18,15 @@ def built_in_metrics() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in files if not file.stem.startswith("_")))
 
 
+def installed_metrics() -> tuple[EntryPoint, ...]:
+    """Metrics of other packages; a built-in name cannot be taken."""
+    built_in = built_in_metrics()
+    return tuple(point for point in entry_points(group=METRICS_GROUP) if point.name not in built_in)
+
+
 def known_metrics() -> tuple[str, ...]:
     """Names that `metrics` of a set may contain: the built-in ones, then those of installed packages."""
-    built_in = built_in_metrics()
-    return (*built_in, *(point.name for point in entry_points(group=METRICS_GROUP) if point.name not in built_in))
+    return (*built_in_metrics(), *(point.name for point in installed_metrics()))
 
 
 def unknown_metric(names: tuple[str, ...]) -> str:

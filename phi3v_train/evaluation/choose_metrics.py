@@ -6,18 +6,16 @@ with that name, or an entry point of another package in the group `phi3v_train.m
 """
 
 import math
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.metric_names import METRICS_GROUP
+from phi3v_data.metric_names import built_in_metrics, installed_metrics, known_metrics
 from phi3v_data.schema import Manifest
 from phi3v_data.user_code import describe_error, load_file, load_object, loading
 from phi3v_train.evaluation import metrics
@@ -47,11 +45,11 @@ def choose_metrics(wanted: Sequence[str], manifest: Manifest | None = None) -> C
     if wanted:
         return Choice(tuple(find_metric(name) for name in dict.fromkeys(wanted)), "option")
     if manifest is not None and manifest.metrics:
-        unknown = [name for name in manifest.metrics if name not in metric_names()]
+        unknown = [name for name in manifest.metrics if name not in known_metrics()]
         if unknown:
             raise UserError(
                 f"dataset.json asks for the metric {unknown[0]!r}, which this version does not know; choose with "
-                f"--metric: {', '.join(metric_names())}, or file.py:function"
+                f"--metric: {', '.join(known_metrics())}, or file.py:function"
             )
         return Choice(tuple(find_metric(name) for name in manifest.metrics), "dataset.json")
     return Choice((find_metric(DEFAULT_METRIC),), "default")
@@ -63,7 +61,7 @@ def find_metric(name: str) -> Metric:
     Raises:
         UserError: see `choose_metrics`.
     """
-    if name in built_in_names():
+    if name in built_in_metrics():
         with loading(f"the metric {name!r}"):
             module = import_module(f"{metrics.__name__}.{name}")
         return Metric(name, getattr(module, name), is_built_in=True)
@@ -75,28 +73,11 @@ def find_metric(name: str) -> Metric:
         return load_metric(Path(path), function)
     if name.endswith(".py"):
         raise UserError(f"--metric {name}: name the function in it as well, {name}:FUNCTION")
-    near = get_close_matches(name, metric_names(), n=1)
+    near = get_close_matches(name, known_metrics(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     raise UserError(
-        f"--metric {name}: no such metric{hint} there are {', '.join(metric_names())}, or your own as FILE.py:FUNCTION"
+        f"--metric {name}: no such metric{hint} there are {', '.join(known_metrics())}, or your own as FILE.py:FUNCTION"
     )
-
-
-def metric_names() -> list[str]:
-    """Names of built-in and installed metrics."""
-    return [*built_in_names(), *(point.name for point in installed_metrics())]
-
-
-@cache
-def built_in_names() -> tuple[str, ...]:
-    """Names of the modules in `evaluation/metrics/`, in alphabetical order."""
-    return tuple(sorted(each.name for each in pkgutil.iter_modules(metrics.__path__)))
-
-
-@cache
-def installed_metrics() -> tuple[EntryPoint, ...]:
-    """Metrics of other packages; a built-in name cannot be taken."""
-    return tuple(point for point in entry_points(group=METRICS_GROUP) if point.name not in built_in_names())
 
 
 def load_installed(point: EntryPoint) -> Metric:
