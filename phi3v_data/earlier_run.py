@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, join_words
 from phi3v_data.registry import own_file_digest
 from phi3v_data.same_source import SourceCheck
 from phi3v_data.schema import Manifest
 from phi3v_data.sources.reads import ReadRecord, Reads, Roots, by_file
-from phi3v_data.writing.journal import FORMAT, Begun, differences, join_words
+from phi3v_data.writing.journal import FORMAT, Begun, differences
 from phi3v_data.writing.output import Output
 from phi3v_data.writing.plan import Plan
 from phi3v_data.writing.request import Request

@@ -1,6 +1,8 @@
 """Formats text from data for messages: printable, quoted and short, without raw cells or escape codes."""
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 MAX_MESSAGE = 300
 """Longest error or reject message, in characters."""
@@ -29,6 +31,18 @@ def shown(value: object, limit: int = _SHOWN) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """A count with its noun: `1 image`, `2,000 images`; give `plural` if it is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def join_words(words: Sequence[Any], limit: int = 6, *, each: Callable[[Any], str] = str, noun: str = "") -> str:
+    """The first words and the number of the others: `a, b and 3 more`; `a, b and 3 more sizes` with the noun `size`.
+
+    `each` writes one word; it is called for those that are shown.
+    """
+    text = ", ".join(map(each, words[:limit]))
+    rest = len(words) - limit
+    if rest <= 0:
+        return text
+    return f"{text} and {counted(rest, f'more {noun}') if noun else f'{rest:,} more'}"
 
 
 def escaped(text: str) -> str:

@@ -1,7 +1,7 @@
-"""Fine-tuning and evaluation of Phi-3-vision on a conversations directory.
+"""Fine-tuning and evaluation of vision-language models on conversations directories.
 
-Importing this package loads neither torch nor transformers; once transformers is imported, its Auto classes know the
-model (`phi3v_train.models.phi3v.register`).
+Importing this package loads neither torch nor transformers; once transformers is imported, its Auto classes know
+Phi-3-vision (`phi3v_train.models.phi3v.register`).
 """
 
 from typing import TYPE_CHECKING

@@ -11,7 +11,7 @@ from phi3v_data import convert
 from phi3v_data.draft import Converter, Draft, Item, Options
 from phi3v_data.encodings import encoding_of, open_utf8
 from phi3v_data.errors import Reject, UserError
-from phi3v_data.messages import counted, escaped, short, shown
+from phi3v_data.messages import counted, escaped, join_words, short, shown
 from phi3v_data.sources.source import Source
 
 
@@ -29,6 +29,21 @@ def test_no_escape_code_gets_through() -> None:
     assert short("\x1b[31mred\x07") == "\\x1b[31mred\\x07"
     assert escaped("caf\udce9\x85") == "caf\\udce9\\x85"
     assert shown("a\nb" * 100, 5) == "'a\\nba…'"
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "expected"),
+    [
+        ([], {}, ""),
+        (["a", "b"], {"limit": 2}, "a, b"),
+        (["a", "b", "c"], {"limit": 2}, "a, b and 1 more"),
+        (["a", "b", "c"], {"limit": 2, "noun": "size"}, "a, b and 1 more size"),
+        (range(2007), {"limit": 3, "noun": "size"}, "0, 1, 2 and 2,004 more sizes"),
+        (list("abcdefgh"), {"each": shown}, "'a', 'b', 'c', 'd', 'e', 'f' and 2 more"),
+    ],
+)
+def test_words_up_to_a_limit_and_the_number_of_the_others(words, options, expected) -> None:
+    assert join_words(words, **options) == expected
 
 
 def test_a_reject_does_not_repeat_a_cell(tmp_path: Path) -> None:

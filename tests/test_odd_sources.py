@@ -99,7 +99,7 @@ def test_every_ending_beside_clips_is_converted_or_named(tmp_path: Path) -> None
     result = run("ucf101", tmp_path / "s", tmp_path / "o")
     assert result.warnings == (
         "left out 5 files of the source, not used by any sample: 1 .jpg, 1 .srt, 2 .swf, 1 .txt "
-        "('train/A/a.srt', 'train/A/a.swf', 'train/A/b.swf', ...)",
+        "('train/A/a.srt', 'train/A/a.swf', 'train/A/b.swf' and 2 more)",
     )
     again = run("ucf101", tmp_path / "s", tmp_path / "o")
     assert again.already_complete

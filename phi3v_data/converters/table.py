@@ -27,7 +27,7 @@ from phi3v_data.converters.helpers.table_rows import NamedFiles, Table, TableRow
 from phi3v_data.converters.helpers.values import is_absent, scalar_text
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options
 from phi3v_data.errors import NotFoundError, Reject, UserError
-from phi3v_data.messages import shown
+from phi3v_data.messages import join_words, shown
 from phi3v_data.schema import Scalar
 from phi3v_data.sources.source import Source
 from phi3v_data.splits import is_split_name
@@ -268,7 +268,7 @@ def _check_columns(mapping: TableMap, table: Table, text: str) -> None:
         if name in table.columns or name.partition(".")[0] in table.columns:
             continue
         near = get_close_matches(name, table.columns, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(map(shown, table.columns[:5]))}; {HELP}"
+        hint = f"did you mean '{near[0]}'?" if near else f"it has {join_words(table.columns, 5, each=shown)}; {HELP}"
         place = [int(piece) if piece.isdigit() else piece for piece in field.split(".")]
         raise UserError(f"--map, line {line_of(node, place)}, {field}: the table has no column '{name}'; {hint}")
 

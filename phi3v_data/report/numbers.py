@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, join_words
 from phi3v_data.tokens.registry import DEFAULT, get_family
 
 if TYPE_CHECKING:
@@ -49,16 +49,14 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     yield f"{'tokens':<13}{_spread(stats['tokens'])} per sample ({model}{budget}{note})"
     sizes = list(stats["image_sizes"].items())
     if sizes:
-        words = ", ".join(f"{size} ({count:,})" for size, count in sizes[:MAX_SIZES])
-        more = f" and {counted(len(sizes) - MAX_SIZES, 'more size')}" if len(sizes) > MAX_SIZES else ""
-        yield f"{'image sizes':<13}{words}{more}"
+        words = join_words(sizes, MAX_SIZES, each=lambda size: f"{size[0]} ({size[1]:,})", noun="size")
+        yield f"{'image sizes':<13}{words}"
     if stats["groups"]:
         yield f"{'groups':<13}{stats['groups']:,}"
     for split, counts in stats["labels"].items():
         if counts and stats["label_balance"][split]["labels"] > 1:
-            shown = ", ".join(f"{label!r} {count:,}" for label, count in list(counts.items())[:MAX_LABELS])
-            more = f" and {len(counts) - MAX_LABELS:,} more" if len(counts) > MAX_LABELS else ""
-            yield f"{'labels':<13}{split}: {shown}{more}"
+            words = join_words(list(counts.items()), MAX_LABELS, each=lambda label: f"{label[0]!r} {label[1]:,}")
+            yield f"{'labels':<13}{split}: {words}"
     yield from _duplicates(stats["duplicates"])
     if stats["unread_lines"]:
         yield f"{counted(stats['unread_lines'], 'line')} not counted, as not valid rows; phi3v-data validate shows why"

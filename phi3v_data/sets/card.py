@@ -12,13 +12,13 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import unsafe_reason, write_bytes
 from phi3v_data.jsonl import BOM, Line, read_line_at
 from phi3v_data.markdown import markdown_code, markdown_text
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, join_words
 from phi3v_data.report.gallery import collect, parse_row, row_label, row_turns, turn_images
 from phi3v_data.report.thumbnails import Thumbnailer
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.stats import set_stats
 from phi3v_data.shards.view import data_directory
-from phi3v_data.tokens.registry import DEFAULT, get_family
+from phi3v_data.tokens.registry import get_family
 from phi3v_data.validate import validate
 
 CARD = "README.md"
@@ -154,11 +154,11 @@ def _summary(manifest: Manifest, stats: Mapping[str, Any], form: str) -> Iterato
     yield f"- Task: {manifest.task}{f'; scored by {metrics}' if metrics else ''}"
     if stats["image_sizes"]:
         sizes = list(stats["image_sizes"].items())
-        words = ", ".join(f"{size.replace('x', ' x ')} ({count:,})" for size, count in sizes[:3])
-        yield f"- Image sizes: {words}{f' and {len(sizes) - 3:,} more' if len(sizes) > 3 else ''}"
+        words = join_words(sizes, 3, each=lambda size: f"{size[0].replace('x', ' x ')} ({size[1]:,})")
+        yield f"- Image sizes: {words}"
     tokens = stats["tokens"]
     if "median" in tokens:
-        model = "Phi-3-vision" if stats["model"] == DEFAULT else f"the model family {markdown_code(stats['model'])}"
+        model = f"the model family {markdown_code(stats['model'])}"
         option = get_family(stats["model"]).budget_option
         budget = "" if stats["num_crops"] is None else f" at `{option}` {stats['num_crops']}"
         how = "exact" if stats["text_tokens"] == "exact" else "images exact, text estimated"

@@ -17,12 +17,12 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import inside, write_text
 from phi3v_data.media.images import read_image_file
 from phi3v_data.media.packed import pack_above
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, join_words
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST
-from phi3v_data.writing.journal import differences, join_words
+from phi3v_data.writing.journal import differences
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.publish import SplitFile, publish
 

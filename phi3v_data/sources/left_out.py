@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from phi3v_data.draft import Draft, DraftImage, Item
 from phi3v_data.files import name_hash
-from phi3v_data.messages import counted, shown
+from phi3v_data.messages import counted, join_words, shown
 from phi3v_data.sources.source import Source
 
 MAX_NAMED = 3
@@ -45,10 +45,9 @@ class UsedPaths:
             return ()
         endings = Counter(PurePosixPath(file.path).suffix.lower() or "without an extension" for file in files)
         counts = ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
-        named = ", ".join(shown(file.where) for file in files[:MAX_NAMED])
-        more = ", ..." if len(files) > MAX_NAMED else ""
+        named = join_words(files, MAX_NAMED, each=lambda file: shown(file.where))
         number = counted(len(files), "file")
-        return (f"left out {number} of the source, not used by any sample: {counts} ({named}{more})",)
+        return (f"left out {number} of the source, not used by any sample: {counts} ({named})",)
 
 
 def _contents(draft: Draft) -> Iterator[object]:

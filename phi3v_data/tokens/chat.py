@@ -130,10 +130,6 @@ class ChatFormat:
         parts[-1] += f"{self.end_of_turn}{self.after_end}{self.assistant}{self.after_role}{self.answer_prefix}"
         return parts
 
-    def user_text(self, turn: TurnText, first_image: int = 1) -> str:
-        """The user's text with its image tags, the first of which has the number `first_image`."""
-        return self._with_tags(self.user_parts(turn), first_image)
-
     def turn_prompt(self, turn: TurnText, *, system: str = "", first_image: int = 1, begins: bool = True) -> str:
         """The text of a turn up to its generation point; see `prompt_parts`."""
         return self._with_tags(self.prompt_parts(turn, system=system, begins=begins), first_image)

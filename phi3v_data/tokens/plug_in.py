@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 
 from phi3v_data.errors import UserError
-from phi3v_data.messages import escaped, shown
+from phi3v_data.messages import escaped, join_words, shown
 from phi3v_data.tokens.chat import ChatFormat
 from phi3v_data.tokens.family import TokenFamily
 
@@ -40,7 +40,7 @@ def the_only(points: EntryPoints) -> EntryPoint:
         UserError: there are several.
     """
     if len(points) > 1:
-        values = ", ".join(shown(point.value, 40) for point in points[:3])
+        values = join_words(points, 3, each=lambda point: shown(point.value, 40))
         raise UserError(f"{described(points)} is defined {len(points)} times ({values}): uninstall all but one")
     return points[0]
 

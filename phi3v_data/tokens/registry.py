@@ -15,7 +15,7 @@ from pkgutil import iter_modules
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import load_json
-from phi3v_data.messages import escaped, shown
+from phi3v_data.messages import escaped, join_words, shown
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
 from phi3v_data.tokens.meant import TINY, hint
 from phi3v_data.tokens.model_files import ADAPTER_CONFIG, configured, read_values
@@ -59,7 +59,7 @@ def get_family(name: str) -> TokenFamily:
         return _built_in()[name]
     if name in _installed():
         return _load(_installed()[name])
-    raise NotFoundError(f"no model family {shown(name, 80)}; there are {_listed(family_names())}")
+    raise NotFoundError(f"no model family {shown(name, 80)}; there are {_listed()}")
 
 
 def find_family(wanted: str | Path) -> tuple[TokenFamily, Path | None]:
@@ -71,7 +71,7 @@ def find_family(wanted: str | Path) -> tuple[TokenFamily, Path | None]:
     """
     text = str(wanted)
     if not text:
-        raise UserError(f"--model is empty: give a model family ({_listed(family_names())}) or a model directory")
+        raise UserError(f"--model is empty: give a model family ({_listed()}) or a model directory")
     if isinstance(wanted, str) and text in family_names():
         return get_family(text), None
     directory = Path(wanted)
@@ -80,19 +80,18 @@ def find_family(wanted: str | Path) -> tuple[TokenFamily, Path | None]:
     if not directory.is_dir():
         raise NotFoundError(
             f"{shown(text, 80)} is neither a model family nor a model directory"
-            f"{hint(text, family_names(), DEFAULT) or f'; families: {_listed(family_names())}'}"
+            f"{hint(text, family_names(), DEFAULT) or f'; families: {_listed()}'}"
         )
     if (base := adapter_base(directory)) is not None:
         return configured(base, directory), directory
     model_type = read_model_type(directory)
     if model_type is None:
-        listed = _listed(family_names())
+        listed = _listed()
         raise NotFoundError(f"{shown(text, 80)} has no config.json with a model_type; families: {listed}")
     family = family_of_type(model_type)
     if family is None:
         raise NotFoundError(
-            f"no model family reads the model_type {shown(model_type, 40)} of {shown(text, 80)}; "
-            f"families: {_listed(family_names())}"
+            f"no model family reads the model_type {shown(model_type, 40)} of {shown(text, 80)}; families: {_listed()}"
         )
     return configured(family, directory), directory
 
@@ -115,7 +114,7 @@ def adapter_base(directory: Path) -> TokenFamily | None:
     if family is None:
         raise NotFoundError(
             f"{shown(str(directory), 80)} is an adapter on {shown(base, 80)}, which is not a model directory on this "
-            f"machine: give its family; families: {_listed(family_names())}"
+            f"machine: give its family; families: {_listed()}"
         )
     return family
 
@@ -237,6 +236,6 @@ def _load(points: EntryPoints) -> TokenFamily:
     return family
 
 
-def _listed(names: list[str]) -> str:
-    """Names for a message, the first twelve of them."""
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+def _listed() -> str:
+    """Names of the families for a message."""
+    return join_words(family_names(), 12)

@@ -1,7 +1,6 @@
 """Checks `dataset.json`, file names and shards of a directory, and whether the rows agree with them."""
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,9 +12,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from phi3v_data.dataset import list_directory
-from phi3v_data.files import is_closed, open_regular, read_regular, reading_hint
+from phi3v_data.files import is_closed, load_json, open_regular, reading_hint
 from phi3v_data.json_text import field_path
-from phi3v_data.messages import counted, escaped, shown
+from phi3v_data.messages import counted, escaped, join_words, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest
 from phi3v_data.splits import NOT_SPLITS, Splits, find_splits
 from phi3v_data.unfinished import MANIFEST, refuse_interrupted, refuse_marker, refuse_unfinished
@@ -98,8 +97,7 @@ def _near_names(names: list[str]) -> str:
     near = [name for name in sorted(names) if _NEAR.fullmatch(name) and name not in {MANIFEST, *NOT_SPLITS}]
     if not near:
         return ""
-    more = ", ..." if len(near) > 5 else ""
-    return f", and contains {', '.join(map(shown, near[:5]))}{more}: unpack, rename or convert them"
+    return f", and contains {join_words(near, 5, each=shown)}: unpack, rename or convert them"
 
 
 def _read_manifest(directory: Path, findings: Findings, closed: list[tuple[str, str]]) -> Manifest | None:
@@ -109,14 +107,14 @@ def _read_manifest(directory: Path, findings: Findings, closed: list[tuple[str, 
         findings.add("manifest-invalid", message, file=MANIFEST, field=name, hint=hint)
 
     try:
-        value = json.loads(read_regular(directory / MANIFEST))
+        value = load_json(directory / MANIFEST)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         invalid(f"cannot be read: {reason}", reading_hint(reason))
         if is_closed(error):
             closed.append((MANIFEST, reason))
         return None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         invalid(f"not JSON: {escaped(str(error))[:200]}", "write it again by converting, or remove it")
         return None
     refuse_marker(directory, value)
@@ -134,7 +132,7 @@ def _read_manifest(directory: Path, findings: Findings, closed: list[tuple[str, 
         for found in error.errors(include_url=False, include_input=False, include_context=False):
             parts = found["loc"]
             message = found["msg"][:1].lower() + found["msg"][1:]
-            if parts[-1:] == ("[key]",):  # pydantic's mark of a name that is wrong, not what stands under it
+            if parts[-1:] == ("[key]",):  # pydantic's mark of a name that is wrong, not the value under it
                 message, parts = f"the name {shown(parts[-2])}: {message}", parts[:-2]
             invalid(message, "see the format in docs/format.md", field_path(parts) or None)
         return None

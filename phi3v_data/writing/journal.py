@@ -364,11 +364,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def join_words(words: Sequence[str], limit: int = 6) -> str:
-    """`a, b and 3 more`."""
-    shown = list(words[:limit])
-    if len(words) > limit:
-        return f"{', '.join(shown)} and {len(words) - limit} more"
-    return ", ".join(shown)

@@ -13,10 +13,11 @@ from phi3v_data.dataset import list_directory, read_manifest
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, open_regular, read_json
 from phi3v_data.lock import lock_file, wait_for_workers
+from phi3v_data.messages import join_words
 from phi3v_data.mounts import UNSUPPORTED, file_system
 from phi3v_data.schema import Manifest
 from phi3v_data.unfinished import MANIFEST, refuse_marker
-from phi3v_data.writing.journal import Journal, join_words, remove_tree
+from phi3v_data.writing.journal import Journal, remove_tree
 from phi3v_data.writing.publish import IMAGES, REJECTS, REMOVED, finish_publishing
 
 _OBSTACLES = {

@@ -10,7 +10,7 @@ import typer
 
 from phi3v_data.cli.base import command_info
 from phi3v_data.errors import GOOD, PROBLEMS
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, join_words
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import IMAGE_OPTIONS, DataConfig, ModelConfig, OptimConfig
 from phi3v_train.setting_group import Group
@@ -174,6 +174,5 @@ def say_untrained(untrained: "Sequence[SampleView]", number: int) -> None:
     """Name the rows that would train nothing, on stderr."""
     if not untrained:
         return
-    places = ", ".join(Path(view.place).name for view in untrained[:5])
-    more = f" and {len(untrained) - 5:,} more" if len(untrained) > 5 else ""
-    print(f"{len(untrained):,} of {counted(number, 'row')} would train nothing: {places}{more}", file=sys.stderr)
+    places = join_words(untrained, 5, each=lambda view: Path(view.place).name)
+    print(f"{len(untrained):,} of {counted(number, 'row')} would train nothing: {places}", file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.messages import shown
+from phi3v_data.messages import join_words, shown
 from phi3v_data.tokens.family import TokenFamily
 from phi3v_data.tokens.plug_in import (
     EntryPoints,
@@ -74,7 +74,7 @@ def get_family(name: str = DEFAULT) -> ModelFamily:
         return built_in()[name]
     if name in installed():
         return load(the_only(installed()[name]))
-    raise NotFoundError(f"no model family {shown(name, 80)} can be trained; there are {', '.join(family_names()[:12])}")
+    raise NotFoundError(f"no model family {shown(name, 80)} can be trained; there are {join_words(family_names(), 12)}")
 
 
 def family_of_config(config: Mapping[str, Any], path: str | Path) -> ModelFamily:
@@ -95,8 +95,7 @@ def family_of_config(config: Mapping[str, Any], path: str | Path) -> ModelFamily
     named = shown(wanted, 40) if isinstance(wanted, str) else repr(wanted)[:40]
     if problems:
         raise UserError(f"{path}: model_type is {named}, and {problems[0]}")
-    listed = ", ".join(known[:12]) + (f" and {len(known) - 12} more" if len(known) > 12 else "")
-    raise UserError(f"{path}: model_type is {named}; those that can be trained are {listed}")
+    raise UserError(f"{path}: model_type is {named}; those that can be trained are {join_words(known, 12)}")
 
 
 def is_known(model_type: str) -> bool:

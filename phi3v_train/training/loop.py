@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import join_words
 from phi3v_train.config import RunConfig
 from phi3v_train.data.loader import MicroBatch, StepBatch, StepPlan
 from phi3v_train.data.sources import TOTAL
@@ -152,7 +153,6 @@ class TrainLoop:
         ]
         named = [name for names in self.group.all_gather(bad) for name in names]
         named = named or [str(measure.provenance) for measure in batch.plan.measures]
-        more = f" and {len(named) - MAX_NAMED_SAMPLES} more" if len(named) > MAX_NAMED_SAMPLES else ""
         advice = (
             "--dtype bf16 or a lower --learning_rate"
             if self.engine.precision.name == "fp16"
@@ -160,7 +160,7 @@ class TrainLoop:
         )
         raise NonFiniteLossError(
             f"step {batch.step + 1}: {reason}, so training stopped before the update; look at the samples or try "
-            f"{advice}; samples: {', '.join(named[:MAX_NAMED_SAMPLES])}{more}"
+            f"{advice}; samples: {join_words(named, MAX_NAMED_SAMPLES)}"
         )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from phi3v_data.errors import UserError
-from phi3v_data.messages import shown
+from phi3v_data.messages import join_words, shown
 from phi3v_train.config import ALL_LINEAR, MethodConfig
 from phi3v_train.models.size import Component, LinearGroup, ModelSize
 
@@ -74,7 +74,7 @@ def check_names(family: str, size: ModelSize, targets: str, modules: Collection[
                 asked.setdefault(linear.name, []).append(name)
         absent = [linear for linear, names in asked.items() if not any(name in modules for name in names)]
         if absent:
-            listed = ", ".join(map(shown, absent[:4])) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
+            listed = join_words(absent, 4, each=shown)
             raise UserError(
                 f"the model family {family}: the group {group.component} of its table names {listed} under "
                 f"{shown(group.prefix)}, where the model has no such modules: correct `size` of the family"

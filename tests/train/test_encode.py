@@ -145,7 +145,8 @@ def test_tags_are_numbered_through_the_conversation():
 )
 def test_image_offsets(offsets, text):
     turn = Turn(images=("a", "b"), user="left or right", assistant="x", image_offsets=offsets)
-    assert CHAT.user_text(turn_text(turn), 3) == text
+    prompt = CHAT.turn_prompt(turn_text(turn), first_image=3)
+    assert prompt == f"<|user|>\n{text}<|end|>\n<|assistant|>\n"
 
 
 @pytest.mark.parametrize("offsets", [(1,), (3, 1), (0, 99)])

@@ -17,7 +17,7 @@ from phi3v_data.draft import Item
 from phi3v_data.encodings import read_text
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import safe_component
-from phi3v_data.messages import shown
+from phi3v_data.messages import join_words, shown
 from phi3v_data.sources.source import Source, SourceFile
 from phi3v_data.splits import SPLIT_FOLDERS, split_sort_key
 
@@ -37,7 +37,7 @@ class ClassFile:
     group: str = ""
     stem: str = ""  # {Class}/{file}, safe as a path; with its suffix, where that is kept, unique in the split
     renamed: bool = False  # the stem differs from the file's name
-    spare: str = ""  # a stem that is unique in the source; empty where the other is
+    spare: str = ""  # a stem that is unique in the source; empty if `stem` is
     is_shared: bool = False  # a file of the split differs in nothing but its suffix
     notes: tuple[str, ...] = ()
     reject: str = ""
@@ -172,10 +172,7 @@ def folder_notes(source: Source, files: Iterable[ClassFile]) -> tuple[str, ...]:
         if len(names) > 1
     ]
     if empty := _empty_folders(source.root):
-        more = f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else ""
-        notes.append(
-            f"empty: {', '.join(map(shown, empty[:MAX_NAMED]))}{more}; a folder without files gives no samples"
-        )
+        notes.append(f"empty: {join_words(empty, MAX_NAMED, each=shown)}; a folder without files gives no samples")
     return tuple(notes)
 
 
@@ -204,7 +201,7 @@ def keep_classes(files: list[ClassFile], wanted: Sequence[str]) -> list[ClassFil
             meant = (
                 f"; did you mean '{known[near[0]]}'?"
                 if near
-                else f"; there are {', '.join(sorted(known.values())[:12])}"
+                else f"; there are {join_words(sorted(known.values()), 12)}"
             )
             raise NotFoundError(f"--classes: there is no class '{name}'{meant}")
     lowered = {name.lower() for name in wanted}

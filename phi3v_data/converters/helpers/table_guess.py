@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from phi3v_data.errors import UserError
-from phi3v_data.messages import shown
+from phi3v_data.messages import join_words, shown
 
 IMAGES = (
     "image", "images", "img", "imgs", "image_path", "image_paths", "img_path", "image_file", "image_name", "picture",
@@ -30,7 +30,7 @@ def guess_map(columns: Sequence[str]) -> tuple[str, str]:
         if not found[role]:
             raise UserError(
                 f"without --map the table needs a column {', '.join(names[:3])}, ..., and has "
-                f"{', '.join(map(shown, columns[:5]))}{', ...' if len(columns) > 5 else ''}; {HELP}"
+                f"{join_words(columns, 5, each=shown)}; {HELP}"
             )
     mapping: dict[str, object] = {"images": found["images"], "user": f"{{{found['user']}}}"}
     if answer := found["assistant"]:
@@ -43,7 +43,7 @@ def guess_map(columns: Sequence[str]) -> tuple[str, str]:
     words += f", answer from {shown(answer)}" if answer else ", no answer"
     words += "".join(f", {role} from {shown(found[role])}" for role in ("split", "id", "group") if found[role])
     if unused:
-        words += f"; not used: {', '.join(map(shown, unused[:8]))}{', ...' if len(unused) > 8 else ''}"
+        words += f"; not used: {join_words(unused, 8, each=shown)}"
     return json.dumps(mapping), words
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from phi3v_data.converters.helpers.annotations import NOT_UTF8, read_json, read_json_lines
 from phi3v_data.encodings import open_utf8
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.messages import join_words
 from phi3v_data.sources.source import SAVE_AS_CSV, SPREADSHEETS, Source, SourceFile
 from phi3v_data.sources.tables import RowLocation
 from phi3v_data.suffixes import TABLE_SUFFIXES, is_table, table_suffix
@@ -105,7 +106,7 @@ def _find(source: Source, file: str) -> SourceFile:
         if sheet := next((found.where for found in source.all_files(SPREADSHEETS)), ""):
             raise UserError(f"'{source.spec}' contains no table but the spreadsheet '{sheet}'; {SAVE_AS_CSV}")
         raise NotFoundError(f"'{source.spec}' contains no table ({', '.join(TABLE_SUFFIXES)}, .parquet)")
-    names = ", ".join(table.path for table in tables[:8])
+    names = join_words(tables, 8, each=lambda table: table.path)
     raise UserError(f"'{source.spec}' contains several tables; choose one with --table: {names}")
 
 

@@ -1,6 +1,6 @@
 """Small models with random weights: a tokenizer of bytes, and the files of a processor, made in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,3 @@ def byte_tokenizer(
         model_max_length=32768,
         **given,
     )
-
-
-Builder = Callable[[], Tiny]

@@ -6,7 +6,6 @@ with the factors of its own length: the others get the same keys as before. So c
 generation agree, as in the released code of Phi-3.5-vision for single samples.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from phi3v_data.files import load_json
 from phi3v_data.tokens.phi3v import CHAT
 
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -187,6 +187,6 @@ def stop_ids_in(directory: str | Path) -> list[int]:
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         return []
-    added: Iterable[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+    added: Iterable[dict[str, Any]] = load_json(path).get("added_tokens", [])
     vocabulary = {token["content"]: int(token["id"]) for token in added}
     return [vocabulary[token] for token in CHAT.stop_strings if token in vocabulary]

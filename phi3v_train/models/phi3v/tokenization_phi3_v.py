@@ -5,7 +5,6 @@ transformers 5 then rebuilds a Llama tokenizer and gets other ids: `<|user|>` ne
 This class always reads `tokenizer.json`, and writes a class name that 4.x and 5.x both read the same way.
 """
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils.generic import to_py_obj
 
-from phi3v_data.files import write_json
+from phi3v_data.files import load_json, write_json
 
 SAVED_CLASS = "PreTrainedTokenizerFast"
 """`tokenizer_class` on disk: in transformers 4.x and 5.x it means `tokenizer.json` as it is."""
@@ -64,7 +63,7 @@ def readable_merges(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 def rewrite_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Replace a JSON file by `change` of its content."""
-    content = change(json.loads(path.read_text(encoding="utf-8")))
+    content = change(load_json(path))
     write_json(path, content)
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
+from phi3v_data.files import load_json
 from phi3v_train.config import OptimConfig, ParallelConfig
 from phi3v_train.training.memory import ZERO_BUCKET
 
@@ -193,7 +194,7 @@ def read_file(file: Path) -> dict[str, Any]:
         UserError: the file is missing or is not a JSON object.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = load_json(file)
     except FileNotFoundError:
         raise NotFoundError(f"--deepspeed {file}: the file does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
