@@ -4,6 +4,7 @@ from phi3v_data.cli.base import CommandSpec, make_group, run
 
 COMMANDS = {
     "convert": CommandSpec("phi3v_data.cli.convert:command", "Turn a dataset into a conversations directory."),
+    "import": CommandSpec("phi3v_data.cli.import_rows:command", "Turn a chat file of another tool into a directory."),
     "validate": CommandSpec("phi3v_data.cli.validate:validate", "Check a directory and report every problem in it."),
     "explain": CommandSpec("phi3v_data.cli.explain:explain", "Explain a problem code: meaning, reason, example, fix."),
     "schema": CommandSpec("phi3v_data.cli.schema:schema", "Print the JSON Schema of a file, or write all of them."),

@@ -70,6 +70,11 @@ def convert(
         raise UserError("--out_dir is missing: give the directory to write the dataset to")
     with progress_bar(quiet=quiet) as progress:
         result = run_conversion(cls, source, out_dir, options=options, progress=progress, **settings)
+    report(out_dir, result, allow_rejects)
+
+
+def report(out_dir: str, result: Any, allow_rejects: int) -> NoReturn:
+    """Print the result of a conversion, and exit."""
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     for note in result.notes:
@@ -137,8 +142,15 @@ class ConvertCommand:
         return build_command(wanted(args)).make_context(info_name, args, parent=parent, **extra)
 
 
-def with_settings(function: Callable[..., None]) -> Callable[..., None]:
-    """`function(**common, **settings)` as a Typer function that has the settings of a conversion as options."""
+def with_settings(
+    function: Callable[..., None], *, after: str = "converter", without: Sequence[str] = ()
+) -> Callable[..., None]:
+    """`function(**common, **settings)` as a Typer function that has the settings of a conversion as options.
+
+    Args:
+        after: the parameter of `function` that they follow in the help.
+        without: names of settings that make no sense for it.
+    """
     from phi3v_data.writing.request import SETTINGS, ConvertSettings
 
     hints = get_type_hints(ConvertSettings)
@@ -158,8 +170,8 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(function)
     common = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in common]
-    place = 1 + list(signature.parameters).index("converter")
-    keyword_only[place:place] = map(option, SETTINGS)
+    place = 1 + list(signature.parameters).index(after)
+    keyword_only[place:place] = [option(name) for name in SETTINGS if name not in without]
     run.__signature__ = signature.replace(parameters=keyword_only)  # type: ignore[attr-defined]
     run.__doc__ = function.__doc__
     return run

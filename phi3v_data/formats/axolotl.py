@@ -7,12 +7,13 @@
 Of an `images` column axolotl uses the first image only.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phi3v_data.formats.blocks import BlockFormat
-from phi3v_data.formats.chat import ImageRef
+from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message
+from phi3v_data.formats.fields import ROLES
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Axolotl(BlockFormat):
     title = "axolotl"
     consumer = "axolotl"
 
+    message_keys = ("messages", "conversations")
+    roles_read = ROLES
     image_values = ("path", "url", "image", "base64")
+    image_columns = ("images", "image")
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
@@ -34,6 +38,21 @@ class Axolotl(BlockFormat):
         blocks = [block for content in contents if isinstance(content, list | tuple) for block in content]
         images = [block for block in blocks if isinstance(block, Mapping) and block.get("type") == "image"]
         return bool(images) and all(any(key in block for key in self.image_values) for block in images)
+
+    def placed(
+        self, messages: Sequence[Message], images: Sequence[ImageRef], faults: list[Fault], field: str
+    ) -> tuple[Message, ...]:
+        """As axolotl: the first image of the column goes to the first bare block, else after the first user text."""
+        places = [image for message in messages for image in message.images if not image.value]
+        if not places and len(images) == 1:
+            user = next((at for at, message in enumerate(messages) if message.role == "user"), None)
+            if user is not None:
+                with_image = replace(messages[user], parts=(*messages[user].parts, images[0]))
+                return (*messages[:user], with_image, *messages[user + 1 :])
+        return super().placed(messages, images, faults, field)
+
+    def written_columns(self, chat: Chat) -> dict[str, Any]:
+        return {}
 
     def image_written(self, image: ImageRef) -> dict[str, Any]:
         value = str(image.value)

@@ -1,12 +1,21 @@
 """Formats whose messages are texts or lists of blocks, as OpenAI's; a subclass is a map of fields."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Reading, Role, Written
-from phi3v_data.formats.fields import extra_columns, extras, image_refs, list_field, role_of, text_field
+from phi3v_data.formats.fields import (
+    as_block,
+    extra_columns,
+    extras,
+    image_refs,
+    json_text,
+    list_field,
+    role_of,
+    text_field,
+)
 from phi3v_data.messages import counted, shown
 
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -14,75 +23,100 @@ ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "a
 
 @dataclass(frozen=True)
 class BlockFormat(RowFormat):
-    """Messages under `messages`, each with `role` and `content`."""
+    """Messages under `messages`, each with `role` and `content`, or with `from` and `value`."""
 
+    message_keys: ClassVar[Sequence[str]] = ("messages",)
     roles_read: ClassVar[Mapping[str, Role]] = ROLES
     image_types: ClassVar[Sequence[str]] = ("image",)  # values of `type` of a block that is an image
     image_values: ClassVar[Sequence[str]] = ()  # keys of an image block that may hold the reference
-    image_column: ClassVar[str] = ""  # images of blocks without a reference, in order
+    image_columns: ClassVar[Sequence[str]] = ()  # images of blocks without a reference, in order; the first is written
     weight_key: ClassVar[str] = ""
     tools_key: ClassVar[str] = ""
     keeps: ClassVar[Sequence[str]] = ()
 
     def read(self, row: Mapping[str, Any]) -> Reading:
         faults: list[Fault] = []
-        found = list_field(row, "messages", faults)
+        key = next((key for key in self.message_keys if key in row), self.message_keys[0])
+        found = list_field(row, key, faults)
         if found is None:
             return Reading(None, faults)
-        images = image_refs(row.get(self.image_column), self.image_column, faults) if self.image_column else []
-        messages = self.read_messages(found, "messages", images, faults)
-        return Reading(Chat(messages, **extras(row)), faults)
+        images, field = self.images_of(row, faults)
+        messages = self.placed(self.messages_in(found, key, faults), images, faults, field)
+        return Reading(self.chat_of(messages, row), faults)
 
-    def read_messages(
-        self, values: Sequence[Any], where: str, images: Sequence[ImageRef], faults: list[Fault]
-    ) -> tuple[Message, ...]:
-        """The messages of an array; images of the row go to the blocks without a reference, in order."""
-        rest = list(images)
-        num_places = 0
-        messages = []
+    def chat_of(self, messages: tuple[Message, ...], row: Mapping[str, Any]) -> Chat:
+        """The conversation with the other fields of its row."""
+        return Chat(messages, tools=json_text(row.get(self.tools_key)) if self.tools_key else "", **extras(row))
+
+    def images_of(self, row: Mapping[str, Any], faults: list[Fault]) -> tuple[list[ImageRef], str]:
+        """Images of the blocks without a reference, and their column."""
+        if not self.image_columns:
+            return [], ""
+        key = next((key for key in self.image_columns if row.get(key) not in (None, "", [])), self.image_columns[0])
+        return image_refs(row.get(key), key, faults), key
+
+    def messages_in(self, values: Sequence[Any], where: str, faults: list[Fault]) -> list[Message]:
+        """The messages of an array; images without a reference have the value ''."""
+        messages: list[Message] = []
         for number, value in enumerate(values):
             field = f"{where}[{number}]"
             if not isinstance(value, Mapping):
                 faults.append(Fault("wrong-type", field, f"a message is {shown(value)}, not an object"))
                 continue
-            name = text_field(value, "role", field, faults)
-            role = None if name is None else role_of(name, f"{field}.role", faults, self.roles_read)
-            parts: list[Part] = []
-            for part in self.parts_of(value, field, faults):
-                if isinstance(part, ImageRef) and not part.value:
-                    num_places += 1
-                    if rest:
-                        parts.append(rest.pop(0))
-                else:
-                    parts.append(part)
-            if role is not None:
-                messages.append(Message(role, tuple(parts), self.weight_of(value, field, faults), f"{field}.content"))
+            role_key = "from" if "from" in value and "role" not in value else "role"
+            name = text_field(value, role_key, field, faults)
+            role = None if name is None else role_of(name, f"{field}.{role_key}", faults, self.roles_read)
+            key = "value" if "value" in value and "content" not in value else "content"
+            calls = json_text(value.get("tool_calls")) if role == "assistant" else ""
+            parts = [] if calls and value.get(key) is None else self.parts_of(value, field, faults, key)
+            if role is not None and (parts or not calls):
+                messages.append(Message(role, tuple(parts), self.weight_of(value, field, faults), f"{field}.{key}"))
+            if calls:
+                messages.append(Message("tool_call", (calls,), 1, f"{field}.tool_calls"))
+        return messages
+
+    def placed(
+        self, messages: Sequence[Message], images: Sequence[ImageRef], faults: list[Fault], field: str
+    ) -> tuple[Message, ...]:
+        """The messages with the images of the row at the blocks without a reference, in order."""
+        num_places = sum(not image.value for message in messages for image in message.images)
         if num_places != len(images):
             faults.append(
                 Fault(
                     "image-count",
-                    self.image_column,
+                    field,
                     f"the messages have {counted(num_places, 'image block')} for {counted(len(images), 'image')}",
                     "give one image block per image, where the image belongs",
                 )
             )
-        return tuple(messages)
+        if not num_places:
+            return tuple(messages)
+        rest = iter(images)
 
-    def parts_of(self, message: Mapping[str, Any], where: str, faults: list[Fault]) -> list[Part]:
+        def fill(part: Part) -> Part | None:
+            return next(rest, None) if isinstance(part, ImageRef) and not part.value else part
+
+        return tuple(
+            replace(message, parts=tuple(part for part in map(fill, message.parts) if part is not None))
+            for message in messages
+        )
+
+    def parts_of(self, message: Mapping[str, Any], where: str, faults: list[Fault], key: str = "content") -> list[Part]:
         """Texts and images of a message; an image without a reference has the value ''."""
-        content = message.get("content")
-        field = f"{where}.content"
-        if "content" not in message:
-            faults.append(Fault("missing-field", field, "'content' is missing"))
+        content = message.get(key)
+        field = f"{where}.{key}"
+        if key not in message:
+            faults.append(Fault("missing-field", field, f"'{key}' is missing"))
             return []
         if isinstance(content, str):
             return [content] if content else []
         if not isinstance(content, list | tuple):
-            faults.append(Fault("wrong-type", field, f"'content' is {shown(content)}, not a text or blocks"))
+            faults.append(Fault("wrong-type", field, f"'{key}' is {shown(content)}, not a text or blocks"))
             return []
         parts: list[Part] = []
         for number, block in enumerate(content):
             place = f"{field}[{number}]"
+            block = as_block(block)
             kind = block.get("type") if isinstance(block, Mapping) else None
             if not isinstance(block, Mapping):
                 faults.append(Fault("wrong-type", place, f"a block is {shown(block)}, not an object"))
@@ -102,7 +136,7 @@ class BlockFormat(RowFormat):
         for key in self.image_values:
             if block.get(key) is not None:
                 return image_refs(block[key], f"{where}.{key}", faults)
-        if self.image_column:
+        if self.image_columns:
             return [ImageRef("", where)]
         faults.append(Fault("missing-field", where, f"an image block has none of {', '.join(self.image_values)}"))
         return []
@@ -122,10 +156,13 @@ class BlockFormat(RowFormat):
         if not self.weight_key and any(message.weight == 0 for message in chat.messages):
             lost.append("weight")
         row, left_out = extra_columns(chat, self.keeps, self.always)
-        if self.image_column:
-            row[self.image_column] = [image.value for image in chat.images]
+        row |= self.written_columns(chat)
         row["messages"] = [self.message_written(message) for message in chat.messages]
         return Written(row, tuple(lost), left_out)
+
+    def written_columns(self, chat: Chat) -> dict[str, Any]:
+        """The column of a row's images."""
+        return {self.image_columns[0]: [image.value for image in chat.images]} if self.image_columns else {}
 
     def message_written(self, message: Message) -> dict[str, Any]:
         """A message of the row."""

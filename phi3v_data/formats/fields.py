@@ -79,6 +79,23 @@ def role_of(name: str, field: str, faults: list[Fault], known: Mapping[str, Role
     return role
 
 
+def as_block(value: Any) -> Any:
+    """A block of a message; `datasets` stores blocks of mixed types as JSON text in parquet files."""
+    if isinstance(value, str) and value[:1] == "{":
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def json_text(value: Any) -> str:
+    """A value that is stored as JSON text: a text unchanged, null as '', anything else as its JSON."""
+    if value is None or value == [] or value == "":
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def extras(row: Mapping[str, Any]) -> dict[str, Any]:
     """`id`, `answers`, `group` and `meta` of a row, as arguments of `Chat`; what has another type is left out."""
     found: dict[str, Any] = {}

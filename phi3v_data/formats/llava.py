@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from phi3v_data.formats.chat import ImageRef, Message, Role
+from phi3v_data.formats.placeholders import OTHER_TAGS
 from phi3v_data.formats.tagged import TaggedFormat
 
 
@@ -31,6 +32,7 @@ class LLaVA(TaggedFormat):
     image_keys = ("image", "images")
     roles_written: ClassVar[Mapping[Role, str]] = {"user": "human", "assistant": "gpt"}
     carries_system = False
+    other_tags = OTHER_TAGS
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:

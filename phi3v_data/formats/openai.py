@@ -8,12 +8,12 @@ Its validators refuse unknown keys, so that `id`, `answers`, `group` and `meta` 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phi3v_data.formats.blocks import BlockFormat
-from phi3v_data.formats.chat import Fault, ImageRef, Message
-from phi3v_data.formats.fields import image_refs
+from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message
+from phi3v_data.formats.fields import as_block, image_refs
 from phi3v_data.messages import shown
 
 
@@ -37,6 +37,15 @@ class OpenAI(BlockFormat):
         blocks = [block for content in contents if isinstance(content, list | tuple) for block in content]
         return any(isinstance(block, Mapping) and block.get("type") == "image_url" for block in blocks)
 
+    def chat_of(self, messages: tuple[Message, ...], row: Mapping[str, Any]) -> Chat:
+        """The conversation; the `detail` of its images is kept in `meta`, one word for each if they differ."""
+        chat = super().chat_of(messages, row)
+        details = [_detail(block) for block in _image_blocks(row.get("messages"))]
+        if not any(details):
+            return chat
+        words = [word or "auto" for word in details]
+        return replace(chat, meta={**chat.meta, "detail": words[0] if len(set(words)) == 1 else ",".join(words)})
+
     def image_of(self, block: Mapping[str, Any], where: str, faults: list[Fault]) -> list[ImageRef]:
         value = block.get("image_url")
         field = f"{where}.image_url"
@@ -52,3 +61,15 @@ class OpenAI(BlockFormat):
 
     def image_written(self, image: ImageRef) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": image.value}}
+
+
+def _image_blocks(messages: Any) -> list[Mapping[str, Any]]:
+    contents = [value.get("content") for value in messages if isinstance(value, Mapping)]
+    blocks = [as_block(block) for content in contents if isinstance(content, list | tuple) for block in content]
+    return [block for block in blocks if isinstance(block, Mapping) and block.get("type") == "image_url"]
+
+
+def _detail(block: Mapping[str, Any]) -> str:
+    value = block.get("image_url")
+    detail = value.get("detail") if isinstance(value, Mapping) else None
+    return detail if isinstance(detail, str) else ""

@@ -6,6 +6,7 @@ Writing always gives that newline, so that a text which itself begins with one c
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from phi3v_data.formats.chat import Fault, ImageRef, Message, Part
 from phi3v_data.messages import counted
@@ -26,6 +27,63 @@ def split_at_tags(text: str, tag: str = IMAGE) -> list[str | None]:
             pieces.append(piece)
             leading = False
     return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class OtherTag:
+    """Another spelling of image tags. `pattern` may have a group: the number of the image from 1, or its path."""
+
+    name: str  # for messages
+    pattern: re.Pattern[str]
+    holds: str = ""  # "number", "path", or nothing: the images follow in order
+
+
+OTHER_TAGS = (
+    OtherTag("<Image>", re.compile("<Image>")),
+    OtherTag("<ImageHere>", re.compile("<ImageHere>")),
+    OtherTag("<image_1>", re.compile(r"<image_0*([1-9][0-9]{0,4})>"), "number"),
+    OtherTag("<img>PATH</img>", re.compile(r"<img>([^<>]{1,4096})</img>"), "path"),
+)
+"""Spellings found in files of LLaVA's forks, Qwen-VL 1, InternLM-XComposer and MMMU."""
+
+
+def fill_with(
+    tag: OtherTag, texts: Iterable[tuple[str, str]], images: Sequence[ImageRef]
+) -> list[tuple[Part, ...]] | None:
+    """Parts of each text with the images at another spelling of the tags; None if tags and images do not fit."""
+    if tag.holds == "path" and images:
+        return None
+    used: list[int] = []
+    result: list[tuple[Part, ...]] = []
+    for text, field in texts:
+        parts: list[Part] = []
+        leading = True
+        at = 0
+        for match in tag.pattern.finditer(text):
+            _add_text(parts, text[at : match.start()], after_tag=leading and at > 0)
+            leading = leading and not any(isinstance(part, str) for part in parts)
+            at = match.end()
+            if tag.holds == "path":
+                parts.append(ImageRef(match[1].strip(), field))
+                used.append(len(used))
+                continue
+            number = int(match[1]) - 1 if tag.holds else len(used)
+            if number >= len(images):
+                return None
+            parts.append(images[number])
+            used.append(number)
+        _add_text(parts, text[at:], after_tag=leading and at > 0)
+        result.append(tuple(parts))
+    if not used or (tag.holds != "path" and set(used) != set(range(len(images)))):
+        return None
+    return result
+
+
+def _add_text(parts: list[Part], text: str, *, after_tag: bool) -> None:
+    """Add a text; after a tag at the start, one newline belongs to the tag."""
+    text = text.removeprefix("\n") if after_tag else text
+    if text:
+        parts.append(text)
 
 
 def fill_tags(

@@ -9,16 +9,22 @@ and `content` and an entry of `dataset_info.json` that says `formatting: sharegp
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
-from phi3v_data.formats.chat import Role
-from phi3v_data.formats.tagged import TaggedFormat
+from phi3v_data.formats.chat import Chat, Fault, Message, Role
+from phi3v_data.formats.dataset_info import Entry
+from phi3v_data.formats.pairs import Line, read_pairs
+from phi3v_data.formats.tagged import FieldNames, TaggedFormat
+from phi3v_data.messages import shown
 
 
 @dataclass(frozen=True)
 class ShareGPT(TaggedFormat):
-    """LLaMA-Factory's `formatting: sharegpt`."""
+    """LLaMA-Factory's `formatting: sharegpt`; with an entry of `dataset_info.json`, any of its formattings."""
+
+    entry: Entry | None = None
 
     name = "sharegpt"
     title = "ShareGPT, LLaMA-Factory"
@@ -43,3 +49,51 @@ class ShareGPT(TaggedFormat):
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
         return "conversations" in row and "image" not in row
+
+    @cached_property
+    def names(self) -> FieldNames:
+        if self.entry is None:
+            return super().names
+        columns, tags = self.entry.columns, self.entry.tags
+        return FieldNames(
+            messages=(columns.messages or "conversations",),
+            role=(tags.role_tag or "from",),
+            content=(tags.content_tag or "value",),
+            images=(columns.images,) if columns.images else (),
+            system=columns.system or "",
+            tools=columns.tools or "",
+            roles=tags.roles(),
+        )
+
+    def lines_of(self, row: Mapping[str, Any], faults: list[Fault]) -> list[Line] | None:
+        if self.entry is None or self.entry.formatting != "alpaca":
+            return super().lines_of(row, faults)
+        columns = self.entry.columns
+        query = [column for column in (columns.prompt, columns.query) if column]
+        response = (columns.chosen if self.entry.ranking else columns.response) or ""
+        return read_pairs(row, query, response, columns.history or "", faults)
+
+    def with_pair(self, chat: Chat, row: Mapping[str, Any], faults: list[Fault]) -> Chat:
+        label = row.get(self.entry.columns.kto_tag or "" if self.entry else "kto_tag")
+        if label is not None and label is not True:
+            field = (self.entry.columns.kto_tag if self.entry else None) or "kto_tag"
+            faults.append(Fault("nothing-trained", field, f"the answer is labelled {shown(label)}, not a good one"))
+        columns = ("chosen", "rejected")
+        if self.entry is not None:
+            if not self.entry.ranking:
+                return chat
+            columns = (self.entry.columns.chosen or "chosen", self.entry.columns.rejected or "rejected")
+        if self.entry is not None and self.entry.formatting == "alpaca":
+            value = row.get(columns[1])
+            if isinstance(value, str):
+                return replace(chat, rejected=Message("assistant", (value,) if value else (), field=columns[1]))
+            faults.append(Fault("wrong-type", columns[1], f"'{columns[1]}' is {shown(value)}, not a text"))
+            return chat
+        values = [row.get(column) for column in columns]
+        if self.entry is None and not all(isinstance(value, Mapping) for value in values):
+            return chat
+        read = [self.message_of(value, column, faults) for value, column in zip(values, columns, strict=True)]
+        pair = [Message(line[0], (line[1],) if line[1] else (), field=line[2]) for line in read if line is not None]
+        if len(pair) < 2:
+            return chat
+        return replace(chat, messages=(*chat.messages, pair[0]), rejected=pair[1])

@@ -2,13 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Reading, Role, Written
-from phi3v_data.formats.fields import ROLES, extra_columns, extras, image_refs, role_of, text_field
-from phi3v_data.formats.placeholders import IMAGE, fill_tags, spell_out, text_with_tags
+from phi3v_data.formats.fields import ROLES, extra_columns, extras, image_refs, json_text, role_of, text_field
+from phi3v_data.formats.pairs import Line
+from phi3v_data.formats.placeholders import IMAGE, OtherTag, fill_tags, fill_with, spell_out, text_with_tags
 from phi3v_data.messages import shown
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """Names of the fields of a file, in the order in which they are tried, and of its roles."""
+
+    messages: Sequence[str]
+    role: Sequence[str]
+    content: Sequence[str]
+    images: Sequence[str]
+    system: str
+    tools: str
+    roles: Mapping[str, Role]
 
 
 @dataclass(frozen=True)
@@ -26,65 +41,110 @@ class TaggedFormat(RowFormat):
     carries_system: ClassVar[bool] = True
     keeps: ClassVar[Sequence[str]] = ("id",)  # fields that the readers ignore, so that they may be written
     roles_read: ClassVar[Mapping[str, Role]] = ROLES
+    other_tags: ClassVar[Sequence[OtherTag]] = ()  # read where `<image>` does not fit; never written
+
+    @cached_property
+    def names(self) -> FieldNames:
+        """The names in the file; a subclass with settings of its own overrides it."""
+        return FieldNames(
+            messages=self.message_keys,
+            role=self.role_keys,
+            content=self.content_keys,
+            images=self.image_keys,
+            system=self.system_key,
+            tools=self.tools_key,
+            roles=self.roles_read,
+        )
 
     def read(self, row: Mapping[str, Any]) -> Reading:
         faults: list[Fault] = []
-        found = self.messages_of(row, faults)
-        if found is None:
+        lines = self.lines_of(row, faults)
+        if lines is None:
             return Reading(None, faults)
-        texts: list[tuple[Role, str, str, int]] = []
-        system = row.get(self.system_key) if self.system_key else None
+        names = self.names
+        texts: list[Line] = []
+        system = row.get(names.system) if names.system else None
         if isinstance(system, str) and system:
-            texts.append(("system", system, self.system_key, 1))
-        for where, message in found:
-            read = self.message_of(message, where, faults)
-            if read is not None:
-                texts.append(read)
+            texts.append(("system", system, names.system, 1))
+        texts += lines
         images, field = self.images_of(row, faults)
-        parts, wrong = fill_tags([(text, where) for _, text, where, _ in texts], images, field=field)
+        parts, wrong = self.fill([(text, where) for _, text, where, _ in texts], images, field)
         messages = tuple(
             Message(role, filled, weight, where) for (role, _, where, weight), filled in zip(texts, parts, strict=True)
         )
-        tools = row.get(self.tools_key) if self.tools_key else None
-        chat = Chat(messages, tools=tools if isinstance(tools, str) else "", **extras(row))
+        chat = Chat(messages, tools=json_text(row.get(names.tools)) if names.tools else "", **extras(row))
         return Reading(self.with_pair(chat, row, faults), [*faults, *wrong])
+
+    def lines_of(self, row: Mapping[str, Any], faults: list[Fault]) -> list[Line] | None:
+        """The messages of a row before their tags are read; None and a fault if the row has none."""
+        found = self.messages_of(row, faults)
+        if found is None:
+            return None
+        read = (self.message_of(message, where, faults) for where, message in found)
+        return [line for line in read if line is not None]
 
     def messages_of(self, row: Mapping[str, Any], faults: list[Fault]) -> list[tuple[str, Any]] | None:
         """Messages of a row and their paths; None and a fault if there is no array of them."""
-        for key in self.message_keys:
+        for key in self.names.messages:
             value = row.get(key)
             if isinstance(value, list | tuple):
                 return [(f"{key}[{number}]", message) for number, message in enumerate(value)]
             if value is not None:
                 faults.append(Fault("wrong-type", key, f"'{key}' is {shown(value)}, not an array of messages"))
                 return None
-        key = self.message_keys[0]
+        key = self.names.messages[0]
         faults.append(Fault("missing-field", key, f"'{key}' is missing"))
         return None
 
-    def message_of(self, message: Any, where: str, faults: list[Fault]) -> tuple[Role, str, str, int] | None:
+    def message_of(self, message: Any, where: str, faults: list[Fault]) -> Line | None:
         """Role, text, field and weight of a message; None and a fault if it has no role or no text."""
         if not isinstance(message, Mapping):
             faults.append(Fault("wrong-type", where, f"a message is {shown(message)}, not an object"))
             return None
-        role_key = next((key for key in self.role_keys if key in message), self.role_keys[0])
-        content_key = next((key for key in self.content_keys if key in message), self.content_keys[0])
+        names = self.names
+        role_key = next((key for key in names.role if key in message), names.role[0])
+        content_key = next((key for key in names.content if key in message), names.content[0])
         name = text_field(message, role_key, where, faults)
         text = text_field(message, content_key, where, faults)
-        role = None if name is None else role_of(name, f"{where}.{role_key}", faults, self.roles_read)
+        role = None if name is None else role_of(name, f"{where}.{role_key}", faults, names.roles)
         if role is None or text is None:
             return None
-        weight = message.get(self.weight_key, 1) if self.weight_key else 1
-        if weight not in (0, 1, None):
-            faults.append(
-                Fault("wrong-type", f"{where}.{self.weight_key}", f"'{self.weight_key}' is {shown(weight)}, not 0 or 1")
-            )
-        return role, text, f"{where}.{content_key}", 0 if weight == 0 and weight is not None else 1
+        return role, text, f"{where}.{content_key}", self.weight_of(message, where, faults)
+
+    def weight_of(self, message: Mapping[str, Any], where: str, faults: list[Fault]) -> int:
+        """0 if the message is not trained."""
+        weight = message.get(self.weight_key) if self.weight_key else None
+        if weight is None or weight in (0, 1):
+            return 1 if weight is None or weight else 0
+        faults.append(
+            Fault("wrong-type", f"{where}.{self.weight_key}", f"'{self.weight_key}' is {shown(weight)}, not 0 or 1")
+        )
+        return 1
 
     def images_of(self, row: Mapping[str, Any], faults: list[Fault]) -> tuple[list[ImageRef], str]:
         """Images of a row, in the order of their tags, and their field."""
-        key = next((key for key in self.image_keys if row.get(key) not in (None, "", [])), self.image_keys[0])
-        return image_refs(row.get(key), key, faults), key
+        keys = self.names.images
+        key = next((key for key in keys if row.get(key) not in (None, "", [])), keys[0] if keys else "")
+        return (image_refs(row.get(key), key, faults), key) if key else ([], "images")
+
+    def fill(
+        self, texts: Sequence[tuple[str, str]], images: Sequence[ImageRef], field: str
+    ) -> tuple[list[tuple[Part, ...]], list[Fault]]:
+        """The parts of each text, with the images at their tags; another spelling of the tags is read with a warning.
+
+        Args:
+            texts: the text of each message and its field.
+            images: the images of the row, in order.
+            field: their field.
+        """
+        parts, wrong = fill_tags(texts, images, field=field)
+        if wrong:
+            for tag in self.other_tags:
+                filled = fill_with(tag, texts, images)
+                if filled is not None:
+                    said = f"the images are at {tag.name}, which the readers of {self.title} do not replace"
+                    return filled, [Fault("image-count", field, said, "write <image>", "warning")]
+        return parts, wrong
 
     def with_pair(self, chat: Chat, row: Mapping[str, Any], faults: list[Fault]) -> Chat:
         """The conversation with its preference pair, in formats that have them."""

@@ -9,10 +9,12 @@ user message; with the key, it does not count the block as a place for an image.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phi3v_data.formats.blocks import BlockFormat
+from phi3v_data.formats.chat import Fault, Message, Reading, Role
+from phi3v_data.formats.fields import list_field
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,14 @@ class TRL(BlockFormat):
     title = "TRL, transformers"
     consumer = "trl"
 
-    image_column = "images"
+    image_columns = ("images", "image")
+    tools_key = "tools"
     image_values = ("image", "url", "path", "base64")
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
+        if "prompt" in row and ("completion" in row or ("chosen" in row and "rejected" in row)):
+            return True
         messages = row.get("messages")
         if not isinstance(messages, list | tuple) or "images" not in row:
             return False
@@ -38,3 +43,38 @@ class TRL(BlockFormat):
             and not any(isinstance(block, str) for block in content)
             for value in messages
         )
+
+    def read(self, row: Mapping[str, Any]) -> Reading:
+        if row.get("messages") is not None or not (row.keys() & {"prompt", "chosen"}):
+            return super().read(row)
+        faults: list[Fault] = []
+        answer = "chosen" if row.get("chosen") is not None else "completion"
+        prompt = self._side(row, "prompt", "user", faults) if row.get("prompt") is not None else []
+        chosen = self._side(row, answer, "assistant", faults)
+        rejected = self._side(row, "rejected", "assistant", faults) if answer == "chosen" else []
+        if row.get("prompt") is None:  # the prompt is what both sides begin with
+            same = 0
+            while same < min(len(chosen), len(rejected)) and _is_same(chosen[same], rejected[same]):
+                same += 1
+            prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+        images, field = self.images_of(row, faults)
+        messages = self.placed([*prompt, *chosen], images, faults, field)
+        chat = self.chat_of(messages, row)
+        if answer == "chosen" and len(rejected) == 1 and len(chosen) == 1:
+            chat = replace(chat, rejected=rejected[0])
+        elif answer == "chosen":
+            faults.append(Fault("turn-order", "rejected", "chosen and rejected must differ in the last answer only"))
+        return Reading(chat, faults)
+
+    def _side(self, row: Mapping[str, Any], key: str, role: Role, faults: list[Fault]) -> list[Message]:
+        """The messages of one column, which may be a text; images without a reference are placed later."""
+        value = row.get(key)
+        if isinstance(value, str):
+            return [Message(role, (value,) if value else (), field=key)]
+        found = list_field(row, key, faults)
+        return [] if found is None else list(self.messages_in(found, key, faults))
+
+
+def _is_same(one: Message, other: Message) -> bool:
+    texts = [[part if isinstance(part, str) else part.value for part in message.parts] for message in (one, other)]
+    return one.role == other.role and texts[0] == texts[1]

@@ -1,0 +1,29 @@
+"""Options of `phi3v-data import`."""
+
+from pydantic import Field
+
+from phi3v_data.draft import Options
+
+AUTO = "auto"
+
+
+class ImportOptions(Options):
+    """Options of every import."""
+
+    data: str = Field("", description="The data file, or the entry of dataset_info.json, if SRC contains several.")
+    images_root: str = Field(
+        "",
+        exclude=True,
+        description="Folder that image paths are relative to. Default: the folder of the data file.",
+    )
+    merge_turns: bool = Field(False, description="Join consecutive messages of one role, instead of rejecting the row.")
+    fetch: bool = Field(False, description="Download images that are URLs, but none from private addresses.")
+
+
+class ImportSettings(ImportOptions):
+    """The options with the format, as the converter gets them."""
+
+    format: str = Field(AUTO, description="Name of the format; auto: guessed for each file.")
+    format_file: str = Field("", exclude=True, description="FILE.py:NAME of a format of the user's own.")
+    format_digest: str = Field("", description="Digest of that file.")
+    downloads: str = Field("", exclude=True, description="Folder for downloads.")

@@ -1,0 +1,317 @@
+"""The converter of every chat format: rows of other tools' files become samples.
+
+    phi3v-data import llava data.json --out_dir out
+
+The plan reads each row once, for its location, its group and its digest; the workers read it again at its location.
+A format is one `RowFormat`; nothing here depends on which.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import islice, repeat
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import xxhash
+
+from phi3v_data.converters.helpers.annotations import once_a_source
+from phi3v_data.converters.helpers.cell_images import cell_path
+from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftTurn, Item
+from phi3v_data.errors import NotFoundError, Reject, UserError
+from phi3v_data.formats.base import RowFormat
+from phi3v_data.formats.chat import Chat, Fault
+from phi3v_data.formats.data_files import DataFile, find_data_files, set_name
+from phi3v_data.formats.dataset_info import Entry
+from phi3v_data.formats.images import ImagePlaces
+from phi3v_data.formats.import_options import AUTO, ImportSettings
+from phi3v_data.formats.registry import all_formats, get_format
+from phi3v_data.formats.rows import FileRow, RowPlace, open_rows, read_rows
+from phi3v_data.formats.sharegpt import ShareGPT
+from phi3v_data.formats.texts import own_marker
+from phi3v_data.formats.turns import check_turns, merged, to_turns
+from phi3v_data.json_text import JsonFault
+from phi3v_data.messages import counted, shown
+from phi3v_data.schema import Scalar
+from phi3v_data.sources.fingerprint import fingerprint
+from phi3v_data.sources.reads import not_noting
+from phi3v_data.sources.source import Source
+from phi3v_data.sources.tables import RowLocation
+
+GUESSED_FROM = 100
+"""Rows from whose fields a format is guessed."""
+
+HARMLESS = ("bom", "blank-line")
+"""Faults of the text that no row suffers from."""
+
+MERGED = "turns-merged"
+"""Note: consecutive messages of one role were joined."""
+
+
+class ImportRows(Converter[ImportSettings]):
+    """Rows of another tool's chat format → samples."""
+
+    name = "import"
+    version = "1"
+
+    def plan(self, source: Source, options: ImportSettings) -> Iterable[Item]:
+        root = _image_root(source, options)
+        inner = {} if source.has_rows else _unpacked(source)
+        for file, format_name in _formats(source, options):
+            entry = file.entry.model_dump_json(exclude_defaults=True) if file.entry else ""
+            row_format = make_format(format_name, options.format_file, entry)
+            shared = {"format": format_name, "entry": entry, "folder": "" if options.images_root else file.folder}
+            yield from _items(source, file, row_format, root, shared, inner)
+
+    def convert(self, item: Item, options: ImportSettings) -> Draft:
+        data = item.data
+        row = _read(data["row"], data)
+        row_format = make_format(data["format"], options.format_file, data["entry"])
+        places = ImagePlaces(
+            item.path, data["folder"], data.get("files", {}), Path(options.downloads) if options.fetch else None
+        )
+        return make_draft(row, row_format, data["where"], places, key=item.key, merge_turns=options.merge_turns)
+
+    def describe(self, source: Source, options: ImportSettings) -> DatasetInfo:
+        found = _formats(source, options)
+        titles = dict.fromkeys(make_format(name, options.format_file, "").title for _, name in found)
+        notes = [f"read as {title}; give the format instead of auto if it is another one" for title in titles]
+        return DatasetInfo(
+            name=set_name([file for file, _ in found], source),
+            task="chat",
+            source=f"rows in the format of {', '.join(titles)}",
+            notes=notes if options.format == AUTO else (),
+        )
+
+
+def make_draft(
+    row: Any, row_format: RowFormat, where: str, places: ImagePlaces, *, key: str, merge_turns: bool = False
+) -> Draft:
+    """The sample of a row.
+
+    Args:
+        row: its value.
+        where: file and line, for messages.
+        places: where its images are.
+        key: kept as `source_id` if the row has no id.
+        merge_turns: join consecutive messages of one role.
+
+    Raises:
+        Reject: by the code of its first fault.
+    """
+    if not isinstance(row, Mapping):
+        raise Reject("json-not-object", f"{where}: the row is {shown(row)}, not an object")
+    reading = row_format.read(row)
+    faults = [fault for fault in reading.faults if fault.severity in (None, "error")]
+    chat = reading.chat
+    if chat is not None and not faults:
+        faults = [*check_turns(chat, merge_turns=merge_turns), *_unheld(chat)]
+    if chat is None or faults:
+        raise _reject(faults, where)
+    notes: list[str] = []
+    if merge_turns:
+        messages = merged(chat.messages)
+        notes += [MERGED] if len(messages) < len(chat.messages) else []
+        chat = Chat(messages, chat.id, chat.answers, chat.group, chat.meta, chat.rejected, chat.tools)
+    system, found = to_turns(chat)
+    turns = []
+    for turn, refs in found:
+        images = []
+        for ref in refs:
+            image, more = places.load(ref, where)
+            images.append(image)
+            notes += more
+        turns.append(DraftTurn(turn.user, turn.assistant, images, turn.image_offsets, turn.weight))
+    meta: dict[str, Scalar] = {"source_id": chat.id or key, **chat.meta}
+    return Draft(turns=turns, system=system, answers=chat.answers, group=chat.group, meta=meta, notes=notes)
+
+
+def _unheld(chat: Chat) -> Iterator[Fault]:
+    """Faults of what a sample cannot hold, and of the model's own markers in texts."""
+    for message in chat.messages:
+        if message.role in ("tool", "tool_call"):
+            yield Fault("tool-turn", message.field, "the conversation calls tools, which a sample cannot hold")
+            break
+    if chat.rejected is not None:
+        yield Fault("preference-pair", chat.rejected.field, "the row is a preference pair, which a sample cannot hold")
+    for message in chat.messages:
+        if marker := own_marker(message.text):
+            yield Fault("control-token", message.field, f"the text has {shown(marker)}, a control token of the model")
+
+
+def _reject(faults: Sequence[Fault], where: str) -> Reject:
+    first = faults[0]
+    field = f", {first.field}" if first.field else ""
+    more = f" (and {counted(len(faults) - 1, 'more fault')})" if len(faults) > 1 else ""
+    hint = f"; {first.hint}" if first.hint else ""
+    return Reject(first.code, f"{where}{field}: {first.message}{more}{hint}")
+
+
+@lru_cache(maxsize=64)
+def make_format(name: str, file: str, entry: str) -> RowFormat:
+    """The format of a name, with an entry of `dataset_info.json` as JSON."""
+    if entry:
+        return ShareGPT(Entry.model_validate_json(entry))
+    return get_format(file or name)()
+
+
+@once_a_source
+def _formats(source: Source, options: ImportSettings) -> tuple[tuple[DataFile, str], ...]:
+    """The data files and the format of each."""
+    found = []
+    for file in find_data_files(source, options.data):
+        name = ShareGPT.name if file.entry is not None and options.format == AUTO else options.format
+        if name == AUTO:
+            name = guess_format(source, file)
+        found.append((file if name == ShareGPT.name else replace(file, entry=None), name))
+    return tuple(found)
+
+
+def guess_format(source: Source, file: DataFile) -> str:
+    """The format that most of the first rows have.
+
+    Raises:
+        UserError: they have none.
+    """
+    counts: Counter[str] = Counter()
+    rows = 0
+    for row in islice(_first_values(source, file), GUESSED_FROM):
+        rows += 1
+        if isinstance(row, list | tuple) and row:
+            row = row[0]
+        if isinstance(row, Mapping):
+            counts.update(name for name, cls in all_formats().items() if cls().recognizes(row))
+    if counts:
+        return counts.most_common(1)[0][0]
+    said = "has no rows" if not rows else f"has rows of no known format in its first {rows}"
+    raise UserError(f"{shown(file.name)} {said}; give the format instead of auto: {', '.join(all_formats())}")
+
+
+def _first_values(source: Source, file: DataFile) -> Iterator[Any]:
+    if file.file is None:
+        return source.rows(file.name)
+    return (row.value for row in read_rows(file.file.file) if row.value is not None)
+
+
+def _items(
+    source: Source,
+    file: DataFile,
+    row_format: RowFormat,
+    root: str,
+    shared: Mapping[str, Any],
+    inner: Mapping[str, str],
+) -> Iterator[Item]:
+    """The samples of one data file."""
+    if file.file is None:
+        groups = ["group"] if "group" in source.columns(file.name) else []
+        values: Iterator[Mapping[str, Any]] = source.rows(file.name, columns=groups) if groups else repeat({})
+        for index, (location, value) in enumerate(zip(source.places(file.name), values, strict=False)):
+            key = f"{file.name}[{index}]"
+            yield Item(
+                split=file.split,
+                key=key,
+                path=root,
+                group=_group(value),
+                bundle=location.bundle,
+                data={"row": location, "where": key, **shared},
+            )
+        return
+    name = PurePosixPath(file.file.path).name
+    is_array = (opened := open_rows(file.file.file)).layout == "array"
+    index = 0
+    for row in opened.rows():
+        where = f"{name}, line {row.line}"
+        if row.place is None:
+            if fault := _text_fault(row):
+                key = f"{file.file.path}: text in line {row.line}"
+                yield Item(file.split, key, root, reject=fault.code, message=f"{where}: {fault.message}")
+            continue
+        assert isinstance(row.place, RowPlace)
+        key = f"{file.file.path}[{index}]" if is_array else f"{file.file.path}:{row.line}"
+        index += 1
+        if fault := _text_fault(row):
+            size = row.place.length
+            yield Item(file.split, key, root, size=size, reject=fault.code, message=f"{where}: {fault.message}")
+            continue
+        is_packed = isinstance(row.value, list)
+        for number, value in enumerate(row.value if is_packed else (row.value,)):
+            data: dict[str, Any] = {"row": row.place, "digest": _digest(value), "where": where, **shared}
+            if is_packed:
+                data["number"] = number
+            if inner and isinstance(value, Mapping) and (found := _inner_files(value, row_format, file, inner)):
+                data["files"] = found
+            yield Item(
+                split=file.split,
+                key=f"{key}#{number}" if is_packed else key,
+                path=root,
+                group=_group(value),
+                size=row.place.length,
+                data=data,
+            )
+
+
+def _digest(value: Any) -> str:
+    """Digest of a row, to be compared when a run is resumed and when the row is read again."""
+    try:
+        return xxhash.xxh3_128_hexdigest(msgspec.json.encode(value))
+    except (UnicodeEncodeError, ValueError, OverflowError):  # half a character, or a number of any length
+        return fingerprint(value)
+
+
+def _text_fault(row: FileRow) -> JsonFault | None:
+    """The first error in the text of a row, or between rows."""
+    return next((fault for fault in row.faults if fault.code not in HARMLESS), None)
+
+
+def _read(place: RowPlace | RowLocation, data: Mapping[str, Any]) -> Any:
+    """The value of a planned row.
+
+    Raises:
+        UserError: its file changed since it was planned.
+    """
+    if isinstance(place, RowLocation):
+        return place.read()
+    with not_noting():  # the digest of the row stands for its file
+        value, _ = place.read()
+    if "number" in data:
+        value = value[data["number"]] if isinstance(value, list) and data["number"] < len(value) else None
+    if _digest(value) != data["digest"]:
+        raise UserError(f"{data['where']} changed while it was imported; run the same command again")
+    return value
+
+
+def _group(row: Any) -> str:
+    group = row.get("group") if isinstance(row, Mapping) else None
+    return group if isinstance(group, str) else ""
+
+
+def _image_root(source: Source, options: ImportSettings) -> str:
+    """The folder that no image path leads out of; empty for rows on the Hub."""
+    if options.images_root:
+        if not Path(options.images_root).is_dir():
+            raise NotFoundError(f"--images_root '{options.images_root}' is not a folder")
+        return str(Path(options.images_root).absolute())
+    if source.hub_id and not source.root.is_absolute():
+        return ""
+    return str(source.root if source.root.is_dir() else source.root.parent)
+
+
+def _unpacked(source: Source) -> dict[str, str]:
+    """The files of archives within the source: path as if unpacked in place -> where it is."""
+    return {file.path: str(file.file) for file in source.all_files() if not file.file.is_relative_to(source.root)}
+
+
+def _inner_files(
+    row: Mapping[str, Any], row_format: RowFormat, file: DataFile, inner: Mapping[str, str]
+) -> dict[str, str]:
+    """Locations of a row's images that are in an archive within the source."""
+    chat = row_format.read(row).chat
+    found = {}
+    for ref in chat.images if chat is not None else ():
+        path = cell_path(ref.value)
+        for wanted in (f"{file.folder}/{path}" if file.folder else path, path):
+            if path and wanted in inner:
+                found[wanted] = inner[wanted]
+    return found

@@ -1,0 +1,55 @@
+"""Imports a chat file of another tool: `convert` with the one converter of all formats."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from phi3v_data.conversion import ConvertResult, convert
+from phi3v_data.errors import UserError
+from phi3v_data.files import HIDDEN
+from phi3v_data.formats.import_options import AUTO
+from phi3v_data.formats.importing import ImportRows
+from phi3v_data.formats.registry import file_digest, get_format
+from phi3v_data.writing.request import ConvertSettings, Progress
+
+
+def import_rows(
+    format_name: str,
+    source: str | Path,
+    out_dir: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **settings: Unpack[ConvertSettings],
+) -> ConvertResult:
+    """Turn a chat file of another tool into a conversations directory; interrupted, the same call resumes.
+
+    Args:
+        format_name: a format, `auto`, or `FILE.py:NAME` for one of the user's own.
+        source: a data file, or a folder, archive or Hub id with one.
+        options: those of `ImportOptions`: `data`, `images_root`, `merge_turns`, `fetch`.
+        progress: called as `progress(stage, done, total)`.
+        settings: as for `convert`.
+
+    Raises:
+        UserError: anything that keeps the run from its end; the message says what to do.
+    """
+    given: dict[str, Any] = {**(options or {}), "format": format_name}
+    if format_name != AUTO:
+        cls = get_format(format_name)
+        given["format"] = cls.name
+        if format_name.rpartition(":")[0].endswith(".py") or format_name.endswith(".py"):
+            given |= {"format_file": str(_absolute(format_name)), "format_digest": file_digest(cls)}
+    if str(out_dir):
+        given["downloads"] = str(Path(out_dir).expanduser().absolute() / HIDDEN / "convert" / "source" / "downloads")
+    if Path(source).name == "dataset_info.json" and Path(source).is_file():
+        source = Path(source).parent
+    if settings.get("unlabelled"):
+        raise UserError("unlabelled is no setting of an import: a row without its last answer is rejected")
+    return convert(ImportRows, source, out_dir, options=given, progress=progress, **settings)
+
+
+def _absolute(format_name: str) -> str:
+    """`FILE.py:NAME` with the absolute path of the file, for workers."""
+    file, colon, name = format_name.rpartition(":")
+    return f"{Path(file).expanduser().absolute()}{colon}{name}" if colon else str(Path(name).expanduser().absolute())
