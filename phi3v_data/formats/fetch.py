@@ -106,6 +106,7 @@ def _follow(url: str, what: str, limits: FetchLimits) -> bytes:
                 stack.callback(timer.cancel)
                 connection.request("GET", path, headers={"User-Agent": "phi3v", "Accept": "image/*, */*;q=0.5"})
                 answer = connection.getresponse()
+                stack.callback(answer.close)
                 if answer.status in _REDIRECTS and (location := answer.getheader("Location")):
                     here = urljoin(here, location)
                     continue

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -51,7 +51,7 @@ class ImagePlaces:
         path = self.relative(value)
         for wanted in dict.fromkeys((f"{self.folder}/{path}" if self.folder else path, path)):
             try:
-                return cell_image(wanted, what, (self.root,), self.files)
+                return _named(*cell_image(wanted, what, (self.root,), self.files))
             except Reject as reject:
                 if reject.code != "image-missing" or wanted == path:
                     raise
@@ -65,3 +65,8 @@ class ImagePlaces:
             if path.startswith(f"{root.rstrip('/')}/"):
                 return path[len(root.rstrip("/")) + 1 :]
         return path.removeprefix("./")
+
+
+def _named(image: DraftImage, notes: tuple[str, ...]) -> tuple[DraftImage, tuple[str, ...]]:
+    """The image without the folder `images` in front of its name, as a directory has such a folder itself."""
+    return replace(image, name=image.name.removeprefix("images/")), notes

@@ -153,7 +153,7 @@ def _reject(faults: Sequence[Fault], where: str) -> Reject:
 def make_format(name: str, file: str, entry: str) -> RowFormat:
     """The format of a name, with an entry of `dataset_info.json` as JSON."""
     if entry:
-        return ShareGPT(Entry.model_validate_json(entry))
+        return ShareGPT(entry=Entry.model_validate_json(entry))
     return get_format(file or name)()
 
 

@@ -9,10 +9,10 @@ Its validators refuse unknown keys, so that `id`, `answers`, `group` and `meta` 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
-from phi3v_data.formats.blocks import BlockFormat
-from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message
+from phi3v_data.formats.blocks import ROLES, BlockFormat
+from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Role
 from phi3v_data.formats.fields import as_block, image_refs
 from phi3v_data.messages import shown
 
@@ -25,6 +25,7 @@ class OpenAI(BlockFormat):
     title = "OpenAI, Azure, Together, Fireworks"
     consumer = "openai"
 
+    roles_read: ClassVar[Mapping[str, Role]] = {**ROLES, "developer": "system"}
     image_types = ("image_url",)
     weight_key = "weight"
     tools_key = "tools"

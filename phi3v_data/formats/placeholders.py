@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from phi3v_data.formats.chat import Fault, ImageRef, Message, Part
 from phi3v_data.messages import counted
+from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
 IMAGE = "<image>"
 
@@ -42,7 +43,11 @@ OTHER_TAGS = (
     OtherTag("<Image>", re.compile("<Image>")),
     OtherTag("<ImageHere>", re.compile("<ImageHere>")),
     OtherTag("<image_1>", re.compile(r"<image_0*([1-9][0-9]{0,4})>"), "number"),
-    OtherTag("<img>PATH</img>", re.compile(r"<img>([^<>]{1,4096})</img>"), "path"),
+    INLINE := OtherTag(
+        "<img>PATH</img>",
+        re.compile(rf"<img>\s*([^<>\n]{{1,4096}}(?:{'|'.join(map(re.escape, SOURCE_IMAGE_SUFFIXES))}))\s*</img>", re.I),
+        "path",
+    ),
 )
 """Spellings found in files of LLaVA's forks, Qwen-VL 1, InternLM-XComposer and MMMU."""
 
@@ -64,7 +69,7 @@ def fill_with(
             leading = leading and not any(isinstance(part, str) for part in parts)
             at = match.end()
             if tag.holds == "path":
-                parts.append(ImageRef(match[1].strip(), field))
+                parts.append(ImageRef(match[1], field))
                 used.append(len(used))
                 continue
             number = int(match[1]) - 1 if tag.holds else len(used)

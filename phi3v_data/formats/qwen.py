@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from phi3v_data.formats.chat import Message, Role
+from phi3v_data.formats.placeholders import INLINE
 from phi3v_data.formats.tagged import TaggedFormat
 
 _STARTS_ANSWER = re.compile("(?<! )assistant")
@@ -29,6 +30,7 @@ class Qwen(TaggedFormat):
     image_keys = ("image", "images")
     roles_written: ClassVar[Mapping[Role, str]] = {"user": "human", "assistant": "gpt"}
     carries_system = False
+    other_tags = (INLINE,)
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Reading, Role, Written
 from phi3v_data.formats.fields import ROLES, extra_columns, extras, image_refs, json_text, role_of, text_field
 from phi3v_data.formats.pairs import Line
-from phi3v_data.formats.placeholders import IMAGE, OtherTag, fill_tags, fill_with, spell_out, text_with_tags
+from phi3v_data.formats.placeholders import IMAGE, INLINE, OtherTag, fill_tags, fill_with, spell_out, text_with_tags
 from phi3v_data.messages import shown
 
 
@@ -138,7 +138,7 @@ class TaggedFormat(RowFormat):
             field: their field.
         """
         parts, wrong = fill_tags(texts, images, field=field)
-        if wrong:
+        if wrong or (not images and INLINE in self.other_tags and any("</img>" in text for text, _ in texts)):
             for tag in self.other_tags:
                 filled = fill_with(tag, texts, images)
                 if filled is not None:

@@ -8,12 +8,12 @@ Every content is written as blocks, and no block has a key `image`: with a strin
 user message; with the key, it does not count the block as a place for an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from phi3v_data.formats.blocks import BlockFormat
-from phi3v_data.formats.chat import Fault, Message, Reading, Role
+from phi3v_data.formats.chat import Fault, ImageRef, Message, Reading, Role
 from phi3v_data.formats.fields import list_field
 
 
@@ -65,6 +65,16 @@ class TRL(BlockFormat):
         elif answer == "chosen":
             faults.append(Fault("turn-order", "rejected", "chosen and rejected must differ in the last answer only"))
         return Reading(chat, faults)
+
+    def placed(
+        self, messages: Sequence[Message], images: Sequence[ImageRef], faults: list[Fault], field: str
+    ) -> tuple[Message, ...]:
+        """As TRL: where no message has image blocks, all images go before the text of the first user message."""
+        user = next((at for at, message in enumerate(messages) if message.role == "user"), None)
+        if images and user is not None and not any(message.images for message in messages):
+            first = replace(messages[user], parts=(*images, *messages[user].parts))
+            return (*messages[:user], first, *messages[user + 1 :])
+        return super().placed(messages, images, faults, field)
 
     def _side(self, row: Mapping[str, Any], key: str, role: Role, faults: list[Fault]) -> list[Message]:
         """The messages of one column, which may be a text; images without a reference are placed later."""
