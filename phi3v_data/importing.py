@@ -45,7 +45,7 @@ def import_rows(
     if Path(source).name == "dataset_info.json" and Path(source).is_file():
         source = Path(source).parent
     if settings.get("unlabelled"):
-        raise UserError("unlabelled is no setting of an import: a row without its last answer is rejected")
+        raise UserError("an import has no setting unlabelled: a row without its last answer is rejected")
     return convert(ImportRows, source, out_dir, options=given, progress=progress, **settings)
 
 

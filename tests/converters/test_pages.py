@@ -123,6 +123,7 @@ def run_page(page: str, small: dict[str, str] = SMALL) -> int:
 
 
 def test_readme(place: Path) -> None:
+    shutil.copytree(ROOT / "tests/data/chat_formats/llava", place, dirs_exist_ok=True)
     put(place / "receipts/1.png", encoded(1))
     put(place / "receipts/1.txt", "What is the total?\n12.50\n")
     for number, name in enumerate(("DIR", "A", "B")):

@@ -1,0 +1,62 @@
+"""docs/formats.md: its commands run, and its format is one."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from in_process import Cli, make_cli
+
+from phi3v_data.cli.import_rows import EXAMPLES
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
+SAMPLES = ROOT / "tests/data/chat_formats"
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return make_cli(capsys, monkeypatch)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the page and the help of `import` name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SAMPLES / "llava", tmp_path, dirs_exist_ok=True)
+    rows = json.loads((SAMPLES / "llava/data.json").read_text().replace("images/", ""))
+    for name in ("llava.json", "llava_v1_5_mix.json"):
+        (tmp_path / name).write_text(json.dumps(rows))
+    shutil.copytree(SAMPLES / "sharegpt", tmp_path / "LLaMA-Factory/data")
+    info = tmp_path / "LLaMA-Factory/data/dataset_info.json"
+    info.write_text(info.read_text().replace("demo_messages", "mllm_demo"))
+    shutil.copy(SAMPLES / "openai/data_url.jsonl", tmp_path / "train.jsonl")
+    [code] = re.findall(r"```python\n(from dataclasses .*?)```", PAGE, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "my_format.py").write_text(code.replace("Mine", "MyFormat"))
+    [row] = re.findall(r"`(\{\"talk\".*?)`\.", PAGE, re.DOTALL)
+    (tmp_path / "rows.jsonl").write_text(row)
+    shutil.copy(SAMPLES / "llava/images/cat.jpg", tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_the_section_on_import_run(cli: Cli, place: Path) -> None:
+    section = PAGE.partition("## Import")[2]
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
+    commands = [line.partition("  #")[0] for line in blocks.splitlines() if line.startswith("phi3v-data import")]
+    commands += re.findall(r"`(phi3v-data import mine.py[^`]*)`", section)
+    assert len(commands) == 4
+    for command in commands:
+        code, said, errors = cli(*shlex.split(command)[1:], "--workers", "0")
+        assert code == 0, errors
+        assert "sample" in said
+
+
+def test_the_examples_in_the_help_run(cli: Cli, place: Path) -> None:
+    for number, example in enumerate(EXAMPLES):
+        words = shlex.split(example)[1:]
+        words[words.index("out")] = f"out{number}"
+        code, _, errors = cli(*words, "--workers", "0")
+        assert code == 0, errors
