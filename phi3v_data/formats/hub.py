@@ -1,18 +1,17 @@
 """Rows of a Parquet file on the Hugging Face Hub: TRL's blocks, with the bytes of each image in the row.
 
+Arrow stores each block as JSON text, which `datasets` decodes.
+
 {"id": "1", "images": [{"bytes": ..., "path": "cat.jpg"}],
  "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
               {"role": "assistant", "content": [{"type": "text", "text": "A cat."}], "weight": 1}]}
 """
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from phi3v_data.formats.blocks import BlockFormat
-from phi3v_data.formats.chat import Fault, Part
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Hub(BlockFormat):
     consumer = "trl"
     suffix = ".parquet"
 
-    image_column = "images"
+    image_columns = ("images",)
     image_values = ("image", "url", "path", "base64")
     weight_key = "weight"
     keeps = ("id", "answers", "group", "meta")
@@ -35,13 +34,6 @@ class Hub(BlockFormat):
             return False
         return any(isinstance(value, Mapping) and _is_of_hub(value) for value in messages)
 
-    def parts_of(self, message: Mapping[str, Any], where: str, faults: list[Fault]) -> list[Part]:
-        """Texts and images of a message; Arrow stores each block as JSON text, which `datasets` decodes."""
-        content = message.get("content")
-        if isinstance(content, list | tuple):
-            message = {**message, "content": [_decoded(block) for block in content]}
-        return super().parts_of(message, where, faults)
-
 
 def _is_of_hub(message: Mapping[str, Any]) -> bool:
     """Whether a message has what TRL's rows do not have: a weight, or blocks as JSON text."""
@@ -49,10 +41,3 @@ def _is_of_hub(message: Mapping[str, Any]) -> bool:
     if not isinstance(content, list | tuple):
         return False
     return "weight" in message or any(isinstance(block, str) for block in content)
-
-
-def _decoded(block: Any) -> Any:
-    if isinstance(block, str):
-        with suppress(ValueError):
-            return json.loads(block)
-    return block

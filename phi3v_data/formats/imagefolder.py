@@ -22,7 +22,7 @@ class ImageFolder(BlockFormat):
     title = "datasets"
     consumer = "trl"
 
-    image_column = "images_file_names"
+    image_columns = ("images_file_names",)
     weight_key = "weight"
     keeps = ("id", "answers", "group", "meta")
 

@@ -25,7 +25,7 @@ class WebDataset(BlockFormat):
     title = "webdataset, Energon"
     consumer = "webdataset"
 
-    image_column = "images"
+    image_columns = ("images",)
     weight_key = "weight"
     keeps = ("id", "answers", "group", "meta")
 
