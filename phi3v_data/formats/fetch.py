@@ -60,7 +60,7 @@ def fetch_image(url: str, what: str, folder: Path | None = None, limits: FetchLi
     """
     limits = limits or FetchLimits()
     kept = None if folder is None else folder / name_digest(url, 32)
-    with not_noting():  # a download is no file of the source
+    with not_noting():  # a download does not belong to the source
         if kept is not None:
             try:
                 return kept.read_bytes()
