@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_train.data.sources import Source
+from phi3v_train.models.chat_rendering import TemplateError, render
 from phi3v_train.models.loading import ModelFiles
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.registry import ignored_plug_in
@@ -162,26 +163,23 @@ def generation_notes(files: ModelFiles) -> Iterator[str]:
 
 
 def template_notes(files: ModelFiles, processor: Any) -> Iterator[str]:
-    """A chat template that writes conversations in another form."""
+    """A chat template that writes conversations in another form, or fails."""
     template, ours = processor.chat_template, files.family.chat_template()
     if template == ours or not ours:
         return
-    if rendered(processor, template) != rendered(processor, ours):
+    names = processor.tokenizer.special_tokens_map
+    try:
+        same = render(template, CONVERSATION, generation=True, names=names) == render(
+            ours, CONVERSATION, generation=True, names=names
+        )
+    except TemplateError as error:
+        yield f"the chat template of {files.name} fails ({error}); it is not used"
+        return
+    if not same:
         yield (
             f"the chat template of {files.name} formats a conversation differently from how samples are encoded "
             "(phi3v-train inspect shows how); it is not used"
         )
-
-
-def rendered(processor: Any, template: str) -> str | None:
-    """A short conversation as a template writes it, None if it cannot; whatever a stranger's template raises."""
-    try:
-        text: str = processor.tokenizer.apply_chat_template(
-            list(CONVERSATION), chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except Exception:
-        return None
-    return text
 
 
 def length_notes(files: ModelFiles, processor: Any, longest: int) -> Iterator[str]:

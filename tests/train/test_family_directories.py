@@ -315,6 +315,10 @@ def test_another_id_of_image_tokens_is_refused(base_of: Bases, tmp_path: Path) -
             "chat_template.jinja from the model's original files",
         ),
         ("{{ raise_exception('not today') }}", "the chat template fails: not today"),
+        (
+            "{{ 'a' * 10**10 }}",
+            "the chat template fails: it needs over 2 s or 256 MB for one conversation",
+        ),
         ("{% for m in %}", "the chat template fails: Expected an expression, got 'end of statement block'"),
         (
             "<|image_pad|>{% if add_generation_prompt %}assistant{% endif %}",

@@ -230,6 +230,17 @@ def test_every_other_setting_that_differs_is_printed(call: Call, data_dir: Path,
         assert errors.count(sentence) == 1, (sentence, errors)
 
 
+def test_a_template_without_end_is_not_used_and_said(call: Call, data_dir: Path, tmp_path: Path) -> None:
+    model = released(tmp_path / "m")
+    template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    code, output, errors = call("inspect", data_dir, "--model_name_or_path", model)
+    assert code == 0
+    assert "<|assistant|>" in output
+    sentence = f"the chat template of {model} fails (it needs over 2 s or 256 MB for one conversation); it is not used"
+    assert errors.count(sentence) == 1, errors
+
+
 def test_a_model_that_normalises_images_otherwise_is_refused(call: Call, data_dir: Path, tmp_path: Path) -> None:
     model = released(tmp_path / "m", image_mean=[0.5, 0.5, 0.5])
     for words in (("inspect", data_dir), ("run", "--dry_run", "--skip_validation", "--data_dir", data_dir)):

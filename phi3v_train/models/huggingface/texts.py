@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from phi3v_data.schema import Turn
 from phi3v_data.tokens.chat import ChatFormat
+from phi3v_train.models.chat_rendering import TemplateError, render
 from phi3v_train.models.renderer import PromptError, turn_text
 
 Message = dict[str, Any]
@@ -99,17 +100,14 @@ class TemplateTexts:
         """The text of some messages.
 
         Raises:
-            PromptError: whatever the template raises.
+            PromptError: whatever the template raises, or it exceeds the limits.
         """
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=generation
-            )
-        except Exception as problem:  # a template can raise anything
-            error = PromptError(f"the chat template fails: {str(problem)[:120]}")
+            return render(self.template, messages, generation=generation, names=self.tokenizer.special_tokens_map)
+        except TemplateError as problem:
+            error = PromptError(f"the chat template fails: {problem}")
             error.turn = turn
             raise error from None
-        return text
 
     def trained(self, answer: str, stored: str) -> int:
         """Characters of an answer's text that are trained."""
