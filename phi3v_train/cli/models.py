@@ -60,5 +60,5 @@ def show_table(families: "list[ModelFamily]") -> None:
         row = facts(family)
         options = ", ".join(f"--{name}" for name in row["image_options"]) or "none"
         packing = "yes" if row["packing"] else "no"
-        table.add_row(row["name"], row["models"], options, packing, row["template"] or "another package's")
+        table.add_row(row["name"], row["models"], options, packing, row["template"] or "not compared")
     make_console().print(table)

@@ -23,12 +23,9 @@ from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.training.targets import lora_targets, nf4_targets
 
-BUILT_IN = [
-    *("phi3v", "gemma3", "idefics3", "smolvlm", "internvl", "llava_next", "llava_onevision", "other"),
-    *("qwen3_vl", "qwen2_5_vl", "qwen3_5"),
-]
-
-PACKAGE = Path(__file__).parents[2] / "phi3v_train"
+BUILT_IN = [*registry.built_in()]
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "phi3v_train"
 
 KNOWLEDGE = re.compile(
     r"phi3_v|Phi3|<\||\b(336|144|588|577)\b|models\.phi3v|img_processor|img_projection|vision_embed|glb_GN|sub_GN"
@@ -57,6 +54,13 @@ def test_nothing_but_its_family_knows_phi_3_vision() -> None:
                 if ALLOWED.get(name) != match.group() and not is_familys:
                     found.append(f"{name}:{number} {match.group()}")
     assert found == []
+
+
+def test_the_page_lists_every_family() -> None:
+    table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition("| family |")[2].partition("\n\n")[0]
+    names = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert len(names) == len(set(names))
+    assert {*names, registry.OTHER} == set(BUILT_IN)
 
 
 def test_the_registry_and_sizes_need_no_torch() -> None:

@@ -27,10 +27,7 @@ from phi3v_data.validate import fresh_report, validate
 from phi3v_data.validate.control import control_tokens
 
 TESTS = Path(__file__).parents[1]
-BUILT_IN = [
-    *("phi3v", "gemma3", "idefics3", "smolvlm", "internvl", "llava_next", "llava_onevision", "other"),
-    *("qwen2_5_vl", "qwen3_vl", "qwen3_5"),
-]
+BUILT_IN = registry.family_names()
 
 TOY = TESTS / "toy_family"
 GOLDEN_TOKENIZER = TESTS / "data" / "golden" / "tiny_tokenizer"
