@@ -129,7 +129,7 @@ IMAGES = (
         "limits. Such an image is not decoded.",
         "Decoding it can use up the memory of a data worker and end the run.",
         _with("a.png", ImageFile(14_000, 13_000, mode="1")),
-        "Store a smaller copy: the model sees at most 16 tiles of 336 x 336 pixels.",
+        "Store a smaller copy: models scale large images down; phi3v sees at most 16 tiles of 336 x 336 pixels.",
     ),
     Problem(
         "image-orphan",

@@ -63,7 +63,7 @@ TOKENS = (
             },
             {"num_crops": 16},
         ),
-        "For several images per sample, num_crops 4 is what the model was trained with.",
+        "For several images per sample, num_crops 4 is what phi3v was trained with.",
     ),
 )
 

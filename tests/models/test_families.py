@@ -42,6 +42,21 @@ ALLOWED = {
 }
 
 
+def test_the_data_package_knows_phi_3_vision_in_its_token_family_only() -> None:
+    """The texts of the catalogue name it in examples; some of its markers are those of other families too."""
+    knowledge = re.compile(
+        r"phi3_v|Phi3|tokens\.phi3v|phi3v_geometry|\b(144|588|577)\b|<\|((user|assistant|system|end)\||image_[\d{])"
+    )
+    data = ROOT / "phi3v_data"
+    found = [
+        f"{path.relative_to(data)}: {match.group()}"
+        for path in sorted(data.rglob("*.py"))
+        if not path.relative_to(data).as_posix().startswith(("tokens/phi3v", "problems/"))
+        for match in knowledge.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert found == ["tokens/chat.py: <|image_{"]
+
+
 def test_nothing_but_its_family_knows_phi_3_vision() -> None:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
