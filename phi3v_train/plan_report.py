@@ -7,6 +7,7 @@ from typing import Any
 from phi3v_data.messages import counted, shown
 from phi3v_train.config import EvalConfig, OptimName
 from phi3v_train.data.probe import MeasuredRow
+from phi3v_train.data.sources import budget_shown
 from phi3v_train.plan import Plan
 from phi3v_train.training.best import Criterion
 from phi3v_train.training.memory import GB, Memory, fits
@@ -22,12 +23,14 @@ SHOWN_DEFAULTS = ("learning_rate", "batch_size", "batch_size_per_gpu", "num_trai
 def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     """The plan as (what, text) lines; `run_state` is whether the run starts, resumes or is complete."""
     config, probe, memory = plan.config, plan.probe, plan.memory
+    tokens = plan.renderer.tokens
     yield "run", f"{config.output.output_dir}: {run_state}"
     for index, source in enumerate(plan.sources):
         named = f"{plan.source_names[index]}: " if len(plan.sources) > 1 else ""
-        origin = plan.settings.budget_origin(source.num_crops_from)
-        option = plan.files.family.tokens.budget_option
-        budget = f", {option} {source.num_crops} ({origin})" if source.num_crops is not None else ""
+        value, origin = budget_shown(source, tokens)
+        budget = (
+            f", {tokens.budget_option} {value} ({plan.settings.budget_origin(origin)})" if value is not None else ""
+        )
         mixed = f", weight {config.data.mix[index]:g}" if config.data.mix else ""
         yield (
             "data",
@@ -56,7 +59,7 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield "steps", f"{plan.total_steps:,} (--max_steps) of {batch} samples: {epochs:.3g} epochs of {samples}"
     yield (
         "tokens",
-        f"{probe.mean_tokens:,.0f} per sample, longest {probe.max_tokens:,} (of {len(probe.rows)} rows measured); "
+        f"{probe.mean_tokens:,.0f} per sample, longest {probe.max_tokens:,} ({measured_text(plan)}); "
         f"about {probe.mean_tokens * plan.order.epoch_samples / 1e6:,.3g} M per epoch",
     )
     for row in probe.longest(SHOWN_LONGEST):
@@ -83,11 +86,11 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
     if warning := warmup_warning(config.optim.warmup_steps, plan.total_steps):
         yield "warning", warning
     unused = {"num_train_epochs"} if config.optim.max_steps is not None else set()
-    tokens = plan.files.family.tokens
     if tokens.max_budget is None or tokens.budget_option != "num_crops":
         unused.add("num_crops")
     for name, value in config.flat().items():
-        if name in plan.settings.origins or (name in SHOWN_DEFAULTS and name not in unused):
+        shown_default = name in SHOWN_DEFAULTS and name not in unused and value is not None
+        if name in plan.settings.origins or shown_default:
             yield "setting", f"{name} {format_value(value)} ({plan.settings.origin(name)})"
 
 
@@ -102,6 +105,17 @@ def best_text(criterion: Criterion, config: EvalConfig) -> str:
         evaluations = counted(config.early_stopping_patience, "evaluation")
         parts.append(f"the run ends after {evaluations} without an improvement{more}")
     return "; ".join(parts)
+
+
+def measured_text(plan: Plan) -> str:
+    """How many rows were measured, and which, if not all were."""
+    measured, total = len(plan.probe.rows), sum(map(len, plan.sources))
+    if measured == total:
+        return f"of {counted(measured, 'row')} measured"
+    return (
+        f"of {measured:,} rows measured out of {total:,}, those with the longest lines among them: a short line with "
+        "large images may be longer"
+    )
 
 
 def row_text(plan: Plan, row: MeasuredRow) -> str:

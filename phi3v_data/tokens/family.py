@@ -129,6 +129,11 @@ class TokenFamily(ABC):
         return self
 
     @property
+    def own_budget(self) -> int | None:
+        """The image budget where none is given: that of the processor, once `configured`; None if there is none."""
+        return self.default_budget
+
+    @property
     def special_strings(self) -> tuple[str, ...]:
         """Strings that the tokenizer or the processor reads as control tokens; `{number}` stands for digits."""
         return tuple(dict.fromkeys((*self.chat.markers, *self.other_special)))

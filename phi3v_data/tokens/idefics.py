@@ -49,6 +49,11 @@ class IdeficsTokens(TokenFamily):
     tokens_per_tile: int = 169
     is_split: bool = True
 
+    @property
+    def own_budget(self) -> int:
+        """The longest side of an image."""
+        return self.longest_edge
+
     def grid(self, width: int, height: int, budget: int | None) -> tuple[int, int]:
         """Rows and columns of tiles; (0, 0) where the image is one tile."""
         if not self.is_split:

@@ -33,6 +33,11 @@ class InternVLTokens(TokenFamily):
     fewest: int = 1
     most: int = 12
 
+    @property
+    def own_budget(self) -> int:
+        """The largest number of tiles."""
+        return self.most
+
     def grid(self, width: int, height: int, budget: int | None) -> tuple[int, int]:
         """Columns and rows of tiles."""
         most = budget or self.most

@@ -69,6 +69,11 @@ class LlavaNextTokens(TokenFamily):
     side_tokens: int = 24
     whole_tokens: int = 576
 
+    @property
+    def own_budget(self) -> int:
+        """The number of tiles of the largest grid."""
+        return max(map(self.num_tiles, self.grids))
+
     def allowed(self, budget: int | None) -> Grids:
         """The grids that an image budget allows.
 

@@ -62,6 +62,11 @@ class QwenTokens(TokenFamily):
         """Pixels of a side of one token."""
         return self.patch_size * self.merge_size
 
+    @property
+    def own_budget(self) -> int:
+        """The largest area of an image."""
+        return self.max_pixels
+
     def grid(self, width: int, height: int, budget: int | None) -> tuple[int, int]:
         """Columns and rows of tokens.
 

@@ -9,6 +9,7 @@ from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.schema import Manifest, Report
 from phi3v_data.shards.view import data_directory
+from phi3v_data.tokens.family import TokenFamily
 from phi3v_train.config import DEFAULT_NUM_CROPS
 from phi3v_train.models.loading import ModelFiles
 
@@ -64,6 +65,18 @@ class Source:
         if origin == "default" and files.family.tokens.default_budget is not None:
             budget = files.family.tokens.default_budget
         return replace(self, num_crops=budget, num_crops_from=origin)
+
+
+def budget_shown(source: Source, tokens: TokenFamily) -> tuple[int | None, str]:
+    """The image budget that holds for a source, and its origin; the processor's own where none is given.
+
+    Args:
+        source: resolved for the model.
+        tokens: the model's, with the settings of its processor.
+    """
+    if source.num_crops is not None or tokens.own_budget is None:
+        return source.num_crops, source.num_crops_from
+    return tokens.own_budget, "processor"
 
 
 def unique_names(sources: Sequence[Source]) -> tuple[str, ...]:

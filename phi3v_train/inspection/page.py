@@ -53,8 +53,9 @@ def make_inspection_page(
         rows.append(_row(view, source, thumbnails, markers, wrong=view.row in untrained, whole=left >= 0))
     name = source.manifest.name if source.manifest is not None and source.manifest.name else source.directory.name
     model = Path(model).name if Path(model).is_dir() else model
-    option = views[0].budget_option if views else "num_crops"
-    budget = f", {option} {source.num_crops} ({source.num_crops_from})" if source.num_crops is not None else ""
+    budget = ""
+    if views and views[0].num_crops is not None:
+        budget = f", {views[0].budget_option} {views[0].num_crops} ({views[0].num_crops_from})"
     payload = {
         "name": name,
         "ok": not untrained,

@@ -36,11 +36,7 @@ def _show_tokens(console: "Console", view: "SampleView") -> None:
         f"{view.num_tokens:,} tokens: {view.num_image_tokens:,} of images, {text_tokens:,} of text, "
         f"{view.num_supervised:,} of them supervised; {counted(view.num_turns, 'turn')}, "
         f"{counted(len(view.images), 'image')}, {counted(sum(image.num_tiles for image in view.images), 'tile')}; "
-        + (
-            f"{view.budget_option} {view.num_crops} ({view.num_crops_from})"
-            if view.num_crops
-            else "no image budget given"
-        )
+        + (f"{view.budget_option} {view.num_crops} ({view.num_crops_from})" if view.num_crops else "no image budget")
     )
     if view.dropped_turns:
         console.print(Text(f"cut: {counted(view.dropped_turns, 'turn')} at the end left out", style="yellow"))

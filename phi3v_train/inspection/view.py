@@ -14,6 +14,7 @@ from phi3v_train.data.encode import Encoder, Ids, SampleError, choose_answer
 from phi3v_train.data.images import image_size
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
+from phi3v_train.data.sources import budget_shown
 from phi3v_train.inspection.words import token_words
 from phi3v_train.models.renderer import NO_LABEL, ImageLayout, turn_text
 
@@ -106,9 +107,10 @@ def view_row(reader: Reader, ref: SampleRef) -> SampleView:
             sample_id = source.split[ref.row].id
         except UserError:
             sample_id = ""
+        budget, origin = budget_shown(source, reader.encoder.renderer.tokens)
         return SampleView(
-            reader.location(ref), sample_id, source.split.name, ref.row, len(source), source.num_crops,
-            source.num_crops_from, True, 0, 0, 0, 0, 0, str(error), (), (), (), (),
+            reader.location(ref), sample_id, source.split.name, ref.row, len(source), budget, origin,
+            True, 0, 0, 0, 0, 0, str(error), (), (), (), (),
         )  # fmt: skip
 
 
@@ -119,14 +121,15 @@ def _view_sample(reader: Reader, ref: SampleRef) -> SampleView:
         sizes = [image_size(source.split.image_path(name)) for name in sample.images]
         ids, labels, kept, refusal = _encode(reader.encoder, sample, sizes, source.num_crops, ref.epoch)
     layouts = reader.encoder.renderer.layouts(sizes, source.num_crops)
+    budget, origin = budget_shown(source, reader.encoder.renderer.tokens)
     return SampleView(
         place=reader.location(ref),
         id=sample.id,
         split=source.split.name,
         row=ref.row,
         num_rows=len(source),
-        num_crops=source.num_crops,
-        num_crops_from=source.num_crops_from,
+        num_crops=budget,
+        num_crops_from=origin,
         budget_option=reader.encoder.renderer.tokens.budget_option,
         labelled=bool(sample.conversations[-1].assistant),
         num_turns=kept,

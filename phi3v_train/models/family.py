@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Part: TypeAlias = Literal["language", "vision", "projector"]
 
 
+class OtherFamilyError(UserError):
+    """The files of a processor are those of another model family."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleNames:
     """Names of modules by component, as prefixes of parameter names; the longest prefix that fits counts.

@@ -13,7 +13,8 @@ from typing import Any
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside, load_json
 from phi3v_data.tokens.model_files import ADAPTER_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
-from phi3v_train.models.family import ModelFamily
+from phi3v_train.models.adapters import another_base, attach_adapter
+from phi3v_train.models.family import ModelFamily, OtherFamilyError
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.meant import TINY, hint, is_model
 from phi3v_train.models.registry import family_of_config, get_family
@@ -306,6 +307,11 @@ def load_processor(files: ModelFiles, *, budget: int | None = None, options: Map
             processor = family.load_processor(files.processor_directory)
         except (ValueError, TypeError) as error:
             raise UserError(f"{files.processor_directory}: the processor's files cannot be used: {error}") from None
+        except UserError as error:
+            if files.adapter is not None and isinstance(error, OtherFamilyError):
+                reason = f"the adapter's processor is not one of {family.title}"
+                raise UserError(another_base(files.adapter, str(files.directory), reason)) from None
+            raise
     family.set_budget(processor, budget)
     for name, value in (options or {}).items():
         if name in family.tokens.other_options:
@@ -352,8 +358,6 @@ def load_model(files: ModelFiles, compute: Compute, *, seed: int = 0) -> Any:
     """The model for evaluation, its adapter on top, on the device, in evaluation mode."""
     model = load_base(files, compute, seed=seed)
     if files.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, files.adapter).base_model.model
+        model = attach_adapter(model, files.adapter).base_model.model
     model.to(compute.device.value)
     return model.eval()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from phi3v_data.errors import UserError
 from phi3v_train.distributed.group import SingleProcess
+from phi3v_train.models.adapters import attach_adapter
 from phi3v_train.models.loading import ModelFiles, load_base, load_processor, quieten_libraries, read_json
 from phi3v_train.models.machine import Chosen, Compute
 from phi3v_train.models.registry import family_of_config
@@ -101,10 +102,9 @@ def stored_dtype(config: Mapping[str, Any]) -> str:
 
 def merge_adapter(model: Any, adapter: Path) -> Any:
     """The model with the adapter's change added to its weights; each layer's sum is made in fp32."""
-    from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    wrapped = PeftModel.from_pretrained(model, adapter)
+    wrapped = attach_adapter(model, adapter)
     for layer in [module for module in wrapped.modules() if isinstance(module, LoraLayer)]:
         base = layer.get_base_layer()
         dtype = base.weight.dtype

@@ -62,6 +62,10 @@ def test_the_longest_and_the_largest_sample_are_named(
     assert SPREAD_ROWS < plan["tokens"]["measured"] <= SPREAD_ROWS + LONG_LINES
     assert plan["tokens"]["mean"] < 30, "the mean is that of the rows that are spread evenly"
     _, _, err = cli("plan", *options, main=main)
+    assert (
+        f"(of {plan['tokens']['measured']} rows measured out of 700, those with the longest lines among them: a short "
+        "line with large images may be longer)"
+    ) in err
     lines = [line for line in err.splitlines() if line.startswith(("longest", "largest"))]
     assert lines[0] == (
         f"longest  {tokens[LONG_TEXT]:,} tokens, 0 images: {directory}/set_train.jsonl:334 (row 333, id 'r333')"

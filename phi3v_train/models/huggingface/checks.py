@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Turn
 from phi3v_data.tokens.model_files import read_values
+from phi3v_train.models.family import OtherFamilyError
 from phi3v_train.models.huggingface.processor import HubProcessor
 from phi3v_train.models.huggingface.texts import ChatTexts, Segment, TemplateTexts
 from phi3v_train.models.renderer import PromptError
@@ -60,7 +61,7 @@ def check_parts(family: "HubFamily", processor: HubProcessor, directory: Path) -
     known = processor.tokenizer.get_vocab().get(token)
     other = f"its processor belongs to another model family than its config.json ({family.name})"
     if known is None:
-        raise UserError(f"{directory}: {other}: the tokenizer has no token {token}; copy the model's own files")
+        raise OtherFamilyError(f"{directory}: {other}: the tokenizer has no token {token}; copy the model's own files")
     wanted = image_token_id(directory)
     if wanted is not None and wanted != known:
         raise UserError(
@@ -76,7 +77,7 @@ def check_parts(family: "HubFamily", processor: HubProcessor, directory: Path) -
     check_sizes(processor, directory)
     kind = type(processor.image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
     if family.image_processors and kind not in family.image_processors:
-        raise UserError(f"{directory}: {other}: the image processor is a {kind}; copy preprocessor_config.json")
+        raise OtherFamilyError(f"{directory}: {other}: the image processor is a {kind}; copy preprocessor_config.json")
     if processor.chat_template:
         check_template(family, processor, directory)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from phi3v_data.errors import NotFoundError
 from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, Values, processor_settings, read_values
 
 CONFIG_FILES = (PREPROCESSOR_CONFIG, PROCESSOR_CONFIG)
@@ -23,6 +24,9 @@ OTHER_FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("tokenizer.model", "vocab.txt"),
 )
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Of these files, a tokenizer has one at least."""
+
 TEMPLATES = "additional_chat_templates"
 
 
@@ -86,12 +90,22 @@ def load_parts(directory: Path, model_type: str | None = None) -> HubProcessor:
             by it, and the class may split text in another way than `tokenizer.json` says.
 
     Raises:
+        NotFoundError: the file of a part is missing.
         ValueError: a file cannot be used.
         ImportError: a part needs a package that is missing.
     """
     from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+    if not (directory / PREPROCESSOR_CONFIG).is_file() and not has_image_processor(directory):
+        raise NotFoundError(
+            f"{directory}: {PREPROCESSOR_CONFIG} is missing (the image processor); copy it from the model's original "
+            "files"
+        )
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        raise NotFoundError(
+            f"{directory}: tokenizer.json is missing (the tokenizer); copy it from the model's original files"
+        )
     config = None
     if model_type is not None and not (directory / "config.json").is_file():
         config = AutoConfig.for_model(model_type)
@@ -104,6 +118,11 @@ def load_parts(directory: Path, model_type: str | None = None) -> HubProcessor:
         processor_settings(directory),
         directory,
     )
+
+
+def has_image_processor(directory: Path) -> bool:
+    """Whether a directory's `processor_config.json` has the image processor's values."""
+    return isinstance(read_values(directory / PROCESSOR_CONFIG).get("image_processor"), dict)
 
 
 def find_template(directory: Path) -> str:
