@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from colour_sets import colour_directory
 from in_process import Cli, make_cli
-from run_dirs import colour_directory, settings_for
+from run_dirs import settings_for
 
 from phi3v_train.cli.app import main
 from phi3v_train.models.registry import get_family
