@@ -62,15 +62,17 @@ class ImportRows(Converter[ImportSettings]):
         for file, format_name in _formats(source, options):
             entry = file.entry.model_dump_json(exclude_defaults=True) if file.entry else ""
             row_format = make_format(format_name, options.format_file, entry)
-            shared = {"format": format_name, "entry": entry, "folder": "" if options.images_root else file.folder}
-            yield from _items(source, file, row_format, root, shared, inner)
+            folder = "" if options.images_root else file.folder
+            shared = {"format": format_name, "entry": entry, "root": root, "folder": folder}
+            outside = root if options.images_root else ""  # what is read below an item's path is compared on resume
+            yield from _items(source, file, row_format, outside, shared, inner)
 
     def convert(self, item: Item, options: ImportSettings) -> Draft:
         data = item.data
         row = _read(data["row"], data)
         row_format = make_format(data["format"], options.format_file, data["entry"])
         places = ImagePlaces(
-            item.path, data["folder"], data.get("files", {}), Path(options.downloads) if options.fetch else None
+            data["root"], data["folder"], data.get("files", {}), Path(options.downloads) if options.fetch else None
         )
         return make_draft(row, row_format, data["where"], places, key=item.key, merge_turns=options.merge_turns)
 
@@ -199,7 +201,7 @@ def _items(
     source: Source,
     file: DataFile,
     row_format: RowFormat,
-    root: str,
+    path: str,
     shared: Mapping[str, Any],
     inner: Mapping[str, str],
 ) -> Iterator[Item]:
@@ -212,7 +214,7 @@ def _items(
             yield Item(
                 split=file.split,
                 key=key,
-                path=root,
+                path=path,
                 group=_group(value),
                 bundle=location.bundle,
                 data={"row": location, "where": key, **shared},
@@ -226,14 +228,14 @@ def _items(
         if row.place is None:
             if fault := _text_fault(row):
                 key = f"{file.file.path}: text in line {row.line}"
-                yield Item(file.split, key, root, reject=fault.code, message=f"{where}: {fault.message}")
+                yield Item(file.split, key, path, reject=fault.code, message=f"{where}: {fault.message}")
             continue
         assert isinstance(row.place, RowPlace)
         key = f"{file.file.path}[{index}]" if is_array else f"{file.file.path}:{row.line}"
         index += 1
         if fault := _text_fault(row):
             size = row.place.length
-            yield Item(file.split, key, root, size=size, reject=fault.code, message=f"{where}: {fault.message}")
+            yield Item(file.split, key, path, size=size, reject=fault.code, message=f"{where}: {fault.message}")
             continue
         is_packed = isinstance(row.value, list)
         for number, value in enumerate(row.value if is_packed else (row.value,)):
@@ -245,7 +247,7 @@ def _items(
             yield Item(
                 split=file.split,
                 key=f"{key}#{number}" if is_packed else key,
-                path=root,
+                path=path,
                 group=_group(value),
                 size=row.place.length,
                 data=data,
