@@ -133,7 +133,7 @@ def test_an_unknown_option_is_answered_with_its_neighbour(directory: Path) -> No
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["validate"], "Missing argument 'DIR'"),
+        (["validate"], "Missing argument 'PATH'"),
         (["validate", ".", "--level", "half"], "'half' is not one of"),
         (["validate", ".", "--num_crops", "17"], "16"),
         (["validate", ".", "--max_problems", "x"], "--max_problems"),

@@ -23,6 +23,7 @@ DATA_FLOORS = (
     ("exporting",),
     ("sets",),
     ("report",),
+    ("lint",),
     ("validate",),
     ("writing",),
     ("engine",),

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 import phi3v_data
+from phi3v_data.lint import lint_file
 from phi3v_data.problems import GROUPS, PROBLEMS, Problem, write_example
+from phi3v_data.schema import Report
 from phi3v_data.validate import validate
 
 ALL_CODES = {
@@ -21,14 +23,17 @@ ALL_CODES = {
     "tokens": "too-long rope-switch",
     "splits": "split-empty split-name shard-missing leak-sample leak-group leak-image leak-near-image duplicate-sample "
     "label-unknown label-missing-in-train manifest-invalid manifest-stale",
+    "formats": "turn-order system-message-place system-message image-in-answer last-turn-open image-count role-unknown "
+    "placeholder-in-text image-moved image-ignored image-source text-stripped assistant-word trained-as-answer "
+    "key-ignored column-mistaken mixed-types text-only-set over-limit system-text-added settings-invalid",
     "runs": "check-skipped",
 }
 WARNINGS = {
     "bom", "blank-line", "image-only-turn", "image-format-mismatch", "image-animated", "image-mode",
     "image-orientation", "image-stray-bytes", "leak-near-image", "duplicate-sample", "label-missing-in-train",
-    "check-skipped",
+    "check-skipped", "assistant-word", "key-ignored", "column-mistaken",
 }  # fmt: skip
-INFOS = {"image-orphan", "rope-switch"}
+INFOS = {"image-orphan", "rope-switch", "text-stripped"}
 
 
 def options_of(problem: Problem, directory: Path) -> Mapping[str, Any]:
@@ -36,6 +41,13 @@ def options_of(problem: Problem, directory: Path) -> Mapping[str, Any]:
     if "tokenizer" in options:
         options["tokenizer"] = directory / options["tokenizer"]
     return options
+
+
+def check(problem: Problem, directory: Path) -> Report:
+    options = options_of(problem, directory)
+    if not problem.example.file:
+        return validate(directory, **options)
+    return lint_file(directory / problem.example.file, format=options.get("format"), consumer=options.get("for"))
 
 
 def test_the_catalogue_has_every_code_in_order() -> None:
@@ -54,7 +66,7 @@ def test_severities_are_as_documented() -> None:
 def test_the_example_gives_its_code(code: str, tmp_path: Path) -> None:
     problem = PROBLEMS[code]
     write_example(problem.example, tmp_path)
-    report = validate(tmp_path, **options_of(problem, tmp_path))
+    report = check(problem, tmp_path)
     assert report.summary.problems.get(code) == 1 or code == "manifest-invalid"
     found = [item for item in report.problems if item.code == code]
     assert found[0].severity == problem.severity or problem.severity_note
@@ -73,11 +85,14 @@ def test_texts_are_complete(problem: Problem) -> None:
     assert not problem.title.endswith(".")
     assert problem.example.files
     assert all(content.describe() is not None for content in problem.example.files.values())
-    assert problem.example.command.startswith("phi3v-data validate DIR")
+    assert problem.example.command.startswith(f"phi3v-data validate {problem.example.file or 'DIR'}")
 
 
 def test_codes_in_the_source_are_in_the_catalogue() -> None:
     """No finding is made up on the way."""
-    source = "".join(path.read_text() for path in (Path(phi3v_data.__file__).parent / "validate").glob("*.py"))
+    package = Path(phi3v_data.__file__).parent
+    folders = ("validate", "lint", "formats")
+    files = [package / "json_text.py", *(path for folder in folders for path in (package / folder).rglob("*.py"))]
+    source = "".join(path.read_text() for path in files)
     used = {code for code in PROBLEMS if f'"{code}"' in source}
     assert used == set(PROBLEMS)

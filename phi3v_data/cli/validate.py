@@ -1,16 +1,16 @@
-"""`phi3v-data validate`: every check on a conversations directory, as text, JSON or a page."""
+"""`phi3v-data validate`: every check on a conversations directory or a file of another tool: text, JSON or a page."""
 
-import os
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import LongestEdge, MaxPixels, MinPixels, Model, NumCrops, given
-from phi3v_data.errors import GOOD, PROBLEMS
+from phi3v_data.cli.sets import LongestEdge, MaxPixels, MinPixels, Model, NumCrops, given, num_workers
+from phi3v_data.errors import GOOD, PROBLEMS, UserError
 
 
 class LevelName(StrEnum):
@@ -27,11 +27,39 @@ class LevelName(StrEnum):
         "phi3v-data validate DIR --model MODEL_DIR",
         "phi3v-data validate DIR --html report.html",
         "phi3v-data validate DIR --json | jq .summary.problems",
+        "phi3v-data validate data.json --images_root IMAGES",
+        "phi3v-data validate data.jsonl --format openai --for azure",
     ],
     interrupted="DIR is unchanged; run the same command again.",
 )
 def validate(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory, complete or bare.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A conversations directory, complete or bare; or a file of another tool: JSON, JSON Lines, parquet.",
+        ),
+    ],
+    row_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Format of FILE: llava, sharegpt, swift, trl, openai, qwen or axolotl. Default: a guess, if plain.",
+        ),
+    ] = None,
+    images_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that image paths of FILE start in. Default: its own.")
+    ] = None,
+    consumer: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="TOOL",
+            help="Check against this reader: llava, qwen, llama-factory, ms-swift, trl, axolotl, openai, azure, "
+            "together or fireworks. Default: that of the format.",
+        ),
+    ] = None,
     level: Annotated[
         LevelName, typer.Option(help="quick: rows, and images by name and header; full: every image decoded as well.")
     ] = LevelName.full,
@@ -64,37 +92,62 @@ def validate(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a conversations directory and report every problem in it.
+    """Check a conversations directory, or a file of another tool where it is, and report every problem in it.
 
     Exits with 0 when it is valid, with 1 when there are errors (with --strict, warnings too), and with 2 when it could
     not be checked. --model decides image tokens and special strings, --tokenizer the count of text tokens; both must
-    be of one model family. What each code means: phi3v-data explain CODE.
+    be of one model family. What each code means: phi3v-data explain CODE; what each tool does to a bad row:
+    docs/formats.md.
     """
     from phi3v_data.console import make_console, progress_bar
-    from phi3v_data.validate import validate as run_checks
 
+    options: dict[str, Any] = {
+        "level": level.value,
+        "model": model,
+        "strict": strict,
+        "workers": num_workers(workers),
+        "max_problems": max_problems,
+    }
+    of_directory = {
+        "num_crops": num_crops,
+        "max_pixels": max_pixels,
+        "min_pixels": min_pixels,
+        "longest_edge": longest_edge,
+        "max_tokens": max_tokens,
+        "tokenizer": tokenizer,
+        "fresh": fresh or None,
+    }
+    is_file = path.is_file()
+    if is_file:
+        refuse_options(of_directory, f"a file: {path} is one")
+        options |= {"format": row_format, "consumer": consumer, "images_root": images_root}
+    else:
+        refuse_options({"format": row_format, "images_root": images_root}, f"a directory: {path} is not a file")
+        image_options = given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge)
+        options |= {"num_crops": num_crops, "image_options": image_options, "max_tokens": max_tokens}
+        options |= {"tokenizer": tokenizer, "fresh": fresh}
     if html is not None:
         from phi3v_data.report.frame import check_target
-        from phi3v_data.report.html import write_html
 
-        check_target(html, directory)
+        check_target(html, path.parent if is_file else path)
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
-        report = run_checks(
-            directory,
-            level=level.value,
-            num_crops=num_crops,
-            image_options=given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge),
-            max_tokens=max_tokens,
-            model=model,
-            tokenizer=tokenizer,
-            strict=strict,
-            workers=workers or len(os.sched_getaffinity(0)),
-            max_problems=max_problems,
-            progress=progress,
-            fresh=fresh,
-        )
+        if is_file:
+            from phi3v_data.lint import lint_file
+
+            report = lint_file(path, progress=progress, **options)
+        else:
+            from phi3v_data.lint import add_consumer
+            from phi3v_data.validate import validate as run_checks
+
+            report = run_checks(path, progress=progress, **options)
+            if consumer is not None:
+                report = add_consumer(report, path, consumer, strict=strict, max_problems=max_problems)
         if html is not None:
-            write_html(report, directory, html, progress=progress)
+            from phi3v_data.report.html import write_html
+
+            write_html(report, path, html, progress=progress)
+    if is_file and not quiet:
+        print(described(report.stats), file=sys.stderr)
     if json:
         print(report.model_dump_json(indent=2))
     else:
@@ -104,3 +157,16 @@ def validate(
     if html is not None and not quiet:
         print(f"HTML report: {html}", file=sys.stderr)
     raise typer.Exit(GOOD if report.ok else PROBLEMS)
+
+
+def refuse_options(options: Mapping[str, object], words: str) -> None:
+    """Raise UserError if any of these is given; `words` end the sentence."""
+    given_ones = [f"--{name}" for name, value in options.items() if value is not None]
+    if given_ones:
+        raise UserError(f"{', '.join(given_ones)} cannot be used with {words}")
+
+
+def described(stats: Mapping[str, Any]) -> str:
+    """The line on stderr that says how a file was read."""
+    reason = f" ({stats['format_reason']})" if stats["format_reason"] else ""
+    return f"format {stats['format']}{reason}, checked for {stats['consumer']}; images are in {stats['images_root']}"

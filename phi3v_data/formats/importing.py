@@ -6,11 +6,10 @@ The plan reads each row once, for its location, its group and its digest; the wo
 A format is one `RowFormat`; nothing here depends on which.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +24,7 @@ from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault
 from phi3v_data.formats.data_files import DataFile, find_data_files, set_name
 from phi3v_data.formats.dataset_info import Entry
+from phi3v_data.formats.guess import guess_from
 from phi3v_data.formats.images import ImagePlaces
 from phi3v_data.formats.import_options import AUTO, ImportSettings
 from phi3v_data.formats.registry import all_formats, get_format
@@ -39,9 +39,6 @@ from phi3v_data.sources.fingerprint import fingerprint
 from phi3v_data.sources.reads import not_noting
 from phi3v_data.sources.source import Source
 from phi3v_data.sources.tables import RowLocation
-
-GUESSED_FROM = 100
-"""Rows from whose fields a format is guessed."""
 
 HARMLESS = ("bom", "blank-line")
 """Faults of the text that no row suffers from."""
@@ -177,17 +174,10 @@ def guess_format(source: Source, file: DataFile) -> str:
     Raises:
         UserError: they have none.
     """
-    counts: Counter[str] = Counter()
-    rows = 0
-    for row in islice(_first_values(source, file), GUESSED_FROM):
-        rows += 1
-        if isinstance(row, list | tuple) and row:
-            row = row[0]
-        if isinstance(row, Mapping):
-            counts.update(name for name, cls in all_formats().items() if cls().recognizes(row))
-    if counts:
-        return counts.most_common(1)[0][0]
-    said = "has no rows" if not rows else f"has rows of no known format in its first {rows}"
+    guess = guess_from(_first_values(source, file))
+    if guess.name or guess.others:
+        return guess.name or guess.others[0]
+    said = "has no rows" if not guess.num_rows else f"has rows of no known format in its first {guess.num_rows}"
     raise UserError(f"{shown(file.name)} {said}; give the format instead of auto: {', '.join(all_formats())}")
 
 

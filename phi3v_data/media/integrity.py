@@ -70,10 +70,10 @@ def check_images(root: str, paths: Sequence[str], *, pixels: bool) -> tuple[Fact
     return facts, details
 
 
-def check_image(path: str | Path, *, pixels: bool) -> tuple[tuple[Any, ...], list[tuple[int, str]]]:
-    """Check one file: a row of FACTS, and its findings as (flag, message)."""
-    look = _Look(str(path))
-    look.run(path, pixels)
+def check_image(source: ImageSource, *, pixels: bool) -> tuple[tuple[Any, ...], list[tuple[int, str]]]:
+    """Check one file, or the bytes of one: a row of FACTS, and its findings as (flag, message)."""
+    look = _Look("" if isinstance(source, bytes) else str(source))
+    look.run(source, pixels)
     return (look.width, look.height, look.flags, look.dhash, look.digest), look.findings
 
 

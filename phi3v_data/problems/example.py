@@ -148,17 +148,19 @@ Content: TypeAlias = Text | Bytes | Repeat | ImageFile | Link
 class Example:
     """Files by POSIX path, and the options of `validate` that the code needs.
 
-    An option `tokenizer` names a path inside the directory.
+    An option `tokenizer` names a path inside the directory. `file`: the one that is validated, of another tool's
+    format; empty for the whole directory.
     """
 
     files: Mapping[str, Content]
     options: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""
 
     @property
     def command(self) -> str:
         """The command line that reports the code."""
         words = [f"--{name} {value}" for name, value in self.options.items()]
-        return " ".join(["phi3v-data validate DIR", *words])
+        return " ".join([f"phi3v-data validate {self.file or 'DIR'}", *words])
 
 
 def write_example(example: Example, directory: Path) -> None:
@@ -178,3 +180,10 @@ def row(row_id: str, *images: str, user: str = "What is shown?", assistant: str 
 
     turn = {"images": list(images), "user": user, "assistant": assistant}
     return json.dumps({"id": row_id, "source": "example", "conversations": [turn], **more}, ensure_ascii=False) + "\n"
+
+
+def lines(*rows: dict[str, Any]) -> Text:
+    """A file of another tool's rows, one per line."""
+    import json
+
+    return Text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in rows))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from phi3v_data.problems.example import Example
 from phi3v_data.schema import Severity
 
-GROUPS = ("rows", "images", "text", "tokens", "splits", "runs")
+GROUPS = ("rows", "images", "text", "tokens", "splits", "formats", "runs")
 """Groups of checks, in the order of the catalogue."""
 
 

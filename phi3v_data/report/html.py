@@ -21,7 +21,7 @@ def write_html(report: Report, directory: str | Path, target: str | Path, *, pro
         UserError: `target` cannot be written, or is a file of the set.
     """
     path = Path(target)
-    check_target(path, Path(directory))
+    check_target(path, _folder(Path(directory)))
     write_page(path, make_html(report, directory, progress=progress))
 
 
@@ -35,7 +35,14 @@ def make_html(report: Report, directory: str | Path, *, progress: Progress | Non
     return make_page(payload, PageParts(SECTIONS, body, script), title=f"{payload['name']}: validation report")
 
 
+def _folder(path: Path) -> Path:
+    """The folder of a report: a file of another tool has no page in its own place."""
+    return path.parent if path.is_file() else path
+
+
 def _open(directory: Path) -> Dataset | None:
+    if directory.is_file():
+        return None
     try:
         return Dataset(data_directory(directory), strict=False)
     except NotFoundError:

@@ -31,7 +31,7 @@ _Found = tuple[integrity.Facts, integrity.Details]
 _BATCH = 256
 _MAX_NAMES = 5000  # of one folder that a missing name is compared with
 
-_CODES = {
+IMAGE_CODES = {
     integrity.UNREADABLE: ("image-unreadable", "copy it again from its source, or drop the rows that use it"),
     integrity.TOO_LARGE: ("image-too-large", "store a smaller copy"),
     integrity.MISMATCH: ("image-format-mismatch", "rename it, or store it again in the format of its name"),
@@ -40,6 +40,7 @@ _CODES = {
     integrity.STRAY: ("image-stray-bytes", "nothing has to be done; storing it again removes them"),
     integrity.ORIENTATION: ("image-orientation", "the processor ignores it: rotate the pixels and remove the tag"),
 }
+"""Code and hint of each flag of an image."""
 
 _KINDS = {
     OUTSIDE: ("image-path-unsafe", "is a link that leads outside images/", "copy the file into images/"),
@@ -145,7 +146,7 @@ class ImageReport:
         for kind, (code, words, hint) in _KINDS.items():
             self._report_uses(kinds == kind, code, partial(self._kind_words, words), hint)
         closed = closed_images(self.images)
-        for flag, (code, hint) in _CODES.items():
+        for flag, (code, hint) in IMAGE_CODES.items():
             flagged = (self.images.facts["flags"] & flag != 0) & ~closed
             self._report_uses(flagged, code, partial(self._flag_words, flag), hint)
         hint = "fix its permissions (chmod u+r), or copy it again"

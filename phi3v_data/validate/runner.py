@@ -15,6 +15,7 @@ from phi3v_data.validate import receipt, tokens
 from phi3v_data.validate.batch import text_bytes
 from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
+from phi3v_data.validate.foreign import refuse_foreign
 from phi3v_data.validate.images import report_orphans
 from phi3v_data.validate.layout import report_empty, report_labels, report_stale
 from phi3v_data.validate.rows import RowScan
@@ -62,12 +63,14 @@ def validate(
 
     Raises:
         NotFoundError: the directory, the model or the tokenizer is not there.
-        UserError: the directory cannot be listed; the tokenizer belongs to another family than the model.
+        UserError: the directory cannot be listed, or has files of another tool instead; the tokenizer belongs to
+            another family than the model.
         BudgetError: `num_crops` is not one that the family takes (also a ValueError).
     """
     chosen = choose_model(model, tokenizer)
     family, budget = with_image_options(chosen.family, num_crops, image_options)
     chosen = replace(chosen, family=family)
+    refuse_foreign(Path(directory))
     run = _Run(Path(directory), level, max_problems, progress, chosen)
     clock, obstacle = None, OSError()
     if use_receipt:

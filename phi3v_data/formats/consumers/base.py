@@ -1,0 +1,125 @@
+"""Base class of consumers: one class in one module of this folder, found by being there.
+
+class MyTool(Consumer):
+    name = "my-tool"
+    effects = {"turn-order": Effect("drops the row")}     # what it does where a row has a fault of any reader
+    def check(self, view): ...                            # what only this tool objects to
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from phi3v_data.formats.base import RowFormat
+from phi3v_data.formats.chat import Chat, Fault
+from phi3v_data.schema import Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Behavior of a tool where a row has a fault: the end of a sentence that begins with its title."""
+
+    words: str
+    severity: Severity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """A row as a consumer checks it.
+
+    `root`: folder that paths of images are relative to. `is_export`: the row is that of a sample in an export, which
+    would write its images as the consumer wants them.
+    """
+
+    row: Mapping[str, Any]
+    chat: Chat
+    format: RowFormat
+    root: Path
+    is_export: bool = False
+
+    @property
+    def messages(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The messages of the row with their paths."""
+        found = []
+        for key in ("messages", "conversations", "conversation", "prompt", "completion", *self.own_names):
+            value = self.row.get(key)
+            if isinstance(value, list | tuple):
+                found += [(f"{key}[{n}]", message) for n, message in enumerate(value) if isinstance(message, Mapping)]
+        return found
+
+    @property
+    def own_names(self) -> Sequence[str]:
+        """Columns of messages under a name of the file's own."""
+        names = getattr(self.format, "names", None)
+        known = ("messages", "conversations", "conversation")
+        return () if names is None else [name for name in names.messages if name not in known]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the row has an image in a column."""
+        return any(self.row.get(key) not in (None, "", []) for key in ("image", "images"))
+
+
+class OverRows:
+    """State of the checks that look at several rows of a file; a consumer returns a fresh one per file."""
+
+    def row(self, view: RowView, line: int, count: int = 1) -> None:
+        """Look at a row; `count` rows from here on are like it in the types of their fields."""
+
+    def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
+        """Faults of the file with their lines, None for the whole file."""
+        yield from ()
+
+
+class Consumer:
+    """A tool that reads rows; the class itself is a reader of which nothing is known."""
+
+    name: ClassVar[str] = "any"
+    title: ClassVar[str] = "a reader"
+    formats: ClassVar[tuple[str, ...]] = ()  # that it reads; an exported row is checked in the first
+    effects: ClassVar[Mapping[str, Effect]] = {}
+    legal: ClassVar[frozenset[str]] = frozenset()  # codes of faults that it does not mind
+    suspect: ClassVar[re.Pattern[bytes] | None] = None  # JSON text of rows that `check` has to look at
+
+    def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
+        """A fault that any reader would find, with what this tool does; None if it does not mind."""
+        if fault.code in self.legal:
+            return None
+        effect = self.effects.get(fault.code)
+        if effect is None:
+            return fault
+        message = f"{fault.message}: {self.title} {effect.words}"
+        return replace(fault, message=message, severity=effect.severity or fault.severity)
+
+    def check(self, view: RowView) -> Iterator[Fault]:
+        """Faults that only this tool has with a row."""
+        yield from ()
+
+    def check_settings(self, format_: RowFormat) -> Iterator[Fault]:
+        """Faults of the settings beside the file."""
+        yield from ()
+
+    def over_rows(self) -> OverRows:
+        """A fresh state for one file."""
+        return OverRows()
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message whose content is a string; empty for blocks."""
+    content = message.get("content", message.get("value"))
+    return content if isinstance(content, str) else ""
+
+
+def content_key(message: Mapping[str, Any]) -> str:
+    """The key of a message's content."""
+    return "value" if "value" in message and "content" not in message else "content"
+
+
+def blocks_of(message: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """The blocks of a message that are objects, with their numbers."""
+    content = message.get("content")
+    if not isinstance(content, list | tuple):
+        return []
+    return [(number, block) for number, block in enumerate(content) if isinstance(block, Mapping)]

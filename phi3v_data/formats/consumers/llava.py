@@ -1,0 +1,51 @@
+"""LLaVA's trainer and its forks (`llava/train/train.py`, eight forks read on 2026-11-28)."""
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from phi3v_data.formats.chat import Fault
+from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, text_of
+
+IMAGE = "<image>"
+
+
+class LLaVA(Consumer):
+    """Reads `conversations` with `from` and `value`, and one image or a list under `image`."""
+
+    name = "llava"
+    title = "LLaVA"
+    formats = ("llava",)
+    effects: ClassVar = {
+        "turn-order": Effect("drops a first message that is not the user's without a word, and stops at any other"),
+        "role-unknown": Effect("stops with a KeyError"),
+    }
+    suspect = re.compile(rb'"images"|(?:[^"n>]|[^\\]n)<image>|"image"\s*:\s*(?:null|""|\[\s*\])|"(?:role|content)"\s*:')
+
+    def check(self, view: RowView) -> Iterator[Fault]:
+        row = view.row
+        if "image" in row and row["image"] in (None, "", []):
+            yield Fault(
+                "wrong-type",
+                "image",
+                "a row without images has the key 'image': LLaVA tests for the key alone, and opens a file of no name",
+                "leave the key out",
+            )
+        if "image" not in row and row.get("images") not in (None, "", []):
+            yield Fault(
+                "image-ignored", "images", "LLaVA reads 'image': it does not see these images", "rename it to 'image'"
+            )
+        for where, message in view.messages:
+            if message.get("from") == "system":
+                yield Fault("system-message", f"{where}.from", "LLaVA stops at a system message with a KeyError")
+            if "role" in message and "from" not in message:
+                words = "LLaVA reads 'from' and 'value', not 'role' and 'content'"
+                yield Fault("missing-field", f"{where}.from", words)
+            text = text_of(message)
+            if text.count(IMAGE) == 1 and not text.startswith(IMAGE) and text.strip() != IMAGE:
+                yield Fault(
+                    "image-moved",
+                    f"{where}.value",
+                    "LLaVA's own trainer moves the image to the start of the text",
+                    "put <image> first, if its place does not matter",
+                )

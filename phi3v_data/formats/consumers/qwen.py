@@ -1,0 +1,71 @@
+"""Qwen-VL's own trainer (QwenLM/Qwen3-VL, `qwen-vl-finetune`, git of 2026-01-30)."""
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from phi3v_data.formats.chat import Fault
+from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, text_of
+from phi3v_data.messages import shown
+
+REPLACED = "tries the row three times, prints a line, and trains the next row instead"
+_STARTS_ANSWER = re.compile(r"(?<! )assistant")
+_TAG = re.compile("<image>|<video>")
+
+
+class Qwen(Consumer):
+    """Reads LLaVA's format; every message that is not `human` is an answer to it."""
+
+    name = "qwen"
+    title = "Qwen's trainer"
+    formats = ("qwen", "llava")
+    effects: ClassVar = {
+        "image-count": Effect(REPLACED),
+        "image-missing": Effect(REPLACED),
+        "missing-field": Effect(REPLACED),
+        "wrong-type": Effect(REPLACED),
+    }
+    suspect = re.compile(rb'assistant|"images"|"role"|[ \t]<|<video>|>[ \t]|\\n\\n|[^"n>]\\n<')
+
+    def check(self, view: RowView) -> Iterator[Fault]:
+        row = view.row
+        if "image" not in row and row.get("images") not in (None, "", []):
+            yield Fault("image-ignored", "images", "Qwen's trainer reads 'image': it does not see these images")
+        for where, message in view.messages:
+            role, text = message.get("from"), text_of(message)
+            if role == "system":
+                yield Fault(
+                    "system-message",
+                    f"{where}.from",
+                    "Qwen's trainer takes the system message for an answer, and trains it",
+                    "put its text before the first user text",
+                )
+            elif role not in ("human", "gpt") and isinstance(role, str):
+                yield Fault(
+                    "trained-as-answer",
+                    f"{where}.from",
+                    f"Qwen's trainer takes a message from {shown(role)} for an answer, and trains it",
+                    "the user is 'human', the model is 'gpt'",
+                )
+            if role != "human":
+                continue
+            if _STARTS_ANSWER.search(text):
+                yield Fault(
+                    "assistant-word",
+                    f"{where}.value",
+                    "Qwen's trainer takes the word 'assistant' without a space before it for the start of an answer",
+                    "use another word",
+                    "warning",
+                )
+            if any(piece != piece.strip() for piece in _pieces(text)):
+                yield Fault(
+                    "text-stripped",
+                    f"{where}.value",
+                    "Qwen's trainer removes white space beside an image and at both ends of the text",
+                )
+
+
+def _pieces(text: str) -> list[str]:
+    """The texts between the tags, without the one newline that may follow a tag."""
+    first, *rest = _TAG.split(text)
+    return [first, *(piece.removeprefix("\n") for piece in rest)]

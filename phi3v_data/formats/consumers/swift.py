@@ -1,0 +1,66 @@
+"""ms-swift (git of 2026-08-22 and 4.6.0 on PyPI)."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar
+
+from phi3v_data.formats.chat import Fault
+from phi3v_data.formats.consumers.base import Consumer, Effect, RowView
+from phi3v_data.messages import shown
+
+DELETED = "deletes the row, in silence after ten of them"
+_KNOWN_KEYS = frozenset({"role", "content", "from", "value", "loss", "loss_scale", "tool_calls"})
+_MESSAGES = ("messages", "conversation", "conversations")
+
+
+class Swift(Consumer):
+    """Reads messages with `<image>` tags, blocks as OpenAI's, and rows of a question and an answer."""
+
+    name = "ms-swift"
+    title = "ms-swift"
+    formats = ("swift", "sharegpt", "openai")
+    effects: ClassVar = {
+        "wrong-type": Effect(DELETED),
+        "missing-field": Effect(DELETED),
+        "role-unknown": Effect(DELETED),
+        "placeholder-in-text": Effect("puts a file, a box or nothing in its place"),
+        "image-missing": Effect("reads the path as base64 then, and speaks of padding"),
+    }
+
+    def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
+        if fault.code == "image-in-answer":
+            return None  # for models that generate images
+        if fault.code == "turn-order" and "two answers" in fault.message:
+            return replace(fault, message=f"{fault.message}: ms-swift joins them", severity="warning")
+        if fault.code == "image-count" and view is not None:
+            tags = sum(message.text.count("<image>") + len(message.images) for message in view.chat.messages)
+            words = (
+                "ms-swift puts the missing tags before the first message in silence"
+                if "fewer" in fault.message or tags < _num_images(view)
+                else "ms-swift keeps the surplus tags as text"
+            )
+            return replace(fault, message=f"{fault.message}: {words}")
+        return super().judge(fault, view)
+
+    def check(self, view: RowView) -> Iterator[Fault]:
+        for where, message in view.messages:
+            for key in message:
+                if key not in _KNOWN_KEYS:
+                    hint = "ms-swift reads 'loss'" if key == "weight" else ""
+                    text = f"ms-swift drops the key {shown(key)} of a message without a word"
+                    yield Fault("key-ignored", f"{where}.{key[:60]}", text, hint)
+        if not any(view.row.get(key) is not None for key in _MESSAGES):
+            answers = [message for message in view.chat.messages if message.role == "assistant"]
+            field = answers[-1].field if answers else ""
+            if field and field not in ("response", "output", "answer"):
+                yield Fault(
+                    "column-mistaken",
+                    field,
+                    f"the row has no messages, so ms-swift takes the column {shown(field)} for the answer",
+                    "give 'messages', or name the column 'response'",
+                )
+
+
+def _num_images(view: RowView) -> int:
+    value = view.row.get("images", view.row.get("image"))
+    return len(value) if isinstance(value, list | tuple) else int(bool(value))

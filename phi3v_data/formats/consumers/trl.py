@@ -1,0 +1,95 @@
+"""TRL 1.16 with transformers' chat templates."""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from phi3v_data.formats.chat import Fault
+from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, blocks_of, content_key, text_of
+
+
+class TRL(Consumer):
+    """Reads messages of blocks, images in a column."""
+
+    name = "trl"
+    title = "TRL"
+    formats = ("trl",)
+    effects: ClassVar = {
+        "last-turn-open": Effect("accepts the row, and trains nothing of it"),
+        "image-count": Effect("stops, and names the counts but not the row"),
+        "turn-order": Effect("leaves it to the chat template, which may refuse it", "warning"),
+        "system-message-place": Effect("leaves it to the chat template, which may refuse it", "warning"),
+    }
+
+    def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
+        if fault.code == "image-count" and view is not None:
+            if _has_string_contents(view):
+                return None  # `check` says more
+            if _keyed_blocks(view):
+                return None
+        return super().judge(fault, view)
+
+    def check(self, view: RowView) -> Iterator[Fault]:
+        row = view.row
+        if view.has_images and _has_string_contents(view):
+            where, message = next((found for found in view.messages if text_of(found[1])), ("messages", {}))
+            tagged = any("<image>" in text_of(found) for _, found in view.messages)
+            literal = "; <image> in a text stays a literal text, at which some models stop" if tagged else ""
+            yield Fault(
+                "image-moved",
+                f"{where}.{content_key(message)}" if message else where,
+                f"with contents that are texts, TRL puts all images before the first user message{literal}",
+                "write blocks: {'type': 'image'} where each image belongs",
+            )
+        for field in _keyed_blocks(view):
+            yield Fault(
+                "image-ignored",
+                field,
+                "TRL does not take a block with a key 'image' for the place of an image, even if it is null",
+                "write {'type': 'image'} alone",
+            )
+        if row.get("tools") and (view.has_images or "images" in row):
+            yield Fault("key-ignored", "tools", "TRL drops 'tools' of rows with images")
+        for answer in view.chat.messages:
+            if answer.role == "assistant" and answer.images and "completion" in row:
+                yield Fault("image-in-answer", answer.field, "TRL wants all images in the prompt")
+
+    def over_rows(self) -> OverRows:
+        return _FirstRow()
+
+
+class _FirstRow(OverRows):
+    """TRL decides by the first row whether a set has images."""
+
+    def __init__(self) -> None:
+        self._has_column: bool | None = None
+        self._found: tuple[int, str] | None = None
+
+    def row(self, view: RowView, line: int, count: int = 1) -> None:
+        if self._has_column is None:
+            self._has_column = bool(view.row.keys() & {"image", "images"})
+        elif not self._has_column and self._found is None and view.has_images:
+            self._found = line, "images" if "images" in view.row else "image"
+
+    def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
+        if self._found is not None:
+            line, field = self._found
+            message = "the first row has no column 'images', so TRL reads the whole set without images"
+            yield line, Fault("text-only-set", field, message, "give the first row 'images': []")
+
+
+def _has_string_contents(view: RowView) -> bool:
+    return any(text_of(message) for _, message in view.messages) and not any(
+        block.get("type") == "image" for _, message in view.messages for _, block in blocks_of(message)
+    )
+
+
+def _keyed_blocks(view: RowView) -> list[str]:
+    """Fields of image blocks with a key `image`, in a row with a column of images."""
+    if not view.has_images:
+        return []
+    return [
+        f"{where}.content[{number}].image"
+        for where, message in view.messages
+        for number, block in blocks_of(message)
+        if block.get("type") == "image" and "image" in block
+    ]

@@ -1,0 +1,257 @@
+"""Images that rows of a file refer to: each distinct one is checked once, findings are reported at every use."""
+
+import base64
+import binascii
+import difflib
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeAlias
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from phi3v_data.converters.helpers.cell_images import is_base64
+from phi3v_data.engine.base import FunctionWork, Work
+from phi3v_data.engine.local import LocalEngine
+from phi3v_data.files import unsafe_reason
+from phi3v_data.lint.seen import SeenHashes
+from phi3v_data.media import integrity
+from phi3v_data.media.formats import HEAD_BYTES, UnreadableImageError, identify
+from phi3v_data.messages import shown
+from phi3v_data.validate.findings import Findings
+from phi3v_data.validate.hashes import hash_texts
+from phi3v_data.validate.images import IMAGE_CODES
+from phi3v_data.validate.tree import fold
+
+Ints = npt.NDArray[np.int64]
+
+BATCH = 128
+"""Images of one task."""
+
+URL = "url"
+"""In place of a code: the image is a URL, and is not fetched."""
+
+_URL = ("http://", "https://")
+_DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
+_MAX_NAMES = 5000
+_MAX_KEPT = 100_000  # images whose messages are kept for their other uses
+
+
+class Verdict(NamedTuple):
+    """A finding about an image; `position` is its place in the task."""
+
+    position: int
+    code: str
+    message: str
+    hint: str
+
+
+Judge: TypeAlias = Callable[[Verdict], tuple[str, str]]
+"""Message and hint of a verdict, with what the consumer does."""
+
+
+def check_refs(root: str, refs: list[str | bytes], *, pixels: bool) -> list[Verdict]:
+    """Check images as rows refer to them; nothing is reported of good ones."""
+    found = []
+    for position, ref in enumerate(refs):
+        found += [Verdict(position, *words) for words in _check(root, ref, pixels)]
+    return found
+
+
+def _check(root: str, ref: str | bytes, pixels: bool) -> Iterator[tuple[str, str, str]]:
+    if isinstance(ref, bytes):
+        yield from _look(ref, "the image", pixels)
+        return
+    if ref.lower().startswith(_URL):
+        yield URL, "", ""
+        return
+    data_url = _DATA_URL.match(ref[:300])
+    if data_url is not None or is_base64(ref):
+        yield from _check_encoded(ref, data_url, pixels)
+        return
+    path = unquote(ref[7:]) if ref.lower().startswith("file://") else ref
+    name = shown(ref, 160)
+    if "\0" in path or "\n" in path:
+        yield "image-path-unsafe", f"the path {name} has a control character", ""
+        return
+    full = os.path.join(root, path)
+    if not os.path.exists(full):
+        yield _missing(root, path, name)
+    else:
+        yield from _look(full, name, pixels)
+
+
+def _check_encoded(ref: str, data_url: re.Match[str] | None, pixels: bool) -> Iterator[tuple[str, str, str]]:
+    name = "the data URL" if data_url else "the base64 text"
+    encoded = ref[data_url.end() :] if data_url else ref
+    if data_url and ";base64" not in data_url[2].lower():
+        yield "image-unreadable", "the data URL is not base64", "write data:image/jpeg;base64,..."
+        return
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        yield "image-unreadable", f"{name} is not valid base64", "was it cut off?"
+        return
+    yield from _look(data, name, pixels)
+    named = data_url[1].lower().removeprefix("image/").replace("jpg", "jpeg") if data_url else ""
+    if named:
+        try:
+            kind = identify(data[:HEAD_BYTES])
+        except UnreadableImageError:
+            return
+        if kind and named != kind.lower():
+            words = f"the data URL says {shown(data_url[1] if data_url else '')}, and holds a {kind}"
+            yield "image-format-mismatch", words, "name the type that it holds"
+
+
+def _look(source: str | bytes, name: str, pixels: bool) -> Iterator[tuple[str, str, str]]:
+    _, findings = integrity.check_image(source, pixels=pixels)
+    for flag, words in findings:
+        code, hint = IMAGE_CODES[flag]
+        yield code, f"{name} {words}", hint
+
+
+def _missing(root: str, path: str, name: str) -> tuple[str, str, str]:
+    """Code, message and hint for a file that is not there."""
+    for guess in (unquote(path), path.replace("\\", "/")):
+        if guess != path and os.path.isfile(os.path.join(root, guess)):
+            return "image-missing", f"{name} is not a file", f"did you mean {shown(guess, 160)}?"
+    folder, base = os.path.split(path)
+    names = _names(os.path.join(root, folder))
+    folded = names.get(fold(base))
+    if folded is not None and folded != base:
+        meant = shown(os.path.join(folder, folded), 160)
+        return "image-name-mismatch", f"{name} exists with other letters, as {meant}", f"did you mean {meant}?"
+    near = difflib.get_close_matches(base[:255], list(names.values())[:_MAX_NAMES], 1, 0.8)
+    if near:
+        return "image-missing", f"{name} is not a file", f"did you mean {shown(os.path.join(folder, near[0]), 160)}?"
+    reason = unsafe_reason(path)
+    if reason and "absolute" not in reason and "'..'" not in reason:
+        return "image-missing", f"{name} is not a file: the path {reason}", ""
+    if os.path.isabs(path):
+        return "image-missing", f"{name} is not a file", ""
+    return (
+        "image-missing",
+        f"{name} is not in {shown(root, 80)}",
+        "paths start there; --images_root gives another folder",
+    )
+
+
+@lru_cache(maxsize=16)
+def _names(folder: str) -> dict[str, str]:
+    """Names in a folder, by their folded form."""
+    try:
+        return {fold(name): name for name in os.listdir(folder)}
+    except OSError:
+        return {}
+
+
+@dataclass(slots=True)
+class Uses:
+    """Images that a block of rows uses. `place` gives file, line, id and field of a use, for a finding."""
+
+    refs: list[str | bytes]
+    place: Callable[[int], dict[str, object]]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A block whose images are being checked; `batches` are those without a result."""
+
+    uses: Uses
+    hashes: Ints
+    batches: deque[list[int]]
+
+
+class ImageChecks:
+    """Checks the images of a file as its rows are read."""
+
+    def __init__(self, findings: Findings, root: str, *, pixels: bool, workers: int, judge: Judge) -> None:
+        self._findings = findings
+        self._root = root
+        self._pixels = pixels
+        self._workers = workers
+        self._seen = SeenHashes()
+        self._bad: dict[int, list[Verdict]] = {}
+        self.num_images = 0
+        self.num_urls = 0
+        self._judge = judge
+
+    def run(self, blocks: Iterator[Uses]) -> None:
+        """Check all images, block after block, and report on each use."""
+        waiting: deque[_Waiting] = deque()
+
+        def tasks() -> Iterator[list[str | bytes]]:
+            for uses in blocks:
+                hashes = _hashes(uses.refs)
+                new = np.flatnonzero(self._seen.add(hashes)).tolist()
+                self.num_images += len(new)
+                batches = [new[start : start + BATCH] for start in range(0, len(new), BATCH)]
+                waiting.append(_Waiting(uses, hashes, deque(batches)))
+                for batch in batches:
+                    yield [uses.refs[position] for position in batch]
+
+        for refs, verdicts in self._results(tasks(), self._workers if self._workers > 1 else 0):
+            self._flush(waiting)
+            batch = waiting[0].batches.popleft()
+            for verdict in self._one_by_one(refs) if verdicts is None else verdicts:
+                self._enter(int(waiting[0].hashes[batch[verdict.position]]), verdict)
+            self._flush(waiting)
+        self._flush(waiting)
+
+    def _results(
+        self, tasks: Iterator[list[str | bytes]], workers: int
+    ) -> Iterator[tuple[list[str | bytes], list[Verdict] | None]]:
+        """Each task with its verdicts, None if a decoder brought its process down."""
+        work: Work[list[str | bytes], list[Verdict] | None] = FunctionWork(
+            partial(check_refs, self._root, pixels=self._pixels)
+        )
+        with closing(LocalEngine(workers).run(work, tasks, on_death=lambda death: None)) as results:
+            yield from results
+
+    def _flush(self, waiting: "deque[_Waiting]") -> None:
+        """Report on the blocks at the front whose images have all been checked."""
+        while waiting and not waiting[0].batches:
+            block = waiting.popleft()
+            self._report(block.uses, block.hashes)
+
+    def _one_by_one(self, refs: list[str | bytes]) -> list[Verdict]:
+        """Verdicts on a task in which a decoder brought its process down: each image in a process that may die."""
+        found: list[Verdict] = []
+        for position, (_, verdicts) in enumerate(self._results(([ref] for ref in refs), 1)):
+            if verdicts is None:
+                found.append(Verdict(position, "image-unreadable", "the image crashes its decoder", ""))
+            else:
+                found += [verdict._replace(position=position) for verdict in verdicts]
+        return found
+
+    def _enter(self, key: int, verdict: Verdict) -> None:
+        if verdict.code == URL:
+            self.num_urls += 1
+            return
+        if len(self._bad) > _MAX_KEPT and not self._findings.has_room(verdict.code):
+            verdict = Verdict(0, verdict.code, "", "")
+        self._bad.setdefault(key, []).append(verdict)
+
+    def _report(self, uses: Uses, hashes: Ints) -> None:
+        if not self._bad:
+            return
+        for position, key in enumerate(hashes.tolist()):
+            for verdict in self._bad.get(key, ()):
+                if self._findings.has_room(verdict.code):
+                    message, hint = self._judge(verdict)
+                    self._findings.add(verdict.code, message, hint=hint, **uses.place(position))  # type: ignore[arg-type]
+                else:
+                    self._findings.count(verdict.code)
+
+
+def _hashes(refs: list[str | bytes]) -> Ints:
+    texts = [ref if isinstance(ref, str) else xxhash.xxh3_128_hexdigest(ref) for ref in refs]
+    return hash_texts(texts)

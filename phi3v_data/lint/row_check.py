@@ -1,0 +1,185 @@
+"""The checks of one row of another tool's file, in the words of that file."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from phi3v_data.formats.base import RowFormat
+from phi3v_data.formats.chat import Chat, Fault, ImageRef
+from phi3v_data.formats.consumers.base import Consumer, OverRows, RowView
+from phi3v_data.formats.placeholders import IMAGE
+from phi3v_data.formats.turns import check_turns
+from phi3v_data.json_text import JsonFault, field_path
+from phi3v_data.messages import shown
+from phi3v_data.validate.control import ControlTokens, invalid_character
+
+EXTRA = frozenset({"id", "answers", "group", "meta", "source"})
+"""Columns that do not make two rows different samples."""
+
+_OTHER_MEDIA = {
+    "<video>": ("video", "videos"),
+    "<audio>": ("audio", "audios"),
+    "<bbox>": ("objects",),
+    "<ref-object>": ("objects",),
+}
+_UNREAD = frozenset({"role-unknown", "missing-field", "wrong-type"})
+_SORTED = msgspec.json.Encoder(order="sorted")
+
+
+@dataclass(slots=True)
+class CheckedRow:
+    """Result of the checks of a row. `content` is equal for equal samples."""
+
+    id: str = ""
+    faults: list[Fault] = field(default_factory=list)
+    content: bytes = b""
+    images: list[ImageRef] = field(default_factory=list)
+    num_turns: int = 0
+
+
+class RowCheck:
+    """Checks rows of one format for one consumer.
+
+    Args:
+        markers: special strings that must not be in a text.
+        own_is_error: the model is known, so that its own special strings are errors.
+        root: folder that paths of images are relative to.
+    """
+
+    def __init__(
+        self, format_: RowFormat, consumer: Consumer, markers: ControlTokens, root: Path, *, own_is_error: bool = False
+    ) -> None:
+        self.format = format_
+        self.consumer = consumer
+        self.markers = markers
+        self.root = root
+        self.own_is_error = own_is_error
+        self.over_rows: OverRows = consumer.over_rows()
+
+    def check(self, value: Any, line: int, text_faults: Iterable[JsonFault] = ()) -> CheckedRow:
+        """All faults of a row. `value` is None if it has none."""
+        result = CheckedRow(faults=[_as_fault(fault) for fault in text_faults])
+        if value is None and result.faults:
+            return result
+        if isinstance(value, list) and value and self.format.name == "qwen":
+            self._check_packed(value, line, result)
+        elif not isinstance(value, Mapping):
+            hint = "Qwen's trainer reads arrays of rows: --format qwen" if isinstance(value, list) else ""
+            result.faults.append(Fault("json-not-object", "", f"a row must be an object, not {shown(value)}", hint))
+        else:
+            self._check_object(value, line, result)
+        result.content = _content(value)
+        return result
+
+    def _check_packed(self, rows: list[Any], line: int, result: CheckedRow) -> None:
+        """Several rows in one line, which are trained as one sequence."""
+        for number, row in enumerate(rows):
+            inner = CheckedRow()
+            if isinstance(row, Mapping):
+                self._check_object(row, line, inner)
+            else:
+                inner.faults.append(Fault("json-not-object", "", f"a row must be an object, not {shown(row)}"))
+            for fault in inner.faults:
+                where = f"[{number}].{fault.field}".rstrip(".")
+                result.faults.append(Fault(fault.code, where, fault.message, fault.hint, fault.severity))
+            result.images += [ImageRef(ref.value, f"[{number}].{ref.field}") for ref in inner.images]
+            result.num_turns += inner.num_turns
+
+    def _check_object(self, row: Mapping[str, Any], line: int, result: CheckedRow) -> None:
+        row_id = row.get("id")
+        if isinstance(row_id, str | int) and not isinstance(row_id, bool):
+            result.id = str(row_id)
+        reading = self.format.read(row)
+        faults, chat = list(reading.faults), reading.chat
+        view = None if chat is None else RowView(row, chat, self.format, self.root)
+        if chat is not None:
+            result.images = list(chat.images)
+            result.num_turns = sum(message.role == "assistant" for message in chat.messages)
+            is_read = not any(fault.code in _UNREAD for fault in faults)
+            if is_read:
+                faults += self._of_turns(chat)
+            else:  # what would only follow from a message that was not read
+                faults = [fault for fault in faults if fault.code != "image-count"]
+            faults += self._of_texts(chat, _placeholders(row))
+            if view is not None and is_read:
+                self.over_rows.row(view, line)
+        own = list(self.consumer.check(view)) if view is not None else []
+        judged = [fault for fault in (self.consumer.judge(fault, view) for fault in faults) if fault is not None]
+        if any(fault.code in ("image-moved", "image-ignored") for fault in own):  # of a tag, too
+            judged = [fault for fault in judged if fault.code != "control-token" or IMAGE not in fault.message]
+        said = {(fault.code, fault.field) for fault in judged}
+        result.faults += [*judged, *(fault for fault in own if (fault.code, fault.field) not in said)]
+
+    def _of_turns(self, chat: Chat) -> Iterator[Fault]:
+        """Order of messages, empty texts, answers that are not trained."""
+        has_tools = any(message.role in ("tool", "tool_call") for message in chat.messages)
+        for fault in check_turns(chat):
+            if not (has_tools and fault.code in ("turn-order", "no-turns")):
+                yield fault
+        for message in chat.messages:
+            if message.role == "user" and not message.text.strip():
+                if message.images:
+                    yield Fault("image-only-turn", message.field, "the message has images and no text")
+                else:
+                    yield Fault("empty-text", message.field, "the message has neither text nor images")
+        answers = [message for message in chat.messages if message.role == "assistant"]
+        if answers and all(message.weight == 0 for message in answers):
+            where = answers[0].field.partition("[")[0]
+            yield Fault("nothing-trained", where, "all answers have weight 0, so that no answer of the row is trained")
+
+    def _of_texts(self, chat: Chat, used: frozenset[str]) -> Iterator[Fault]:
+        """Placeholders, special strings and characters that a text must not have."""
+        rejected = () if chat.rejected is None else (chat.rejected,)
+        for message in (*chat.messages, *rejected):
+            text = message.text
+            for placeholder in used:
+                text = text.replace(placeholder, " ")
+            reserved = next((string for string in self.format.reserved if string in text), None)
+            if reserved is not None:
+                yield Fault(
+                    "placeholder-in-text",
+                    message.field,
+                    f"the text has {shown(reserved)}, which {self.format.title} replaces",
+                    "write it with a space, as in '< image>'",
+                )
+            found = self.markers.find(text)
+            if found is not None and found[0] != reserved:
+                token, is_own = found
+                own = is_own and self.own_is_error
+                yield Fault(
+                    "control-token",
+                    message.field,
+                    f"the text has {shown(token)}, "
+                    + ("which the model reads as a control token" if own else "a marker of some model or format"),
+                    "remove it: it is not part of the conversation",
+                    "error" if own else "warning",
+                )
+            problem = invalid_character(text)
+            if problem is not None:
+                yield Fault("invalid-text", message.field, f"the text has {problem}")
+
+
+def _placeholders(row: Mapping[str, Any]) -> frozenset[str]:
+    """Placeholders of files or boxes that the row has in a column, which are not checked here."""
+    return frozenset(
+        placeholder for placeholder, columns in _OTHER_MEDIA.items() if any(row.get(column) for column in columns)
+    )
+
+
+def _as_fault(fault: JsonFault) -> Fault:
+    return Fault(fault.code, field_path(fault.path) if fault.path else "", fault.message, fault.hint)
+
+
+def _content(value: Any) -> bytes:
+    """The bytes by which samples are compared; empty for what is not a row."""
+    if isinstance(value, Mapping):
+        value = {key: item for key, item in value.items() if key not in EXTRA and item not in (None, "", [])}
+    if not isinstance(value, dict | list) or not value:
+        return b""
+    try:
+        return _SORTED.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):  # half a character, a number of any length
+        return repr(value).encode("utf-8", "surrogatepass")

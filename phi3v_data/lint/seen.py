@@ -1,0 +1,32 @@
+"""A set of 64-bit hashes that takes 8 bytes for each, filled many at a time."""
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+class SeenHashes:
+    """Sorted arrays of rising size; two of similar size are merged."""
+
+    def __init__(self) -> None:
+        self._arrays: list[Ints] = []
+
+    def add(self, hashes: Ints) -> npt.NDArray[np.bool_]:
+        """Add hashes; returns which of them are new, an equal one before it in `hashes` counted as known."""
+        unique, first = np.unique(hashes, return_index=True)
+        known = np.zeros(len(unique), np.bool_)
+        for array in self._arrays:
+            place = np.searchsorted(array, unique)
+            place[place == len(array)] = 0
+            known |= array[place] == unique
+        is_new = np.zeros(len(hashes), np.bool_)
+        is_new[first[~known]] = True
+        fresh = unique[~known]
+        if len(fresh):
+            self._arrays.append(fresh)
+        while len(self._arrays) > 1 and len(self._arrays[-2]) < 2 * len(self._arrays[-1]):
+            merged = np.concatenate((self._arrays.pop(), self._arrays.pop()))
+            merged.sort()
+            self._arrays.append(merged)
+        return is_new

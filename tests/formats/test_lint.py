@@ -1,0 +1,198 @@
+"""Files of other tools are checked where they are: each fault at its line and field, no good row blamed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from broken_files import CASES, Broken, write_images
+from in_process import Cli, make_cli
+
+from phi3v_data.lint import lint_file
+
+CHATS = Path(__file__).parents[1] / "data" / "chat_formats"
+
+
+@pytest.mark.parametrize("layout", ["lines", "array", "minified"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.format}: {case.name}")
+def test_a_broken_row_is_named_with_its_line_and_field_and_no_other(case: Broken, layout: str, tmp_path: Path) -> None:
+    write_images(tmp_path)
+    path, line = case.write(tmp_path, layout)
+    report = lint_file(path, format=case.format, consumer=case.consumer)
+    found = {(item.code, item.line, item.field) for item in report.problems if item.line is not None}
+    assert (case.code, line, case.field) in found
+    assert {item.line for item in report.problems if item.line is not None} == {line}
+    assert len(found) == 1, found
+
+
+@pytest.fixture
+def lint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """`phi3v-data validate`: exit code, stdout, stderr."""
+    call = make_cli(capsys, monkeypatch)
+    return lambda *args: call("validate", *args)
+
+
+SAMPLES = {
+    "ms_swift/data.jsonl": "swift",
+    "openai/data_url.jsonl": "openai",
+    "sharegpt/data_messages.json": "sharegpt",
+    "sharegpt/data_conversations.json": "sharegpt",
+    "trl/data.jsonl": "trl",
+}
+
+
+@pytest.mark.parametrize("file", SAMPLES)
+def test_the_five_samples_are_clean_in_their_format(lint: Cli, file: str) -> None:
+    code, out, error = lint(CHATS / file, "--json")
+    report = json.loads(out)
+    assert (code, report["problems"], report["ok"]) == (0, [], True)
+    assert report["summary"]["samples"] == 5
+    assert report["summary"]["images"] == 4
+    assert report["summary"]["turns"] == 7
+    assert report["stats"]["format"] == SAMPLES[file]
+    assert f"format {SAMPLES[file]} (" in error
+
+
+def test_in_the_sample_of_llava_only_the_system_message_that_llava_cannot_read_is_named(lint: Cli) -> None:
+    code, out, _ = lint(CHATS / "llava" / "data.json", "--json")
+    found = [(item["code"], item["line"], item["field"]) for item in json.loads(out)["problems"]]
+    assert (code, found) == (1, [("system-message", 79, "conversations[0].from")])
+
+
+def test_relative_paths_in_openais_format_are_warnings_for_openai_and_errors_for_azure(lint: Cli) -> None:
+    path = CHATS / "openai" / "relative.jsonl"
+    assert lint(path)[0] == 0
+    assert lint(path, "--strict")[0] == 1
+    code, out, _ = lint(path, "--for", "azure", "--json")
+    report = json.loads(out)
+    assert (code, report["summary"]["problems"]) == (1, {"image-source": 6, "over-limit": 1})
+
+
+def test_the_format_is_guessed_when_plain_and_else_asked_for(lint: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}] * 2
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"x": 1}\n')
+    assert "format swift (as 2 of the first 3 rows)" in lint(path)[2]
+    path.write_text('{"x": 1}\n')
+    code, _, error = lint(path)
+    assert code == 2
+    assert "give --format, one of axolotl" in error
+    rows[0] = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, error = lint(path)
+    assert code == 2
+    assert "may be s" in error
+    assert "sharegpt" in error
+    assert "swift" in error
+
+
+def test_an_entry_of_dataset_info_gives_names_of_columns_and_roles(tmp_path: Path) -> None:
+    row = {"talk": [{"who": "q", "says": "<image>Hi"}, {"who": "z", "says": "Ho"}], "pics": ["a.png"]}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    entry = {
+        "file_name": "rows.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "talk", "images": "pics"},
+        "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "q", "assistant_tag": "a"},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    report = lint_file(tmp_path / "rows.json")
+    assert report.stats["format_reason"] == "entry 'mine' of dataset_info.json"
+    assert [(item.code, item.field) for item in report.problems] == [
+        ("role-unknown", "talk[1].who"),
+        ("image-missing", "pics[0]"),
+    ]
+
+
+def test_a_folder_with_a_file_of_another_tool_is_told_so_in_one_sentence(lint: Cli, tmp_path: Path) -> None:
+    shutil.copytree(CHATS / "llava", tmp_path / "set")
+    code, out, error = lint(tmp_path / "set")
+    assert (code, out) == (2, "")
+    assert "'data.json' has rows in the format llava" in error
+    assert "phi3v-data import llava" in error
+
+
+def test_images_are_looked_for_in_the_folder_given_and_each_use_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "rows").mkdir()
+    path = tmp_path / "rows" / "rows.jsonl"
+    row = {"image": ["a.png", "cut.png"], "conversations": [{"from": "human", "value": "<image><image>Hi"}]}
+    row["conversations"].append({"from": "gpt", "value": "Ho"})
+    path.write_text("".join(json.dumps({"id": number, **row}) + "\n" for number in range(3)))
+    report = lint_file(path, format="llava")
+    assert report.summary.problems["image-missing"] == 6
+    assert "--images_root" in next(item.hint for item in report.problems if item.code == "image-missing")
+    report = lint_file(path, format="llava", images_root=tmp_path)
+    found = [(item.code, item.line, item.field) for item in report.problems if item.severity == "error"]
+    assert found == [("image-unreadable", line, "image[1]") for line in (1, 2, 3)]
+    assert report.summary.problems["duplicate-sample"] == 2
+    assert report.summary.images == 2
+
+
+def test_quick_reads_headers_only(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "late.png").write_bytes(data[:-20] + b"\0" * 8 + data[-12:])
+    path = tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": "<image>Hi"}, {"role": "assistant", "content": "Ho"}]
+    path.write_text(json.dumps({"messages": messages, "images": ["late.png"]}) + "\n")
+    assert lint_file(path, level="quick").ok
+    assert not lint_file(path).ok
+
+
+def test_options_of_the_other_kind_are_refused(lint: Cli, tmp_path: Path) -> None:
+    code, _, error = lint(CHATS / "trl" / "data.jsonl", "--max_tokens", "5")
+    assert code == 2
+    assert "--max_tokens cannot be used with a file" in error
+    code, _, error = lint(tmp_path, "--format", "trl")
+    assert code == 2
+    assert "--format cannot be used with a directory" in error
+    code, _, error = lint(CHATS / "trl" / "data.jsonl", "--for", "tlr")
+    assert code == 2
+    assert "did you mean trl?" in error
+
+
+def test_a_report_can_be_a_page(lint: Cli, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert lint(CHATS / "llava" / "data.json", "--html", page)[0] == 1
+    assert "system-message" in page.read_text()
+
+
+def own_rows(directory: Path, *rows: dict[str, object]) -> None:
+    """A bare conversations directory with images a.png, b.png and gif.gif."""
+    (directory / "images").mkdir(parents=True)
+    write_images(directory / "images")
+    lines = [json.dumps({"id": f"r{number}", "source": "t", **row}) + "\n" for number, row in enumerate(rows)]
+    (directory / "train.jsonl").write_text("".join(lines))
+
+
+def turn(user: str, *images: str, **more: object) -> dict[str, object]:
+    return {"images": list(images), "user": user, "assistant": "A shape.", **more}
+
+
+def test_a_directory_is_checked_as_a_consumer_would_read_its_export(lint: Cli, tmp_path: Path) -> None:
+    own_rows(
+        tmp_path / "set",
+        {"conversations": [turn("What is shown?", "a.png")]},
+        {"conversations": [turn("And here?", "b.png")], "system": "Be terse."},
+        {"conversations": [turn("Hello."), turn("(assistant) Is it red?", "a.png", image_offsets=[0])]},
+        {"conversations": [turn("Is this one red?", "gif.gif", image_offsets=[8])]},
+    )
+
+    def found(*args: str) -> list[tuple[str, int, str]]:
+        report = json.loads(lint(tmp_path / "set", "--json", *args)[1])
+        ignored = ("image-orphan", "leak-image")
+        return [
+            (item["code"], item["line"], item["field"]) for item in report["problems"] if item["code"] not in ignored
+        ]
+
+    assert found() == []
+    assert found("--for", "qwen") == [
+        ("system-message", 2, "system"),
+        ("assistant-word", 3, "conversations[1].user"),
+        ("text-stripped", 4, "conversations[0].user"),
+    ]
+    assert found("--for", "llava") == [("system-message", 2, "system"), ("image-moved", 4, "conversations[0].user")]
+    assert found("--for", "llama-factory") == []
+    assert found("--for", "together") == [("over-limit", 4, "conversations[0].images[0]")]
+    assert lint(tmp_path / "set", "--for", "qwen")[0] == 1
