@@ -92,7 +92,7 @@ class Survey:
         )
         sizes = {file: _size(self.directory / file) for _, file in self.files}
         total, done = sum(sizes.values()), 0
-        bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each anew
+        bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each again
 
         def observe(position: int) -> None:
             if self.progress is not None:

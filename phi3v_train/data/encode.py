@@ -134,7 +134,7 @@ def check_offsets(turn: Turn) -> None:
 def choose_answer(sample: Sample, options: EncodeOptions, epoch: int) -> str:
     """The answer of the last turn to train on: `assistant`, or by `answer_choice="random"` one of `answers`.
 
-    An answer that is listed twice is as likely as two. Another epoch chooses anew.
+    An answer that is listed twice is as likely as two. Another epoch chooses again.
     """
     if options.answer_choice == "random" and sample.answers:
         key = f"answer\0{options.seed}\0{epoch}\0{sample.id}"

@@ -61,7 +61,7 @@ class Memory:
     """Bytes on the device that needs most.
 
     `weights` are those that a device keeps: all, or its shard, with the fp32 masters of ZeRO among them. `gathered` is
-    what sharding adds for a while: whole layers brought together to be computed, and the buffers of an exchange.
+    what sharding adds for a while: whole layers, all-gathered to be computed, and the buffers of an exchange.
     """
 
     weights: int

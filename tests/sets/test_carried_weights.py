@@ -1,4 +1,4 @@
-"""split, merge, clean and preview carry the weights of turns as they are, also in rows that are written anew."""
+"""split, merge, clean and preview carry the weights of turns as they are, also in rows that are written again."""
 
 import json
 from pathlib import Path

@@ -305,7 +305,7 @@ def test_a_link_that_leads_to_another_image_is_noticed(directory: Path, looked_a
     assert "1.png" in looked_at
 
 
-def test_a_link_set_anew_is_looked_through_again_even_where_it_leads_to_the_same_file(
+def test_a_link_set_again_is_looked_through_again_even_where_it_leads_to_the_same_file(
     directory: Path, looked_at: list[str]
 ) -> None:
     (directory / "images/1.png").rename(directory / "images/there.png")
