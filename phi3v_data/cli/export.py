@@ -36,7 +36,7 @@ def export(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset or energon.",
+            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset, energon or FILE.py:NAME.",
         ),
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],

@@ -32,8 +32,10 @@ WARNINGS = {
     "the text has several)",
     "text-stripped": "with white space at the start or end of a user text or beside an image, which Qwen's trainer "
     "removes",
-    "assistant-word": "with the word 'assistant' without a space before it in a user text, which Qwen's trainer takes "
-    "for the start of an answer",
+    "assistant-word": "with the word 'assistant' without a space before it in a user text, which Qwen's trainer (as of "
+    "January 2026) takes for the start of an answer",
+    "answer-newline": "with an answer that begins with a newline, which axolotl does not train",
+    "end-trained": "whose last answer has weight 0, of which ms-swift trains the end token",
 }
 """Code -> what a row has, and what the format's readers do with it."""
 

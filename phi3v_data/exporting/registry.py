@@ -31,14 +31,22 @@ ROWS_OF = {"energon": "webdataset"}
 
 
 def make_exporter(name: str, request: ExportRequest) -> Exporter:
-    """The exporter of a format.
+    """The exporter of a format; one of the user's own, `FILE.py:NAME`, becomes one file per split.
 
     Raises:
         NotFoundError: there is no such format.
         UserError: the request has a setting that the format does not have.
     """
-    if name not in EXPORTERS:
-        near = get_close_matches(name, EXPORTERS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the formats are {', '.join(EXPORTERS)}"
-        raise NotFoundError(f"no format '{name}' to export to; {hint}")
-    return EXPORTERS[name](request, get_format(ROWS_OF.get(name, name))())
+    if name in EXPORTERS:
+        return EXPORTERS[name](request, get_format(ROWS_OF.get(name, name))())
+    if near := get_close_matches(name, EXPORTERS, 1):
+        raise NotFoundError(f"no format '{name}' to export to; did you mean {near[0]}?")
+    try:
+        return RowFiles(request, get_format(name)())
+    except NotFoundError as error:
+        if name.endswith(".py") or ".py:" in name:
+            raise
+        raise NotFoundError(
+            f"no format '{name}' to export to; the formats are {', '.join(EXPORTERS)}, or FILE.py:NAME for one of your "
+            "own"
+        ) from error

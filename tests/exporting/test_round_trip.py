@@ -179,3 +179,20 @@ def test_an_image_inside_a_text_is_a_warning_for_llava(offset: int, warnings: tu
     turn = Turn(images=("a.png",), user="See this.", assistant="Yes.", image_offsets=(offset,) if offset else ())
     sample = Sample(id="a", source="s", conversations=(turn,))
     assert all_formats()["llava"]().write(to_chat(sample, str)).warnings == warnings
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "weight", "warnings"),
+    [
+        ("axolotl", "\nYes.", 1, ("answer-newline",)),
+        ("axolotl", "Yes.\n", 1, ()),
+        ("swift", "Yes.", 0, ("end-trained",)),
+        ("swift", "Yes.", 1, ()),
+    ],
+)
+def test_what_axolotl_and_swift_train_otherwise_is_a_warning(
+    name: str, answer: str, weight: int, warnings: tuple[str, ...]
+) -> None:
+    turns = (Turn(user="Sure?", assistant="No."), Turn(user="Sure?", assistant=answer, weight=weight))
+    sample = Sample(id="a", source="s", conversations=turns)
+    assert all_formats()[name]().write(to_chat(sample, str)).warnings == warnings
