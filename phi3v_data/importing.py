@@ -10,6 +10,7 @@ from phi3v_data.files import HIDDEN
 from phi3v_data.formats.import_options import AUTO
 from phi3v_data.formats.importing import ImportRows
 from phi3v_data.formats.registry import file_digest, get_format
+from phi3v_data.shards.view import find_export
 from phi3v_data.writing.request import ConvertSettings, Progress
 
 
@@ -44,6 +45,11 @@ def import_rows(
         given["downloads"] = str(Path(out_dir).expanduser().absolute() / HIDDEN / "convert" / "source" / "downloads")
     if Path(source).name == "dataset_info.json" and Path(source).is_file():
         source = Path(source).parent
+    if (export := find_export(Path(source))) is not None and export.kind == "tar":
+        raise UserError(
+            f"{source}: shards of WebDataset are read as a directory, without an import; `phi3v-data merge {source} "
+            f"{out_dir or 'OUT'}` makes a copy"
+        )
     if settings.get("unlabelled"):
         raise UserError("an import has no setting unlabelled: a row without its last answer is rejected")
     return convert(ImportRows, source, out_dir, options=given, progress=progress, **settings)

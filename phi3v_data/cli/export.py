@@ -36,7 +36,8 @@ def export(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset, energon or FILE.py:NAME.",
+            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset, energon, or a "
+            "format of your own: FILE.py:NAME.",
         ),
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],

@@ -3,12 +3,15 @@
 import base64
 import json
 import os
+import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from five_samples import FIVE, write_set
+from kills import in_child
 
 from phi3v_data.cli.app import COMMANDS
 from phi3v_data.cli.base import make_group
@@ -315,3 +318,41 @@ def test_files_do_not_depend_on_parts_and_workers(name: str, tmp_path: Path, mon
     assert (whole.rows, whole.images) == (parted.rows, parted.images) == ({"train": 100, "val": 3}, 7)
     rows = rows_of(tmp_path / "parts" / ("train.json" if name == "sharegpt" else "train.jsonl"))
     assert [row["id"] for row in rows] == [f"row-{index}" for index in range(100)]
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["fresh", "overwrite"])
+def test_a_kill_before_any_file_operation_leaves_the_old_export_the_new_one_or_none(
+    overwrite: bool, tmp_path: Path
+) -> None:
+    """The next export then ends with the bytes of an undisturbed one, and leaves nothing aside."""
+    source, out = write_set(tmp_path / "five"), tmp_path / "out"
+    export_set("swift", source, out)
+    wanted = all_files(out)
+    shutil.rmtree(out)
+    before: dict[str, bytes] = {}
+    if overwrite:
+        export_set("trl", source, out)
+        before = all_files(out)
+        shutil.copytree(out, tmp_path / "before")
+    point, seen = 0, set()
+    while True:
+        point += 1
+        shutil.rmtree(out, ignore_errors=True)
+        if overwrite:
+            shutil.copytree(tmp_path / "before", out)
+        status = in_child(lambda: export_set("swift", source, out, overwrite=overwrite), point)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        found = all_files(out) if out.exists() else {}
+        seen.add("old" if found == before else "new" if found == wanted else "none" if not found else "half")
+        if found != wanted:
+            export_set("swift", source, out, overwrite=overwrite)
+        assert all_files(out) == wanted
+    assert point > 20
+    assert seen == ({"old", "none", "new"} if overwrite else {"old", "new"})
+    left = {"before", "five", "out"} if overwrite else {"five", "out"}
+    assert set(os.listdir(tmp_path)) - {".out.export.lock", ".out.export.old"} == left
+    if (tmp_path / ".out.export.old").exists():  # killed after the new one was in place: the next export removes it
+        export_set("swift", source, out, overwrite=True)
+    assert set(os.listdir(tmp_path)) == left
