@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_the_demo_learns_its_classes_though_it_is_killed(tmp_path: Path, seed: int) -> None:
     phi3v_data.convert("ucf101", ROOT / "examples" / "data" / "UCF101_subset", tmp_path / "ucf101")
     done = subprocess.run(
