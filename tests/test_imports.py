@@ -50,6 +50,7 @@ A module may import from its own floor and from those below it.
 
 TRAIN_FLOORS = (
     ("cli", "__main__"),
+    ("serving",),
     ("run", "fits", "plan_report", "schema_files"),
     ("build",),
     ("start",),

@@ -36,6 +36,8 @@ NOT_RUN = {
     "phi3v-train run --data_dir demo_out/ucf101 --model_name_or_path tiny --device cpu --output_dir out": (
         "tests/train/test_fsdp.py runs two processes"
     ),
+    "phi3v-train chat": "tests/serving/test_chat.py gives it lines; here it would wait for them",
+    "phi3v-train serve": "tests/serving/test_server.py starts it; it ends with a signal",
     "DS_BUILD_OPS=0 pip install": "CI installs DeepSpeed in this way before the slow tests",
     "phi3v-train run --data_dir demo_out/ucf101 --recipe demo-ucf101-tiny --batch_size_per_gpu 2": (
         "tests/train/test_zero.py runs DeepSpeed, which the quick tests' environment does not have"

@@ -1,0 +1,91 @@
+"""`phi3v-train serve`: an OpenAI-compatible server for one model, with a page to try it."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from phi3v_data.cli.base import Quiet, command_info, make_command
+from phi3v_data.errors import UserError
+from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
+from phi3v_train.config import IMAGE_OPTIONS, ModelConfig
+from phi3v_train.settings import Settings
+
+KEY_VARIABLE = "PHI3V_API_KEY"
+
+
+@with_eval_settings({ModelConfig: (*IMAGE_OPTIONS, "attn", "dtype", "device")})
+@command_info(
+    examples=[
+        "phi3v-train serve runs/ucf101/model",
+        "phi3v-train serve tiny:qwen3_vl --port 8001",
+        f"{KEY_VARIABLE}=secret phi3v-train serve merged --host 0.0.0.0 --hosts gpu.example.com",
+    ],
+    interrupted="Answers that were begun have been completed.",
+)
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model or adapter directory, Hub id, `tiny:FAMILY`.")],
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 for any free one.")] = 8000,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the model for clients. Default: MODEL.")] = "",
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name by which clients call this server; may be given several times."),
+    ] = None,
+    allow_url: Annotated[
+        bool, typer.Option("--allow_url", help="Fetch images from public http and https URLs.")
+    ] = False,
+    max_batch: Annotated[int, typer.Option(min=1, metavar="N", help="Conversations answered together.")] = 8,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Conversations that may wait; more are refused with 429.")
+    ] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer; also the default.")] = 1024,
+    max_images: Annotated[int, typer.Option(min=0, metavar="N", help="Images in one conversation.")] = 16,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens before the answer, those of images included.")
+    ] = 16_384,
+    base: Base = None,
+    quiet: Quiet = False,
+    *,
+    settings: Settings,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API: /v1/chat/completions and /v1/models, /health, /metrics, a page at /.
+
+    Answers are greedy unless a request has a temperature. Images come as data URLs; URLs are fetched with --allow_url,
+    never files or private addresses. On another address than loopback clients need a key, which is taken from the
+    environment variable PHI3V_API_KEY.
+    """
+    from phi3v_train.serving.app import LOOPBACK, ServerSettings, make_app
+    from phi3v_train.serving.load import load
+    from phi3v_train.serving.protocol import Limits
+    from phi3v_train.serving.run_server import bind
+    from phi3v_train.serving.run_server import serve as run
+
+    key = os.environ.get(KEY_VARIABLE, "")
+    if host not in LOOPBACK and not key:
+        raise UserError(
+            f"--host {host} is not loopback, so anyone who reaches it could use the model: set the environment "
+            f"variable {KEY_VARIABLE}, which clients send as API key, or leave out --host"
+        )
+    listening = bind(host, port)
+    where = listening.getsockname()
+    config = settings.config.model.model_copy(update={"model_name_or_path": model})
+    if not quiet:
+        print(f"loading {model}", file=sys.stderr)
+    served = load(config, base=base, max_batch=max_batch, max_waiting=max_waiting)
+    say_notes(served.notes, quiet=quiet)
+    names = (*(hosts or ()), *LOOPBACK) if host in LOOPBACK or hosts else ()
+    limits = Limits(new_tokens=max_new_tokens, images=max_images, prompt_tokens=max_prompt_tokens)
+    app = make_app(
+        served.answerer,
+        ServerSettings(name or served.name, api_key=key, hosts=names, allow_url=allow_url, limits=limits),
+    )
+    address = f"[{where[0]}]" if ":" in where[0] else where[0]
+    computes = f"{served.compute.dtype.value} on {served.compute.device.value}"
+    print(f"http://{address}:{where[1]}  {name or served.name}, {computes}")
+    sys.stdout.flush()
+    run(app, listening)
+
+
+command = make_command(serve, name="serve")

@@ -1,0 +1,365 @@
+"""Answers questions with one model: conversations in, tokens out, several conversations in one batch.
+
+A thread of its own runs the model. Requests that wait are answered together, each with its own sampling, length, stop
+strings and end; a request whose client has left ends at the next token. Greedy answers do not depend on the batch that
+they were generated in, beyond what the arithmetic of the dtype does; sampled ones depend on their own seed only.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from phi3v_data.errors import UserError
+from phi3v_data.schema import Sample
+from phi3v_train.data.collate import collate_prompts
+from phi3v_train.data.encode import EncodedPrompt, Encoder, Provenance
+from phi3v_train.data.model_settings import GREEDY
+from phi3v_train.device import is_out_of_memory, to_device
+from phi3v_train.models.family import ModelFamily
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+NOWHERE = Provenance("", "", 0, "")
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may wait."""
+
+
+class ShuttingDownError(Exception):
+    """No more requests are taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one answer is generated.
+
+    Attributes:
+        max_new_tokens: longest answer.
+        temperature: 0 for the most likely token each time.
+        top_p: sample from the most likely tokens that have this probability together.
+        seed: of the sampling; None for another one each time.
+        stop: strings that end the answer and are not part of it.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer as it comes; the last one has a `finish`, and the number of tokens of the whole answer."""
+
+    text: str
+    finish: FinishReason | None = None
+    num_tokens: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One question on its way."""
+
+    prompt: EncodedPrompt
+    sampling: Sampling
+    pieces: "queue.SimpleQueue[Piece | BaseException]" = field(default_factory=queue.SimpleQueue)
+    cancelled: bool = False
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt.input_ids)
+
+    def cancel(self) -> None:
+        """The answer is not wanted any more."""
+        self.cancelled = True
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Yield the pieces of the answer; waits for each. Raises what went wrong in the model's thread."""
+        while True:
+            piece = self.pieces.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+            if piece.finish is not None:
+                return
+
+
+class Answerer:
+    """A model with its thread; close it after use.
+
+    Args:
+        model: in evaluation mode, on its device.
+        encoder: of the model's family.
+        family: the model's family.
+        num_crops: image budget.
+        max_batch: conversations that are answered together.
+        max_waiting: conversations that may wait for their turn.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        encoder: Encoder,
+        family: ModelFamily,
+        *,
+        num_crops: int | None,
+        max_batch: int = 8,
+        max_waiting: int = 64,
+    ) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.family = family
+        self.num_crops = num_crops
+        self.max_batch = max_batch
+        self.max_waiting = max_waiting
+        self.stop_ids = frozenset(family.stop_ids(model, encoder.renderer.tokenizer))
+        self.num_running = 0
+        self._waiting: list[Request] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests whose answer has not begun."""
+        return len(self._waiting)
+
+    def encode(self, sample: Sample, images: Sequence[Any]) -> EncodedPrompt:
+        """The prompt of a conversation whose last turn has no answer yet; `images` are Pillow images, in order.
+
+        Raises:
+            UserError: a text contains image tags, or an image has a shape that the model cannot take.
+        """
+        [prompt] = self.encoder.encode_prompts(sample, images, num_crops=self.num_crops, provenance=NOWHERE)
+        return prompt
+
+    def submit(self, prompt: EncodedPrompt, sampling: Sampling) -> Request:
+        """Put a question into the queue.
+
+        Raises:
+            QueueFullError: too many wait.
+            ShuttingDownError: the answerer is closing.
+        """
+        request = Request(prompt, sampling)
+        with self._changed:
+            if self._closing:
+                raise ShuttingDownError
+            if len(self._waiting) >= self.max_waiting:
+                raise QueueFullError
+            self._waiting.append(request)
+            self._changed.notify()
+        return request
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more requests, answer those that were taken, and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+                taken = self._waiting[: self.max_batch]
+                del self._waiting[: self.max_batch]
+                batch = [request for request in taken if not request.cancelled]
+                for request in taken:
+                    if request.cancelled:
+                        request.pieces.put(Piece("", "stop"))  # for a thread that waits for it
+                if not batch and self._closing and not self._waiting:
+                    return
+                self.num_running = len(batch)
+            if batch:
+                self._answer(batch)
+            self.num_running = 0
+
+    def _answer(self, batch: Sequence[Request]) -> None:
+        try:
+            self._generate(batch)
+        except Exception as error:
+            if is_out_of_memory(error) and len(batch) > 1:
+                for request in batch:  # nothing was said of any answer if not even the prompts fit
+                    self._answer([request])
+                return
+            told: BaseException = error
+            if is_out_of_memory(error):
+                told = UserError(f"the model ran out of memory on a prompt of {batch[0].num_prompt_tokens} tokens")
+            for request in batch:
+                request.pieces.put(told)
+
+    @torch.no_grad()
+    def _generate(self, batch: Sequence[Request]) -> None:
+        inputs = collate_prompts([request.prompt for request in batch], self.encoder.renderer)
+        device = next(self.model.parameters()).device
+        length = inputs["input_ids"].shape[1]
+        rows = [Row(request, self.encoder.renderer.tokenizer, self.stop_ids) for request in batch]
+        config = GenerationConfig(
+            **GREEDY,
+            max_new_tokens=max(request.sampling.max_new_tokens for request in batch),
+            eos_token_id=sorted(self.stop_ids) or None,
+            pad_token_id=self.encoder.renderer.pad_token_id,
+        )
+        own, self.model.generation_config = self.model.generation_config, config
+        try:
+            self.model.generate(
+                **to_device(inputs, device, self.family.host_inputs),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([Samplers([row.sampler(device) for row in rows])]),
+                stopping_criteria=StoppingCriteriaList([Listener(rows, length)]),
+            )
+        finally:
+            self.model.generation_config = own
+        for row in rows:
+            row.finish_if_open()
+
+
+class Row:
+    """One row of a batch: the text of its answer as far as it is certain, and whether it has ended."""
+
+    def __init__(self, request: Request, tokenizer: Any, stop_ids: frozenset[int]) -> None:
+        self.request = request
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
+        self.ids: list[int] = []
+        self.sent = ""
+        self.done = False
+
+    def sampler(self, device: torch.device) -> "Sampler | None":
+        """The sampler of its tokens; None for the most likely ones."""
+        sampling = self.request.sampling
+        if not sampling.temperature:
+            return None
+        generator = torch.Generator(device="cpu")
+        if sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(sampling.seed)
+        return Sampler(sampling.temperature, sampling.top_p, generator)
+
+    def take(self, token: int) -> None:
+        """The next token of the answer; ignored after its end."""
+        if self.done:
+            return
+        if self.request.cancelled:
+            self._finish("stop")
+            return
+        if token in self.stop_ids:
+            self._finish("stop")
+            return
+        self.ids.append(token)
+        text = self._text()
+        if (end := first_stop(text, self.request.sampling.stop)) is not None:
+            self._finish("stop", text[:end])
+        elif len(self.ids) >= self.request.sampling.max_new_tokens:
+            self._finish("length")
+        else:
+            self._send(certain(text, self.request.sampling.stop))
+
+    def finish_if_open(self) -> None:
+        """End the answer where the model stopped without a token that says so."""
+        if not self.done:
+            self._finish("length")
+
+    def _text(self) -> str:
+        text: str = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        return text.lstrip()
+
+    def _send(self, text: str) -> None:
+        if len(text) > len(self.sent):
+            self.request.pieces.put(Piece(text[len(self.sent) :]))
+            self.sent = text
+
+    def _finish(self, reason: FinishReason, text: str | None = None) -> None:
+        self.done = True
+        whole = (self._text() if text is None else text).rstrip()
+        rest = whole[len(self.sent) :] if whole.startswith(self.sent) else ""
+        self.request.pieces.put(Piece(rest, reason, len(self.ids)))
+
+
+def first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first of some strings begins in a text; None if it has none of them."""
+    found = [place for string in stop if (place := text.find(string)) >= 0]
+    return min(found, default=None)
+
+
+def certain(text: str, stop: Sequence[str]) -> str:
+    """The part of an unfinished text that further tokens cannot change.
+
+    Left out: an incomplete character, white space at the end, and what may be the beginning of a stop string.
+    """
+    end = len(text.rstrip("\ufffd").rstrip())
+    for string in stop:
+        for length in range(min(len(string) - 1, end), 0, -1):
+            if text[:end].endswith(string[:length]):
+                end -= length
+                break
+    return text[:end].rstrip()
+
+
+class Listener:
+    """A stopping criterion that hands each new token to its row. Called with `input_ids` (rows, length so far)."""
+
+    def __init__(self, rows: Sequence[Row], length: int) -> None:
+        self.rows = rows
+        self.seen = length
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """Whether each row has ended."""
+        new: list[list[int]] = input_ids[:, self.seen :].tolist()
+        self.seen = input_ids.shape[1]
+        for row, tokens in zip(self.rows, new, strict=True):
+            for token in tokens:
+                row.take(token)
+        return torch.tensor([row.done for row in self.rows], device=input_ids.device)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws the tokens of one answer."""
+
+    temperature: float
+    top_p: float
+    generator: torch.Generator
+
+    def draw(self, logits: Tensor) -> int:
+        """A token by the logits (vocabulary,), computed on the CPU in fp64, so that a seed means the same anywhere."""
+        values = torch.softmax(logits.cpu().double() / self.temperature, dim=-1)
+        ordered, ids = torch.sort(values, descending=True, stable=True)
+        before = torch.cumsum(ordered, dim=-1) - ordered
+        ordered[before >= self.top_p] = 0.0  # the most likely one stays
+        choice = torch.multinomial(ordered, 1, generator=self.generator)
+        return int(ids[choice])
+
+
+class Samplers:
+    """A logits processor: a row with a sampler gets its token as the only possible one."""
+
+    def __init__(self, samplers: Sequence[Sampler | None]) -> None:
+        self.samplers = samplers
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` (rows, vocabulary) with the choice of each sampler."""
+        for row, sampler in enumerate(self.samplers):
+            if sampler is not None:
+                token = sampler.draw(scores[row])
+                scores[row] = -torch.inf
+                scores[row, token] = 0.0
+        return scores
+
+
+def now() -> int:
+    """Seconds since 1970, as the API writes times."""
+    return int(time.time())

@@ -1,0 +1,45 @@
+"""The model of a server or a chat, by its options."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from phi3v_train.config import DEFAULT_NUM_CROPS, ModelConfig
+from phi3v_train.data.encode import Encoder
+from phi3v_train.data.model_settings import ModelNote, model_notes
+from phi3v_train.models.loading import load_model, load_processor, locate
+from phi3v_train.models.machine import Compute, choose_compute
+from phi3v_train.models.registry import make_renderer
+from phi3v_train.serving.answerer import Answerer
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model: its name, what answers with it, where it computes, and what a user should know of it."""
+
+    name: str
+    answerer: Answerer
+    compute: Compute
+    notes: Sequence[ModelNote]
+
+
+def load(config: ModelConfig, *, base: str | None = None, max_batch: int = 8, max_waiting: int = 64) -> Served:
+    """Load a model directory, an adapter, a Hub model or `tiny:FAMILY` for answering.
+
+    Raises:
+        UserError: it is not there, or cannot be used.
+    """
+    files = locate(config.model_name_or_path, base=base)
+    options = config.image_options
+    family = files.family
+    budget = family.image_budget(options)
+    if budget is None and family.budget is not None:
+        default = family.tokens.default_budget
+        budget = files.tuned_num_crops or (DEFAULT_NUM_CROPS if default is None else default)
+    compute = choose_compute(config)
+    processor = load_processor(files, budget=budget, options=options)
+    notes = model_notes(files, processor, [], compute=compute)
+    model = load_model(files, compute)
+    family.match_processor(model, processor)
+    encoder = Encoder(make_renderer(family, processor))
+    answerer = Answerer(model, encoder, family, num_crops=budget, max_batch=max_batch, max_waiting=max_waiting)
+    return Served(files.name, answerer, compute, notes)

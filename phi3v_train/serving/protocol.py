@@ -1,0 +1,262 @@
+"""Requests and responses of `/v1/chat/completions`, as OpenAI's API has them; what is not supported is refused.
+
+A refusal is an `ApiError`: a status and one sentence, and the parameter that it is about.
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+
+from phi3v_data.errors import Reject
+from phi3v_data.formats.chat import Chat, Fault, ImageRef
+from phi3v_data.formats.openai import OpenAI
+from phi3v_data.formats.turns import check_turns, offsets_of
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import load_image, probe
+from phi3v_data.messages import counted, short, shown
+from phi3v_data.schema import Sample, Turn
+from phi3v_train.serving.answerer import Sampling
+
+REFUSED = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+}
+"""Parameters of the API that only have an effect that is not supported here, with the values that have none."""
+
+IGNORED = frozenset({"user", "metadata", "store", "parallel_tool_calls", "service_tier", "safety_identifier"})
+"""Parameters that do not change the answer."""
+
+MAX_STOPS = 4
+
+
+class ApiError(Exception):
+    """A request that is refused."""
+
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = short(message)
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the response."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": None}}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one request.
+
+    Attributes:
+        body_bytes: size of the request, data URLs included.
+        images: images in all messages.
+        pixels: of one image.
+        prompt_tokens: tokens before the answer.
+        new_tokens: tokens of the answer; also the default.
+    """
+
+    body_bytes: int = 64 << 20
+    images: int = 16
+    pixels: int = 50_000_000
+    prompt_tokens: int = 16_384
+    new_tokens: int = 1024
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`."""
+
+    model_config = ConfigDict(extra="forbid")
+    include_usage: StrictBool = False
+
+
+class Body(BaseModel):
+    """The parameters that are used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: StrictStr = ""
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    stream: StrictBool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: StrictInt | None = Field(None, ge=1)
+    max_completion_tokens: StrictInt | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: StrictInt | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: StrictStr | list[StrictStr] | None = None
+
+    def sampling(self, limits: Limits) -> Sampling:
+        """How the answer is generated; without a temperature, by the most likely tokens."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stop) > MAX_STOPS or not all(stop):
+            raise ApiError(400, f"'stop' has 1 to {MAX_STOPS} strings, none of them empty", "stop")
+        asked = self.max_completion_tokens or self.max_tokens
+        if asked is not None and asked > limits.new_tokens:
+            raise ApiError(
+                400,
+                f"max_completion_tokens {asked:,} is over the limit of this server, {limits.new_tokens:,}",
+                "max_completion_tokens",
+            )
+        return Sampling(asked or limits.new_tokens, self.temperature or 0.0, self.top_p or 1.0, self.seed, tuple(stop))
+
+
+def parse_body(data: bytes) -> Body:
+    """The parameters of a request.
+
+    Raises:
+        ApiError: it is not JSON, or has a parameter that is unknown, wrong or not supported.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "the request is not JSON") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "the request is not a JSON object")
+    for name, harmless in REFUSED.items():
+        given = value.pop(name, None)
+        if given is not None and given not in harmless:
+            raise ApiError(400, f"'{name}' is not supported here: leave it out", name)
+    kept = {name: each for name, each in value.items() if name not in IGNORED}
+    try:
+        return Body.model_validate(kept)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            raise ApiError(400, f"{shown(name)} is not a parameter of this server", name) from None
+        where = ".".join(map(str, first["loc"]))
+        raise ApiError(400, f"{shown(where)}: {first['msg']}", name) from None
+
+
+def read_chat(messages: Sequence[Mapping[str, Any]], limits: Limits) -> Chat:
+    """The conversation of a request, which ends in a question.
+
+    Raises:
+        ApiError: a message is not as expected, or the order of roles is not one that models are tuned on.
+    """
+    reading = OpenAI().read({"messages": list(messages)})
+    if reading.chat is None or reading.faults:
+        raise fault_error(reading.faults[0])
+    chat = reading.chat
+    if not chat.messages or chat.messages[-1].role != "user":
+        raise ApiError(400, "the last message must be the user's", "messages")
+    for fault in check_turns(chat):
+        if fault.code not in ("no-turns", "last-turn-open"):
+            raise fault_error(fault)
+    if any(message.role not in ("system", "user", "assistant") for message in chat.messages):
+        raise ApiError(400, "messages of tools are not supported here", "messages")
+    if len(chat.images) > limits.images:
+        raise ApiError(400, f"{counted(len(chat.images), 'image')}, over the limit of {limits.images}", "messages")
+    return chat
+
+
+def fault_error(fault: Fault) -> ApiError:
+    """The refusal of a request with a fault in its messages."""
+    return ApiError(400, f"{fault.field}: {fault.message}" if fault.field else fault.message, "messages")
+
+
+def sample_of(chat: Chat) -> Sample:
+    """The conversation as the encoder takes it; the answer to the last question is empty."""
+    system = ""
+    turns: list[Turn] = []
+    number = 0
+    for message in chat.messages:
+        if message.role == "system":
+            system = message.text
+        elif message.role == "user":
+            text, images, offsets = offsets_of(message.parts)
+            names = tuple(str(number + index) for index in range(len(images)))
+            number += len(images)
+            turns.append(Turn(images=names, user=text, assistant="", image_offsets=tuple(offsets)))
+        else:
+            turns[-1] = turns[-1].model_copy(update={"assistant": message.text})
+    return Sample(id="request", source="request", conversations=tuple(turns), system=system)
+
+
+def in_messages(text: str, chat: Chat) -> str:
+    """A text that names turns of the sample of a conversation, with the client's own names for them."""
+    asked = [message.field.partition(".")[0] for message in chat.messages if message.role == "user"]
+    return re.sub(r"conversations\[(\d+)\]\.(user|images)", lambda found: asked[int(found[1])], text)
+
+
+def load_images(chat: Chat, limits: Limits, fetch: Callable[[str, str], bytes] | None) -> list[Any]:
+    """The images of a conversation as Pillow images, in order.
+
+    Args:
+        fetch: downloads a URL; None if URLs are not allowed.
+
+    Raises:
+        ApiError: an image that cannot be read, is too large, or whose URL is not allowed.
+    """
+    return [_load(image, limits, fetch) for image in chat.images]
+
+
+def _load(image: ImageRef, limits: Limits, fetch: Callable[[str, str], bytes] | None) -> Any:
+    url = image.value
+    assert isinstance(url, str)
+    if url[:5].lower() == "data:":
+        data = _data_url(url, image.field)
+    elif url[:7].lower() == "http://" or url[:8].lower() == "https://":
+        if fetch is None:
+            raise ApiError(400, f"{image.field}: URLs are not fetched by this server; send a data URL", "messages")
+        try:
+            data = fetch(url, image.field)
+        except Reject as error:
+            raise ApiError(400, error.message, "messages") from None
+    else:
+        raise ApiError(400, f"{image.field}: {shown(url)} is neither a data URL nor an http(s) URL", "messages")
+    try:
+        info = probe(data)
+        if info.width * info.height > limits.pixels:
+            size = f"{info.width} x {info.height} pixels"
+            raise ApiError(400, f"{image.field}: has {size}, over the limit of {limits.pixels:,}", "messages")
+        return load_image(data)
+    except UnreadableImageError as error:
+        raise ApiError(400, f"{image.field}: {error}", "messages") from None
+
+
+def _data_url(url: str, field: str) -> bytes:
+    head, comma, text = url.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise ApiError(400, f"{field}: a data URL begins with data:image/TYPE;base64,", "messages")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, f"{field}: the base64 text of the data URL is damaged", "messages") from None
+
+
+def usage(num_prompt: int, num_answer: int) -> dict[str, int]:
+    """`usage` of a response."""
+    return {"prompt_tokens": num_prompt, "completion_tokens": num_answer, "total_tokens": num_prompt + num_answer}
+
+
+def completion(
+    identity: Mapping[str, Any], text: str, finish: Literal["stop", "length"], tokens: Mapping[str, int]
+) -> dict[str, Any]:
+    """A whole response."""
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
+    return {**identity, "object": "chat.completion", "choices": [choice], "usage": dict(tokens)}
+
+
+def chunk(identity: Mapping[str, Any], delta: Mapping[str, Any], finish: str | None = None) -> dict[str, Any]:
+    """A part of a streamed response."""
+    choice = {"index": 0, "delta": dict(delta), "finish_reason": finish, "logprobs": None}
+    return {**identity, "object": "chat.completion.chunk", "choices": [choice]}

@@ -1,0 +1,153 @@
+"""Answers in batches: the same as one by one and as evaluation generates them; sampling, stop strings, cancelling."""
+
+from typing import Any
+
+import pytest
+import torch
+from served import BLUE, RED, question, small_answerer
+
+from phi3v_train.evaluation.generate import Generator
+from phi3v_train.serving.answerer import (
+    Answerer,
+    Piece,
+    QueueFullError,
+    Sampling,
+    ShuttingDownError,
+    certain,
+    first_stop,
+)
+
+QUESTIONS = [
+    question("What colour is it?", RED),
+    question("Hello there, what do you think of the weather today?"),
+    question("Which of the two is red?", RED, BLUE),
+    question("And this?", BLUE),
+]
+TWELVE = Sampling(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def answerer() -> Any:
+    made = small_answerer(max_batch=4)
+    yield made
+    made.close()
+
+
+def ask(answerer: Answerer, asked: Any, sampling: Sampling = TWELVE) -> Any:
+    return answerer.submit(answerer.encode(*asked), sampling)
+
+
+def text_of(request: Any) -> str:
+    return "".join(piece.text for piece in request)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny:qwen3_vl", "tiny:gemma3", "tiny:idefics3", "tiny:llava_next"])
+def test_greedy_answers_do_not_depend_on_the_batch(model: str) -> None:
+    """Alone, four together, and as `eval` generates them."""
+    answerer = small_answerer(model, max_batch=4)
+    alone = [text_of(ask(answerer, asked)) for asked in QUESTIONS]
+    blocker = ask(answerer, QUESTIONS[0])
+    together = [ask(answerer, asked) for asked in QUESTIONS]  # wait until the first is answered, then go together
+    assert [text_of(request) for request in together] == alone
+    assert text_of(blocker) == alone[0]
+    answerer.close()
+    generator = Generator(answerer.model, answerer.encoder.renderer, max_new_tokens=12)
+    assert [answer.text for answer in generator([answerer.encode(*asked) for asked in QUESTIONS])] == alone
+    assert len(set(alone)) > 1
+
+
+def test_a_streamed_answer_is_the_whole_one_in_pieces(answerer: Answerer) -> None:
+    pieces = list(ask(answerer, QUESTIONS[1]))
+    assert len(pieces) > 3
+    assert [piece.finish for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert (pieces[-1].finish, pieces[-1].num_tokens) == ("length", 12)
+
+
+def test_a_seed_gives_the_same_answer_in_any_batch(answerer: Answerer) -> None:
+    drawn = Sampling(max_new_tokens=8, temperature=1.0, seed=5)
+    alone = text_of(ask(answerer, QUESTIONS[1], drawn))
+    blocker = ask(answerer, QUESTIONS[0])
+    together = [ask(answerer, QUESTIONS[0]), ask(answerer, QUESTIONS[1], drawn), ask(answerer, QUESTIONS[1], drawn)]
+    assert [text_of(request) for request in together[1:]] == [alone, alone]
+    text_of(blocker)
+    seeds = [Sampling(max_new_tokens=8, temperature=1.0, seed=seed) for seed in range(6)]
+    assert len({text_of(ask(answerer, QUESTIONS[1], sampling)) for sampling in seeds}) == 6
+
+
+def test_a_small_top_p_is_the_most_likely_token(answerer: Answerer) -> None:
+    narrow = Sampling(max_new_tokens=12, temperature=1.0, top_p=1e-9, seed=1)
+    assert text_of(ask(answerer, QUESTIONS[1], narrow)) == text_of(ask(answerer, QUESTIONS[1]))
+
+
+def test_an_answer_ends_before_a_stop_string(answerer: Answerer) -> None:
+    whole = text_of(ask(answerer, QUESTIONS[1]))
+    string = whole[9:14]
+    pieces = list(ask(answerer, QUESTIONS[1], Sampling(max_new_tokens=12, stop=("never there", string))))
+    assert "".join(piece.text for piece in pieces) == whole[: whole.index(string)].rstrip()
+    assert pieces[-1].finish == "stop"
+
+
+@pytest.mark.parametrize(("text", "stop", "expected"), [
+    ("Hello wor", (), "Hello wor"),
+    ("Hello ", (), "Hello"),
+    ("caf\ufffd", (), "caf"),
+    ("The end is EN", ("END",), "The end is"),
+    ("a\n", ("\n\n",), "a"),
+    ("abab", ("abc",), "ab"),
+])  # fmt: skip
+def test_what_may_still_change_is_kept_back(text: str, stop: tuple[str, ...], expected: str) -> None:
+    assert certain(text, stop) == expected
+
+
+def test_the_first_stop_string_counts() -> None:
+    assert first_stop("one two three", ("three", "two")) == 4
+    assert first_stop("one", ("two",)) is None
+
+
+def test_a_cancelled_request_ends_and_the_others_are_answered(answerer: Answerer) -> None:
+    expected = text_of(ask(answerer, QUESTIONS[1]))
+    blocker = ask(answerer, QUESTIONS[0])
+    gone = ask(answerer, QUESTIONS[1], Sampling(max_new_tokens=4000))
+    stays = ask(answerer, QUESTIONS[1])
+    next(iter(gone))
+    gone.cancel()
+    assert text_of(stays) == expected
+    assert list(gone)[-1].finish == "stop"  # long before 4,000 tokens, or this test would not end
+    text_of(blocker)
+
+
+def test_a_request_that_is_cancelled_in_the_queue_is_not_answered(answerer: Answerer) -> None:
+    blocker = ask(answerer, QUESTIONS[0])
+    waits = ask(answerer, QUESTIONS[1])
+    waits.cancel()
+    assert list(waits) == [Piece("", "stop")]
+    text_of(blocker)
+
+
+def test_too_many_requests_are_refused_and_a_closed_answerer_takes_none() -> None:
+    answerer = small_answerer(max_batch=1, max_waiting=2)
+    long = Sampling(max_new_tokens=60)
+    first = ask(answerer, QUESTIONS[0], long)
+    next(iter(first))  # it runs, so that none of the others does
+    waiting = [ask(answerer, QUESTIONS[1]) for _ in range(2)]
+    with pytest.raises(QueueFullError):
+        ask(answerer, QUESTIONS[1])
+    answerer.close()
+    assert all(list(request)[-1].finish == "length" for request in waiting)  # what was taken is answered
+    with pytest.raises(ShuttingDownError):
+        ask(answerer, QUESTIONS[1])
+
+
+def test_an_error_of_the_model_reaches_its_requests_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    answerer = small_answerer()
+    expected = text_of(ask(answerer, QUESTIONS[0]))
+
+    def fail(**_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answerer.model, "generate", fail)
+        with pytest.raises(Exception, match="ran out of memory on a prompt of 332 tokens"):
+            text_of(ask(answerer, QUESTIONS[0]))
+    assert text_of(ask(answerer, QUESTIONS[0])) == expected
+    answerer.close()

@@ -1,0 +1,112 @@
+"""The chat in the terminal, line by line."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from in_process import Cli, make_cli
+from served import BLUE, RED, question, small_answerer
+
+from phi3v_data.errors import UserError
+from phi3v_train.cli.app import main
+from phi3v_train.serving.answerer import Sampling
+from phi3v_train.serving.terminal import Conversation, obey, talk
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return make_cli(capsys, monkeypatch)
+
+
+def say(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def test_the_command_answers_each_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    RED.save(tmp_path / "red.png")
+    answerer = small_answerer()
+    asked = answerer.submit(answerer.encode(*question("What colour?", RED)), Sampling(6))
+    expected = "".join(piece.text for piece in asked)
+    answerer.close()
+    say(monkeypatch, "What colour?", "", "Sure?", "/history", "/quit", "never asked")
+    code, out, _ = cli(
+        "chat", "tiny", "--num_crops", "1", "--max_new_tokens", "6", "--image", tmp_path / "red.png", main=main
+    )
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == expected
+    assert lines[2:] == ["you: [1 image] What colour?", f"model: {expected}", "you: Sure?", f"model: {lines[1]}"]
+
+
+def test_an_error_in_a_line_does_not_end_the_conversation(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    say(monkeypatch, f"/image {tmp_path / 'no.png'}", f"/image {tmp_path / 'text.png'}", "/image", "/jump", "Hello")
+    code, out, err = cli("chat", "tiny", "--num_crops", "1", "--max_new_tokens", "4", main=main)
+    assert code == 0
+    assert err.splitlines() == [
+        f"error: {tmp_path / 'no.png'}: No such file or directory",
+        f"error: {tmp_path / 'text.png'}: is not an image (a text file)",
+        "error: /image needs the path of a file",
+        "error: no command /jump; the commands are /image FILE, /new, /history, /quit",
+    ]
+    assert len(out.splitlines()) == 1
+
+
+def test_images_belong_to_the_next_question_and_new_forgets_all(tmp_path: Path) -> None:
+    BLUE.save(tmp_path / "blue.png")
+    RED.save(tmp_path / "red.png")
+    answerer = small_answerer()
+    conversation = Conversation(answerer, Sampling(4), system="Be terse.")
+    written: list[str] = []
+    obey(conversation, f"/image {tmp_path / 'blue.png'}")
+    obey(conversation, f"/image {tmp_path / 'red.png'}")
+    conversation.ask("Which is red?", written.append)
+    conversation.ask("Sure?", written.append)
+    assert [len(turn.images) for turn in conversation.turns] == [2, 0]
+    assert conversation.history()[0] == "system: Be terse."
+    obey(conversation, "/new")
+    assert conversation.history() == ["system: Be terse."]
+    answerer.close()
+
+
+def test_a_refused_question_is_not_part_of_the_conversation() -> None:
+    answerer = small_answerer()
+    conversation = Conversation(answerer, Sampling(4))
+    with pytest.raises(UserError, match="image_1"):
+        conversation.ask("<|image_1|>?", print)
+    assert conversation.turns == []
+    answerer.close()
+
+
+def test_ctrl_c_keeps_what_there_is_of_an_answer() -> None:
+    answerer = small_answerer()
+    conversation = Conversation(answerer, Sampling(4000, temperature=2.0, seed=1))
+    written: list[str] = []
+
+    def stop(text: str) -> None:
+        written.append(text)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    conversation.ask("Hello", stop)
+    assert conversation.turns[0].assistant == "".join(written[:2])
+    assert written[-1] == " [stopped]"
+    conversation.sampling = Sampling(4)
+    conversation.ask("And?", written.append)
+    assert len(conversation.turns) == 2
+    answerer.close()
+
+
+def test_escape_codes_of_an_answer_do_not_reach_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Echo(Conversation):
+        def ask(self, question: str, write: object) -> None:
+            write("\x1b[31m" + question)  # type: ignore[operator]
+
+    say(monkeypatch, "red")
+    talk(Echo(None, Sampling()))  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "\\x1b[31mred\n"
