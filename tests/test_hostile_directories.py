@@ -319,6 +319,62 @@ def test_a_fifo_in_the_place_of_a_file_is_named_and_never_waited_for(
     signal.alarm(0)
 
 
+@pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
+def test_a_list_beside_a_set_that_cannot_be_read_is_one_sentence(
+    cli: Cli, directory: Path, tmp_path: Path, kind: str
+) -> None:
+    def put(path: Path) -> str:
+        path.unlink(missing_ok=True)
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            with path.open("wb") as file:
+                file.truncate((1 << 28) + 1)
+            return "it has 268,435,457 bytes, over the limit of 268,435,456"
+        return "it is not a regular file"
+
+    shutil.copytree(directory, tmp_path / "other")
+    signal.alarm(60)  # ends the tests where something waits
+    reason = put(directory / "rejects.jsonl")
+    sentence = f"error: {directory}/rejects.jsonl: cannot be read ({reason}); make it readable, or remove it\n"
+    for command in (
+        ["split", directory, tmp_path / "new", "--split", "train=0.5,val=0.5"],
+        ["clean", directory, tmp_path / "new"],
+        ["merge", directory, tmp_path / "other", tmp_path / "new"],
+    ):
+        code, _, err = cli(*command)
+        assert (code, err) == (2, sentence)
+        assert not (tmp_path / "new" / "dataset.json").exists()
+    put(directory / "README.md")
+    code, _, err = cli("card", directory)
+    assert (code, err) == (2, f"error: {directory}/README.md: cannot be read ({reason}); move it away\n")
+    (directory / "rejects.jsonl").unlink()
+    assert cli("clean", directory, tmp_path / "clean")[0] == 0
+    put(tmp_path / "clean" / "removed.jsonl")
+    code, out, err = cli("clean", directory, tmp_path / "clean")
+    assert (code, "left out" in out) == (0, False), err
+    signal.alarm(0)
+
+
+def test_a_foreign_list_of_removed_rows_is_not_believed(cli: Cli, directory: Path, tmp_path: Path) -> None:
+    assert cli("clean", directory, tmp_path / "clean")[0] == 0
+    known = '{"file": "a", "line": 3, "id": "a", "code": "empty-text", "message": "m"}'
+    lines = [
+        "no JSON",
+        "[1]",
+        '{"line": 1, "code": "evil"}',
+        '{"line": 1, "code": []}',
+        '{"code": "empty-text"}',
+        known,
+    ]
+    (tmp_path / "clean" / "removed.jsonl").write_text("\n".join(lines) + "\n" + "x" * 200_000)
+    code, out, err = cli("clean", directory, tmp_path / "clean")
+    assert (code, err) == (0, "")
+    assert "1 left out (1 empty-text; see" in out
+
+
 def test_an_index_behind_a_link_is_neither_read_nor_written(directory: Path, victim: Path) -> None:
     (directory / ".phi3v/index").symlink_to(victim)
     before = state(victim)

@@ -238,10 +238,9 @@ class Group(TyperGroup):
             extra = OPTIONAL_PACKAGES[package]
             fail(f"this command needs the package {package!r}, which is not installed: {how_to_install(extra)}")
         except OSError as error:
-            if error.errno not in _OBSTACLES:
+            if error.errno not in _OBSTACLES or error.filename is None:  # without a name it is stdout: see `run`
                 raise
-            where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-            fail(as_typed(f"{where}{error.strerror}", words))
+            fail(as_typed(f"{os.fsdecode(error.filename)}: {error.strerror}", words))
 
 
 def as_typed(message: str, words: Sequence[str]) -> str:

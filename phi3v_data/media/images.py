@@ -116,6 +116,17 @@ def file_size(path: Path) -> int:
         return int(pack.sizes[entry])
 
 
+def refusal(error: OSError) -> str:
+    """Why a file cannot be read: its permissions, a damaged disk, links in a circle.
+
+    Raises:
+        OSError: the error itself, if not the file but this machine is the reason, so that all others would fail too.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
+    return error.strerror or str(error)
+
+
 def _special(mode: int) -> str:
     return _SPECIAL.get(stat.S_IFMT(mode), "neither a file nor a folder")
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
-from phi3v_data.files import unsafe_reason, write_bytes
+from phi3v_data.files import read_regular, unsafe_reason, write_bytes
 from phi3v_data.jsonl import BOM, Line, read_line_at
 from phi3v_data.markdown import markdown_code, markdown_text
 from phi3v_data.messages import counted, join_words
@@ -64,9 +64,11 @@ def write_card(
     path = Path(directory) / CARD
     text = make_card(directory, num_samples=num_samples, embed=embed, license_id=license_id, model=model)
     try:
-        known = path.read_text(encoding="utf-8", errors="replace")
+        known = read_regular(path).decode(errors="replace")
     except FileNotFoundError:
         known = MARK
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); move it away") from None
     if MARK not in known and not overwrite:
         raise UserError(f"{path} was not written by `phi3v-data card`; --overwrite replaces it")
     try:

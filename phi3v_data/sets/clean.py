@@ -7,6 +7,7 @@ their own, then rows that repeat or leak others. The rest is copied unchanged.
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import open_regular
 from phi3v_data.jsonl import encode_line
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.problems import PROBLEMS
@@ -44,6 +46,9 @@ from phi3v_data.validate.survey import Survey, paused_collector, report_repeats
 from phi3v_data.writing.publish import REJECTS, REMOVED
 
 VERSION = "1"
+
+_MAX_REMOVED = 1 << 16
+"""Bytes of a line of `removed.jsonl` that are read at once; its lines are shorter."""
 
 DROPPABLE = (
     "control-token",
@@ -109,11 +114,17 @@ def clean_set(
 
 def count_removed(out_dir: Path) -> Counter[str]:
     """Number of rows in `removed.jsonl` of a cleaned set, by code."""
+    removed: Counter[str] = Counter()
     try:
-        entries = list(map(json.loads, (out_dir / REMOVED).read_bytes().splitlines()))
-    except FileNotFoundError:
+        with open_regular(out_dir / REMOVED) as file:
+            while line := file.readline(_MAX_REMOVED):
+                with suppress(ValueError, TypeError, KeyError):  # a directory from elsewhere may have any file there
+                    entry = json.loads(line)
+                    if entry["line"] and entry["code"] in PROBLEMS:
+                        removed[entry["code"]] += 1
+    except OSError:  # none was left out, or the file is not ours
         return Counter()
-    return Counter(entry["code"] for entry in entries if entry["line"])
+    return removed
 
 
 class RowFindings(Findings):

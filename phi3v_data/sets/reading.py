@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import UNSET
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import reading_hint, safe_component
+from phi3v_data.files import read_regular, reading_hint, safe_component
 from phi3v_data.jsonl import BOM, read_lines
 from phi3v_data.media.integrity import UNREADABLE as UNREADABLE_IMAGE
 from phi3v_data.schema import Manifest
@@ -76,11 +76,18 @@ class SourceSet:
         yield from table_lines(self.table)
 
     def rejects(self) -> bytes:
-        """Content of the set's `rejects.jsonl`, empty if it has none."""
+        """Content of the set's `rejects.jsonl`, empty if it has none.
+
+        Raises:
+            UserError: it cannot be read, is not a regular file, or is larger than `MAX_JSON`.
+        """
+        path = self.directory / REJECTS
         try:
-            return (self.directory / REJECTS).read_bytes()
-        except FileNotFoundError:
+            return read_regular(path)
+        except (FileNotFoundError, NotADirectoryError):
             return b""
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or remove it") from None
 
     def identity(self) -> dict[str, Any]:
         """The state of the files on which the result depends."""

@@ -159,7 +159,7 @@ def _content(image: DraftImage) -> tuple[bytes, str, _Kind]:
     content = image.content
     if isinstance(content, str | Path):
         from phi3v_data.media.formats import UnreadableImageError
-        from phi3v_data.media.images import read_image_file
+        from phi3v_data.media.images import read_image_file, refusal
 
         try:
             data = read_image_file(content)
@@ -167,8 +167,8 @@ def _content(image: DraftImage) -> tuple[bytes, str, _Kind]:
             raise Reject(error.code, f"{content} {error}") from None
         except FileNotFoundError:
             raise Reject("image-missing", f"the file {content} does not exist") from None
-        except (NotADirectoryError, PermissionError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+        except (OSError, ValueError) as error:
+            reason = refusal(error) if isinstance(error, OSError) else str(error)
             raise Reject("image-unreadable", f"{content}: {reason}") from None
         return _check(data, str(content))
     if isinstance(content, bytes | bytearray | memoryview):

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from phi3v_data.files import write_text
+from phi3v_data.errors import UserError
+from phi3v_data.files import read_regular, write_text
 
 if TYPE_CHECKING:
     from phi3v_train.training.loop import StepResult
 
 SOURCE_LOSS = "loss/"
 """Begins the keys of the losses by data source, `loss/NAME`, in the lines of a run that has several."""
+
+MAX_BYTES = 1 << 32
+"""Bytes of a metrics file: those of over ten million steps."""
 
 SCORE = "eval_"
 """Begins the keys of the scores of an evaluation: `eval_loss`, `eval_accuracy`."""
@@ -75,7 +79,7 @@ class MetricsLine(BaseModel):
 
 
 class MetricsLog:
-    """Appends lines; opening it at step S drops what a killed run wrote beyond S.
+    """Appends lines; opening it at step S drops what a killed run wrote beyond S, and the `damaged` lines.
 
     A full disk does not end the run: lines wait in memory until they fit.
     """
@@ -83,7 +87,9 @@ class MetricsLog:
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
         self.failed = ""
-        kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step)
+        lines = list(_lines(path))
+        self.damaged = lines.count(None)
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line is not None and line["step"] <= step)
         write_text(path, kept)
         self._good = len(kept.encode())
         self._waiting: list[str] = []
@@ -110,13 +116,28 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a metrics file; a last line cut by a kill is dropped."""
+    """The complete lines of a metrics file; a last line cut by a kill is dropped, as are damaged ones.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return (line for line in _lines(path) if line is not None)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The lines with a line end; None for one that no run wrote, such as the zeros that a power cut leaves."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); move it away") from None
     for line in data.split(b"\n")[:-1]:
-        yield json.loads(line)
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        yield value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
 def with_scores(line: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:

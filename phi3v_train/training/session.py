@@ -13,6 +13,7 @@ from typing import Any
 
 from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.files import read_json, write_json, write_text
+from phi3v_data.messages import counted
 from phi3v_train.config import RunConfig
 from phi3v_train.device import memory_used
 from phi3v_train.distributed.stopping import Interrupted, StopRequest
@@ -124,6 +125,9 @@ class Session:
             path = self.output_dir / folder.METRICS
             logged = next((each for each in read_metrics(path) if each["step"] == self.step), None)
             self._log = MetricsLog(path, step=self.step)
+            if self._log.damaged:
+                lines = counted(self._log.damaged, "damaged line")
+                self.progress.say(f"warning: {path} had {lines}, left out now; the run continues")
             self._trackers = open_trackers(
                 self.config.output.report_to, self.output_dir, self.config.flat(), self.step, self.progress.say
             )

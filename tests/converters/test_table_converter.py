@@ -374,6 +374,23 @@ def test_base64_cells_are_images(tmp_path: Path) -> None:
         assert text["png"][:50] not in line
 
 
+def test_an_image_that_cannot_be_read_is_a_reject(tmp_path: Path) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "sector.png").symlink_to("/proc/self/mem")  # reading it fails as a damaged disk does: EIO
+    put(tmp_path / "plain.png", encoded(1))
+    names = ["loop.png", "sector.png", "n" * 300 + ".png", "plain.png"]
+    rows = "".join(f"{name},q{number},a\n" for number, name in enumerate(names))
+    (tmp_path / "t.csv").write_text("image,question,answer\n" + rows)
+    result = run("table", tmp_path / "t.csv", tmp_path / "out")
+    assert (result.samples, result.rejects) == (1, 3)
+    lines = map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
+    assert [(line["reason"], line["message"]) for line in lines] == [
+        ("image-unreadable", "t.csv:2: 'image': 'loop.png': Too many levels of symbolic links"),
+        ("image-unreadable", "t.csv:3: 'image': 'sector.png': Input/output error"),
+        ("image-unreadable", f"t.csv:4: 'image': '{'n' * 80}…': File name too long"),
+    ]
+
+
 def test_an_image_that_is_the_index_of_another_row_is_that_rows_image(tmp_path: Path) -> None:
     text = base64.b64encode(encoded(1)).decode()
     cells = [

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +48,29 @@ def out(finished: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished, tmp_path / "out")
     (tmp_path / "out" / "complete.json").unlink()
     return tmp_path / "out"
+
+
+def test_damaged_lines_of_the_metrics_are_named_and_left_out(
+    data_dir: Path, finished: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (out / "metrics.jsonl").read_bytes().splitlines()
+    lines[1] = b"\0" * len(lines[1])
+    (out / "metrics.jsonl").write_bytes(b"\n".join([b"[1]", *lines]) + b"\n")
+    short(data_dir, out)
+    warning = f"warning: {out}/metrics.jsonl had 2 damaged lines, left out now; the run continues"
+    assert capsys.readouterr().err.count(warning) == 1
+    kept = [line["step"] for line in read_lines(finished / "metrics.jsonl")]
+    assert [line["step"] for line in read_lines(out / "metrics.jsonl")] == [kept[0], *kept[2:]]
+
+
+def test_metrics_that_are_no_file_are_one_sentence(data_dir: Path, out: Path) -> None:
+    (out / "metrics.jsonl").unlink()
+    os.mkfifo(out / "metrics.jsonl")
+    signal.alarm(120)  # ends the tests where something waits
+    with pytest.raises(UserError) as caught:
+        short(data_dir, out)
+    signal.alarm(0)
+    assert str(caught.value) == f"{out}/metrics.jsonl: cannot be read (it is not a regular file); move it away"
 
 
 def cut(path: Path) -> None:

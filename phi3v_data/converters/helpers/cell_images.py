@@ -15,7 +15,7 @@ from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.files import unsafe_reason
 from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.images import read_image_file
+from phi3v_data.media.images import read_image_file, refusal
 from phi3v_data.messages import shown
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
@@ -119,8 +119,8 @@ def _from_file(
             continue
         except UnreadableImageError as error:
             raise Reject(error.code, f"{what}: {shown(path)} {error}") from None
-        except PermissionError as error:
-            raise Reject("image-unreadable", f"{what}: {shown(path)}: {error.strerror}") from None
+        except OSError as error:
+            raise Reject("image-unreadable", f"{what}: {shown(path)}: {refusal(error)}") from None
         hidden = any(piece.startswith(".") for piece in path.split("/"))
         if hidden or not path.lower().endswith(SOURCE_IMAGE_SUFFIXES):
             return DraftImage(data), ()
