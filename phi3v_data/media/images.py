@@ -108,12 +108,13 @@ def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
 
 
 def file_size(path: Path) -> int:
-    """Bytes of an image file, or of an image packed in another file. Raises OSError."""
+    """Bytes of an image file, or of an image packed in another file, there about the bytes. Raises OSError."""
     try:
         return path.stat().st_size
     except NotADirectoryError:
         pack, entry = packed.find_packed(path)
-        return int(pack.sizes[entry])
+        size = int(pack.sizes[entry])
+        return size * 3 // 4 if pack.is_base64[entry] else size
 
 
 def refusal(error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""Images inside other files: members of tar files, cells of parquet files.
+"""Images inside other files: members of tar files, base64 text in such members, cells of parquet files.
 
 In a directory with packed images, `DIR/images` is not a folder but an index, and `DIR/images/NAME` is the path of a
 packed image as of any other. `images.read_image_file` reads both, so nothing else has to know the difference. The index
@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import weakref
+from base64 import b64decode
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,9 +34,9 @@ from phi3v_data.media.formats import LIMITS, TooLargeImageError
 Ints: TypeAlias = npt.NDArray[np.int64]
 Kind: TypeAlias = Literal["tar", "parquet"]
 
-_MAGIC = b"phi3vpk1"
+_MAGIC = b"phi3vpk2"
 _MAX_INDEX = 1 << 36
-_COLUMNS = ("ends", "shards", "offsets", "sizes", "hashes", "order")
+_COLUMNS = ("ends", "shards", "offsets", "sizes", "is_base64", "hashes", "order")
 _OPEN_SHARDS = 32
 _GROUP, _ROW = 1 << 40, 1 << 12
 """Multipliers of row group and row in the offset of a parquet cell; the rest is the number of the image in the cell."""
@@ -65,7 +66,8 @@ class PackedImage:
     name: str
     shard: int
     offset: int
-    size: int  # bytes
+    size: int  # bytes there
+    is_base64: bool = False  # they are the base64 text of the image
 
 
 class RepeatedNameError(ValueError):
@@ -96,7 +98,7 @@ class Pack:
         self.states = [ShardState(*values) for values in header["states"]]
         count = header["count"]
         columns = [np.frombuffer(body, np.int64, count, 8 * count * number) for number in range(len(_COLUMNS))]
-        self.ends, self.shard_of, self.offsets, self.sizes, self._hashes, self._order = columns
+        self.ends, self.shard_of, self.offsets, self.sizes, self.is_base64, self._hashes, self._order = columns
         self.blob = body[8 * count * len(_COLUMNS) :]
         self._files: dict[int, IO[bytes]] = {}
         self._group: tuple[tuple[int, int], Any] = ((-1, -1), ())
@@ -134,7 +136,7 @@ class Pack:
         data = self._from_tar(shard, offset, size) if self.kind == "tar" else self._from_parquet(shard, offset)
         if len(data) != size:
             raise _stale(self.root / self.shards[shard])
-        return data
+        return b64decode(data) if self.is_base64[entry] else data
 
     def _opened(self, shard: int) -> IO[bytes]:
         path = self.root / self.shards[shard]
@@ -220,13 +222,13 @@ def write_pack(
     """
     states = [ShardState.of(os.stat(root / shard)) for shard in shards]
     blob = bytearray()
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[tuple[int, ...]] = []
     for image in images:
         blob += image.name.encode()
-        rows.append((len(blob), image.shard, image.offset, image.size, _hash(image.name)))
-    table = np.array(rows, np.int64).reshape(-1, 5)
-    order = np.argsort(table[:, 4], kind="stable")
-    hashes = table[order, 4]
+        rows.append((len(blob), image.shard, image.offset, image.size, image.is_base64, _hash(image.name)))
+    table = np.array(rows, np.int64).reshape(-1, 6)
+    order = np.argsort(table[:, 5], kind="stable")
+    hashes = table[order, 5]
     for place in np.flatnonzero(hashes[1:] == hashes[:-1]).tolist():
         one, other = (_name(blob, table[:, 0], int(order[place + step])) for step in (0, 1))
         if one == other:
@@ -239,7 +241,7 @@ def write_pack(
         "states": [[state.size, state.mtime, state.ctime, state.inode] for state in states],
         "count": len(rows),
     }
-    columns = [*(np.ascontiguousarray(table[:, number]) for number in range(4)), hashes, order]
+    columns = [*(np.ascontiguousarray(table[:, number]) for number in range(5)), hashes, order]
     write_columns(path, _MAGIC, header, [*columns, blob])
 
 

@@ -2,10 +2,12 @@
 
     000017.json 000017.0.jpg 000017.1.jpg
 
-The JSON of a sample is its row; it refers to an image by the member's name or by what follows the key (`0.jpg`).
+The JSON of a sample is its row; it refers to an image by the member's name or by what follows the key (`0.jpg`), or has
+the image in it as a data URL.
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -25,6 +27,8 @@ MAX_JSON = 64 << 20
 """Bytes of the JSON of one sample, as of a line of a JSONL file."""
 
 _END_MARK = 1024
+_DATA_URL = re.compile(rb"data:image/([A-Za-z0-9.+-]+);base64,([A-Za-z0-9+/]+={0,2})")
+_SUFFIX_OF = {kind.lower(): suffixes[0] for kind, suffixes in STORED_IMAGES.items()}
 _SUFFIXES = frozenset(suffix for suffixes in STORED_IMAGES.values() for suffix in suffixes)
 
 
@@ -71,7 +75,9 @@ def _samples(packed: tarfile.TarFile, shard: str, number: int, stem: str) -> Ite
             row, images = None, {}
         key = this
         if field.lower() == "json":
-            row = _json(packed, member, f"{shard}: {member.name}")
+            data = _content(packed, member, f"{shard}: {member.name}")
+            row = _json(data, f"{shard}: {member.name}")
+            images |= _data_urls(data, member, number, stem)
         elif f".{field.rpartition('.')[2].lower()}" in _SUFFIXES:
             image = PackedImage(f"{stem}/{member.name}", number, member.offset_data, member.size)
             for reference in (member.name, name.name, field):
@@ -87,11 +93,27 @@ def _finished(shard: str, key: str, row: Any, images: dict[str, PackedImage]) ->
     return ShardRow(where, row, images)
 
 
-def _json(packed: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> Any:
+def _content(packed: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
     if member.size > MAX_JSON:
         raise BadRowError(where, f"has {member.size:,} bytes, over the limit of {MAX_JSON:,}")
     stream = packed.extractfile(member)
+    return stream.read() if stream else b""
+
+
+def _data_urls(data: bytes, member: tarfile.TarInfo, number: int, stem: str) -> dict[str, PackedImage]:
+    """The images in the text of a JSON member, by their data URLs."""
+    images: dict[str, PackedImage] = {}
+    for found in _DATA_URL.finditer(data):
+        url = found[0].decode()
+        suffix = _SUFFIX_OF.get(found[1].decode().lower(), "")
+        name = f"{stem}/{member.name}.{len(images)}{suffix}"
+        offset = member.offset_data + found.start(2)
+        images.setdefault(url, PackedImage(name, number, offset, len(found[2]), is_base64=True))
+    return images
+
+
+def _json(data: bytes, where: str) -> Any:
     try:
-        return msgspec.json.decode(stream.read() if stream else b"")
+        return msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRowError(where, f"is not JSON ({shown(str(error))})") from None

@@ -1,5 +1,6 @@
 """Folders of shards: rows and images are those of the directory that they were made of."""
 
+import base64
 import gzip
 import json
 import os
@@ -176,6 +177,28 @@ def test_all_that_a_row_says_is_in_the_view(directory: Path, tmp_path: Path) -> 
         ],
         "system": "Be terse.",
     }
+
+
+def test_images_in_the_text_of_the_json_are_read_from_there(directory: Path, tmp_path: Path) -> None:
+    """As in shards for `datasets`, where all samples have the same members; also in an array that is JSON in JSON."""
+    names = ["train0.png", "train1.png", "train0.png"]
+    contents = [(directory / "images" / name).read_bytes() for name in names]
+    urls = [f"data:image/png;base64,{base64.b64encode(content).decode()}" for content in contents]
+    messages = [
+        {"role": "user", "content": [*[{"type": "image"}] * 3, {"type": "text", "text": "Which is red?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Two of them."}]},
+    ]
+    for number, encode in enumerate((lambda value: value, json.dumps)):
+        export = tmp_path / str(number)
+        export.mkdir()
+        with tarfile.open(export / "train.tar", "w") as shard:
+            row = {"images": encode(urls), "messages": encode(messages)}
+            add(shard, "0.json", json.dumps(row).encode())
+        split = Dataset(data_directory(export))["train"]
+        [sample] = split
+        assert sample.images == ("train/0.json.0.png", "train/0.json.1.png", "train/0.json.0.png")
+        assert [read_image_file(split.image_path(name)) for name in sample.images] == contents
+        assert validate(export).ok
 
 
 def test_a_tar_that_ends_between_two_samples_is_not_read_as_a_short_one(directory: Path, tmp_path: Path) -> None:
