@@ -7,6 +7,7 @@ An audit hook records the files that Python opens below the source, so that a co
 opened by other libraries (the clip of an item, rows of parquet files) are recorded by the code that opens them.
 """
 
+import errno
 import os
 import stat
 import sys
@@ -257,10 +258,12 @@ def known_digest(path: str, state: str) -> str:
         with not_noting(), open(path, "rb", buffering=0) as stream:
             while block := stream.read(_BLOCK):
                 hasher.update(block)
-    except PermissionError:
-        return "unreadable"
     except (FileNotFoundError, NotADirectoryError):
         return ""
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EIO):
+            raise
+        return "unreadable"
     if not _is_racy(state, time.time_ns()):
         if len(_known) >= _MAX_KNOWN:
             _known.clear()
