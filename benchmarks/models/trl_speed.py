@@ -6,8 +6,9 @@ and take the same rows in the same order; the largest difference of their losses
 settings of its own, its default and a loader process, and the better one counts.
 
 CPU times of whole steps on one thread, images and tokens included, each in a process of its own; the first two steps
-are left out. phi3v is measured with one tile per image; our labels have `<|endoftext|>` more than TRL's there, so its
-losses differ. `bound_of_no_padding` is what leaving out padding alone could give: TRL's padded tokens over its tokens.
+are left out. phi3v is measured with one tile per image, and with `<|endoftext|>` behind the last answer in the template
+that TRL is given, where our encoder trains it too. `bound_of_no_padding` is what leaving out padding alone could give:
+TRL's padded tokens over its tokens.
 """
 
 import argparse
@@ -178,6 +179,11 @@ def processor_of(name: str) -> Any:
     parts = family.tiny_processor()
     if name == "phi3v":
         family.set_budget(parts, 1)
+        chat = family.tokens.chat
+        ending = f"'{chat.end_of_turn}\\n' if loop.last"
+        assert ending in parts.chat_template
+        whole = parts.chat_template.replace(ending, f"'{chat.end_of_turn}\\n{chat.end_of_text}' if loop.last")
+        parts.chat_template = parts.tokenizer.chat_template = whole
         return parts
     import transformers
 
