@@ -79,12 +79,13 @@ class QwenTokens(TokenFamily):
                 "the other"
             )
         factor, largest = self.factor, budget or self.max_pixels
+        smallest = min(self.min_pixels, largest)
         columns, rows = round(width / factor), round(height / factor)
         if columns * rows * factor**2 > largest:
             scale = math.sqrt(height * width / largest)
             columns, rows = (max(1, math.floor(side / scale / factor)) for side in (width, height))
-        elif columns * rows * factor**2 < self.min_pixels:
-            scale = math.sqrt(self.min_pixels / (height * width))
+        elif columns * rows * factor**2 < smallest:
+            scale = math.sqrt(smallest / (height * width))
             columns, rows = (math.ceil(side * scale / factor) for side in (width, height))
         return columns, rows
 
@@ -123,7 +124,7 @@ class QwenTokens(TokenFamily):
         least = bound("min_pixels", "shortest_edge", self.min_pixels)
         most = bound("max_pixels", "longest_edge", self.max_pixels)
         if least > most:
-            raise SettingsError(f"min_pixels is {least:,}, over max_pixels {most:,}: give a smaller one")
+            raise SettingsError(f"min_pixels is {least:,}, over max_pixels {most:,}: lower it")
         return replace(
             self,
             patch_size=whole_number(processor, "patch_size", default=self.patch_size),

@@ -122,7 +122,7 @@ def test_counts_of_any_shape_at_small_settings(name: str, shape: tuple[int, int,
 BUDGETS: dict[str, list[Mapping[str, int]]] = {
     "qwen2_5_vl": [{"max_pixels": 28 * 28 * 10}, {"min_pixels": 28 * 28 * 30}],
     "qwen3_vl": [{"max_pixels": 32 * 32 * 10}, {"max_pixels": 32 * 32 * 50, "min_pixels": 32 * 32 * 20}],
-    "qwen3_5": [{"max_pixels": 32 * 32 * 10}],
+    "qwen3_5": [{"max_pixels": 32 * 32 * 10}, {"max_pixels": 32 * 32 * 2}],
     "idefics3": [{"longest_edge": 56}, {"longest_edge": 112}, {"longest_edge": 300}],
     "smolvlm": [{"longest_edge": 56}, {"longest_edge": 280}],
     "llava_next": [{"num_crops": 2}, {"num_crops": 3}],

@@ -218,6 +218,34 @@ def test_an_image_budget_is_saved_and_changes_nothing_else(base_of: Bases, tmp_p
     assert json.loads(after["preprocessor_config.json"]) == {**values, **changed}
 
 
+@pytest.mark.parametrize(("budget", "least"), [(8000, 3136), (2000, 2000)])
+def test_a_budget_is_saved_where_a_file_names_areas_as_qwen2_5_vl_was_released(
+    base_of: Bases, tmp_path: Path, budget: int, least: int
+) -> None:
+    """`min_pixels` and `max_pixels` go before `size`; a largest area under the smallest one lowers that."""
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    released = tmp_path / "released"
+    shutil.copytree(base_of("qwen2_5_vl"), released)
+    path = released / "preprocessor_config.json"
+    values = json.loads(path.read_text())
+    del values["size"]
+    path.write_text(json.dumps({**values, "min_pixels": 3136, "max_pixels": 50000}))
+    files = locate(str(released), weights=False)
+    processor = load_processor(files, budget=budget, options={"max_pixels": budget})
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    processor.save_pretrained(tuned)
+    for made in (processor.image_processor, AutoImageProcessor.from_pretrained(tuned, backend="pil")):
+        assert (made.size["shortest_edge"], made.size["longest_edge"]) == (least, budget)
+    saved = json.loads((tuned / "preprocessor_config.json").read_text())
+    assert (saved["min_pixels"], saved["max_pixels"]) == (least, budget)
+    made = processor.image_processor(images=[Image.new("RGB", (140, 140))], return_tensors="np")
+    assert make_renderer(files.family, processor).layouts([(140, 140)], None)[0].num_tokens * 4 == len(
+        made["pixel_values"]
+    )
+
+
 def test_a_budget_of_a_run_is_in_the_model_that_it_saves(data_dir: Path, base_of: Bases, tmp_path: Path) -> None:
     settings = settings_for(data_dir, tmp_path / "out", model_name_or_path=str(base_of("llava_next")), max_steps=1)
     run(resolve({**settings, "num_crops": 2}), quiet=True)

@@ -190,14 +190,6 @@ class HubFamily(ModelFamily):
         processor.set(*self.budget_keys, value=value)
         set_value(processor.image_processor, self.budget_keys, value)
 
-    option_keys: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Keys of the other options of images in the image processor's values."""
-
-    def set_option(self, processor: Any, name: str, value: int) -> None:
-        """Let a processor's files, its image processor and its token counts have this value."""
-        processor.set(*self.option_keys[name], value=value)
-        set_value(processor.image_processor, self.option_keys[name], value)
-
     def mark_tuned(self, processor: Any, value: int | None) -> None:
         """Nothing more: a processor's files have the budget as `set_budget` wrote it."""
 

@@ -1,11 +1,10 @@
 """Qwen2.5-VL, Qwen3-VL and Qwen3.5."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from phi3v_data.tokens.qwen_vl import QWEN2_5_VL, QWEN3_5, QWEN3_VL
+from phi3v_data.tokens.qwen_vl import QWEN2_5_VL, QWEN3_5, QWEN3_VL, QwenTokens
 from phi3v_train.models.family import ModuleNames
-from phi3v_train.models.huggingface.base import HubFamily
+from phi3v_train.models.huggingface.base import HubFamily, set_value
 from phi3v_train.models.huggingface.tiny import Tiny
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ class QwenFamily(HubFamily):
         projector=("model.visual.merger", "model.visual.deepstack_merger_list"),
     )
     budget_keys = ("size", "longest_edge")
-    option_keys: ClassVar[Mapping[str, tuple[str, ...]]] = {"min_pixels": ("size", "shortest_edge")}
     image_processors = ("Qwen2VLImageProcessor",)
     no_packing = ""
 
@@ -33,6 +31,30 @@ class QwenFamily(HubFamily):
         from phi3v_train.models.qwen_vl.renderer import QwenRenderer
 
         return QwenRenderer
+
+    def set_budget(self, processor: Any, value: int | None) -> None:
+        """Let images have this area at most; the smallest area is lowered to it where it is larger."""
+        if value is not None:
+            self.set_areas(processor, min(self.areas(processor)[0], value), value)
+
+    def set_option(self, processor: Any, name: str, value: int) -> None:
+        """Let images have this area at least: `min_pixels` is the one further option."""
+        self.set_areas(processor, value, self.areas(processor)[1])
+
+    def areas(self, processor: Any) -> tuple[int, int]:
+        """The smallest and the largest area of an image by a processor's values."""
+        tokens = self.configured(processor)
+        assert isinstance(tokens, QwenTokens)
+        return tokens.min_pixels, tokens.max_pixels
+
+    def set_areas(self, processor: Any, least: int, most: int) -> None:
+        """Write both, and over `min_pixels` and `max_pixels` where a file has them: they go before `size`."""
+        for own, edge, value in (("min_pixels", "shortest_edge", least), ("max_pixels", "longest_edge", most)):
+            keys = ("size", edge)
+            processor.set(*keys, value=value)
+            set_value(processor.image_processor, keys, value)
+            if processor.settings.get(own) is not None:
+                processor.set(own, value=value)
 
     def tile(self, config: Any) -> tuple[int, int]:
         """An input of the tower is counted as the patches of one token."""
