@@ -23,7 +23,7 @@ class ImageRefsName(StrEnum):
 @command_info(
     examples=[
         "phi3v-data export sharegpt DIR --out lf_data",
-        "phi3v-data export openai DIR --out openai_data",
+        "phi3v-data export openai DIR --out openai_data --target azure",
         "phi3v-data export swift DIR --out swift_data --image_refs url --url_prefix https://example.com/images/",
         "phi3v-data export llava DIR --out llava_data --lossy",
         "phi3v-data export hub DIR --out hub_data",
@@ -57,6 +57,12 @@ def export(
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Write rows without what FORMAT cannot carry, and count it by reason.")
     ] = False,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="SERVICE", help="Of openai: check the limits of openai, azure, together or fireworks, too."
+        ),
+    ] = "",
     images: Images = ImagesName.link,
     layout: Annotated[
         str,
@@ -90,6 +96,7 @@ def export(
         url_prefix=url_prefix,
         images=ImageMode(images.value),
         lossy=lossy,
+        target=target,
         layout=layout,
         shard_bytes=shard_mb * 1_000_000,
     )

@@ -24,6 +24,7 @@ class Part:
     num_parts: int  # of the split
     start: int
     stop: int
+    left_out: tuple[int, ...] = ()  # rows among these that are not written
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from phi3v_data.exporting.request import ExportResult, Loss
 from phi3v_data.messages import counted, shown
 
 NO_ANSWER = "no-answer"
+LEFT_OUT = "the row is left out"
 
 LOST = {
     "system-message": (
@@ -22,37 +23,25 @@ LOST = {
     ),
     NO_ANSWER: (
         "without an answer, so that {title} would train an empty one",
-        "the row is left out",
+        LEFT_OUT,
     ),
 }
 """Code -> what a row has, and what `lossy` does about it."""
-
-WARNINGS = {
-    "image-moved": "with an image inside a text, which LLaVA's own trainer moves to the start (LLaVA-NeXT keeps it if "
-    "the text has several)",
-    "text-stripped": "with white space at the start or end of a user text or beside an image, which Qwen's trainer "
-    "removes",
-    "assistant-word": "with the word 'assistant' without a space before it in a user text, which Qwen's trainer (as of "
-    "January 2026) takes for the start of an answer",
-    "answer-newline": "with an answer that begins with a newline, which axolotl does not train",
-    "end-trained": "whose last answer has weight 0, of which ms-swift trains the end token",
-}
-"""Code -> what a row has, and what the format's readers do with it."""
 
 
 def refusals(lost: Mapping[str, Loss], title: str) -> Iterable[str]:
     """One sentence per reason."""
     for code, loss in lost.items():
-        has, remedy = LOST[code]
+        has, remedy = LOST.get(code, (f"of which the first is over a limit: {loss.why}", LEFT_OUT))
         yield f"{code}: {_rows(loss)} {has.format(title=title)} ({_first(loss)}); --lossy: {remedy}"
 
 
 def warned(result: ExportResult) -> Iterable[str]:
     """One sentence per reason for which something was lost, and per warning."""
     for code, loss in result.lost.items():
-        yield f"{code}: {_rows(loss)}: {LOST[code][1]} ({_first(loss)})"
+        yield f"{code}: {_rows(loss)}: {LOST[code][1] if code in LOST else LEFT_OUT} ({_first(loss)})"
     for code, loss in result.warnings.items():
-        yield f"{code}: {_rows(loss)} {WARNINGS[code]} ({_first(loss)})"
+        yield f"{code}: {_rows(loss)}: {loss.why} ({_first(loss)})"
 
 
 def _rows(loss: Loss) -> str:

@@ -1,7 +1,7 @@
 """The settings of an export, and its result."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -55,11 +55,13 @@ class Loss:
         rows: number of rows.
         split: split of the first such row.
         id: id of the first such row.
+        why: about the first such row, if a check of the tool found it.
     """
 
     rows: int
     split: str
     id: str
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -67,6 +69,7 @@ class Tally:
     """Counts over rows, by code, in the order of the first row of each."""
 
     rows: int = 0
+    with_images: int = 0  # rows that are written and have images
     lost: dict[str, Loss] = field(default_factory=dict)
     warnings: dict[str, Loss] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
@@ -75,12 +78,13 @@ class Tally:
     def add(self, other: "Tally") -> None:
         """Add the counts of later rows."""
         self.rows += other.rows
+        self.with_images += other.with_images
         for mine, theirs in ((self.lost, other.lost), (self.warnings, other.warnings)):
             for code, loss in theirs.items():
                 if code in mine:
                     mine[code].rows += loss.rows
                 else:
-                    mine[code] = Loss(loss.rows, loss.split, loss.id)
+                    mine[code] = replace(loss)
         for name, count in other.left_out.items():
             self.left_out[name] = self.left_out.get(name, 0) + count
         self.present |= other.present

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,11 +18,12 @@ from phi3v_data.errors import UserError
 from phi3v_data.exporting.exporter import Exporter, Part
 from phi3v_data.exporting.folder import check_free, new_folder, write_record
 from phi3v_data.exporting.images import Images
-from phi3v_data.exporting.losses import NO_ANSWER
 from phi3v_data.exporting.registry import make_exporter
 from phi3v_data.exporting.request import ExportRequest, ExportResult, Loss, Tally
+from phi3v_data.exporting.row_check import RowCheck, check_target
 from phi3v_data.exporting.row_files import PARTS
 from phi3v_data.formats.chat import Chat
+from phi3v_data.formats.consumers.base import Consumer
 from phi3v_data.formats.turns import to_chat
 from phi3v_data.schema import Sample
 from phi3v_data.sets.writing import check_places
@@ -71,10 +72,11 @@ def export_set(
     exporter = make_exporter(name, request or ExportRequest())
     dataset = Dataset(data_directory(directory))
     exporter.check_set(dataset)
+    check_target(exporter)
     target = check_places(Path(path), [Path(directory)])
     check_free(target, overwrite=overwrite)
     run = _Run(dataset, exporter, workers, progress or (lambda stage, done, total: None))
-    tally, sizes = run.check()
+    tally, sizes, advice = run.check()
     if tally.lost and not exporter.request.lossy:
         raise LossyError(exporter.readers, tally.lost)
     run.exporter = exporter.with_fields(frozenset(tally.present))
@@ -82,7 +84,7 @@ def export_set(
         parts = run.parts(sizes)
         rows, num_images = run.write(parts, stage)
         notes = tuple(note.replace("PATH", str(path)) for note in run.exporter.finish(stage, dataset, parts, rows))
-        result = ExportResult(target, rows, num_images, tally.lost, tally.warnings, tally.left_out, notes)
+        result = ExportResult(target, rows, num_images, tally.lost, tally.warnings, tally.left_out, (*advice, *notes))
         write_record(stage, _record(name, exporter, result))
     return result
 
@@ -108,15 +110,27 @@ class _Run:
     workers: int
     progress: Progress
 
-    def check(self) -> tuple[Tally, dict[str, npt.NDArray[np.int64]]]:
-        """Go through all rows without writing: their counts, and the size of each; -1 for a row to be left out."""
+    @property
+    def row_check(self) -> RowCheck:
+        """The check of each row."""
+        return RowCheck(self.exporter, self.dataset.directory)
+
+    def check(self) -> tuple[Tally, dict[str, npt.NDArray[np.int64]], list[str]]:
+        """Go through all rows without writing: counts, the size of each (-1: it is left out), and notes."""
         tally = Tally()
-        sizes: dict[str, list[npt.NDArray[np.int64]]] = {split: [] for split in self.dataset}
-        parts = self.even_parts()
-        for part, (counts, found) in self.each(_Check(self.dataset, self.exporter), parts, "check"):
+        found: dict[str, list[npt.NDArray[np.int64]]] = {split: [] for split in self.dataset}
+        with_images = dict.fromkeys(self.dataset, 0)
+        for part, (counts, sizes) in self.each(_Check(self.dataset, self.row_check), self.even_parts(), "check"):
             tally.add(counts)
-            sizes[part.split].append(np.frombuffer(found, np.int64))
-        return tally, {split: np.concatenate([*found, np.empty(0, np.int64)]) for split, found in sizes.items()}
+            with_images[part.split] += counts.with_images
+            found[part.split].append(np.frombuffer(sizes, np.int64))
+        joined = {split: np.concatenate([*sizes, np.empty(0, np.int64)]) for split, sizes in found.items()}
+        notes = [
+            note
+            for split, sizes in joined.items()
+            for note in self.row_check.check_totals(split, int((sizes >= 0).sum()), with_images[split])
+        ]
+        return tally, joined, notes
 
     def write(self, parts: Sequence[Part], stage: Path) -> tuple[dict[str, int], int]:
         """Write all parts: rows by split, and the number of images."""
@@ -131,10 +145,19 @@ class _Run:
 
     def parts(self, sizes: dict[str, npt.NDArray[np.int64]]) -> list[Part]:
         """The parts to be written."""
-        if not self.exporter.sharded:
-            return self.even_parts()
         limit = self.exporter.request.shard_bytes
-        return [part for split, found in sizes.items() for part in _cut(split, found, limit)]
+        parts = (
+            [part for split, found in sizes.items() for part in _cut(split, found, limit)]
+            if self.exporter.sharded
+            else self.even_parts()
+        )
+        return [
+            replace(
+                part,
+                left_out=tuple((np.flatnonzero(sizes[part.split][part.start : part.stop] < 0) + part.start).tolist()),
+            )
+            for part in parts
+        ]
 
     def even_parts(self) -> list[Part]:
         """Parts with about equal bytes of JSON."""
@@ -173,31 +196,31 @@ class _Check:
     """Reads the rows of a part and tells what is lost; writes nothing."""
 
     dataset: Dataset
-    exporter: Exporter
+    rows: RowCheck
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Part, Tick], tuple[Tally, bytes]]]:
         images = Images(self.dataset)
-        yield lambda part, tick: self.run(part, images)
+        consumer = self.rows.make_consumer()
+        yield lambda part, tick: self.run(part, images, consumer)
 
-    def run(self, part: Part, images: Images) -> tuple[Tally, bytes]:
+    def run(self, part: Part, images: Images, consumer: Consumer | None) -> tuple[Tally, bytes]:
         tally = Tally()
         sizes = array("q")
         split = self.dataset[part.split]
         row_bytes = split[part.start : part.stop].row_bytes().tolist()
         for number, sample in _samples(split, part):
-            size = row_bytes[number - part.start] + sum(map(images.size, sample.images))
-            chat = to_chat(sample, str)
-            written = self.exporter.row_format.write(chat)
-            lost = (NO_ANSWER,) if has_no_answer(sample) else written.lost
+            verdict = self.rows.check(sample, consumer)
             tally.rows += 1
-            for codes, counts in ((lost, tally.lost), (written.warnings, tally.warnings)):
-                for code in codes:
-                    counts.setdefault(code, Loss(0, part.split, sample.id)).rows += 1
-            for name in written.left_out:
+            tally.with_images += bool(verdict.chat.images) and not verdict.is_left_out
+            for reasons, counts in ((verdict.lost, tally.lost), (verdict.warnings, tally.warnings)):
+                for code, why in reasons.items():
+                    counts.setdefault(code, Loss(0, part.split, sample.id, why)).rows += 1
+            for name in verdict.written.left_out:
                 tally.left_out[name] = tally.left_out.get(name, 0) + 1
-            tally.present.update(optional_fields(chat))
-            sizes.append(-1 if NO_ANSWER in lost else size)
+            tally.present.update(optional_fields(verdict.chat))
+            size = row_bytes[number - part.start] + sum(map(images.size, sample.images))
+            sizes.append(-1 if verdict.is_left_out else size)
         return tally, sizes.tobytes()
 
 
@@ -220,8 +243,6 @@ class _Write:
         def rows() -> Iterator[tuple[Sample, dict[str, Any]]]:
             nonlocal count
             for _, sample in _samples(self.dataset[part.split], part):
-                if has_no_answer(sample):
-                    continue
                 chat = to_chat(sample, lambda name: self.exporter.refer(name, images, self.stage))
                 count += 1
                 yield sample, self.exporter.row_format.write(chat).row
@@ -236,7 +257,10 @@ def _samples(split: Split, part: Part) -> Iterator[tuple[int, Sample]]:
     Raises:
         UserError: a row cannot be read, or its `image_offsets` do not fit its text and images.
     """
+    left_out = frozenset(part.left_out)
     for number in range(part.start, part.stop):
+        if number in left_out:
+            continue
         sample = split[number]
         for turn, value in enumerate(sample.conversations):
             offsets = value.image_offsets
@@ -249,11 +273,6 @@ def _samples(split: Split, part: Part) -> Iterator[tuple[int, Sample]]:
                     f"images; `phi3v-data validate {split.directory}` lists all such rows"
                 )
         yield number, sample
-
-
-def has_no_answer(sample: Sample) -> bool:
-    """Whether an answer is empty, as in a split for prediction."""
-    return any(not turn.assistant.strip() for turn in sample.conversations)
 
 
 def optional_fields(chat: Chat) -> Iterator[str]:

@@ -51,11 +51,6 @@ class Axolotl(BlockFormat):
                 return (*messages[:user], with_image, *messages[user + 1 :])
         return super().placed(messages, images, faults, field)
 
-    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """It looks for the tokens of `assistant` and a newline, which are others if more newlines follow."""
-        newline = any(message.role == "assistant" and message.text.startswith("\n") for message in messages)
-        return ("answer-newline",) if newline else ()
-
     def written_columns(self, chat: Chat) -> dict[str, Any]:
         return {}
 

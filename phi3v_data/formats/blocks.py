@@ -158,11 +158,7 @@ class BlockFormat(RowFormat):
         row, left_out = extra_columns(chat, self.keeps, self.always)
         row |= self.written_columns(chat)
         row["messages"] = [self.message_written(message) for message in chat.messages]
-        return Written(row, tuple(lost), left_out, self.warned(chat.messages))
-
-    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """Codes of what the format's reader changes or trains wrongly in these messages."""
-        return ()
+        return Written(row, tuple(lost), left_out)
 
     def written_columns(self, chat: Chat) -> dict[str, Any]:
         """The column of a row's images."""

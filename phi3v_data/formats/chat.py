@@ -89,11 +89,9 @@ class Written:
     """A row in a foreign format.
 
     `lost`: codes of what the format cannot carry, so that the row is only written with `--lossy`. `left_out`: names of
-    fields that do not affect training and that the format's reader would refuse or misread (`id`, `meta`). `warnings`:
-    codes of what the format's reader is known to change or to train wrongly, although the row has it.
+    fields that do not affect training and that the format's reader would refuse or misread (`id`, `meta`).
     """
 
     row: dict[str, Any]
     lost: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()

@@ -6,12 +6,11 @@
 A row without images has no key `image`: its trainer tests for the key alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
-from phi3v_data.formats.chat import ImageRef, Message, Role
+from phi3v_data.formats.chat import Role
 from phi3v_data.formats.placeholders import OTHER_TAGS
 from phi3v_data.formats.tagged import TaggedFormat
 
@@ -40,12 +39,3 @@ class LLaVA(TaggedFormat):
 
     def image_columns(self, images: list[str | bytes]) -> dict[str, Any]:
         return {"image": images[0] if len(images) == 1 else images} if images else {}
-
-    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """LLaVA's own trainer moves the image of a text to its start, and strips the text."""
-        moved = any(
-            isinstance(after, ImageRef) and isinstance(before, str) and before.strip()
-            for message in messages
-            for before, after in pairwise(message.parts)
-        )
-        return ("image-moved",) if moved else ()

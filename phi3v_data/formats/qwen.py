@@ -3,16 +3,13 @@
 Its trainer takes every message that is not `human` for an answer, a system message too, so that none is written.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from phi3v_data.formats.chat import Message, Role
+from phi3v_data.formats.chat import Role
 from phi3v_data.formats.placeholders import INLINE
 from phi3v_data.formats.tagged import TaggedFormat
-
-_STARTS_ANSWER = re.compile("(?<! )assistant")
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,3 @@ class Qwen(TaggedFormat):
 
     def image_columns(self, images: list[str | bytes]) -> dict[str, Any]:
         return {"image": images[0] if len(images) == 1 else images} if images else {}
-
-    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """Its trainer strips each piece of a user text, and looks for the token `assistant` to find the answers."""
-        texts = [
-            part for message in messages if message.role == "user" for part in message.parts if isinstance(part, str)
-        ]
-        stripped = any(text != text.strip() for text in texts)
-        mistaken = any(_STARTS_ANSWER.search(text) for text in texts)
-        return ("text-stripped",) * stripped + ("assistant-word",) * mistaken

@@ -4,7 +4,7 @@
  "images": ["images/cat.jpg"]}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -88,7 +88,3 @@ class Swift(TaggedFormat):
 
     def weight_written(self, weight: int) -> bool:
         return bool(weight)
-
-    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """It trains the end token of the last answer whatever its `loss`."""
-        return ("end-trained",) if messages and messages[-1].weight == 0 else ()

@@ -171,11 +171,7 @@ class TaggedFormat(RowFormat):
         row, left_out = extra_columns(chat, self.keeps, self.always)
         row[self.message_keys[0]] = rows
         row |= self.image_columns([image.value for image in chat.images])
-        return Written(row, tuple(dict.fromkeys(lost)), left_out, self.warned(messages))
-
-    def warned(self, messages: Sequence[Message]) -> tuple[str, ...]:
-        """Codes of what the format's reader changes or trains wrongly in these messages."""
-        return ()
+        return Written(row, tuple(dict.fromkeys(lost)), left_out)
 
     def weight_written(self, weight: int) -> Any:
         """The value of `weight_key`."""

@@ -210,6 +210,41 @@ FORMATS = (
         "Name the user `human` and the model `gpt`.",
     ),
     Problem(
+        "answer-newline",
+        "formats",
+        "warning",
+        "the tool does not train an answer that begins with a newline",
+        "axolotl looks for the tokens of `assistant` and a newline; tokenizers of Qwen and others join newlines to one "
+        "token, so that these are not found.",
+        "The answer is context only, without a word.",
+        _file(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "path": "a.png"}, *_text("What is shown?")]},
+                    {"role": "assistant", "content": _text("\n\nA shape.")},
+                ]
+            },
+            format="axolotl",
+        ),
+        "Remove the newline, or train with another tool.",
+    ),
+    Problem(
+        "end-trained",
+        "formats",
+        "info",
+        "the tool trains the end token of an answer that is not to be trained",
+        "ms-swift adds the end token of a conversation with a weight of its own.",
+        "The model learns to end such answers, not their text.",
+        _file(
+            {
+                "messages": [_ask(), _ANSWER, _ask("Sure?"), {"role": "assistant", "content": "No.", "loss": False}],
+                "images": [],
+            },
+            format="swift",
+        ),
+        "No fix is needed in most cases; else leave the last turn out.",
+    ),
+    Problem(
         "key-ignored",
         "formats",
         "warning",

@@ -356,3 +356,82 @@ def test_a_kill_before_any_file_operation_leaves_the_old_export_the_new_one_or_n
     if (tmp_path / ".out.export.old").exists():  # killed after the new one was in place: the next export removes it
         export_set("swift", source, out, overwrite=True)
     assert set(os.listdir(tmp_path)) == left
+
+
+WARNED = [
+    ("qwen", Turn(user="What is it?", assistant="A cat."), ()),
+    ("qwen", Turn(user="the assistant says", assistant="an assistant"), ()),
+    ("qwen", Turn(user=" What is it?", assistant="A cat."), ("text-stripped",)),
+    ("qwen", Turn(user="What is it?\n", assistant="A cat."), ("text-stripped",)),
+    ("qwen", Turn(user="my-assistant says", assistant="A cat."), ("assistant-word",)),
+    ("llava", Turn(images=("a.png",), user="See this.", assistant="Yes."), ()),
+    ("llava", Turn(images=("a.png",), user="See this.", assistant="Yes.", image_offsets=(3,)), ("image-moved",)),
+    ("axolotl", Turn(user="Sure?", assistant="\nYes."), ("answer-newline",)),
+    ("axolotl", Turn(user="Sure?", assistant="Yes.\n"), ()),
+    ("swift", Turn(user="Sure?", assistant="Yes.", weight=0), ("end-trained",)),
+    ("swift", Turn(user="Sure?", assistant="Yes."), ()),
+]
+
+
+@pytest.mark.parametrize(("name", "last", "codes"), WARNED)
+def test_what_a_tool_changes_or_trains_otherwise_is_a_warning(
+    name: str, last: Turn, codes: tuple[str, ...], tmp_path: Path
+) -> None:
+    row = Sample(id="a", source="s", conversations=(Turn(user="Is it?", assistant="No."), last))
+    result = export_set(name, write_set(tmp_path / "set", [row]), tmp_path / "out")
+    assert tuple(result.warnings) == codes
+    assert [(loss.rows, loss.split, loss.id) for loss in result.warnings.values()] == [(1, "train", "a")] * len(codes)
+    assert all(loss.why for loss in result.warnings.values())
+
+
+def test_limits_of_a_service_refuse_rows_and_lossy_leaves_them_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [("few", 10), ("many", 11)]
+    rows = [
+        Sample(id=name, source="s", conversations=(Turn(images=("a.png",) * count, user="u", assistant="v"),))
+        for name, count in turns
+    ]
+    source = write_set(tmp_path / "set", [*rows, FIVE[3]])
+    assert command(capsys, "openai", source, "--out", tmp_path / "all")[0] == 0
+    code, out, _ = command(capsys, "openai", source, "--out", tmp_path / "out", "--target", "together")
+    assert code == 1
+    assert out.startswith("over-limit: 1 row ")
+    assert "the row has 11 images, Together takes 10 (2026-11-28)" in out
+    assert "'many' of split train" in out
+    code, out, _ = command(capsys, "openai", source, "--out", tmp_path / "out", "--target", "together", "--lossy")
+    assert code == 0
+    assert "2 rows (train 2), 10 images; lost: over-limit 1" in out
+    assert len(rows_of(tmp_path / "out" / "train.jsonl")) == 2
+    code, _, err = command(capsys, "openai", source, "--out", tmp_path / "azure", "--target", "azure")
+    assert code == 0
+    assert "note: split train: the file has 3 rows, Azure wants at least 10" in err
+
+
+def test_formats_and_sizes_of_images_are_limits_too(tmp_path: Path) -> None:
+    row = Sample(id="a", source="s", conversations=(Turn(images=("a.webp",), user="u", assistant="v"),))
+    source = write_set(tmp_path / "set", [row])
+    with pytest.raises(LossyError) as stop:
+        export_set("openai", source, tmp_path / "out", ExportRequest(target="fireworks"))
+    assert stop.value.lost["over-limit"].why.startswith("the image is WEBP, Fireworks takes JPEG, PNG")
+    export_set("openai", source, tmp_path / "out", ExportRequest(target="azure"))
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "said"),
+    [
+        ("openai", ExportRequest(target="openay"), "not a service whose limits are known"),
+        ("trl", ExportRequest(target="azure"), "is for the format openai"),
+        ("openai", ExportRequest(target="azure", image_refs=ImageRefs.path), "takes data URLs"),
+        (
+            "openai",
+            ExportRequest(target="together", image_refs=ImageRefs.url, url_prefix="https://a/"),
+            "takes data URLs",
+        ),
+    ],
+)
+def test_a_target_that_does_not_fit_is_one_sentence(
+    name: str, request_: ExportRequest, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        export_set(name, write_set(tmp_path / "five"), tmp_path / "out", request_)

@@ -45,6 +45,14 @@ class Axolotl(Consumer):
                     "give the image a block with 'path' where it belongs",
                     "warning",
                 )
+        for answer in view.chat.messages:
+            if answer.role == "assistant" and answer.text.startswith("\n"):
+                yield Fault(
+                    "answer-newline",
+                    answer.field,
+                    "axolotl does not train an answer that begins with a newline, which changes the tokens before it",
+                    "remove the newline",
+                )
         for where, message in view.messages:
             if "<image>" in text_of(message):
                 found = Fault("image-ignored", f"{where}.{content_key(message)}", "axolotl keeps <image> as a text")
