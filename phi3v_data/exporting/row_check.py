@@ -41,7 +41,7 @@ class RowCheck:
     root: Path
 
     def check(self, sample: Sample, consumer: Consumer | None) -> Verdict:
-        """What is lost of a row; `consumer` is that of `make_consumer`."""
+        """Check a row; `consumer` is that of `make_consumer`."""
         chat = to_chat(sample, lambda name: f"images/{name}")
         written = self.exporter.row_format.write(chat)
         lost = dict.fromkeys(written.lost, "")
