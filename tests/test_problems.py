@@ -25,15 +25,16 @@ ALL_CODES = {
     "label-unknown label-missing-in-train manifest-invalid manifest-stale",
     "formats": "turn-order system-message-place system-message image-in-answer last-turn-open image-count role-unknown "
     "placeholder-in-text image-moved image-ignored image-source text-stripped assistant-word trained-as-answer "
-    "key-ignored column-mistaken mixed-types text-only-set over-limit system-text-added settings-invalid",
+    "answer-newline end-trained key-ignored column-mistaken mixed-types text-only-set over-limit system-text-added "
+    "settings-invalid",
     "runs": "check-skipped",
 }
 WARNINGS = {
     "bom", "blank-line", "image-only-turn", "image-format-mismatch", "image-animated", "image-mode",
     "image-orientation", "image-stray-bytes", "leak-near-image", "duplicate-sample", "label-missing-in-train",
-    "check-skipped", "assistant-word", "key-ignored", "column-mistaken",
+    "check-skipped", "assistant-word", "answer-newline", "key-ignored", "column-mistaken",
 }  # fmt: skip
-INFOS = {"image-orphan", "rope-switch", "text-stripped"}
+INFOS = {"image-orphan", "rope-switch", "text-stripped", "end-trained"}
 
 
 def options_of(problem: Problem, directory: Path) -> Mapping[str, Any]:
