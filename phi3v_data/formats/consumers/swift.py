@@ -43,8 +43,9 @@ class Swift(Consumer):
         return super().judge(fault, view)
 
     def check(self, view: RowView) -> Iterator[Fault]:
+        answers = [message for message in view.chat.messages if message.role == "assistant"]
         last = view.chat.messages[-1] if view.chat.messages else None
-        if last is not None and last.role == "assistant" and last.weight == 0:
+        if last in answers and last.weight == 0 and any(answer.weight for answer in answers):
             yield Fault("end-trained", last.field, "ms-swift trains the end token of a last answer with loss false")
         for where, message in view.messages:
             for key in message:
