@@ -11,6 +11,7 @@ nothing is read, so that an index that came along with a downloaded directory ca
     write_pack(path, ...)  make one
 """
 
+import binascii
 import errno
 import os
 import stat
@@ -29,7 +30,7 @@ import numpy.typing as npt
 import xxhash
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
-from phi3v_data.media.formats import LIMITS, TooLargeImageError
+from phi3v_data.media.formats import LIMITS, TooLargeImageError, UnreadableImageError
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Kind: TypeAlias = Literal["tar", "parquet"]
@@ -127,6 +128,7 @@ class Pack:
 
         Raises:
             TooLargeImageError: more than `LIMITS.file_bytes`.
+            UnreadableImageError: the text of an image is not base64.
             OSError: the shard cannot be read, or was changed since the index was made.
         """
         size = int(self.sizes[entry])
@@ -136,7 +138,12 @@ class Pack:
         data = self._from_tar(shard, offset, size) if self.kind == "tar" else self._from_parquet(shard, offset)
         if len(data) != size:
             raise _stale(self.root / self.shards[shard])
-        return b64decode(data) if self.is_base64[entry] else data
+        if not self.is_base64[entry]:
+            return data
+        try:
+            return b64decode(data)
+        except binascii.Error:
+            raise UnreadableImageError("is damaged: its base64 text is incomplete") from None
 
     def _opened(self, shard: int) -> IO[bytes]:
         path = self.root / self.shards[shard]

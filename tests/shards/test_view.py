@@ -201,6 +201,20 @@ def test_images_in_the_text_of_the_json_are_read_from_there(directory: Path, tmp
         assert validate(export).ok
 
 
+def test_an_image_whose_text_is_cut_is_named_at_its_row(tmp_path: Path) -> None:
+    tmp_path.joinpath("export").mkdir()
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A square."}]},
+    ]
+    row = {"images": ["data:image/png;base64,iVBORw0KG"], "messages": messages}
+    with tarfile.open(tmp_path / "export/train.tar", "w") as shard:
+        add(shard, "0.json", json.dumps(row).encode())
+    [found] = [problem for problem in validate(tmp_path / "export").problems if problem.severity == "error"]
+    assert (found.code, found.line) == ("image-unreadable", 1)
+    assert found.message.endswith("is damaged: its base64 text is incomplete")
+
+
 def test_a_tar_that_ends_between_two_samples_is_not_read_as_a_short_one(directory: Path, tmp_path: Path) -> None:
     export = write_shards(directory, tmp_path / "export", "tar", shards=1)
     path = export / "train-000000.tar"
