@@ -108,7 +108,7 @@ def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
 
 
 def file_size(path: Path) -> int:
-    """Bytes of an image file, or of an image packed in another file (of base64 text at most two more). Raises OSError."""
+    """Bytes of an image file, or of an image packed in another file (in base64, up to two more). Raises OSError."""
     try:
         return path.stat().st_size
     except NotADirectoryError:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from phi3v_data.dataset import list_directory
 from phi3v_data.errors import UserError
+from phi3v_data.formats.dataset_info import FILE as DATASET_INFO
 from phi3v_data.formats.guess import guess_from, has_messages, is_own
 from phi3v_data.formats.rows import read_rows
 from phi3v_data.messages import shown
@@ -32,7 +33,12 @@ def refuse_foreign(directory: Path) -> None:
         if any(map(is_own, rows)):
             return
         if sum(map(has_messages, rows)) > len(rows) / 2:
-            foreign.append((name, guess_from(rows).name))
+            foreign.append((name, "sharegpt" if DATASET_INFO in names else guess_from(rows).name))
+    if not files and (inner := _image_folder(directory, names)):
+        raise UserError(
+            f"'{directory}' is an image folder of `datasets`: {shown(inner)} names its images; `phi3v-data import "
+            f"imagefolder {directory}` converts it"
+        )
     if foreign:
         name, format_name = foreign[0]
         said = f"in the format {format_name}" if format_name else "of another tool"
@@ -40,3 +46,9 @@ def refuse_foreign(directory: Path) -> None:
             f"'{directory}' is not a conversations directory: {shown(name)} has rows {said}; `phi3v-data validate "
             f"{directory / name}` checks the file, `phi3v-data import {format_name or 'auto'}` converts it"
         )
+
+
+def _image_folder(directory: Path, names: list[str]) -> str:
+    """The first `metadata.jsonl` below a directory; empty if there is none."""
+    inner = (f"{name}/metadata.jsonl" for name in names)
+    return next((path for path in inner if (directory / path).is_file()), "")
