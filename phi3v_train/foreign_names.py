@@ -9,17 +9,44 @@ ALIASES = {
     "per_device_train_batch_size": "batch_size_per_gpu",
     "lora_r": "lora_rank",
     "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
     "output": "output_dir",
+    "out_dir": "output_dir",
+    "model": "model_name_or_path",
+    "model_id": "model_name_or_path",
+    "optimizer": "optim",
+    "lr_scheduler_type": "lr_scheduler",
+    "scheduler": "lr_scheduler",
+    "target_modules": "lora_targets",
+    "lora_target_modules": "lora_targets",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "cutoff_len": "max_length",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "nproc_per_node": "num_processes",
+    "resume_from_checkpoint": "resume",
+    "steps": "max_steps",
     "early_stopping_threshold": "early_stopping_min_delta",
     "load_best_model_at_end": "keep_best",
     "metric_for_best_model": "best_metric",
 }
 
+_ACCUMULATION = (
+    "accumulation follows from the batch sizes: give --batch_size, which is --batch_size_per_gpu x accumulation "
+    "steps x processes"
+)
+_DATA = "give --data_dir, a conversations directory: phi3v-data convert makes one"
+
 ADVICE = {
-    "gradient_accumulation_steps": (
-        "accumulation follows from the batch sizes: give --batch_size, which is --batch_size_per_gpu x accumulation "
-        "steps x processes"
-    ),
+    "gradient_accumulation_steps": _ACCUMULATION,
+    "grad_accum": _ACCUMULATION,
+    "dataset": _DATA,
+    "dataset_name": _DATA,
+    "train_file": _DATA,
+    "fp16": "give --dtype fp16",
+    "load_in_4bit": "give --use_qlora",
+    "use_wandb": "give --report_to wandb",
+    "wandb": "give --report_to wandb",
     "greater_is_better": (
         "give --best_mode max (true) or min (false); without it the lowest loss is best, of other metrics the highest "
         "value"

@@ -57,6 +57,9 @@ OPTIONAL_PACKAGES = {
 }
 """Importable name of each optional package -> the extra that installs it."""
 
+_ALIKE = 0.8
+"""Least likeness (of difflib) of an option that is suggested for an unknown one."""
+
 TABLE_COLUMNS = 128
 """Narrowest terminal in which Rich's table does not cut the longest option names."""
 
@@ -125,6 +128,18 @@ class Command(TyperCommand):
         for panel, records in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(records)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; for an unknown option, suggest only names that are much like it."""
+        try:
+            parsed: list[str] = super().parse_args(ctx, args)
+        except Exception as error:
+            if guesses := getattr(error, "possibilities", None):  # those of click are at times a quite different option
+                name = getattr(error, "option_name", "").lstrip("-")
+                names = {guess.lstrip("-"): guess for guess in guesses}
+                error.possibilities = [names[near] for near in get_close_matches(name, names, cutoff=_ALIKE)]  # type: ignore[attr-defined]  # click's
+            raise
+        return parsed
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command with stdout and stderr that escape control characters."""

@@ -1,6 +1,7 @@
 """Settings: groups and flat names, short forms, layers and their origins, one sentence a mistake."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,18 @@ ALIASES = {
     "lora_r": ("lora_rank", 8),
     "epochs": ("num_train_epochs", 2.0),
     "output": ("output_dir", "elsewhere"),
+    "max_seq_length": ("max_length", 4000),
+    "lr_scheduler_type": ("lr_scheduler", "cosine"),
+    "per_device_eval_batch_size": ("eval_batch_size", 3),
 }
 ADVICE = {
     "gradient_accumulation_steps": "give --batch_size, which is --batch_size_per_gpu x accumulation steps x processes",
     "lora_alpha": "give --lora_alpha_ratio, which is alpha / --lora_rank (alpha 128 with rank 64: 2)",
+    "grad_accum": "give --batch_size, which is --batch_size_per_gpu x accumulation steps x processes",
+    "dataset": "give --data_dir, a conversations directory: phi3v-data convert makes one",
+    "fp16": "give --dtype fp16",
+    "load_in_4bit": "give --use_qlora",
+    "wandb": "give --report_to wandb",
     "warmup_ratio": "give --warmup_steps, which is the ratio x the number of steps that `phi3v-train plan` shows",
 }
 
@@ -148,6 +157,27 @@ def test_names_of_other_trainers_on_the_command_line(tmp_path: Path, capsys: pyt
     assert {own: settings[own] for own, _ in ALIASES.values()} == {
         own: {"value": value, "from": "option"} for own, value in ALIASES.values()
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "suggested"),
+    [
+        ("--learning_rte", ["--learning_rate"]),
+        ("--max_step", ["--max_steps"]),
+        ("--lora_rnak", ["--lora_rank"]),
+        ("--gpus", []),
+        ("--precision", []),  # not --recipe
+        ("--template", []),
+    ],
+)
+def test_only_an_option_that_is_much_alike_is_suggested(
+    option: str, suggested: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, _, err = typed("run", option, "2", capsys=capsys)
+    assert code == 2
+    assert f"No such option: {option}" in err
+    assert re.findall(r"--[a-z_]+", err.partition(option)[2]) == suggested
 
 
 @pytest.mark.parametrize("name", ADVICE)
@@ -214,7 +244,7 @@ def test_num_crops_is_filled_in_only_where_nothing_set_it(option: int | None, ex
         ("- a\n", "expected `name: value` lines, found a list"),
         ("lerning_rate: 1", "did you mean 'learning_rate'?"),
         ("optim:\n  batch: 1", "run.yaml: 'batch' is not a setting of a run"),
-        ("model: tiny", "run.yaml: model: should be a group of `name: value` lines, got 'tiny'"),
+        ("eval: tiny", "run.yaml: eval: should be a group of `name: value` lines, got 'tiny'"),
         ("recipe: docvqa-lora", "there is no recipe of that name"),
     ],
 )
