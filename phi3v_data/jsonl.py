@@ -75,9 +75,11 @@ def read_blocks(
         yield from _blocks(chunks, max_line_bytes, count_lines, start)
 
 
-def stream_blocks(file: BinaryIO, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+def stream_blocks(
+    file: BinaryIO, *, block_bytes: int = BLOCK_BYTES, count_lines: Callable[[bytes], int] = _count_lines
+) -> Iterator[Block]:
     """Yield the rest of an open file as `read_blocks` does."""
-    yield from _blocks(_chunks(file, block_bytes, None), MAX_LINE_BYTES, _count_lines, 0)
+    yield from _blocks(_chunks(file, block_bytes, None), MAX_LINE_BYTES, count_lines, 0)
 
 
 def cut_file(path: str | Path, part_bytes: int) -> list[tuple[int, int]]:

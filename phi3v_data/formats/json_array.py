@@ -26,14 +26,11 @@ START, COMMA, NO_COMMA, END = range(4)
 _CHUNK = 1 << 20
 _SMALL_CHUNK = 1 << 14  # after a broken element, as the chunk may have others
 _PROBE = 1 << 20  # bytes of an unfinished element from which on it is examined for being broken
-_HEAD = 256
 _MARGIN = 32  # characters at the end of an unfinished text that may be wrong because they are cut
-_QUOTE, _BACKSLASH, _COMMA, _BRACE, _LF = b'"\\,}\n'
+_QUOTE, _BACKSLASH, _COMMA, _OPEN, _CLOSE, _LF = b'"\\,{}\n'
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"{[")] = 1
 _STEPS[list(b"}]")] = -1
-_STRUCTURE = _STEPS != 0
-_STRUCTURE[_COMMA] = True
 _SPACES = b" \t\r\n"
 _IS_SPACE = np.zeros(256, np.bool_)
 _IS_SPACE[list(_SPACES)] = True
@@ -103,15 +100,19 @@ class ArrayReader:
     def _scan(self, chunk: bytes) -> tuple[Ints, Kinds]:
         """Where elements are bounded in a chunk: the index of the bracket or comma, and its kind."""
         array = np.frombuffer(chunk, np.uint8)
-        quotes = array == _QUOTE
+        folded = array | np.uint8(0x20)  # of a bracket: a brace
+        special = (array == _QUOTE) | (array == _COMMA) | (array == _BACKSLASH) | (folded == _OPEN) | (folded == _CLOSE)
+        places = np.flatnonzero(special)
+        found = array[places]
+        quotes = found == _QUOTE
         if self._is_escaped or b"\\" in chunk:
-            self._drop_escaped(array, quotes)
+            quotes &= ~self._escaped(places, found == _BACKSLASH, len(array))
         parity = np.cumsum(quotes, dtype=np.uint8)
         parity += np.uint8(self._in_string)
         parity &= np.uint8(1)
-        places = np.flatnonzero(_STRUCTURE[array])
-        places = places[parity[places] == 0]
-        self._in_string = bool(parity[-1])
+        if len(places):
+            self._in_string = bool(parity[-1])
+        places = places[(parity == 0) & (found != _QUOTE) & (found != _BACKSLASH)]
         steps = _STEPS[array[places]]
         depths = self._depth + np.cumsum(steps, dtype=np.int64)
         near = np.flatnonzero(depths - (steps > 0) <= 1)  # brackets of the array and of elements, and their commas
@@ -132,22 +133,25 @@ class ArrayReader:
         ends = np.flatnonzero(kinds == END)
         return (bounds[: ends[0] + 1], kinds[: ends[0] + 1]) if len(ends) else (bounds, kinds)
 
-    def _drop_escaped(self, array: npt.NDArray[np.uint8], quotes: npt.NDArray[np.bool_]) -> None:
-        """Remove escaped quotes: in a run of backslashes, every other one escapes the byte after it."""
-        slashes = np.flatnonzero(array == _BACKSLASH)
-        if self._is_escaped:
-            quotes[0] = False
+    def _escaped(self, places: Ints, is_slash: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
+        """Which places are escaped: in a run of backslashes, every other one escapes the byte after it."""
+        slashes = places[is_slash]
+        starts_escaped = self._is_escaped
+        if starts_escaped:
             slashes = slashes[slashes > 0]
+        escaped = np.zeros(len(places), np.bool_)
+        if starts_escaped and len(places) and places[0] == 0:
+            escaped[0] = True
         self._is_escaped = False
         if not len(slashes):
-            return
+            return escaped
         run_starts = np.concatenate(([True], np.diff(slashes) != 1))
         first_of_run = np.maximum.accumulate(np.where(run_starts, slashes, 0))
         escaping = slashes[(slashes - first_of_run) % 2 == 0]
-        if escaping[-1] == len(array) - 1:
-            self._is_escaped = True
-            escaping = escaping[:-1]
-        quotes[escaping + 1] = False
+        self._is_escaped = bool(escaping[-1] == size - 1)
+        behind = np.minimum(np.searchsorted(places, escaping + 1), len(places) - 1)
+        escaped[behind[places[behind] == escaping + 1]] = True
+        return escaped
 
     def _hold(self, chunk: bytes) -> Iterator[RowBlock]:
         """Keep a chunk without a bound."""
@@ -183,7 +187,7 @@ class ArrayReader:
     def _cut(self, text: bytes, bounds: Ints, kinds: Kinds) -> Iterator[RowBlock]:
         """The elements of a text that has bounds, up to the last of them."""
         num_done = _after(int(bounds[-1]), int(kinds[-1]))
-        self._is_stray = bool(kinds[-1] == END and text[bounds[-1]] == _BRACE)
+        self._is_stray = bool(kinds[-1] == END and text[bounds[-1]] == _CLOSE)
         if self._is_stray:  # a brace too many, which belongs to the element
             bounds[-1] += 1
         before = np.concatenate(([self._bound], kinds[:-1]))

@@ -86,7 +86,7 @@ class RowFile:
                 if self.layout == "array":
                     yield from ArrayReader(file).blocks()
                 else:
-                    yield from map(_line_block, stream_blocks(file, block_bytes=_BLOCK_BYTES))
+                    yield from map(_line_block, stream_blocks(file, block_bytes=_BLOCK_BYTES, count_lines=_count_lines))
         except OSError as error:
             raise unreadable(self.path, error) from None
 
@@ -180,6 +180,10 @@ def _is_complete(text: bytes) -> bool:
     except (msgspec.MsgspecError, RecursionError):
         return False
     return True
+
+
+def _count_lines(data: bytes) -> int:
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == 10))
 
 
 def _line_block(block: Block) -> RowBlock:

@@ -155,9 +155,13 @@ def _names(folder: str) -> dict[str, str]:
 
 @dataclass(slots=True)
 class Uses:
-    """Images that a block of rows uses. `place` gives file, line, id and field of a use, for a finding."""
+    """Images that a block of rows uses, by their hashes.
 
-    refs: list[str | bytes]
+    `ref` gives the reference of a use, `place` its file, line, id and field for a finding.
+    """
+
+    hashes: Ints
+    ref: Callable[[int], str | bytes]
     place: Callable[[int], dict[str, object]]
 
 
@@ -166,7 +170,6 @@ class _Waiting:
     """A block whose images are being checked; `batches` are those without a result."""
 
     uses: Uses
-    hashes: Ints
     batches: deque[list[int]]
 
 
@@ -190,19 +193,18 @@ class ImageChecks:
 
         def tasks() -> Iterator[list[str | bytes]]:
             for uses in blocks:
-                hashes = _hashes(uses.refs)
-                new = np.flatnonzero(self._seen.add(hashes)).tolist()
+                new = np.flatnonzero(self._seen.add(uses.hashes)).tolist()
                 self.num_images += len(new)
                 batches = [new[start : start + BATCH] for start in range(0, len(new), BATCH)]
-                waiting.append(_Waiting(uses, hashes, deque(batches)))
+                waiting.append(_Waiting(uses, deque(batches)))
                 for batch in batches:
-                    yield [uses.refs[position] for position in batch]
+                    yield [uses.ref(position) for position in batch]
 
         for refs, verdicts in self._results(tasks(), self._workers if self._workers > 1 else 0):
             self._flush(waiting)
             batch = waiting[0].batches.popleft()
             for verdict in self._one_by_one(refs) if verdicts is None else verdicts:
-                self._enter(int(waiting[0].hashes[batch[verdict.position]]), verdict)
+                self._enter(int(waiting[0].uses.hashes[batch[verdict.position]]), verdict)
             self._flush(waiting)
         self._flush(waiting)
 
@@ -219,8 +221,7 @@ class ImageChecks:
     def _flush(self, waiting: "deque[_Waiting]") -> None:
         """Report on the blocks at the front whose images have all been checked."""
         while waiting and not waiting[0].batches:
-            block = waiting.popleft()
-            self._report(block.uses, block.hashes)
+            self._report(waiting.popleft().uses)
 
     def _one_by_one(self, refs: list[str | bytes]) -> list[Verdict]:
         """Verdicts on a task in which a decoder brought its process down: each image in a process that may die."""
@@ -240,10 +241,10 @@ class ImageChecks:
             verdict = Verdict(0, verdict.code, "", "")
         self._bad.setdefault(key, []).append(verdict)
 
-    def _report(self, uses: Uses, hashes: Ints) -> None:
+    def _report(self, uses: Uses) -> None:
         if not self._bad:
             return
-        for position, key in enumerate(hashes.tolist()):
+        for position, key in enumerate(uses.hashes.tolist()):
             for verdict in self._bad.get(key, ()):
                 if self._findings.has_room(verdict.code):
                     message, hint = self._judge(verdict)
@@ -252,6 +253,7 @@ class ImageChecks:
                     self._findings.count(verdict.code)
 
 
-def _hashes(refs: list[str | bytes]) -> Ints:
+def ref_hashes(refs: list[str | bytes]) -> Ints:
+    """The hash of each reference."""
     texts = [ref if isinstance(ref, str) else xxhash.xxh3_128_hexdigest(ref) for ref in refs]
     return hash_texts(texts)

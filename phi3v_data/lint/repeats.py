@@ -1,7 +1,6 @@
 """Equal ids and equal samples of a file, found by hashes; 20 bytes are kept per row."""
 
 from array import array
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,8 @@ from phi3v_data.validate.repeats import equal_groups
 
 Ints = npt.NDArray[np.int64]
 
-_NOT_A_ROW = "\0none"
+NONE = int(hash_texts(["\0"])[0])
+"""Hash of nothing; no id and no row is a NUL."""
 
 
 class Repeats:
@@ -24,15 +24,11 @@ class Repeats:
         self._ids = array("q")
         self._contents = array("q")
         self._lines = array("I")
-        self._blank = int(hash_texts([_NOT_A_ROW])[0])
 
-    def add(self, lines: Ints, ids: Sequence[str], contents: Ints, has_content: npt.NDArray[np.bool_]) -> None:
-        """Add rows. `ids` are empty for rows without one; `contents` are hashes."""
-        hashes = hash_texts(ids)
-        hashes[[not row_id for row_id in ids]] = self._blank
-        contents = np.where(has_content, contents, self._blank)
-        self._ids.frombytes(hashes.tobytes())
-        self._contents.frombytes(contents.astype(np.int64).tobytes())
+    def add(self, lines: Ints, ids: Ints, contents: Ints) -> None:
+        """Add rows: hashes of their ids and of their contents, `NONE` for rows without."""
+        self._ids.frombytes(ids.tobytes())
+        self._contents.frombytes(contents.tobytes())
         self._lines.frombytes(lines.astype(np.uint32).tobytes())
 
     def report(self, file: str, findings: Findings) -> None:
@@ -42,7 +38,7 @@ class Repeats:
 
     def _report(self, kind: "_Kind", hashes: Ints, file: str, findings: Findings) -> None:
         for rows in equal_groups(hashes):
-            if hashes[rows[0]] == self._blank:
+            if hashes[rows[0]] == NONE:
                 continue
             message = f"{kind.words} line {self._lines[rows[0]]}"
             for row in findings.up_to_limit(kind.code, rows[1:].tolist(), severity=kind.severity):

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef
 from phi3v_data.formats.consumers.base import Consumer, OverRows, RowView
@@ -16,9 +14,6 @@ from phi3v_data.json_text import JsonFault, field_path
 from phi3v_data.messages import shown
 from phi3v_data.validate.control import ControlTokens, invalid_character
 
-EXTRA = frozenset({"id", "answers", "group", "meta", "source"})
-"""Columns that do not make two rows different samples."""
-
 _OTHER_MEDIA = {
     "<video>": ("video", "videos"),
     "<audio>": ("audio", "audios"),
@@ -26,16 +21,15 @@ _OTHER_MEDIA = {
     "<ref-object>": ("objects",),
 }
 _UNREAD = frozenset({"role-unknown", "missing-field", "wrong-type"})
-_SORTED = msgspec.json.Encoder(order="sorted")
 
 
 @dataclass(slots=True)
 class CheckedRow:
-    """Result of the checks of a row. `content` is equal for equal samples."""
+    """Result of the checks of a row; `view` is None if it has no conversation."""
 
     id: str = ""
     faults: list[Fault] = field(default_factory=list)
-    content: bytes = b""
+    view: RowView | None = None
     images: list[ImageRef] = field(default_factory=list)
     num_turns: int = 0
 
@@ -59,27 +53,26 @@ class RowCheck:
         self.own_is_error = own_is_error
         self.over_rows: OverRows = consumer.over_rows()
 
-    def check(self, value: Any, line: int, text_faults: Iterable[JsonFault] = ()) -> CheckedRow:
-        """All faults of a row. `value` is None if it has none."""
+    def check(self, value: Any, line: int, text_faults: Iterable[JsonFault] = (), *, count: int = 1) -> CheckedRow:
+        """All faults of a row. `value` is None if it has none; with a `count` of 0 it is not counted with others."""
         result = CheckedRow(faults=[_as_fault(fault) for fault in text_faults])
         if value is None and result.faults:
             return result
         if isinstance(value, list) and value and self.format.name == "qwen":
-            self._check_packed(value, line, result)
+            self._check_packed(value, line, count, result)
         elif not isinstance(value, Mapping):
             hint = "Qwen's trainer reads arrays of rows: --format qwen" if isinstance(value, list) else ""
             result.faults.append(Fault("json-not-object", "", f"a row must be an object, not {shown(value)}", hint))
         else:
-            self._check_object(value, line, result)
-        result.content = _content(value)
+            self._check_object(value, line, count, result)
         return result
 
-    def _check_packed(self, rows: list[Any], line: int, result: CheckedRow) -> None:
+    def _check_packed(self, rows: list[Any], line: int, count: int, result: CheckedRow) -> None:
         """Several rows in one line, which are trained as one sequence."""
         for number, row in enumerate(rows):
             inner = CheckedRow()
             if isinstance(row, Mapping):
-                self._check_object(row, line, inner)
+                self._check_object(row, line, count, inner)
             else:
                 inner.faults.append(Fault("json-not-object", "", f"a row must be an object, not {shown(row)}"))
             for fault in inner.faults:
@@ -88,7 +81,7 @@ class RowCheck:
             result.images += [ImageRef(ref.value, f"[{number}].{ref.field}") for ref in inner.images]
             result.num_turns += inner.num_turns
 
-    def _check_object(self, row: Mapping[str, Any], line: int, result: CheckedRow) -> None:
+    def _check_object(self, row: Mapping[str, Any], line: int, count: int, result: CheckedRow) -> None:
         row_id = row.get("id")
         if isinstance(row_id, str | int) and not isinstance(row_id, bool):
             result.id = str(row_id)
@@ -96,6 +89,7 @@ class RowCheck:
         faults, chat = list(reading.faults), reading.chat
         view = None if chat is None else RowView(row, chat, self.format, self.root)
         if chat is not None:
+            result.view = view
             result.images = list(chat.images)
             result.num_turns = sum(message.role == "assistant" for message in chat.messages)
             is_read = not any(fault.code in _UNREAD for fault in faults)
@@ -104,8 +98,8 @@ class RowCheck:
             else:  # what would only follow from a message that was not read
                 faults = [fault for fault in faults if fault.code != "image-count"]
             faults += self._of_texts(chat, _placeholders(row))
-            if view is not None and is_read:
-                self.over_rows.row(view, line)
+            if view is not None and is_read and count:
+                self.over_rows.row(view, line, count)
         own = list(self.consumer.check(view)) if view is not None else []
         judged = [fault for fault in (self.consumer.judge(fault, view) for fault in faults) if fault is not None]
         if any(fault.code in ("image-moved", "image-ignored") for fault in own):  # of a tag, too
@@ -171,15 +165,3 @@ def _placeholders(row: Mapping[str, Any]) -> frozenset[str]:
 
 def _as_fault(fault: JsonFault) -> Fault:
     return Fault(fault.code, field_path(fault.path) if fault.path else "", fault.message, fault.hint)
-
-
-def _content(value: Any) -> bytes:
-    """The bytes by which samples are compared; empty for what is not a row."""
-    if isinstance(value, Mapping):
-        value = {key: item for key, item in value.items() if key not in EXTRA and item not in (None, "", [])}
-    if not isinstance(value, dict | list) or not value:
-        return b""
-    try:
-        return _SORTED.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError):  # half a character, a number of any length
-        return repr(value).encode("utf-8", "surrogatepass")

@@ -9,15 +9,19 @@ from phi3v_data.formats.chat import Fault
 from phi3v_data.formats.consumers.base import Consumer
 from phi3v_data.formats.consumers.registry import all_consumers, get_consumer
 from phi3v_data.formats.dataset_info import FILE
+from phi3v_data.formats.placeholders import IMAGE
 from phi3v_data.formats.rows import open_rows
+from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.lint.choose import choose_format
 from phi3v_data.lint.images import ImageChecks, Verdict
 from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.lint.scan import FileScan, images_folder
+from phi3v_data.lint.templates import Templates
 from phi3v_data.messages import counted
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.tokens.choose import choose_model
-from phi3v_data.validate.control import control_tokens
+from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.validate.control import build_control_tokens, control_tokens, marker_strings
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.survey import Progress, paused_collector
 
@@ -64,13 +68,14 @@ def lint_file(
         raise NotFoundError(f"--images_root '{images_root}' is not a folder")
     chosen = choose_format(rows, format)
     tool = _consumer(consumer, chosen.format)
-    markers = control_tokens(choose_model(model, None).family)
+    chosen_model = choose_model(model, None)
+    markers = control_tokens(chosen_model.family)
     root = images_folder(path, Path(images_root) if images_root is not None else None)
     findings = Findings(max_problems)
     for fault in tool.check_settings(chosen.format):
         add_fault(findings, fault, FILE, f"{chosen.info}.{fault.field}")
     check = RowCheck(chosen.format, tool, markers, root, own_is_error=model is not None)
-    scan = FileScan(rows, check, findings)
+    scan = FileScan(rows, check, _templates(check, chosen_model.family), findings)
     size = path.stat().st_size
 
     def observe(position: int) -> None:
@@ -80,6 +85,7 @@ def lint_file(
     images = ImageChecks(
         findings, str(root), pixels=level == "full", workers=workers if size > _MANY_IMAGES else 1, judge=_judge(tool)
     )
+    bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each again
     with paused_collector():
         images.run(scan.blocks(observe))
     if not scan.num_rows and not findings.counts:
@@ -122,6 +128,15 @@ def _consumer(name: str | None, format_: RowFormat) -> Consumer:
     if name is None and format_.consumer not in all_consumers():
         return Consumer()
     return get_consumer(name or format_.consumer)()
+
+
+def _templates(check: RowCheck, family: TokenFamily) -> Templates:
+    """Templates that know every string which a text of the format must not have."""
+    has_tags = isinstance(check.format, TaggedFormat)
+    own, foreign = marker_strings(family)
+    strings = dict.fromkeys((*foreign, *check.format.reserved))
+    wanted = (text for text in strings if text not in own and not (has_tags and text == IMAGE))
+    return Templates(check, build_control_tokens(own, wanted), has_tags=has_tags)
 
 
 def add_fault(findings: Findings, fault: Fault, file: str, field: str, *, line: int | None = None) -> None:

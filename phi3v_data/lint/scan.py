@@ -1,20 +1,24 @@
 """One pass over the rows of a file: findings of each, what it repeats, the images that it uses."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from phi3v_data.formats.row_block import RowBlock
+from phi3v_data.formats.row_block import RowBlock, read_row
 from phi3v_data.formats.rows import RowFile
 from phi3v_data.json_text import JsonFault
-from phi3v_data.lint.images import Uses
-from phi3v_data.lint.repeats import Repeats
+from phi3v_data.lint.images import Uses, ref_hashes
+from phi3v_data.lint.repeats import NONE, Repeats
 from phi3v_data.lint.row_check import CheckedRow, RowCheck
+from phi3v_data.lint.templates import BlockText, TemplateRows, Templates, content_start
 from phi3v_data.validate.findings import Findings
+from phi3v_data.validate.hashes import hash_texts
 
 Ints = npt.NDArray[np.int64]
 
@@ -24,9 +28,10 @@ _TABLE_ROWS = 256  # of a parquet file that are checked together
 class FileScan:
     """Reads a file; `blocks` yields the images of its rows, and the counts are right when it is exhausted."""
 
-    def __init__(self, rows: RowFile, check: RowCheck, findings: Findings) -> None:
+    def __init__(self, rows: RowFile, check: RowCheck, templates: Templates, findings: Findings) -> None:
         self.rows = rows
         self.check = check
+        self.templates = templates
         self.findings = findings
         self.repeats = Repeats()
         self.file = rows.path.name
@@ -41,65 +46,163 @@ class FileScan:
         for block in self.rows.blocks():
             for line, fault in block.faults:
                 self._add_text_fault(line, fault)
-            yield self._check_block(block)
+            if len(block):
+                yield self._check_block(block)
             observe(block.offset + len(block.data))
 
     def _check_block(self, block: RowBlock) -> Uses:
-        checked = [
-            self.check.check(value[0] if value else None, line, faults)
-            for line, (value, faults) in zip(block.lines.tolist(), block.values(), strict=True)
-        ]
-        return self._enter(checked, block.lines)
+        """Rows by template, then the others one by one."""
+        text, groups, left = self.templates.sort(block)
+        numbers: Sequence[int] = left.tolist()
+        lines = block.lines
+        checked = []
+        for number, (value, faults) in zip(numbers, self._values(block, numbers), strict=True):
+            checked.append(self.check.check(value[0] if value else None, int(lines[number]), faults))
+        starts = block.starts.copy()
+        starts[left] += np.array([content_start(block.text(number)) for number in numbers], np.int64)
+        ids = np.full(len(block), NONE)
+        uses = _BlockUses(self.file, lines, text)
+        for group in groups:
+            template = group.template
+            if template.id is not None:
+                ids[group.rows] = text.hashes(group.opens[template.id], group.closes[template.id])
+                if template.begins_with_id:
+                    starts[group.rows] = group.closes[template.id] + 1
+            uses.add_group(group)
+            self.num_turns += template.num_turns * len(group.rows)
+            self.check.over_rows.row(template.view, int(lines[group.rows[0]]), len(group.rows))
+        view = memoryview(block.data)
+        digest = xxhash.xxh3_64_intdigest
+        spans = zip(starts.tolist(), block.ends.tolist(), strict=True)
+        contents = np.array([digest(view[start:end]) for start, end in spans], np.uint64).view(np.int64)
+        for number, row in zip(numbers, checked, strict=True):
+            if row.view is None:
+                contents[number] = NONE
+        self._enter(checked, left, lines, ids, contents, uses)
+        return uses.made()
+
+    def _values(self, block: RowBlock, numbers: Sequence[int]) -> Iterator[tuple[tuple[Any] | None, list[JsonFault]]]:
+        if len(numbers) == len(block):
+            yield from block.values()
+            return
+        for number in numbers:
+            yield read_row(block.text(number), block.name)
 
     def _table(self) -> Iterator[Uses]:
         checked: list[CheckedRow] = []
         lines: list[int] = []
+        contents: list[int] = []
         for row in self.rows.rows():
             checked.append(self.check.check(row.value, row.line, row.faults))
             lines.append(row.line)
+            contents.append(_content(row.value))
             if len(lines) == _TABLE_ROWS:
-                yield self._enter(checked, np.array(lines))
-                checked, lines = [], []
-        yield self._enter(checked, np.array(lines, np.int64))
+                yield self._enter_table(checked, lines, contents)
+                checked, lines, contents = [], [], []
+        if lines:
+            yield self._enter_table(checked, lines, contents)
 
-    def _enter(self, checked: list[CheckedRow], lines: Ints) -> Uses:
-        """Report rows, and note what they repeat and use."""
-        refs: list[str | bytes] = []
-        owners: list[tuple[int, str]] = []
-        for number, row in enumerate(checked):
+    def _enter_table(self, checked: list[CheckedRow], lines: list[int], contents: list[int]) -> Uses:
+        uses = _BlockUses(self.file, np.array(lines), None)
+        hashes = np.array(contents, np.uint64).view(np.int64)
+        self._enter(checked, np.arange(len(lines)), np.array(lines), np.full(len(lines), NONE), hashes, uses)
+        return uses.made()
+
+    def _enter(
+        self, checked: list[CheckedRow], numbers: Ints, lines: Ints, ids: Ints, contents: Ints, uses: "_BlockUses"
+    ) -> None:
+        """Report the rows that were checked one by one, and note what all of a block repeat and use."""
+        for number, row in zip(numbers.tolist(), checked, strict=True):
             for fault in row.faults:
                 self.findings.add(
                     fault.code,
                     fault.message,
-                    **self._place(int(lines[number]), row.id),
+                    file=self.file,
+                    line=int(lines[number]),
+                    id=row.id or None,
                     field=fault.field or None,
                     hint=fault.hint,
                     severity=fault.severity,
                 )
-            for image in row.images:
-                refs.append(image.value)
-                owners.append((number, image.field))
             self.num_turns += row.num_turns
-        self.num_rows += len(checked)
-        contents = np.array([_hash(row.content) for row in checked], np.int64)
-        self.repeats.add(lines, [row.id for row in checked], contents, np.array([bool(row.content) for row in checked]))
-        ids = [row.id for row in checked]
-
-        def place(use: int) -> dict[str, object]:
-            number, field = owners[use]
-            return {**self._place(int(lines[number]), ids[number]), "field": field or None}
-
-        return Uses(refs, place)
-
-    def _place(self, line: int, row_id: str) -> dict[str, Any]:
-        return {"file": self.file, "line": line, "id": row_id or None}
+            uses.add_row(number, row)
+        self.num_rows += len(lines)
+        known = [number for number, row in zip(numbers.tolist(), checked, strict=True) if row.id]
+        ids[known] = hash_texts([row.id for row in checked if row.id])
+        self.repeats.add(lines, ids, contents)
 
     def _add_text_fault(self, line: int, fault: JsonFault) -> None:
         self.findings.add(fault.code, fault.message, file=self.file, line=line, hint=fault.hint)
 
 
-def _hash(content: bytes) -> int:
-    return xxhash.xxh3_64_intdigest(content) - (1 << 63)
+@dataclass(slots=True)
+class _BlockUses:
+    """Collects the images of a block."""
+
+    file: str
+    lines: Ints
+    text: BlockText | None
+    groups: list[TemplateRows] = field(default_factory=list)
+    hashes: list[Ints] = field(default_factory=list)
+    refs: list[str | bytes] = field(default_factory=list)
+    owners: list[tuple[int, str, str]] = field(default_factory=list)  # row, id and field of each of `refs`
+
+    def add_group(self, group: TemplateRows) -> None:
+        """Add the images of rows with one template."""
+        if group.template.images and self.text is not None:
+            images = list(group.template.images)
+            self.groups.append(group)
+            self.hashes.append(self.text.hashes(group.opens[images].T.reshape(-1), group.closes[images].T.reshape(-1)))
+
+    def add_row(self, number: int, row: CheckedRow) -> None:
+        """Add the images of one row."""
+        for image in row.images:
+            self.refs.append(image.value)
+            self.owners.append((number, row.id, image.field))
+
+    def made(self) -> Uses:
+        """All of them."""
+        hashes = [*self.hashes, ref_hashes(self.refs)] if self.refs else self.hashes
+        return Uses(np.concatenate(hashes) if hashes else np.zeros(0, np.int64), self.ref, self.place)
+
+    def ref(self, use: int) -> str | bytes:
+        """The reference of a use."""
+        group, use, image = self._find(use)
+        if group is None or self.text is None:
+            return self.refs[use]
+        value = group.template.images[image]
+        return self._string(group, value, use)
+
+    def place(self, use: int) -> dict[str, object]:
+        """File, line, id and field of a use."""
+        group, use, image = self._find(use)
+        if group is None:
+            number, row_id, name = self.owners[use]
+        else:
+            number, name = int(group.rows[use]), group.template.image_fields[image]
+            row_id = "" if group.template.id is None else self._string(group, group.template.id, use)
+        return {"file": self.file, "line": int(self.lines[number]), "id": row_id or None, "field": name or None}
+
+    def _find(self, use: int) -> tuple[TemplateRows | None, int, int]:
+        """The group of a use, its column there and its image; without a group, its place in `refs`."""
+        for group in self.groups:
+            images = len(group.template.images)
+            size = images * len(group.rows)
+            if use < size:
+                return group, use // images, use % images
+            use -= size
+        return None, use, 0
+
+    def _string(self, group: TemplateRows, value: int, column: int) -> str:
+        assert self.text is not None
+        data = self.text.data[int(group.opens[value, column]) - 1 : int(group.closes[value, column]) + 1]
+        return str(msgspec.json.decode(data))
+
+
+def _content(value: Any) -> int:
+    """Hash of a row of a table without its id."""
+    row = {key: item for key, item in value.items() if key != "id"} if isinstance(value, dict) else value
+    return xxhash.xxh3_64_intdigest(repr(row).encode("utf-8", "surrogatepass"))
 
 
 def images_folder(path: Path, images_root: Path | None) -> Path:

@@ -80,10 +80,14 @@ class ControlTokens:
 @cache
 def control_tokens(family: TokenFamily | None = None) -> ControlTokens:
     """The markers that matter to a family, by default phi3v; those of a family that cannot be loaded are missing."""
-    family = family or default_family()
-    own = family.special_strings
+    return build_control_tokens(*marker_strings(family))
+
+
+def marker_strings(family: TokenFamily | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The special strings of a family, by default phi3v, and the markers of all others."""
+    own = tuple((family or default_family()).special_strings)
     foreign = (*COMMON_MARKERS, *(text for other in load_families()[0] for text in other.special_strings))
-    return build_control_tokens(own, (text for text in dict.fromkeys(foreign) if text not in own))
+    return own, tuple(text for text in dict.fromkeys(foreign) if text not in own)
 
 
 def build_control_tokens(own: Iterable[str], foreign: Iterable[str]) -> ControlTokens:

@@ -7,7 +7,7 @@ keys, and its values are where the template says. All other lines go the long wa
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,20 +32,17 @@ _TO_CLOSE = 0x20  # set in "]", it makes "}"
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
-    """Fixed texts around the string values of a row; the rest are indices of values."""
+class FixedTexts:
+    """Fixed texts before, between and behind the string values of a row, quotes included; the last ends in LF."""
 
-    parts: tuple[bytes, ...]  # before, between and behind the values, quotes included; the last ends in LF
-    id: int
-    users: tuple[int, ...]
-    answers: tuple[int, ...]
-    images: tuple[int, ...]
-    num_images: tuple[int, ...]  # per turn
-    system: int | None
-    group: int | None
-    num_quotes: int
-    num_brackets: int
+    parts: tuple[bytes, ...]
     words: tuple[tuple[tuple[int, np.uint64, np.uint64], ...], ...] = field(repr=False)  # per part: offset, mask, value
+
+    @classmethod
+    def of(cls, parts: Iterable[bytes]) -> "FixedTexts":
+        """With the parts as words."""
+        parts = tuple(parts)
+        return cls(parts, tuple(map(_part_words, parts)))
 
     def match(self, words: Words, starts: Ints, ends: Ints, closings: Ints) -> tuple[Ints, Ints]:
         """Which lines have this template, and where their values begin (one row a value, one column such a line).
@@ -66,6 +63,22 @@ class Template:
         if same.all():
             return found, opens
         return found[same], opens[:, same]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Fixed texts around the string values of a row; the rest are indices of values."""
+
+    fixed: FixedTexts
+    id: int
+    users: tuple[int, ...]
+    answers: tuple[int, ...]
+    images: tuple[int, ...]
+    num_images: tuple[int, ...]  # per turn
+    system: int | None
+    group: int | None
+    num_quotes: int
+    num_brackets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +160,8 @@ class Templates:
                     break
                 template = learn_template(text.line(int(lines[0])), self._markers) if new else untried.pop(0)
                 found = np.empty(0, np.int64)
-                if template is not None and len(template.parts) == number + 1:
-                    found, opens = template.match(text.words, text.starts[lines], text.ends[lines], closings)
+                if template is not None and len(template.fixed.parts) == number + 1:
+                    found, opens = template.fixed.match(text.words, text.starts[lines], text.ends[lines], closings)
                 if new and (template is None or len(found) < MIN_ROWS):
                     self._failures[number] += 1
                     lines, closings = lines[1:], closings[:, 1:]
@@ -256,7 +269,7 @@ def learn_template(line: bytes, markers: ControlTokens) -> Template | None:
             end = close
     parts.append(line[end:])
     return Template(
-        tuple(parts),
+        FixedTexts.of(parts),
         roles["id"][0],
         tuple(roles["user"]),
         tuple(roles["assistant"]),
@@ -266,7 +279,6 @@ def learn_template(line: bytes, markers: ControlTokens) -> Template | None:
         next(iter(roles.get("group", ())), None),
         len(quotes),
         sum(part.count(b"[") for part in parts),
-        tuple(map(_part_words, parts)),
     )
 
 
@@ -302,12 +314,12 @@ def _without_blank(group: TemplateRows, array: Bytes, *, labelled: bool) -> Temp
     for value in (*template.users, *(template.answers if labelled else ())):
         # A character over " " that is ASCII is not white space; others are looked at the long way.
         begin = array[group.opens[value]]
-        plain = (begin > ord(" ")) & ((begin < 0x80) | _is_letter(begin, array[group.opens[value] + 1]))
+        plain = (begin > ord(" ")) & ((begin < 0x80) | is_letter(begin, array[group.opens[value] + 1]))
         keep &= plain & (group.closes[value] > group.opens[value])
     return group if keep.all() else _choose(group, keep)
 
 
-def _is_letter(begin: Bytes, following: Bytes) -> Bools:
+def is_letter(begin: Bytes, following: Bytes) -> Bools:
     """Whether a UTF-8 sequence with this start is not white space (C2 85, C2 A0, E1 9A 80, E2 80/81 .., E3 80 80)."""
     space: Bools = (begin == 0xC2) | ((begin == 0xE1) & (following == 0x9A)) | (begin == 0xE2)
     space |= (begin == 0xE3) & (following == 0x80)

@@ -87,6 +87,8 @@ class UniformTypes(OverRows):
             if kind := _kind(value):
                 seen = self._columns.setdefault(column, {}).setdefault(kind, _Seen(line, field))
                 seen.count += count
+                if line < seen.line:
+                    seen.line, seen.field = line, field
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
         for column, kinds in self._columns.items():

@@ -20,7 +20,9 @@ class LLaVA(Consumer):
         "turn-order": Effect("drops a first message that is not the user's without a word, and stops at any other"),
         "role-unknown": Effect("stops with a KeyError"),
     }
-    suspect = re.compile(rb'"images"|(?:[^"n>]|[^\\]n)<image>|"image"\s*:\s*(?:null|""|\[\s*\])|"(?:role|content)"\s*:')
+    suspect = re.compile(
+        rb'"images"|(?<![^\\]")(?<!<image>)(?<!<image>\\n)<image>|"image"\s*:\s*(?:null|""|\[\s*\])|"(?:role|content)"\s*:'
+    )
 
     def check(self, view: RowView) -> Iterator[Fault]:
         row = view.row

@@ -25,7 +25,12 @@ class Qwen(Consumer):
         "missing-field": Effect(REPLACED),
         "wrong-type": Effect(REPLACED),
     }
-    suspect = re.compile(rb'assistant|"images"|"role"|[ \t]<|<video>|>[ \t]|\\n\\n|[^"n>]\\n<')
+    suspect = re.compile(
+        rb'assistant|"images"|"role"|<video>'
+        rb'|"(?: |\\[ntr])| "(?=\s*[,}\]])|\\[ntr]"'  # white space at the start and at the end of a text
+        rb"| <image>|(?<!<image>)\\[ntr]<image>|<image>(?: |\\[tr]|\\n(?: |\\[ntr]))"  # beside a tag
+        rb"|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"  # others in Unicode
+    )
 
     def check(self, view: RowView) -> Iterator[Fault]:
         row = view.row

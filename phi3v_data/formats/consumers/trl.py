@@ -61,17 +61,17 @@ class _FirstRow(OverRows):
     """TRL decides by the first row whether a set has images."""
 
     def __init__(self) -> None:
-        self._has_column: bool | None = None
-        self._found: tuple[int, str] | None = None
+        self._first: tuple[int, bool] | None = None  # line of the first row, and whether it has the column
+        self._found: tuple[int, str] | None = None  # the first row with images
 
     def row(self, view: RowView, line: int, count: int = 1) -> None:
-        if self._has_column is None:
-            self._has_column = bool(view.row.keys() & {"image", "images"})
-        elif not self._has_column and self._found is None and view.has_images:
+        if self._first is None or line < self._first[0]:
+            self._first = line, bool(view.row.keys() & {"image", "images"})
+        if view.has_images and (self._found is None or line < self._found[0]):
             self._found = line, "images" if "images" in view.row else "image"
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
-        if self._found is not None:
+        if self._found is not None and self._first is not None and not self._first[1]:
             line, field = self._found
             message = "the first row has no column 'images', so TRL reads the whole set without images"
             yield line, Fault("text-only-set", field, message, "give the first row 'images': []")
