@@ -125,3 +125,22 @@ def test_the_image_budget_of_a_tuned_model_is_shown(
     assert (f", {shown}" in page.read_text()) == (budget is not None)
     (line,) = [each for each in cli("plan", "--data_dir", data_dir, *given)[2].splitlines() if each.startswith("data ")]
     assert line.endswith(f"rows, {shown}" if budget else "rows")
+
+
+@pytest.mark.parametrize(("files", "reason"), [
+    (("preprocessor_config.json",), "the image processor is a 'Qwen2VLImageProcessor'; copy preprocessor_config.json "
+     "from the model's original files"),
+    (("tokenizer.json",), "its tokenizer begins a text with the token 277, and config.json says 1; copy the model's "
+     "own tokenizer files"),
+])  # fmt: skip
+def test_phi3v_refuses_files_of_another_family(
+    data_dir: Path, tmp_path: Path, cli: Cli, files: tuple[str, ...], reason: str
+) -> None:
+    model, other = save("phi3v", tmp_path / "model"), save("qwen3_vl", tmp_path / "other")
+    for file in files:
+        shutil.copyfile(other / file, model / file)
+    code, out, err = cli("inspect", data_dir, "--model_name_or_path", model)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: {model}: its processor belongs to another model family than its config.json (phi3v): {reason}\n"
+    )

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import shown
 from phi3v_data.tokens.chat import TurnText
-from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG
+from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, processor_settings, read_values
 from phi3v_data.tokens.phi3v import PHI3V as TOKENS
-from phi3v_train.models.family import ImageBudget, ModelFamily, ModuleNames
+from phi3v_train.models.family import ImageBudget, ModelFamily, ModuleNames, OtherFamilyError
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import Linear, LinearGroup, ModelSize, Stack
 
@@ -158,10 +159,25 @@ class Phi3VFamily(ModelFamily):
 
         Raises:
             ValueError, TypeError: a value in its files cannot be used.
+            OtherFamilyError: its files are those of another model family.
         """
         from phi3v_train.models.phi3v.processing_phi3_v import Phi3VProcessor
 
-        return Phi3VProcessor.from_pretrained(directory)
+        other = f"{directory}: its processor belongs to another model family than its config.json ({self.name})"
+        kind = processor_settings(directory).get("image_processor_type")
+        if isinstance(kind, str) and not kind.startswith("Phi3V"):
+            raise OtherFamilyError(
+                f"{other}: the image processor is a {shown(kind, 40)}; copy preprocessor_config.json from the model's "
+                "original files"
+            )
+        processor: Any = Phi3VProcessor.from_pretrained(directory)
+        wanted, found = read_values(directory / "config.json").get("bos_token_id"), processor.tokenizer.bos_token_id
+        if isinstance(wanted, int) and wanted != found:
+            raise OtherFamilyError(
+                f"{other}: its tokenizer begins a text with the token {found}, and config.json says {wanted}; copy the "
+                "model's own tokenizer files"
+            )
+        return processor
 
     def tiny_config(self) -> dict[str, Any]:
         """Of the tiny model, see `tiny`."""
