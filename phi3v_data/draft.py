@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, ge
 
 from pydantic import BaseModel, ConfigDict
 
-from phi3v_data.schema import Scalar, Task
+from phi3v_data.schema import Scalar, Task, ToolStep
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +75,7 @@ class DraftTurn:
     images: Sequence["ImageContent | DraftImage"] = ()
     image_offsets: Sequence[int] = ()
     weight: int = 1
+    steps: Sequence[ToolStep] = ()  # calls of tools between the two texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ class Draft:
     group: str = ""
     meta: Mapping[str, Scalar] = field(default_factory=dict)
     split: str = ""  # only for generator converters; otherwise given by the item
+    rejected: str = ""  # worse answer to the last turn, of a preference pair
+    tools: str = ""  # JSON text of the tools that turns may call
     notes: Sequence[str] = ()  # codes of notes on the sample (`frames-repeated`), counted in `dataset.json`
 
     def all_turns(self) -> tuple[DraftTurn, ...]:

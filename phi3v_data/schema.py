@@ -23,7 +23,10 @@ from pydantic_core import PydanticCustomError
 
 from phi3v_data.splits import is_data_file, is_plain_name, is_split_name
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Newest format that is read; written is the oldest that can hold the rows."""
+
+_NEW_KEYS = ('"rejected"', '"steps"', '"tools"')
 
 
 def _set_name(name: str) -> str:
@@ -71,6 +74,21 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class ToolStep(StrictModel):
+    """Calls of tools before an answer, and what they returned (format 2)."""
+
+    calls: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)] = Field(
+        description="The calls as the model writes them, usually JSON."
+    )
+    results: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
+        description="The results, in the order of the calls."
+    )
+
+    def to_row(self) -> dict[str, Any]:
+        """The step as a JSON object."""
+        return {"calls": list(self.calls), "results": list(self.results)}
+
+
 class Turn(StrictModel):
     """One user message, its images, and the assistant's answer."""
 
@@ -85,6 +103,9 @@ class Turn(StrictModel):
     weight: Weight = Field(
         1, description="0: the answer is context only and is not trained; left out if 1. At least one turn has 1."
     )
+    steps: Annotated[tuple[ToolStep, ...], Field(strict=False)] = Field(
+        (), description="Calls of tools between `user` and `assistant` (format 2); left out if empty."
+    )
 
     def to_row(self) -> dict[str, Any]:
         """The turn as a JSON object in the format's key order."""
@@ -93,6 +114,8 @@ class Turn(StrictModel):
             row["image_offsets"] = list(self.image_offsets)
         if not self.weight:
             row["weight"] = 0
+        if self.steps:
+            row["steps"] = [step.to_row() for step in self.steps]
         return row
 
 
@@ -106,6 +129,13 @@ class Sample(StrictModel):
     answers: Strings = Field((), description="Accepted answers to the last turn, in the source's order.")
     group: str = Field("", description="Samples of one group must be in the same split.")
     meta: dict[str, Scalar] = Field(default_factory=dict, description="Flat object of JSON scalars.")
+    rejected: str = Field("", description="Worse answer to the last turn, for preference training (format 2).")
+    tools: str = Field("", description="JSON text of the tools that the turns may call (format 2).")
+
+    @property
+    def format(self) -> Literal[1, 2]:
+        """The oldest format that can hold the row."""
+        return 2 if self.rejected or self.tools or any(turn.steps for turn in self.conversations) else 1
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -119,6 +149,7 @@ class Sample(StrictModel):
             for turn in turns:
                 turn.pop("image_offsets", None)
                 turn.pop("weight", None)
+                turn.pop("steps", None)
         row: dict[str, Any] = {"id": self.id, "source": self.source, "conversations": turns}
         if plain:
             return row
@@ -127,6 +158,8 @@ class Sample(StrictModel):
             ("answers", list(self.answers)),
             ("group", self.group),
             ("meta", dict(self.meta)),
+            ("rejected", self.rejected),
+            ("tools", self.tools),
         ):
             if value:
                 row[key] = value
@@ -148,6 +181,15 @@ class Sample(StrictModel):
             pydantic.ValidationError: not JSON, or not a row of format 1.
         """
         return cls.model_validate_json(line)
+
+
+def line_format(line: bytes) -> Literal[1, 2]:
+    """The oldest format that can hold a valid line; only lines that may need a newer one are parsed."""
+    if not any(key.encode() in line for key in _NEW_KEYS):
+        return 1
+    row = json.loads(line)
+    turns = row.get("conversations", ())
+    return 2 if row.get("rejected") or row.get("tools") or any(turn.get("steps") for turn in turns) else 1
 
 
 class SplitInfo(StrictModel):
@@ -175,7 +217,9 @@ class ConverterInfo(StrictModel):
 class Manifest(StrictModel):
     """`dataset.json`: written last, so that its presence means that the directory is complete."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = Field(
+        1, description="2 if a row has a rejected answer, tools or calls of tools; readers of format 1 refuse it."
+    )
     name: SetName
     task: Task
     metrics: Strings = Field((), description="Metric names; the first is the headline.")

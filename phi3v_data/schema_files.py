@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from phi3v_data.converters.helpers.table_map import TableMap
 from phi3v_data.errors import NotFoundError
-from phi3v_data.schema import FORMAT_VERSION, Manifest, RejectRow, Report, Sample
+from phi3v_data.schema import Manifest, RejectRow, Report, Sample
 
 Mode = Literal["validation", "serialization"]
 
@@ -40,9 +40,7 @@ class _Steady(GenerateJsonSchema):
         return {"additionalProperties": True, **super().dict_schema(schema)}
 
 
-def json_schema(
-    name: str, schemas: Schemas = SCHEMAS, namespace: str = f"urn:phi3v:format-{FORMAT_VERSION}"
-) -> dict[str, Any]:
+def json_schema(name: str, schemas: Schemas = SCHEMAS, namespace: str = "urn:phi3v:format-1") -> dict[str, Any]:
     """The schema of one kind of file, with its dialect and an id that is stable within a format version.
 
     Raises:

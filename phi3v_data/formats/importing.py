@@ -18,7 +18,7 @@ import xxhash
 
 from phi3v_data.converters.helpers.annotations import once_a_source
 from phi3v_data.converters.helpers.cell_images import cell_path
-from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftTurn, Item
+from phi3v_data.draft import Converter, DatasetInfo, Draft, Item
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault
@@ -106,14 +106,14 @@ def make_draft(
     faults = [fault for fault in reading.faults if fault.severity in (None, "error")]
     chat = reading.chat
     if chat is not None and not faults:
-        faults = [*check_turns(chat, merge_turns=merge_turns), *_unheld(chat)]
+        faults = [*check_turns(chat, merge_turns=merge_turns), *_markers(chat)]
     if chat is None or faults:
         raise _reject(faults, where)
     notes: list[str] = []
     if merge_turns:
         messages = merged(chat.messages)
         notes += [MERGED] if len(messages) < len(chat.messages) else []
-        chat = Chat(messages, chat.id, chat.answers, chat.group, chat.meta, chat.rejected, chat.tools)
+        chat = replace(chat, messages=messages)
     system, found = to_turns(chat)
     turns = []
     for turn, refs in found:
@@ -122,20 +122,23 @@ def make_draft(
             image, more = places.load(ref, where)
             images.append(image)
             notes += more
-        turns.append(DraftTurn(turn.user, turn.assistant, images, turn.image_offsets, turn.weight))
+        turns.append(replace(turn, images=images))
     meta: dict[str, Scalar] = {"source_id": chat.id or key, **chat.meta}
-    return Draft(turns=turns, system=system, answers=chat.answers, group=chat.group, meta=meta, notes=notes)
+    return Draft(
+        turns=turns,
+        system=system,
+        answers=chat.answers,
+        group=chat.group,
+        meta=meta,
+        rejected=chat.rejected.text if chat.rejected is not None else "",
+        tools=chat.tools,
+        notes=notes,
+    )
 
 
-def _unheld(chat: Chat) -> Iterator[Fault]:
-    """Faults of what a sample cannot hold, and of the model's own markers in texts."""
-    for message in chat.messages:
-        if message.role in ("tool", "tool_call"):
-            yield Fault("tool-turn", message.field, "the conversation calls tools, which a sample cannot hold")
-            break
-    if chat.rejected is not None:
-        yield Fault("preference-pair", chat.rejected.field, "the row is a preference pair, which a sample cannot hold")
-    for message in chat.messages:
+def _markers(chat: Chat) -> Iterator[Fault]:
+    """Faults of the model's own markers in texts."""
+    for message in (*chat.messages, *([chat.rejected] if chat.rejected is not None else [])):
         if marker := own_marker(message.text):
             yield Fault("control-token", message.field, f"the text has {shown(marker)}, a control token of the model")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from phi3v_data.draft import DraftTurn
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part
 from phi3v_data.messages import counted
-from phi3v_data.schema import Sample, Turn
+from phi3v_data.schema import Sample, ToolStep, Turn
 
 ROLE_WORDS = {"system": "a system message", "user": "a user message", "assistant": "an answer"}
 
@@ -29,11 +29,22 @@ def check_turns(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
             faults.append(
                 Fault("turn-order", field, "two user messages in a row", "join them, or import with --merge_turns")
             )
-        elif role == "assistant" and previous != "user":
+        elif role == "user" and previous in ("tool_call", "tool"):
+            faults.append(Fault("turn-order", field, "a call of tools has no answer"))
+        elif role == "tool_call" and previous not in ("user", "tool_call", "tool"):
+            faults.append(Fault("turn-order", field, "a call of tools does not follow a user message or a result"))
+        elif role == "tool" and previous not in ("tool_call", "tool"):
+            faults.append(Fault("turn-order", field, "the result of a tool does not follow a call"))
+        elif role == "assistant" and previous == "tool_call":
+            faults.append(Fault("turn-order", field, "a call of tools has no result"))
+        elif role == "assistant" and previous not in ("user", "tool"):
             said = "the first message is an answer" if previous == "system" else "two answers in a row"
             faults.append(Fault("turn-order", field, said, "each answer follows a user message"))
-        if role == "assistant" and message.images:
-            faults.append(Fault("image-in-answer", field, f"an answer has {counted(len(message.images), 'image')}"))
+        if role in ("assistant", "tool", "tool_call") and message.images:
+            what = "an answer" if role == "assistant" else "a message of tools"
+            faults.append(Fault("image-in-answer", field, f"{what} has {counted(len(message.images), 'image')}"))
+        if role == "tool_call" and not message.text:
+            faults.append(Fault("empty-text", field, "the call of tools is empty"))
         if role == "system" and message.images:
             faults.append(Fault("image-in-answer", field, "the system message has an image"))
         if role == "assistant" and not message.text.strip():
@@ -42,8 +53,19 @@ def check_turns(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
     if not any(message.role == "assistant" for message in messages):
         where = messages[-1].field if messages else ""
         faults.append(Fault("no-turns", where, "the conversation has no answer"))
+    elif messages[-1].role in ("tool_call", "tool"):
+        faults.append(
+            Fault("last-turn-open", messages[-1].field, "the last message is not an answer", "add the answer")
+        )
     elif messages[-1].role == "user":
         faults.append(Fault("last-turn-open", messages[-1].field, "the last message is the user's", "add the answer"))
+    if (rejected := chat.rejected) is not None:
+        if rejected.role != "assistant" or rejected.images:
+            faults.append(
+                Fault("image-in-answer", rejected.field, "the rejected answer must be a text of the assistant")
+            )
+        elif not rejected.text.strip():
+            faults.append(Fault("empty-text", rejected.field, "the rejected answer is empty"))
     return faults
 
 
@@ -70,16 +92,30 @@ def to_turns(chat: Chat) -> tuple[str, list[tuple[DraftTurn, list[ImageRef]]]]:
     system = ""
     turns: list[tuple[DraftTurn, list[ImageRef]]] = []
     question: Message | None = None
+    steps: list[tuple[list[str], list[str]]] = []
     for message in chat.messages:
         if message.role == "system":
             system = message.text
         elif message.role == "user":
             question = message
+        elif message.role == "tool_call":
+            if not steps or steps[-1][1]:
+                steps.append(([], []))
+            steps[-1][0].append(message.text)
+        elif message.role == "tool":
+            steps[-1][1].append(message.text)
         elif question is not None:
             text, images, offsets = offsets_of(question.parts)
-            turn = DraftTurn(text, message.text, image_offsets=offsets if any(offsets) else (), weight=message.weight)
+            turn = DraftTurn(
+                text,
+                message.text,
+                image_offsets=offsets if any(offsets) else (),
+                weight=message.weight,
+                steps=[ToolStep(calls=tuple(calls), results=tuple(results)) for calls, results in steps],
+            )
             turns.append((turn, images))
             question = None
+            steps = []
     return system, turns
 
 
@@ -103,8 +139,21 @@ def to_chat(sample: Sample, refer: Callable[[str], str | bytes]) -> Chat:
     for number, turn in enumerate(sample.conversations):
         where = f"conversations[{number}]"
         messages.append(Message("user", _parts(turn, refer, where), field=f"{where}.user"))
+        for step_number, step in enumerate(turn.steps):
+            at = f"{where}.steps[{step_number}]"
+            messages += [Message("tool_call", (text,), field=f"{at}.calls[{n}]") for n, text in enumerate(step.calls)]
+            results = [(text,) if text else () for text in step.results]
+            messages += [Message("tool", text, field=f"{at}.results[{n}]") for n, text in enumerate(results)]
         messages.append(Message("assistant", (turn.assistant,), turn.weight, f"{where}.assistant"))
-    return Chat(tuple(messages), id=sample.id, answers=sample.answers, group=sample.group, meta={**sample.meta})
+    return Chat(
+        tuple(messages),
+        id=sample.id,
+        answers=sample.answers,
+        group=sample.group,
+        meta={**sample.meta},
+        rejected=Message("assistant", (sample.rejected,), field="rejected") if sample.rejected else None,
+        tools=sample.tools,
+    )
 
 
 def _parts(turn: Turn, refer: Callable[[str], str | bytes], where: str) -> tuple[Part, ...]:

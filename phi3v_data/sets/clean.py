@@ -349,6 +349,7 @@ class _Clean:
         fixed = {f"mended-{code}": count for code, count in self.fixes.counts.items()}
         return old.model_copy(
             update={
+                "format": stage.format,
                 "splits": stage.splits(layout.is_labelled),
                 "rejects": dict(sorted((Counter(old.rejects) + reasons).items())),
                 "notes": dict(sorted((Counter(old.notes) + Counter(fixed)).items())),

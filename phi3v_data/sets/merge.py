@@ -161,6 +161,7 @@ class _Merge:
         )
         stage.notes.extend(notes)
         return Manifest(
+            format=stage.format,
             name=self.name,
             splits=stage.splits(labelled.__getitem__),
             history=(ConverterInfo(name="merge", version=VERSION, options={"sets": self.origins()}),),

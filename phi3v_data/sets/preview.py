@@ -63,6 +63,10 @@ def describe_row(
         if len(sample.conversations) > 1:
             yield f"turn {number}"
         yield from _describe_turn(split.directory, turn, family, crops)
+    if sample.rejected:
+        yield f"rejected {_indented(sample.rejected)}"
+    if sample.tools:
+        yield f"tools    {_indented(sample.tools)}"
     if sample.answers:
         yield f"accepted {_accepted(sample)}"
 
@@ -72,6 +76,9 @@ def _describe_turn(directory: Path, turn: Turn, family: TokenFamily, num_crops: 
         place = f", at character {turn.image_offsets[number]}" if any(turn.image_offsets) else ""
         yield f"image    {escaped(name)}  {describe_image(directory, name, family, num_crops)}{place}"
     yield f"user     {_indented(turn.user)}"
+    for step in turn.steps:
+        yield from (f"call     {_indented(call)}" for call in step.calls)
+        yield from (f"result   {_indented(result)}" for result in step.results)
     yield f"answer   {_indented(turn.assistant)}"
     if not turn.weight:
         yield "weight   0: the answer is context only, not trained"

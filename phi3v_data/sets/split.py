@@ -258,4 +258,5 @@ class _Split:
         labelled = self.source.is_labelled(self.source.survey.files[0][0])
         old = self.source.manifest or Manifest(name=self.source.name, task="chat", splits={})
         step = ConverterInfo(name="split", version=VERSION, options=self.options)
-        return old.model_copy(update={"splits": stage.splits(lambda split: labelled), "history": (*old.history, step)})
+        splits = stage.splits(lambda split: labelled)
+        return old.model_copy(update={"format": stage.format, "splits": splits, "history": (*old.history, step)})

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, write_text
@@ -98,6 +98,11 @@ class Stage:
             split: self._splits[split].info(labelled=is_labelled(split))
             for split in sorted(self._splits, key=split_sort_key)
         }
+
+    @property
+    def format(self) -> Literal[1, 2]:
+        """The oldest format that can hold the rows."""
+        return max((split.format for split in self._splits.values()), default=1)
 
     def note_images(self) -> None:
         """Add a note if images had to be copied although links were requested."""

@@ -64,10 +64,13 @@ def draft_fingerprint(draft: Draft, split: str, roots: Roots, *, images: bool) -
             list(turn.image_offsets) if images else (),
             list(turn.images) if images else (),
             *(() if turn.weight == 1 else (turn.weight,)),  # journals of earlier versions have none
+            *((list(turn.steps),) if turn.steps else ()),
         )
         for turn in draft.all_turns()
     ]
-    rest = (draft.system, draft.answers, draft.group, draft.meta, draft.notes)
+    rest: tuple[Any, ...] = (draft.system, draft.answers, draft.group, draft.meta, draft.notes)
+    if draft.rejected or draft.tools:
+        rest = (*rest, draft.rejected, draft.tools)
     return fingerprint((split, turns, rest), roots)
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from phi3v_data.json_text import LENIENT, JsonFault, field_path, read_json
 from phi3v_data.jsonl import BOM, MAX_LINE_BYTES, Line
 from phi3v_data.messages import counted, escaped, shown
-from phi3v_data.schema import Sample, Turn
+from phi3v_data.schema import Sample, ToolStep, Turn
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.rowtypes import Row, TurnRow
 
@@ -88,6 +88,8 @@ class BadRows:
         else:
             for index, turn in enumerate(sample.conversations):
                 check_offsets(self.findings, index, turn.user, turn.images, turn.image_offsets, place)
+        if isinstance(rejected := value.get("rejected"), str):
+            check_rejected(self.findings, rejected, place)
         turns = value.get("conversations")
         if isinstance(turns, list) and turns and all(isinstance(turn, dict) and _is_zero(turn) for turn in turns):
             report_nothing_trained(self.findings, len(turns), place)
@@ -169,6 +171,18 @@ def check_blank(
             findings.add("empty-text", "the turn has neither text nor images", **where)
 
 
+def check_rejected(findings: Findings, rejected: str, place: dict[str, Any]) -> None:
+    """Report a rejected answer of white space only; an empty one counts as left out."""
+    if rejected and not rejected.strip():
+        findings.add(
+            "empty-text",
+            "the rejected answer has only white space",
+            **place,
+            field="rejected",
+            hint="give the worse answer, or leave the key out",
+        )
+
+
 def report_nothing_trained(findings: Findings, num_turns: int, place: dict[str, Any]) -> None:
     """Report a row whose turns all have weight 0."""
     which = "the only turn has" if num_turns == 1 else f"all {num_turns} turns have"
@@ -226,6 +240,8 @@ def keep_valid_fields(value: dict[str, Any]) -> Row:
         answers=[item for item in answers if isinstance(item, str)] if isinstance(answers, list) else [],
         group=_text(value, "group"),
         meta=_scalars(value.get("meta")),
+        rejected=_text(value, "rejected"),
+        tools=_text(value, "tools"),
     )
 
 
@@ -283,12 +299,12 @@ def _kind(value: object) -> str:
 
 
 def _unknown(path: tuple[str | int, ...]) -> str:
-    where = "a row" if len(path) == 1 else "a turn"
-    return f"{where} of format 1 has no key {shown(path[-1])}"
+    where = "a row" if len(path) == 1 else "a step" if "steps" in path else "a turn"
+    return f"{where} has no key {shown(path[-1])}"
 
 
 def _unknown_hint(path: tuple[str | int, ...]) -> str:
-    names = list(Sample.model_fields if len(path) == 1 else Turn.model_fields)
+    names = list((Sample if len(path) == 1 else ToolStep if "steps" in path else Turn).model_fields)
     near = difflib.get_close_matches(str(path[-1])[:60], names, 1)
     if near:
         return f"did you mean '{near[0]}'?"

@@ -29,6 +29,7 @@ _get_conversations = attrgetter("conversations")
 _get_images = attrgetter("images")
 _get_image_offsets = attrgetter("image_offsets")
 _get_weight = attrgetter("weight")
+_get_steps = attrgetter("steps")
 
 
 class Batch:
@@ -76,6 +77,17 @@ class Batch:
         """Whether any turn gives `weight`."""
         return not self.is_plain and not set(map(type, map(_get_weight, self.turns))) <= {msgspec.UnsetType}
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether any turn gives `steps`."""
+        return not self.is_plain and not set(map(type, map(_get_steps, self.turns))) <= {msgspec.UnsetType}
+
+    def new_texts(self) -> list[list[tuple[str, str]]] | None:
+        """For each row the fields and texts that format 1 does not have; None if there are none."""
+        if not self.has_steps and self.column("rejected") is None and self.column("tools") is None:
+            return None
+        return [row.new_texts() for row in self.rows]
+
     def holds(self, num_quotes: int) -> bool:
         """Whether these rows are the whole of a text with so many unescaped quotes."""
         # Optional fields and keys given twice only add quotes: without any to spare, there are none.
@@ -88,7 +100,7 @@ class Batch:
     def num_strings(self) -> int:
         """Strings in the JSON text of these rows, keys included, if no key was dropped."""
         total = self._num_plain_strings()
-        for name in ("system", "group"):
+        for name in ("system", "group", "rejected", "tools"):
             values = self.column(name)
             if values is not None:
                 total += 2 * (len(values) - values.count(UNSET))
@@ -102,6 +114,10 @@ class Batch:
                     total += 1 + len(value) + sum(isinstance(item, str) for item in value.values())
         if self.has_offsets:
             total += sum(turn.image_offsets is not UNSET for turn in self.turns)
+        if self.has_steps:
+            for turn in self.turns:
+                if turn.steps is not UNSET:
+                    total += 1 + sum(2 + len(step.calls) + len(step.results) for step in turn.steps)
         if self.has_weights:
             total += sum(turn.weight is not UNSET for turn in self.turns)
         return total

@@ -191,7 +191,9 @@ def _content(value: dict[str, Any], row: int, table: RowTable, pixels: PixelIden
     for position, (_, path) in enumerate(image_fields(value)):
         index = int(table.uses[start + position]) if start + position < len(table.uses) else -1
         images.append(pixels.exact(index) if index >= 0 else path)
-    return repr(value.get("system") or ""), texts, tuple(images)
+    system, *new = (value.get(key) or "" for key in ("system", "rejected", "tools"))
+    steps = [repr(turn.get("steps") or ()) for turn in turns if isinstance(turn, dict)]
+    return repr(system), texts, tuple(images), repr(new), tuple(steps)
 
 
 def _trained_turns(value: dict[str, Any]) -> tuple[bool, ...]:

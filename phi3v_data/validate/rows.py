@@ -18,7 +18,7 @@ from phi3v_data.engine.local import CAN_FORK, LocalEngine
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import Block, cut_file, read_blocks
 from phi3v_data.messages import escaped, shown
-from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets, report_nothing_trained
+from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets, check_rejected, report_nothing_trained
 from phi3v_data.validate.batch import Batch, count_lines, read_batch, sum_turns, text_bytes
 from phi3v_data.validate.control import ControlTokens, invalid_character
 from phi3v_data.validate.findings import Findings
@@ -173,6 +173,8 @@ class RowScan:
             self._check_offsets(batch, file)
         if batch.has_weights:
             self._check_weights(batch, file)
+        if batch.column("rejected") is not None:
+            self._check_rejected(batch, file)
         for position in batch.suspects:
             self._check_text(batch.rows[position], _place(batch, position, file))
         self._check_labels(batch, file, split, answers, first_turns)
@@ -246,12 +248,18 @@ class RowScan:
             if position not in batch.bad and all(turn.weight == 0 for turn in row.conversations):
                 report_nothing_trained(self.findings, len(row.conversations), _place(batch, position, file))
 
+    def _check_rejected(self, batch: Batch, file: str) -> None:
+        for position, row in enumerate(batch.rows):
+            if position not in batch.bad and row.rejected is not UNSET:
+                check_rejected(self.findings, row.rejected, _place(batch, position, file))
+
     def _check_text(self, row: Row, place: dict[str, Any]) -> None:
         """Control tokens where the model would read them, invalid characters anywhere."""
         prompt = [] if row.system is UNSET else [("system", row.system)]
         for index, turn in enumerate(row.conversations):
             prompt.append((f"conversations[{index}].user", turn.user))
             prompt.append((f"conversations[{index}].assistant", turn.assistant))
+        prompt += row.new_texts()
         for field, text in prompt:
             found = self.markers.find(text)
             if found is not None:
@@ -362,6 +370,8 @@ def _row_hashes(batch: Batch, users: Ints, answers: Ints, first_turns: Ints) -> 
     position = np.arange(len(users)) - np.repeat(first_turns, batch.num_turns)
     hashes = _turn_hashes(users, answers, position, batch.num_images)
     hashes = sum_turns(hashes, batch.num_turns, first_turns)
+    if (new := batch.new_texts()) is not None:
+        hashes = hashes + _hash_optional(["\0".join(chain.from_iterable(texts)) for texts in new]) * np.int64(5)
     systems = batch.column("system")
     return hashes if systems is None else hashes + _hash_optional(systems)
 

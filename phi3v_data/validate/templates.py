@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UNSET
 
 from phi3v_data.jsonl import Block
 from phi3v_data.validate.batch import read_valid_line
@@ -253,6 +254,8 @@ def learn_template(line: bytes, markers: ControlTokens) -> Template | None:
         return None
     value = json.loads(line)
     turns = value["conversations"]
+    if row.new_texts() or row.rejected is not UNSET or row.tools is not UNSET or any("steps" in turn for turn in turns):
+        return None
     if any("image_offsets" in turn for turn in turns) or not any(turn.get("weight", 1) for turn in turns):
         return None
     quotes = [position for position, byte in enumerate(line) if byte == _QUOTE]

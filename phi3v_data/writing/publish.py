@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -21,7 +21,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import inside, name_hash, read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import counted, shown
 from phi3v_data.mounts import is_case_blind
-from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo
+from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo, line_format
 from phi3v_data.sources.reads import by_file
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST, MARKER, Publication, is_marker, read_publishing
@@ -49,6 +49,7 @@ class SplitFile:
     file: IO[bytes]
     digest: Any = field(default_factory=hashlib.sha256)
     rows: int = 0
+    format: Literal[1, 2] = 1
     images: "array[int]" = field(default_factory=lambda: array("Q"))
 
     def write(self, line: bytes, images: Iterable[str]) -> None:
@@ -56,6 +57,8 @@ class SplitFile:
         self.file.write(line)
         self.digest.update(line)
         self.rows += 1
+        if self.format == 1:
+            self.format = line_format(line)
         for image in images:
             self.images.append(name_hash(image))
 
@@ -117,6 +120,7 @@ def merge(
     if not reasons:
         (journal.stage / REJECTS).unlink()
     manifest = Manifest(
+        format=max((split.format for split in splits.values()), default=1),
         name=info.name,
         task=info.task,
         metrics=tuple(info.metrics),

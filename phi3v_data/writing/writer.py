@@ -152,7 +152,14 @@ def make_sample(
             if not names and isinstance(turn.user, str) and not turn.user.strip():
                 raise Reject("empty-text", f"turn {index} has neither text nor images")
             turns.append(
-                Turn(images=tuple(names), user=turn.user, assistant=answer, image_offsets=offsets, weight=turn.weight)
+                Turn(
+                    images=tuple(names),
+                    user=turn.user,
+                    assistant=answer,
+                    image_offsets=offsets,
+                    weight=turn.weight,
+                    steps=tuple(turn.steps),
+                )
             )
         if not any(turn.weight for turn in turns):
             raise Reject("nothing-trained", "all turns have weight 0: no answer of the sample would be trained")
@@ -168,11 +175,18 @@ def make_sample(
             answers=() if unlabelled else tuple(draft.answers),
             group=draft.group or slot.group,
             meta=dict(draft.meta),
+            rejected="" if unlabelled else draft.rejected,
+            tools=draft.tools,
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(piece) for piece in first["loc"])
         raise Reject("draft-invalid", f"{where}: {first['msg']}, not a {type(first['input']).__name__}") from None
+    if sample.rejected and not sample.rejected.strip():
+        raise Reject("empty-text", "the rejected answer has only white space")
+    if settings.plain and sample.format > 1:
+        code, what = ("preference-pair", "a rejected answer") if sample.rejected else ("tool-turn", "calls of tools")
+        raise Reject(code, f"the row has {what}, which --plain cannot write")
     return sample, prepared, tuple(notes)
 
 
