@@ -21,6 +21,14 @@ LOST = {
         "with a text that {title} takes for an image or another placeholder, such as <image>",
         "the text gets a space, as in < image>",
     ),
+    "preference-pair": (
+        "with a rejected answer, which {title} has no place for",
+        "only the chosen answer is written",
+    ),
+    "tool-turn": (
+        "with tools or calls of them, which {title} has no place for in this form",
+        "they are left out, and the answer follows the question",
+    ),
     NO_ANSWER: (
         "without an answer, so that {title} would train an empty one",
         LEFT_OUT,

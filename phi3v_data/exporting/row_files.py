@@ -95,10 +95,17 @@ class ShareGPTFiles(RowFiles):
 
     def entry(self, split: str) -> dict[str, Any]:
         """The entry of a split in `dataset_info.json`."""
+        columns = {"messages": "messages", "images": "images"}
+        if "tools" in self.row_format.always:
+            columns["tools"] = "tools"
+        is_ranking = "rejected" in self.row_format.always
+        if is_ranking:
+            columns |= {"chosen": "chosen", "rejected": "rejected"}
         return {
             "file_name": self.file_of(split),
             "formatting": "sharegpt",
-            "columns": {"messages": "messages", "images": "images"},
+            **({"ranking": True} if is_ranking else {}),
+            "columns": columns,
             "tags": {
                 "role_tag": "role",
                 "content_tag": "content",

@@ -277,7 +277,7 @@ def _samples(split: Split, part: Part) -> Iterator[tuple[int, Sample]]:
 
 def optional_fields(chat: Chat) -> Iterator[str]:
     """Optional fields that a conversation has."""
-    for name in ("id", "answers", "group", "meta"):
+    for name in ("id", "answers", "group", "meta", "rejected", "tools"):
         if getattr(chat, name):
             yield name
     if any(message.weight == 0 for message in chat.messages):

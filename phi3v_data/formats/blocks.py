@@ -16,6 +16,7 @@ from phi3v_data.formats.fields import (
     role_of,
     text_field,
 )
+from phi3v_data.formats.newer import carried, has_calls, openai_messages, parsed_json
 from phi3v_data.messages import counted, shown
 
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -32,6 +33,8 @@ class BlockFormat(RowFormat):
     image_columns: ClassVar[Sequence[str]] = ()  # images of blocks without a reference, in order; the first is written
     weight_key: ClassVar[str] = ""
     tools_key: ClassVar[str] = ""
+    carries_pairs: ClassVar[bool] = False
+    carries_tools: ClassVar[bool] = False
     keeps: ClassVar[Sequence[str]] = ()
 
     def read(self, row: Mapping[str, Any]) -> Reading:
@@ -58,6 +61,7 @@ class BlockFormat(RowFormat):
     def messages_in(self, values: Sequence[Any], where: str, faults: list[Fault]) -> list[Message]:
         """The messages of an array; images without a reference have the value ''."""
         messages: list[Message] = []
+        open_ids: list[Any] = []  # of the calls whose results have not come
         for number, value in enumerate(values):
             field = f"{where}[{number}]"
             if not isinstance(value, Mapping):
@@ -67,13 +71,33 @@ class BlockFormat(RowFormat):
             name = text_field(value, role_key, field, faults)
             role = None if name is None else role_of(name, f"{field}.{role_key}", faults, self.roles_read)
             key = "value" if "value" in value and "content" not in value else "content"
-            calls = json_text(value.get("tool_calls")) if role == "assistant" else ""
+            found = value.get("tool_calls") if role == "assistant" else None
+            calls = found if isinstance(found, list | tuple) else []
             parts = [] if calls and value.get(key) is None else self.parts_of(value, field, faults, key)
             if role is not None and (parts or not calls):
                 messages.append(Message(role, tuple(parts), self.weight_of(value, field, faults), f"{field}.{key}"))
+            if role == "tool":
+                self._check_id(value, field, open_ids, faults)
+            for index, call in enumerate(calls):
+                messages.append(Message("tool_call", (json_text(call),), 1, f"{field}.tool_calls[{index}]"))
             if calls:
-                messages.append(Message("tool_call", (calls,), 1, f"{field}.tool_calls"))
+                open_ids = [call.get("id") for call in calls if isinstance(call, Mapping)]
         return messages
+
+    @staticmethod
+    def _check_id(message: Mapping[str, Any], where: str, open_ids: list[Any], faults: list[Fault]) -> None:
+        """Compare the id of a result with that of the next call: their order is all that a sample keeps."""
+        expected = open_ids.pop(0) if open_ids else None
+        given = message.get("tool_call_id")
+        if given is not None and given != expected:
+            faults.append(
+                Fault(
+                    "wrong-type",
+                    f"{where}.tool_call_id",
+                    f"the id {shown(given)} is not that of the next call, {shown(expected)}",
+                    "give the results in the order of the calls",
+                )
+            )
 
     def placed(
         self, messages: Sequence[Message], images: Sequence[ImageRef], faults: list[Fault], field: str
@@ -153,11 +177,23 @@ class BlockFormat(RowFormat):
 
     def write(self, chat: Chat) -> Written:
         lost: list[str] = []
+        tools = self.carries_tools and openai_messages(chat.messages) is not None
+        chat = carried(chat, lost, self.always, pairs=self.carries_pairs, tools=tools)
         if not self.weight_key and any(message.weight == 0 for message in chat.messages):
             lost.append("weight")
         row, left_out = extra_columns(chat, self.keeps, self.always)
         row |= self.written_columns(chat)
-        row["messages"] = [self.message_written(message) for message in chat.messages]
+        messages: Sequence[Message | dict[str, Any]] = chat.messages
+        if has_calls(chat.messages):
+            messages = openai_messages(chat.messages) or messages
+        row["messages"] = [
+            self.message_written(message) if isinstance(message, Message) else message for message in messages
+        ]
+        if chat.tools:
+            row[self.tools_key] = parsed_json(chat.tools) or chat.tools
+        if chat.rejected is not None:
+            *prompt, chosen = row.pop("messages")
+            row |= {"prompt": prompt, "chosen": [chosen], "rejected": [self.message_written(chat.rejected)]}
         return Written(row, tuple(lost), left_out)
 
     def written_columns(self, chat: Chat) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class OpenAI(BlockFormat):
     image_types = ("image_url",)
     weight_key = "weight"
     tools_key = "tools"
+    carries_tools = True
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
         messages = row.get("messages")

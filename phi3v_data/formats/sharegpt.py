@@ -45,6 +45,8 @@ class ShareGPT(TaggedFormat):
     }
     system_key = "system"
     tools_key = "tools"
+    carries_pairs = True
+    alternates = True
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
@@ -97,3 +99,7 @@ class ShareGPT(TaggedFormat):
         if len(pair) < 2:
             return chat
         return replace(chat, messages=(*chat.messages, pair[0]), rejected=pair[1])
+
+    def add_pair(self, row: dict[str, Any], rejected: str) -> None:
+        row["chosen"] = row[self.message_keys[0]].pop()
+        row["rejected"] = {**row["chosen"], self.content_keys[0]: rejected}

@@ -44,6 +44,7 @@ class Swift(TaggedFormat):
     system_key = "system"
     weight_key = "loss"
     tools_key = "tools"
+    carries_pairs = True
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
@@ -85,6 +86,9 @@ class Swift(TaggedFormat):
             )
             return chat
         return replace(chat, rejected=Message("assistant", (rejected,) if rejected else (), field="rejected_response"))
+
+    def add_pair(self, row: dict[str, Any], rejected: str) -> None:
+        row["rejected_response"] = rejected
 
     def weight_written(self, weight: int) -> bool:
         return bool(weight)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Reading, Role, Written
 from phi3v_data.formats.fields import ROLES, extra_columns, extras, image_refs, json_text, role_of, text_field
+from phi3v_data.formats.newer import calls_alternate, carried, plain_call
 from phi3v_data.formats.pairs import Line
 from phi3v_data.formats.placeholders import IMAGE, INLINE, OtherTag, fill_tags, fill_with, spell_out, text_with_tags
 from phi3v_data.messages import shown
@@ -41,6 +42,8 @@ class TaggedFormat(RowFormat):
     carries_system: ClassVar[bool] = True
     keeps: ClassVar[Sequence[str]] = ("id",)  # fields that the readers ignore, so that they may be written
     roles_read: ClassVar[Mapping[str, Role]] = ROLES
+    carries_pairs: ClassVar[bool] = False
+    alternates: ClassVar[bool] = False  # its reader takes one result per call of tools only
     other_tags: ClassVar[Sequence[OtherTag]] = ()  # read where `<image>` does not fit; never written
 
     @cached_property
@@ -152,6 +155,8 @@ class TaggedFormat(RowFormat):
 
     def write(self, chat: Chat) -> Written:
         lost: list[str] = []
+        tools = bool(self.tools_key) and not (self.alternates and not calls_alternate(chat.messages))
+        chat = carried(chat, lost, self.always, pairs=self.carries_pairs, tools=tools)
         messages = chat.messages
         if not self.carries_system and messages and messages[0].role == "system":
             lost.append("system-message")
@@ -161,6 +166,8 @@ class TaggedFormat(RowFormat):
         rows = []
         for message in messages:
             spelled = replace(message, parts=tuple(self._spelled(part, lost) for part in message.parts))
+            if message.role == "tool_call":
+                spelled = replace(spelled, parts=(plain_call(spelled.text),))
             entry: dict[str, Any] = {
                 self.role_keys[0]: self.roles_written[message.role],
                 self.content_keys[0]: text_with_tags(spelled, IMAGE),
@@ -171,7 +178,15 @@ class TaggedFormat(RowFormat):
         row, left_out = extra_columns(chat, self.keeps, self.always)
         row[self.message_keys[0]] = rows
         row |= self.image_columns([image.value for image in chat.images])
+        if self.tools_key and (chat.tools or "tools" in self.always):
+            row[self.tools_key] = chat.tools
+        if chat.rejected is not None:
+            text = "".join(str(self._spelled(part, lost)) for part in chat.rejected.parts)
+            self.add_pair(row, text)
         return Written(row, tuple(dict.fromkeys(lost)), left_out)
+
+    def add_pair(self, row: dict[str, Any], rejected: str) -> None:
+        """Add the rejected answer to a row whose last message is the chosen one."""
 
     def weight_written(self, weight: int) -> Any:
         """The value of `weight_key`."""

@@ -27,6 +27,7 @@ class TRL(BlockFormat):
 
     image_columns = ("images", "image")
     tools_key = "tools"
+    carries_pairs = True
     image_values = ("image", "url", "path", "base64")
     keeps = ("id", "answers", "group", "meta")
 

@@ -126,7 +126,9 @@ class BadRows:
             elif kind == "extra_forbidden":
                 self.findings.add("unknown-field", _unknown(path), **where, hint=_unknown_hint(path))
             elif kind == "too_short":
-                if given == []:
+                if "steps" in path:
+                    self.findings.add("wrong-type", f"'{name}' is empty: a step has at least one", **where)
+                elif given == []:
                     self.findings.add("no-turns", "the row has no turns: 'conversations' is empty", **where)
             elif kind == "string_too_short":
                 self.findings.add("empty-text", f"'{name}' is empty", **where)

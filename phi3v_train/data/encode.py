@@ -163,6 +163,11 @@ def prompt_turns(sample: Sample, turns: Turns) -> tuple[int, ...]:
     return {"last": trained[-1:], "first": trained[:1], "all": trained}[turns]
 
 
+IS_PAIR = "the row is a preference pair, which is not trained here: `phi3v-data export trl` writes it for TRL"
+HAS_TOOLS = "the row has tools, which are not trained here: `phi3v-data export swift` writes it for ms-swift"
+"""Why a row that needs format 2 is refused."""
+
+
 def nothing_trained(num_turns: int) -> str:
     """Why a row whose turns all have weight 0 is refused."""
     which = "its only turn has" if num_turns == 1 else f"all its {num_turns} turns have"
@@ -194,6 +199,8 @@ class Encoder:
             SampleError: an answer is missing, a text contains tags, an image is too narrow, the sample is too long,
                 or no turn in it is trained.
         """
+        if sample.rejected:
+            raise SampleError(IS_PAIR)
         limit = self.options.max_length
         texts = [turn.assistant for turn in sample.conversations[:-1]] + [choose_answer(sample, self.options, epoch)]
         for index, text in enumerate(texts):
@@ -304,6 +311,8 @@ class Encoder:
         self, sample: Sample, answers: Sequence[str], sizes: Sequence[tuple[int, int]], num_crops: int | None
     ) -> tuple[list[TurnIds], tuple[ImageLayout, ...]]:
         """Ids of all turns, or up to the first one without an answer, and the layouts of all images in them."""
+        if sample.tools or any(turn.steps for turn in sample.conversations):
+            raise SampleError(HAS_TOOLS)
         turns = sample.conversations[: len(answers) + 1]
         owners = [index for index, turn in enumerate(turns) for _ in turn.images]
         for turn in turns:
