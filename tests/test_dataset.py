@@ -288,7 +288,7 @@ def test_the_manifest_is_read_and_names_the_splits(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 2}', "format 2 was written by a newer phi3v than this one, which reads format 1; upgrade phi3v"),
+        ('{"format": 3}', "format 3 was written by a newer phi3v than this one, which reads format 2; upgrade phi3v"),
         ("{", "not JSON"),
         ("[]", "object"),
         ('{"format": 1, "name": 3}', r"name: Input should be a valid string"),

@@ -104,7 +104,7 @@ def test_a_manifest_that_no_longer_holds(tmp_path: Path) -> None:
         ("", "not JSON"),
         ("[1, 2]", "dictionary"),
         ('{"a":' * 100_000, "not JSON"),
-        ('{"format": 2, "name": "x"}', "newer phi3v"),
+        ('{"format": 3, "name": "x"}', "newer phi3v"),
         ('{"format": 1, "name": 3, "task": "vqa", "splits": {}}', "string"),
         ('{"format": 1, "name": "x", "task": "vqa", "splits": {}, "extra": 1}', "extra"),
         ('{"format": 1, "name": "x", "task": "vqa", "splits": {}, "num_crops": 99}', "16"),
