@@ -11,6 +11,7 @@ import typer
 from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_data.errors import UserError
 from phi3v_train.cli.eval_options import Base, DataDir, Overwrite, say_notes, with_eval_settings
+from phi3v_train.cli.run_options import SettingsCommand
 from phi3v_train.config import RunConfig
 from phi3v_train.settings import Settings
 
@@ -172,4 +173,4 @@ def show(result: dict[str, Any], written: dict[str, Path]) -> None:
         print(f"  {name:<{width}}{path}")
 
 
-command = make_command(evaluate, name="eval")
+command = make_command(evaluate, name="eval", cls=SettingsCommand)

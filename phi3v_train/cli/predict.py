@@ -11,6 +11,7 @@ import typer
 from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_data.errors import UserError
 from phi3v_train.cli.eval_options import Base, DataDir, Overwrite, say_notes, with_eval_settings
+from phi3v_train.cli.run_options import SettingsCommand
 from phi3v_train.settings import Settings
 
 if TYPE_CHECKING:
@@ -113,4 +114,4 @@ def from_model(
     return outcome.records if is_main else None
 
 
-command = make_command(predict, name="predict")
+command = make_command(predict, name="predict", cls=SettingsCommand)
