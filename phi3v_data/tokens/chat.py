@@ -165,6 +165,17 @@ class ChatFormat:
         return text
 
 
+CHATML = ChatFormat(
+    system="<|im_start|>system",
+    user="<|im_start|>user",
+    assistant="<|im_start|>assistant",
+    end_of_turn="<|im_end|>",
+    image_tag="<image>",
+    after_images="",
+)
+"""Markers of ChatML, with nothing around an image's tag."""
+
+
 def marker_pattern(marker: str) -> str:
     """A regular expression for a marker; `{number}` becomes a group of digits."""
     return r"(\d+)".join(map(re.escape, marker.split(NUMBER)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from phi3v_data.tokens.chat import ChatFormat
+from phi3v_data.tokens.chat import CHATML
 from phi3v_data.tokens.family import ImageText, TextEstimate, TokenFamily, whole_number
 
 LARGEST_BUDGET = 64
@@ -93,15 +93,7 @@ def grids(fewest: int, most: int) -> tuple[tuple[int, int], ...]:
 INTERNVL = InternVLTokens(
     name="internvl",
     model_types=("internvl",),
-    chat=ChatFormat(
-        system="<|im_start|>system",
-        user="<|im_start|>user",
-        assistant="<|im_start|>assistant",
-        end_of_turn="<|im_end|>",
-        image_tag="<IMG_CONTEXT>",
-        after_image="\n",
-        after_images="",
-    ),
+    chat=replace(CHATML, image_tag="<IMG_CONTEXT>", after_image="\n"),
     other_special=("<img>", "</img>", "<video>", "<|im_start|>", "<|endoftext|>"),
     estimate=TextEstimate(per_turn=10, per_row=0),
     max_budget=LARGEST_BUDGET,

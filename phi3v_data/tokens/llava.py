@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from phi3v_data.tokens.chat import ChatFormat, TurnText
+from phi3v_data.tokens.chat import CHATML, ChatFormat, TurnText
 from phi3v_data.tokens.family import (
     BudgetError,
     ImageShapeError,
@@ -246,16 +246,7 @@ LLAVA_NEXT = LlavaNextTokens(
 LLAVA_ONEVISION = LlavaOnevisionTokens(
     name="llava_onevision",
     model_types=("llava_onevision",),
-    chat=ChatFormat(
-        system="<|im_start|>system",
-        user="<|im_start|>user",
-        assistant="<|im_start|>assistant",
-        end_of_turn="<|im_end|>",
-        image_tag="<image>",
-        after_image="\n",
-        after_images="",
-        images_first=True,
-    ),
+    chat=replace(CHATML, after_image="\n", images_first=True),
     other_special=("<|im_start|>", "<|endoftext|>", "<video>"),
     estimate=TextEstimate(per_turn=10, per_row=0),
     max_budget=36,

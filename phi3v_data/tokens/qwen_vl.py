@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from phi3v_data.tokens.chat import ChatFormat
+from phi3v_data.tokens.chat import CHATML
 from phi3v_data.tokens.family import (
     BudgetError,
     ImageShapeError,
@@ -22,15 +22,11 @@ from phi3v_data.tokens.family import (
 LONGEST_RATIO = 200
 LARGEST_AREA = 2**31 - 1
 
-CHATML = ChatFormat(
-    system="<|im_start|>system",
-    user="<|im_start|>user",
-    assistant="<|im_start|>assistant",
-    end_of_turn="<|im_end|>",
+QWEN_CHAT = replace(
+    CHATML,
     image_tag="<|image_pad|>",
     before_image="<|vision_start|>",
     after_image="<|vision_end|>",
-    after_images="",
     trains_after_end=True,
 )
 
@@ -137,7 +133,7 @@ class QwenTokens(TokenFamily):
 QWEN3_VL = QwenTokens(
     name="qwen3_vl",
     model_types=("qwen3_vl",),
-    chat=CHATML,
+    chat=QWEN_CHAT,
     other_special=OTHER_SPECIAL,
     estimate=TextEstimate(per_turn=10, per_image=2, per_row=0),
     max_budget=LARGEST_AREA,
@@ -150,7 +146,7 @@ QWEN2_5_VL = replace(
     QWEN3_VL,
     name="qwen2_5_vl",
     model_types=("qwen2_5_vl",),
-    chat=replace(CHATML, default_system="You are a helpful assistant."),
+    chat=replace(QWEN_CHAT, default_system="You are a helpful assistant."),
     estimate=TextEstimate(per_turn=10, per_image=2, per_row=11),
     patch_size=14,
     min_pixels=56 * 56,
@@ -161,7 +157,7 @@ QWEN3_5 = replace(
     QWEN3_VL,
     name="qwen3_5",
     model_types=("qwen3_5",),
-    chat=replace(CHATML, answer_prefix="<think>\n\n</think>\n\n", strips="messages"),
+    chat=replace(QWEN_CHAT, answer_prefix="<think>\n\n</think>\n\n", strips="messages"),
     other_special=(*OTHER_SPECIAL, "<think>", "</think>"),
     estimate=TextEstimate(per_turn=14, per_image=2, per_row=0),
 )

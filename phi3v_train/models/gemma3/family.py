@@ -4,13 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from phi3v_data.tokens.gemma3 import GEMMA3
 from phi3v_train.models.family import ModuleNames
+from phi3v_train.models.gemma3.renderer import Gemma3Renderer
+from phi3v_train.models.gemma3.tiny import tiny_gemma3
 from phi3v_train.models.huggingface.base import HubFamily
-from phi3v_train.models.huggingface.tiny import Tiny
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from phi3v_train.models.huggingface.renderer import HubRenderer
 
 
 class Gemma3Family(HubFamily):
@@ -27,18 +26,13 @@ class Gemma3Family(HubFamily):
         projector=("model.multi_modal_projector",),
     )
     image_processors = ("Gemma3ImageProcessor",)
+    renderer_class = Gemma3Renderer
     unreached = r"model\.vision_tower\.(vision_model\.)?head\."
     no_packing = (
         "in Gemma 3, image tokens attend forwards too, which its masks do not keep within a sample of a packed row"
     )
     card_tags = ("gemma3",)
     processor_packages = ()
-
-    def renderer_class(self) -> "type[HubRenderer]":
-        """Encodes for attention in both directions within an image."""
-        from phi3v_train.models.gemma3.renderer import Gemma3Renderer
-
-        return Gemma3Renderer
 
     def tile(self, config: Any) -> tuple[int, int]:
         """Patches and tokens of an image."""
@@ -62,11 +56,7 @@ class Gemma3Family(HubFamily):
             weight.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
         return model
 
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.gemma3.tiny import tiny_gemma3
-
-        return tiny_gemma3()
+    tiny = staticmethod(tiny_gemma3)
 
 
 FAMILIES = (Gemma3Family(),)

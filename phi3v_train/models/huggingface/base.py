@@ -30,6 +30,9 @@ class HubFamily(ModelFamily):
     family_tokens: ClassVar[TokenFamily]
     """Its chat format and token counts."""
 
+    renderer_class: "ClassVar[type[HubRenderer]]"
+    """The encoder's class."""
+
     budget_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of the image budget in the image processor's values; empty for a family without one."""
 
@@ -49,10 +52,6 @@ class HubFamily(ModelFamily):
     def tokens(self) -> TokenFamily:
         """Chat format, special strings and image tokens."""
         return self.family_tokens
-
-    @abstractmethod
-    def renderer_class(self) -> "type[HubRenderer]":
-        """The encoder's class."""
 
     @abstractmethod
     def tile(self, config: Any) -> tuple[int, int]:
@@ -90,7 +89,7 @@ class HubFamily(ModelFamily):
 
     def renderer(self, processor: Any) -> Renderer:
         """Encoder of conversations with a processor of this family."""
-        return self.renderer_class()(self.configured(processor), processor, self.texts(processor))
+        return self.renderer_class(self.configured(processor), processor, self.texts(processor))
 
     def configured(self, processor: HubProcessor) -> TokenFamily:
         """Token counts with the processor's settings.

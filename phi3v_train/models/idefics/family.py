@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 from phi3v_data.tokens.idefics import IDEFICS3, SMOLVLM
 from phi3v_train.models.family import ModuleNames
 from phi3v_train.models.huggingface.base import HubFamily
-from phi3v_train.models.huggingface.tiny import Tiny
+from phi3v_train.models.idefics.renderer import IdeficsRenderer
+from phi3v_train.models.idefics.tiny import tiny_idefics3, tiny_smolvlm
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from phi3v_train.models.huggingface.renderer import HubRenderer
 
 
 class IdeficsFamily(HubFamily):
@@ -24,12 +23,7 @@ class IdeficsFamily(HubFamily):
     )
     budget_keys = ("size", "longest_edge")
     no_packing = ""
-
-    def renderer_class(self) -> "type[HubRenderer]":
-        """Encodes tiles."""
-        from phi3v_train.models.idefics.renderer import IdeficsRenderer
-
-        return IdeficsRenderer
+    renderer_class = IdeficsRenderer
 
     def tile(self, config: Any) -> tuple[int, int]:
         """Patches of a tile, and its image tokens."""
@@ -55,12 +49,7 @@ class Idefics3Family(IdeficsFamily):
     image_processors = ("Idefics3ImageProcessor",)
     card_tags = ("idefics3",)
     processor_packages = ()
-
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.idefics.tiny import tiny_idefics3
-
-        return tiny_idefics3()
+    tiny = staticmethod(tiny_idefics3)
 
 
 class SmolVLMFamily(IdeficsFamily):
@@ -73,12 +62,7 @@ class SmolVLMFamily(IdeficsFamily):
     image_processors = ("SmolVLMImageProcessor", "Idefics3ImageProcessor")
     card_tags = ("smolvlm",)
     processor_packages = ("torchvision", "num2words")
-
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.idefics.tiny import tiny_smolvlm
-
-        return tiny_smolvlm()
+    tiny = staticmethod(tiny_smolvlm)
 
 
 FAMILIES = (Idefics3Family(), SmolVLMFamily())

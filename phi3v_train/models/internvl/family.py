@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 from phi3v_data.tokens.internvl import INTERNVL
 from phi3v_train.models.family import ModuleNames
 from phi3v_train.models.huggingface.base import HubFamily
-from phi3v_train.models.huggingface.tiny import Tiny
+from phi3v_train.models.internvl.renderer import InternVLRenderer
+from phi3v_train.models.internvl.tiny import tiny_internvl
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from phi3v_train.models.huggingface.renderer import HubRenderer
 
 
 class InternVLFamily(HubFamily):
@@ -27,15 +26,10 @@ class InternVLFamily(HubFamily):
         projector=("model.multi_modal_projector",),
     )
     image_processors = ("GotOcr2ImageProcessor",)
+    renderer_class = InternVLRenderer
     budget_keys = ("max_patches",)
     no_packing = ""
     card_tags = ("internvl",)
-
-    def renderer_class(self) -> "type[HubRenderer]":
-        """Encodes tiles."""
-        from phi3v_train.models.internvl.renderer import InternVLRenderer
-
-        return InternVLRenderer
 
     def tile(self, config: Any) -> tuple[int, int]:
         """Patches and a class token of a tile, and its image tokens."""
@@ -50,11 +44,7 @@ class InternVLFamily(HubFamily):
         device = next(model.model.vision_tower.parameters()).device
         return {"pixel_values": torch.zeros((1, 3, height, width), device=device)}
 
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.internvl.tiny import tiny_internvl
-
-        return tiny_internvl()
+    tiny = staticmethod(tiny_internvl)
 
 
 FAMILIES = (InternVLFamily(),)

@@ -7,12 +7,11 @@ from phi3v_data.tokens.family import BudgetError
 from phi3v_data.tokens.llava import LLAVA_NEXT, LLAVA_ONEVISION, LlavaNextTokens
 from phi3v_train.models.family import ModuleNames
 from phi3v_train.models.huggingface.base import HubFamily, set_value
-from phi3v_train.models.huggingface.tiny import Tiny
+from phi3v_train.models.llava.renderer import LlavaRenderer, OnevisionRenderer
+from phi3v_train.models.llava.tiny import tiny_llava_next, tiny_llava_onevision
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from phi3v_train.models.huggingface.renderer import HubRenderer
 
 PINPOINTS = "image_grid_pinpoints"
 
@@ -77,21 +76,11 @@ class LlavaNextFamily(LlavaFamily):
     family_tokens = LLAVA_NEXT
     template_origin = "trl 1.16.0, llava_next.jinja"
     image_processors = ("LlavaNextImageProcessor",)
+    renderer_class = LlavaRenderer
     unreached = r"model\.vision_tower\.(vision_model\.)?post_layernorm\."
     card_tags = ("llava-next",)
     processor_packages = ()
-
-    def renderer_class(self) -> "type[HubRenderer]":
-        """Encodes grids of tiles."""
-        from phi3v_train.models.llava.renderer import LlavaRenderer
-
-        return LlavaRenderer
-
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.llava.tiny import tiny_llava_next
-
-        return tiny_llava_next()
+    tiny = staticmethod(tiny_llava_next)
 
 
 class LlavaOnevisionFamily(LlavaFamily):
@@ -102,20 +91,10 @@ class LlavaOnevisionFamily(LlavaFamily):
     family_tokens = LLAVA_ONEVISION
     template_origin = "transformers d058e0f, convert_llava_onevision_weights_to_hf.py"
     image_processors = ("LlavaOnevisionImageProcessor",)
+    renderer_class = OnevisionRenderer
     unreached = r"model\.vision_tower\.(vision_model\.)?(post_layernorm|head)\."
     card_tags = ("llava-onevision",)
-
-    def renderer_class(self) -> "type[HubRenderer]":
-        """Encodes grids of tiles, or one tile of several images."""
-        from phi3v_train.models.llava.renderer import OnevisionRenderer
-
-        return OnevisionRenderer
-
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.llava.tiny import tiny_llava_onevision
-
-        return tiny_llava_onevision()
+    tiny = staticmethod(tiny_llava_onevision)
 
 
 FAMILIES = (LlavaNextFamily(), LlavaOnevisionFamily())

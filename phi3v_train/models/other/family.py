@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from phi3v_train.models.huggingface.renderer import HubRenderer
-
 
 class OtherFamily(HubFamily):
     """Any model that transformers loads as an image-text-to-text model."""
@@ -59,12 +57,6 @@ class OtherFamily(HubFamily):
     def processor_notes(self, processor: Any) -> list[str]:
         """None beside the warning of `note`."""
         return []
-
-    def renderer_class(self) -> "type[HubRenderer]":
-        """Encodes with the processor's own image tokens."""
-        from phi3v_train.models.other.renderer import OtherRenderer
-
-        return OtherRenderer
 
     def tile(self, config: Any) -> tuple[int, int]:
         """The vision part's memory is not known."""

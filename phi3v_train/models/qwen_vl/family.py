@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 from phi3v_data.tokens.qwen_vl import QWEN2_5_VL, QWEN3_5, QWEN3_VL, QwenTokens
 from phi3v_train.models.family import ModuleNames
 from phi3v_train.models.huggingface.base import HubFamily, set_value
-from phi3v_train.models.huggingface.tiny import Tiny
+from phi3v_train.models.qwen_vl.renderer import QwenRenderer
+from phi3v_train.models.qwen_vl.tiny import tiny_qwen2_5_vl, tiny_qwen3_5, tiny_qwen3_vl
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from phi3v_train.models.huggingface.renderer import HubRenderer
 
 
 class QwenFamily(HubFamily):
@@ -24,13 +23,8 @@ class QwenFamily(HubFamily):
     )
     budget_keys = ("size", "longest_edge")
     image_processors = ("Qwen2VLImageProcessor",)
+    renderer_class = QwenRenderer
     no_packing = ""
-
-    def renderer_class(self) -> "type[HubRenderer]":
-        """Encodes for M-RoPE."""
-        from phi3v_train.models.qwen_vl.renderer import QwenRenderer
-
-        return QwenRenderer
 
     def set_budget(self, processor: Any, value: int | None) -> None:
         """Let images have this area at most; the smallest area is lowered to it where it is larger."""
@@ -81,12 +75,7 @@ class Qwen3VLFamily(QwenFamily):
     family_tokens = QWEN3_VL
     template_origin = "trl 1.16.0, qwen3_vl.jinja"
     card_tags = ("qwen3-vl",)
-
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.qwen_vl.tiny import tiny_qwen3_vl
-
-        return tiny_qwen3_vl()
+    tiny = staticmethod(tiny_qwen3_vl)
 
 
 class Qwen25VLFamily(QwenFamily):
@@ -97,12 +86,7 @@ class Qwen25VLFamily(QwenFamily):
     family_tokens = QWEN2_5_VL
     template_origin = "trl 1.16.0, qwen2_5_vl.jinja"
     card_tags = ("qwen2.5-vl",)
-
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.qwen_vl.tiny import tiny_qwen2_5_vl
-
-        return tiny_qwen2_5_vl()
+    tiny = staticmethod(tiny_qwen2_5_vl)
 
 
 class Qwen35Family(QwenFamily):
@@ -118,12 +102,7 @@ class Qwen35Family(QwenFamily):
         "the chat template of Qwen3.5 writes an empty block of thoughts only into the last answer; in training every "
         "answer of a conversation has one, as its generation prompt has"
     )
-
-    def tiny(self) -> Tiny:
-        """See `tiny`."""
-        from phi3v_train.models.qwen_vl.tiny import tiny_qwen3_5
-
-        return tiny_qwen3_5()
+    tiny = staticmethod(tiny_qwen3_5)
 
 
 FAMILIES = (Qwen3VLFamily(), Qwen25VLFamily(), Qwen35Family())
