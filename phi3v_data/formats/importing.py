@@ -122,7 +122,7 @@ def make_draft(
             image, more = places.load(ref, where)
             images.append(image)
             notes += more
-        turns.append(replace(turn, images=images))
+        turns.append(replace(turn, images=images) if images else turn)
     meta: dict[str, Scalar] = {"source_id": chat.id or key, **chat.meta}
     return Draft(
         turns=turns,
@@ -230,9 +230,10 @@ def _items(
             size = row.place.length
             yield Item(file.split, key, path, size=size, reject=fault.code, message=f"{where}: {fault.message}")
             continue
+        place = (row.place.file, row.place.line, row.place.offset, row.place.length, row.place.name)
         is_packed = isinstance(row.value, list)
         for number, value in enumerate(row.value if is_packed else (row.value,)):
-            data: dict[str, Any] = {"row": row.place, "digest": _digest(value), "where": where, **shared}
+            data: dict[str, Any] = {"row": place, "digest": _digest(value), "where": where, **shared}
             if is_packed:
                 data["number"] = number
             if inner and isinstance(value, Mapping) and (found := _inner_files(value, row_format, file, inner)):
@@ -260,8 +261,8 @@ def _text_fault(row: FileRow) -> JsonFault | None:
     return next((fault for fault in row.faults if fault.code not in HARMLESS), None)
 
 
-def _read(place: RowPlace | RowLocation, data: Mapping[str, Any]) -> Any:
-    """The value of a planned row.
+def _read(place: tuple[Any, ...] | RowLocation, data: Mapping[str, Any]) -> Any:
+    """The value of a planned row; `place`: the fields of a `RowPlace`, or that of a row of a table.
 
     Raises:
         UserError: its file changed since it was planned.
@@ -269,7 +270,7 @@ def _read(place: RowPlace | RowLocation, data: Mapping[str, Any]) -> Any:
     if isinstance(place, RowLocation):
         return place.read()
     with not_noting():  # the digest of the row stands for its file
-        value, _ = place.read()
+        value, _ = RowPlace(*place).read()
     if "number" in data:
         value = value[data["number"]] if isinstance(value, list) and data["number"] < len(value) else None
     if _digest(value) != data["digest"]:

@@ -215,6 +215,7 @@ class PagePayload:
                     "o": _offsets(turn.get("image_offsets"))[: len(numbers)],
                     "more": len(names) - len(numbers),
                     **({} if turn.get("weight", 1) else {"w": 0}),
+                    **({"t": steps} if (steps := _steps(turn.get("steps"), limits.items, cut)) else {}),
                 }
             )
         answers, meta = row.get("answers"), row.get("meta")
@@ -231,6 +232,8 @@ class PagePayload:
             if isinstance(meta, dict)
             else [],
             "turns": turns,
+            **({"rejected": cut(row["rejected"])} if row.get("rejected") else {}),
+            **({"tools": cut(row["tools"])} if row.get("tools") else {}),
             "problems": sorted({problem.code for problem in problems}),
             "found": [_words(problem) for problem in problems[: limits.items]],
             "raw": cut(text) if problems else "",
@@ -295,3 +298,13 @@ def _help(code: str) -> list[list[str]]:
         return []
     problem = PROBLEMS[code]
     return [["What", problem.what], ["Why it matters", problem.why], ["How to fix it", problem.fix]]
+
+
+def _steps(steps: object, limit: int, cut: Callable[[object], str]) -> list[list[str]]:
+    """Calls of tools and their results, as kind and text."""
+    found: list[list[str]] = []
+    for step in steps if isinstance(steps, list) else ():
+        for kind, key in (("call", "calls"), ("result", "results")):
+            texts = step.get(key) if isinstance(step, dict) else None
+            found += [[kind, cut(text)] for text in texts] if isinstance(texts, list) else []
+    return found[:limit]

@@ -176,6 +176,7 @@ def _write(export: Export, view: Path) -> None:
     name = given.name if given and given.name else _set_name(export.root)
     images: list[PackedImage] = []
     splits: dict[str, SplitInfo] = {}
+    formats: set[int] = {1}  # of the rows
     numbers = {shard: number for number, shard in enumerate(export.shards)}
     try:
         for split, shards in export.splits.items():
@@ -192,6 +193,7 @@ def _write(export: Export, view: Path) -> None:
                         hasher.update(line)
                         out.write(line)
                         images += used
+                        formats.add(sample.format)
                         rows += 1
                     out.flush()
                     os.fsync(out.fileno())
@@ -206,7 +208,7 @@ def _write(export: Export, view: Path) -> None:
     except RepeatedNameError as error:
         raise UserError(f"{export.root}: two images have the name {shown(str(error))}; give each its own") from None
     manifest = given or Manifest(name=name, task="chat", splits={})
-    manifest = manifest.model_copy(update={"name": name, "splits": splits})
+    manifest = manifest.model_copy(update={"format": max(formats), "name": name, "splits": splits})
     (view / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
@@ -235,6 +237,7 @@ def _sample(row: ShardRow, name: str, number: str) -> tuple[Sample, list[PackedI
                 assistant=turn.assistant,
                 image_offsets=tuple(turn.image_offsets),
                 weight=turn.weight,
+                steps=tuple(turn.steps),
             )
         )
     return (
@@ -246,6 +249,8 @@ def _sample(row: ShardRow, name: str, number: str) -> tuple[Sample, list[PackedI
             answers=chat.answers,
             group=chat.group,
             meta=dict(chat.meta),
+            rejected=chat.rejected.text if chat.rejected is not None else "",
+            tools=chat.tools,
         ),
         list(used.values()),
     )

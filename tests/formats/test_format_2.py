@@ -289,6 +289,13 @@ def test_preview_shows_them(mixed: Path, cli: Cli) -> None:
     assert "result   rain" in said
 
 
+def test_the_page_of_a_set_has_them(mixed: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("preview", mixed, "--html", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert '"rejected":"A dog."' in page.replace('": ', '":')
+    assert '["result","rain"]' in page.replace(", ", ",")
+
+
 def test_a_sample_becomes_a_conversation_and_a_row_again() -> None:
     sample = Sample(
         id="a",

@@ -257,11 +257,14 @@ const drawSample = () => {
     const shots = el("div", {class: `shots ${turn.i.length === 1 ? "single" : ""}`}, ...turn.i.map(figure), turn.more ? hole(`${num(turn.more)} more`, "none") : "");
     body.append(el("div", {class: "turn"},
       el("div", {}, el("div", {class: "role", text: "user"}), turn.i.length ? shots : "", said(turn)),
+      ...(turn.t || []).map(([kind, text]) => el("div", {}, el("div", {class: "role", text: kind}), el("div", {class: "say", text}))),
       el("div", {class: "assistant"}, el("div", {class: "role", text: turn.w === 0 ? "assistant (weight 0: context only)" : "assistant"}), el("div", {class: "say", text: turn.a || "(no answer)"}))));
   }
   const facts = el("dl");
   const fact = (key, value) => value && facts.append(el("dt", {text: key}), el("dd", {text: value}));
   fact("answers", sample.answers.join(" | "));
+  fact("rejected", sample.rejected);
+  fact("tools", sample.tools);
   fact("group", sample.group);
   for (const [key, value] of sample.meta) fact(key, value);
   if (facts.childElementCount) body.append(facts);
