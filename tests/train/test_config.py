@@ -164,7 +164,17 @@ def test_other_names_are_taken_where_a_model_is_used(
     tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data_dir = str(colour_directory(tmp_path / "data", rows=4))
-    words = (command, "--data_dir", data_dir, "--model", str(tmp_path / "none"), "--out_dir", str(tmp_path / "out"))
+    words = (
+        command,
+        "--data_dir",
+        data_dir,
+        "--eval_split",
+        "val",
+        "--model",
+        str(tmp_path / "none"),
+        "--out_dir",
+        str(tmp_path / "out"),
+    )
     code, _, err = typed(*words, capsys=capsys)
     assert code == 2
     assert err.startswith(f"error: --model_name_or_path {tmp_path / 'none'}: no such directory")
