@@ -197,6 +197,7 @@ class ImageChecks:
                 self.num_images += len(new)
                 batches = [new[start : start + BATCH] for start in range(0, len(new), BATCH)]
                 waiting.append(_Waiting(uses, deque(batches)))
+                self._flush(waiting)  # a block without new images waits for none
                 for batch in batches:
                     yield [uses.ref(position) for position in batch]
 

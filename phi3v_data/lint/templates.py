@@ -104,12 +104,23 @@ class Templates:
     def _mark(self, text: "BlockText") -> None:
         """Mark the rows that may have a marker, or that the consumer has to look at."""
         data = text.data
-        text.mark(np.asarray(self._markers.find_candidates(data), np.int64))
+        text.mark(np.array(self._candidates(text), np.int64))
         text.mark(text.brackets[self._markers.may_follow_bracket(text.next[text.brackets])])
         text.mark(text.slashes[~_PLAIN_ESCAPES[text.next[text.slashes]]])
         suspect = self._check.consumer.suspect
         if suspect is not None:
             text.mark(np.array([match.start() for match in suspect.finditer(data)], np.int64))
+
+    def _candidates(self, text: "BlockText") -> list[int]:
+        """Where a marker may begin; those with `<` are looked for at the few that are not tags."""
+        found: list[int] = []
+        for first, pattern in self._markers.candidates:
+            if first != b"<":
+                found += [match.start() for match in pattern.finditer(text.data)] if first in text.data else []
+                continue
+            places = text.less[~text.is_tag] if self._has_tags else text.less
+            found += [place for place in places.tolist() if pattern.match(text.data, place)]
+        return found
 
     def _groups(self, text: "BlockText", block: RowBlock) -> Iterator[TemplateRows]:
         for rows, closings in text.by_num_values():
@@ -191,17 +202,10 @@ class BlockText:
         self._quotes: Ints = quotes[array[quotes - 1] != _BACKSLASH]  # rows with escaped backslashes are rough
         self.slashes: Ints = places[kinds == _BACKSLASH]
         self.brackets: Ints = places[kinds == _BRACKET]
-        self._less: Ints = places[kinds == _LESS]
+        self.less: Ints = places[kinds == _LESS]
         self._controls: Ints = places[kinds < ord(" ")]
-        self._tags: Ints | None = None
+        self.is_tag: Bools = (self.words[self.less] & _TAG_MASK) == _TAG_WORD
         self._counts: tuple[Ints, Ints] | None = None  # quotes and control characters of each row
-
-    @property
-    def tags(self) -> Ints:
-        """Positions of `<image>`."""
-        if self._tags is None:
-            self._tags = self._less[(self.words[self._less] & _TAG_MASK) == _TAG_WORD]
-        return self._tags
 
     def mark(self, positions: Ints) -> None:
         """Mark the rows at these positions."""
@@ -344,12 +348,15 @@ def _behind_tags(text: BlockText, begins: Ints, ends: Ints) -> Ints:
 
 
 def _has_same_tags(group: TemplateRows, text: BlockText) -> Bools:
-    """Whether each value of a row has as many tags as that of the template."""
-    tags = text.tags
-    same = np.ones(len(group.rows), np.bool_)
-    for value, count in enumerate(group.template.tags.tolist()):
+    """Whether each value of a row has as many tags as that of the template: as many in all, and in those with tags."""
+    tags = text.less[text.is_tag]
+    block = text.block
+    ends, starts = block.ends[group.rows], block.starts[group.rows]
+    wanted = group.template.tags
+    same: Bools = np.searchsorted(tags, ends) - np.searchsorted(tags, starts) == int(wanted.sum())
+    for value in np.flatnonzero(wanted).tolist():
         inside = np.searchsorted(tags, group.closes[value]) - np.searchsorted(tags, group.opens[value])
-        same &= inside == count
+        same &= inside == wanted[value]
     return same
 
 

@@ -30,6 +30,7 @@ _MAX_SHAPES = 8  # with the same number of values
 _MAX_FAILURES = 8  # lines with the same number of values that turned out to be like few others
 _LF, _QUOTE, _COMMA, _CLOSE, _BRACKET, _BACKSLASH = b'\n",}[\\'
 _TO_CLOSE = 0x20  # set in "]", it makes "}"
+_WHOLE = np.uint64((1 << 64) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class FixedTexts:
         same = np.ones(len(found), np.bool_)
         for base, checks in zip((starts, *closings), self.words, strict=True):
             for offset, mask, value in checks:
-                same &= (words[base + offset] & mask) == value
+                found_words = words[base + offset]
+                same &= (found_words if mask == _WHOLE else found_words & mask) == value
         if same.all():
             return found, opens
         return found[same], opens[:, same]

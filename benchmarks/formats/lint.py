@@ -1,0 +1,153 @@
+"""Checks of files of other tools: `python benchmarks/formats/lint.py [--rows 200000] [--images 2000] [--gigabytes 2]`.
+
+A generated ShareGPT file, as JSON Lines and as a JSON array, whose rows refer to 500 small images, goes through
+
+    lint_lines, lint_array     `phi3v-data validate FILE --format sharegpt` with one worker
+    loop_lines, loop_array     `json.loads` and a Pydantic model in a loop, which checks the types of fields only
+
+each in a process of its own, best of three; CPU time of the process. Then
+
+    images       a file with as many different images, and the same set as a conversations directory, both at level full
+    big array    peak memory of `validate` on a pretty-printed array of so many gigabytes
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import machine, save
+from import_rows import WORDS, measured
+
+CLI = "from phi3v_data.cli.app import main; main()"
+SHARED_IMAGES = 500
+
+LOOP = """
+import json, sys
+from typing import Literal
+from pydantic import BaseModel, Field
+class Message(BaseModel):
+    role: Literal["human", "gpt", "system", "observation", "function_call"] = Field(alias="from")
+    value: str
+class Row(BaseModel):
+    id: str
+    conversations: list[Message]
+    images: list[str] = []
+    system: str = ""
+with open(sys.argv[1]) as file:
+    for row in json.load(file) if sys.argv[1].endswith(".json") else map(json.loads, file):
+        Row.model_validate(row)
+"""
+
+
+def make_row(rng: random.Random, number: int, image: str) -> dict[str, Any]:
+    """A conversation of one to three turns, about 500 bytes, some with line ends and quotes."""
+    messages = []
+    for turn in range(rng.choice([1, 1, 2, 3])):
+        question = " ".join(rng.choices(WORDS, k=rng.randint(5, 20))) + "?"
+        answer = " ".join(rng.choices(WORDS, k=rng.randint(5, 40)))
+        if rng.random() < 0.1:
+            answer += '\n"quoted" é'
+        messages.append({"from": "human", "value": question if turn else f"<image>\n{question}"})
+        messages.append({"from": "gpt", "value": answer})
+    return {"id": f"row_{number:08d}", "conversations": messages, "images": [image]}
+
+
+def write_rows(folder: Path, count: int) -> None:
+    """The same rows as JSON Lines and as an array."""
+    (folder / "images").mkdir()
+    for number in range(SHARED_IMAGES):
+        Image.new("RGB", (32, 24), (number % 256, number // 256, 9)).save(folder / f"images/{number}.jpg")
+    rng = random.Random(0)
+    with (folder / "rows.jsonl").open("w") as lines, (folder / "rows.json").open("w") as array:
+        for number in range(count):
+            row = make_row(rng, number, f"images/{rng.randrange(SHARED_IMAGES)}.jpg")
+            text = json.dumps(row, ensure_ascii=False)
+            lines.write(f"{text}\n")
+            array.write(("[\n" if not number else ",\n") + text)
+        array.write("\n]\n")
+
+
+def best(command: list[str], count: int) -> dict[str, float]:
+    """The fastest of three runs."""
+    runs = [measured(command) for _ in range(3)]
+    found = min(runs, key=lambda run: run["cpu_seconds"])
+    return {**found, "rows_per_cpu_second": round(count / found["cpu_seconds"])}
+
+
+def compare_images(folder: Path, count: int) -> dict[str, Any]:
+    """A file with different images against the directory that `import` makes of it."""
+    (folder / "images").mkdir()
+    rng = random.Random(0)
+    with (folder / "rows.jsonl").open("w") as lines:
+        for number in range(count):
+            noise = Image.effect_noise((320, 240), 40 + number % 50).convert("RGB")
+            noise.save(folder / f"images/{number}.jpg")
+            lines.write(json.dumps(make_row(rng, number, f"images/{number}.jpg")) + "\n")
+    file = str(folder / "rows.jsonl")
+    made = [sys.executable, "-c", CLI, "import", "sharegpt", file, "--out_dir", f"{folder}/set", "--quiet"]
+    subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+    check = [sys.executable, "-c", CLI, "validate", "--workers", "1", "--quiet"]
+    return {
+        "images": count,
+        "file": best([*check, file, "--format", "sharegpt"], count),
+        "directory": best([*check, f"{folder}/set", "--fresh"], count),
+    }
+
+
+def write_big(path: Path, size: int) -> int:
+    """A pretty-printed array; returns the number of its rows."""
+    padding = "word and another word, quite long; " * 28
+    number = written = 0
+    with path.open("w") as file:
+        file.write("[\n")
+        while written < size:
+            messages = [{"from": "human", "value": f"What is {number}? {padding}"}]
+            messages.append({"from": "gpt", "value": f"It is {number}. {padding}"})
+            text = json.dumps({"id": f"r{number}", "conversations": messages, "images": []}, indent=1)
+            written += file.write(text if not number else f",\n{text}")
+            number += 1
+        file.write("\n]\n")
+    return number
+
+
+def main() -> None:
+    """Measure each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--gigabytes", type=float, default=2)
+    parser.add_argument("--no-save", action="store_true")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine("msgspec", "numpy", "pydantic"), "rows": args.rows}
+    check = [sys.executable, "-c", CLI, "validate", "--format", "sharegpt", "--workers", "1", "--quiet"]
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(Path(folder), args.rows)
+        for layout, name in (("lines", "rows.jsonl"), ("array", "rows.json")):
+            file = f"{folder}/{name}"
+            result[f"lint_{layout}"] = best([*check, file], args.rows)
+            result[f"loop_{layout}"] = best([sys.executable, "-c", LOOP, file], args.rows)
+            ratio = result[f"loop_{layout}"]["cpu_seconds"] / result[f"lint_{layout}"]["cpu_seconds"]
+            result[f"ratio_{layout}"] = round(ratio, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        result["with_images"] = compare_images(Path(folder), args.images)
+    if args.gigabytes:
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/big.json"
+            rows = write_big(Path(file), int(args.gigabytes * 1e9))
+            result["big_array"] = {"gigabytes": args.gigabytes, "rows": rows, **measured([*check, file])}
+    if args.no_save:
+        print(json.dumps(result, indent=2))
+    else:
+        save("lint", result)
+
+
+if __name__ == "__main__":
+    main()
