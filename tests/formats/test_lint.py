@@ -1,6 +1,7 @@
 """Files of other tools are checked where they are: each fault at its line and field, no good row blamed."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -196,3 +197,16 @@ def test_a_directory_is_checked_as_a_consumer_would_read_its_export(lint: Cli, t
     assert found("--for", "llama-factory") == []
     assert found("--for", "together") == [("over-limit", 4, "conversations[0].images[0]")]
     assert lint(tmp_path / "set", "--for", "qwen")[0] == 1
+
+
+def test_the_commands_of_the_section_on_checks_run(lint: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (CHATS.parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    section = page.partition("## Check")[2].partition("```sh\n")[2].partition("```")[0]
+    commands = [shlex.split(line.partition("#")[0])[2:] for line in section.splitlines()]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(CHATS / "llava", tmp_path, dirs_exist_ok=True)
+    shutil.copy("data.json", "llava.json")
+    shutil.copy(CHATS / "openai" / "data_url.jsonl", "train.jsonl")
+    own_rows(tmp_path / "data" / "chat", {"conversations": [turn("What is shown?", "a.png")]})
+    codes = [lint(*command)[0] for command in commands]
+    assert codes == [1, 1, 0, 0]  # the system message, which neither LLaVA nor Qwen reads
