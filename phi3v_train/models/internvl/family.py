@@ -18,7 +18,7 @@ class InternVLFamily(HubFamily):
     name = "internvl"
     title = "InternVL3 and InternVL3.5"
     family_tokens = INTERNVL
-    template_origin = "transformers, convert_internvl_weights_to_hf.py"
+    template_origin = "transformers 015d3b2, convert_internvl_weights_to_hf.py"
     modules = ModuleNames(
         language=("model.language_model",),
         head=("lm_head",),
