@@ -7,10 +7,11 @@ from typing import Any, Unpack
 from phi3v_data.conversion import ConvertResult, convert
 from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN
+from phi3v_data.formats.data_files import SUFFIXES
 from phi3v_data.formats.import_options import AUTO
 from phi3v_data.formats.importing import ImportRows
 from phi3v_data.formats.registry import file_digest, get_format
-from phi3v_data.shards.view import find_export
+from phi3v_data.shards.view import MANIFEST_OF_EXPORT, find_export
 from phi3v_data.writing.request import ConvertSettings, Progress
 
 
@@ -45,7 +46,7 @@ def import_rows(
         given["downloads"] = str(Path(out_dir).expanduser().absolute() / HIDDEN / "convert" / "source" / "downloads")
     if Path(source).name == "dataset_info.json" and Path(source).is_file():
         source = Path(source).parent
-    if (export := find_export(Path(source))) is not None and export.kind == "tar":
+    if _is_webdataset(Path(source)):
         raise UserError(
             f"{source}: shards of WebDataset are read as a directory, without an import; `phi3v-data merge {source} "
             f"{out_dir or 'OUT'}` makes a copy"
@@ -53,6 +54,16 @@ def import_rows(
     if settings.get("unlabelled"):
         raise UserError("an import has no setting unlabelled: a row without its last answer is rejected")
     return convert(ImportRows, source, out_dir, options=given, progress=progress, **settings)
+
+
+def _is_webdataset(source: Path) -> bool:
+    """Whether a folder has shards, rather than a data file with its images in an archive."""
+    export = find_export(source)
+    if export is None or export.kind != "tar":
+        return False
+    folders = {source, *((source / shard).parent for shards in export.splits.values() for shard in shards)}
+    names = [path.name for folder in folders for path in folder.iterdir()]
+    return not any(name.lower().endswith(SUFFIXES) and name != MANIFEST_OF_EXPORT for name in names)
 
 
 def _absolute(format_name: str) -> str:

@@ -13,6 +13,8 @@ from kills import killed_before
 from toy_converter import tree
 
 from phi3v_data.draft import Options
+from phi3v_data.exporting.request import ExportRequest
+from phi3v_data.exporting.run import export_set
 from phi3v_data.formats.import_options import ImportOptions
 from phi3v_data.importing import import_rows
 
@@ -172,10 +174,11 @@ def test_gzip_an_archive_and_a_byte_order_mark(tmp_path: Path) -> None:
         assert [row["conversations"] for row in rows_of(tmp_path / f"out-{source}")] == expected
 
 
-def test_images_in_an_archive_beside_the_data_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_images_in_an_archive_beside_the_data_are_found(tmp_path: Path, kind: str) -> None:
     (tmp_path / "s").mkdir()
     shutil.copy(SAMPLES / "llava/data.json", tmp_path / "s")
-    shutil.make_archive(str(tmp_path / "s/pictures"), "zip", SAMPLES / "llava", "images")
+    shutil.make_archive(str(tmp_path / "s/packed"), kind, SAMPLES / "llava", "images")
     run(tmp_path / "s", tmp_path / "o")
     assert sum(len(turn["images"]) for row in rows_of(tmp_path / "o") for turn in row["conversations"]) == 6
 
@@ -233,6 +236,35 @@ def test_the_list_of_data_sets_of_internvl_is_followed(tmp_path: Path) -> None:
         assert (out / "images" / made["conversations"][0]["images"][0]).read_bytes() == (
             SAMPLES / "llava/images/cat.jpg"
         ).read_bytes()
+
+
+def test_the_five_samples_go_from_each_format_to_the_next_and_come_back(tmp_path: Path) -> None:
+    def images(directory: Path, turn: dict[str, Any]) -> list[bytes]:
+        return [(directory / "images" / path).read_bytes() for path in turn["images"]]
+
+    def content(directory: Path) -> list[Any]:
+        keys = ("user", "assistant", "image_offsets")
+        return [
+            [row.get("system"), *[[*map(turn.get, keys), images(directory, turn)] for turn in row["conversations"]]]
+            for row in rows_of(directory)
+        ]
+
+    here = tmp_path / "start"
+    run(SAMPLES / "openai/data_url.jsonl", here, name="openai")
+    expected = content(here)
+    assert [sum(len(turn[3]) for turn in row[1:]) for row in expected] == [1, 2, 2, 0, 1]
+    for number, name in enumerate(("trl", "swift", "openai", "sharegpt", "axolotl", "hub", "imagefolder", "trl")):
+        export_set(name, here, tmp_path / f"{number}-{name}")
+        here = tmp_path / f"{number}-set"
+        run(tmp_path / f"{number}-{name}", here)
+        assert content(here) == expected, name
+    for name in ("llava", "qwen"):
+        export_set(name, here, tmp_path / name, ExportRequest(lossy=True))
+        here = tmp_path / f"{name}-set"
+        run(tmp_path / name, here)
+        assert content(here)[:4] == expected[:4]
+        user = "You are a terse assistant. Answer in one word.\n\nWhat is in the cup?"
+        assert content(here)[4] == [None, [user, "Coffee.", [len(user)], expected[4][1][3]]]
 
 
 BROKEN: list[tuple[str, list[dict[str, str]], str]] = [
