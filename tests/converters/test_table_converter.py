@@ -462,6 +462,11 @@ def test_a_table_in_latin_1_is_told_to_be_saved_again(tmp_path: Path) -> None:
         "none of 1 planned sample could be converted (1 row-invalid); the first, l1.csv:2 is not UTF-8; save the file "
         "again as UTF-8"
     )
+    for header in ("b\xeeld,frage,antwort\n".encode("latin-1"), b"\x9b\xff\x01\x02" * 200):
+        put(tmp_path / "s" / "l1.csv", header)
+        with pytest.raises(phi3v_data.UserError) as error:
+            run("table", tmp_path / "s", tmp_path / "o")
+        assert str(error.value) == "l1.csv:1 is not UTF-8; save the file again as UTF-8"
 
 
 def test_a_row_whose_split_cannot_be_one_is_a_reject(tmp_path: Path) -> None:

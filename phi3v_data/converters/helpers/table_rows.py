@@ -164,6 +164,8 @@ def _header(reader: Iterator[list[str]], name: str) -> tuple[str, ...]:
         header = tuple(column.strip() for column in next(reader, ()))
     except csv.Error as error:
         raise UserError(_not_csv(name, 1, 1, error)) from error
+    if any("\ud800" <= char <= "\udfff" for column in header for char in column):
+        raise UserError(f"{name}:1 is not UTF-8; save the file again as UTF-8")
     if not header:
         raise UserError(f"{name} is empty; the first line must contain the column names")
     if twice := sorted({column for column in header if header.count(column) > 1}):
