@@ -1,5 +1,6 @@
 """`phi3v-data validate`: every check on a conversations directory or a file of another tool: text, JSON or a page."""
 
+import os
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
@@ -122,6 +123,8 @@ def validate(
         refuse_options(of_directory, f"a file: {path} is one")
         options |= {"format": row_format, "consumer": consumer, "images_root": images_root}
     else:
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"{path}: is neither a file nor a folder; give a conversations directory or a file of rows")
         refuse_options({"format": row_format, "images_root": images_root}, f"a directory: {path} is not a file")
         image_options = given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge)
         options |= {"num_crops": num_crops, "image_options": image_options, "max_tokens": max_tokens}

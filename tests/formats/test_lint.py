@@ -1,6 +1,7 @@
 """Files of other tools are checked where they are: each fault at its line and field, no good row blamed."""
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -210,3 +211,15 @@ def test_the_commands_of_the_section_on_checks_run(lint: Cli, tmp_path: Path, mo
     own_rows(tmp_path / "data" / "chat", {"conversations": [turn("What is shown?", "a.png")]})
     codes = [lint(*command)[0] for command in commands]
     assert codes == [1, 1, 0, 0]  # the system message, which neither LLaVA nor Qwen reads
+
+
+def test_what_is_neither_a_file_nor_a_folder(lint: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    for name in ("rows.jsonl", "loop.json"):
+        code, _, err = lint(tmp_path / name, "--format", "swift")
+        assert code == 2
+        path = tmp_path / name
+        assert (
+            err == f"error: {path}: is neither a file nor a folder; give a conversations directory or a file of rows\n"
+        )
