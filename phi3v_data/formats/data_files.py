@@ -22,7 +22,8 @@ from phi3v_data.formats.dataset_info import FILE, Entry, read_dataset_info
 from phi3v_data.messages import shown
 from phi3v_data.sources.source import Source, SourceFile
 from phi3v_data.splits import KNOWN_SPLITS, SPLIT_FOLDERS, canonical_split, lone_split, parse_file_name
-from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES
+from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, is_table
+from phi3v_data.unfinished import MANIFEST
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
 MAX_META = 1 << 20
@@ -65,6 +66,8 @@ def find_data_files(source: Source, only: str = "") -> tuple[DataFile, ...]:
     files = [file for file in source.all_files() if file.path.lower().endswith(SUFFIXES)]
     source.files((*SUFFIXES, *SOURCE_IMAGE_SUFFIXES, *ARCHIVE_SUFFIXES))  # rows name images: these are not left out
     by_path = {file.path: file for file in files}
+    if MANIFEST in by_path and not single and not only:
+        raise UserError(f"'{source.spec}' is a conversations directory already, which needs no import")
     if single and files:
         info = source.root.with_name(FILE)
         if info.is_file() and info != source.root:
@@ -95,7 +98,9 @@ def find_data_files(source: Source, only: str = "") -> tuple[DataFile, ...]:
         found = named
     if not found:
         kinds = ", ".join(SUFFIXES[:3])
-        raise NotFoundError(f"'{source.spec}' contains no data file ({kinds}, .parquet); give the file itself")
+        table = any(is_table(file.path) for file in source.files())
+        hint = "`phi3v-data convert table` reads a table of texts and images" if table else "give the file itself"
+        raise NotFoundError(f"'{source.spec}' contains no data file ({kinds}, .parquet); {hint}")
     return _with_splits(source, found)
 
 

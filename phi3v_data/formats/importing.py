@@ -180,7 +180,11 @@ def guess_format(source: Source, file: DataFile) -> str:
     guess = guess_from(_first_values(source, file))
     if guess.name or guess.others:
         return guess.name or guess.others[0]
-    said = "has no rows" if not guess.num_rows else f"has rows of no known format in its first {guess.num_rows}"
+    if not guess.num_rows:
+        raise UserError(f"{shown(file.name)} has no rows")
+    if guess.own_rows:
+        raise UserError(f"{shown(file.name)} has rows of a conversations directory already, which need no import")
+    said = f"has rows of no known format in its first {guess.num_rows}"
     raise UserError(f"{shown(file.name)} {said}; give the format instead of auto: {', '.join(all_formats())}")
 
 

@@ -13,10 +13,14 @@ from kills import killed_before
 from toy_converter import tree
 
 from phi3v_data.draft import Options
+from phi3v_data.errors import UserError
 from phi3v_data.exporting.request import ExportRequest
 from phi3v_data.exporting.run import export_set
-from phi3v_data.formats.import_options import ImportOptions
+from phi3v_data.formats.import_options import ImportOptions, ImportSettings
+from phi3v_data.formats.importing import ImportRows
 from phi3v_data.importing import import_rows
+from phi3v_data.sources.source import Source
+from phi3v_data.testing import check_converter
 
 SAMPLES = Path(__file__).parents[1] / "data" / "chat_formats"
 LAYOUTS = [
@@ -115,6 +119,21 @@ def test_the_guess_is_logged_and_a_file_of_no_format_is_refused(cli: Cli, tmp_pa
     assert "llava" in errors
     code, _, errors = cli("import", "lava", tmp_path / "rows.jsonl", "--out_dir", tmp_path / "p")
     assert (code, "did you mean llava?" in errors) == (2, True)
+
+
+def test_what_needs_no_import_or_another_command_is_told_so(cli: Cli, tmp_path: Path) -> None:
+    run(SAMPLES / "llava", tmp_path / "done", name="llava")
+    (tmp_path / "table.csv").write_text("question,answer\n1,2\n")
+    (tmp_path / "empty.json").write_text("[]")
+    shutil.copy(next((tmp_path / "done").glob("*.jsonl")), tmp_path / "own.jsonl")
+    for source, text in (
+        ("done", "is a conversations directory already, which needs no import"),
+        ("own.jsonl", "has rows of a conversations directory already, which need no import"),
+        ("table.csv", "`phi3v-data convert table` reads a table"),
+        ("empty.json", "'empty.json' has no rows"),
+    ):
+        code, _, errors = cli("import", "auto", tmp_path / source, "--out_dir", tmp_path / "o")
+        assert (code, text in errors) == (2, True), errors
 
 
 def test_files_named_after_splits_become_splits(tmp_path: Path) -> None:
@@ -385,9 +404,9 @@ def test_the_output_is_the_same_for_any_number_of_workers(tmp_path: Path) -> Non
     (tmp_path / "s").mkdir()
     (tmp_path / "s/data.json").write_text(json.dumps(rows))
     shutil.copytree(SAMPLES / "llava/images", tmp_path / "s/images")
-    for workers in (0, 1, 2):
+    for workers in (1, 2):
         import_rows("llava", tmp_path / "s", tmp_path / f"o{workers}", workers=workers)
-    assert tree(tmp_path / "o0") == tree(tmp_path / "o1") == tree(tmp_path / "o2")
+    assert tree(tmp_path / "o1") == tree(tmp_path / "o2")
 
 
 def test_a_killed_import_resumes_with_the_same_bytes(tmp_path: Path) -> None:
@@ -475,3 +494,19 @@ def test_a_format_in_a_file_of_the_user_is_one_class_of_names(cli: Cli, tmp_path
     (tmp_path / "mine.py").write_text(OWN.replace("My rows", "My other rows"))
     code, _, errors = cli("import", f"{tmp_path}/mine.py:None", tmp_path / "s", "--out_dir", tmp_path / "o")
     assert (code, "it defines Mine" in errors) == (2, True)
+
+
+def test_a_row_that_changes_between_plan_and_conversion_ends_the_run(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [text_row(1), text_row(2)])
+    settings = ImportSettings(format="swift")
+    first, second = ImportRows().plan(Source.open(path), settings)
+    path.write_text(path.read_text().replace("Question 1?", "Question 7?"))
+    assert ImportRows().convert(second, settings).turns[0].user == "Question 2?"
+    with pytest.raises(UserError, match=r"rows.jsonl, line 1 changed while it was imported"):
+        ImportRows().convert(first, settings)
+
+
+def test_the_import_passes_the_check_of_converters(tmp_path: Path) -> None:
+    """Several processes, another path, interrupted and resumed, alone and in reverse order, with damaged images."""
+    shutil.copytree(SAMPLES / "llava", tmp_path / "s")
+    check_converter(ImportRows, tmp_path / "s", options={"format": "llava"})
