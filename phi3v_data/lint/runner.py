@@ -10,9 +10,10 @@ from phi3v_data.formats.consumers.base import Consumer
 from phi3v_data.formats.consumers.registry import all_consumers, get_consumer
 from phi3v_data.formats.dataset_info import FILE
 from phi3v_data.formats.placeholders import IMAGE
+from phi3v_data.formats.registry import get_format
 from phi3v_data.formats.rows import open_rows
 from phi3v_data.formats.tagged import TaggedFormat
-from phi3v_data.lint.choose import choose_format
+from phi3v_data.lint.choose import ChosenFormat, choose_format
 from phi3v_data.lint.images import ImageChecks, Verdict
 from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.lint.scan import FileScan, images_folder
@@ -68,6 +69,8 @@ def lint_file(
         raise NotFoundError(f"--images_root '{images_root}' is not a folder")
     chosen = choose_format(rows, format)
     tool = _consumer(consumer, chosen.format)
+    if format is None and tool.formats and chosen.format.name not in tool.formats:
+        chosen = ChosenFormat(get_format(tool.formats[0])(), f"as {tool.title} reads it")
     chosen_model = choose_model(model, None)
     markers = control_tokens(chosen_model.family)
     root = images_folder(path, Path(images_root) if images_root is not None else None)

@@ -100,6 +100,8 @@ class PagePayload:
 
     def gallery_note(self, samples: Sequence[Mapping[str, Any]]) -> str:
         """How the samples shown were chosen."""
+        if self.dataset is None:
+            return "The gallery shows samples of a conversations directory only."
         if len(samples) >= self.report.summary.samples:
             return "Every sample of the directory."
         ill = sum(bool(sample["problems"]) for sample in samples)

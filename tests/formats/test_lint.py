@@ -1,16 +1,19 @@
 """Files of other tools are checked where they are: each fault at its line and field, no good row blamed."""
 
+import gzip
 import json
 import os
 import shlex
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from broken_files import CASES, Broken, write_images
 from in_process import Cli, make_cli
 
-from phi3v_data.lint import lint_file
+from phi3v_data.lint import images, lint_file, runner
 
 CHATS = Path(__file__).parents[1] / "data" / "chat_formats"
 
@@ -88,6 +91,15 @@ def test_the_format_is_guessed_when_plain_and_else_asked_for(lint: Cli, tmp_path
     assert "swift" in error
 
 
+def test_a_guessed_file_is_read_as_the_tool_that_is_asked_for_reads_it(lint: Cli) -> None:
+    code, _, error = lint(CHATS / "ms_swift" / "data.jsonl", "--for", "llama-factory")
+    assert code == 0
+    assert "format sharegpt (as LLaMA-Factory reads it), checked for llama-factory" in error
+    code, out, _ = lint(CHATS / "ms_swift" / "data.jsonl", "--for", "trl", "--json")
+    found = {(item["code"], item["line"]) for item in json.loads(out)["problems"]}
+    assert (code, found) == (1, {("image-moved", line) for line in (1, 2, 3, 5)})
+
+
 def test_an_entry_of_dataset_info_gives_names_of_columns_and_roles(tmp_path: Path) -> None:
     row = {"talk": [{"who": "q", "says": "<image>Hi"}, {"who": "z", "says": "Ho"}], "pics": ["a.png"]}
     (tmp_path / "rows.json").write_text(json.dumps([row]))
@@ -140,6 +152,67 @@ def test_quick_reads_headers_only(tmp_path: Path) -> None:
     path.write_text(json.dumps({"messages": messages, "images": ["late.png"]}) + "\n")
     assert lint_file(path, level="quick").ok
     assert not lint_file(path).ok
+
+
+def chat(text: str, *images: object) -> dict[str, object]:
+    """A row of ms-swift."""
+    messages = [{"role": "user", "content": "<image>" * len(images) + text}, {"role": "assistant", "content": "Ho"}]
+    return {"messages": messages, "images": list(images)}
+
+
+def test_rows_of_parquet_are_named_by_their_number_and_their_images_checked(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    good, cut = ({"bytes": (tmp_path / name).read_bytes(), "path": name} for name in ("a.png", "cut.png"))
+    rows = [chat("One?", good), chat("Two?", good), chat("Three?", good, cut), chat("<video>", good)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=2)
+    report = lint_file(tmp_path / "rows.parquet")
+    assert [(item.code, item.line, item.field) for item in report.problems] == [
+        ("image-unreadable", 3, "images[1]"),
+        ("placeholder-in-text", 4, "messages[0].content"),
+    ]
+    assert (report.summary.samples, report.summary.images, report.stats["format"]) == (4, 2, "swift")
+
+
+def test_gzip_is_read_and_equal_rows_and_ids_are_named(tmp_path: Path) -> None:
+    rows = [{"id": f"r{number}", **chat("What is it?" * (number + 1))} for number in range(30)]
+    rows[20]["messages"] = rows[3]["messages"]
+    rows[25]["id"] = "r7"
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    report = lint_file(tmp_path / "rows.jsonl.gz")
+    assert [(item.code, item.severity, item.line, item.message) for item in report.problems] == [
+        ("duplicate-sample", "warning", 21, "the row has the same messages and images as that of line 4"),
+        ("duplicate-id", "info", 26, "the id is also that of line 8"),
+    ]
+
+
+def test_a_file_of_a_conversations_directory_is_told_so(lint: Cli, tmp_path: Path) -> None:
+    own_rows(tmp_path / "set", {"conversations": [turn("What is shown?", "a.png")]})
+    code, _, error = lint(tmp_path / "set" / "train.jsonl")
+    assert code == 2
+    assert "is a file of a conversations directory: validate its folder" in error
+
+
+def test_images_are_checked_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_MANY_IMAGES", 0)
+    monkeypatch.setattr(images, "BATCH", 2)
+    write_images(tmp_path)
+    names = ["a.png", "b.png", "cut.png", "gif.gif", "none.png", "Photo.PNG"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(chat(f"{number}?", names[number % 6])) + "\n" for number in range(40)))
+    report = lint_file(path, workers=2)
+    expected = {"cut.png": "image-unreadable", "none.png": "image-missing"}
+    assert [(item.line, item.code) for item in report.problems] == [
+        (number + 1, expected[names[number % 6]]) for number in range(40) if names[number % 6] in expected
+    ]
+    assert report.summary.images == 6
+
+
+def test_urls_are_counted_and_not_fetched(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(chat("What?", "https://example.org/a.png")) + "\n")
+    report = lint_file(path)
+    assert [(item.code, item.severity, item.line) for item in report.problems] == [("check-skipped", "info", None)]
+    assert report.ok
 
 
 def test_options_of_the_other_kind_are_refused(lint: Cli, tmp_path: Path) -> None:

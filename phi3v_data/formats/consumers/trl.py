@@ -15,6 +15,7 @@ class TRL(Consumer):
     formats = ("trl",)
     effects: ClassVar = {
         "last-turn-open": Effect("accepts the row, and trains nothing of it"),
+        "no-turns": Effect("accepts the row, and trains nothing of it"),
         "image-count": Effect("stops, and names the counts but not the row"),
         "turn-order": Effect("leaves it to the chat template, which may refuse it", "warning"),
         "system-message-place": Effect("leaves it to the chat template, which may refuse it", "warning"),
