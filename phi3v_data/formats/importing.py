@@ -30,6 +30,7 @@ from phi3v_data.formats.import_options import AUTO, ImportSettings
 from phi3v_data.formats.registry import all_formats, get_format
 from phi3v_data.formats.rows import FileRow, RowPlace, open_rows, read_rows
 from phi3v_data.formats.sharegpt import ShareGPT
+from phi3v_data.formats.swift import Swift
 from phi3v_data.formats.texts import own_marker
 from phi3v_data.formats.turns import check_turns, merged, to_turns
 from phi3v_data.json_text import JsonFault
@@ -42,6 +43,9 @@ from phi3v_data.sources.tables import RowLocation
 
 HARMLESS = ("bom", "blank-line")
 """Faults of the text that no row suffers from."""
+
+MEDIA = ("video", "videos", "audio", "audios")
+"""Columns whose content a sample cannot hold."""
 
 MERGED = "turns-merged"
 """Note: consecutive messages of one role were joined."""
@@ -103,6 +107,8 @@ def make_draft(
     if not isinstance(row, Mapping):
         raise Reject("json-not-object", f"{where}: the row is {shown(row)}, not an object")
     reading = row_format.read(row)
+    if column := _media_column(row, row_format):
+        raise Reject("media-left-out", f"{where}, {column}: the row has {column}, which a sample cannot hold")
     faults = [fault for fault in reading.faults if fault.severity in (None, "error")]
     chat = reading.chat
     if chat is not None and not faults:
@@ -134,6 +140,15 @@ def make_draft(
         tools=chat.tools,
         notes=notes,
     )
+
+
+def _media_column(row: Mapping[str, Any], row_format: RowFormat) -> str:
+    """A column of videos, audio or boxes that the row uses; empty if it has none."""
+    names = [*MEDIA, *(["objects"] if isinstance(row_format, Swift) else [])]
+    if isinstance(row_format, ShareGPT) and row_format.entry is not None:
+        columns = row_format.entry.columns
+        names = [name for name in (columns.videos, columns.audios) if name]
+    return next((name for name in names if row.get(name)), "")
 
 
 def _markers(chat: Chat) -> Iterator[Fault]:

@@ -47,6 +47,7 @@ REJECTS: Mapping[str, str] = {
     "json-syntax": "The row is not JSON.",
     "last-turn-open": "The last message is the user's.",
     "line-too-long": "The row is over 64 MB.",
+    "media-left-out": "The row has videos, audio or boxes, which a sample cannot hold.",
     "missing-field": "The row has no messages, or a message no role or text.",
     "no-turns": "The row has no text, or no answer.",
     "non-finite-number": "`meta` contains NaN or infinity.",

@@ -316,6 +316,22 @@ def test_a_row_that_a_sample_cannot_hold_is_a_reject_with_file_line_and_field(cl
     assert [row["id"] for row in rows_of(tmp_path / "o")] == ["train-0000000000", f"train-{len(BROKEN) + 1:010d}"]
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("llava", {"video": "a.mp4"}), ("swift", {"videos": ["a.mp4"]}), ("swift", {"objects": {"bbox": [[1, 2, 3, 4]]}}),
+     ("sharegpt", {"audios": ["a.wav"]}), ("trl", {"videos": ["a.mp4"]})],
+)  # fmt: skip
+def test_videos_audio_and_boxes_are_rejects_and_not_dropped(tmp_path: Path, name: str, more: dict[str, Any]) -> None:
+    row = text_row(1) if name != "llava" else image_row(None) | {"conversations": [
+        {"from": "human", "value": "<video>What?"}, {"from": "gpt", "value": "A cat."}]}  # fmt: skip
+    good = image_row(None) | {"conversations": row["conversations"]} if name == "llava" else text_row(2)
+    write_rows(tmp_path / "rows.jsonl", [row | more, good | dict.fromkeys(more)])
+    run(tmp_path / "rows.jsonl", tmp_path / "o", name=name)
+    [(reason, message)] = rejects_of(tmp_path / "o")
+    assert (reason, message.startswith(f"rows.jsonl, line 1, {next(iter(more))}: ")) == ("media-left-out", True)
+    assert len(rows_of(tmp_path / "o")) == 1
+
+
 def test_markers_of_other_models_stay_in_the_text(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [messages_row([{"user": "Is [INST] or <bos> a tag?"}, {"assistant": "Yes."}])])
     run(tmp_path / "rows.jsonl", tmp_path / "o", name="swift")
