@@ -33,8 +33,9 @@ from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.swift import Swift
 from phi3v_data.formats.texts import own_marker
 from phi3v_data.formats.turns import check_turns, merged, to_turns
+from phi3v_data.formats.unread import unread_columns
 from phi3v_data.json_text import JsonFault
-from phi3v_data.messages import counted, shown
+from phi3v_data.messages import counted, join_words, shown
 from phi3v_data.schema import Scalar
 from phi3v_data.sources.fingerprint import fingerprint
 from phi3v_data.sources.reads import not_noting
@@ -80,12 +81,19 @@ class ImportRows(Converter[ImportSettings]):
     def describe(self, source: Source, options: ImportSettings) -> DatasetInfo:
         found = _formats(source, options)
         titles = dict.fromkeys(make_format(name, options.format_file, "").title for _, name in found)
-        notes = [f"read as {title}; give the format instead of auto if it is another one" for title in titles]
+        notes = []
+        if options.format == AUTO:
+            notes = [f"read as {title}; give the format instead of auto if it is another one" for title in titles]
+        for file, name in found:
+            entry = file.entry.model_dump_json(exclude_defaults=True) if file.entry else ""
+            columns = unread_columns(_first_values(source, file), make_format(name, options.format_file, entry))
+            if left := [shown(column, 40) for column in columns if column not in MEDIA]:  # rows with media are rejects
+                notes.append(f"{shown(file.name)} has columns that are not imported: {join_words(left)}")
         return DatasetInfo(
             name=set_name([file for file, _ in found], source),
             task="chat",
             source=f"rows in the format of {', '.join(titles)}",
-            notes=notes if options.format == AUTO else (),
+            notes=notes,
         )
 
 

@@ -316,6 +316,15 @@ def test_a_row_that_a_sample_cannot_hold_is_a_reject_with_file_line_and_field(cl
     assert [row["id"] for row in rows_of(tmp_path / "o")] == ["train-0000000000", f"train-{len(BROKEN) + 1:010d}"]
 
 
+def test_columns_that_are_not_imported_are_named(cli: Cli, tmp_path: Path) -> None:
+    row = text_row(1, width=3, height=None, id="a", score={"x": 1}, images=[], system="Be terse.")
+    write_rows(tmp_path / "rows.jsonl", [row, text_row(2, height=4)])
+    _, _, errors = cli("import", "swift", tmp_path / "rows.jsonl", "--out_dir", tmp_path / "o")
+    assert "note: 'rows.jsonl' has columns that are not imported: 'width', 'score', 'height'\n" in errors
+    _, _, errors = cli("import", "swift", SAMPLES / "ms_swift", "--out_dir", tmp_path / "p")
+    assert "not imported" not in errors
+
+
 @pytest.mark.parametrize(
     ("name", "more"),
     [("llava", {"video": "a.mp4"}), ("swift", {"videos": ["a.mp4"]}), ("swift", {"objects": {"bbox": [[1, 2, 3, 4]]}}),
