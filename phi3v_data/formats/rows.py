@@ -167,6 +167,8 @@ def _layout(path: Path, head: bytes) -> Layout:
                 "one object per line"
             )
         return "lines"
+    if rest[:1] == b"{" and _is_complete(first):
+        return "lines"  # the first of which is not a row
     hint = "; a CSV table has to be converted first" if path.suffix.lower() in (".csv", ".tsv") else ""
     raise UserError(
         f"'{path}' is not JSON Lines, a JSON array, gzip of these, or parquet: it begins with "

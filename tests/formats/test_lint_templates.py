@@ -6,7 +6,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from phi3v_data.formats import rows as row_files
 from phi3v_data.lint import lint_file, templates
 from phi3v_data.schema import Report
 
@@ -103,3 +105,48 @@ def test_rows_of_one_template_are_not_checked_one_by_one(tmp_path: Path, monkeyp
     report = lint_file(path, format="sharegpt")
     assert (report.summary.samples, report.summary.turns, report.ok) == (500, 500, True)
     assert len(calls) < 5
+
+
+ODD = {
+    "a raw tab": (lambda line: line.replace("What", "Wh\tat"), "json-syntax"),
+    "an escape that JSON has not": (lambda line: line.replace("What", "Wh\\qat"), "json-syntax"),
+    "a quote behind an escaped backslash": (lambda line: line.replace("What", 'Wh\\\\"at'), "json-syntax"),
+    "a NUL": (lambda line: line.replace("What", "Wh\\u0000at"), "invalid-text"),
+    "the tag in the answer": (
+        lambda line: line.replace("<image>", "").replace('"It is', '"<image>It is'),
+        "image-in-answer",
+    ),
+    "a byte that is not UTF-8": (lambda line: line.replace("What", "Wh\udcffat"), "invalid-utf8"),
+    "a blank answer": (lambda line: line.replace('"It is', '" \\n", "was": "It is'), "empty-text"),
+    "a key twice": (lambda line: line.replace('"id"', '"images": [], "id"'), "duplicate-key"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_row_among_rows_of_one_template_is_seen(name: str, tmp_path: Path) -> None:
+    change, code = ODD[name]
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    lines = []
+    for number in range(40):
+        turns = [{"from": "human", "value": f"<image>What is {number}?"}, {"from": "gpt", "value": f"It is {number}."}]
+        lines.append(json.dumps({"id": f"r{number}", "conversations": turns, "images": ["a.png"]}))
+    lines[20] = change(lines[20])
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines), errors="surrogateescape")
+    found = {(item.code, item.line) for item in lint_file(path, format="sharegpt").problems}
+    assert (code, 21) in found
+    assert {line for _, line in found} == {21}
+
+
+def test_images_are_checked_once_over_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_files, "_BLOCK_BYTES", 4000)
+    for number in range(5):
+        Image.new("RGB", (8, 6 + number)).save(tmp_path / f"{number}.png")
+    lines = []
+    for number in range(300):
+        turns = [{"from": "human", "value": f"<image>What is {number}?"}, {"from": "gpt", "value": "It."}]
+        lines.append(json.dumps({"conversations": turns, "images": [f"{number // 60}.png"]}))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    report = lint_file(path, format="sharegpt")
+    assert (report.summary.images, report.ok, report.problems) == (5, True, ())

@@ -188,6 +188,11 @@ def test_a_file_without_rows_is_refused_in_one_sentence(name: str, data: bytes, 
         list(read_rows(tmp_path / name))
 
 
+def test_a_first_line_that_is_not_an_object_does_not_take_the_others_along(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('"title"\n{"a": 1}\n')
+    assert [(row.line, row.value) for row in read_rows(tmp_path / "a.jsonl")] == [(1, "title"), (2, {"a": 1})]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"none\.json"):
         read_rows(tmp_path / "none.json")
