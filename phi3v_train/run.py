@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.dataset import read_manifest
+from phi3v_data.errors import UserError
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_data.shards.view import data_directory
@@ -141,8 +142,17 @@ def model_card(run: "BuiltRun", before: Mapping[str, Any] | None, after: Mapping
 
 
 def earlier_outcome(plan: Plan) -> Outcome:
-    """Outcome of a run that is already complete, read from its folder."""
+    """Outcome of a run that is already complete, read from its folder.
+
+    Raises:
+        UserError: its model is not there any more.
+    """
     output_dir = plan.config.output.output_dir
+    if not (output_dir / folder.MODEL).is_dir():
+        raise UserError(
+            f"{output_dir}: the run is complete, but {folder.MODEL}/ is gone; remove {folder.DONE} to have it written "
+            "again from the last checkpoint, if there is one, or start over with --overwrite"
+        )
     done = read_finished(output_dir)
     step = plan.total_steps if done is None else done["step"]
     before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))

@@ -73,6 +73,21 @@ def test_metrics_that_are_no_file_are_one_sentence(data_dir: Path, out: Path) ->
     assert str(caught.value) == f"{out}/metrics.jsonl: cannot be read (it is not a regular file); move it away"
 
 
+def test_a_finished_run_without_its_model_says_so(data_dir: Path, finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    shutil.rmtree(out / "model")
+    with pytest.raises(UserError) as caught:
+        short(data_dir, out)
+    assert str(caught.value) == (
+        f"{out}: the run is complete, but model/ is gone; remove complete.json to have it written again from the last "
+        "checkpoint, if there is one, or start over with --overwrite"
+    )
+    (out / "complete.json").unlink()
+    short(data_dir, out)
+    written = (out / "model" / "model.safetensors").read_bytes()
+    assert written == (finished / "model" / "model.safetensors").read_bytes()
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
