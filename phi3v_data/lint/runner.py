@@ -139,7 +139,8 @@ def _templates(check: RowCheck, family: TokenFamily) -> Templates:
     own, foreign = marker_strings(family)
     strings = dict.fromkeys((*foreign, *check.format.reserved))
     wanted = (text for text in strings if text not in own and not (has_tags and text == IMAGE))
-    return Templates(check, build_control_tokens(own, wanted), has_tags=has_tags)
+    special = {ord(char) for text in (*own, *strings) for char in text if not char.isascii()}
+    return Templates(check, build_control_tokens(own, wanted), has_tags=has_tags, special=special)
 
 
 def add_fault(findings: Findings, fault: Fault, file: str, field: str, *, line: int | None = None) -> None:

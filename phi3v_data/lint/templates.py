@@ -2,13 +2,13 @@
 
 One row is checked the long way. If it has no fault, the text between its ids, texts, paths of images and other free
 strings is a template: a row with the same text around plain strings is valid, too, and has the same roles, keys and
-numbers of images and tags. A plain string is valid UTF-8 without a control character, an escape other than those
-of line ends, tabs and quotes, or the start of a marker. All other rows go the long way.
+numbers of images and tags. A plain string is valid UTF-8 without a control character or the start of a marker; its
+escapes are of line ends, tabs, quotes and characters beyond ASCII. All other rows go the long way.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,13 @@ MIN_ROWS = 16
 
 _MAX_SHAPES = 16  # with the same number of values
 _MAX_FAILURES = 16  # rows with the same number of values that turned out to be like few others
-_QUOTE, _BACKSLASH, _COMMA, _CLOSE, _BRACKET, _LESS, _COLON = b'"\\,}[<:'
+_QUOTE, _BACKSLASH, _COMMA, _CLOSE, _BRACKET, _LESS, _U = b'"\\,}[<u'
 _TO_CLOSE = 0x20  # set in "]", it makes "}"
 _PLAIN_ESCAPES = np.zeros(256, np.bool_)
 _PLAIN_ESCAPES[list(b'nrt"')] = True
+_HEX = np.full(256, 16, np.int64)  # 16 for what is not a digit
+for _digit in b"0123456789abcdefABCDEF":
+    _HEX[_digit] = int(chr(_digit), 16)
 _TAG = IMAGE.encode()
 _TAG_WORD = np.uint64(int.from_bytes(_TAG, "little"))
 _TAG_MASK = np.uint64((1 << 56) - 1)
@@ -78,12 +81,16 @@ class Templates:
     Args:
         check: checks a row the long way.
         markers: strings that no plain text has, without `<image>` if that is a tag of the format.
+        special: code points beyond ASCII of which markers are made.
     """
 
-    def __init__(self, check: RowCheck, markers: ControlTokens, *, has_tags: bool) -> None:
+    def __init__(
+        self, check: RowCheck, markers: ControlTokens, *, has_tags: bool, special: Collection[int] = ()
+    ) -> None:
         self._check = check
         self._markers = markers
         self._has_tags = has_tags
+        self._special = np.array(sorted(special), np.int64)
         self._known: dict[int, list[Template]] = {}  # by number of string values
         self._failures: Counter[int] = Counter()
 
@@ -106,10 +113,22 @@ class Templates:
         data = text.data
         text.mark(np.array(self._candidates(text), np.int64))
         text.mark(text.brackets[self._markers.may_follow_bracket(text.next[text.brackets])])
-        text.mark(text.slashes[~_PLAIN_ESCAPES[text.next[text.slashes]]])
+        text.mark(text.slashes[~self._are_plain(text)])
         suspect = self._check.consumer.suspect
         if suspect is not None:
             text.mark(np.array([match.start() for match in suspect.finditer(data)], np.int64))
+
+    def _are_plain(self, text: "BlockText") -> Bools:
+        """Which escapes are plain: of a line end, tab or quote, or of a character beyond ASCII that is in no marker."""
+        following = text.next[text.slashes]
+        plain = _PLAIN_ESCAPES[following]
+        spelled = np.flatnonzero(following == _U)
+        spelled = spelled[text.slashes[spelled] + 6 <= len(text.array)]
+        digits = _HEX[text.array[text.slashes[spelled][:, None] + np.arange(2, 6)]]
+        codes = digits @ np.array([4096, 256, 16, 1])
+        is_half = (codes >= 0xD800) & (codes <= 0xDFFF)
+        plain[spelled] = (digits < 16).all(axis=1) & (codes >= 0x80) & ~is_half & ~np.isin(codes, self._special)
+        return plain
 
     def _candidates(self, text: "BlockText") -> list[int]:
         """Where a marker may begin; those with `<` are looked for at the few that are not tags."""

@@ -30,6 +30,7 @@ PIECES = [
         "\x00",
         "]",
     ),
+    *("\u4e2d", "\u2003", "\u3000", "\uff5c", "<\uff5cend\u2581of\u2581sentence\uff5c>", "\u017f"),
     *("{", ",", "\u00a0", "\U0001f600", "assistant", "<", "\r", "\x01", '}"', "/"),
 ]
 
@@ -111,6 +112,8 @@ ODD = {
     "a raw tab": (lambda line: line.replace("What", "Wh\tat"), "json-syntax"),
     "an escape that JSON has not": (lambda line: line.replace("What", "Wh\\qat"), "json-syntax"),
     "a quote behind an escaped backslash": (lambda line: line.replace("What", 'Wh\\\\"at'), "json-syntax"),
+    "an escape without its digits": (lambda line: line.replace("What", "Wh\\u12gat"), "json-syntax"),
+    "half a character": (lambda line: line.replace("What", "Wh\\ud83dat"), "invalid-text"),
     "a NUL": (lambda line: line.replace("What", "Wh\\u0000at"), "invalid-text"),
     "the tag in the answer": (
         lambda line: line.replace("<image>", "").replace('"It is', '"<image>It is'),

@@ -30,6 +30,7 @@ class Qwen(Consumer):
         rb'|"(?: |\\[ntr])| "(?=\s*[,}\]])|\\[ntr]"'  # white space at the start and at the end of a text
         rb"| <image>|(?<!<image>)\\[ntr]<image>|<image>(?: |\\[tr]|\\n(?: |\\[ntr]))"  # beside a tag
         rb"|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"  # others in Unicode
+        rb"|\\u(?:00[aA]0|0085|1680|20[0-2]|205[fF]|3000)"
     )
 
     def check(self, view: RowView) -> Iterator[Fault]:
