@@ -4,6 +4,7 @@ import os
 from base64 import b64encode
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from phi3v_data.dataset import Dataset
@@ -13,6 +14,11 @@ from phi3v_data.files import unreadable
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import file_size, identify_readable, read_image_file
 from phi3v_data.sets.writing import link_or_copy
+
+T = TypeVar("T")
+
+REMEMBERED = 50_000
+"""Images of which a process remembers the size, or that they are placed: consecutive rows often have the same."""
 
 MEDIA_TYPES = {
     "JPEG": "image/jpeg",
@@ -32,6 +38,8 @@ class Images:
 
     dataset: Dataset
     _folders: set[str] = field(default_factory=set)
+    _sizes: dict[str, int] = field(default_factory=dict)
+    _placed: dict[str, None] = field(default_factory=dict)
 
     def size(self, name: str) -> int:
         """Bytes of an image file.
@@ -39,11 +47,15 @@ class Images:
         Raises:
             UserError: there is no such file, or it is not a regular one.
         """
-        path = self.dataset.image_path(name)
-        try:
-            return file_size(path)
-        except OSError as error:
-            raise unreadable(path, error) from None
+        size = self._sizes.get(name)
+        if size is None:
+            path = self.dataset.image_path(name)
+            try:
+                size = file_size(path)
+            except OSError as error:
+                raise unreadable(path, error) from None
+            _remember(self._sizes, name, size)
+        return size
 
     def read(self, name: str) -> bytes:
         """The bytes of an image, as they are in its file.
@@ -86,8 +98,11 @@ class Images:
         Raises:
             UserError: it cannot be read.
         """
-        source = self.dataset.image_path(name)
         target = f"{folder}/{name}"
+        if target in self._placed:
+            return False
+        _remember(self._placed, target, None)
+        source = self.dataset.image_path(name)
         where = target.rpartition("/")[0]
         if where not in self._folders:
             os.makedirs(where, exist_ok=True)
@@ -111,3 +126,10 @@ class Images:
         if refs == ImageRefs.url:
             return url_prefix + (quote(name) if "://" in url_prefix else name)
         return f"images/{name}"
+
+
+def _remember(known: dict[str, T], name: str, value: T) -> None:
+    """Keep a value; a full memory is emptied, so that it does not grow with the set."""
+    if len(known) >= REMEMBERED:
+        known.clear()
+    known[name] = value

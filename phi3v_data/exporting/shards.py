@@ -4,7 +4,6 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +32,7 @@ class WebDatasetFiles(Exporter):
     def write_part(self, part: Part, rows: Iterator[tuple[Sample, dict[str, Any]]], images: Images, stage: Path) -> int:
         num_images = 0
         prefix = part.split.replace(".", "_")  # a key ends at the first dot
-        with tarfile.open(stage / f"{part.split}-{part.number:06}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        with open(stage / f"{part.split}-{part.number:06}.tar", "wb") as file:
             for number, (sample, row) in enumerate(rows, part.start):
                 key = f"{prefix}-{number:09}"
                 members: list[tuple[str, bytes]] = []
@@ -46,10 +45,9 @@ class WebDatasetFiles(Exporter):
                     row = {key: value if isinstance(value, str) else _json(value) for key, value in row.items()}
                 text = _json(row).encode()
                 for field, data in (("json", text), *members):
-                    info = tarfile.TarInfo(f"{key}.{field}")  # the same bytes in every run: no time, no owner
-                    info.size = len(data)
-                    archive.addfile(info, BytesIO(data))
+                    file.write(_member(f"{key}.{field}", data))
                 num_images += len(sample.images)
+            file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end mark
         return num_images
 
     def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
@@ -75,6 +73,10 @@ class EnergonFiles(WebDatasetFiles):
         )
         return (f"Energon needs an index: energon prepare PATH --non-interactive --skip-dataset-yaml {shards}",)
 
+
+_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+_CHECKSUM = sum(_HEADER[100:124]) + sum(_HEADER[135:148]) + 8 * ord(" ") + sum(_HEADER[156:])
+"""Checksum of a header without name and size."""
 
 DATASET_YAML = """__module__: megatron.energon
 __class__: CrudeWebdataset
@@ -109,6 +111,25 @@ def cook(sample: dict[str, Any]) -> ChatSample:
         images=[sample[name] for name in row["images"]],
     )
 '''
+
+
+def _member(name: str, data: bytes) -> bytes:
+    """A member of a tar file, the same in every run: without time and owner.
+
+    Only name, size and checksum differ between headers; `tarfile` makes each anew, which takes longer than the rest of
+    a row, and keeps an object for each member of an open file.
+    """
+    encoded, size = name.encode(), b"%011o" % len(data)
+    if len(encoded) > 100 or len(size) > 11:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        header = info.tobuf(tarfile.USTAR_FORMAT)
+    else:
+        checksum = b"%06o\0 " % (_CHECKSUM + sum(encoded) + sum(size))
+        header = b"".join(
+            (encoded.ljust(100, b"\0"), _HEADER[100:124], size, _HEADER[135:148], checksum, _HEADER[156:])
+        )
+    return header + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def _json(value: Any) -> str:

@@ -7,6 +7,7 @@ Writing always gives that newline, so that a text which itself begins with one c
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from phi3v_data.formats.chat import Fault, ImageRef, Message, Part
 from phi3v_data.messages import counted
@@ -142,6 +143,17 @@ def text_with_tags(message: Message, tag: str = IMAGE) -> str:
         else:
             pieces.append(f"{tag}\n" if leading else tag)
     return "".join(pieces)
+
+
+def has_reserved(message: Message, reserved: tuple[str, ...]) -> bool:
+    """Whether a text of a message has one of the reserved strings."""
+    search = _any_of(reserved).search
+    return any(isinstance(part, str) and search(part) for part in message.parts)
+
+
+@cache
+def _any_of(strings: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, strings)))
 
 
 def spell_out(text: str, reserved: Iterable[str]) -> str:

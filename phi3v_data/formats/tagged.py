@@ -10,7 +10,16 @@ from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Readin
 from phi3v_data.formats.fields import ROLES, extra_columns, extras, image_refs, json_text, role_of, text_field
 from phi3v_data.formats.newer import calls_alternate, carried, plain_call
 from phi3v_data.formats.pairs import Line
-from phi3v_data.formats.placeholders import IMAGE, INLINE, OtherTag, fill_tags, fill_with, spell_out, text_with_tags
+from phi3v_data.formats.placeholders import (
+    IMAGE,
+    INLINE,
+    OtherTag,
+    fill_tags,
+    fill_with,
+    has_reserved,
+    spell_out,
+    text_with_tags,
+)
 from phi3v_data.messages import shown
 
 
@@ -165,12 +174,15 @@ class TaggedFormat(RowFormat):
             lost.append("weight")
         rows = []
         for message in messages:
-            spelled = replace(message, parts=tuple(self._spelled(part, lost) for part in message.parts))
+            if self.reserved and has_reserved(message, self.reserved):
+                lost.append("placeholder-in-text")
+                parts = (spell_out(part, self.reserved) if isinstance(part, str) else part for part in message.parts)
+                message = replace(message, parts=tuple(parts))
             if message.role == "tool_call":
-                spelled = replace(spelled, parts=(plain_call(spelled.text),))
+                message = replace(message, parts=(plain_call(message.text),))
             entry: dict[str, Any] = {
                 self.role_keys[0]: self.roles_written[message.role],
-                self.content_keys[0]: text_with_tags(spelled, IMAGE),
+                self.content_keys[0]: text_with_tags(message, IMAGE),
             }
             if self.weight_key and (message.weight == 0 or ("weight" in self.always and message.role == "assistant")):
                 entry[self.weight_key] = self.weight_written(message.weight)
@@ -195,12 +207,6 @@ class TaggedFormat(RowFormat):
     def image_columns(self, images: list[str | bytes]) -> dict[str, Any]:
         """The column of a row's images."""
         return {self.image_keys[0]: images}
-
-    def _spelled(self, part: Part, lost: list[str]) -> Part:
-        if isinstance(part, str) and any(string in part for string in self.reserved):
-            lost.append("placeholder-in-text")
-            return spell_out(part, self.reserved)
-        return part
 
 
 def folded_system(messages: Sequence[Message]) -> tuple[Message, ...]:

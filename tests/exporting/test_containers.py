@@ -18,7 +18,7 @@ from PIL import Image
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
-from phi3v_data.exporting import ExportRequest, export_set
+from phi3v_data.exporting import ExportRequest, export_set, shards
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.hub import Hub
 from phi3v_data.formats.imagefolder import ImageFolder
@@ -233,14 +233,27 @@ def test_members_of_a_sample_follow_each_other_and_their_names_say_what_they_are
     assert {(member.mtime, member.uid, member.uname, member.mode) for member in members} == {(0, 0, "", 0o644)}
 
 
+@pytest.mark.parametrize("length", [1, 60, 99, 100, 101, 150])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 70_000])
+def test_a_member_is_as_tarfile_writes_it(length: int, size: int) -> None:
+    name, data = "d/" * (length // 2) + "é"[: length % 2], bytes(range(256)) * (size // 256) + bytes(size % 256)
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        info = tarfile.TarInfo(name + "x")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    written = shards._member(name + "x", data)
+    assert written == file.getvalue()[: len(written)]
+
+
 def test_the_webdataset_package_reads_the_shards(source: Path, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     export_set("webdataset", source, tmp_path / "wds", ExportRequest(shard_bytes=3000))
-    shards = sorted(str(path) for path in (tmp_path / "wds").glob("*.tar"))
-    assert len(shards) > 2
+    paths = sorted(str(path) for path in (tmp_path / "wds").glob("*.tar"))
+    assert len(paths) > 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves files open
-        found = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode("pil"))
+        found = list(webdataset.WebDataset(paths, shardshuffle=False, empty_check=False).decode("pil"))
         gc.collect()
     assert [sample["__key__"] for sample in found] == [f"train-{number:09}" for number in range(6)]
     for sample, row in zip(ROWS, found, strict=True):
