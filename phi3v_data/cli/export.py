@@ -8,8 +8,10 @@ import typer
 
 from phi3v_data.cli.base import Quiet, command_info
 from phi3v_data.cli.sets import Images, ImagesName, Workers
-from phi3v_data.errors import PROBLEMS
+from phi3v_data.errors import PROBLEMS, UserError
 from phi3v_data.messages import counted
+
+CROISSANT = "croissant"
 
 
 class ImageRefsName(StrEnum):
@@ -28,6 +30,7 @@ class ImageRefsName(StrEnum):
         "phi3v-data export llava DIR --out llava_data --lossy",
         "phi3v-data export hub DIR --out hub_data",
         "phi3v-data export webdataset DIR --out shards --shard_mb 1000",
+        "phi3v-data export croissant DIR --out DIR/croissant.json",
     ],
     interrupted="Nothing was written to --out; the same command starts over.",
 )
@@ -36,8 +39,8 @@ def export(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset, energon, or a "
-            "format of your own: FILE.py:NAME.",
+            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset, energon, "
+            "croissant, or a format of your own: FILE.py:NAME.",
         ),
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
@@ -71,7 +74,7 @@ def export(
             help="Of webdataset: energon (one member per image) or uniform (images inside the JSON, for `datasets`).",
         ),
     ] = "",
-    shard_mb: Annotated[int, typer.Option(min=1, metavar="N", help="Largest size of a shard, in MB.")] = 500,
+    shard_mb: Annotated[int, typer.Option(min=1, metavar="N", help="Largest size of a shard, in MB.")] = 450,
     workers: Workers = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export at PATH; it is kept until the new one is complete.")
@@ -88,9 +91,16 @@ def export(
     from phi3v_data.cli.sets import num_workers
     from phi3v_data.console import progress_bar
     from phi3v_data.exporting import ExportRequest, LossyError, export_set
+    from phi3v_data.exporting.croissant import write_croissant
     from phi3v_data.exporting.losses import refusals, warned
     from phi3v_data.exporting.request import ImageMode, ImageRefs
 
+    if format_name == CROISSANT:
+        if image_refs or url_prefix or target or layout:
+            raise UserError("croissant describes DIR and writes no rows: it has only --out and --overwrite")
+        rows = write_croissant(directory, out, overwrite=overwrite)
+        print(f"{out}: describes {counted(rows, 'row')}")
+        return
     request = ExportRequest(
         image_refs=ImageRefs(image_refs.value) if image_refs else None,
         url_prefix=url_prefix,

@@ -21,8 +21,8 @@ class ImageMode(StrEnum):
     copy = "copy"
 
 
-SHARD_BYTES = 500_000_000
-"""Largest size of a shard, in bytes; the Hub asks for less than 500 MB."""
+SHARD_BYTES = 450_000_000
+"""Largest size of the rows and images of a shard, in bytes; the Hub asks for files of less than 500 MB."""
 
 
 @dataclass(frozen=True, slots=True)

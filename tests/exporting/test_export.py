@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from kills import in_child
 
 from phi3v_data.cli.app import COMMANDS
 from phi3v_data.cli.base import make_group
+from phi3v_data.cli.export import export
 from phi3v_data.errors import BusyError, UserError
 from phi3v_data.exporting import ExportRequest, LossyError, export_set, folder, run
 from phi3v_data.exporting.request import ImageMode, ImageRefs
@@ -435,3 +438,19 @@ def test_a_target_that_does_not_fit_is_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=said):
         export_set(name, write_set(tmp_path / "five"), tmp_path / "out", request_)
+
+
+def test_the_examples_in_the_help_and_on_the_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "DIR")
+    write_set(tmp_path / "data" / "chat")
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8").partition("## Export")[2]
+    commands = [*export.examples, *re.findall(r"phi3v-data export [^`\n]*", page)]  # type: ignore[attr-defined]
+    assert len(commands) > 10
+    for command_line in commands:
+        _, _, *words = shlex.split(command_line)
+        code, out, err = command(capsys, *words, *(() if "--overwrite" in words else ("--overwrite",)))
+        assert (code, err.startswith("error")) == (0, False), (command_line, err)
+        assert out.startswith(words[words.index("--out") + 1])

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from five_samples import FIVE, write_set
 from in_process import Cli, make_cli
 
 from phi3v_data.dataset import Dataset
+from phi3v_data.schema import Sample, Turn
 
 SAMPLES = Path(__file__).parents[1] / "data" / "chat_formats"
 FILES = {
@@ -119,6 +121,19 @@ def folded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     turn["user"] = f"{rows[4]['system']}\n\n{turn['user']}"
     rows[4]["system"] = ""
     return rows
+
+
+@pytest.mark.parametrize("name", ["swift", "openai", "hub", "imagefolder", "webdataset"])
+def test_weights_places_and_white_space_come_back_too(name: str, cli: Cli, tmp_path: Path) -> None:
+    turns = (
+        Turn(images=("cat.jpg",), user="See this: what?", assistant="A cat.", image_offsets=(10,), weight=0),
+        Turn(images=("cup.jpg", "cat.jpg"), user="\n first, then\n", assistant=" é\n", image_offsets=(0, 7)),
+        Turn(images=("cat.jpg",), user="", assistant="漢"),
+    )
+    rows = [Sample(id="a", source="s", system="Be brief.\n", conversations=turns), FIVE[0]]
+    source = write_set(tmp_path / "set", rows)
+    good(cli, "export", name, source, "--out", tmp_path / "out")
+    assert content(bring_in(cli, name, tmp_path / "out", tmp_path / "back")) == content(source)
 
 
 @pytest.mark.slow
