@@ -102,12 +102,9 @@ def measure(what: str, directory: Path, out: Path) -> dict[str, float]:
     if what in calls:
         out.mkdir()
     call = calls.get(what, lambda: export_set(what, directory, out))
-    for package in ("pyarrow.parquet", "datasets", "webdataset"):
-        try:
-            __import__(package)
-        except ImportError:
-            if what.startswith(package):
-                raise
+    packages = {"hub": "pyarrow.parquet", "datasets": "datasets", "webdataset's": "webdataset"}
+    if what in packages:
+        __import__(packages[what])
     Dataset(directory)["train"]  # the index is there
     before = time.process_time()
     call()

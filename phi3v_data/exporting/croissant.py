@@ -158,8 +158,11 @@ def _address(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    hasher = hashlib.sha256()
     try:
         with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while piece := file.read(1 << 20):
+                hasher.update(piece)
     except OSError as error:
         raise unreadable(path, error) from None
+    return hasher.hexdigest()

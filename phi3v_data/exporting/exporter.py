@@ -1,5 +1,6 @@
 """Base class of the kinds of export: how rows become the files of another tool."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from phi3v_data.files import write_text
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.schema import Sample
 from phi3v_data.shards.view import MANIFEST_OF_EXPORT
+
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+"""JSON text of a value; `json.dumps` makes an encoder for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Exporter:
 
     refs: ClassVar[tuple[ImageRefs, ...]] = ()  # ways to refer to images, the usual one first; none: they are inside
     layouts: ClassVar[tuple[str, ...]] = ()  # arrangements of the files, the usual one first
+    asks_reader: ClassVar[bool] = False  # rows are checked by the rules of the tool that reads the format
     sharded: ClassVar[bool] = False  # parts are cut by the size of rows and images, and each is a file of its own
 
     request: ExportRequest

@@ -17,6 +17,7 @@ class ImageFolderFiles(RowFiles):
     """Names of images are relative to their `metadata.jsonl`, and may not lead out of its folder."""
 
     refs: ClassVar[tuple[ImageRefs, ...]] = (ImageRefs.path,)
+    asks_reader: ClassVar[bool] = False
 
     def image_folder(self, split: str) -> str:
         return f"{split_name(split)}/images"

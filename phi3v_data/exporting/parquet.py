@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.exporting.card import check_split_names, split_name, write_export_card
-from phi3v_data.exporting.exporter import Exporter, Part
+from phi3v_data.exporting.exporter import Exporter, Part, to_json
 from phi3v_data.exporting.images import Images
 from phi3v_data.schema import Sample
 
@@ -110,7 +110,7 @@ def _table(rows: list[dict[str, Any]], schema: Any) -> Any:
 
     for row in rows:
         for message in row["messages"]:
-            message["content"] = [json.dumps(block, ensure_ascii=False) for block in message["content"]]
+            message["content"] = [to_json(block) for block in message["content"]]
         if not row.get("meta", ""):
             row["meta"] = None
     return pa.Table.from_pylist(rows, schema=schema)

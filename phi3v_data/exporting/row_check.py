@@ -64,6 +64,8 @@ class RowCheck:
         target = self.exporter.request.target
         if target:
             return get_consumer(target)()
+        if not self.exporter.asks_reader:
+            return None
         try:
             consumer = get_consumer(self.exporter.row_format.consumer)()
         except NotFoundError:

@@ -1,6 +1,5 @@
 """Exports with one file per split, a JSON array or JSON Lines, and images beside it."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from phi3v_data.dataset import Dataset
-from phi3v_data.exporting.exporter import Exporter, Part
+from phi3v_data.exporting.exporter import Exporter, Part, to_json
 from phi3v_data.exporting.images import Images
 from phi3v_data.exporting.request import ImageRefs
 from phi3v_data.files import write_json
@@ -23,6 +22,7 @@ class RowFiles(Exporter):
     """One file per split."""
 
     refs: ClassVar[tuple[ImageRefs, ...]] = (ImageRefs.path, ImageRefs.data, ImageRefs.url)
+    asks_reader: ClassVar[bool] = True
 
     @property
     def is_array(self) -> bool:
@@ -51,7 +51,7 @@ class RowFiles(Exporter):
                 if not first:
                     file.write(between)
                 first = False
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode())
+                file.write(to_json(row).encode())
                 if self.image_refs == ImageRefs.path:
                     num_images += sum(images.place(name, folder, self.request.images) for name in sample.images)
                 else:

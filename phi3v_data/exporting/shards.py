@@ -1,6 +1,5 @@
 """WebDataset shards: tar files in which the members of a sample have one key and follow each other."""
 
-import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from phi3v_data.dataset import Dataset
-from phi3v_data.exporting.exporter import Exporter, Part
+from phi3v_data.exporting.exporter import Exporter, Part, to_json
 from phi3v_data.exporting.images import Images
 from phi3v_data.files import write_text
 from phi3v_data.media.images import identify_readable
@@ -42,8 +41,8 @@ class WebDatasetFiles(Exporter):
                     members = [_image_member(at, images.read(name)) for at, name in enumerate(sample.images)]
                     row["images"] = [field for field, _ in members]
                 if self.layout == UNIFORM:
-                    row = {key: value if isinstance(value, str) else _json(value) for key, value in row.items()}
-                text = _json(row).encode()
+                    row = {key: value if isinstance(value, str) else to_json(value) for key, value in row.items()}
+                text = to_json(row).encode()
                 for field, data in (("json", text), *members):
                     file.write(_member(f"{key}.{field}", data))
                 num_images += len(sample.images)
@@ -130,10 +129,6 @@ def _member(name: str, data: bytes) -> bytes:
             (encoded.ljust(100, b"\0"), _HEADER[100:124], size, _HEADER[135:148], checksum, _HEADER[156:])
         )
     return header + data + bytes(-len(data) % tarfile.BLOCKSIZE)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _energon_split(split: str) -> str:
