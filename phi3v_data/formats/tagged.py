@@ -174,10 +174,7 @@ class TaggedFormat(RowFormat):
             lost.append("weight")
         rows = []
         for message in messages:
-            if self.reserved and has_reserved(message, self.reserved):
-                lost.append("placeholder-in-text")
-                parts = (spell_out(part, self.reserved) if isinstance(part, str) else part for part in message.parts)
-                message = replace(message, parts=tuple(parts))
+            message = self._spelled(message, lost)
             if message.role == "tool_call":
                 message = replace(message, parts=(plain_call(message.text),))
             entry: dict[str, Any] = {
@@ -193,8 +190,7 @@ class TaggedFormat(RowFormat):
         if self.tools_key and (chat.tools or "tools" in self.always):
             row[self.tools_key] = chat.tools
         if chat.rejected is not None:
-            text = "".join(str(self._spelled(part, lost)) for part in chat.rejected.parts)
-            self.add_pair(row, text)
+            self.add_pair(row, self._spelled(chat.rejected, lost).text)
         return Written(row, tuple(dict.fromkeys(lost)), left_out)
 
     def add_pair(self, row: dict[str, Any], rejected: str) -> None:
@@ -207,6 +203,14 @@ class TaggedFormat(RowFormat):
     def image_columns(self, images: list[str | bytes]) -> dict[str, Any]:
         """The column of a row's images."""
         return {self.image_keys[0]: images}
+
+    def _spelled(self, message: Message, lost: list[str]) -> Message:
+        """The message with its reserved strings spelled out."""
+        if not self.reserved or not has_reserved(message, self.reserved):
+            return message
+        lost.append("placeholder-in-text")
+        parts = (spell_out(part, self.reserved) if isinstance(part, str) else part for part in message.parts)
+        return replace(message, parts=tuple(parts))
 
 
 def folded_system(messages: Sequence[Message]) -> tuple[Message, ...]:
