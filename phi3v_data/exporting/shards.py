@@ -115,8 +115,8 @@ def cook(sample: dict[str, Any]) -> ChatSample:
 def _member(name: str, data: bytes) -> bytes:
     """A member of a tar file, the same in every run: without time and owner.
 
-    Only name, size and checksum differ between headers; `tarfile` makes each from scratch, which takes longer than the rest of
-    a row, and keeps an object for each member of an open file.
+    Only name, size and checksum differ between headers; `tarfile` makes each from scratch, which takes longer than the
+    rest of a row, and keeps an object for each member of an open file.
     """
     encoded, size = name.encode(), b"%011o" % len(data)
     if len(encoded) > 100 or len(size) > 11:
