@@ -36,7 +36,7 @@ NOT_RUN = {
     "phi3v-train run --data_dir demo_out/ucf101 --model_name_or_path tiny --device cpu --output_dir out": (
         "tests/train/test_fsdp.py runs two processes"
     ),
-    "phi3v-train chat": "tests/serving/test_chat.py gives it lines; here it would wait for them",
+    "phi3v-train chat": "tests/serving/test_terminal.py gives it lines; here it would wait for them",
     "phi3v-train serve": "tests/serving/test_server.py starts it; it ends with a signal",
     "DS_BUILD_OPS=0 pip install": "CI installs DeepSpeed in this way before the slow tests",
     "phi3v-train run --data_dir demo_out/ucf101 --recipe demo-ucf101-tiny --batch_size_per_gpu 2": (
@@ -125,7 +125,9 @@ def run_page(page: str, small: dict[str, str] = SMALL) -> int:
 
 
 def test_readme(place: Path) -> None:
-    shutil.copytree(ROOT / "tests/data/chat_formats/llava", place, dirs_exist_ok=True)
+    chats = ROOT / "tests/data/chat_formats/sharegpt"
+    shutil.copytree(chats / "images", place / "images")
+    shutil.copyfile(chats / "data_conversations.json", place / "data.json")
     put(place / "receipts/1.png", encoded(1))
     put(place / "receipts/1.txt", "What is the total?\n12.50\n")
     for number, name in enumerate(("DIR", "A", "B")):

@@ -96,11 +96,14 @@ def test_the_five_samples_come_back_from_each_format(name: str, cli: Cli, five: 
     assert content(bring_in(cli, name, tmp_path / "out", tmp_path / "back")) == expected()
 
 
-def test_an_import_of_shards_says_how_they_are_read(cli: Cli, five: Path, tmp_path: Path) -> None:
+def test_an_import_of_shards_says_how_they_are_read(
+    cli: Cli, five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good(cli, "export", "webdataset", five, "--out", tmp_path / "out")
-    code, _, err = cli("import", "webdataset", tmp_path / "out", "--out_dir", tmp_path / "back", "-q")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = cli("import", "webdataset", "out", "--out_dir", "back", "-q")
     assert code == 2
-    assert f"`phi3v-data merge {tmp_path / 'out'} {tmp_path / 'back'}` makes a copy" in err
+    assert "`phi3v-data merge out back` makes a copy" in err
 
 
 @pytest.mark.parametrize("name", FOLDED)
