@@ -2,6 +2,8 @@
 
 import os
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -63,23 +65,22 @@ class Images:
         Raises:
             UserError: it cannot be read, or is not an image in a supported format.
         """
-        path = self.dataset.image_path(name)
-        try:
+        with self._named(name) as path:
             data = read_image_file(path)
             identify_readable(data)
-        except UnreadableImageError as error:
-            raise UserError(
-                f"{path}: {error}; `phi3v-data validate {self.dataset.directory}` lists all such images"
-            ) from None
-        except OSError as error:
-            raise unreadable(path, error) from None
-        return data
+            return data
 
     def kind(self, name: str) -> str:
         """Format of an image by its content: a key of `MEDIA_TYPES`."""
+        with self._named(name) as path:
+            return identify_readable(read_image_file(path, head=True))
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[Path]:
+        """Yield the path of an image; what is wrong with it in the block becomes a UserError that names it."""
         path = self.dataset.image_path(name)
         try:
-            return identify_readable(read_image_file(path, head=True))
+            yield path
         except UnreadableImageError as error:
             raise UserError(
                 f"{path}: {error}; `phi3v-data validate {self.dataset.directory}` lists all such images"

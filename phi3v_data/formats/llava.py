@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from phi3v_data.formats.chat import Role
-from phi3v_data.formats.placeholders import OTHER_TAGS
+from phi3v_data.formats.placeholders import OTHER_TAGS, OtherTag
 from phi3v_data.formats.tagged import TaggedFormat
 
 
@@ -22,7 +22,7 @@ class LLaVA(TaggedFormat):
     name = "llava"
     title = "LLaVA, LLaVA-NeXT"
     consumer = "llava"
-    reserved = ("<image>",)
+    reserved: ClassVar[tuple[str, ...]] = ("<image>",)
     suffix = ".json"
 
     message_keys = ("conversations",)
@@ -31,7 +31,7 @@ class LLaVA(TaggedFormat):
     image_keys = ("image", "images")
     roles_written: ClassVar[Mapping[Role, str]] = {"user": "human", "assistant": "gpt"}
     carries_system = False
-    other_tags = OTHER_TAGS
+    other_tags: ClassVar[tuple[OtherTag, ...]] = OTHER_TAGS
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:

@@ -5,33 +5,22 @@ Its trainer takes every message that is not `human` for an answer, a system mess
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from phi3v_data.formats.chat import Role
+from phi3v_data.formats.llava import LLaVA
 from phi3v_data.formats.placeholders import INLINE
-from phi3v_data.formats.tagged import TaggedFormat
 
 
 @dataclass(frozen=True)
-class Qwen(TaggedFormat):
+class Qwen(LLaVA):
     """QwenLM's `qwen-vl-finetune`."""
 
     name = "qwen"
     title = "Qwen-VL finetune"
     consumer = "qwen"
     reserved = ("<image>", "<video>")
-
-    message_keys = ("conversations",)
-    role_keys = ("from", "role")
-    content_keys = ("value", "content")
-    image_keys = ("image", "images")
-    roles_written: ClassVar[Mapping[Role, str]] = {"user": "human", "assistant": "gpt"}
-    carries_system = False
+    suffix = ".jsonl"
     other_tags = (INLINE,)
-    keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
         return False  # its rows are LLaVA's; only the trainer differs
-
-    def image_columns(self, images: list[str | bytes]) -> dict[str, Any]:
-        return {"image": images[0] if len(images) == 1 else images} if images else {}
