@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+import pytest
 
 from phi3v_data.dataset import Dataset
 
@@ -75,4 +74,5 @@ def write_parquet(
         if change:
             change(value)
         values.append(value)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), path, row_group_size=3)
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(values), path, row_group_size=3)

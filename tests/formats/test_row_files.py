@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,6 +132,7 @@ def write(folder: Path, layout: str) -> Path:
     contents |= {f"{name}.gz": gzip.compress(data) for name, data in contents.items()}
     path = folder / layout
     if layout == "rows.parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
     else:
         path.write_bytes(contents[layout])
