@@ -114,6 +114,7 @@ def test_hub_files_are_read_without_datasets_too(source: Path, tmp_path: Path) -
 
 
 def test_the_card_of_an_export_names_its_files(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     write_set(source, FIVE[:1], "val")
     export_set("hub", source, tmp_path / "hub", ExportRequest(shard_bytes=3000))
     files = sorted(os.listdir(tmp_path / "hub" / "data"))
@@ -181,6 +182,8 @@ def test_an_image_folder_is_loaded_by_datasets(source: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["hub", "webdataset", "energon"])
 def test_an_export_is_read_as_the_set_that_it_was_made_from(name: str, source: Path, tmp_path: Path) -> None:
     """Every row, with the bytes of its images; what dataset.json says, too."""
+    if name == "hub":
+        pytest.importorskip("pyarrow")
     info = {"train": SplitInfo(rows=6, images=4, files={"train.jsonl": "sha256:0"})}
     manifest = Manifest(name="five", task="vqa", metrics=("anls",), splits=info, license="mit")
     (source / "dataset.json").write_text(manifest.to_json())
@@ -289,6 +292,8 @@ def test_energon_files_have_their_description_and_cooker(source: Path, tmp_path:
 
 @pytest.mark.parametrize("name", ["hub", "webdataset"])
 def test_shards_do_not_depend_on_workers_and_stay_below_their_size(name: str, tmp_path: Path) -> None:
+    if name == "hub":
+        pytest.importorskip("pyarrow")
     rows = [
         Sample(
             id=f"r{n}", source="s", conversations=(Turn(images=(f"{n % 9}.png",), user="u", assistant="v" * n + "w"),)

@@ -443,6 +443,7 @@ def test_a_target_that_does_not_fit_is_one_sentence(
 def test_the_examples_in_the_help_and_on_the_page_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("pyarrow")
     monkeypatch.chdir(tmp_path)
     write_set(tmp_path / "DIR")
     write_set(tmp_path / "data" / "chat")

@@ -259,6 +259,7 @@ def test_plain_rows_cannot_hold_them(tmp_path: Path, cli: Cli) -> None:
 def test_training_refuses_such_a_row_before_a_model_is_loaded(
     tmp_path: Path, cli: Cli, row: dict[str, Any], text: str
 ) -> None:
+    pytest.importorskip("torch")
     shutil.copytree(SAMPLES / "ms_swift/images", tmp_path / "s/images")
     write_rows(tmp_path / "s/rows.jsonl", [row])
     import_rows("swift", tmp_path / "s", tmp_path / "set", workers=0)

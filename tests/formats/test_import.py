@@ -258,6 +258,8 @@ def test_the_list_of_data_sets_of_internvl_is_followed(tmp_path: Path) -> None:
 
 
 def test_the_five_samples_go_from_each_format_to_the_next_and_come_back(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+
     def images(directory: Path, turn: dict[str, Any]) -> list[bytes]:
         return [(directory / "images" / path).read_bytes() for path in turn["images"]]
 

@@ -247,6 +247,8 @@ def lacks_image(row: dict[str, Any]) -> None:
 
 
 def test_what_no_view_can_be_made_of(directory: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+
     def refusal(folder: Path) -> str:
         with pytest.raises(UserError) as caught:
             data_directory(folder)
