@@ -28,12 +28,16 @@ from phi3v_train.models.phi3v.prompts import (
     ImageTagError,
     check_image_tags,
     encode_prompt,
+    image_tag,
     prompt_offsets,
 )
 from phi3v_train.models.phi3v.tokenization_phi3_v import Phi3VTokenizer, without_negatives
 
 OF_TOKENIZING = ("tokenize", "return_dict", "return_tensors", "sanitize_control_tokens", "load_audio_from_video")
 """Arguments of `apply_chat_template` that are not passed to the template."""
+
+NUM_LISTED_TAGS = 1000
+"""Image tags that `Phi3VProcessor.img_tokens` lists: more images than fit into 131,072 tokens."""
 
 
 class Phi3VProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[misc, call-arg]  # transformers is untyped
@@ -71,6 +75,16 @@ class Phi3VProcessor(ProcessorMixin):  # type: ignore[misc]  # transformers is u
         super().__init__(image_processor, tokenizer, chat_template=template)
         # Both implement apply_chat_template and both are saved: one template for both.
         self.tokenizer.chat_template = template
+
+    @property
+    def img_tokens(self) -> list[str]:
+        """The tags of images 1, 2, ..., under the released processor's name for them, which vLLM reads."""
+        return [image_tag(number) for number in range(1, NUM_LISTED_TAGS + 1)]
+
+    def calc_num_image_tokens_from_image_size(self, width: int, height: int) -> int:
+        """Image tokens of an image of `width` x `height` pixels, under the released processor's name, as vLLM asks."""
+        count: int = self.image_processor.num_image_tokens(width, height)
+        return count
 
     def __call__(self, text: Any = None, images: Any = None, **kwargs: Any) -> BatchFeature:
         """Convert one text or a list of texts, with their images, to model inputs.
