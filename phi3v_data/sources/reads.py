@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class Roots:
     """Named folders with the files of a source; a file is named relative to the first folder that contains it."""
 
     folders: tuple[tuple[str, str], ...] = ()
+    as_json: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False, default=())
+    """(what stands for a root, how a string below it starts) in JSON."""
+
+    def __post_init__(self) -> None:
+        pairs = tuple((f'"{label}:'.encode(), _json_start(folder)) for label, folder in self.folders)
+        object.__setattr__(self, "as_json", pairs)
 
     @classmethod
     def of(cls, source: str, unpacked: Path) -> "Roots":
@@ -64,12 +71,6 @@ class Roots:
             pairs = [("source", os.path.abspath(source)), ("source", os.path.realpath(source)), *pairs[1:]]
             pairs.append(("unpacked", os.path.realpath(unpacked)))
         return cls(tuple((label, folder) for label, folder in dict.fromkeys(pairs) if folder != "/"))
-
-    @property
-    def as_json(self) -> Iterator[tuple[bytes, bytes]]:
-        """(what stands for a root, how a string below it starts) in JSON."""
-        for label, folder in self.folders:
-            yield f'"{label}:'.encode(), msgspec.json.encode(folder)[:-1]
 
     def where(self, record: ReadRecord) -> str:
         """The file of a record as messages name it: its path in the source, or `ARCHIVE: MEMBER`."""
@@ -136,6 +137,8 @@ class Reads:
         Raises:
             UserError: a file changed in the meantime.
         """
+        if not self._notes:
+            return ()
         now = time.time_ns()
         found = []
         for note in self._notes.values():
@@ -149,6 +152,15 @@ class Reads:
             ).decode()  # JSON cannot represent other bytes; not found on resume
             found.append(ReadRecord(root, path, "" if _is_racy(note.state, now) else note.state, digest, note.place))
         return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _json_start(folder: str) -> bytes:
+    """A folder as the start of a JSON string; of a folder that JSON cannot hold, no string of an item begins so."""
+    try:
+        return msgspec.json.encode(folder)[:-1]
+    except UnicodeEncodeError:
+        return b"\0"
 
 
 def by_file(records: Iterable[ReadRecord]) -> tuple[ReadRecord, ...]:
