@@ -28,7 +28,8 @@ from phi3v_data.formats.guess import guess_from
 from phi3v_data.formats.images import ImagePlaces
 from phi3v_data.formats.import_options import AUTO, ImportSettings
 from phi3v_data.formats.registry import all_formats, get_format
-from phi3v_data.formats.rows import FileRow, RowPlace, open_rows, read_rows
+from phi3v_data.formats.row_block import read_row
+from phi3v_data.formats.rows import FileRow, RowPlace, RowReader, open_rows, read_rows
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.swift import Swift
 from phi3v_data.formats.texts import own_marker
@@ -52,11 +53,17 @@ MERGED = "turns-merged"
 """Note: consecutive messages of one role were joined."""
 
 
+_decode = msgspec.json.Decoder().decode
+
+
 class ImportRows(Converter[ImportSettings]):
     """Rows of another tool's chat format → samples."""
 
     name = "import"
     version = "1"
+
+    def __init__(self) -> None:
+        self._open: tuple[str, RowReader] | None = None  # the file of the last row, as rows come in order
 
     def plan(self, source: Source, options: ImportSettings) -> Iterable[Item]:
         root = _image_root(source, options)
@@ -71,12 +78,36 @@ class ImportRows(Converter[ImportSettings]):
 
     def convert(self, item: Item, options: ImportSettings) -> Draft:
         data = item.data
-        row = _read(data["row"], data)
+        row = self._read(data["row"], data)
         row_format = make_format(data["format"], options.format_file, data["entry"])
         places = ImagePlaces(
             data["root"], data["folder"], data.get("files", {}), Path(options.downloads) if options.fetch else None
         )
         return make_draft(row, row_format, data["where"], places, key=item.key, merge_turns=options.merge_turns)
+
+    def _read(self, place: tuple[Any, ...] | RowLocation, data: Mapping[str, Any]) -> Any:
+        """The value of a planned row; `place`: the fields of a `RowPlace`, or that of a row of a table.
+
+        Raises:
+            UserError: its file changed since it was planned.
+        """
+        if isinstance(place, RowLocation):
+            return place.read()
+        spot = RowPlace(*place)
+        with not_noting():  # the digest of the row stands for its file
+            if self._open is None or self._open[0] != spot.file:
+                self._open = spot.file, RowReader(spot.file)
+            text = spot.text(self._open[1])
+        try:
+            value = _decode(text)  # equal keys were looked for by the plan, and the digest is that of what it read
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            found, _ = read_row(text, spot.name)
+            value = found[0] if found else None
+        if "number" in data:
+            value = value[data["number"]] if isinstance(value, list) and data["number"] < len(value) else None
+        if _digest(value) != data["digest"]:
+            raise UserError(f"{data['where']} changed while it was imported; run the same command again")
+        return value
 
     def describe(self, source: Source, options: ImportSettings) -> DatasetInfo:
         found = _formats(source, options)
@@ -286,23 +317,6 @@ def _digest(value: Any) -> str:
 def _text_fault(row: FileRow) -> JsonFault | None:
     """The first error in the text of a row, or between rows."""
     return next((fault for fault in row.faults if fault.code not in HARMLESS), None)
-
-
-def _read(place: tuple[Any, ...] | RowLocation, data: Mapping[str, Any]) -> Any:
-    """The value of a planned row; `place`: the fields of a `RowPlace`, or that of a row of a table.
-
-    Raises:
-        UserError: its file changed since it was planned.
-    """
-    if isinstance(place, RowLocation):
-        return place.read()
-    with not_noting():  # the digest of the row stands for its file
-        value, _ = RowPlace(*place).read()
-    if "number" in data:
-        value = value[data["number"]] if isinstance(value, list) and data["number"] < len(value) else None
-    if _digest(value) != data["digest"]:
-        raise UserError(f"{data['where']} changed while it was imported; run the same command again")
-    return value
 
 
 def _group(row: Any) -> str:

@@ -50,9 +50,12 @@ class RowPlace:
         Raises:
             UserError: the file is gone, unreadable or shorter.
         """
-        data = _reader(self.file, state_of(self.file)).read(self.offset, self.length)
-        value, faults = read_row(data, self.name)
+        value, faults = read_row(self.text(_reader(self.file, state_of(self.file))), self.name)
         return (value[0] if value else None), faults
+
+    def text(self, reader: "RowReader") -> bytes:
+        """The bytes of the row, from a reader of its file. Raises as `read`."""
+        return reader.read(self.offset, self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,7 @@ def _line_block(block: Block) -> RowBlock:
     return RowBlock(block.data, block.offset, starts, ends, lines, faults, True, not blank)
 
 
-class _Reader:
+class RowReader:
     """Reads parts of one file, forwards; a gzip file is read again from its start to go back."""
 
     def __init__(self, path: str) -> None:
@@ -250,6 +253,6 @@ class _Reader:
 
 
 @lru_cache(maxsize=4)
-def _reader(path: str, state: str | None) -> _Reader:
+def _reader(path: str, state: str | None) -> RowReader:
     """Cached reader; `state` distinguishes the contents of a file before and after it was replaced."""
-    return _Reader(path)
+    return RowReader(path)
