@@ -1,5 +1,6 @@
 """Drafts as they are written: names, contents, texts, rejects, and images that share a name."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,14 @@ def test_an_accepted_name_stays_inside(name: str) -> None:
 )
 def test_folders_of_this_machine_are_taken_out_at_the_bounds_of_a_path(message: str, hidden: str) -> None:
     assert hide_roots(message, ("/tmp/x", "../x")) == hidden
+
+
+@pytest.mark.parametrize("number", [1, 1e16, 0.1, 2**70, True, None])
+def test_a_line_is_spelled_as_the_json_module_does(tmp_path: Path, number: object) -> None:
+    text = "".join(map(chr, [*range(1, 0x2100), *range(0xD7F0, 0xD800), *range(0xE000, 0xE010), 0xFFFD, 0x1F600]))
+    meta = {"k": number, text: text}
+    one(tmp_path, f"draft {{'user': {text!a}, 'meta': {meta!a}}}")
+    line = (tmp_path / "out/toy_train.jsonl").read_text(encoding="utf-8").split("\n")[0]
+    turn = {"images": [], "user": text, "assistant": "answer train/g/a.txt"}
+    row = {"id": "train-0000000000", "source": "toy", "conversations": [turn], "group": "g", "meta": meta}
+    assert line == json.dumps(row, ensure_ascii=False)
