@@ -21,7 +21,7 @@ from phi3v_data.encodings import HEAD_BYTES, encoding_of, file_encoding, open_ut
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import unreadable
 from phi3v_data.formats.json_array import ArrayReader
-from phi3v_data.formats.row_block import RowBlock, read_row
+from phi3v_data.formats.row_block import RowBlock, rare_positions, read_row
 from phi3v_data.json_text import BLANK, JsonFault
 from phi3v_data.jsonl import BOM, MAX_LINE_BYTES, Block, stream_blocks
 from phi3v_data.messages import shown
@@ -202,7 +202,7 @@ def _line_block(block: Block) -> RowBlock:
         )
         return RowBlock(block.data, block.offset, empty, empty, empty, [(block.first_line, fault)], True, False)
     array = np.frombuffer(block.data, np.uint8)
-    ends = np.flatnonzero(array == 10).astype(np.int64)
+    ends = rare_positions(array == 10)
     starts = np.concatenate(([0], ends[:-1] + 1))
     lines = np.arange(block.first_line, block.first_line + len(ends))
     faults: list[tuple[int, JsonFault]] = []

@@ -13,10 +13,11 @@ import xxhash
 from phi3v_data.formats.row_block import RowBlock, read_row
 from phi3v_data.formats.rows import RowFile
 from phi3v_data.json_text import JsonFault
+from phi3v_data.lint.block_text import BlockText, TemplateRows
 from phi3v_data.lint.images import Uses, ref_hashes
 from phi3v_data.lint.repeats import NONE, Repeats
 from phi3v_data.lint.row_check import CheckedRow, RowCheck
-from phi3v_data.lint.templates import BlockText, TemplateRows, Templates, content_start
+from phi3v_data.lint.templates import Templates, content_start
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts
 
@@ -71,10 +72,9 @@ class FileScan:
             uses.add_group(group)
             self.num_turns += template.num_turns * len(group.rows)
             self.check.over_rows.row(template.view, int(lines[group.rows[0]]), len(group.rows))
-        view = memoryview(block.data)
-        digest = xxhash.xxh3_64_intdigest
-        spans = zip(starts.tolist(), block.ends.tolist(), strict=True)
-        contents = np.array([digest(view[start:end]) for start, end in spans], np.uint64).view(np.int64)
+        spans = map(memoryview(block.data).__getitem__, map(slice, starts.tolist(), block.ends.tolist()))
+        digests = map(xxhash.xxh3_64_intdigest, spans)
+        contents = np.fromiter(digests, np.uint64, len(block)).view(np.int64)
         for number, row in zip(numbers, checked, strict=True):
             if row.view is None:
                 contents[number] = NONE

@@ -14,13 +14,11 @@ class SeenHashes:
 
     def add(self, hashes: Ints) -> npt.NDArray[np.bool_]:
         """Add hashes; returns which of them are new, an equal one before it in `hashes` counted as known."""
-        unique, first = np.unique(hashes, return_index=True)
-        known = np.zeros(len(unique), np.bool_)
-        for array in self._arrays:
-            place = np.searchsorted(array, unique)
-            place[place == len(array)] = 0
-            known |= array[place] == unique
         is_new = np.zeros(len(hashes), np.bool_)
+        if self._known(hashes).all():
+            return is_new
+        unique, first = np.unique(hashes, return_index=True)
+        known = self._known(unique)
         is_new[first[~known]] = True
         fresh = unique[~known]
         if len(fresh):
@@ -30,3 +28,12 @@ class SeenHashes:
             merged.sort()
             self._arrays.append(merged)
         return is_new
+
+    def _known(self, hashes: Ints) -> npt.NDArray[np.bool_]:
+        """Which hashes have been added."""
+        known = np.zeros(len(hashes), np.bool_)
+        for array in self._arrays:
+            place = np.searchsorted(array, hashes)
+            place[place == len(array)] = 0
+            known |= array[place] == hashes
+        return known

@@ -7,8 +7,8 @@ keys, and its values are where the template says. All other lines go the long wa
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from msgspec import UNSET
 from phi3v_data.jsonl import Block
 from phi3v_data.validate.batch import read_valid_line
 from phi3v_data.validate.control import ControlTokens
-from phi3v_data.validate.hashes import PADDING, Words, hash_spans, word_view
+from phi3v_data.validate.hashes import PADDING, hash_spans
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -30,26 +30,18 @@ _MAX_SHAPES = 8  # with the same number of values
 _MAX_FAILURES = 8  # lines with the same number of values that turned out to be like few others
 _LF, _QUOTE, _COMMA, _CLOSE, _BRACKET, _BACKSLASH = b'\n",}[\\'
 _TO_CLOSE = 0x20  # set in "]", it makes "}"
-_WHOLE = np.uint64((1 << 64) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class FixedTexts:
-    """Fixed texts before, between and behind the string values of a row, quotes included; the last ends in LF."""
+    """Fixed texts before, between and behind the string values of a row, quotes included."""
 
     parts: tuple[bytes, ...]
-    words: tuple[tuple[tuple[int, np.uint64, np.uint64], ...], ...] = field(repr=False)  # per part: offset, mask, value
 
-    @classmethod
-    def of(cls, parts: Iterable[bytes]) -> "FixedTexts":
-        """With the parts as words."""
-        parts = tuple(parts)
-        return cls(parts, tuple(map(_part_words, parts)))
-
-    def match(self, words: Words, starts: Ints, ends: Ints, closings: Ints) -> tuple[Ints, Ints]:
+    def match(self, padded: bytes, starts: Ints, ends: Ints, closings: Ints) -> tuple[Ints, Ints]:
         """Which lines have this template, and where their values begin (one row a value, one column such a line).
 
-        `closings` are the positions of the quotes behind the values, one column a line.
+        `ends` are the positions of the last bytes, `closings` those of the quotes behind the values, one column a line.
         """
         sizes = np.array([len(part) for part in self.parts])
         opens = np.empty_like(closings)
@@ -58,14 +50,20 @@ class FixedTexts:
         found: Ints = np.flatnonzero((closings >= opens).all(axis=0) & (closings[-1] + (sizes[-1] - 1) == ends))
         if len(found) < len(starts):
             starts, closings, opens = starts[found], closings[:, found], opens[:, found]
-        same = np.ones(len(found), np.bool_)
-        for base, checks in zip((starts, *closings), self.words, strict=True):
-            for offset, mask, value in checks:
-                found_words = words[base + offset]
-                same &= (found_words if mask == _WHOLE else found_words & mask) == value
-        if same.all():
+        same: Bools | None = None  # None: in all so far
+        for base, part in zip((starts, *closings), self.parts, strict=True):
+            texts = span_view(padded, len(part))[base]
+            if texts.tobytes() != part * len(base):  # compared at once first, which costs next to nothing
+                equal = texts == part
+                same = equal if same is None else same & equal
+        if same is None:
             return found, opens
         return found[same], opens[:, same]
+
+
+def span_view(padded: bytes, size: int) -> npt.NDArray[np.bytes_]:
+    """A view of the `size` bytes from each position, without a copy; those of a text without NUL compare exactly."""
+    return np.ndarray((max(len(padded) - size + 1, 0),), f"S{size}", buffer=padded, strides=(1,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +162,7 @@ class Templates:
                 template = learn_template(text.line(int(lines[0])), self._markers) if new else untried.pop(0)
                 found = np.empty(0, np.int64)
                 if template is not None and len(template.fixed.parts) == number + 1:
-                    found, opens = template.fixed.match(text.words, text.starts[lines], text.ends[lines], closings)
+                    found, opens = template.fixed.match(text.padded, text.starts[lines], text.ends[lines], closings)
                 if new and (template is None or len(found) < MIN_ROWS):
                     self._failures[number] += 1
                     lines, closings = lines[1:], closings[:, 1:]
@@ -189,7 +187,6 @@ class _BlockText:
     def __init__(self, data: bytes, markers: ControlTokens) -> None:
         self._markers = markers
         self.padded = data + PADDING
-        self.words = word_view(self.padded)
         with_next: Bytes = np.frombuffer(self.padded, np.uint8, len(data) + 1)
         self.array = with_next[:-1]
         self._next = with_next[1:]
@@ -274,7 +271,7 @@ def learn_template(line: bytes, markers: ControlTokens) -> Template | None:
             end = close
     parts.append(line[end:])
     return Template(
-        FixedTexts.of(parts),
+        FixedTexts(tuple(parts)),
         roles["id"][0],
         tuple(roles["user"]),
         tuple(roles["assistant"]),
@@ -301,15 +298,6 @@ def _strings(row: object, role: str = "other") -> Iterator[tuple[str, str]]:
                 yield from _strings(value, "meta")
             else:
                 yield from _strings(value, "image" if key == "images" else key)
-
-
-def _part_words(part: bytes) -> tuple[tuple[int, np.uint64, np.uint64], ...]:
-    """Eight bytes at a time; the last eight overlap the ones before, and a shorter part is masked."""
-    mask = (1 << (8 * min(len(part), 8))) - 1
-    offsets = [*range(0, len(part) - 8, 8), max(len(part) - 8, 0)]
-    return tuple(
-        (offset, np.uint64(mask), np.uint64(int.from_bytes(part[offset : offset + 8], "little"))) for offset in offsets
-    )
 
 
 def _without_blank(group: TemplateRows, array: Bytes, *, labelled: bool) -> TemplateRows:

@@ -110,6 +110,9 @@ def test_rows_of_one_template_are_not_checked_one_by_one(tmp_path: Path, monkeyp
 
 ODD = {
     "a raw tab": (lambda line: line.replace("What", "Wh\tat"), "json-syntax"),
+    "a raw quote": (lambda line: line.replace("What", 'Wh"at'), "json-syntax"),
+    "a marker with a bracket": (lambda line: line.replace("What", "[INST] What"), "control-token"),
+    "a tag at the end": (lambda line: line.replace("?", "?<image>"), "image-count"),
     "an escape that JSON has not": (lambda line: line.replace("What", "Wh\\qat"), "json-syntax"),
     "a quote behind an escaped backslash": (lambda line: line.replace("What", 'Wh\\\\"at'), "json-syntax"),
     "an escape without its digits": (lambda line: line.replace("What", "Wh\\u12gat"), "json-syntax"),

@@ -1,0 +1,228 @@
+"""The bytes of a block of rows: which rows have a template, and which of these need a closer look."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from phi3v_data.formats.consumers.base import RowView
+from phi3v_data.formats.placeholders import IMAGE
+from phi3v_data.formats.row_block import RowBlock, rare_positions
+from phi3v_data.validate.control import ControlTokens
+from phi3v_data.validate.hashes import PADDING, hash_spans, word_view
+from phi3v_data.validate.templates import FixedTexts, is_letter
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+
+MIN_ROWS = 16
+"""Rows of one template in a block; for fewer, checking each costs less."""
+
+_QUOTE, _BACKSLASH, _COMMA, _CLOSE, _BRACKET, _LESS = b'"\\,}[<'
+_TO_CLOSE = 0x20  # set in "]", it makes "}"
+_TAG = IMAGE.encode()
+_TAG_WORD = np.uint64(int.from_bytes(_TAG, "little"))
+_TAG_MASK = np.uint64((1 << 56) - 1)
+_LINE_END = np.uint64(int.from_bytes(b"\\n", "little"))
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A good row. Values are its free strings, by their number."""
+
+    fixed: FixedTexts
+    free: Ints  # which of all string values of the row are free
+    id: int | None
+    texts: tuple[int, ...]
+    images: tuple[int, ...]
+    image_fields: tuple[str, ...]
+    tags: Ints  # number of image tags in each value
+    num_quotes: int
+    num_brackets: int  # outside of free strings
+    num_controls: int
+    num_turns: int
+    begins_with_id: bool
+    view: RowView
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRows:
+    """Rows of one block with one template; `opens` and `closes`: one row per value, one column per row of the block."""
+
+    template: Template
+    rows: Ints  # their numbers in the block
+    opens: Ints
+    closes: Ints
+
+
+class BlockText:
+    """The bytes of a block, and which of its rows need a closer look."""
+
+    def __init__(self, block: RowBlock) -> None:
+        self.block = block
+        self.data = block.data
+        self.padded = block.data + PADDING
+        self.words = word_view(self.padded)
+        with_next: Bytes = np.frombuffer(self.padded, np.uint8, len(block.data) + 1)
+        self.array = with_next[:-1]
+        self.next = with_next[1:]
+        self.rough = np.zeros(len(block), np.bool_)
+        self.decodes = block.data.isascii() or _is_utf8(block.data)
+        self._is_quote: Bools = self.array == _QUOTE
+        self.slashes = rare_positions(self.array == _BACKSLASH)
+        self.less = rare_positions(self.array == _LESS)
+        self.is_tag: Bools = (self.words[self.less] & _TAG_MASK) == _TAG_WORD
+
+    def mark(self, positions: Ints) -> None:
+        """Mark the rows at these positions."""
+        if len(positions):
+            rows = np.searchsorted(self.block.ends, positions, side="right")
+            self.rough[rows[rows < len(self.rough)]] = True
+
+    def by_num_values(self) -> Iterator[tuple[Ints, Ints]]:
+        """Rows that are not rough, by how many string values they have, and the quotes behind these."""
+        behind = (self.next == _COMMA) | ((self.next | _TO_CLOSE) == _CLOSE) | (self.next <= ord(" "))
+        closings: Ints = np.flatnonzero(self._is_quote & behind)
+        if len(self.slashes):
+            closings = closings[self.array[closings - 1] != _BACKSLASH]  # rows with escaped backslashes are rough
+        first = np.searchsorted(closings, self.block.starts)
+        counts = np.searchsorted(closings, self.block.ends) - first
+        counts[self.rough] = 0
+        for number in np.flatnonzero(np.bincount(counts) >= MIN_ROWS).tolist():
+            if number:
+                chosen = np.flatnonzero(counts == number)
+                yield chosen, closings[first[chosen] + np.arange(number)[:, None]]
+
+    def match(self, template: Template, rows: Ints, closings: Ints) -> TemplateRows:
+        """The rows that have a template, or more quotes, brackets or control characters than it has."""
+        kept = closings[template.free]
+        starts, ends = self.block.starts[rows], self.block.ends[rows] - 1
+        found, opens = template.fixed.match(self.padded, starts, ends, kept)
+        if len(found) == len(rows):
+            return TemplateRows(template, rows, opens, kept)
+        return TemplateRows(template, rows[found], opens, kept[:, found])
+
+    def without_more(
+        self, groups: Sequence[TemplateRows], markers: ControlTokens, *, with_tags: bool
+    ) -> list[TemplateRows]:
+        """Leave out rows with more quotes, brackets, control characters or tags than their template has.
+
+        No row has fewer, so that none has more if all rows together have the number that is expected of them.
+        """
+        block = self.block
+        left = np.ones(len(block), np.bool_)
+        for group in groups:
+            left[group.rows] = False
+        others = np.flatnonzero(left)
+        spans = list(zip(block.starts[others].tolist(), block.ends[others].tolist(), strict=True))
+        few = len(spans) <= len(block) >> 3
+
+        def as_expected(kind: bytes, total: int, expected: Callable[[Template], int]) -> bool:
+            """Whether all rows of the groups together have what their templates have."""
+            if not few:
+                return False
+            elsewhere = sum(self.data.count(kind, start, end) for start, end in spans)
+            return total - elsewhere == sum(len(group.rows) * expected(group.template) for group in groups)
+
+        keep = np.ones(len(block), np.bool_)
+
+        def compare(positions: Ints, expected: Callable[[Template], int]) -> None:
+            """Keep the rows that have as many of these rising positions as their templates."""
+            counts = np.searchsorted(positions, block.ends) - np.searchsorted(positions, block.starts)
+            for group in groups:
+                keep[group.rows] &= counts[group.rows] == expected(group.template)
+
+        escaped = self.slashes[self.next[self.slashes] == _QUOTE] + 1
+        num_escaped = sum(self.data.count(b'\\"', start, end) for start, end in spans) if few else 0
+        num_quotes = int(np.count_nonzero(self._is_quote)) - len(escaped) + num_escaped
+        if not as_expected(b'"', num_quotes, lambda template: template.num_quotes):
+            is_plain = self._is_quote.copy()
+            is_plain[escaped] = False
+            compare(np.flatnonzero(is_plain), lambda template: template.num_quotes)
+        controls = rare_positions(self.array < ord(" "))
+        if block.in_lines and np.array_equal(controls, block.ends):
+            controls = controls[:0]
+        if len(controls) or any(group.template.num_controls for group in groups):
+            compare(controls, lambda template: template.num_controls)
+        is_bracket = self.array == _BRACKET
+        if not as_expected(b"[", int(np.count_nonzero(is_bracket)), lambda template: template.num_brackets):
+            brackets = rare_positions(is_bracket)
+            marked = brackets[markers.may_follow_bracket(self.next[brackets])]
+            rows = np.searchsorted(block.ends, marked, side="right")
+            keep[rows[rows < len(keep)]] = False
+        if with_tags:
+            tags = self.less[self.is_tag]
+            if not as_expected(_TAG, len(tags), lambda template: int(template.tags.sum())):
+                for group in groups:
+                    keep[group.rows] &= _has_same_tags(group, self)
+        if not keep.all():
+            groups = [_choose(group, keep[group.rows]) for group in groups]
+        return [group for group in groups if len(group.rows)]
+
+    def hashes(self, opens: Ints, closes: Ints) -> Ints:
+        """Hashes of spans."""
+        return hash_spans(self.padded, opens, closes - opens)
+
+
+def without_blank(group: TemplateRows, text: BlockText) -> TemplateRows:
+    """Leave out rows with a text or a reference that may be blank, and those with a tag too few."""
+    template, array = group.template, text.array
+    needed = [*template.texts, *template.images, *(() if template.id is None else (template.id,))]
+    keep: Bools = np.all(group.closes[needed] > group.opens[needed], axis=0)
+    if template.texts:
+        begins = group.opens[list(template.texts)]
+        leads = True
+        for number, value in enumerate(template.texts):
+            wanted = int(template.tags[value])
+            if wanted:
+                begins[number], found = _behind_tags(text, begins[number], group.closes[value])
+                leads = leads and bool((found == wanted).all())
+        first = array[begins]
+        plain = (first > ord(" ")) & (first != _BACKSLASH)
+        if not first[plain].max(initial=0) < 0x80:
+            plain &= (first < 0x80) | is_letter(first, text.next[begins])
+        keep &= plain.all(axis=0) & (group.closes[list(template.texts)] > begins).all(axis=0)
+        if not leads:
+            keep &= _has_same_tags(group, text)
+    return group if keep.all() else _choose(group, keep)
+
+
+def _behind_tags(text: BlockText, begins: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    """Where texts begin behind the tags, with a line end each, that they begin with; how many tags these are."""
+    begins, count = begins.copy(), np.zeros(len(begins), np.int64)
+    for _ in range(8):
+        tagged = (text.words[begins] & _TAG_MASK) == _TAG_WORD
+        if not tagged.any():
+            break
+        begins += tagged * len(_TAG)
+        ended = tagged & ((text.words[begins] & np.uint64(0xFFFF)) == _LINE_END)
+        begins += ended * 2
+        count += tagged
+    return np.minimum(begins, ends), count
+
+
+def _has_same_tags(group: TemplateRows, text: BlockText) -> Bools:
+    """Whether each value of a row has as many tags as that of the template: as many in all, and in those with tags."""
+    tags = text.less[text.is_tag]
+    block = text.block
+    ends, starts = block.ends[group.rows], block.starts[group.rows]
+    wanted = group.template.tags
+    same: Bools = np.searchsorted(tags, ends) - np.searchsorted(tags, starts) == int(wanted.sum())
+    for value in np.flatnonzero(wanted).tolist():
+        inside = np.searchsorted(tags, group.closes[value]) - np.searchsorted(tags, group.opens[value])
+        same &= inside == wanted[value]
+    return same
+
+
+def _choose(group: TemplateRows, keep: Bools) -> TemplateRows:
+    return TemplateRows(group.template, group.rows[keep], group.opens[:, keep], group.closes[:, keep])
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
