@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from phi3v_data.splits import is_data_file, is_plain_name, is_split_name
+from phi3v_data.splits import MAX_NAME_BYTES, is_data_file, is_plain_name, is_split_name
 
 FORMAT_VERSION = 2
 """Newest format that is read; written is the oldest that can hold the rows."""
@@ -32,12 +32,16 @@ _NEW_KEYS = ('"rejected"', '"steps"', '"tools"')
 def _set_name(name: str) -> str:
     if name and not is_plain_name(name):
         raise PydanticCustomError("set_name", "A set's name is part of its file names: no '/', '..' or leading dot")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise PydanticCustomError(
+            "set_name", "A set's name is part of its file names: at most {limit} bytes", {"limit": MAX_NAME_BYTES}
+        )
     return name
 
 
 def _split_name(name: str) -> str:
     if not is_split_name(name):
-        raise PydanticCustomError("split_name", "A split's name has letters, digits, '_', '-' and '.' only")
+        raise PydanticCustomError("split_name", "A split's name has up to 100 letters, digits, '_', '-' and '.'")
     return name
 
 

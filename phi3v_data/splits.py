@@ -31,6 +31,9 @@ KNOWN_SPLITS = (
 )
 """Names of splits that are recognised at the end of a file name."""
 
+MAX_NAME_BYTES = 100
+"""Longest name of a set or a split: a file name of 255 bytes has both, a shard's number and a temporary prefix."""
+
 ORDER = ("train", "val", "dev", "test")
 """Splits that come first in every list; the others follow by name."""
 
@@ -91,15 +94,16 @@ def canonical_split(split: str) -> str:
 
 
 def is_split_name(split: str) -> bool:
-    """Whether `split` can end a file name: letters, digits, `.`, `-`, `_`, starting with a letter or digit."""
-    return _SPLIT_NAME.fullmatch(split) is not None
+    """Whether `split` can end a file name: up to 100 letters, digits, `.`, `-`, `_`, first a letter or digit."""
+    return len(split) <= MAX_NAME_BYTES and _SPLIT_NAME.fullmatch(split) is not None
 
 
 def split_problem(split: object) -> str:
     """The sentence on a name that no split can have; empty if it can name one."""
     if isinstance(split, str) and is_split_name(split):
         return ""
-    return f"{shown(split)} cannot name a split; use letters, digits, ., _ and -, first a letter or a digit"
+    rule = f"use up to {MAX_NAME_BYTES} letters, digits, ., _ and -, first a letter or digit"
+    return f"{shown(split)} cannot name a split; {rule}"
 
 
 def lone_split(name: str) -> str:

@@ -21,7 +21,7 @@ from phi3v_data.files import unsafe_reason
 from phi3v_data.formats.dataset_info import FILE, Entry, read_dataset_info
 from phi3v_data.messages import shown
 from phi3v_data.sources.source import Source, SourceFile
-from phi3v_data.splits import KNOWN_SPLITS, SPLIT_FOLDERS, canonical_split, lone_split, parse_file_name
+from phi3v_data.splits import KNOWN_SPLITS, MAX_NAME_BYTES, SPLIT_FOLDERS, canonical_split, lone_split, parse_file_name
 from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, is_table
 from phi3v_data.unfinished import MANIFEST
 
@@ -153,7 +153,7 @@ def set_name(files: Sequence[DataFile], source: Source) -> str:
     parsed = parse_file_name(f"{stem}.jsonl")
     if parsed is not None and parsed.split in KNOWN_SPLITS and parsed.name:
         stem = parsed.name
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_") or "import"
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:MAX_NAME_BYTES] or "import"
 
 
 def _folder(path: str) -> str:

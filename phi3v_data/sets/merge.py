@@ -51,7 +51,7 @@ def merge_sets(
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("merge: a directory is given twice; give each directory once")
     if name and not is_split_name(name):
-        raise UserError(f"--name {name!r} cannot be used in file names; use letters, digits, _ and -")
+        raise UserError(f"--name {name!r} cannot be used in file names; use up to 100 letters, digits, _ and -")
     target = check_places(Path(out_dir), folders)
     progress = progress or (lambda stage, done, total: None)
     with paused_collector(), ExitStack() as stack:

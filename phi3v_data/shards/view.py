@@ -33,7 +33,15 @@ from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
 from phi3v_data.shards.parquet import IMAGES, read_parquet
 from phi3v_data.shards.rows import BadRowError, ShardReader, ShardRow, chat_of
 from phi3v_data.shards.tar import read_tar
-from phi3v_data.splits import NOT_SPLITS, canonical_split, file_name, is_split_name, lone_split, split_sort_key
+from phi3v_data.splits import (
+    MAX_NAME_BYTES,
+    NOT_SPLITS,
+    canonical_split,
+    file_name,
+    is_split_name,
+    lone_split,
+    split_sort_key,
+)
 from phi3v_data.unfinished import MANIFEST
 
 MANIFEST_OF_EXPORT = "phi3v.json"
@@ -267,5 +275,5 @@ def _manifest(export: Export) -> Manifest | None:
 
 
 def _set_name(root: Path) -> str:
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.resolve().name).strip("_") or "export"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.resolve().name).strip("_")[:MAX_NAME_BYTES] or "export"
     return name if is_split_name(name) else "export"

@@ -116,6 +116,8 @@ class MemberWriter:
         target = self.root / path
         with self.fits(path):
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_file():  # the last one is used, as tar does
+                self.reject(path, "a later member has the same name and is used in its place")
             with target.open("wb") as out:
                 while block := stream.read(BLOCK):
                     self.bytes += len(block)

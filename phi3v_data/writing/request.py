@@ -106,7 +106,9 @@ def make_request(
         **values,
     )
     if request.name and not is_split_name(request.name):
-        raise UserError(f"--name {shown(request.name)} cannot start a file name; use letters, digits, _ and -")
+        raise UserError(
+            f"--name {shown(request.name)} cannot start a file name; use up to 100 letters, digits, _ and -"
+        )
     if request.lossy and not request.plain:
         raise UserError("--lossy needs --plain: only the plain form of a row loses something")
     _check_places(request)

@@ -1,8 +1,10 @@
 """A file in an archive is named by archive and member, in rejects, warnings and errors, whatever the converter."""
 
+import io
 import json
 import shutil
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,3 +99,28 @@ def test_a_generator_that_yields_an_image_of_an_archive(tmp_path: Path) -> None:
 
     phi3v_data.convert(plain, tmp_path / "s", tmp_path / "o", workers=0)
     assert [message for _, message in rejects(tmp_path / "o")] == ["zoo.zip: x.png"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_of_two_members_with_one_name_the_last_is_used_and_the_other_is_named(tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / f"zoo.{kind}"
+    contents = [("cat/a.png", encoded(1)), ("cat/b.png", encoded(2)), ("cat/a.png", encoded(3))]
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for name, content in contents:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of zipfile, on the second
+                    packed.writestr(name, content)
+    else:
+        with tarfile.open(archive, "w") as packed_tar:
+            for name, content in contents:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                packed_tar.addfile(member, io.BytesIO(content))
+    run("image_folder", archive, tmp_path / "o")
+    lines = [json.loads(line) for line in (tmp_path / "o" / "rejects.jsonl").read_text().splitlines()]
+    assert [line["item"] for line in lines] == [f"zoo.{kind}: cat/a.png"]
+    assert lines[0]["message"].endswith("a later member has the same name and is used in its place")
+    kept = {row["meta"]["source_id"]: row for row in rows(tmp_path / "o", "image_folder_train.jsonl")}
+    [image] = kept["cat/a.png"]["conversations"][0]["images"]
+    assert (tmp_path / "o" / "images" / image).read_bytes() == encoded(3)

@@ -475,7 +475,7 @@ def test_a_row_whose_split_cannot_be_one_is_a_reject(tmp_path: Path) -> None:
     source = write_source(tmp_path / "s", "rows.jsonl", json_lines(cells))
     result = convert(source, tmp_path / "o", {**MAP, "split": "part"})
     assert {name: split.rows for name, split in result.manifest.splits.items()} == {"train": 4, "val": 1}
-    rule = "cannot name a split; use letters, digits, ., _ and -, first a letter or a digit"
+    rule = "cannot name a split; use up to 100 letters, digits, ., _ and -, first a letter or digit"
     assert [reject["message"] for reject in rows(tmp_path / "o", "rejects.jsonl")] == [
         f"rows.jsonl:2: the split '../evil' {rule}",
         f"rows.jsonl:6: the split 'a b' {rule}",

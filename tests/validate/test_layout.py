@@ -108,6 +108,8 @@ def test_a_manifest_that_no_longer_holds(tmp_path: Path) -> None:
         ('{"format": 1, "name": 3, "task": "vqa", "splits": {}}', "string"),
         ('{"format": 1, "name": "x", "task": "vqa", "splits": {}, "extra": 1}', "extra"),
         ('{"format": 1, "name": "x", "task": "vqa", "splits": {}, "num_crops": 99}', "16"),
+        ('{"format": 1, "name": "' + 101 * "x" + '", "task": "vqa", "splits": {}}', "at most 100 bytes"),
+        ('{"format": 1, "name": "' + 51 * "é" + '", "task": "vqa", "splits": {}}', "at most 100 bytes"),
         (b"\xff\xfe{", "not JSON"),
     ],
 )

@@ -105,7 +105,7 @@ class TableMap(_Model):
     @classmethod
     def _is_name(cls, value: str) -> str:
         if value and not is_split_name(value):
-            raise ValueError("it becomes part of file names: use letters, digits, _, - and .")
+            raise ValueError("it becomes part of file names: use up to 100 letters, digits, _, - and .")
         return value
 
     @field_validator("metrics", mode="after")
