@@ -191,7 +191,7 @@ def test_the_set_is_named_by_its_user_and_other_clips_are_not_ucf101(tmp_path: P
         command_line([*command, "--out_dir", str(tmp_path / "p"), "--name", "other"])
     assert stop.value.code == 2
     assert "converted with other settings: name" in capsys.readouterr().err
-    with pytest.raises(phi3v_data.UserError, match="--name 'a/b' cannot name a file"):
+    with pytest.raises(phi3v_data.UserError, match="--name 'a/b' cannot start a file name"):
         phi3v_data.convert("ucf101", tmp_path / "s", tmp_path / "q", name="a/b")
 
 
