@@ -111,10 +111,20 @@ class ModelFamily(ABC):
     card_tags: ClassVar[tuple[str, ...]] = ("phi3v",)
     """Tags of a tuned model's card."""
 
+    has_code: ClassVar[bool] = False
+    """Whether `write_code` puts the model's own code into a directory: transformers does not know the model itself."""
+
     @property
     @abstractmethod
     def tokens(self) -> TokenFamily:
         """Chat format, special strings and image tokens, which the validator uses as well."""
+
+    def write_code(self, folder: Path) -> None:
+        """Put the model's code into a model directory, so that it loads where this package is not installed.
+
+        A family without `has_code` is never asked.
+        """
+        raise NotImplementedError(self.name)
 
     @abstractmethod
     def size(self, config: Mapping[str, Any]) -> ModelSize:

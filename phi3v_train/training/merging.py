@@ -1,6 +1,6 @@
 """Adapters merged into their base, shards joined: model directories that load wherever a base model does."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from phi3v_data.errors import UserError
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.adapters import attach_adapter
+from phi3v_train.models.family import ModelFamily
 from phi3v_train.models.loading import ModelFiles, load_base, load_processor, quieten_libraries, read_json
 from phi3v_train.models.machine import Chosen, Compute
 from phi3v_train.models.registry import family_of_config
@@ -21,16 +22,19 @@ from phi3v_train.training.saving import cast, own_state, write_model_directory
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-def merge_to(files: ModelFiles, out: Path, *, dtype: str = "auto", overwrite: bool = False) -> str:
+def merge_to(
+    files: ModelFiles, out: Path, *, dtype: str = "auto", overwrite: bool = False, with_code: bool = False
+) -> str:
     """Write `files` (an adapter over its base, or a model as it is) as one model directory; returns its dtype.
 
     The sum is made in fp32, layer by layer, and rounded once to `dtype`: `auto` is the base's own. A QLoRA adapter is
-    merged into the base as it was before it was packed into 4 bits.
+    merged into the base as it was before it was packed into 4 bits. `with_code` adds the model's own code.
 
     Raises:
-        UserError: `out` is taken, or the disk does not take the model.
+        UserError: `out` is taken, the disk does not take the model, or its family has no code of its own.
     """
     refuse_taken(out, overwrite)
+    code = code_of(files.family) if with_code else None
     name = stored_dtype(files.config()) if dtype == "auto" else dtype
     reason = Chosen("cpu", "merging needs no GPU")
     compute = Compute(reason, Chosen(name, ""), Chosen("sdpa", ""), 0)
@@ -39,15 +43,18 @@ def merge_to(files: ModelFiles, out: Path, *, dtype: str = "auto", overwrite: bo
     files.family.match_processor(model, processor)
     if files.adapter is not None:
         model = merge_adapter(model, files.adapter)
-    write_out(model, processor, out, name)
+    write_out(model, processor, out, name, code=code)
     return name
 
 
-def join_shards(checkpoint: Path, out: Path, *, dtype: str = "auto", overwrite: bool = False) -> str:
+def join_shards(
+    checkpoint: Path, out: Path, *, dtype: str = "auto", overwrite: bool = False, with_code: bool = False
+) -> str:
     """Write a checkpoint in shards as one model directory; returns its dtype, `auto` being the run's compute dtype.
 
     Raises:
-        UserError: the checkpoint is not whole, `out` is taken, or the disk does not take the model.
+        UserError: the checkpoint is not whole, `out` is taken, the disk does not take the model, or its family has no
+            code of its own.
     """
     refuse_taken(out, overwrite)
     opened = open_checkpoint(checkpoint)
@@ -57,12 +64,13 @@ def join_shards(checkpoint: Path, out: Path, *, dtype: str = "auto", overwrite: 
     quieten_libraries()
     config = read_json(checkpoint / "config.json")
     files = ModelFiles(str(checkpoint), family_of_config(config, checkpoint / "config.json"), checkpoint)
+    code = code_of(files.family) if with_code else None
     name = stored_dtype(config) if dtype == "auto" else dtype
     shards = Shards(checkpoint)
     with torch.device("meta"):
         model = files.family.empty_model(checkpoint)
     state = {key: cast(shards.rows(f"model/{key}"), DTYPES[name]) for key in own_state(model)}
-    write_out(model, load_processor(files), out, name, state)
+    write_out(model, load_processor(files), out, name, state, code)
     return name
 
 
@@ -76,7 +84,28 @@ def refuse_taken(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: exists already; choose another directory or give --overwrite")
 
 
-def write_out(model: Any, processor: Any, out: Path, dtype: str, state: Mapping[str, Tensor] | None = None) -> None:
+def code_of(family: ModelFamily) -> Callable[[Path], None]:
+    """Writer of the family's own code.
+
+    Raises:
+        UserError: it has none, because transformers or another package has it.
+    """
+    if not family.has_code:
+        raise UserError(
+            f"--with_code is not needed for {family.title}: the classes are in transformers, or in the package of the "
+            "model family, not in phi3v; leave it out"
+        )
+    return family.write_code
+
+
+def write_out(
+    model: Any,
+    processor: Any,
+    out: Path,
+    dtype: str,
+    state: Mapping[str, Tensor] | None = None,
+    code: Callable[[Path], None] | None = None,
+) -> None:
     """Write a model directory, whole or not at all; `state` where the model does not hold its weights.
 
     Raises:
@@ -86,6 +115,8 @@ def write_out(model: Any, processor: Any, out: Path, dtype: str, state: Mapping[
     def write(folder: Path) -> None:
         write_model_directory(model, folder, DTYPES[dtype], state)
         processor.save_pretrained(folder)
+        if code is not None:
+            code(folder)
 
     alone = SingleProcess(torch.device("cpu"))
     try:

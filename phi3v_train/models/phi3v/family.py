@@ -64,6 +64,7 @@ class Phi3VFamily(ModelFamily):
     no_decay = ("bias", "glb_GN", "sub_GN")
     host_inputs = frozenset({"image_sizes"})
     card_tags = ("phi-3-vision", "phi3v")
+    has_code = True
     tokens = TOKENS
 
     def size(self, config: Mapping[str, Any]) -> ModelSize:
@@ -128,6 +129,12 @@ class Phi3VFamily(ModelFamily):
             tile_features=TOKENS_PER_TILE,
             patch_weights=patch_weights,
         )
+
+    def write_code(self, folder: Path) -> None:
+        """Write `modeling_phi3_v.py`, and `auto_map` into the four settings files of a model directory."""
+        from phi3v_train.models.phi3v.bundle import write_code
+
+        write_code(folder)
 
     def renderer(self, processor: Any) -> Renderer:
         """Encoder of conversations, equal to the released processor."""
@@ -237,7 +244,11 @@ class Phi3VFamily(ModelFamily):
 
     def card_note(self) -> list[str]:
         """The package that registers the port."""
-        return ["The model needs the package phi3v: `import phi3v_train` registers its class with transformers.", ""]
+        return [
+            "The model needs the package phi3v: `import phi3v_train` registers its class with transformers. A "
+            "directory written by `phi3v-train merge --with_code` does not: it loads with `trust_remote_code=True`.",
+            "",
+        ]
 
     def card_usage(self, model: str, budget: int | None, *, adapter: bool) -> list[str]:
         """Python lines with the port, which transformers knows as a causal language model."""

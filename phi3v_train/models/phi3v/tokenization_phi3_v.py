@@ -44,6 +44,7 @@ class Phi3VTokenizer(TokenizersBackend):  # type: ignore[misc]  # transformers i
 
         Releases before 4.53 do not know chat_template.jinja, and those of 4.x fail on a list of extra_special_tokens.
         """
+        config.pop("auto_map", None)  # it names a code file that is not saved with it
         extra = config.pop("extra_special_tokens", None)
         if extra:
             config["additional_special_tokens"] = list(dict.fromkeys(extra))
