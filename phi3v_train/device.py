@@ -1,21 +1,44 @@
-"""Moves of a micro-batch to the device; its memory, and whether that ran out."""
+"""Copies to the device; its memory, and whether that ran out."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def to_device(
-    inputs: Mapping[str, Tensor], device: torch.device, host_inputs: Collection[str] = ()
-) -> dict[str, Tensor]:
+def to_device(inputs: Mapping[str, Any], device: torch.device, host_inputs: Collection[str] = ()) -> dict[str, Any]:
     """The tensors of a micro-batch on `device`; those named in `host_inputs` stay where they are."""
     non_blocking = device.type == "cuda"  # from memory that is pinned, which only CUDA has
-    return {
-        name: tensor if name in host_inputs else tensor.to(device, non_blocking=non_blocking)
-        for name, tensor in inputs.items()
-    }
+    return change_tensors(inputs, lambda tensor: tensor.to(device, non_blocking=non_blocking), host_inputs)
+
+
+def change_tensors(
+    inputs: Mapping[str, Any], change: Callable[[Tensor], Tensor], but: Collection[str] = ()
+) -> dict[str, Any]:
+    """Inputs with every tensor changed, also those of objects that have a method `map`; plain values stay."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        return value.map(change) if hasattr(value, "map") else value
+
+    return {name: value if name in but else changed(value) for name, value in inputs.items()}
+
+
+def constant_on(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, copied without waiting for it."""
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def divisor(count: Tensor | float, device: torch.device) -> Tensor:
+    """A number as a tensor on a device; a Python number is written there by a kernel, not copied."""
+    return count.to(device) if isinstance(count, Tensor) else torch.full((), count, device=device)
 
 
 def with_fp64(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The model as a function from a micro-batch to its part of a step's loss: what engines wrap."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class LossModule(nn.Module):
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(
-        self, inputs: Mapping[str, Tensor], count: float, of_tokens: Tensor | None = None, num_sources: int = 0
+        self, inputs: Mapping[str, Any], count: float, of_tokens: Tensor | None = None, num_sources: int = 0
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the sums of cross-entropy by source.
 
@@ -87,7 +87,7 @@ def mean_loss(model: nn.Module, micros: Iterable[MicroBatch], *, precision: Prec
     module = LossModule(model, precision)
     total, tokens = 0.0, 0
     for micro in micros:
-        loss, _ = module(to_device(micro.inputs, group.device, module.family.host_inputs), 1.0)
+        loss, _ = module(to_device(module.family.prepare(micro.inputs), group.device), 1.0)
         total += loss.item()
         tokens += micro.shape.num_supervised
     model.train(was_training)

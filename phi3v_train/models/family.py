@@ -106,7 +106,7 @@ class ModelFamily(ABC):
     """Endings of the names of matrices that weight decay leaves out, beside all vectors."""
 
     host_inputs: ClassVar[frozenset[str]] = frozenset()
-    """Model inputs that stay on the CPU."""
+    """Inputs of generation that stay on the CPU."""
 
     card_tags: ClassVar[tuple[str, ...]] = ("phi3v",)
     """Tags of a tuned model's card."""
@@ -229,7 +229,7 @@ class ModelFamily(ABC):
         return sorted({vocabulary[text] for text in self.tokens.chat.stop_strings if text in vocabulary})
 
     def loss(
-        self, model: Any, inputs: "Mapping[str, Tensor]", count: float, *, per_token: bool = False
+        self, model: Any, inputs: "Mapping[str, Any]", count: float, *, per_token: bool = False
     ) -> "tuple[Tensor, Tensor | None]":
         """Sum of cross-entropy over the supervised tokens of a micro-batch, divided by `count`; 0 if there are none.
 
@@ -241,7 +241,19 @@ class ModelFamily(ABC):
 
         return token_loss(model, inputs, count, self.touch_vision(model, inputs))
 
-    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Callable[[], Tensor] | None":
+    def prepare(self, inputs: "Mapping[str, Tensor]") -> dict[str, Any]:
+        """Inputs of `loss` for a collated batch, on the CPU: what depends on its values is computed here, so that the
+        step need not read it back from the device.
+
+        Values are tensors, objects whose method `map` changes their tensors, and plain values.
+        """
+        from phi3v_train.models.labelled import Labelled
+        from phi3v_train.models.token_loss import LABELLED
+
+        rest = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        return {**rest, LABELLED: Labelled.by_labels(inputs["labels"])}
+
+    def touch_vision(self, model: Any, inputs: "Mapping[str, Any]") -> "Callable[[], Tensor] | None":
         """A function that computes zero by tower and projector, for a batch without images; None if none is needed.
 
         Every process of a parallel run must run the same modules. It is called within the model's forward pass, where

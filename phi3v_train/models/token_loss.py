@@ -4,28 +4,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from phi3v_train.device import with_fp64
+from phi3v_train.device import divisor, with_fp64
+from phi3v_train.models.labelled import Labelled
+
+LABELLED = "labelled"
+"""Name of the supervised tokens among the inputs of a loss, in place of `labels`."""
 
 
 def token_loss(
-    model: Any, inputs: Mapping[str, Tensor], count: float, touch: Callable[[], Tensor] | None = None, **more: Any
+    model: Any, inputs: Mapping[str, Any], count: float, touch: Callable[[], Tensor] | None = None, **more: Any
 ) -> tuple[Tensor, Tensor]:
     """The loss of a micro-batch and the cross-entropy of each supervised token; see `ModelFamily.loss`.
 
     What `touch` returns is added to the embeddings of the text; see `added_to_embeddings`. `more` are further arguments
     of the model.
     """
-    given = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-    targets = inputs["labels"][:, 1:].flatten()
-    labelled = (targets >= 0).nonzero().squeeze(1)
-    rows, columns = inputs["labels"].shape
-    places = labelled + torch.div(labelled, columns - 1, rounding_mode="floor")  # in rows that are one token longer
-    if not len(places):
-        places = places.new_zeros(1)  # so that the same modules run
+    given = {name: value for name, value in inputs.items() if name not in ("labels", LABELLED)}
+    labelled: Labelled = inputs[LABELLED] if LABELLED in inputs else Labelled.by_labels(inputs["labels"])
+    rows, columns = inputs["input_ids"].shape
+    # With nothing to predict, the same modules run.
+    places = labelled.places if len(labelled) else labelled.places.new_zeros(1)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     with only_at(head, places, (rows, columns)), added_to_embeddings(model, touch):
         logits: Tensor = model(**given, **more, use_cache=False).logits
@@ -34,9 +35,9 @@ def token_loss(
     chosen = logits.reshape(len(places), logits.shape[-1]).float()
     if not len(labelled):
         return chosen.sum() * 0, chosen.new_zeros(0)
-    losses = functional.cross_entropy(chosen, targets[labelled].to(chosen.device), reduction="none")
+    losses = functional.cross_entropy(chosen, labelled.targets.to(chosen.device), reduction="none")
     total = with_fp64(losses).double().sum()
-    return (total / torch.tensor(count, device=total.device)).float(), losses.detach()
+    return (total / divisor(count, total.device)).float(), losses.detach()
 
 
 @contextmanager

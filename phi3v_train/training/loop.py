@@ -137,7 +137,7 @@ class TrainLoop:
         """
         names = [f"{each.provenance.split}[{each.provenance.row}]" for each in micro.measures]
         seed_everything(self.config.optim.seed, "step", step, *names)
-        inputs = to_device(micro.inputs, self.group.device, self.engine.trained.family.host_inputs)
+        inputs = to_device(self.engine.trained.family.prepare(micro.inputs), self.group.device)
         several = len(self.source_names) > 1
         sources = Sources.of(micro, self.source_names, self.group.device) if several else None
         return self.engine.accumulate(inputs, count, last=last, sources=sources)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 class HubFamily(ModelFamily):
     """A family that transformers knows as an image-text-to-text model."""
 
-    host_inputs = frozenset({"samples"})
-
     family_tokens: ClassVar[TokenFamily]
     """Its chat format and token counts."""
 
@@ -235,8 +233,15 @@ class HubFamily(ModelFamily):
         processor: HubProcessor = self.tiny().processor()
         return processor
 
+    def prepare(self, inputs: "Mapping[str, Tensor]") -> dict[str, Any]:
+        """See `ModelFamily.prepare`; `samples` are plain numbers."""
+        made = super().prepare(inputs)
+        if "samples" in inputs:
+            made["samples"] = tuple(inputs["samples"].tolist())
+        return made
+
     def loss(
-        self, model: Any, inputs: "Mapping[str, Tensor]", count: float, *, per_token: bool = False
+        self, model: Any, inputs: "Mapping[str, Any]", count: float, *, per_token: bool = False
     ) -> "tuple[Tensor, Tensor | None]":
         """See `ModelFamily.loss`; the samples of a packed row attend by themselves."""
         from phi3v_train.models.huggingface.attention import packed
@@ -248,10 +253,10 @@ class HubFamily(ModelFamily):
             return token_loss(model, inputs, count, touch)
         given = {name: tensor for name, tensor in inputs.items() if name != "samples"}
         with packed(model) as by_sample:
-            more = {"samples": samples.tolist()} if by_sample else {}
+            more = {"samples": tuple(map(int, samples))} if by_sample else {}
             return token_loss(model, given, count, touch, **more)
 
-    def touch_vision(self, model: Any, inputs: "Mapping[str, Tensor]") -> "Callable[[], Tensor] | None":
+    def touch_vision(self, model: Any, inputs: "Mapping[str, Any]") -> "Callable[[], Tensor] | None":
         """See `ModelFamily.touch_vision`."""
         import torch
 

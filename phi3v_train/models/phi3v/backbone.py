@@ -3,7 +3,7 @@
 input_ids (-N marks a token of image N) + images -> embeddings -> decoder -> hidden states
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,14 +17,16 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
 
 from phi3v_data.tokens.phi3v_geometry import TILE_SIZE, grid_num_tokens
+from phi3v_train.device import constant_on
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.decoder import Phi3VDecoderLayer
 from phi3v_train.models.phi3v.generation import CACHE_NAME
 from phi3v_train.models.phi3v.packing import Layout, plan_layout
+from phi3v_train.models.phi3v.prepared import ImagePlaces, Prepared, image_places
 from phi3v_train.models.phi3v.rope import Phi3VRotary
 from phi3v_train.models.phi3v.tiles import drop_padding, num_tiles, tiles_from_canvases
 from phi3v_train.models.phi3v.tower import Shelf, TowerEmbeddings
-from phi3v_train.models.phi3v.vision import ImageEmbedding, ImageTokensError, gather_index, match_images
+from phi3v_train.models.phi3v.vision import ImageEmbedding, gather_index
 
 
 class Phi3VPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untyped for mypy
@@ -92,10 +94,11 @@ class Phi3VModel(Phi3VPreTrainedModel):
         """
         if image_sizes is None:
             raise ValueError("images need image_sizes, their padded (height, width), as the image processor gives it")
+        image_sizes = image_sizes.cpu()
         tiles = self._tiles(image_sizes, pixel_values, canvases)
         rows, features = self.vision_embed_tokens(tiles)
         sizes: list[list[int]] = image_sizes.tolist()
-        index = gather_index(sizes, range(len(sizes))).to(rows.device)
+        index = constant_on(gather_index(sizes, range(len(sizes))), rows.device)
         counts = [grid_num_tokens(height // TILE_SIZE, width // TILE_SIZE) for height, width in sizes]
         output = BaseModelOutputWithPooling(
             last_hidden_state=features, pooler_output=torch.split(rows.index_select(0, index), counts)
@@ -103,7 +106,10 @@ class Phi3VModel(Phi3VPreTrainedModel):
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
     def _tiles(self, image_sizes: Tensor, pixel_values: Tensor | None, canvases: Tensor | None) -> Tensor:
-        """Tiles of images without padding (t, 3, 336, 336), where the tower is; where they are, if it is offloaded."""
+        """Tiles of images without padding (t, 3, 336, 336), where the tower is; where they are, if it is offloaded.
+
+        `image_sizes` are on the CPU.
+        """
         weight = self.vision_embed_tokens.img_processor.vision_model.embeddings.patch_embedding.weight
         device = None if weight.is_meta else weight.device
         if canvases is not None:
@@ -130,25 +136,18 @@ class Phi3VModel(Phi3VPreTrainedModel):
         """Text and images as one `inputs_embeds` (rows, columns, hidden), for `forward` or `generate`."""
         rows, columns = input_ids.shape
         layout = plan_layout(rows, columns, input_ids.device, attention_mask=attention_mask)
-        return self._embed(input_ids, layout, False, named_images(pixel_values, image_sizes, canvases))
+        images = named_images(pixel_values, image_sizes, canvases)
+        return self._embed(input_ids, find_places(input_ids, layout, images), images)
 
-    def _embed(self, input_ids: Tensor, layout: Layout, resumed: bool, images: dict[str, Tensor]) -> Tensor:
+    def _embed(self, input_ids: Tensor, places: ImagePlaces | None, images: dict[str, Tensor]) -> Tensor:
         """Text embeddings with the images' features at their tokens, (rows, columns, hidden)."""
         embeds: Tensor = self.embed_tokens(input_ids.clamp_min(0))
-        positions = (input_ids < 0).flatten().nonzero().squeeze(1)
-        if not images:
-            if len(positions):
-                raise ImageTokensError("input_ids contain image tokens, but no images were given")
+        if places is None:
             return embeds
-        if "image_sizes" not in images:
-            raise ValueError("images need image_sizes, their padded (height, width), as the image processor gives it")
-        sizes: list[list[int]] = images["image_sizes"].tolist()
-        tags = input_ids.flatten()[positions].cpu()
-        order = match_images(tags, positions.cpu(), layout.sample_starts, sizes, resumed)
-        tiles = self._tiles(images["image_sizes"], images.get("pixel_values"), images.get("canvases"))
+        tiles = self._tiles(places.sizes, images.get("pixel_values"), images.get("canvases"))
         rows, _ = self.vision_embed_tokens(tiles)
-        placed = rows.index_select(0, gather_index(sizes, order).to(rows.device))
-        flat = embeds.flatten(0, 1).index_copy(0, positions, placed.to(embeds.device, embeds.dtype))
+        placed = rows.index_select(0, constant_on(places.index, rows.device)).to(embeds.device, embeds.dtype)
+        flat = embeds.flatten(0, 1).index_copy(0, constant_on(places.positions, embeds.device), placed)
         return flat.view_as(embeds)
 
     def _untouched_tower(self) -> Tensor | None:
@@ -181,6 +180,7 @@ class Phi3VModel(Phi3VPreTrainedModel):
         use_cache: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
         layout: Layout | None = None,
+        prepared: Prepared | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -213,8 +213,12 @@ class Phi3VModel(Phi3VPreTrainedModel):
             if cache is not None and columns == 1 and not images:
                 inputs_embeds = self.embed_tokens(input_ids)
             else:
-                resumed = bool(num_cached) if images and num_cached is not None else False
-                inputs_embeds = self._embed(given, layout, resumed, images)
+                places = (
+                    prepared.images
+                    if prepared is not None
+                    else find_places(given, layout, images, resumed=bool(images and num_cached))
+                )
+                inputs_embeds = self._embed(given, places, images)
                 if not images and cache is None and (zero := self._untouched_tower()) is not None:
                     inputs_embeds = inputs_embeds + zero.to(inputs_embeds.device, inputs_embeds.dtype)
         elif images:
@@ -307,6 +311,19 @@ class Phi3VModel(Phi3VPreTrainedModel):
         if kept:
             states.append(hidden if len(self.layers) in kept else None)
         return hidden, tuple(states) if kept else None, tuple(attentions) if output_attentions else None
+
+
+def find_places(
+    input_ids: Tensor, layout: Layout, images: Mapping[str, Tensor], *, resumed: bool = False
+) -> ImagePlaces | None:
+    """Where the given images are in `input_ids`; None if there are none.
+
+    Raises:
+        ImageTokensError: image tokens and images do not match.
+    """
+    if images and "image_sizes" not in images:
+        raise ValueError("images need image_sizes, their padded (height, width), as the image processor gives it")
+    return image_places(input_ids, layout.sample_starts, images.get("image_sizes"), resumed=resumed)
 
 
 def named_images(pixel_values: Tensor | None, image_sizes: Tensor | None, canvases: Tensor | None) -> dict[str, Tensor]:

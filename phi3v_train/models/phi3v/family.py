@@ -234,8 +234,14 @@ class Phi3VFamily(ModelFamily):
                     "supported; put that there if the model was trained with it"
                 )
 
+    def prepare(self, inputs: "Mapping[str, Tensor]") -> dict[str, Any]:
+        """See `ModelFamily.prepare`: layout, image tokens and supervised tokens are `prepared`."""
+        from phi3v_train.models.phi3v.prepared import prepare
+
+        return prepare(inputs)
+
     def loss(
-        self, model: Any, inputs: "Mapping[str, Tensor]", count: float, *, per_token: bool = False
+        self, model: Any, inputs: "Mapping[str, Any]", count: float, *, per_token: bool = False
     ) -> "tuple[Tensor, Tensor | None]":
         """See `ModelFamily.loss`; the port computes logits at supervised tokens only."""
         wanted: dict[str, Any] = {"return_token_losses": True} if per_token else {}

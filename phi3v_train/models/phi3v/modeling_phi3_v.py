@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from phi3v_train.device import with_fp64
+from phi3v_train.device import divisor, with_fp64
+from phi3v_train.models.labelled import Labelled
 from phi3v_train.models.phi3v.backbone import Phi3VModel, Phi3VPreTrainedModel, wants_dict
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.generation import (
@@ -30,6 +30,7 @@ from phi3v_train.models.phi3v.generation import (
     stop_ids_of,
 )
 from phi3v_train.models.phi3v.packing import plan_layout, shifted_labels
+from phi3v_train.models.phi3v.prepared import Prepared
 
 
 # GenerationMixin is named once more because transformers looks for it among the direct bases.
@@ -98,8 +99,9 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
         return_token_losses: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        prepared: Prepared | None = None,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -116,26 +118,29 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         tokens, or their sum over `num_items_in_batch`; 0 for a batch without labels. In training, logits are then
         computed at labelled tokens only and not returned (`return_logits=True` returns all). `shift_labels` are labels
         already shifted, given instead of `labels`. `return_token_losses` adds `token_losses`: the cross-entropy of
-        each labelled token, without a gradient, in the order of rows and columns. `output_hidden_states` (all, or some
+        each labelled token, without a gradient, in the order of rows and columns. `prepared` (see `prepared.prepare`)
+        replaces labels, masks, positions and `image_sizes`; nothing is then read back from the device.
+        `output_hidden_states` (all, or some
         by their indices) and `output_attentions` (eager attention only) default to the configuration.
         """
         given = input_ids if input_ids is not None else inputs_embeds
         # Not a named argument: transformers' Trainer treats every `label` in the signature as a required label.
         targets: Tensor | None = kwargs.get("shift_labels")
-        layout = None
-        wants_loss = labels is not None or targets is not None
+        layout = prepared.layout if prepared is not None else None
+        wants_loss = prepared is not None or labels is not None or targets is not None
         if wants_loss and given is not None:
             if past_key_values is not None or cache is not None:
                 raise ValueError("a loss on top of a cache is not defined: pass labels without past_key_values")
             use_cache = False
-            layout = plan_layout(
-                given.shape[0],
-                given.shape[1],
-                given.device,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                bounds=cu_seq_lens_q,
-            )
+            if layout is None:
+                layout = plan_layout(
+                    given.shape[0],
+                    given.shape[1],
+                    given.device,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    bounds=cu_seq_lens_q,
+                )
             if targets is None and labels is not None:
                 targets = shifted_labels(labels, layout)
         outputs = self.model(
@@ -151,14 +156,19 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
             use_cache=use_cache,
             cu_seq_lens_q=cu_seq_lens_q,
             layout=layout,
+            prepared=prepared,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
         )
         hidden = outputs.last_hidden_state
         loss = token_losses = None
-        if targets is not None:
-            loss, token_losses = self._loss(hidden, targets.to(hidden.device), num_items_in_batch)
+        if wants_loss:
+            labelled = prepared.labelled if prepared is not None else None
+            if labelled is None and targets is not None:
+                labelled = Labelled.by_targets(targets.to(hidden.device))
+            if labelled is not None:
+                loss, token_losses = self._loss(hidden, labelled, num_items_in_batch)
         logits = None
         if return_logits if return_logits is not None else not wants_loss or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -176,19 +186,16 @@ class Phi3VForConditionalGeneration(Phi3VPreTrainedModel, Phi3VGeneration, Gener
         """See `Phi3VModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
-    def _loss(self, hidden: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None) -> tuple[Tensor, Tensor]:
-        """The loss, and the cross-entropy of each labelled token, in fp32.
-
-        A token is labelled where `targets` (rows, columns) name the next one; the head sees no other token.
-        """
-        targets = targets.flatten()
-        labelled = (targets >= 0).nonzero().squeeze(1)
-        logits = self.lm_head(hidden.flatten(0, 1).index_select(0, labelled)).float()
+    def _loss(
+        self, hidden: Tensor, labelled: Labelled, num_items_in_batch: Tensor | float | None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and the cross-entropy of each labelled token, in fp32; the head sees no other token."""
+        logits = self.lm_head(hidden.flatten(0, 1).index_select(0, labelled.places)).float()
         if not len(labelled):
             nothing: Tensor = logits.sum()
             return nothing, nothing.new_zeros(0)
         # Summed in fp64: in fp32 the last digits of a long batch's sum depend on how the batch is divided.
-        token_losses = functional.cross_entropy(logits, targets[labelled], reduction="none")
+        token_losses = functional.cross_entropy(logits, labelled.targets, reduction="none")
         total = with_fp64(token_losses).double().sum()
         count = len(labelled) if num_items_in_batch is None else num_items_in_batch
-        return (total / torch.as_tensor(count, device=total.device)).float(), token_losses.detach()
+        return (total / divisor(count, total.device)).float(), token_losses.detach()

@@ -30,6 +30,11 @@ class Layout:
     sample_starts: tuple[int, ...]
     segments: "Segments | None" = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Layout":
+        """The same with each tensor changed, for copies to a device."""
+        segments = self.segments.map(change) if self.segments is not None else None
+        return Layout(change(self.position_ids), change(self.lengths), self.sample_starts, segments)
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -47,6 +52,10 @@ class Segments:
     def longest(self) -> int:
         """Length of the longest sample."""
         return max(self.lengths)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Segments":
+        """The same with each tensor changed."""
+        return Segments(self.lengths, change(self.bounds), None if self.kept is None else change(self.kept))
 
     def flatten(self, tensor: Tensor) -> Tensor:
         """(rows, columns, ...) -> (1, t, ...), without padding."""

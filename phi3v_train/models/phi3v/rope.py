@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phi3v_train.device import constant_on
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig, rope_kind
 
 
@@ -46,7 +47,7 @@ class Phi3VRotary(nn.Module):
         if table is None:
             exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.int64).float() / self.rotary_dim
             factors = torch.tensor([self.short_factor, self.long_factor], dtype=torch.float32)
-            table = (1.0 / (factors * self.theta**exponents)).to(device)
+            table = constant_on(1.0 / (factors * self.theta**exponents), device)
             self._tables[device] = table
         return table
 

@@ -14,12 +14,14 @@ fp32 on a CPU.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from phi3v_data.tokens.phi3v_geometry import TILE_SIZE
+from phi3v_train.device import constant_on
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of each colour channel, as CLIP was trained."""
@@ -40,18 +42,23 @@ def tile_mask(image_sizes: Tensor, max_tiles: int) -> Tensor:
     return places[None, :] < num_tiles(image_sizes)[:, None]
 
 
+def tile_index(image_sizes: Tensor, max_tiles: int, device: torch.device) -> Tensor:
+    """Index on `device` of the tiles without padding among all `n * max_tiles` of `pixel_values`."""
+    mask = tile_mask(image_sizes.cpu(), max_tiles)
+    return constant_on(mask.flatten().nonzero().squeeze(1), device)
+
+
 def drop_padding(pixel_values: Tensor, image_sizes: Tensor) -> Tensor:
     """The tiles of `pixel_values` (n, t, 3, 336, 336) without padding, in order: (total tiles, 3, 336, 336)."""
-    mask = tile_mask(image_sizes.to(pixel_values.device), pixel_values.shape[1])
-    return pixel_values[mask]
+    index = tile_index(image_sizes, pixel_values.shape[1], pixel_values.device)
+    return pixel_values.flatten(0, 1).index_select(0, index)
 
 
 def pad_tiles(tiles: Tensor, image_sizes: Tensor, max_tiles: int) -> Tensor:
     """The inverse of `drop_padding`: each image padded with zero tiles up to `max_tiles`."""
-    mask = tile_mask(image_sizes.to(tiles.device), max_tiles)
-    padded = tiles.new_zeros((*mask.shape, *tiles.shape[1:]))
-    padded[mask] = tiles
-    return padded
+    padded = tiles.new_zeros((len(image_sizes) * max_tiles, *tiles.shape[1:]))
+    padded.index_copy_(0, tile_index(image_sizes, max_tiles, tiles.device), tiles)
+    return padded.view(len(image_sizes), max_tiles, *tiles.shape[1:])
 
 
 def split_canvases(canvases: Tensor, image_sizes: Tensor) -> list[Tensor]:
@@ -103,9 +110,14 @@ def tiles_from_canvases(
 def normalise(canvases: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
     """(k, H, W, 3) uint8 -> (k, 3, H, W) float32: to 0..1, then minus mean, over standard deviation."""
     scaled = canvases.permute(0, 3, 1, 2).contiguous().float().div_(255)
-    means = torch.tensor(mean, dtype=torch.float32, device=canvases.device).view(-1, 1, 1)
-    stds = torch.tensor(std, dtype=torch.float32, device=canvases.device).view(-1, 1, 1)
+    means, stds = (channel_values(tuple(values), canvases.device) for values in (mean, std))
     return scaled.sub_(means).div_(stds)
+
+
+@lru_cache(maxsize=32)
+def channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value for each colour channel, (3, 1, 1) fp32, copied to a device once."""
+    return constant_on(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), device)
 
 
 def global_view(normalised: Tensor) -> Tensor:
