@@ -1,6 +1,7 @@
 """Workers that die, disks that are full or closed, and the same bytes from every engine."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -152,6 +153,21 @@ def test_no_permission_is_one_sentence(source: Path, open_folder: Path) -> None:
         assert done.stderr.endswith("permission denied\n")
         assert done.stderr.count("\n") == 1
     assert not list((open_folder / "out").iterdir())
+
+
+def test_an_export_without_permission_names_the_folder(tmp_path: Path, open_folder: Path) -> None:
+    dataset = tmp_path / "set"
+    dataset.mkdir()
+    row = {"id": "a", "source": "x", "conversations": [{"user": "Why?", "assistant": "So"}]}
+    (dataset / "x_train.jsonl").write_text(json.dumps(row) + "\n")
+    (open_folder / "closed").mkdir(mode=0o555)
+    done = as_nobody("export", "llava", dataset, "--out", open_folder / "closed" / "o")
+    closed = f"{open_folder}/closed"
+    assert done.stderr == f"error: {closed}/o: cannot be written (no permission in {closed}); choose another --out\n"
+    assert done.returncode == 2
+    done = as_nobody("export", "llava", dataset, "--out", open_folder / "closed" / "deep" / "o")
+    assert done.stderr == f"error: cannot create the folder {closed}/deep: Permission denied\n"
+    assert done.returncode == 2
 
 
 def test_a_source_that_may_not_be_read_is_a_reject(source: Path, open_folder: Path) -> None:

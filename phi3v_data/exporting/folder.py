@@ -27,7 +27,12 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         UserError: `path` exists and is not to be replaced.
     """
     path = Path(os.path.abspath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the folder {path.parent}: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be written (no permission in {path.parent}); choose another --out")
     aside = f".{path.name}.export-"
     lock = path.parent / f".{path.name}.export.lock"
     replaced = path.parent / f".{path.name}.export.old"
