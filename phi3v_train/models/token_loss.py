@@ -24,13 +24,12 @@ def token_loss(
     """
     given = {name: value for name, value in inputs.items() if name not in ("labels", LABELLED)}
     labelled: Labelled = inputs[LABELLED] if LABELLED in inputs else Labelled.by_labels(inputs["labels"])
-    rows, columns = inputs["input_ids"].shape
     # With nothing to predict, the same modules run.
     places = labelled.places if len(labelled) else labelled.places.new_zeros(1)
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    with only_at(head, places, (rows, columns)), added_to_embeddings(model, touch):
+    with only_at(head, places, labelled.shape), added_to_embeddings(model, touch):
         logits: Tensor = model(**given, **more, use_cache=False).logits
-    if logits.shape[:2] == (rows, columns):  # the head is not what makes the logits
+    if logits.shape[:2] == labelled.shape:  # the head is not what makes the logits
         logits = logits.flatten(0, 1).index_select(0, places)
     chosen = logits.reshape(len(places), logits.shape[-1]).float()
     if not len(labelled):
