@@ -51,7 +51,7 @@ A module may import from its own floor and from those below it.
 TRAIN_FLOORS = (
     ("cli", "__main__"),
     ("serving",),
-    ("run", "fits", "plan_report", "schema_files"),
+    ("run", "fits", "plan_report", "schema_files", "push"),
     ("build",),
     ("start",),
     ("plan",),

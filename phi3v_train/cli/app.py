@@ -19,6 +19,7 @@ COMMANDS = {
         "phi3v_train.cli.inspect:inspect", "Show samples as the model sees them: which tokens are trained."
     ),
     "merge": CommandSpec("phi3v_train.cli.merge:merge", "Merge an adapter into its base model."),
+    "push": CommandSpec("phi3v_train.cli.push:push", "Upload a model or an adapter to the Hub, with its card."),
     "chat": CommandSpec("phi3v_train.cli.chat:command", "Ask a model questions about images in the terminal."),
     "serve": CommandSpec("phi3v_train.cli.serve:command", "Serve a model over HTTP, as OpenAI's API, with a page."),
     "schema": CommandSpec("phi3v_train.cli.schema:schema", "Print the JSON Schema of each file of a run."),

@@ -10,6 +10,7 @@ import typer
 from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_data.errors import COULD_NOT_RUN, GOOD, PROBLEMS
 from phi3v_data.messages import counted
+from phi3v_train.cli.push import PUSH_TO_HUB, upload_finished
 from phi3v_train.cli.run_options import SettingsCommand, with_settings
 from phi3v_train.settings import Settings
 
@@ -36,6 +37,10 @@ def run(
     skip_validation: Annotated[
         bool, typer.Option("--skip_validation", help="Do not check the data first; a bad sample then stops the run.")
     ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push_to_hub", metavar="OWNER/NAME", help="Upload the finished model and its card to the Hub."),
+    ] = None,
     quiet: Quiet = False,
     *,
     settings: Settings,
@@ -62,6 +67,10 @@ def run(
     if LAUNCHED in os.environ:
         obey_launcher()
     config = settings.config
+    if push_to_hub is not None:
+        from phi3v_train.push import check_repo
+
+        check_repo(PUSH_TO_HUB, push_to_hub)
     require_data_dir(config.data.data_dir)
     rank_info = RankInfo.from_environment()
     number = processes_to_start(config)
@@ -79,14 +88,17 @@ def run(
             print(f"{WARNING:<8} {warning}", file=sys.stderr)
     if dry_run:
         return
+    upload_options = {"quiet": quiet, "to_stderr": json_output}
     if start.complete:
         if not shown and not json_output:
             print(summary(earlier_outcome(plan)))
-        return
+        raise typer.Exit(GOOD if shown else upload_finished(config.output.output_dir, push_to_hub, **upload_options))
     if number:
         code = launch(number, sys.argv[1:], config.parallel, meeting)
         if code not in (GOOD, COULD_NOT_RUN):
             print(resume_hint(config.output.output_dir), file=sys.stderr)
+        if code == GOOD and not shown:
+            code = upload_finished(config.output.output_dir, push_to_hub, **upload_options)
         raise typer.Exit(code)
     from phi3v_train.training.session import UnsavedError
 
@@ -101,7 +113,9 @@ def run(
         print(summary(outcome))
     if outcome.unsaved:
         raise typer.Exit(PROBLEMS)
-    raise typer.Exit(128 + outcome.stopped if outcome.stopped else GOOD)
+    if outcome.stopped:
+        raise typer.Exit(128 + outcome.stopped)
+    raise typer.Exit(GOOD if shown else upload_finished(config.output.output_dir, push_to_hub, **upload_options))
 
 
 def validate(check: Any, settings: Settings, *, quiet: bool) -> None:

@@ -1,0 +1,321 @@
+"""`phi3v-train push` and `run --push_to_hub`, against a Hub on loopback that keeps what it is sent."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from colour_sets import colour_directory
+from run_dirs import arguments, settings_for
+
+from phi3v_data.cli.base import make_group
+from phi3v_data.cli.base import run as run_program
+from phi3v_data.schema import Manifest, SplitInfo
+from phi3v_train.cli.app import COMMANDS, HELP
+
+TOKEN = "hf_never_print_me"
+REPO = "someone/colours"
+
+
+@dataclass
+class Hub:
+    """Requests that arrived, by method and path, files of each branch, repositories that were made."""
+
+    url: str = ""
+    refuse: tuple[str, int] = ("", 0)
+    public: bool = False
+    requests: list[str] = field(default_factory=list)
+    tokens: dict[str, str | None] = field(default_factory=dict)
+    created: list[dict[str, Any]] = field(default_factory=list)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
+
+    def answer(self, method: str, path: str, body: bytes) -> Any:
+        """The reply's JSON, None for an empty one."""
+        if path.startswith("/upload/"):
+            self.stored[path.rpartition("/")[2]] = body
+            return None
+        if path == "/api/whoami-v2":
+            return {"name": "someone", "type": "user"}
+        if path == "/api/repos/create":
+            self.created.append(json.loads(body))
+            return {"url": f"{self.url}/{REPO}"}
+        if path == f"/api/models/{REPO}":
+            return {"id": REPO, "private": not self.public}
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if "/branch/" in path:
+            return None
+        if "/preupload/" in path:
+            names = [each["path"] for each in json.loads(body)["files"]]
+            mode = {name: "lfs" if name.endswith((".safetensors", ".png")) else "regular" for name in names}
+            return {"files": [{"path": name, "uploadMode": mode[name], "shouldIgnore": False} for name in names]}
+        if path.endswith("/info/lfs/objects/batch"):
+            each = json.loads(body)["objects"]
+            upload = [{**one, "actions": {"upload": {"href": f"{self.url}/upload/{one['oid']}"}}} for one in each]
+            return {"transfer": "basic", "objects": upload}
+        assert "/commit/" in path, path
+        files = {}
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                content = self.stored[line["value"]["oid"]]
+                assert hashlib.sha256(content).hexdigest() == line["value"]["oid"]
+                files[line["value"]["path"]] = content
+        self.commits.append((path.rpartition("/")[2], files))
+        return {"commitUrl": f"{self.url}/{REPO}/commit/abc", "commitOid": "abc", "hookOutput": ""}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """The Hub that huggingface_hub talks to, and a token for it."""
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def serve(self) -> None:
+            if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            path = self.path.partition("?")[0]
+            state.requests.append(f"{self.command} {path}")
+            if not path.startswith("/upload/"):
+                state.tokens[path] = self.headers.get("Authorization")
+            word, code = state.refuse
+            refused = bool(word) and word in path
+            reply = {"error": f"no, {TOKEN}"} if refused else state.answer(self.command, path, body)
+            content = b"" if reply is None else json.dumps(reply).encode()
+            self.send_response(code if refused else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = serve  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Nothing: clients may close their connection; a wrong request shows in what arrived."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", state.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # its storage has a protocol of its own
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Exit code, stdout and stderr of `phi3v-train ARGS`, which never contain the token."""
+
+    def run_here(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            run_program(make_group("phi3v-train", HELP, COMMANDS), [str(each) for each in args])
+        out, err = capsys.readouterr()
+        assert TOKEN not in out + err
+        return int(stop.value.code or 0), out, err
+
+    return run_here
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set with a licence."""
+    data = colour_directory(tmp_path_factory.mktemp("colours"), rows=4)
+    splits = {}
+    for file in data.glob("colours_*.jsonl"):
+        content = file.read_bytes()
+        rows = content.count(b"\n")
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        images = len(set(re.findall(rb"[\w/]+\.png", content)))
+        splits[file.stem.removeprefix("colours_")] = SplitInfo(rows=rows, images=images, files={file.name: digest})
+    manifest = Manifest(name="colours", task="vqa", license="cc-by-4.0", splits=splits)
+    (data / "dataset.json").write_text(manifest.to_json())
+    return data
+
+
+def run_options(data_dir: Path, out: Path) -> list[str]:
+    changes: dict[str, Any] = {"use_lora": True, "lora_rank": 4, "warmup_steps": 0, "max_steps": 1}
+    return ["run", *arguments(settings_for(data_dir, out, **changes)), "--skip_validation", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was not asked to upload anything."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    with pytest.raises(SystemExit) as stop:
+        run_program(make_group("phi3v-train", HELP, COMMANDS), run_options(data_dir, out))
+    assert not stop.value.code
+    return out
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def test_a_run_arrives_with_its_card_licence_and_sets(finished: Path, hub: Hub, call: Call) -> None:
+    code, out, err = call("push", finished, "--repo", REPO)
+    assert (code, err) == (0, "")
+    ((branch, files),) = hub.commits
+    assert branch == "main"
+    beside = {name: (finished / name).read_bytes() for name in ("README.md", "loss.png")}
+    assert files == contents(finished / "model") | beside
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(files)
+    header = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert header["license"] == "cc-by-4.0"
+    assert "| colours |" in files["README.md"].decode()
+    assert out == f"{REPO}: {len(files)} files uploaded, {hub.url}/{REPO}/commit/abc\n"
+    assert hub.tokens[f"/api/models/{REPO}/commit/main"] == f"Bearer {TOKEN}"
+    assert [(made["organization"], made["name"]) for made in hub.created] == [("someone", "colours")]
+    assert "visibility" not in hub.created[0]
+    call("push", finished / "model", "--repo", REPO)
+    assert hub.commits[1][1] == files
+
+
+def test_a_merged_model_arrives_without_links_and_hidden_files(
+    finished: Path, hub: Hub, call: Call, tmp_path: Path
+) -> None:
+    merged = tmp_path / "merged"
+    assert call("merge", finished / "model", merged)[0] == 0
+    assert "has no README.md" in call("push", merged, "--repo", REPO)[2]
+    shutil.copy(finished / "README.md", merged)
+    (merged / "notes").mkdir()
+    (merged / "notes" / "a.txt").write_text("kept")
+    (merged / "again.txt").symlink_to(merged / "notes" / "a.txt")
+    expected = contents(merged)
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "b.txt").write_text("secret")
+    (merged / "secret.txt").symlink_to(tmp_path / "secret.txt")
+    (merged / "away").symlink_to(tmp_path / "away")
+    (merged / ".env").write_text("secret")
+    code, _, err = call("push", merged, "--repo", REPO, "--private", "--revision", "v2")
+    assert code == 0
+    assert err.splitlines() == [
+        f"warning: {merged / name}: not a file of the directory, not uploaded" for name in ("away", "secret.txt")
+    ]
+    assert hub.commits[1] == ("v2", expected)
+    assert "model.safetensors" in expected
+    assert f"POST /api/models/{REPO}/branch/v2" in hub.requests
+    assert hub.created[1]["visibility"] == "private"
+    hub.public = True
+    code, _, err = call("push", merged, "--repo", REPO, "--private")
+    assert (code, len(hub.commits)) == (2, 2)
+    assert err.splitlines()[2:] == [
+        f"error: {REPO}: is public on the Hub; make it private there, or leave out --private"
+    ]
+    (merged / "config.json").rename(tmp_path / "config.json")
+    (merged / "config.json").symlink_to(tmp_path / "config.json")
+    code, _, err = call("push", merged, "--repo", REPO)
+    assert (code, len(hub.commits)) == (2, 2)
+    assert "config.json: is a link out of the directory" in err
+
+
+@pytest.mark.parametrize(
+    ("refuse", "sentence"),
+    [
+        (("whoami", 401), "does not accept the token (401): log in with `hf auth login`, or set HF_TOKEN"),
+        (("/commit/", 403), "the token may not write there (403)"),
+        (("/preupload/", 404), "the Hub has no such owner, repository or branch for this token (404)"),
+        (("/upload/", 403), "the token may not write there (403)"),
+        (("/commit/", 413), "the Hub refused the upload (413)"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(
+    finished: Path, hub: Hub, call: Call, refuse: tuple[str, int], sentence: str
+) -> None:
+    hub.refuse = refuse
+    code, out, err = call("push", finished, "--repo", REPO)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {REPO}: ")
+    assert sentence in err
+    assert hub.commits == []
+
+
+def test_no_network_no_token_and_no_model_are_one_sentence(
+    finished: Path, hub: Hub, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    wrong = {
+        "no such directory": (tmp_path / "nowhere", REPO),
+        "config.json": (tmp_path / "empty", REPO),
+        "is a checkpoint": (finished / "checkpoint-000001", REPO),
+        "--repo colours: expected OWNER/NAME": (finished, "colours"),
+        "--repo a/b/c: expected OWNER/NAME": (finished, "a/b/c"),
+        "--repo a/../b: expected OWNER/NAME": (finished, "a/../b"),
+    }
+    for sentence, (model, repo) in wrong.items():
+        code, out, err = call("push", model, "--repo", repo)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert sentence in err
+    for token in ("hf_ü", "a b"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        code, _, err = call("push", finished, "--repo", REPO)
+        assert (code, err.count("\n"), token in err) == (2, 1, False)
+    monkeypatch.delenv("HF_TOKEN")
+    code, _, err = call("push", finished, "--repo", REPO)
+    assert (code, err) == (2, "error: there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN\n")
+    assert hub.requests == []
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    code, _, err = call("push", finished, "--repo", REPO)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the Hub cannot be reached" in err
+
+
+def test_a_run_uploads_only_where_it_was_told_and_a_failure_does_not_lose_it(
+    data_dir: Path, hub: Hub, call: Call, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = run_options(data_dir, out)
+    code, _, err = call(*options, "--push_to_hub", "colours")
+    assert (code, out.exists()) == (2, False)
+    assert "--push_to_hub colours: expected OWNER/NAME" in err
+    hub.refuse = ("/commit/", 403)
+    code, stdout, err = call(*options, "--push_to_hub", REPO)
+    assert (code, hub.commits) == (1, [])
+    assert "complete after 1 step" in stdout
+    assert err.splitlines()[-1].endswith(f"the run is complete, upload it with: phi3v-train push {out} --repo {REPO}")
+    assert (out / "complete.json").is_file()
+    assert REPO not in (out / "config.yaml").read_text()
+    hub.refuse = ("", 0)
+    before = len(hub.requests)
+    assert call(*options)[0] == 0
+    assert len(hub.requests) == before
+    code, stdout, _ = call(*options, "--push_to_hub", REPO)  # already complete: it only uploads
+    assert code == 0
+    assert stdout.splitlines()[-1].startswith(f"{REPO}: ")
+    assert hub.commits[0][1].items() >= contents(out / "model").items()
