@@ -14,6 +14,7 @@ from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
 from phi3v_data.exporting.request import ExportRequest
 from phi3v_data.exporting.run import LossyError, export_set
+from phi3v_data.formats.newer import openai_call
 from phi3v_data.formats.registry import all_formats
 from phi3v_data.formats.turns import check_turns, to_chat
 from phi3v_data.importing import import_rows
@@ -316,3 +317,13 @@ def test_a_sample_becomes_a_conversation_and_a_row_again() -> None:
         "assistant",
     ]
     assert (chat.tools, chat.rejected is not None and chat.rejected.text) == ("[]", "no")
+
+
+@pytest.mark.parametrize("call", ['{"name": 3, "arguments": {}}', '{"arguments": {}}', '["f"]', "f()"])
+def test_other_text_is_not_a_call_of_openai(call: str) -> None:
+    assert openai_call(call, 0) is None
+    assert openai_call('{"name": "f", "arguments": {"x": 1}}', 3) == {
+        "id": "call_3",
+        "type": "function",
+        "function": {"name": "f", "arguments": '{"x": 1}'},
+    }

@@ -101,6 +101,13 @@ def test_swapped_tags_get_their_own_images_where_microsofts_code_mixes_them() ->
         model(**(case.inputs | {"input_ids": renumbered}))
 
 
+def test_tags_begin_with_one_where_no_earlier_part_is_in_a_cache() -> None:
+    case = golden_case("two_images_swapped_tags_nc4")
+    ids = case.inputs["input_ids"]
+    with pytest.raises(ImageTokensError, match=r"numbered \[2, 3\]: they must run from 1 without gaps"):
+        golden_model()(**(case.inputs | {"input_ids": torch.where(ids < 0, ids - 1, ids)}))
+
+
 def test_a_tag_used_twice_is_refused_with_a_sentence() -> None:
     case = golden_case("repeat_tag_nc1")
     with pytest.raises(ImageTokensError, match=r"<\|image_1\|> of sample 0 has 313 tokens.*only once"):

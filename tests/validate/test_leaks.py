@@ -55,6 +55,17 @@ def test_the_same_words_about_other_images_are_other_samples(tmp_path: Path) -> 
     assert leaks(validate(tmp_path)) == []
 
 
+def test_the_same_image_in_another_turn_is_another_sample(tmp_path: Path) -> None:
+    def two(row_id: str, first: tuple[str, ...], second: tuple[str, ...]) -> dict[str, object]:
+        return row(row_id, turn("What is shown?", images=first), turn("And here?", images=second))
+
+    rows = [two("t", ("a.png",), ()), two("same", ("b.png",), ())]
+    write(tmp_path, {**IMAGES, "train.jsonl": rows, "val.jsonl": [two("v", (), ("a.png",)), two("w", ("b.png",), ())]})
+    assert [entry for entry in leaks(validate(tmp_path)) if entry[0] == "leak-sample"] == [
+        ("leak-sample", "val.jsonl", 2, "error")
+    ]
+
+
 def test_a_sample_is_the_same_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are compared some at a time, here two; those before it in its block do not matter."""
     monkeypatch.setattr("phi3v_data.validate.table._ROWS_AT_ONCE", 2)
