@@ -9,6 +9,7 @@ from validate_builders import found, line, row, turn, write
 
 from phi3v_data.errors import NotFoundError
 from phi3v_data.schema import Report
+from phi3v_data.splits import is_split_name
 from phi3v_data.validate import validate
 
 
@@ -174,3 +175,8 @@ def test_progress_goes_from_rows_to_images(tmp_path: Path) -> None:
     validate(tmp_path, progress=lambda *call: calls.append(call))
     size = (tmp_path / "train.jsonl").stat().st_size
     assert calls == [("rows", size, size), ("images", 1, 1)]
+
+
+def test_a_split_has_at_most_a_hundred_letters() -> None:
+    assert is_split_name(100 * "x")
+    assert not is_split_name(101 * "x")
