@@ -219,6 +219,7 @@ def train(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
         world_size=group.world_size,
         lockstep=kind not in ("single", "ddp"),
         rates=work_rates(size, config.method, checkpointing=False),
+        prepare=PHI3V.prepare,
     )
     watch = Watch(loop)
     loop.engine.module.train()

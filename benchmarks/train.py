@@ -158,7 +158,8 @@ class OurLoop:
         self.engine = SingleEngine(SingleProcess(CPU), trained, precision, config.optim)
         self.loop = TrainLoop(self.engine, config, total_steps=total)
         self.engine.module.train()
-        loader = TrainLoader(reader, order, micro_batch_size=micro, pack=pack)
+        prepare = self.engine.trained.family.prepare
+        loader = TrainLoader(reader, order, micro_batch_size=micro, pack=pack, prepare=prepare)
         self.batches: Iterator[Any] = loader.steps(0, total)
 
     def step(self, number: int) -> float:

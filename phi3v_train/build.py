@@ -170,6 +170,7 @@ def make_loader(plan: Plan, rank: int, world_size: int, *, pin_memory: bool) -> 
         lockstep=plan.strategy.name.value not in (SINGLE, "ddp"),
         rates=work_rates(plan.size, config.method, checkpointing=config.model.gradient_checkpointing),
         num_workers=config.data.num_workers,
+        prepare=plan.files.family.prepare,
         pin_memory=pin_memory,
     )
 

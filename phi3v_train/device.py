@@ -1,17 +1,49 @@
 """Copies to the device; its memory, and whether that ran out."""
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from phi3v_data.errors import UserError
+
 
 def to_device(inputs: Mapping[str, Any], device: torch.device, host_inputs: Collection[str] = ()) -> dict[str, Any]:
     """The tensors of a micro-batch on `device`; those named in `host_inputs` stay where they are."""
-    non_blocking = device.type == "cuda"  # from memory that is pinned, which only CUDA has
-    return change_tensors(inputs, lambda tensor: tensor.to(device, non_blocking=non_blocking), host_inputs)
+    return change_tensors(inputs, lambda tensor: copied(tensor, device), host_inputs)
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; from memory that is pinned, which only CUDA has, without waiting for the copy."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+SYNC_DEBUG = "PHI3V_SYNC_DEBUG"
+"""Environment variable for tests on a GPU: `error` or `warn` where a training step waits for the device."""
+
+
+@contextmanager
+def watch_syncs(device: torch.device) -> Iterator[None]:
+    """Let torch raise, or warn, where the host waits for a CUDA device, if the environment asks for it.
+
+    Raises:
+        UserError: the environment asks for something else.
+    """
+    mode = os.environ.get(SYNC_DEBUG, "")
+    if mode not in ("", "error", "warn"):
+        raise UserError(f"{SYNC_DEBUG}={mode!r}: expected error or warn; unset it for an ordinary run")
+    if not mode or device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def change_tensors(

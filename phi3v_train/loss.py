@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from phi3v_train.data.loader import MicroBatch
 from phi3v_train.data.sources import TOTAL
-from phi3v_train.device import to_device, with_fp64
+from phi3v_train.device import copied, to_device, with_fp64
 from phi3v_train.distributed.group import Group
 from phi3v_train.models.registry import family_of_model
 from phi3v_train.precision import Precision
@@ -29,9 +29,7 @@ class Sources(NamedTuple):
     @classmethod
     def of(cls, micro: MicroBatch, names: tuple[str, ...], device: torch.device) -> "Sources":
         """Those of a micro-batch, padded or packed: its samples follow one another in both."""
-        sources = torch.tensor([ref.source for ref in micro.refs], dtype=torch.long)
-        counts = torch.tensor([measure.num_supervised for measure in micro.measures], dtype=torch.long)
-        return cls(names, sources.repeat_interleave(counts).to(device))
+        return cls(names, copied(micro.token_sources, device))
 
 
 class LossModule(nn.Module):
@@ -87,7 +85,7 @@ def mean_loss(model: nn.Module, micros: Iterable[MicroBatch], *, precision: Prec
     module = LossModule(model, precision)
     total, tokens = 0.0, 0
     for micro in micros:
-        loss, _ = module(to_device(module.family.prepare(micro.inputs), group.device), 1.0)
+        loss, _ = module(to_device(micro.inputs, group.device), 1.0)
         total += loss.item()
         tokens += micro.shape.num_supervised
     model.train(was_training)

@@ -88,7 +88,8 @@ class Ours:
         engine = SingleEngine(SingleProcess(torch.device("cpu")), trained, precision, config.optim)
         self.loop = TrainLoop(engine, config, total_steps=total)
         engine.module.train()
-        loader = TrainLoader(self.reader, self.order, micro_batch_size=BATCH, pack=not family.no_packing)
+        pack = not family.no_packing
+        loader = TrainLoader(self.reader, self.order, micro_batch_size=BATCH, pack=pack, prepare=family.prepare)
         self.batches: Iterator[Any] = loader.steps(0, total)
 
     def step(self) -> float:

@@ -4,6 +4,7 @@
       -> measure (workers)     length and tiles of each, from text and image headers
       -> partition             the micro-batches of this process
       -> encode, collate (workers), as far ahead as `prefetch` allows
+      -> prepare, pin (a thread of this process), so that the step finds them ready for its copies
       -> StepBatch             in order
 
 Every result is a function of its arguments alone, so any number of workers, and a run that was stopped and resumed,
@@ -11,15 +12,20 @@ give the same bits. Processes do not communicate: each measures the whole step a
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from phi3v_train.data.collate import BatchShape, to_tensors
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import Rates, partition
 from phi3v_train.data.reader import Measure, Reader
 from phi3v_train.data.workers import Built, Future, MicroBatchJob, Workers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEASURE_CHUNK = 16
 """Samples measured by one task."""
@@ -29,15 +35,17 @@ MEASURE_CHUNK = 16
 class MicroBatch:
     """One forward pass.
 
-    `inputs` are the model's keyword arguments (see `collate`). A filler, which has no `refs`, is there if a short step
-    leaves a process without samples: real inputs, no labels, so that in collective calls all processes are in the same
-    layers.
+    `inputs` are the model's keyword arguments (see `collate`), or what the loader's `prepare` makes of them.
+    `token_sources` (supervised tokens,) are the numbers of the data sources that they come from, in the order of rows
+    and columns. A filler, which has no `refs`, is there if a short step leaves a process without samples: real inputs,
+    no labels, so that in collective calls all processes are in the same layers.
     """
 
     inputs: dict[str, Any]
     shape: BatchShape
     refs: tuple[SampleRef, ...]
     measures: tuple[Measure, ...]
+    token_sources: "Tensor"
 
     @property
     def num_supervised(self) -> int:
@@ -137,7 +145,9 @@ class TrainLoader:
         rates: work by which a step is divided.
         num_workers: processes that decode; 0 decodes in this one, when asked.
         prefetch: micro-batches decoded ahead; None: two per worker.
-        pin_memory: copy tensors to page-locked memory, for copies to a GPU beside its work.
+        prepare: changes the inputs of a collated batch, on the CPU (`ModelFamily.prepare`); None leaves them.
+        pin_memory: copy tensors to page-locked memory, for copies to a GPU beside its work. With workers, `prepare` and
+            these copies are made by a thread while the model computes.
     """
 
     def __init__(
@@ -153,6 +163,7 @@ class TrainLoader:
         rates: Rates = Rates(),  # noqa: B008  # frozen
         num_workers: int = 0,
         prefetch: int | None = None,
+        prepare: "Callable[[Mapping[str, Tensor]], dict[str, Any]] | None" = None,
         pin_memory: bool = False,
     ) -> None:
         self.order = order
@@ -162,9 +173,11 @@ class TrainLoader:
         self.pack = pack
         self.lockstep = lockstep
         self.rates = rates
+        self.prepare = prepare
         self.pin_memory = pin_memory
         self.prefetch = max(1, 2 * num_workers if prefetch is None else prefetch)
         self._workers = Workers(reader, num_workers)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare") if num_workers else None
 
     def start(self) -> None:
         """Start the workers now, so that they are ready when the model is loaded."""
@@ -172,7 +185,11 @@ class TrainLoader:
 
     def close(self) -> None:
         """Stop the workers; work not yet started is dropped."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
         self._workers.close()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)  # it may have waited for a worker
 
     def __enter__(self) -> "TrainLoader":
         return self
@@ -208,7 +225,7 @@ class TrainLoader:
         plans = self.plans(start, stop)
         planned: deque[StepPlan] = deque()
         jobs: deque[tuple[StepPlan, tuple[int, ...]]] = deque()
-        running: deque[tuple[StepPlan, tuple[int, ...], Future[Built]]] = deque()
+        running: deque[Future[MicroBatch]] = deque()
 
         def advance() -> bool:
             """Hand out work until `prefetch` micro-batches are under way; False when there is no more."""
@@ -220,16 +237,15 @@ class TrainLoader:
                     planned.append(plan)
                     jobs.extend((plan, batch) for batch in plan.micro_batches)
                 plan, batch = jobs.popleft()
-                running.append((plan, batch, self._workers.build(self._job(plan, batch))))
+                running.append(self._ready(plan, batch, self._workers.build(self._job(plan, batch))))
             return True
 
         def micro_batches(plan: StepPlan) -> Iterator[MicroBatch]:
             for _ in plan.micro_batches:
                 advance()
-                _, batch, future = running.popleft()
-                built = future.result()
+                micro = running.popleft().result()
                 advance()
-                yield self._micro_batch(plan, batch, built)
+                yield micro
 
         advance()
         while planned:
@@ -258,11 +274,36 @@ class TrainLoader:
             batch = (works.index(min(works)),)
         return MicroBatchJob(tuple(plan.refs[index] for index in batch), self.pack, filler)
 
-    def _micro_batch(self, plan: StepPlan, batch: Sequence[int], built: Built) -> MicroBatch:
-        arrays, shape = built
+    def _ready(self, plan: StepPlan, batch: Sequence[int], built: Future[Built]) -> Future[MicroBatch]:
+        """The micro-batch of a worker's result, made by the thread if there are workers, else when it is asked for."""
+        make = partial(self._micro_batch, plan, batch, built)
+        return self._thread.submit(make) if self._thread is not None else _Later(make)
+
+    def _micro_batch(self, plan: StepPlan, batch: Sequence[int], built: Future[Built]) -> MicroBatch:
+        import torch
+
+        from phi3v_train.device import change_tensors
+
+        arrays, shape = built.result()
         inputs = to_tensors(arrays)
-        if self.pin_memory:
-            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+        if self.prepare is not None:
+            inputs = self.prepare(inputs)
         refs = tuple(plan.refs[index] for index in batch)
         measures = tuple(plan.measures[index] for index in batch)
-        return MicroBatch(inputs, shape, refs, measures)
+        numbers = torch.tensor([ref.source for ref in refs], dtype=torch.long)
+        counts = torch.tensor([measure.num_supervised for measure in measures], dtype=torch.long)
+        token_sources = numbers.repeat_interleave(counts)
+        if self.pin_memory:
+            inputs = change_tensors(inputs, torch.Tensor.pin_memory)
+            token_sources = token_sources.pin_memory()
+        return MicroBatch(inputs, shape, refs, measures, token_sources)
+
+
+class _Later:
+    """A micro-batch that is made when it is asked for."""
+
+    def __init__(self, make: Callable[[], MicroBatch]) -> None:
+        self._make = make
+
+    def result(self) -> MicroBatch:
+        return self._make()

@@ -24,6 +24,7 @@ from phi3v_train.evaluation.prompts import MEASURE_CHUNK, PromptSpec, Rows, enco
 from phi3v_train.evaluation.records import Prediction, read_predictions
 from phi3v_train.evaluation.result import make_result
 from phi3v_train.loss import mean_loss
+from phi3v_train.models.registry import family_of_model
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.precision import Precision
 
@@ -225,6 +226,8 @@ class Evaluator:
                 rank=group.rank,
                 world_size=group.world_size,
                 num_workers=self.num_workers,
+                prepare=family_of_model(model).prepare,
+                pin_memory=group.device.type == "cuda",
             ) as loader,
         ):
             micros = (micro for batch in loader.steps(0, order.epoch_steps) for micro in batch)

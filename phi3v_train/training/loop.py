@@ -8,6 +8,7 @@ are only ever added: over micro-batches and over processes, by the engine.
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from phi3v_data.errors import UserError
@@ -15,13 +16,16 @@ from phi3v_data.messages import join_words
 from phi3v_train.config import RunConfig
 from phi3v_train.data.loader import MicroBatch, StepBatch, StepPlan
 from phi3v_train.data.sources import TOTAL
-from phi3v_train.device import is_out_of_memory, to_device
+from phi3v_train.device import is_out_of_memory, to_device, watch_syncs
 from phi3v_train.loss import Losses, Sources
 from phi3v_train.training.optimizer import rate_factor
 from phi3v_train.training.parallel.engine import Engine
 from phi3v_train.training.seeds import seed_everything
 
 MAX_NAMED_SAMPLES = 16
+
+FIRST_STEPS = 2
+"""Steps in which libraries may wait for the device to set themselves up: DDP rebuilds its buckets in the second one."""
 
 
 class NonFiniteLossError(UserError):
@@ -68,6 +72,7 @@ class TrainLoop:
         self.config = config
         self.total_steps = total_steps
         self.source_names = tuple(source_names)
+        self._num_steps = 0
 
     def run(self, batches: Iterable[StepBatch], after_step: Callable[[StepResult], bool | None]) -> None:
         """Train on each step in turn; `after_step` logs, evaluates and saves, and ends the run by returning True.
@@ -107,6 +112,7 @@ class TrainLoop:
         update = self.engine.update(factor, self.config.optim.max_grad_norm)
         if update.skipped and not self.engine.scales_loss:
             self._refuse(batch, losses, f"the gradient's norm is {update.norm}")
+        self._num_steps += 1
         return StepResult(
             step=batch.step + 1,
             loss=loss,
@@ -137,10 +143,11 @@ class TrainLoop:
         """
         names = [f"{each.provenance.split}[{each.provenance.row}]" for each in micro.measures]
         seed_everything(self.config.optim.seed, "step", step, *names)
-        inputs = to_device(self.engine.trained.family.prepare(micro.inputs), self.group.device)
         several = len(self.source_names) > 1
-        sources = Sources.of(micro, self.source_names, self.group.device) if several else None
-        return self.engine.accumulate(inputs, count, last=last, sources=sources)
+        with watch_syncs(self.group.device) if self._num_steps >= FIRST_STEPS else nullcontext():
+            inputs = to_device(micro.inputs, self.group.device)
+            sources = Sources.of(micro, self.source_names, self.group.device) if several else None
+            return self.engine.accumulate(inputs, count, last=last, sources=sources)
 
     def _refuse(self, batch: StepBatch, losses: Sequence[Losses], reason: str) -> None:
         """Stop before the update, naming the samples: those of the bad micro-batches, or all of the step's."""

@@ -131,7 +131,13 @@ def test_held_out_loss_is_weighted_by_tokens(data_dir: Path) -> None:
 
 def without_labels(batch: StepBatch) -> StepBatch:
     micros = [
-        MicroBatch({**micro.inputs, "labels": torch.full_like(micro.inputs["labels"], -100)}, micro.shape, (), ())
+        MicroBatch(
+            {**micro.inputs, "labels": torch.full_like(micro.inputs["labels"], -100)},
+            micro.shape,
+            (),
+            (),
+            micro.token_sources[:0],
+        )
         for micro in batch
     ]
     plan = batch.plan

@@ -35,10 +35,15 @@ def test_a_prepared_batch_is_trained_on_without_reading_values(tmp_path: Path) -
     for pack in (False, True):
         plan = make_plan(resolve(settings_for(directory, tmp_path / "out", batch_size=2, pack=pack, warmup_steps=0)))
         model = tiny_model().train()
-        with TrainLoader(plan.reader(), plan.order, micro_batch_size=2, pack=pack) as loader:
-            micro = next(iter(next(iter(loader.steps(0, 1)))))
-        expected = model(**micro.inputs, num_items_in_batch=5.0).loss
-        prepared = to_device(PHI3V.prepare(micro.inputs), torch.device("cpu"))
+        raw, made = (
+            next(iter(next(iter(loader.steps(0, 1))))).inputs
+            for loader in (
+                TrainLoader(plan.reader(), plan.order, micro_batch_size=2, pack=pack, prepare=prepare)
+                for prepare in (None, PHI3V.prepare)
+            )
+        )
+        expected = model(**raw, num_items_in_batch=5.0).loss
+        prepared = to_device(made, torch.device("cpu"))
         with Seen() as seen:
             loss, _ = PHI3V.loss(model, prepared, 5.0)
             loss.backward()

@@ -1,4 +1,8 @@
-"""A copy of model and optimizer in every process; gradients are all-reduced (torch's DistributedDataParallel)."""
+"""A copy of model and optimizer in every process; gradients are all-reduced (torch's DistributedDataParallel).
+
+It gets no `device_ids`, for which it would copy all inputs to the device, those for the host among them: the loop has
+copied what belongs there.
+"""
 
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -17,12 +21,7 @@ class DDPEngine(TorchEngine):
     strategy: ClassVar[str] = "ddp"
 
     def wrap(self) -> nn.Module:
-        device = self.group.device
-        return DistributedDataParallel(
-            self.loss_module,
-            device_ids=[device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
+        return DistributedDataParallel(self.loss_module, gradient_as_bucket_view=True)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.module.no_sync()  # type: ignore[operator]  # DDP's
