@@ -30,6 +30,7 @@ class ImageRefsName(StrEnum):
         "phi3v-data export llava DIR --out llava_data --lossy",
         "phi3v-data export hub DIR --out hub_data",
         "phi3v-data export webdataset DIR --out shards --shard_mb 1000",
+        "phi3v-data export mosaicml DIR --out mds",
         "phi3v-data export croissant DIR --out DIR/croissant.json",
     ],
     interrupted="Nothing was written to --out; the same command starts over.",
@@ -40,7 +41,7 @@ def export(
         typer.Argument(
             metavar="FORMAT",
             help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset, energon, "
-            "croissant, or a format of your own: FILE.py:NAME.",
+            "mosaicml, croissant, or a format of your own: FILE.py:NAME.",
         ),
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
@@ -74,7 +75,10 @@ def export(
             help="Of webdataset: energon (one member per image) or uniform (images inside the JSON, for `datasets`).",
         ),
     ] = "",
-    shard_mb: Annotated[int, typer.Option(min=1, metavar="N", help="Largest size of a shard, in MB.")] = 450,
+    shard_mb: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Largest size of a shard, in MB. Default: 450; 67 for mosaicml."),
+    ] = None,
     workers: Workers = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export at PATH; it is kept until the new one is complete.")
@@ -108,7 +112,7 @@ def export(
         lossy=lossy,
         target=target,
         layout=layout,
-        shard_bytes=shard_mb * 1_000_000,
+        shard_bytes=None if shard_mb is None else shard_mb * 1_000_000,
     )
     try:
         with progress_bar(quiet=quiet, units={"check": "rows", "write": "rows"}) as progress:

@@ -1,7 +1,7 @@
 """Base class of the kinds of export: how rows become the files of another tool."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
 from phi3v_data.exporting.images import Images
-from phi3v_data.exporting.request import ExportRequest, ImageRefs
+from phi3v_data.exporting.request import SHARD_BYTES, ExportRequest, ImageRefs
 from phi3v_data.files import write_text
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.schema import Sample
@@ -39,6 +39,7 @@ class Exporter:
     layouts: ClassVar[tuple[str, ...]] = ()  # arrangements of the files, the usual one first
     asks_reader: ClassVar[bool] = False  # rows are checked by the rules of the tool that reads the format
     sharded: ClassVar[bool] = False  # parts are cut by the size of rows and images, and each is a file of its own
+    usual_shard_bytes: ClassVar[int] = SHARD_BYTES  # largest size of a shard, if the request names none
 
     request: ExportRequest
     row_format: RowFormat
@@ -75,8 +76,26 @@ class Exporter:
         """Arrangement of the files."""
         return self.request.layout or (self.layouts[0] if self.layouts else "")
 
+    @property
+    def shard_bytes(self) -> int:
+        """Largest size of a shard, in bytes."""
+        return self.request.shard_bytes or self.usual_shard_bytes
+
+    @property
+    def cut_bytes(self) -> int:
+        """Most bytes of the rows of a shard, as `cut_size` counts them, and their images."""
+        return self.shard_bytes
+
+    def cut_size(self, row_bytes: int, sample: Sample) -> int:
+        """Bytes that a row takes in a shard without its images; `row_bytes`: those of its line."""
+        return row_bytes
+
+    def marks(self, sample: Sample, images: Images) -> Iterable[str]:
+        """What must be known of all rows before the first is written; `with_fields` gets the union."""
+        return ()
+
     def with_fields(self, present: frozenset[str]) -> "Exporter":
-        """The exporter for rows of which some have these optional fields, so that all of them get the columns."""
+        """The exporter for rows of which some have these optional fields or marks; all of them get the columns."""
         return replace(self, row_format=replace(self.row_format, always=tuple(sorted(present))))
 
     def check_set(self, dataset: Dataset) -> None:

@@ -20,7 +20,8 @@ from phi3v_data.sets.writing import link_or_copy
 T = TypeVar("T")
 
 REMEMBERED = 50_000
-"""Images of which a process remembers the size, or that they are placed: consecutive rows often have the same."""
+"""Images of which a process remembers the size and format, or that they are placed: consecutive rows
+often have the same."""
 
 MEDIA_TYPES = {
     "JPEG": "image/jpeg",
@@ -41,6 +42,7 @@ class Images:
     dataset: Dataset
     _folders: set[str] = field(default_factory=set)
     _sizes: dict[str, int] = field(default_factory=dict)
+    _kinds: dict[str, str] = field(default_factory=dict)
     _placed: dict[str, None] = field(default_factory=dict)
 
     def size(self, name: str) -> int:
@@ -72,8 +74,12 @@ class Images:
 
     def kind(self, name: str) -> str:
         """Format of an image by its content: a key of `MEDIA_TYPES`."""
-        with self._named(name) as path:
-            return identify_readable(read_image_file(path, head=True))
+        kind = self._kinds.get(name)
+        if kind is None:
+            with self._named(name) as path:
+                kind = identify_readable(read_image_file(path, head=True))
+            _remember(self._kinds, name, kind)
+        return kind
 
     @contextmanager
     def _named(self, name: str) -> Iterator[Path]:

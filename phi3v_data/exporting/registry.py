@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from phi3v_data.errors import NotFoundError
 from phi3v_data.exporting.exporter import Exporter
 from phi3v_data.exporting.image_folder import ImageFolderFiles
+from phi3v_data.exporting.mosaicml import MosaicFiles
 from phi3v_data.exporting.parquet import HubFiles
 from phi3v_data.exporting.request import ExportRequest
 from phi3v_data.exporting.row_files import OpenAIFiles, RowFiles, ShareGPTFiles
@@ -23,10 +24,11 @@ EXPORTERS: dict[str, type[Exporter]] = {
     "imagefolder": ImageFolderFiles,
     "webdataset": WebDatasetFiles,
     "energon": EnergonFiles,
+    "mosaicml": MosaicFiles,
 }
 """Every format that can be written -> how its rows become files."""
 
-ROWS_OF = {"energon": "webdataset"}
+ROWS_OF = {"energon": "webdataset", "mosaicml": "webdataset"}
 """Format -> the format of its rows, if that has another name."""
 
 

@@ -35,7 +35,7 @@ class ExportRequest:
         lossy: write rows without what the format cannot carry.
         target: a service whose limits are checked, such as `azure`.
         layout: arrangement of a format that has several.
-        shard_bytes: largest size of a shard, in bytes.
+        shard_bytes: largest size of a shard, in bytes; None: the format's usual one.
     """
 
     image_refs: ImageRefs | None = None
@@ -44,7 +44,7 @@ class ExportRequest:
     lossy: bool = False
     target: str = ""
     layout: str = ""
-    shard_bytes: int = SHARD_BYTES
+    shard_bytes: int | None = None
 
 
 @dataclass(slots=True)

@@ -145,7 +145,7 @@ class _Run:
 
     def parts(self, sizes: dict[str, npt.NDArray[np.int64]]) -> list[Part]:
         """The parts to be written."""
-        limit = self.exporter.request.shard_bytes
+        limit = self.exporter.cut_bytes
         parts = (
             [part for split, found in sizes.items() for part in _cut(split, found, limit)]
             if self.exporter.sharded
@@ -219,7 +219,10 @@ class _Check:
             for name in verdict.written.left_out:
                 tally.left_out[name] = tally.left_out.get(name, 0) + 1
             tally.present.update(optional_fields(verdict.chat))
-            size = row_bytes[number - part.start] + sum(map(images.size, sample.images))
+            if not verdict.is_left_out:
+                tally.present.update(self.rows.exporter.marks(sample, images))
+            size = self.rows.exporter.cut_size(row_bytes[number - part.start], sample)
+            size += sum(map(images.size, sample.images))
             sizes.append(-1 if verdict.is_left_out else size)
         return tally, sizes.tobytes()
 
