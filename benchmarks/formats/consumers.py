@@ -4,11 +4,13 @@
 
 Each consumer is installed in a virtual environment of its own under `--envs` (kept for the next run), with the versions
 of `PINS`; torch is 2.13.0, and what it pulls of torchvision and torchaudio is removed again, as their builds do not fit
-it. `--qwen` is `qwen-vl-finetune/qwenvl/data/data_processor.py` of a clone of QwenLM/Qwen3-VL. What does not install is
-named in the result.
+it; MosaicML streaming, which needs names of torchvision only, gets empty modules. `--qwen` is
+`qwen-vl-finetune/qwenvl/data/data_processor.py` of a clone of QwenLM/Qwen3-VL. What does not install is named in the
+result.
 
-A row is the same if the texts of all messages, the places and the bytes (Energon: the pixels) of all images, and the
-supervised texts are those of the sample; Qwen's own file has no supervised texts without the released tokenizer.
+A row is the same if the texts of all messages, the places and the bytes (Energon: the pixels; streaming: both) of all
+images, and the supervised texts are those of the sample; Qwen's own file has no supervised texts without the released
+tokenizer.
 """
 
 import argparse
@@ -44,13 +46,13 @@ PINS: dict[str, list[list[str]]] = {
          "pillow", "pydantic", "pyyaml", "colorama"],
     ],
     "energon": [["megatron-energon==7.4.1", TORCH]],
+    "streaming": [
+        ["--no-deps", "mosaicml-streaming==0.13.0"],  # the rest of its list are clients of clouds
+        [TORCH, "transformers<5", "numpy<2.2", "pillow", "tqdm", "xxhash", "zstd", "python-snappy", "Brotli",
+         "catalogue", "requests"],
+    ],
 }  # fmt: skip
 """Consumer -> arguments of each `pip install` in its environment."""
-
-NOT_RUN = {
-    "MosaicML streaming": "mosaicml-streaming 0.13.0 installs, but `import streaming` needs torchvision, of which no "
-    "build fits torch 2.13.0 here; there is no export for it",
-}
 
 WORDS = (
     "What is it?", "Describe", "the red one", "and", "two", "é", "漢字", "\U0001f600", "\n", "\n\n", " ", "  ", "\t",
@@ -66,6 +68,8 @@ class Consumer:
         newline: the newline that the format puts between leading images and text stays in the text.
         stripped: the consumer strips each text between images, and is known to.
         weights: it can leave answers untrained.
+        suffixes: formats of the images.
+        shard_bytes: size of a shard, so that there are several.
     """
 
     name: str
@@ -76,6 +80,8 @@ class Consumer:
     weights: bool = False
     environment: str = ""
     trained: bool = True
+    suffixes: tuple[str, ...] = ("png", "jpg")
+    shard_bytes: int | None = None
 
 
 CONSUMERS = (
@@ -84,10 +90,22 @@ CONSUMERS = (
     Consumer("axolotl", "axolotl 0.19.0", "axolotl"),
     Consumer("qwen", "Qwen-VL finetune", "qwen", stripped=True, environment="axolotl", trained=False),
     Consumer("energon", "Energon 7.4.1", "energon", weights=True, trained=False),
+    *(
+        Consumer(
+            "streaming",
+            f"MosaicML streaming 0.13.0, {title}",
+            "mosaicml",
+            weights=True,
+            trained=False,
+            suffixes=suffixes,
+            shard_bytes=20_000,
+        )
+        for title, suffixes in (("JPEG", ("jpg",)), ("PNG", ("png",)), ("both", ("png", "jpg")))
+    ),
 )
 
 
-def make_rows(number: int, *, weights: bool, system: bool = True) -> list[Sample]:
+def make_rows(number: int, suffixes: tuple[str, ...], *, weights: bool, system: bool = True) -> list[Sample]:
     """Rows with several turns, images in any turn and place, white space, Unicode and system messages."""
     rng = random.Random(5)
 
@@ -100,7 +118,7 @@ def make_rows(number: int, *, weights: bool, system: bool = True) -> list[Sample
         for _ in range(rng.randint(1, 4)):
             user = text(6)
             offsets = sorted(rng.randint(0, len(user)) if rng.random() < 0.5 else 0 for _ in range(rng.randint(0, 3)))
-            names = tuple(f"{rng.randint(0, 11)}.{rng.choice(('png', 'jpg'))}" for _ in offsets)
+            names = tuple(f"{rng.randint(0, 11)}.{rng.choice(suffixes)}" for _ in offsets)
             if not names and not user.strip():
                 user = "Go on."
             turns.append(
@@ -262,10 +280,11 @@ def compare(consumer: Consumer, rows: list[Sample], found: list[dict[str, Any]],
             if read[key] != value and not default:
                 wrong.append(key)
         paths = [source / "images" / name for name in sample.images]
+        same = True
         if "pixels" in row:
             same = row["pixels"] == [Image.open(path).convert("RGB").tobytes().hex() for path in paths]
-        else:
-            same = row["images"] == [sha256(path.read_bytes()).hexdigest() for path in paths]
+        if "images" in row:
+            same &= row["images"] == [sha256(path.read_bytes()).hexdigest() for path in paths]
         if not same:
             wrong.append("images")
         outcome.same += not wrong
@@ -281,17 +300,18 @@ def compare(consumer: Consumer, rows: list[Sample], found: list[dict[str, Any]],
 
 def run(consumer: Consumer, envs: Path, model: Path, qwen: Path | None, number: int, work: Path) -> Outcome:
     """Export, read in the consumer's environment, compare."""
-    rows = make_rows(number, weights=consumer.weights, system=consumer.format != "qwen")
-    source = write_set(work / consumer.name / "set", rows)
-    export = work / consumer.name / "export"
-    export_set(consumer.format, source, export, ExportRequest())
+    rows = make_rows(number, consumer.suffixes, weights=consumer.weights, system=consumer.format != "qwen")
+    work = work / re.sub(r"\W+", "-", consumer.title)
+    source = write_set(work / "set", rows)
+    export = work / "export"
+    export_set(consumer.format, source, export, ExportRequest(shard_bytes=consumer.shard_bytes))
     python = environment(consumer.environment or consumer.name, envs)
-    out = work / consumer.name / "rows.jsonl"
-    extra = {"qwen": [qwen], "energon": []}.get(consumer.name, [model])
+    out = work / "rows.jsonl"
+    extra = {"qwen": [qwen], "energon": [], "streaming": []}.get(consumer.name, [model])
     subprocess.run(
         ["nice", "-n", "19", python, HERE / "readers" / f"{consumer.name}.py", export, *map(str, extra), out],
         check=True,
-        cwd=work / consumer.name,
+        cwd=work,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -307,7 +327,7 @@ def main() -> None:
     parser.add_argument("--envs", type=Path, required=True)
     parser.add_argument("--qwen", type=Path, help="Qwen's data_processor.py")
     parser.add_argument("--rows", type=int, default=100)
-    parser.add_argument("--only", nargs="*", choices=[consumer.name for consumer in CONSUMERS])
+    parser.add_argument("--only", nargs="*", choices=sorted({consumer.name for consumer in CONSUMERS}))
     args = parser.parse_args()
     from phi3v_train.models.registry import get_family
 
@@ -316,7 +336,7 @@ def main() -> None:
         "| consumer | format | rows | same | as the export warned | different |",
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
-    notes = dict(NOT_RUN)
+    notes: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         model = work / "model"
@@ -342,8 +362,8 @@ def main() -> None:
     text = (
         "# Exports as their consumers read them\n\n" + "`python benchmarks/formats/consumers.py`: every row's texts, "
     )
-    text += "places and bytes of images, and supervised texts, against the sample.\n\n" + "\n".join(lines) + "\n\n"
-    text += "\n".join(f"- {title}: {why}." for title, why in notes.items()) + "\n"
+    text += "places and bytes of images, and supervised texts, against the sample.\n\n" + "\n".join(lines) + "\n"
+    text += "".join(f"\n- {title}: {why}." for title, why in notes.items()) + "\n" * bool(notes)
     if not args.only:
         (RESULTS / "consumers.md").write_text(text, encoding="utf-8")
     print(text)

@@ -91,7 +91,7 @@ class Exporter:
         return row_bytes
 
     def marks(self, sample: Sample, images: Images) -> Iterable[str]:
-        """What must be known of all rows before the first is written; `with_fields` gets the union."""
+        """Facts of a row that all rows must be known for before the first is written; `with_fields` gets the union."""
         return ()
 
     def with_fields(self, present: frozenset[str]) -> "Exporter":

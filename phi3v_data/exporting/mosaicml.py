@@ -87,7 +87,7 @@ class MosaicFiles(Exporter):
         return dict(sorted(columns.items()))
 
     def config(self) -> dict[str, Any]:
-        """What a shard and its entry in the index say of its samples."""
+        """Configuration of a shard, which its entry in the index repeats."""
         columns = self.columns()
         return {
             "column_encodings": list(columns.values()),
