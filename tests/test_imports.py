@@ -1,7 +1,9 @@
 """The floors: imports run downhill only, and what must start quickly loads nothing heavy."""
 
 import ast
+import gc
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from phi3v_data.cli.app import COMMANDS
+from phi3v_data.cli.app import COMMANDS, start_lightly
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -187,11 +189,16 @@ def test_no_cycles_at_import() -> None:
 
 def loaded_after(code: str) -> set[str]:
     """Top-level packages in a fresh interpreter after running `code`."""
+    return {name.partition(".")[0] for name in modules_after(code)}
+
+
+def modules_after(code: str) -> set[str]:
+    """Modules in a fresh interpreter after running `code`."""
     program = (
         f"import sys, json, io, contextlib\ntry:\n    with contextlib.redirect_stdout(io.StringIO()):\n        {code}\n"
     )
     program += "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
-    program += "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    program += "print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout))
 
@@ -216,3 +223,71 @@ def test_importing_the_package_loads_almost_nothing() -> None:
 
 def test_explaining_a_code_needs_no_media_library() -> None:
     assert not loaded_after(run_cli("explain", "bom")) & (HEAVY - {"pydantic"})
+
+
+def run_commands(*lines: str) -> str:
+    """Code that runs `phi3v-data` once for each line."""
+    return (
+        f"import sys\n        for line in {list(lines)!r}:\n            sys.argv = ['phi3v-data', *line.split()]\n"
+        "            from phi3v_data.cli.app import main\n            try:\n                main()\n"
+        "            except SystemExit as stop:\n                assert not stop.code, (line, stop.code)"
+    )
+
+
+ROWS = ROOT / "tests/data/chat_formats/sharegpt/data_messages.json"
+UNUSED = {
+    *("torch", "transformers", "tokenizers", "cv2", "av", "decord", "datasets", "pandas", "pyarrow", "ray", "scipy"),
+    *("huggingface_hub", "webdataset", "requests", "ssl", "http.client", "matplotlib", "numpy.random", "numpy.fft"),
+}
+
+
+@pytest.fixture(scope="module")
+def imported_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """A set of five rows, and the modules of the process that imported it."""
+    made = tmp_path_factory.mktemp("start") / "set"
+    return made, modules_after(run_cli("import", "sharegpt", str(ROWS), "--out_dir", str(made), "--workers", "0"))
+
+
+def test_importing_rows_loads_no_framework(imported_set: tuple[Path, set[str]]) -> None:
+    assert not imported_set[1] & (UNUSED - {"ssl", "http.client"})  # of --fetch
+
+
+def test_validating_a_directory_loads_no_other_formats(imported_set: tuple[Path, set[str]]) -> None:
+    loaded = modules_after(run_cli("validate", str(imported_set[0])))
+    others = {"phi3v_data.lint.runner", "phi3v_data.lint.directory", "phi3v_data.formats.openai"}
+    others |= {
+        "phi3v_data.formats.fetch",
+        "phi3v_data.formats.importing",
+        "phi3v_data.exporting",
+        "phi3v_data.report.html",
+    }
+    assert not loaded & (UNUSED | others)
+
+
+def test_commands_that_read_a_directory_load_no_framework(imported_set: tuple[Path, set[str]], tmp_path: Path) -> None:
+    made, out = imported_set[0], tmp_path
+    loaded = modules_after(
+        run_commands(
+            f"export sharegpt {made} --out {out}/exported",
+            f"stats {made}",
+            f"preview {made}",
+            f"clean {made} {out}/cleaned",
+            f"split {made} {out}/divided --split train=0.6,val=0.4",
+            f"merge {made} {out}/cleaned {out}/merged",
+            f"card {out}/merged",
+            f"validate {ROWS} --format sharegpt --level quick",
+        )
+    )
+    assert not loaded & (UNUSED | {"phi3v_data.formats.fetch", "phi3v_data.formats.importing"})
+
+
+def test_the_first_collection_of_garbage_is_put_off_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, callbacks = gc.get_threshold(), list(gc.callbacks)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    start_lightly()
+    start_lightly()
+    assert gc.get_threshold() == (100_000, *usual[1:])
+    gc.collect(0)
+    assert gc.get_threshold() == usual
+    assert gc.callbacks == callbacks
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "3"

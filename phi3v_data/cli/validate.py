@@ -135,15 +135,16 @@ def validate(
         check_target(html, path.parent if is_file else path)
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         if is_file:
-            from phi3v_data.lint import lint_file
+            from phi3v_data.lint.runner import lint_file
 
             report = lint_file(path, progress=progress, **options)
         else:
-            from phi3v_data.lint import add_consumer
             from phi3v_data.validate import validate as run_checks
 
             report = run_checks(path, progress=progress, **options)
             if consumer is not None:
+                from phi3v_data.lint.directory import add_consumer
+
                 report = add_consumer(report, path, consumer, strict=strict, max_problems=max_problems)
         if html is not None:
             from phi3v_data.report.html import write_html

@@ -45,6 +45,8 @@ def get_format(name: str) -> type[RowFormat]:
         return _in_file(file, class_name)
     if name.endswith(".py"):
         return _in_file(name, "")
+    if (cls := _of_its_module(name)) is not None:
+        return cls
     known = all_formats()
     if name in known:
         return known[name]
@@ -55,6 +57,14 @@ def get_format(name: str) -> type[RowFormat]:
     near = get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]}?" if near else f"the formats are {', '.join(names)}"
     raise NotFoundError(f"no format '{name}'; {hint}, or FILE.py:NAME for one of your own")
+
+
+def _of_its_module(name: str) -> type[RowFormat] | None:
+    """The built-in format that is in the module of its name: the other modules, slow to import, are not loaded."""
+    if any(info.name == name for info in iter_modules(formats.__path__)):
+        module = import_module(f"{formats.__name__}.{name}")
+        return next((cls for cls in _classes_of(module) if cls.name == name), None)
+    return None
 
 
 def file_digest(cls: type[RowFormat]) -> str:
