@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Part: TypeAlias = Literal["language", "vision", "projector"]
 
+MISSING, DIFFERENT, NOTE = "missing", "different", "note"
+"""Kinds of an engine's findings; the first two keep the engine from answering as the model does here."""
+
 
 class OtherFamilyError(UserError):
     """The files of a processor are those of another model family."""
@@ -63,6 +66,19 @@ class ImageBudget:
 
     name: str = "num_crops"
     tuned: str = "tuned_num_crops"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """Findings on a model directory for an inference engine, each with its kind and text, and where they are from."""
+
+    origin: str
+    findings: tuple[tuple[str, str], ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is missing and nothing differs."""
+        return all(kind == NOTE for kind, _ in self.findings)
 
 
 class ModelFamily(ABC):
@@ -125,6 +141,17 @@ class ModelFamily(ABC):
         A family without `has_code` is never asked.
         """
         raise NotImplementedError(self.name)
+
+    def check_engine(self, directory: Path, engine: str) -> EngineReport:
+        """Compare a model directory with what an inference engine needs of it.
+
+        Raises:
+            UserError: nothing is known of the engine and this family.
+        """
+        raise UserError(
+            f"{directory}: --check knows what engines need of Phi-3-vision only; {self.title} is a plain transformers "
+            "directory, which engines serve as they serve its base"
+        )
 
     @abstractmethod
     def size(self, config: Mapping[str, Any]) -> ModelSize:

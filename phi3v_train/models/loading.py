@@ -243,6 +243,25 @@ def weight_files(path: Path) -> Iterator[str]:
         yield name
 
 
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a model directory's safetensors files, by their headers.
+
+    Raises:
+        UserError: a file is not there, or is not of this format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(path):
+        try:
+            with safe_open(path / file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  # no mapping: it cannot be iterated itself
+                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path / file}: cannot be read as safetensors ({error})") from None
+    return shapes
+
+
 def fetch(name: str, *, weights: bool) -> Path:
     """The local directory of a Hub model, downloaded where need be.
 

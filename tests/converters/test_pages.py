@@ -43,6 +43,7 @@ NOT_RUN = {
     "phi3v-train run --data_dir demo_out/ucf101 --recipe demo-ucf101-tiny --batch_size_per_gpu 2": (
         "tests/train/test_zero.py runs DeepSpeed, which the quick tests' environment does not have"
     ),
+    "phi3v-train merge runs/ucf101/model merged --check vllm": "exits with 1 for a tiny model: test_merge_check.py",
     "phi3v-train merge demo_out/zero2/": "tests/train/test_zero.py merges such a checkpoint",
     "phi3v-train run --data_dir data/docvqa --recipe docvqa-full-bf16": "eight GPUs; test_fsdp.py runs two processes",
 }

@@ -45,6 +45,13 @@ Written by `phi3v-train merge --with_code` from the modules of the package phi3v
 '''
 
 
+PLAIN_FILES = {
+    "load_json": 'def load_json(path: Path) -> Any:\n    return json.loads(path.read_text(encoding="utf-8"))',
+    "write_text": 'def write_text(path: Path, text: str) -> None:\n    path.write_bytes(text.encode("utf-8"))',
+}
+"""Functions of `phi3v_data.files` as the file has them: without locks, which Windows does not have."""
+
+
 class BundleError(RuntimeError):
     """A module of the model has a form that cannot be put into one file."""
 
@@ -153,7 +160,7 @@ def used_names(tree: ast.AST) -> list[str]:
 def code_file() -> str:
     """Content of `modeling_phi3_v.py`: the model's classes without imports of this project."""
     template = f"def default_chat_template() -> str:\n    return {default_chat_template()!r}"
-    bundle = Bundle({"default_chat_template": template})
+    bundle = Bundle({"default_chat_template": template, **PLAIN_FILES})
     for module, name in ENTRIES:
         bundle.add(module, name)
     # transformers asks the configuration where the model's class is; ours drops what it reads of `auto_map`.

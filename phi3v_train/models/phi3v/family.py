@@ -10,7 +10,7 @@ from phi3v_data.messages import shown
 from phi3v_data.tokens.chat import TurnText
 from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, processor_settings, read_values
 from phi3v_data.tokens.phi3v import PHI3V as TOKENS
-from phi3v_train.models.family import ImageBudget, ModelFamily, ModuleNames, OtherFamilyError
+from phi3v_train.models.family import EngineReport, ImageBudget, ModelFamily, ModuleNames, OtherFamilyError
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import Linear, LinearGroup, ModelSize, Stack
 
@@ -135,6 +135,12 @@ class Phi3VFamily(ModelFamily):
         from phi3v_train.models.phi3v.bundle import write_code
 
         write_code(folder)
+
+    def check_engine(self, directory: Path, engine: str) -> EngineReport:
+        """See `ModelFamily.check_engine`; of vLLM, MLX and transformers."""
+        from phi3v_train.models.phi3v.engines.check import check
+
+        return check(directory, engine)
 
     def renderer(self, processor: Any) -> Renderer:
         """Encoder of conversations, equal to the released processor."""
