@@ -12,6 +12,7 @@ from phi3v_data.formats.import_options import AUTO
 from phi3v_data.formats.importing import ImportRows
 from phi3v_data.formats.registry import file_digest, get_format
 from phi3v_data.shards.view import MANIFEST_OF_EXPORT, find_export
+from phi3v_data.tokens.registry import find_family
 from phi3v_data.writing.request import ConvertSettings, Progress
 
 
@@ -29,7 +30,7 @@ def import_rows(
     Args:
         format_name: a format, `auto`, or `FILE.py:NAME` for one of the user's own.
         source: a data file, or a folder, archive or Hub id with one.
-        options: those of `ImportOptions`: `data`, `images_root`, `merge_turns`, `fetch`.
+        options: those of `ImportOptions`: `data`, `images_root`, `merge_turns`, `model`, `fetch`.
         progress: called as `progress(stage, done, total)`.
         settings: as for `convert`.
 
@@ -42,6 +43,10 @@ def import_rows(
         given["format"] = cls.name
         if format_name.rpartition(":")[0].endswith(".py") or format_name.endswith(".py"):
             given |= {"format_file": str(_absolute(format_name)), "format_digest": file_digest(cls)}
+    if model := str(given.get("model") or ""):
+        _, directory = find_family(model)  # also finds a wrong one before anything is written
+        if directory is not None:
+            given["model"] = str(directory.absolute())
     if str(out_dir):
         given["downloads"] = str(Path(out_dir).expanduser().absolute() / HIDDEN / "convert" / "source" / "downloads")
     if Path(source).name == "dataset_info.json" and Path(source).is_file():

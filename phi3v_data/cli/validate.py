@@ -30,6 +30,7 @@ class LevelName(StrEnum):
         "phi3v-data validate DIR --json | jq .summary.problems",
         "phi3v-data validate data.json --images_root IMAGES",
         "phi3v-data validate data.jsonl --format openai --for azure",
+        "phi3v-data validate data.jsonl --max_tokens 4096 --model qwen2_5_vl",
     ],
     interrupted="DIR is unchanged; run the same command again.",
 )
@@ -109,24 +110,18 @@ def validate(
         "workers": num_workers(workers),
         "max_problems": max_problems,
     }
-    of_directory = {
-        "num_crops": num_crops,
-        "max_pixels": max_pixels,
-        "min_pixels": min_pixels,
-        "longest_edge": longest_edge,
-        "max_tokens": max_tokens,
-        "tokenizer": tokenizer,
-        "fresh": fresh or None,
-    }
+    image_options = given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge)
     is_file = path.is_file()
     if is_file:
-        refuse_options(of_directory, f"a file: {path} is one")
+        from phi3v_data.lint.lengths import LengthSettings
+
+        refuse_options({"fresh": fresh or None}, f"a file: {path} is one")
         options |= {"format": row_format, "consumer": consumer, "images_root": images_root}
+        options["lengths"] = LengthSettings(max_tokens, num_crops, image_options, tokenizer)
     else:
         if os.path.lexists(path) and not path.is_dir():
             raise UserError(f"{path}: is neither a file nor a folder; give a conversations directory or a file of rows")
         refuse_options({"format": row_format, "images_root": images_root}, f"a directory: {path} is not a file")
-        image_options = given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge)
         options |= {"num_crops": num_crops, "image_options": image_options, "max_tokens": max_tokens}
         options |= {"tokenizer": tokenizer, "fresh": fresh}
     if html is not None:

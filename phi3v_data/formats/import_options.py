@@ -17,6 +17,10 @@ class ImportOptions(Options):
         description="Folder that image paths are relative to. Default: the folder of the data file.",
     )
     merge_turns: bool = Field(False, description="Join consecutive messages of one role, instead of rejecting the row.")
+    model: str = Field(
+        "",
+        description="Model family or directory whose control tokens reject a row. Default: phi3v.",
+    )
     fetch: bool = Field(False, description="Download images that are URLs, but none from private addresses.")
 
 

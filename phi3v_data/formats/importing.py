@@ -83,7 +83,15 @@ class ImportRows(Converter[ImportSettings]):
         places = ImagePlaces(
             data["root"], data["folder"], data.get("files", {}), Path(options.downloads) if options.fetch else None
         )
-        return make_draft(row, row_format, data["where"], places, key=item.key, merge_turns=options.merge_turns)
+        return make_draft(
+            row,
+            row_format,
+            data["where"],
+            places,
+            key=item.key,
+            merge_turns=options.merge_turns,
+            model=options.model,
+        )
 
     def _read(self, place: tuple[Any, ...] | RowLocation, data: Mapping[str, Any]) -> Any:
         """The value of a planned row; `place`: the fields of a `RowPlace`, or that of a row of a table.
@@ -129,7 +137,14 @@ class ImportRows(Converter[ImportSettings]):
 
 
 def make_draft(
-    row: Any, row_format: RowFormat, where: str, places: ImagePlaces, *, key: str, merge_turns: bool = False
+    row: Any,
+    row_format: RowFormat,
+    where: str,
+    places: ImagePlaces,
+    *,
+    key: str,
+    merge_turns: bool = False,
+    model: str = "",
 ) -> Draft:
     """The sample of a row.
 
@@ -139,6 +154,7 @@ def make_draft(
         places: where its images are.
         key: kept as `source_id` if the row has no id.
         merge_turns: join consecutive messages of one role.
+        model: family or directory of a model, whose control tokens must not be in a text.
 
     Raises:
         Reject: by the code of its first fault.
@@ -151,7 +167,7 @@ def make_draft(
     faults = [fault for fault in reading.faults if fault.severity in (None, "error")]
     chat = reading.chat
     if chat is not None and not faults:
-        faults = [*check_turns(chat, merge_turns=merge_turns), *_markers(chat)]
+        faults = [*check_turns(chat, merge_turns=merge_turns), *_markers(chat, model)]
     if chat is None or faults:
         raise _reject(faults, where)
     notes: list[str] = []
@@ -190,10 +206,10 @@ def _media_column(row: Mapping[str, Any], row_format: RowFormat) -> str:
     return next((name for name in names if row.get(name)), "")
 
 
-def _markers(chat: Chat) -> Iterator[Fault]:
+def _markers(chat: Chat, model: str) -> Iterator[Fault]:
     """Faults of the model's own markers in texts."""
     for message in (*chat.messages, *([chat.rejected] if chat.rejected is not None else [])):
-        if marker := own_marker(message.text):
+        if marker := own_marker(message.text, model):
             yield Fault("control-token", message.field, f"the text has {shown(marker)}, a control token of the model")
 
 

@@ -1,21 +1,32 @@
-"""Control tokens of the default model in texts that come from elsewhere."""
+"""Control tokens of a model in texts that come from elsewhere."""
 
 import re
 from functools import cache
 
 from phi3v_data.tokens.chat import marker_pattern
-from phi3v_data.tokens.registry import default_family
+from phi3v_data.tokens.registry import default_family, find_family
 
 
-def own_marker(text: str) -> str:
-    """The first control token of the default model in a text, an error to the validator; empty if none."""
-    if "<" not in text:  # every marker begins with it
+def own_marker(text: str, model: str = "") -> str:
+    """The first control token of a model in a text, an error to the validator; empty if none.
+
+    Args:
+        model: a family or a model directory; empty: the default family.
+
+    Raises:
+        NotFoundError: there is no such family or directory.
+        UserError: it cannot be read.
+    """
+    starts, pattern = _markers(model)
+    if not any(start in text for start in starts):
         return ""
-    found = _pattern().search(text)
+    found = pattern.search(text)
     return found[0] if found else ""
 
 
 @cache
-def _pattern() -> re.Pattern[str]:
-    markers = sorted(default_family().special_strings, key=len, reverse=True)
-    return re.compile("|".join(map(marker_pattern, markers)))
+def _markers(model: str) -> tuple[tuple[str, ...], re.Pattern[str]]:
+    """First characters of the control tokens of a model, and what finds them."""
+    family = find_family(model)[0] if model else default_family()
+    markers = sorted(family.special_strings, key=len, reverse=True)
+    return tuple({marker[0] for marker in markers}), re.compile("|".join(map(marker_pattern, markers)))

@@ -38,6 +38,9 @@ BATCH = 128
 URL = "url"
 """In place of a code: the image is a URL, and is not fetched."""
 
+SIZE = "size"
+"""In place of a code: message and hint are the width and height of the image."""
+
 _URL = ("http://", "https://")
 _DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 _MAX_NAMES = 5000
@@ -57,11 +60,11 @@ Judge: TypeAlias = Callable[[Verdict], tuple[str, str]]
 """Message and hint of a verdict, with what the consumer does."""
 
 
-def check_refs(root: str, refs: list[str | bytes], *, pixels: bool) -> list[Verdict]:
-    """Check images as rows refer to them; nothing is reported of good ones."""
+def check_refs(root: str, refs: list[str | bytes], *, pixels: bool, sizes: bool = False) -> list[Verdict]:
+    """Check images as rows refer to them; nothing is reported of good ones but, if wanted, their sizes."""
     found = []
     for position, ref in enumerate(refs):
-        found += [Verdict(position, *words) for words in _check(root, ref, pixels)]
+        found += [Verdict(position, *words) for words in _check(root, ref, pixels) if sizes or words[0] != SIZE]
     return found
 
 
@@ -112,10 +115,13 @@ def _check_encoded(ref: str, data_url: re.Match[str] | None, pixels: bool) -> It
 
 
 def _look(source: str | bytes, name: str, pixels: bool) -> Iterator[tuple[str, str, str]]:
-    _, findings = integrity.check_image(source, pixels=pixels)
+    facts, findings = integrity.check_image(source, pixels=pixels)
     for flag, words in findings:
         code, hint = IMAGE_CODES[flag]
         yield code, f"{name} {words}", hint
+    width, height, flags = facts[:3]
+    if width and height and not flags & (integrity.TOO_LARGE | integrity.UNREADABLE):
+        yield SIZE, str(width), str(height)
 
 
 def _missing(root: str, path: str, name: str) -> tuple[str, str, str]:
@@ -176,15 +182,17 @@ class _Waiting:
 class ImageChecks:
     """Checks the images of a file as its rows are read."""
 
-    def __init__(self, findings: Findings, root: str, *, pixels: bool, workers: int, judge: Judge) -> None:
+    def __init__(
+        self, findings: Findings, root: str, *, pixels: bool, workers: int, judge: Judge, sizes: bool = False
+    ) -> None:
         self._findings = findings
-        self._root = root
-        self._pixels = pixels
+        self._check = partial(check_refs, root, pixels=pixels, sizes=sizes)
         self._workers = workers
         self._seen = SeenHashes()
         self._bad: dict[int, list[Verdict]] = {}
         self.num_images = 0
         self.num_urls = 0
+        self.sizes: dict[int, tuple[int, int]] = {}  # by hash of what a row refers to, if wanted
         self._judge = judge
 
     def run(self, blocks: Iterator[Uses]) -> None:
@@ -213,9 +221,7 @@ class ImageChecks:
         self, tasks: Iterator[list[str | bytes]], workers: int
     ) -> Iterator[tuple[list[str | bytes], list[Verdict] | None]]:
         """Each task with its verdicts, None if a decoder brought its process down."""
-        work: Work[list[str | bytes], list[Verdict] | None] = FunctionWork(
-            partial(check_refs, self._root, pixels=self._pixels)
-        )
+        work: Work[list[str | bytes], list[Verdict] | None] = FunctionWork(self._check)
         with closing(LocalEngine(workers).run(work, tasks, on_death=lambda death: None)) as results:
             yield from results
 
@@ -237,6 +243,9 @@ class ImageChecks:
     def _enter(self, key: int, verdict: Verdict) -> None:
         if verdict.code == URL:
             self.num_urls += 1
+            return
+        if verdict.code == SIZE:
+            self.sizes[key] = int(verdict.message), int(verdict.hint)
             return
         if len(self._bad) > _MAX_KEPT and not self._findings.has_room(verdict.code):
             verdict = Verdict(0, verdict.code, "", "")

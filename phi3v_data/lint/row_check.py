@@ -25,13 +25,19 @@ _UNREAD = frozenset({"role-unknown", "missing-field", "wrong-type"})
 
 @dataclass(slots=True)
 class CheckedRow:
-    """Result of the checks of a row; `view` is None if it has no conversation."""
+    """Result of the checks of a row; `view` is None if it has no conversation, or several packed ones."""
 
     id: str = ""
     faults: list[Fault] = field(default_factory=list)
     view: RowView | None = None
     images: list[ImageRef] = field(default_factory=list)
     num_turns: int = 0
+    packed: list[RowView] = field(default_factory=list)
+
+    @property
+    def views(self) -> list[RowView]:
+        """The conversations of the row."""
+        return self.packed if self.view is None else [self.view]
 
 
 class RowCheck:
@@ -80,6 +86,7 @@ class RowCheck:
                 result.faults.append(Fault(fault.code, where, fault.message, fault.hint, fault.severity))
             result.images += [ImageRef(ref.value, f"[{number}].{ref.field}") for ref in inner.images]
             result.num_turns += inner.num_turns
+            result.packed += inner.views
 
     def _check_object(self, row: Mapping[str, Any], line: int, count: int, result: CheckedRow) -> None:
         row_id = row.get("id")

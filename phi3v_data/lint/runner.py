@@ -15,6 +15,7 @@ from phi3v_data.formats.rows import open_rows
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.lint.choose import ChosenFormat, choose_format
 from phi3v_data.lint.images import ImageChecks, Verdict
+from phi3v_data.lint.lengths import Lengths, LengthSettings
 from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.lint.scan import FileScan, images_folder
 from phi3v_data.lint.templates import Templates
@@ -38,6 +39,7 @@ def lint_file(
     images_root: str | Path | None = None,
     level: Level = "full",
     model: str | Path | None = None,
+    lengths: LengthSettings | None = None,
     strict: bool = False,
     workers: int = 1,
     max_problems: int = 1000,
@@ -51,6 +53,7 @@ def lint_file(
         images_root: folder that paths of images are relative to; else the file's.
         level: `quick` reads the headers of images only.
         model: family or directory of a model whose special strings must not be in a text.
+        lengths: tokens are counted with these, which takes longer; None: they are not.
         strict: `ok` is false with a warning, too.
         workers: processes that read images; more than 1 starts new interpreters.
         max_problems: findings listed of each code; all are counted.
@@ -71,14 +74,16 @@ def lint_file(
     tool = _consumer(consumer, chosen.format)
     if format is None and tool.formats and chosen.format.name not in tool.formats:
         chosen = ChosenFormat(get_format(tool.formats[0])(), f"as {tool.title} reads it")
-    chosen_model = choose_model(model, None)
+    wanted = lengths if lengths is not None and lengths.are_given else None
+    chosen_model = choose_model(model, wanted.tokenizer if wanted else None)
     markers = control_tokens(chosen_model.family)
     root = images_folder(path, Path(images_root) if images_root is not None else None)
     findings = Findings(max_problems)
     for fault in tool.check_settings(chosen.format):
         add_fault(findings, fault, FILE, f"{chosen.info}.{fault.field}")
     check = RowCheck(chosen.format, tool, markers, root, own_is_error=model is not None)
-    scan = FileScan(rows, check, _templates(check, chosen_model.family), findings)
+    counted_tokens = Lengths(path.name, chosen_model, wanted, findings) if wanted else None
+    scan = FileScan(rows, check, _templates(check, chosen_model.family), findings, counted_tokens)
     size = path.stat().st_size
 
     def observe(position: int) -> None:
@@ -86,7 +91,12 @@ def lint_file(
             progress("rows", min(position, size), size)
 
     images = ImageChecks(
-        findings, str(root), pixels=level == "full", workers=workers if size > _MANY_IMAGES else 1, judge=_judge(tool)
+        findings,
+        str(root),
+        pixels=level == "full",
+        workers=workers if size > _MANY_IMAGES else 1,
+        judge=_judge(tool),
+        sizes=counted_tokens is not None,
     )
     bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each again
     with paused_collector():
@@ -94,6 +104,8 @@ def lint_file(
     if not scan.num_rows and not findings.counts:
         raise UserError(f"'{path}' has no rows")
     scan.repeats.report(path.name, findings)
+    if counted_tokens is not None:
+        counted_tokens.report(images.sizes)
     for line, fault in check.over_rows.end(scan.num_rows):
         add_fault(findings, fault, path.name, fault.field, line=line)
     if images.num_urls:

@@ -15,9 +15,10 @@ from phi3v_data.formats.rows import RowFile
 from phi3v_data.json_text import JsonFault
 from phi3v_data.lint.block_text import BlockText, TemplateRows
 from phi3v_data.lint.images import Uses, ref_hashes
+from phi3v_data.lint.lengths import Lengths
 from phi3v_data.lint.repeats import NONE, Repeats
 from phi3v_data.lint.row_check import CheckedRow, RowCheck
-from phi3v_data.lint.templates import Templates, content_start
+from phi3v_data.lint.templates import Templates, as_single_rows, content_start
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts
 
@@ -29,11 +30,14 @@ _TABLE_ROWS = 256  # of a parquet file that are checked together
 class FileScan:
     """Reads a file; `blocks` yields the images of its rows, and the counts are right when it is exhausted."""
 
-    def __init__(self, rows: RowFile, check: RowCheck, templates: Templates, findings: Findings) -> None:
+    def __init__(
+        self, rows: RowFile, check: RowCheck, templates: Templates, findings: Findings, lengths: Lengths | None = None
+    ) -> None:
         self.rows = rows
         self.check = check
         self.templates = templates
         self.findings = findings
+        self.lengths = lengths  # None: tokens are not counted
         self.repeats = Repeats()
         self.file = rows.path.name
         self.num_rows = 0
@@ -53,7 +57,8 @@ class FileScan:
 
     def _check_block(self, block: RowBlock) -> Uses:
         """Rows by template, then the others one by one."""
-        text, groups, left = self.templates.sort(block)
+        sort = self.templates.sort if self.lengths is None else as_single_rows
+        text, groups, left = sort(block)
         numbers: Sequence[int] = left.tolist()
         lines = block.lines
         checked = []
@@ -126,6 +131,8 @@ class FileScan:
                 )
             self.num_turns += row.num_turns
             uses.add_row(number, row)
+        if self.lengths is not None:
+            self.lengths.add(lines[numbers].tolist(), checked)
         self.num_rows += len(lines)
         known = [number for number, row in zip(numbers.tolist(), checked, strict=True) if row.id]
         ids[known] = hash_texts([row.id for row in checked if row.id])

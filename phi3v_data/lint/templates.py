@@ -143,6 +143,11 @@ class Templates:
         return make_template(data, value[0], view)
 
 
+def as_single_rows(block: RowBlock) -> tuple[BlockText, list[TemplateRows], Ints]:
+    """A block of which every row is to be parsed, as `Templates.sort` gives it."""
+    return BlockText(block), [], np.arange(len(block))
+
+
 def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Template | None:
     """The template of a good row; None if a string that is to be free is not plain."""
     owners = {message.field for message in view.chat.messages}

@@ -5,7 +5,7 @@ string is two unescaped quotes, so the quotes of a block are twice the strings t
 dropped.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any
@@ -270,6 +270,26 @@ def text_bytes(batch: Batch, users: list[str], answers: list[str]) -> Ints:
     systems = batch.column("system")
     if systems is not None:
         sizes = sizes + np.fromiter((_num_bytes(text) if text else 0 for text in systems), np.int64, len(batch.rows))
+    return sizes + new_units(batch, lambda texts: np.fromiter(map(_num_bytes, texts), np.int64, len(texts)))
+
+
+def new_units(batch: Batch, measure: Callable[[Sequence[str]], Ints]) -> Ints:
+    """Sizes of the texts that format 1 does not have, per row; `measure` gives the sizes of texts.
+
+    The tools and their calls and results are in the sequence. Of a pair there are two sequences, of which the longer
+    counts: what a rejected answer has more than the chosen one.
+    """
+    sizes = np.zeros(len(batch.rows), np.int64)
+    plain: list[tuple[int, str]] = []  # row and text
+    pairs: list[tuple[int, str]] = []
+    for index, found in enumerate(batch.new_texts() or ()):
+        for field, text in found:
+            (pairs if field == "rejected" else plain).append((index, text))
+    if plain:
+        np.add.at(sizes, [index for index, _ in plain], measure([text for _, text in plain]))
+    if pairs:
+        chosen = measure([batch.rows[index].conversations[-1].assistant for index, _ in pairs])
+        sizes[[index for index, _ in pairs]] += np.maximum(measure([text for _, text in pairs]) - chosen, 0)
     return sizes
 
 

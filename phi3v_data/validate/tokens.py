@@ -3,10 +3,10 @@
 The sequence counted is the one that training builds out of the chat format of the model family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from phi3v_data.messages import short, shown
 from phi3v_data.tokens.chat import TurnText
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
 from phi3v_data.tokens.registry import count_image_tokens
-from phi3v_data.validate.batch import Batch
+from phi3v_data.validate.batch import Batch, new_units
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport, ImageTable
 from phi3v_data.validate.receipt import content_digest
@@ -31,17 +31,19 @@ Ints = npt.NDArray[np.int64]
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def estimate(table: RowTable, family: TokenFamily) -> Ints:
+def estimated(num_bytes: Ints, num_turns: Ints, num_images: Ints, family: TokenFamily) -> Ints:
     """Text tokens of each row: the markers are counted, the text itself is estimated from its bytes."""
     rates = family.estimate
-    text: Ints = np.ceil(table.units / rates.bytes_per_token).astype(np.int64)
-    text += rates.per_turn * table.num_turns + rates.per_image * table.num_uses + rates.per_row
+    text: Ints = np.ceil(num_bytes / rates.bytes_per_token).astype(np.int64)
+    text += rates.per_turn * num_turns + rates.per_image * num_images + rates.per_row
     return text
 
 
 def text_tokens(table: RowTable, family: TokenFamily, counter: "TokenCounter | None") -> Ints:
     """Text tokens of each row of a table that was read with `counter`; estimated if there is none."""
-    return estimate(table, family) if counter is None else table.units.astype(np.int64)
+    if counter is None:
+        return estimated(table.units, table.num_turns, table.num_uses, family)
+    return table.units.astype(np.int64)
 
 
 class TokenCounter:
@@ -60,12 +62,15 @@ class TokenCounter:
             texts, extra[index] = self._family.sequence_pieces(turn_texts(row), system=system)
             pieces += texts
             owners += [index] * len(texts)
-        encoded = self._tokenizer.encode_batch_fast(
-            [piece.encode(errors="replace").decode() for piece in pieces], add_special_tokens=False
-        )
-        lengths = np.fromiter(map(len, encoded), np.int64, len(pieces))
-        np.add.at(extra, np.asarray(owners, np.int64), lengths)
+        np.add.at(extra, np.asarray(owners, np.int64), self._lengths(pieces))
+        extra += new_units(batch, self._lengths)
         return extra
+
+    def _lengths(self, texts: Sequence[str]) -> Ints:
+        encoded = self._tokenizer.encode_batch_fast(
+            [text.encode(errors="replace").decode() for text in texts], add_special_tokens=False
+        )
+        return np.fromiter(map(len, encoded), np.int64, len(texts))
 
 
 def turn_texts(row: Row) -> list[TurnText]:
@@ -203,8 +208,15 @@ def row_image_tokens(table: RowTable, per_image: ImageCounts) -> Ints:
     return np.where(np.diff(table.starts) > 1, total(per_image.several), alone)
 
 
+class Places(Protocol):
+    """Knows where rows are."""
+
+    def place(self, row: int) -> dict[str, Any]:
+        """File, line and id of a row, as arguments of `Findings.add`."""
+
+
 def report_lengths(
-    table: RowTable, tokens: Ints, findings: Findings, family: TokenFamily, *, max_tokens: int | None, exact: bool
+    table: Places, tokens: Ints, findings: Findings, family: TokenFamily, *, max_tokens: int | None, exact: bool
 ) -> None:
     """Report rows over `max_tokens`, and rows past the context switch of the family."""
     about = "" if exact else "about "

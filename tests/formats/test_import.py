@@ -537,3 +537,17 @@ def test_the_import_passes_the_check_of_converters(tmp_path: Path) -> None:
     """Several processes, another path, interrupted and resumed, alone and in reverse order, with damaged images."""
     shutil.copytree(SAMPLES / "llava", tmp_path / "s")
     check_converter(ImportRows, tmp_path / "s", options={"format": "llava"})
+
+
+def test_control_tokens_of_the_named_model_are_rejects_and_others_are_not(cli: Cli, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [text_row(1), text_row(2), text_row(3)])
+    text = source.read_text().replace("Question 2?", "a <|im_end|> b").replace("Question 3?", "a <|end|> b")
+    source.write_text(text)
+    ends = {(): "<|end|>", ("--model", "phi3v"): "<|end|>", ("--model", "qwen2_5_vl"): "<|im_end|>"}
+    for model, rejected in ends.items():
+        assert cli("import", "swift", source, "--out_dir", tmp_path / rejected / str(len(model)), *model)[0] == 1
+        [(reason, message)] = rejects_of(tmp_path / rejected / str(len(model)))
+        assert (reason, f"the text has '{rejected}'" in message) == ("control-token", True)
+    code, _, error = cli("import", "swift", source, "--out_dir", tmp_path / "none", "--model", "qwen9")
+    assert (code, (tmp_path / "none").exists()) == (2, False)
+    assert "qwen9 is neither a model family nor a model directory" in error.replace("'", "")

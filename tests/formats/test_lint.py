@@ -215,9 +215,9 @@ def test_urls_are_counted_and_not_fetched(tmp_path: Path) -> None:
 
 
 def test_options_of_the_other_kind_are_refused(lint: Cli, tmp_path: Path) -> None:
-    code, _, error = lint(CHATS / "trl" / "data.jsonl", "--max_tokens", "5")
+    code, _, error = lint(CHATS / "trl" / "data.jsonl", "--fresh")
     assert code == 2
-    assert "--max_tokens cannot be used with a file" in error
+    assert "--fresh cannot be used with a file" in error
     code, _, error = lint(tmp_path, "--format", "trl")
     assert code == 2
     assert "--format cannot be used with a directory" in error
