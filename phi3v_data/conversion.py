@@ -28,7 +28,6 @@ from phi3v_data.registry import (
 )
 from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck
 from phi3v_data.schema import ConverterInfo, Manifest
-from phi3v_data.sets.shares import share_notes
 from phi3v_data.sources.fingerprint import drawn_fingerprint
 from phi3v_data.sources.left_out import UsedPaths
 from phi3v_data.sources.reads import Reads, Roots, noting
@@ -314,7 +313,11 @@ def _finish(
         )
     publish(journal, output.owned)
     request.progress("finish", 1, 1)
-    notes = (*info.notes, *(share_notes(request.shares, manifest, request.limit) if request.shares else ()))
+    notes = tuple(info.notes)
+    if request.shares:
+        from phi3v_data.sets.shares import share_notes  # with all that validates a set, which few runs need
+
+        notes += tuple(share_notes(request.shares, manifest, request.limit))
     return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings, notes=notes)
 
 

@@ -10,7 +10,6 @@ from phi3v_data.converters.helpers.cell_images import cell_image, is_base64
 from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.formats.chat import ImageRef
-from phi3v_data.formats.fetch import fetch_image
 
 _URL = ("http://", "https://")
 _FILE_URL = "file://"
@@ -45,6 +44,8 @@ class ImagePlaces:
         if value.lower().startswith(_URL):
             if self.downloads is None:
                 raise Reject("image-missing", f"{what}: the image is a URL; import with --fetch, or download it first")
+            from phi3v_data.formats.fetch import fetch_image  # with TLS, which few imports need
+
             return DraftImage(fetch_image(value, what, self.downloads)), ()
         if is_base64(value):
             return cell_image(value, what, ())

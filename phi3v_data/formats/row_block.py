@@ -8,11 +8,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.json_text import JsonFault, is_whole, read_json
+from phi3v_data.json_text import JsonFault, count_quotes, is_whole, read_json
 
 Ints = npt.NDArray[np.int64]
 
 _VALUES = msgspec.json.Decoder(list[Any])
+_encode = msgspec.json.Encoder().encode
 _OPEN, _CLOSE, _CR = b"{}\r"
 
 
@@ -77,13 +78,20 @@ class RowBlock:
 
     def values(self) -> Iterator[tuple[tuple[Any] | None, list[JsonFault]]]:
         """Value (in a tuple, as it may be null) and faults of each row, as `json_text.read_json`."""
+        return ((value, faults) for value, faults, _ in self.encoded_values())
+
+    def encoded_values(self) -> Iterator[tuple[tuple[Any] | None, list[JsonFault], bytes]]:
+        """As `values`, with each value as msgspec encodes it; b"" if it was not encoded."""
         values = self.decode(_VALUES)
-        if values is not None and is_whole(self.data[self.starts[0] : self.ends[-1]], values):
-            for value in values:
-                yield (value,), []
-            return
+        if values is not None:
+            encoded = list(map(_encode, values))
+            # as `is_whole`, with the rows encoded one by one
+            if count_quotes(self.data[self.starts[0] : self.ends[-1]]) == count_quotes(b"".join(encoded)):
+                for value, text in zip(values, encoded, strict=True):
+                    yield (value,), [], text
+                return
         for index in range(len(self)):
-            yield read_row(self.text(index), self.name)
+            yield *read_row(self.text(index), self.name), b""
 
     def _has_one_object_per_line(self) -> bool:
         """No JSON value has a line that ends in } before one that starts with {, so none is on two lines."""

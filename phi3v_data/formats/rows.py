@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -32,10 +32,11 @@ Layout: TypeAlias = Literal["lines", "array", "parquet"]
 
 _LOOK_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 20
+_ROWS_BYTES = 1 << 18  # of rows whose values are wanted: these stay in the processor's cache
+_AHEAD_BYTES = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class RowPlace:
+class RowPlace(NamedTuple):
     """Place of a row in a JSON file; picklable. `offset` and `length` are bytes of the decompressed text."""
 
     file: str
@@ -58,17 +59,18 @@ class RowPlace:
         return reader.read(self.offset, self.length)
 
 
-@dataclass(frozen=True, slots=True)
-class FileRow:
+class FileRow(NamedTuple):
     """One row. `line` is its line, or its number from 1 on in a parquet file.
 
-    Without a `place`, there is no row, only faults of the text between rows.
+    Without a `place`, there is no row, only faults of the text between rows. `encoded`: the value as msgspec encodes
+    it; empty if it was not encoded.
     """
 
     line: int
     place: RowPlace | RowLocation | None
     value: Any
     faults: list[JsonFault]
+    encoded: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,8 @@ class RowFile:
     path: Path
     layout: Layout
 
-    def blocks(self) -> Iterator[RowBlock]:
-        """Yield the rows of a JSON file as bytes, about a megabyte at a time.
+    def blocks(self, size: int = _BLOCK_BYTES) -> Iterator[RowBlock]:
+        """Yield the rows of a JSON file as bytes, about `size` bytes at a time.
 
         Raises:
             UserError: the file cannot be read, or is a damaged gzip file.
@@ -87,9 +89,9 @@ class RowFile:
         try:
             with open_utf8(self.path) as file:
                 if self.layout == "array":
-                    yield from ArrayReader(file).blocks()
+                    yield from ArrayReader(file, size).blocks()
                 else:
-                    yield from map(_line_block, stream_blocks(file, block_bytes=_BLOCK_BYTES, count_lines=_count_lines))
+                    yield from map(_line_block, stream_blocks(file, block_bytes=size, count_lines=_count_lines))
         except OSError as error:
             raise unreadable(self.path, error) from None
 
@@ -103,13 +105,14 @@ class RowFile:
             yield from self._table_rows()
             return
         path = str(self.path)
-        for block in self.blocks():
+        for block in self.blocks(_ROWS_BYTES):
             for line, fault in block.faults:
                 yield FileRow(line, None, None, [fault])
             places = zip(block.starts.tolist(), block.ends.tolist(), block.lines.tolist(), strict=True)
-            for (start, end, line), (value, faults) in zip(places, block.values(), strict=True):
-                place = RowPlace(path, line, block.offset + start, end - start, block.name)
-                yield FileRow(line, place, value[0] if value else None, faults)
+            offset, name = block.offset, block.name
+            for (start, end, line), (value, faults, encoded) in zip(places, block.encoded_values(), strict=True):
+                place = RowPlace(path, line, offset + start, end - start, name)
+                yield FileRow(line, place, value[0] if value else None, faults, encoded)
 
     def _table_rows(self) -> Iterator[FileRow]:
         tables = open_tables("parquet", self.path)
@@ -223,12 +226,30 @@ class RowReader:
         self._path = Path(path)
         self._file: BinaryIO | None = None
         self._at = 0
+        self._ahead, self._ahead_at = b"", 0  # text that was read last, and its offset
 
     def __del__(self) -> None:
         if self._file is not None:
             self._file.close()
 
     def read(self, offset: int, length: int) -> bytes:
+        """The bytes at an offset.
+
+        Raises:
+            UserError: the file is unreadable, or shorter.
+        """
+        start = offset - self._ahead_at
+        if start < 0 or start + length > len(self._ahead):
+            kept = self._ahead[start:] if start >= 0 else b""
+            more = self._read(offset + len(kept), max(length - len(kept), _AHEAD_BYTES))
+            self._ahead, self._ahead_at, start = kept + more, offset, 0
+        data = self._ahead[start : start + length]
+        if len(data) < length:
+            raise UserError(f"'{self._path}' is shorter than it was: it changed while it was read")
+        return data
+
+    def _read(self, offset: int, length: int) -> bytes:
+        """The bytes at an offset, fewer at the end of the file."""
         try:
             if self._file is None:
                 self._file, self._at = open_utf8(self._path), 0
@@ -247,8 +268,6 @@ class RowReader:
         except OSError as error:
             raise unreadable(self._path, error) from None
         self._at += len(data)
-        if len(data) < length:
-            raise UserError(f"'{self._path}' is shorter than it was: it changed while it was read")
         return data
 
 

@@ -67,6 +67,14 @@ class ShareGPT(TaggedFormat):
             roles=tags.roles(),
         )
 
+    @property
+    def own_columns(self) -> tuple[str, ...] | None:
+        if self.entry is None:
+            return ("kto_tag", "chosen", "rejected")
+        if self.entry.ranking or self.entry.formatting == "alpaca":
+            return None
+        return (self.entry.columns.kto_tag or "",)
+
     def lines_of(self, row: Mapping[str, Any], faults: list[Fault]) -> list[Line] | None:
         if self.entry is None or self.entry.formatting != "alpaca":
             return super().lines_of(row, faults)

@@ -53,6 +53,10 @@ class Swift(TaggedFormat):
             return "query" in row and "response" in row
         return all(isinstance(value.get("content"), str) for value in messages if isinstance(value, Mapping))
 
+    @property
+    def own_columns(self) -> tuple[str, ...] | None:
+        return ("label", "rejected_response", "loss_scale")
+
     def lines_of(self, row: Mapping[str, Any], faults: list[Fault]) -> list[Line] | None:
         if any(row.get(key) is not None for key in self.message_keys):
             return super().lines_of(row, faults)

@@ -68,6 +68,15 @@ class TaggedFormat(RowFormat):
             roles=self.roles_read,
         )
 
+    @property
+    def own_columns(self) -> tuple[str, ...] | None:
+        """Columns, and keys of messages, for which this class overrides a method that reads; None: for all rows.
+
+        A row without them is read by `plain.PlainRows` if nothing else about it is unusual. A subclass that overrides
+        such a method without this one has all its rows read by its own methods.
+        """
+        return ()
+
     def read(self, row: Mapping[str, Any]) -> Reading:
         faults: list[Fault] = []
         lines = self.lines_of(row, faults)

@@ -24,6 +24,11 @@ def own_marker(text: str, model: str = "") -> str:
     return found[0] if found else ""
 
 
+def marker_starts(model: str = "") -> tuple[str, ...]:
+    """The characters with which control tokens of a model begin. Arguments and errors as `own_marker`."""
+    return _markers(model)[0]
+
+
 @cache
 def _markers(model: str) -> tuple[tuple[str, ...], re.Pattern[str]]:
     """First characters of the control tokens of a model, and what finds them."""

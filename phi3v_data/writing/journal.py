@@ -17,16 +17,18 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN, MAX_JSON, hidden_path, read_regular, write_json
 from phi3v_data.sources.reads import ReadRecord
+
+T = TypeVar("T")
 
 FORMAT = 2
 """Format of the journal: 2 since it records the files that were read; parts of older ones are not kept."""
@@ -98,6 +100,12 @@ class PartRecord(msgspec.Struct, frozen=True):
         return len(self.rows) + len(self.rejects)
 
 
+class _Collided(msgspec.Struct, frozen=True):
+    """The only field of a `PartRecord` that is asked for before all records are read in order."""
+
+    collided: tuple[SafePath, ...] = ()
+
+
 class Begun(msgspec.Struct, frozen=True):
     """Identity of a set: `identity.json` while it is being written, then `complete.json`.
 
@@ -113,6 +121,7 @@ class Begun(msgspec.Struct, frozen=True):
 
 _decode_begun = msgspec.json.Decoder(Begun).decode
 _decode_part = msgspec.json.Decoder(PartRecord).decode
+_decode_collided = msgspec.json.Decoder(_Collided).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,9 +292,20 @@ class Journal:
         Raises:
             UserError: phi3v cannot have written it, such as a name that leads out of `images/`.
         """
-        path = self.part_path(part)
+        return self._decoded(self.part_path(part), _decode_part)
+
+    def read_collided(self, part: int) -> tuple[str, ...]:
+        """`collided` of the record of a part, in a fraction of the time of `read_part`; empty if it is not done.
+
+        Raises:
+            UserError: as `read_part`.
+        """
+        found = self._decoded(self.part_path(part), _decode_collided)
+        return found.collided if found is not None else ()
+
+    def _decoded(self, path: Path, decode: Callable[[bytes], T]) -> T | None:
         try:
-            return _decode_part(self._read(path, MAX_RECORD))
+            return decode(self._read(path, MAX_RECORD))
         except FileNotFoundError:
             return None
         except (msgspec.ValidationError, RecursionError) as error:

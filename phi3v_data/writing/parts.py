@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from phi3v_data.lock import shared_lock
 from phi3v_data.messages import counted
 from phi3v_data.registry import ConverterRef, source_file
 from phi3v_data.sources.archive import as_member
-from phi3v_data.sources.fingerprint import item_fingerprint
 from phi3v_data.sources.reads import Roots, noting
 from phi3v_data.user_code import describe_error
 from phi3v_data.writing.journal import Journal
-from phi3v_data.writing.plan import Part, read_items
+from phi3v_data.writing.plan import Part, read_items, read_planned
 from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
 
 FATAL = (MemoryError, ImportError, NameError, SyntaxError)
@@ -96,14 +95,14 @@ def run_part(job: Job, converter: Converter[Any], options: Options, part: Part, 
     """Convert the items of one part and write its record."""
     journal = Journal(job.out_dir)
     writer = PartWriter(journal, part.index, job.settings, journal.run / f"scratch-{os.getpid()}-{part.index}")
-    for index, item in enumerate(read_items(job.plan_folder, part)):
+    for index, (digest, item) in enumerate(read_planned(job.plan_folder, part)):
         tick(index)
         slot = Slot(part.first + index, part.split, item_name(item), item.group)
         with noting(item_roots(job.roots, item)) as reads:
             if item.path:
                 reads.file(os.path.abspath(item.path))
             convert_item(writer, slot, converter, options, item)
-        writer.made_from(slot, item_fingerprint(item, job.roots), reads.records())
+        writer.made_from(slot, digest, reads.records())
     record = writer.finish()
     return PartCounts(len(record.rows), len(record.rejects))
 
@@ -117,7 +116,13 @@ def item_name(item: Item) -> str:
 
 def item_roots(roots: Roots, item: Item) -> Roots:
     """The roots for one item: its path may be a folder, below which more is read."""
-    return roots.plus("item", item.path) if item.path and os.path.isdir(item.path) else roots
+    return _with_folder(roots, item.path) if item.path and os.path.isdir(item.path) else roots
+
+
+@lru_cache(maxsize=16)
+def _with_folder(roots: Roots, folder: str) -> Roots:
+    """The roots with the folder of an item; many items may have the same."""
+    return roots.plus("item", folder)
 
 
 def convert_item(writer: PartWriter, slot: Slot, converter: Converter[Any], options: Options, item: Item) -> None:

@@ -1,7 +1,8 @@
 """Divides a converter's items into numbered parts, in memory that does not depend on the content of items.
 
-Items are written to one spool file per split under the journal's scratch folder; memory is 9 bytes per item, and 8 for
-the check that keys are unique. Numbers and boundaries of parts depend only on the plan, never on the workers.
+Items are written, with their digests, to one spool file per split under the journal's scratch folder; memory is 9 bytes
+per item, and 8 for the check that keys are unique. Numbers and boundaries of parts depend only on the plan, never on
+the workers.
 """
 
 import hashlib
@@ -174,12 +175,13 @@ def _without_split(item: Item, problem: str) -> Item:
 
 def _add(spool: _Spool, item: Item, roots: Roots) -> None:
     spool.digest.update(f"{item.key}\0{item.size}\n".encode("utf-8", "surrogatepass"))
-    spool.content.update(item_fingerprint(item, roots).encode())
+    digest = item_fingerprint(item, roots)
+    spool.content.update(digest.encode())
     spool.offsets.append(spool.file.tell())
     spool.joined.append(bool(item.bundle) and item.bundle == spool.last_bundle)
     spool.last_bundle = item.bundle
     try:
-        pickle.dump(item, spool.file, protocol=pickle.HIGHEST_PROTOCOL)
+        pickle.dump((digest, item), spool.file, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UserError(f"item {item.key!r} cannot be sent to a worker: {error}; keep plain values in Item.data") from (
             error
@@ -211,7 +213,15 @@ def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
 
 
 def read_items(folder: Path, part: Part) -> Iterator[Item]:
-    """Yield the items of a part; only files written by this run are unpickled."""
+    """Yield the items of a part."""
+    return (item for _, item in read_planned(folder, part))
+
+
+def read_planned(folder: Path, part: Part) -> Iterator[tuple[str, Item]]:
+    """Yield the digest of each item of a part by the roots of the plan, and the item.
+
+    Only files written by this run are unpickled.
+    """
     with (folder / part.spool).open("rb") as file:
         file.seek(part.offset)
         for _ in range(part.count):

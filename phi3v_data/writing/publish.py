@@ -102,8 +102,9 @@ def merge(
             if record.split not in splits:
                 name = file_name(info.name, record.split)
                 splits[record.split] = SplitFile(name, inside(journal.stage, name).open("wb"))
-            splits[record.split].write(record.row.encode() + b"\n", (image.name for image in record.images))
-            notes.update(record.notes)
+            splits[record.split].write(record.row.encode() + b"\n", [image.name for image in record.images])
+            if record.notes:
+                notes.update(record.notes)
     finally:
         rejects.close()
         for split in splits.values():
@@ -152,7 +153,7 @@ def _reject_line(record: RejectRecord) -> bytes:
 
 def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectRecord]:
     """Yield all records in the order of numbering; a name with two contents belongs to the first row that uses it."""
-    disputed = {name for part_record in journal.part_records(num_parts) for name in part_record.collided}
+    disputed = {name for part in range(num_parts) for name in journal.read_collided(part)}
     fold = str.lower if disputed and is_case_blind(journal.run) else str  # two spellings may be one file
     disputed = set(map(fold, disputed))
     owners: dict[str, ImageRecord] = {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from pydantic import ValidationError
@@ -92,8 +93,7 @@ class PartWriter:
             OSError: the disk is full, not writable or failing.
         """
         try:
-            sample, prepared, notes = make_sample(slot, draft, self.settings)
-            line = to_line(sample, plain=self.settings.plain)
+            line, prepared, notes = make_row(slot, draft, self.settings)
         except Reject as reject:
             self.reject(slot, reject.code, reject.message)
             return
@@ -123,6 +123,23 @@ class PartWriter:
         )
         self.journal.write_part(self.part, part_record, self.scratch)
         return part_record
+
+
+def make_row(
+    slot: Slot, draft: Draft, settings: RowSettings
+) -> tuple[str, Mapping[str, PreparedImage], tuple[str, ...]]:
+    """Convert a draft to the line of a row; return it with its images by name, and notes.
+
+    Raises:
+        Reject: an image or a text is not valid in a row.
+    """
+    if _is_usual(draft, slot, settings):
+        row, prepared = _usual_row(slot, draft, settings)
+        line = _spelled(row)
+        if line and "\\u0000" not in line:
+            return line, prepared, ()
+    sample, prepared, notes = make_sample(slot, draft, settings)
+    return to_line(sample, plain=settings.plain), prepared, notes
 
 
 def make_sample(
@@ -200,7 +217,7 @@ def to_line(sample: Sample, *, plain: bool) -> str:
         Reject: `invalid-text`, `non-finite-number`.
     """
     try:
-        line = _fast_json(sample, plain=plain) or sample.to_json(plain=plain)
+        line = _fast_json(sample.to_row(plain=plain)) or sample.to_json(plain=plain)
         line.encode()
     except UnicodeEncodeError as error:
         raise Reject(
@@ -213,16 +230,21 @@ def to_line(sample: Sample, *, plain: bool) -> str:
     return line
 
 
-def _fast_json(sample: Sample, *, plain: bool) -> str:
-    """The text of `Sample.to_json`, in a third of its time; empty if the row needs Python's own encoder.
+def _fast_json(row: Mapping[str, Any]) -> str:
+    """The text of `Sample.to_json` for a row, in a third of its time; empty if the row needs Python's own encoder.
 
     msgspec and `json` spell everything alike but numbers with a fraction, which are only in `meta`.
     """
-    if any(isinstance(value, float) for value in sample.meta.values()):
+    if any(isinstance(value, float) for value in row.get("meta", {}).values()):
         return ""
+    return _spelled(row)
+
+
+def _spelled(row: Mapping[str, Any]) -> str:
+    """The text of a row without fractions; empty if msgspec cannot encode it."""
     try:
-        return msgspec.json.format(_encode(sample.to_row(plain=plain)), indent=0).decode()
-    except (ValueError, OverflowError):
+        return msgspec.json.format(_encode(row), indent=0).decode()
+    except (TypeError, ValueError, OverflowError):
         return ""
 
 
@@ -261,6 +283,7 @@ def _roots_pattern(roots: tuple[str, ...]) -> "re.Pattern[str]":
 
 
 _SEQUENCES = (list, tuple)
+_SCALARS = (str, int, bool, type(None))  # a float is checked by the models
 _LISTS = {"images": "images", "turns": "DraftTurn objects", "answers": "strings", "notes": "strings"}
 
 
@@ -288,7 +311,7 @@ def _check_shape(draft: Draft) -> None:
 
 def _is_plain(draft: Draft) -> bool:
     """Whether a draft has the usual types, seen at a glance; the others are looked at field by field."""
-    return (
+    if not (
         type(draft) is Draft
         and type(draft.meta) is dict
         and type(draft.turns) in _SEQUENCES
@@ -296,14 +319,74 @@ def _is_plain(draft: Draft) -> bool:
         and type(draft.answers) in _SEQUENCES
         and type(draft.notes) in _SEQUENCES
         and not draft.notes
-        and all(
-            type(turn) is DraftTurn
-            and type(turn.images) in _SEQUENCES
-            and type(turn.image_offsets) in _SEQUENCES
-            and not turn.image_offsets
-            for turn in draft.turns
-        )
-    )
+    ):
+        return False
+    for turn in draft.turns:
+        if type(turn) is not DraftTurn or type(turn.images) not in _SEQUENCES:
+            return False
+        if type(turn.image_offsets) not in _SEQUENCES or turn.image_offsets:
+            return False
+    return True
+
+
+def _is_usual(draft: Draft, slot: Slot, settings: RowSettings) -> bool:
+    """Whether nothing but an image can make a reject of a draft, as all its values are what the format's models want.
+
+    Such a draft becomes a row without these models, which take as long as everything else.
+    """
+    if (
+        not _is_plain(draft)
+        or settings.plain
+        or settings.is_unlabelled(slot.split)
+        or draft.rejected != ""
+        or draft.tools != ""
+        or type(draft.system) is not str
+        or type(draft.group or slot.group) is not str
+    ):
+        return False
+    is_trained = False
+    for turn in draft.all_turns():
+        user, answer = turn.user, turn.assistant
+        if type(user) is not str or type(answer) is not str or type(turn.weight) is not int or turn.steps:
+            return False
+        if not answer.strip() or not (turn.images or user.strip()) or turn.weight not in (0, 1):
+            return False
+        is_trained = is_trained or turn.weight == 1
+    for key, value in draft.meta.items():
+        if type(key) is not str or type(value) not in _SCALARS:
+            return False
+    for text in draft.answers:
+        if type(text) is not str:
+            return False
+    return is_trained
+
+
+def _usual_row(slot: Slot, draft: Draft, settings: RowSettings) -> tuple[dict[str, Any], Mapping[str, PreparedImage]]:
+    """The row of a draft of which `_is_usual` holds, as `Sample.to_row` gives it, and its images by name.
+
+    Raises:
+        Reject: of an image.
+    """
+    prepared: dict[str, PreparedImage] = {}
+    turns = []
+    for turn in draft.all_turns():
+        names: list[str] = []
+        if turn.images:
+            names = [_take(image, prepared) for image in _prepare_all(turn, slot.split, settings.num_crops)]
+        entry: dict[str, Any] = {"images": names, "user": turn.user, "assistant": turn.assistant}
+        if not turn.weight:
+            entry["weight"] = 0
+        turns.append(entry)
+    row: dict[str, Any] = {"id": slot.id, "source": settings.source, "conversations": turns}
+    if draft.system:
+        row["system"] = draft.system
+    if draft.answers:
+        row["answers"] = draft.answers
+    if group := draft.group or slot.group:
+        row["group"] = group
+    if draft.meta:
+        row["meta"] = draft.meta
+    return row, prepared
 
 
 def _prepare_all(turn: DraftTurn, split: str, num_crops: int | None) -> list[PreparedImage]:

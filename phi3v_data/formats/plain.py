@@ -1,0 +1,163 @@
+"""Rows of the usual kind in one pass: a user's message and an answer in turn, images at `<image>` tags.
+
+Most rows of most files are of this kind, and may be millions. A row that is in any way unusual is left to
+`TaggedFormat.read` and `check_turns`, which also say what is wrong with it.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from phi3v_data.draft import DraftTurn
+from phi3v_data.formats.base import RowFormat
+from phi3v_data.formats.chat import ImageRef
+from phi3v_data.formats.placeholders import IMAGE, split_at_tags
+from phi3v_data.formats.tagged import TaggedFormat
+from phi3v_data.formats.texts import marker_starts, own_marker
+
+READING = ("read", "lines_of", "messages_of", "message_of", "weight_of", "images_of", "fill", "with_pair")
+"""Methods that read a row; a class that overrides one says by `own_columns` which rows need it."""
+
+
+class PlainRows:
+    """Reads plain rows of one format.
+
+    `media`: columns of what a sample cannot hold, such as videos. `model`: as `own_marker`, with the same errors.
+    """
+
+    def __init__(self, row_format: TaggedFormat, media: Iterable[str], model: str = "") -> None:
+        names = row_format.names
+        self._message_keys = tuple(names.messages)
+        self._role_keys, self._content_keys = tuple(names.role), tuple(names.content)
+        self._image_keys = tuple(names.images)
+        self._system_key = names.system
+        self._weight_key = row_format.weight_key
+        self._roles = dict(names.roles)
+        self._model = model
+        self._starts = tuple({"<", *marker_starts(model)})
+        self._has_other_tags = bool(row_format.other_tags)
+        self._own = frozenset(row_format.own_columns or ())
+        self._odd = self._own | {name for name in (*media, names.tools) if name}
+
+    def read(self, row: Any) -> tuple[str, list[tuple[DraftTurn, list[ImageRef]]]] | None:
+        """The system message and the turns, as `to_turns` gives them; None if the row needs a closer look."""
+        if type(row) is not dict or not (self._odd.isdisjoint(row) or self._are_empty(row)):
+            return None
+        messages = next((value for key in self._message_keys if (value := row.get(key)) is not None), None)
+        images = self._images_of(row)
+        if type(messages) is not list or images is None:
+            return None
+        system = row.get(self._system_key) if self._system_key else ""
+        if not isinstance(system, str):
+            system = ""
+        elif system and self._is_special(system):
+            return None
+        roles = self._roles
+        role_key = content_key = ""
+        turns: list[tuple[DraftTurn, list[ImageRef]]] = []
+        question: str | None = None
+        refs: list[ImageRef] = []
+        offsets: list[int] = []
+        num_placed = 0
+        may_be_system = not system
+        for message in messages:
+            if type(message) is not dict:
+                return None
+            weight = 1
+            if len(message) != 2 or role_key not in message or content_key not in message:
+                role_key = next((key for key in self._role_keys if key in message), "")
+                content_key = next((key for key in self._content_keys if key in message), "")
+                weight = self._weight_of(message)
+                if not role_key or not content_key or weight < 0:
+                    return None
+            name, text = message[role_key], message[content_key]
+            if type(name) is not str or type(text) is not str:
+                return None
+            role = roles.get(name)
+            if role == "assistant":
+                if question is None or not text.strip() or self._is_special(text):
+                    return None
+                turns.append((DraftTurn(question, text, (), offsets if any(offsets) else (), weight), refs))
+                question = None
+                if refs:
+                    refs, offsets = [], []
+            elif role == "user" and question is None:
+                if IMAGE in text:
+                    refs, offsets, text = _placed(text, images[num_placed:])
+                    num_placed += len(offsets)
+                    if len(refs) < len(offsets):
+                        return None
+                if self._is_special(text):
+                    return None
+                question = text
+            elif role == "system" and may_be_system and not self._is_special(text):
+                system = text
+            else:
+                return None
+            may_be_system = False
+        if question is not None or not turns or num_placed != len(images):
+            return None
+        return system, turns
+
+    def _are_empty(self, row: Mapping[str, Any]) -> bool:
+        """Whether the unusual columns that a row has are empty."""
+        values = ((key, row.get(key)) for key in self._odd)
+        return all(value is None or (key not in self._own and value in ("", [])) for key, value in values)
+
+    def _images_of(self, row: Mapping[str, Any]) -> list[ImageRef] | None:
+        """The images of a row; None if they are not all texts."""
+        for key in self._image_keys:
+            value = row.get(key)
+            if value in (None, "", []):
+                continue
+            if type(value) is str:
+                return [ImageRef(value, key)]
+            if type(value) is not list or not all(type(one) is str and one for one in value):
+                return None
+            return [ImageRef(one, f"{key}[{number}]") for number, one in enumerate(value)]
+        return []
+
+    def _weight_of(self, message: Mapping[str, Any]) -> int:
+        """The weight of a message; -1 if it needs a closer look."""
+        if not self._own.isdisjoint(message):
+            return -1
+        weight = message.get(self._weight_key) if self._weight_key else None
+        if weight is None:
+            return 1
+        return int(weight) if type(weight) in (bool, int, float) and weight in (0, 1) else -1
+
+    def _is_special(self, text: str) -> bool:
+        """Whether a text has tags that are left, or a control token of the model."""
+        for start in self._starts:
+            if start in text:
+                return (
+                    IMAGE in text or (self._has_other_tags and "</img>" in text) or own_marker(text, self._model) != ""
+                )
+        return False
+
+
+def make_plain_rows(row_format: RowFormat, media: Iterable[str], model: str = "") -> PlainRows | None:
+    """The reader of plain rows of a format; None if its class reads all rows in its own way. Raises as `PlainRows`."""
+    if not isinstance(row_format, TaggedFormat) or row_format.own_columns is None:
+        return None
+    declaring = _defining(type(row_format), "own_columns")
+    is_declared = all(issubclass(declaring, _defining(type(row_format), name)) for name in READING)
+    return PlainRows(row_format, media, model) if is_declared else None
+
+
+def _defining(cls: type, name: str) -> type:
+    """The class that defines an attribute of a class."""
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
+def _placed(text: str, images: list[ImageRef]) -> tuple[list[ImageRef], list[int], str]:
+    """The images at the tags of a text, the offset of each tag, and the text without tags."""
+    pieces: list[str] = []
+    offsets: list[int] = []
+    length = 0
+    for piece in split_at_tags(text):
+        if piece is None:
+            offsets.append(length)
+        else:
+            pieces.append(piece)
+            length += len(piece)
+    return images[: len(offsets)], offsets, "".join(pieces)
