@@ -11,6 +11,8 @@ from phi3v_data.formats.data_files import SUFFIXES
 from phi3v_data.formats.import_options import AUTO
 from phi3v_data.formats.importing import ImportRows
 from phi3v_data.formats.registry import file_digest, get_format
+from phi3v_data.formats.webdataset import WebDataset
+from phi3v_data.shards.importing import ImportShards
 from phi3v_data.shards.view import MANIFEST_OF_EXPORT, find_export
 from phi3v_data.tokens.registry import find_family
 from phi3v_data.writing.request import ConvertSettings, Progress
@@ -29,7 +31,7 @@ def import_rows(
 
     Args:
         format_name: a format, `auto`, or `FILE.py:NAME` for one of the user's own.
-        source: a data file, or a folder, archive or Hub id with one.
+        source: a data file, or a folder, archive or Hub id with one; or WebDataset shards.
         options: those of `ImportOptions`: `data`, `images_root`, `merge_turns`, `model`, `fetch`.
         progress: called as `progress(stage, done, total)`.
         settings: as for `convert`.
@@ -51,14 +53,14 @@ def import_rows(
         given["downloads"] = str(Path(out_dir).expanduser().absolute() / HIDDEN / "convert" / "source" / "downloads")
     if Path(source).name == "dataset_info.json" and Path(source).is_file():
         source = Path(source).parent
-    if _is_webdataset(Path(source)):
-        raise UserError(
-            f"{source}: shards of WebDataset are read as a directory, without an import; `phi3v-data merge {source} "
-            f"{out_dir or 'OUT'}` makes a copy"
-        )
     if settings.get("unlabelled"):
         raise UserError("an import has no setting unlabelled: a row without its last answer is rejected")
-    return convert(ImportRows, source, out_dir, options=given, progress=progress, **settings)
+    path = Path(source)
+    converter: type[ImportRows | ImportShards] = ImportShards if _is_webdataset(path) else ImportRows
+    if format_name == WebDataset.name and path.suffix == ".tar" and path.is_file():
+        converter, source = ImportShards, path.absolute().parent  # as an archive, it would be unpacked
+        given["data"] = path.name
+    return convert(converter, source, out_dir, options=given, progress=progress, **settings)
 
 
 def _is_webdataset(source: Path) -> bool:

@@ -12,6 +12,7 @@ EXAMPLES = [
     "phi3v-data import llava llava_v1_5_mix.json --images_root images --out_dir out",
     "phi3v-data import sharegpt LLaMA-Factory/data --data mllm_demo --out_dir out",
     "phi3v-data import openai train.jsonl --out_dir out --fetch --merge_turns",
+    "phi3v-data import webdataset shards --out_dir out",
     "phi3v-data import my_format.py:MyFormat rows.jsonl --out_dir out",
 ]
 
@@ -21,10 +22,14 @@ def import_rows(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, auto, or a format of your own: FILE.py:NAME.",
+            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, webdataset, auto, or a format of your own: "
+            "FILE.py:NAME.",
         ),
     ],
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Data file, or a folder, archive or Hub id with one.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="Data file, a folder, archive or Hub id with one, or WebDataset shards."),
+    ],
     out_dir: Annotated[str, typer.Option(metavar="DIR", help="Directory for the dataset.")],
     allow_rejects: Annotated[int, typer.Option(metavar="N", help="Exit with 0 if at most N rows were rejected.")] = 0,
     quiet: Quiet = False,

@@ -42,7 +42,7 @@ def chat_of(row: ShardRow) -> Chat:
     Raises:
         BadRowError: the row is in no known format, or not a sample.
     """
-    found = _format_of(row.value)
+    found = format_of(row.value)
     if found is None:
         raise BadRowError(row.where, f"no conversation: the fields are {', '.join(map(shown, list(row.value)[:8]))}")
     reading = found.read(row.value)
@@ -53,5 +53,6 @@ def chat_of(row: ShardRow) -> Chat:
     return reading.chat
 
 
-def _format_of(value: Mapping[str, Any]) -> RowFormat | None:
+def format_of(value: Mapping[str, Any]) -> RowFormat | None:
+    """The first format that recognizes a row; None if none does."""
     return next((found() for found in all_formats().values() if found().recognizes(value)), None)

@@ -10,6 +10,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -32,12 +33,30 @@ _SUFFIX_OF = {kind.lower(): suffixes[0] for kind, suffixes in STORED_IMAGES.item
 _SUFFIXES = frozenset(suffix for suffixes in STORED_IMAGES.values() for suffix in suffixes)
 
 
-def read_tar(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
-    """Yield the samples of a shard in order; see `rows.ShardReader`.
+@dataclass(slots=True)
+class TarSample:
+    """Neighbours with one key.
+
+    Attributes:
+        key: the name up to its first dot, with the folder.
+        json: name, offset and size of the member with its row, if there is one.
+        text: content of that member; None if it is over the limit.
+        images: name, field, offset and size of each member that is an image, in order.
+        others: fields of all other members.
+    """
+
+    key: str
+    json: tuple[str, int, int] | None = None
+    text: bytes | None = None
+    images: list[tuple[str, str, int, int]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+def tar_samples(path: Path) -> Iterator[TarSample]:
+    """Yield the samples of a shard in order.
 
     Raises:
         UserError: the file is damaged, compressed, or not a tar.
-        BadRowError: a sample without JSON, or with one that cannot be read.
     """
 
     def refuse(why: str) -> NoReturn:
@@ -45,7 +64,7 @@ def read_tar(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
 
     try:
         with tarfile.open(path, "r:", tarinfo=member_class(Limits(), refuse)) as packed:
-            yield from _samples(packed, path.name, number, stem)
+            yield from _samples(packed)
         if not _ends_in_zeros(path):
             raise tarfile.ReadError("no end mark")
     except tarfile.TarError as error:
@@ -55,6 +74,30 @@ def read_tar(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
         ) from None
 
 
+def read_tar(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
+    """Yield the rows of a shard in order; see `rows.ShardReader`.
+
+    Raises:
+        UserError: as `tar_samples`.
+        BadRowError: a sample without JSON, or with one that cannot be read.
+    """
+    for sample in tar_samples(path):
+        where = f"{path.name}: {sample.key}"
+        row, images = None, dict[str, PackedImage]()
+        if sample.json is not None:
+            name, offset, size = sample.json
+            if sample.text is None:
+                raise BadRowError(f"{path.name}: {name}", f"has {size:,} bytes, over the limit of {MAX_JSON:,}")
+            row = _json(sample.text, f"{path.name}: {name}")
+            images |= _data_urls(sample.text, name, offset, number, stem)
+        for name, field_, offset, size in sample.images:
+            image = PackedImage(f"{stem}/{name}", number, offset, size)
+            images |= dict.fromkeys((name, PurePosixPath(name).name, field_), image)
+        if not isinstance(row, dict):
+            raise BadRowError(where, "the sample has no .json with an object, which would be its conversation")
+        yield ShardRow(where, row, images)
+
+
 def _ends_in_zeros(path: Path) -> bool:
     """Whether the file ends as a complete tar does; a cut one may end between two members, without an error."""
     with path.open("rb") as file:
@@ -62,52 +105,38 @@ def _ends_in_zeros(path: Path) -> bool:
         return file.read() == bytes(_END_MARK)
 
 
-def _samples(packed: tarfile.TarFile, shard: str, number: int, stem: str) -> Iterator[ShardRow]:
-    key, row, images = "", None, dict[str, PackedImage]()
+def _samples(packed: tarfile.TarFile) -> Iterator[TarSample]:
+    sample: TarSample | None = None
     for member in tar_members(packed):
         name = PurePosixPath(member.name)
         if not member.isreg() or name.name.startswith(".") or "__MACOSX" in name.parts:
             continue
-        base, _, field = name.name.partition(".")
-        this = str(name.parent / base)
-        if this != key and key:
-            yield _finished(shard, key, row, images)
-            row, images = None, {}
-        key = this
-        if field.lower() == "json":
-            data = _content(packed, member, f"{shard}: {member.name}")
-            row = _json(data, f"{shard}: {member.name}")
-            images |= _data_urls(data, member, number, stem)
-        elif f".{field.rpartition('.')[2].lower()}" in _SUFFIXES:
-            image = PackedImage(f"{stem}/{member.name}", number, member.offset_data, member.size)
-            for reference in (member.name, name.name, field):
-                images[reference] = image
-    if key:
-        yield _finished(shard, key, row, images)
+        base, _, suffix = name.name.partition(".")
+        key = str(name.parent / base)
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+            sample = TarSample(key)
+        if suffix.lower() == "json":
+            sample.json = member.name, member.offset_data, member.size
+            stream = packed.extractfile(member) if member.size <= MAX_JSON else None
+            sample.text = stream.read() if stream else None
+        elif f".{suffix.rpartition('.')[2].lower()}" in _SUFFIXES:
+            sample.images.append((member.name, suffix, member.offset_data, member.size))
+        else:
+            sample.others.append(suffix)
+    if sample is not None:
+        yield sample
 
 
-def _finished(shard: str, key: str, row: Any, images: dict[str, PackedImage]) -> ShardRow:
-    where = f"{shard}: {key}"
-    if not isinstance(row, dict):
-        raise BadRowError(where, "the sample has no .json with an object, which would be its conversation")
-    return ShardRow(where, row, images)
-
-
-def _content(packed: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
-    if member.size > MAX_JSON:
-        raise BadRowError(where, f"has {member.size:,} bytes, over the limit of {MAX_JSON:,}")
-    stream = packed.extractfile(member)
-    return stream.read() if stream else b""
-
-
-def _data_urls(data: bytes, member: tarfile.TarInfo, number: int, stem: str) -> dict[str, PackedImage]:
+def _data_urls(data: bytes, member: str, start: int, number: int, stem: str) -> dict[str, PackedImage]:
     """The images in the text of a JSON member, by their data URLs."""
     images: dict[str, PackedImage] = {}
     for found in _DATA_URL.finditer(data):
         url = found[0].decode()
         suffix = _SUFFIX_OF.get(found[1].decode().lower(), "")
-        name = f"{stem}/{member.name}.{len(images)}{suffix}"
-        offset = member.offset_data + found.start(2)
+        name = f"{stem}/{member}.{len(images)}{suffix}"
+        offset = start + found.start(2)
         images.setdefault(url, PackedImage(name, number, offset, len(found[2]), is_base64=True))
     return images
 

@@ -121,11 +121,16 @@ def find_export(path: Path) -> Export | None:
             raise UserError(f"{folder} has both .tar and .parquet files; give a folder with shards of one kind")
         if kinds:
             prefix = "" if folder == path else "data/"
-            return Export(path, kinds[0], _by_split([prefix + name for name in found[kinds[0]]]))
+            return Export(path, kinds[0], shards_by_split([prefix + name for name in found[kinds[0]]]))
     return None
 
 
-def _by_split(shards: Sequence[str]) -> dict[str, list[str]]:
+def shards_by_split(shards: Sequence[str]) -> dict[str, list[str]]:
+    """Shards by the split that their names give.
+
+    Raises:
+        UserError: a name gives none.
+    """
     found: dict[str, list[str]] = {}
     for shard in shards:
         found.setdefault(_NUMBER.sub("", Path(shard).stem) or "train", []).append(shard)
@@ -180,8 +185,8 @@ def _make(export: Export, folder: Path, digest: str) -> Path:
 
 
 def _write(export: Export, view: Path) -> None:
-    given = _manifest(export)
-    name = given.name if given and given.name else _set_name(export.root)
+    given = manifest_of(export)
+    name = given.name if given and given.name else name_of_export(export.root)
     images: list[PackedImage] = []
     splits: dict[str, SplitInfo] = {}
     formats: set[int] = {1}  # of the rows
@@ -264,7 +269,12 @@ def _sample(row: ShardRow, name: str, number: str) -> tuple[Sample, list[PackedI
     )
 
 
-def _manifest(export: Export) -> Manifest | None:
+def manifest_of(export: Export) -> Manifest | None:
+    """Manifest of an export (name, task, license of its set); None if it has none.
+
+    Raises:
+        UserError: that file cannot be read.
+    """
     path = export.root / MANIFEST_OF_EXPORT
     try:
         return parse_manifest(read_regular(path), path)
@@ -274,6 +284,7 @@ def _manifest(export: Export) -> Manifest | None:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def _set_name(root: Path) -> str:
+def name_of_export(root: Path) -> str:
+    """Name of a set from that of its folder."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.resolve().name).strip("_")[:MAX_NAME_BYTES] or "export"
     return name if is_split_name(name) else "export"

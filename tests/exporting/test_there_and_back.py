@@ -36,11 +36,8 @@ def good(cli: Cli, *words: object) -> str:
 
 
 def bring_in(cli: Cli, name: str, source: Path, out: Path) -> Path:
-    """A file of another tool as a directory; shards are read as one, of which `merge` makes a copy."""
-    if name == "webdataset":
-        good(cli, "merge", source, out)
-    else:
-        good(cli, "import", name, source, "--out_dir", out, "--workers", 0)
+    """A file of another tool as a directory."""
+    good(cli, "import", name, source, "--out_dir", out, "--workers", 0)
     return out
 
 
@@ -98,14 +95,10 @@ def test_the_five_samples_come_back_from_each_format(name: str, cli: Cli, five: 
     assert content(bring_in(cli, name, tmp_path / "out", tmp_path / "back")) == expected()
 
 
-def test_an_import_of_shards_says_how_they_are_read(
-    cli: Cli, five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_merge_of_shards_makes_a_directory_of_them_too(cli: Cli, five: Path, tmp_path: Path) -> None:
     good(cli, "export", "webdataset", five, "--out", tmp_path / "out")
-    monkeypatch.chdir(tmp_path)
-    code, _, err = cli("import", "webdataset", "out", "--out_dir", "back", "-q")
-    assert code == 2
-    assert "`phi3v-data merge out back` makes a copy" in err
+    good(cli, "merge", tmp_path / "out", tmp_path / "back")
+    assert content(tmp_path / "back") == expected()
 
 
 @pytest.mark.parametrize("name", FOLDED)

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [row] = re.findall(r"`(\{\"talk\".*?)`\.", PAGE, re.DOTALL)
     (tmp_path / "rows.jsonl").write_text(row)
     shutil.copy(SAMPLES / "llava/images/cat.jpg", tmp_path)
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards/00000.tar", "w") as shard:
+        shard.add(tmp_path / "cat.jpg", "000.jpg")
+        (tmp_path / "000.json").write_text(json.dumps({**rows[0], "image": "000.jpg"}))
+        shard.add(tmp_path / "000.json", "000.json")
     return tmp_path
 
 
@@ -47,7 +53,7 @@ def test_the_commands_of_the_section_on_import_run(cli: Cli, place: Path) -> Non
     blocks = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
     commands = [line.partition("  #")[0] for line in blocks.splitlines() if line.startswith("phi3v-data import")]
     commands += re.findall(r"`(phi3v-data import mine.py[^`]*)`", section)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         code, said, errors = cli(*shlex.split(command)[1:], "--workers", "0")
         assert code == 0, errors
