@@ -70,7 +70,7 @@ floors:
 	$(PYTHON) -m venv $(VENV)-floors
 	$(VENV)-floors/bin/python .ci/floors.py > $(VENV)-floors/floors.txt
 	$(VENV)-floors/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-floors/floors.txt -e '.[video]' pytest pytest-xdist hypothesis psutil
-	$(VENV)-floors/bin/python -m pytest -q -n 2 -m "not slow and not gpu" tests --ignore tests/models --ignore tests/train --ignore tests/converters --ignore tests/serving
+	$(VENV)-floors/bin/python -m pytest -q -n 2 -m "not slow and not gpu" tests --ignore tests/models --ignore tests/train --ignore tests/converters --ignore tests/serving --ignore tests/real
 
 dist: $(VENV)/.dev
 	rm -rf dist
