@@ -5,7 +5,7 @@
         row.value      # the object, None if it cannot be read
         row.faults     # what is wrong with its text
 
-Memory is bounded by the longest row and about a megabyte; a row over 64 MB is not read.
+Memory is bounded by the longest row and a few megabytes; a row over 64 MB is not read.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from phi3v_data.sources.tables import RowLocation, open_tables
 Layout: TypeAlias = Literal["lines", "array", "parquet"]
 
 _LOOK_BYTES = 1 << 20
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 21
 _ROWS_BYTES = 1 << 18  # of rows whose values are wanted: these stay in the processor's cache
 _AHEAD_BYTES = 1 << 17
 
@@ -91,7 +91,7 @@ class RowFile:
                 if self.layout == "array":
                     yield from ArrayReader(file, size).blocks()
                 else:
-                    yield from map(_line_block, stream_blocks(file, block_bytes=size, count_lines=_count_lines))
+                    yield from _line_blocks(file, size)
         except OSError as error:
             raise unreadable(self.path, error) from None
 
@@ -190,12 +190,16 @@ def _is_complete(text: bytes) -> bool:
     return True
 
 
-def _count_lines(data: bytes) -> int:
-    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == 10))
+def _line_blocks(file: BinaryIO, size: int) -> Iterator[RowBlock]:
+    line = 1
+    for block in stream_blocks(file, block_bytes=size, count_lines=lambda data: 0):
+        rows, num_lines = _line_block(block, line)
+        yield rows
+        line += num_lines
 
 
-def _line_block(block: Block) -> RowBlock:
-    """The rows of a block of lines; blank lines are faults."""
+def _line_block(block: Block, first_line: int) -> tuple[RowBlock, int]:
+    """The rows of a block of lines, and how many lines it has; blank lines are faults."""
     empty = np.zeros(0, np.int64)
     if block.too_long:
         fault = JsonFault(
@@ -203,11 +207,12 @@ def _line_block(block: Block) -> RowBlock:
             f"the line is over {MAX_LINE_BYTES >> 20} MB and was not read",
             "is an image embedded as text? store it as a file and refer to it by path",
         )
-        return RowBlock(block.data, block.offset, empty, empty, empty, [(block.first_line, fault)], True, False)
+        return RowBlock(block.data, block.offset, empty, empty, empty, [(first_line, fault)], True, False), 1
     array = np.frombuffer(block.data, np.uint8)
     ends = rare_positions(array == 10)
+    num_lines = len(ends)
     starts = np.concatenate(([0], ends[:-1] + 1))
-    lines = np.arange(block.first_line, block.first_line + len(ends))
+    lines = np.arange(first_line, first_line + num_lines)
     faults: list[tuple[int, JsonFault]] = []
     suspects = np.flatnonzero(array[starts] <= 32)  # white space and what is not JSON
     blank = [at for at in suspects.tolist() if not block.data[starts[at] : ends[at]].strip(BLANK.encode())]
@@ -216,7 +221,7 @@ def _line_block(block: Block) -> RowBlock:
         kept = np.ones(len(starts), np.bool_)
         kept[blank] = False
         starts, ends, lines = starts[kept], ends[kept], lines[kept]
-    return RowBlock(block.data, block.offset, starts, ends, lines, faults, True, not blank)
+    return RowBlock(block.data, block.offset, starts, ends, lines, faults, True, not blank), num_lines
 
 
 class RowReader:

@@ -70,9 +70,12 @@ class BlockText:
         self.next = with_next[1:]
         self.rough = np.zeros(len(block), np.bool_)
         self.decodes = block.data.isascii() or _is_utf8(block.data)
-        self._is_quote: Bools = self.array == _QUOTE
-        self.slashes = rare_positions(self.array == _BACKSLASH)
-        self.less = rare_positions(self.array == _LESS)
+        self._quotes: Ints = np.flatnonzero(self.array == _QUOTE)
+        rare = rare_positions((self.array == _BACKSLASH) | (self.array == _LESS) | (self.array < ord(" ")))
+        found = self.array[rare]
+        self.slashes = rare[found == _BACKSLASH]
+        self.less = rare[found == _LESS]
+        self._controls = rare[found < ord(" ")]
         self.is_tag: Bools = (self.words[self.less] & _TAG_MASK) == _TAG_WORD
 
     def mark(self, positions: Ints) -> None:
@@ -83,12 +86,17 @@ class BlockText:
 
     def by_num_values(self) -> Iterator[tuple[Ints, Ints]]:
         """Rows that are not rough, by how many string values they have, and the quotes behind these."""
-        behind = (self.next == _COMMA) | ((self.next | _TO_CLOSE) == _CLOSE) | (self.next <= ord(" "))
-        closings: Ints = np.flatnonzero(self._is_quote & behind)
+        following = self.next[self._quotes]
+        behind = (following == _COMMA) | ((following | _TO_CLOSE) == _CLOSE) | (following <= ord(" "))
+        closings = self._quotes[behind]
         if len(self.slashes):
             closings = closings[self.array[closings - 1] != _BACKSLASH]  # rows with escaped backslashes are rough
-        first = np.searchsorted(closings, self.block.starts)
-        counts = np.searchsorted(closings, self.block.ends) - first
+        last = np.searchsorted(closings, self.block.ends)
+        if self.block.is_plain:
+            first = np.concatenate(([0], last[:-1]))
+        else:
+            first = np.searchsorted(closings, self.block.starts)
+        counts = last - first
         counts[self.rough] = 0
         for number in np.flatnonzero(np.bincount(counts) >= MIN_ROWS).tolist():
             if number:
@@ -136,12 +144,12 @@ class BlockText:
 
         escaped = self.slashes[self.next[self.slashes] == _QUOTE] + 1
         num_escaped = sum(self.data.count(b'\\"', start, end) for start, end in spans) if few else 0
-        num_quotes = int(np.count_nonzero(self._is_quote)) - len(escaped) + num_escaped
+        num_quotes = len(self._quotes) - len(escaped) + num_escaped
         if not as_expected(b'"', num_quotes, lambda template: template.num_quotes):
-            is_plain = self._is_quote.copy()
-            is_plain[escaped] = False
-            compare(np.flatnonzero(is_plain), lambda template: template.num_quotes)
-        controls = rare_positions(self.array < ord(" "))
+            is_plain = np.ones(len(self._quotes), np.bool_)
+            is_plain[np.searchsorted(self._quotes, escaped)] = False
+            compare(self._quotes[is_plain], lambda template: template.num_quotes)
+        controls = self._controls
         if block.in_lines and np.array_equal(controls, block.ends):
             controls = controls[:0]
         if len(controls) or any(group.template.num_controls for group in groups):
