@@ -139,8 +139,7 @@ def _blocks(
                 parts.append(chunk[start:])
                 held += len(chunk) - start
             continue
-        parts.append(chunk[start:end])
-        data = b"".join(parts) if len(parts) > 1 else parts[0]
+        data = b"".join((*parts, memoryview(chunk)[start:end])) if parts else chunk[start:end]
         num_lines = count_lines(data)
         yield Block(data, line, offset, len(data), num_lines)
         line += num_lines

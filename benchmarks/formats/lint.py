@@ -1,11 +1,13 @@
-"""Checks of files of other tools: `python benchmarks/formats/lint.py [--rows 200000] [--images 2000] [--gigabytes 2]`.
+"""Checks of files of other tools: `python benchmarks/formats/lint.py [--rows N] [--images N] [--gigabytes N]`.
 
 A generated ShareGPT file, as JSON Lines and as a JSON array, whose rows refer to 500 small images, goes through
 
     lint_lines, lint_array     `phi3v-data validate FILE --format sharegpt` with one worker
     loop_lines, loop_array     `json.loads` and a Pydantic model in a loop, which checks the types of fields only
+    msgspec_lines, ..._array   `msgspec.json.Decoder(Row)` with the same types, on each line and on the whole array
 
-each in a process of its own, best of three; CPU time of the process. Then
+each in a process of its own, in turn, best of `--runs`; CPU time of the process with its start-up. Bytecode is compiled
+before, as installing a package does, in a folder of its own. Then
 
     images       a file with as many different images, and the same set as a conversations directory, both at level full
     big array    peak memory of `validate` on a pretty-printed array of so many gigabytes
@@ -13,6 +15,7 @@ each in a process of its own, best of three; CPU time of the process. Then
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -46,6 +49,26 @@ with open(sys.argv[1]) as file:
         Row.model_validate(row)
 """
 
+DECODE = """
+import sys
+from typing import Literal
+import msgspec
+class Message(msgspec.Struct):
+    role: Literal["human", "gpt", "system", "observation", "function_call"] = msgspec.field(name="from")
+    value: str
+class Row(msgspec.Struct):
+    id: str
+    conversations: list[Message]
+    images: list[str] = []
+    system: str = ""
+with open(sys.argv[1], "rb") as file:
+    if sys.argv[1].endswith(".json"):
+        msgspec.json.Decoder(list[Row]).decode(file.read())
+    else:
+        for row in map(msgspec.json.Decoder(Row).decode, file):
+            pass
+"""
+
 
 def make_row(rng: random.Random, number: int, image: str) -> dict[str, Any]:
     """A conversation of one to three turns, about 500 bytes, some with line ends and quotes."""
@@ -75,11 +98,14 @@ def write_rows(folder: Path, count: int) -> None:
         array.write("\n]\n")
 
 
-def best(command: list[str], count: int) -> dict[str, float]:
-    """The fastest of three runs."""
-    runs = [measured(command) for _ in range(3)]
-    found = min(runs, key=lambda run: run["cpu_seconds"])
-    return {**found, "rows_per_cpu_second": round(count / found["cpu_seconds"])}
+def best(count: int, runs: int, **commands: list[str]) -> dict[str, dict[str, float]]:
+    """The run of each command that took the least CPU time; they run in turn, so that other load slows all equally."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    for _ in range(runs):
+        for name, command in commands.items():
+            found[name].append(measured(command))
+    least = {name: min(each, key=lambda run: run["cpu_seconds"]) for name, each in found.items()}
+    return {name: {**run, "rows_per_cpu_second": round(count / run["cpu_seconds"])} for name, run in least.items()}
 
 
 def compare_images(folder: Path, count: int) -> dict[str, Any]:
@@ -95,11 +121,8 @@ def compare_images(folder: Path, count: int) -> dict[str, Any]:
     made = [sys.executable, "-c", CLI, "import", "sharegpt", file, "--out_dir", f"{folder}/set", "--quiet"]
     subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
     check = [sys.executable, "-c", CLI, "validate", "--workers", "1", "--quiet"]
-    return {
-        "images": count,
-        "file": best([*check, file, "--format", "sharegpt"], count),
-        "directory": best([*check, f"{folder}/set", "--fresh"], count),
-    }
+    of_file = [*check, file, "--format", "sharegpt"]
+    return {"images": count, **best(count, 3, file=of_file, directory=[*check, f"{folder}/set", "--fresh"])}
 
 
 def write_big(path: Path, size: int) -> int:
@@ -123,21 +146,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--gigabytes", type=float, default=2)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    with tempfile.TemporaryDirectory() as compiled:
+        os.environ["PYTHONPYCACHEPREFIX"] = compiled
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure each, and save."""
     result: dict[str, Any] = {"machine": machine("msgspec", "numpy", "pydantic"), "rows": args.rows}
     check = [sys.executable, "-c", CLI, "validate", "--format", "sharegpt", "--workers", "1", "--quiet"]
     with tempfile.TemporaryDirectory() as folder:
         write_rows(Path(folder), args.rows)
         for layout, name in (("lines", "rows.jsonl"), ("array", "rows.json")):
             file = f"{folder}/{name}"
-            result[f"lint_{layout}"] = best([*check, file], args.rows)
-            result[f"loop_{layout}"] = best([sys.executable, "-c", LOOP, file], args.rows)
-            ratio = result[f"loop_{layout}"]["cpu_seconds"] / result[f"lint_{layout}"]["cpu_seconds"]
+            programs = {"loop": [sys.executable, "-c", LOOP, file], "msgspec": [sys.executable, "-c", DECODE, file]}
+            found = best(args.rows, args.runs, lint=[*check, file], **programs)
+            result |= {f"{program}_{layout}": run for program, run in found.items()}
+            ratio = found["loop"]["cpu_seconds"] / found["lint"]["cpu_seconds"]
             result[f"ratio_{layout}"] = round(ratio, 2)
-    with tempfile.TemporaryDirectory() as folder:
-        result["with_images"] = compare_images(Path(folder), args.images)
+    if args.images:
+        with tempfile.TemporaryDirectory() as folder:
+            result["with_images"] = compare_images(Path(folder), args.images)
     if args.gigabytes:
         with tempfile.TemporaryDirectory() as folder:
             file = f"{folder}/big.json"

@@ -3,19 +3,22 @@
 The text is scanned in chunks for quotes, brackets and commas. An element that is not JSON, because a bracket or a
 quote is missing, would swallow the rest of the file: it ends where the next row begins, which is the next object whose
 first key is that of the rows, and the text is scanned again from there.
+
+A chunk whose elements all begin with that key is not scanned: it is cut where the key begins an object behind a comma,
+if the decoder finds elements of just these lengths (`array_keys`).
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.formats.row_block import Ints, RowBlock
-from phi3v_data.json_text import LENIENT, JsonFault, read_json
+from phi3v_data.formats.array_keys import spans_at_keys
+from phi3v_data.formats.array_text import SPACES, all_json, blank_lines, first_key, is_broken, is_json, trimmed
+from phi3v_data.formats.row_block import Ints, RowBlock, rare_positions
+from phi3v_data.json_text import JsonFault
 from phi3v_data.jsonl import BOM, MAX_LINE_BYTES
 
 Kinds = npt.NDArray[np.int8]
@@ -23,20 +26,14 @@ Kinds = npt.NDArray[np.int8]
 START, COMMA, NO_COMMA, END = range(4)
 """Bounds of elements: the array's opening bracket, a comma, an opening bracket without a comma, the closing bracket."""
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 21
 _SMALL_CHUNK = 1 << 14  # after a broken element, as the chunk may have others
 _PROBE = 1 << 20  # bytes of an unfinished element from which on it is examined for being broken
-_MARGIN = 32  # characters at the end of an unfinished text that may be wrong because they are cut
 _QUOTE, _BACKSLASH, _COMMA, _OPEN, _CLOSE, _LF = b'"\\,{}\n'
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"{[")] = 1
 _STEPS[list(b"}]")] = -1
-_SPACES = b" \t\r\n"
-_IS_SPACE = np.zeros(256, np.bool_)
-_IS_SPACE[list(_SPACES)] = True
-_FIRST_KEY = re.compile(rb'\s*\{\s*("(?:[^"\\]|\\.)*")\s*:')
-_ELEMENT = msgspec.json.Decoder(msgspec.Raw)
-_ELEMENTS = msgspec.json.Decoder(list[msgspec.Raw])
+_MAX_MISSES = 8  # chunks in a row that could not be cut at their keys, after which none is tried
 
 
 class ArrayReader:
@@ -59,6 +56,8 @@ class ArrayReader:
         self._is_stray = False  # by a brace
         self._key: bytes | None = None  # the first key of rows
         self._faults: list[tuple[int, JsonFault]] = []
+        self._is_unscanned = False  # the text that is held
+        self._misses = 0
 
     def blocks(self) -> Iterator[RowBlock]:
         """Yield the elements in order, about a chunk at a time. Raises OSError."""
@@ -69,6 +68,9 @@ class ArrayReader:
         while chunk:
             yield from self._take(chunk)
             chunk = self._next()
+            if not chunk and self._is_unscanned:
+                yield from self._take_scanned(b"")
+                chunk = self._next()
             if not chunk:
                 yield from self._end_of_file()
                 chunk = self._next()
@@ -87,6 +89,35 @@ class ArrayReader:
         if self._has_ended:
             yield from self._after_the_end(chunk)
             return
+        rows = self._cut_at_keys(chunk) if self._may_have_keys() else None
+        if rows is None:
+            yield from self._take_scanned(chunk)
+        else:
+            yield from rows
+
+    def _may_have_keys(self) -> bool:
+        """Whether the next chunk may be cut at its keys: the text that is held begins behind a comma, and is short."""
+        is_behind_comma = self._bound == COMMA and not self._is_skipping and not self._again
+        return is_behind_comma and bool(self._key) and self._held < self._chunk and self._misses < _MAX_MISSES
+
+    def _cut_at_keys(self, chunk: bytes) -> Iterator[RowBlock] | None:
+        """The rows before the last key that begins one; None if the text is not of rows that begin with the key."""
+        text = b"".join((*self._text, chunk))
+        spans = spans_at_keys(text, self._key or b"")
+        if spans is None:
+            self._misses += 1
+            return None
+        self._misses = 0
+        starts, ends, num_done = spans
+        rows = list(self._rows_of(text, starts, ends, num_done, is_plain=True))
+        self._text, self._held, self._is_unscanned = [text[num_done:]], len(text) - num_done, True
+        self._depth, self._in_string, self._is_escaped, self._after_close = 1, False, False, False
+        return iter(rows)
+
+    def _take_scanned(self, chunk: bytes) -> Iterator[RowBlock]:
+        if self._is_unscanned:
+            chunk = b"".join((*self._text, chunk))
+            self._text, self._held, self._is_unscanned = [], 0, False
         bounds, kinds = self._scan(chunk)
         if self._is_skipping and len(bounds):
             chunk, bounds, kinds = self._end_long_row(chunk, bounds, kinds)
@@ -165,12 +196,12 @@ class ArrayReader:
         self._probe *= 2
         text = b"".join(self._text)
         self._text = [text]
-        if _is_broken(text) and (row := self._broken_row(text, 0, len(text))) is not None:
-            start = len(text) - len(text.lstrip(_SPACES))
+        if is_broken(text) and (row := self._broken_row(text, 0, len(text))) is not None:
+            start = len(text) - len(text.lstrip(SPACES))
             yield from self._rows_of(text, np.array([start]), np.array([row[0]]), row[1], is_plain=False)
             self._resume(text, row[1])
         elif self._held > MAX_LINE_BYTES:
-            self._faults.append((self._line + _blank_lines(text), _TOO_LONG))
+            self._faults.append((self._line + blank_lines(text), _TOO_LONG))
             self._line += text.count(b"\n")
             self._text, self._is_skipping = [], True
 
@@ -193,7 +224,7 @@ class ArrayReader:
         before = np.concatenate(([self._bound], kinds[:-1]))
         starts = np.concatenate(([0], bounds[:-1] + (kinds[:-1] != NO_COMMA)))
         is_row = kinds != START  # white space is before the array's bracket
-        starts, ends = _trimmed(text, starts[is_row], bounds[is_row])
+        starts, ends = trimmed(text, starts[is_row], bounds[is_row])
         kinds, before = kinds[is_row], before[is_row]
         is_empty = starts == ends
         faults = [(place, "a comma is missing before this row") for place in starts[before == NO_COMMA].tolist()]
@@ -202,12 +233,12 @@ class ArrayReader:
         is_plain = not is_empty.any() and not (before == NO_COMMA).any()
         starts, ends = starts[~is_empty], ends[~is_empty]
         if self._key is None and len(starts):
-            self._key = _first_key(text, int(starts[0]))
+            self._key = first_key(text, int(starts[0]))
         resume_at = None
-        if not is_plain or not _all_json(text, starts, ends):
+        if not is_plain or not all_json(text, starts, ends):
             is_plain = False
             for index, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-                row = None if _is_json(text[start:end]) else self._broken_row(text, start, end)
+                row = None if is_json(text[start:end]) else self._broken_row(text, start, end)
                 if row is not None:
                     starts, ends = starts[: index + 1], np.concatenate((ends[:index], [row[0]]))
                     num_done = resume_at = row[1]
@@ -228,7 +259,7 @@ class ArrayReader:
 
     def _rows_of(self, text: bytes, starts: Ints, ends: Ints, size: int, *, is_plain: bool) -> Iterator[RowBlock]:
         """The rows of the first `size` bytes of a text, which are then done with."""
-        newlines = np.flatnonzero(np.frombuffer(text, np.uint8, size) == _LF) if size else np.zeros(0, np.int64)
+        newlines = rare_positions(np.frombuffer(text, np.uint8, size) == _LF) if size else np.zeros(0, np.int64)
         lines = self._line + np.searchsorted(newlines, starts)
         faults, self._faults = self._faults, []
         if len(starts) or faults:
@@ -239,13 +270,13 @@ class ArrayReader:
 
     def _broken_row(self, text: bytes, start: int, end: int) -> tuple[int, int] | None:
         """Where a broken element ends and the next row begins; None if none begins inside it."""
-        key = self._key or _first_key(text, start)
+        key = self._key or first_key(text, start)
         if key is None:
             return None
         found = re.compile(rb"[^\s{\[:]\s*(\{\s*" + re.escape(key) + rb"\s*:)").search(text, start + 1, end)
         if found is None:
             return None
-        row = text[start : found.start(1)].rstrip(_SPACES).removesuffix(b",").rstrip(_SPACES)
+        row = text[start : found.start(1)].rstrip(SPACES).removesuffix(b",").rstrip(SPACES)
         return start + len(row), found.start(1)
 
     def _resume(self, text: bytes, start: int) -> None:
@@ -264,7 +295,7 @@ class ArrayReader:
         found = re.compile(rb"\{\s*" + re.escape(self._key) + rb"\s*:").search(text) if self._key else None
         if found is not None:
             if not self._is_stray:
-                self._faults.append((self._line + _blank_lines(text), _BRACKET_TOO_MANY))
+                self._faults.append((self._line + blank_lines(text), _BRACKET_TOO_MANY))
             yield from self._rows_of(text, np.zeros(0, np.int64), np.zeros(0, np.int64), found.start(), is_plain=False)
             self._resume(text, found.start())
         elif len(text) > _PROBE:
@@ -272,8 +303,8 @@ class ArrayReader:
 
     def _end_text(self, text: bytes) -> None:
         """Report text after the array; none of the file is read from there on."""
-        if text.strip(_SPACES) and not self._is_stray:
-            self._faults.append((self._line + _blank_lines(text), _AFTER_END))
+        if text.strip(SPACES) and not self._is_stray:
+            self._faults.append((self._line + blank_lines(text), _AFTER_END))
         self._text, self._is_skipping = [], True
 
     def _end_of_file(self) -> Iterator[RowBlock]:
@@ -282,14 +313,14 @@ class ArrayReader:
         if self._has_ended:
             self._end_text(text)
             return
-        if self._is_skipping or not text.strip(_SPACES):
+        if self._is_skipping or not text.strip(SPACES):
             self._line += text.count(b"\n")
             self._faults.append((self._line, _NOT_CLOSED))
             self._has_ended = True
             return
-        start = len(text) - len(text.lstrip(_SPACES))
+        start = len(text) - len(text.lstrip(SPACES))
         row = self._broken_row(text, start, len(text))
-        end, done = row or (len(text.rstrip(_SPACES)), len(text))
+        end, done = row or (len(text.rstrip(SPACES)), len(text))
         yield from self._rows_of(text, np.array([start]), np.array([end]), done, is_plain=False)
         if row is not None:
             self._resume(text, done)
@@ -310,71 +341,3 @@ _NOT_CLOSED = JsonFault("json-syntax", "the file ends inside the array", "was th
 
 def _after(bound: int, kind: int) -> int:
     return bound + (kind != NO_COMMA)
-
-
-def _trimmed(text: bytes, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
-    """The spans without white space at both ends."""
-    array = np.frombuffer(text, np.uint8)
-    starts, ends = starts.copy(), ends.copy()
-    while len(wide := np.flatnonzero(starts < ends)) and (blank := _IS_SPACE[array[starts[wide]]]).any():
-        wide = wide[blank]
-        starts[wide] += 1
-        if len(wide) == 1:  # a long stretch, as after the last row
-            (one,) = wide.tolist()
-            starts[one] = ends[one] - len(text[starts[one] : ends[one]].lstrip(_SPACES))
-    while len(wide := np.flatnonzero(starts < ends)) and (blank := _IS_SPACE[array[ends[wide] - 1]]).any():
-        wide = wide[blank]
-        ends[wide] -= 1
-        if len(wide) == 1:
-            (one,) = wide.tolist()
-            ends[one] = starts[one] + len(text[starts[one] : ends[one]].rstrip(_SPACES))
-    return starts, ends
-
-
-def _blank_lines(text: bytes) -> int:
-    """Line ends before the first byte that is not white space."""
-    return text[: len(text) - len(text.lstrip(_SPACES))].count(b"\n")
-
-
-def _first_key(text: bytes, start: int) -> bytes | None:
-    found = _FIRST_KEY.match(text, start)
-    return found.group(1) if found else None
-
-
-def _all_json(text: bytes, starts: Ints, ends: Ints) -> bool:
-    if not len(starts):
-        return True
-    try:
-        return len(_ELEMENTS.decode(b"[" + text[starts[0] : ends[-1]] + b"]")) == len(starts)
-    except (msgspec.MsgspecError, RecursionError):
-        return False
-
-
-def _is_json(text: bytes) -> bool:
-    """Whether an element has a value, even if it is not strictly JSON."""
-    try:
-        _ELEMENT.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
-        return read_json(text)[0] is not None
-    return True
-
-
-def _is_broken(text: bytes) -> bool:
-    """Whether a text cannot be the start of an element."""
-    try:
-        _ELEMENT.decode(text)
-    except msgspec.DecodeError as error:
-        if "truncated" in str(error):
-            return False
-    except RecursionError:
-        return False
-    else:
-        return False
-    start = text.decode(errors="replace")
-    try:
-        LENIENT.raw_decode(start.lstrip())
-    except json.JSONDecodeError as error:
-        return error.pos < len(start) - _MARGIN and not error.msg.startswith("Unterminated string")
-    except RecursionError:
-        return False
-    return False
