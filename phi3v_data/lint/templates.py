@@ -82,7 +82,7 @@ class Templates:
     def _are_plain(self, text: BlockText) -> Bools:
         """Which escapes are plain: of a line end, tab or quote, or of a character beyond ASCII that is in no marker."""
         following = text.next[text.slashes]
-        plain = _PLAIN_ESCAPES[following]
+        plain: Bools = _PLAIN_ESCAPES[following]
         spelled = np.flatnonzero(following == _U)
         spelled = spelled[text.slashes[spelled] + 6 <= len(text.array)]
         digits = _HEX[text.array[text.slashes[spelled][:, None] + np.arange(2, 6)]]
