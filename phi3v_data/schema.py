@@ -41,7 +41,11 @@ def _set_name(name: str) -> str:
 
 def _split_name(name: str) -> str:
     if not is_split_name(name):
-        raise PydanticCustomError("split_name", "A split's name has up to 100 letters, digits, '_', '-' and '.'")
+        raise PydanticCustomError(
+            "split_name",
+            "A split's name has up to {limit} letters, digits, '_', '-' and '.'",
+            {"limit": MAX_NAME_BYTES},
+        )
     return name
 
 

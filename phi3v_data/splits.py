@@ -94,7 +94,7 @@ def canonical_split(split: str) -> str:
 
 
 def is_split_name(split: str) -> bool:
-    """Whether `split` can end a file name: up to 100 letters, digits, `.`, `-`, `_`, first a letter or digit."""
+    """Whether `split` can end a file name: `MAX_NAME_BYTES` letters, digits, `.`, `-`, `_`, no sign first."""
     return len(split) <= MAX_NAME_BYTES and _SPLIT_NAME.fullmatch(split) is not None
 
 

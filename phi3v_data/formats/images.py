@@ -40,13 +40,13 @@ class ImagePlaces:
         what = f"{where}, {ref.field}" if ref.field else where
         value = ref.value
         if isinstance(value, bytes):
-            return DraftImage(value), ()
+            return DraftImage(value, where=what), ()
         if value.lower().startswith(_URL):
             if self.downloads is None:
                 raise Reject("image-missing", f"{what}: the image is a URL; import with --fetch, or download it first")
             from phi3v_data.formats.fetch import fetch_image  # with TLS, which few imports need
 
-            return DraftImage(fetch_image(value, what, self.downloads)), ()
+            return DraftImage(fetch_image(value, what, self.downloads), where=what), ()
         if is_base64(value):
             return cell_image(value, what, ())
         path = self.relative(value)

@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -17,6 +16,8 @@ from typing import Any
 from phi3v_data import formats
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.formats.base import RowFormat
+from phi3v_data.messages import shown
+from phi3v_data.tokens.plug_in import EntryPoints, entry_points_by_name, owner
 from phi3v_data.user_code import load_file, load_object
 
 GROUP = "phi3v_data.formats"
@@ -50,13 +51,25 @@ def get_format(name: str) -> type[RowFormat]:
     known = all_formats()
     if name in known:
         return known[name]
-    points = {point.name: point for point in entry_points(group=GROUP)}
+    points = entry_points_by_name(GROUP)
     if name in points:
-        return _as_format(load_object(points[name], f"the installed format {name!r}"), points[name].value)
+        return _installed(name, points[name])
     names = [*known, *points]
     near = get_close_matches(name, names, 1)
     hint = f"did you mean {near[0]}?" if near else f"the formats are {', '.join(names)}"
     raise NotFoundError(f"no format '{name}'; {hint}, or FILE.py:NAME for one of your own")
+
+
+def _installed(name: str, points: EntryPoints) -> type[RowFormat]:
+    """The format that a package provides under a name; workers find it by the same name."""
+    owners = " and ".join(sorted(set(map(owner, points))))
+    what = f"the format {name} of {owners}"
+    if len(points) > 1:
+        raise UserError(f"{what} is defined {len(points)} times: uninstall all but one")
+    cls = _as_format(load_object(points[0], what), what)
+    if cls.name != name:
+        raise UserError(f"{what} is named {shown(cls.name, 40)} in {points[0].value}: the names must be equal")
+    return cls
 
 
 def _of_its_module(name: str) -> type[RowFormat] | None:

@@ -22,7 +22,7 @@ from phi3v_data.tokens.registry import count_image_tokens
 from phi3v_data.validate.batch import Batch, sum_turns, text_bytes
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.rowtypes import Row, StepRow, TurnRow
-from phi3v_data.validate.tokens import TokenCounter, estimated, load_tokenizer, report_lengths
+from phi3v_data.validate.tokens import TokenCounter, estimated, load_tokenizer, report_lengths, report_settings
 
 Size: TypeAlias = tuple[int, int]
 
@@ -55,6 +55,7 @@ class Lengths:
         if chosen.tokenizer is not None:
             required = chosen.tokenizer_required
             self._counter = load_tokenizer(chosen.tokenizer, self._family, findings, required=required)
+        report_settings(chosen, findings)
         self._lines: list[int] = []
         self._ids: list[str] = []
         self._texts: list[int] = []

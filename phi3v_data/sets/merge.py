@@ -19,7 +19,7 @@ from phi3v_data.sets.merged_manifest import merge_facts
 from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
-from phi3v_data.splits import canonical_split, is_split_name
+from phi3v_data.splits import MAX_NAME_BYTES, canonical_split, is_split_name
 from phi3v_data.validate.badrow import load_row
 from phi3v_data.validate.images import used_images
 from phi3v_data.validate.survey import paused_collector
@@ -51,7 +51,9 @@ def merge_sets(
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("merge: a directory is given twice; give each directory once")
     if name and not is_split_name(name):
-        raise UserError(f"--name {name!r} cannot be used in file names; use up to 100 letters, digits, _ and -")
+        raise UserError(
+            f"--name {name!r} cannot be used in file names; use up to {MAX_NAME_BYTES} letters, digits, _ and -"
+        )
     target = check_places(Path(out_dir), folders)
     progress = progress or (lambda stage, done, total: None)
     with paused_collector(), ExitStack() as stack:
@@ -79,7 +81,7 @@ class _Merge:
         self.progress = progress
         self.labels = set_labels([source.name for source in sources])
         names = list(dict.fromkeys(source.name for source in sources))
-        self.name = name or "-".join(names)[:100].rstrip("-_.")
+        self.name = name or "-".join(names)[:MAX_NAME_BYTES].rstrip("-_.")
 
     def build(self, stage: Stage) -> Manifest:
         """Resolve collisions, write the rows and images, and collect notes."""

@@ -29,8 +29,6 @@ from phi3v_data.formats.row_block import read_row
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.formats.webdataset import WebDataset
 from phi3v_data.json_text import JsonFault
-from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.images import identify_readable
 from phi3v_data.messages import join_words, shown
 from phi3v_data.shards.rows import format_of
 from phi3v_data.shards.tar import MAX_JSON, TarSample, tar_samples
@@ -163,12 +161,7 @@ class ShardImages(ImagePlaces):
         value = ref.value
         member = self.members.get(value) if isinstance(value, str) else None
         if member is not None:
-            data = self.read(member.offset, member.size)
-            try:
-                identify_readable(data)
-            except UnreadableImageError as error:
-                raise Reject(error.code, f"{where}: {shown(member.name)} {error}") from None
-            return DraftImage(data), ()
+            return DraftImage(self.read(member.offset, member.size), where=f"{where}: {shown(member.name)}"), ()
         if isinstance(value, bytes) or value.lower().startswith(_URL) or is_base64(value):
             return ImagePlaces.load(self, ref, where)
         what = f"{where}, {ref.field}" if ref.field else where

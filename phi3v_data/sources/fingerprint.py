@@ -100,7 +100,8 @@ def _feed(hasher: Any, value: object, roots: Roots, depth: int) -> None:
         name = type(value).__qualname__
         _put(hasher, _SAVED_NAMES.get(name, name), b"")
         for field in fields(value):
-            _feed(hasher, getattr(value, field.name), roots, depth + 1)
+            if field.compare:
+                _feed(hasher, getattr(value, field.name), roots, depth + 1)
     elif isinstance(value, type) or hasattr(value, "__qualname__"):
         _put(hasher, "named", f"{getattr(value, '__module__', '')}.{value.__qualname__}".encode())
     elif (pixels := _pixels(value)) is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.tokens.model_files import has_processor_settings
 from phi3v_data.tokens.registry import default_family, family_of_type, find_family, read_model_type
 
 
@@ -19,12 +20,14 @@ from phi3v_data.tokens.registry import default_family, family_of_type, find_fami
 class ChosenModel:
     """A model family, and the directory whose tokenizer counts text exactly; None if text tokens are estimated.
 
-    `tokenizer_required`: the user named that directory as a tokenizer's, so that it must have one.
+    `tokenizer_required`: the user named that directory as a tokenizer's, so that it must have one. `without_settings`:
+    the model directory, if it has no file that says how images are processed.
     """
 
     family: TokenFamily
     tokenizer: Path | None = None
     tokenizer_required: bool = False
+    without_settings: Path | None = None
 
 
 def choose_model(model: str | Path | None, tokenizer: str | Path | None) -> ChosenModel:
@@ -39,8 +42,9 @@ def choose_model(model: str | Path | None, tokenizer: str | Path | None) -> Chos
         UserError: the tokenizer belongs to another family than the model; or a family cannot be loaded.
     """
     family, directory = (None, None) if model is None else find_family(model)
+    bare = directory if directory is not None and not has_processor_settings(directory) else None
     if tokenizer is None:
-        return ChosenModel(family or default_family(), directory)
+        return ChosenModel(family or default_family(), directory, without_settings=bare)
     owner = _family_of_directory(Path(tokenizer))
     if family is None:
         family = owner or default_family()
@@ -49,7 +53,7 @@ def choose_model(model: str | Path | None, tokenizer: str | Path | None) -> Chos
             f"--tokenizer {shown(str(tokenizer), 80)} is of the model family {owner.name}, but --model "
             f"{shown(str(model), 80)} is of {family.name}: name a tokenizer of {family.name}, or leave --tokenizer out"
         )
-    return ChosenModel(family, Path(tokenizer), tokenizer_required=True)
+    return ChosenModel(family, Path(tokenizer), tokenizer_required=True, without_settings=bare)
 
 
 def with_image_options(

@@ -44,6 +44,32 @@ def processor_settings(directory: Path) -> Values:
     return {**whole, **image, **(own if isinstance(own, dict) else {})}
 
 
+def has_processor_settings(directory: Path) -> bool:
+    """Whether a model directory says how images are processed."""
+    return any((directory / name).is_file() for name in (PREPROCESSOR_CONFIG, PROCESSOR_CONFIG))
+
+
+def other_processor(adapter: Path, base: Path) -> str:
+    """The processors of an adapter and of the model under it, if they are of two classes; else empty.
+
+    Raises:
+        UserError: a file cannot be read, or is not a JSON object.
+    """
+    own, under = _processor_class(adapter), _processor_class(base)
+    if not own or not under or own == under:
+        return ""
+    return f"its processor is {shown(under, 40)}, that of the adapter {shown(own, 40)}"
+
+
+def _processor_class(directory: Path) -> str:
+    """The class of a directory's processor; empty if no file names it."""
+    for name in (PROCESSOR_CONFIG, PREPROCESSOR_CONFIG):
+        value = read_values(directory / name).get("processor_class")
+        if isinstance(value, str) and value:
+            return value
+    return ""
+
+
 def read_values(path: Path) -> Values:
     """A JSON object; empty if there is no such file.
 

@@ -18,7 +18,7 @@ from phi3v_data.files import load_json
 from phi3v_data.messages import escaped, join_words, shown
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
 from phi3v_data.tokens.meant import TINY, hint
-from phi3v_data.tokens.model_files import ADAPTER_CONFIG, configured, read_values
+from phi3v_data.tokens.model_files import ADAPTER_CONFIG, configured, other_processor, read_values
 from phi3v_data.tokens.plug_in import (
     EntryPoints,
     described,
@@ -101,6 +101,7 @@ def adapter_base(directory: Path) -> TokenFamily | None:
 
     Raises:
         NotFoundError: that model is not on this machine, or no family reads it.
+        UserError: it is not the one that the adapter was tuned on, by its processor.
     """
     named = read_values(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if named is None or (directory / "config.json").is_file():
@@ -115,6 +116,11 @@ def adapter_base(directory: Path) -> TokenFamily | None:
         raise NotFoundError(
             f"{shown(str(directory), 80)} is an adapter on {shown(base, 80)}, which is not a model directory on this "
             f"machine: give its family; families: {_listed()}"
+        )
+    if reason := other_processor(directory, Path(base)):
+        raise UserError(
+            f"{shown(str(directory), 60)}: was not tuned on the model that is now in {shown(base, 60)}: {reason}; give "
+            "the family that it was tuned on"
         )
     return family
 

@@ -88,6 +88,7 @@ def validate(
         "max_tokens": max_tokens,
         "tokenizer": None if chosen.tokenizer is None else tokens.tokenizer_identity(chosen.tokenizer),
         "max_problems": max_problems,
+        **({"settings": "defaults"} if chosen.without_settings is not None else {}),
     }
     if use_receipt:
         state = run.survey.state()
@@ -166,6 +167,7 @@ class _Run:
         if chosen.tokenizer is not None:
             required = chosen.tokenizer_required
             self.counter = tokens.load_tokenizer(chosen.tokenizer, self.family, findings, required=required)
+        tokens.report_settings(chosen, findings)
         survey.read_rows(self.counter or text_bytes, markers=control_tokens(self.family), workers=workers)
         self.table, scan = survey.table, survey.scan
         try:

@@ -16,7 +16,9 @@ from phi3v_data.errors import NotFoundError, how_to_install
 from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
 from phi3v_data.messages import short, shown
 from phi3v_data.tokens.chat import TurnText
+from phi3v_data.tokens.choose import ChosenModel
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
+from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from phi3v_data.tokens.registry import count_image_tokens
 from phi3v_data.validate.batch import Batch, new_units
 from phi3v_data.validate.findings import Findings
@@ -121,6 +123,17 @@ def load_tokenizer(
             hint="name the directory of a tokenizer that `tokenizers` reads",
         )
         return None
+
+
+def report_settings(chosen: ChosenModel, findings: Findings) -> None:
+    """Report a model directory whose image tokens can only be counted with the defaults of its family."""
+    if chosen.without_settings is not None:
+        findings.add(
+            "check-skipped",
+            f"image tokens are counted with the defaults of the family {chosen.family.name}: "
+            f"{shown(str(chosen.without_settings), 120)} has neither {PREPROCESSOR_CONFIG} nor {PROCESSOR_CONFIG}",
+            hint="copy them from the model's original files",
+        )
 
 
 def tokenizer_identity(directory: Path) -> str:

@@ -172,7 +172,7 @@ def _content(image: DraftImage) -> tuple[bytes, str, _Kind]:
             raise Reject("image-unreadable", f"{content}: {reason}") from None
         return _check(data, str(content))
     if isinstance(content, bytes | bytearray | memoryview):
-        return _check(bytes(content), image.name or "the image given as bytes")
+        return _check(bytes(content), image.where or image.name or "the image given as bytes")
     from phi3v_data.media.images import probe
 
     data, suffix = _encode(image)

@@ -13,7 +13,7 @@ from phi3v_data.engine.base import EngineName
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.registry import ConverterLike, find
-from phi3v_data.splits import is_split_name
+from phi3v_data.splits import MAX_NAME_BYTES, is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
@@ -107,7 +107,8 @@ def make_request(
     )
     if request.name and not is_split_name(request.name):
         raise UserError(
-            f"--name {shown(request.name)} cannot start a file name; use up to 100 letters, digits, _ and -"
+            f"--name {shown(request.name)} cannot start a file name; use up to {MAX_NAME_BYTES} letters, digits, _ "
+            "and -"
         )
     if request.lossy and not request.plain:
         raise UserError("--lossy needs --plain: only the plain form of a row loses something")

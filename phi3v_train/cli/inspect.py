@@ -86,7 +86,7 @@ def inspect(
     from phi3v_train.inspection.terminal import show
     from phi3v_train.inspection.view import view_row
     from phi3v_train.inspection.words import marker_words
-    from phi3v_train.models.loading import load_processor, locate
+    from phi3v_train.models.loading import check_processors, load_processor, locate
     from phi3v_train.models.registry import make_renderer
 
     named = {"--row": row, "--rows": rows, "--random": random, "--id": sample_id}
@@ -105,6 +105,7 @@ def inspect(
     budget = files.family.image_budget(model.image_options)
     source = source.with_option(budget).with_model(files, tuned_first=True)
     processor = load_processor(files, budget=budget, options=model.image_options)
+    check_processors(files)
     renderer = make_renderer(files.family, processor)
     reader = Reader([source], Encoder(renderer, options))
     views = [view_row(reader, SampleRef(0, number, epoch)) for number in numbers]

@@ -12,7 +12,7 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside, load_json
-from phi3v_data.tokens.model_files import ADAPTER_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
+from phi3v_data.tokens.model_files import ADAPTER_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, other_processor
 from phi3v_train.models.adapters import another_base, attach_adapter
 from phi3v_train.models.family import ModelFamily, OtherFamilyError
 from phi3v_train.models.machine import Compute
@@ -336,6 +336,18 @@ def load_processor(files: ModelFiles, *, budget: int | None = None, options: Map
         if name in family.tokens.other_options:
             family.set_option(processor, name, value)
     return processor
+
+
+def check_processors(files: ModelFiles) -> None:
+    """Refuse an adapter with another processor than its base, which is then another model, before any is loaded.
+
+    Raises:
+        UserError: naming both.
+    """
+    if files.adapter is None or files.directory is None:
+        return
+    if reason := other_processor(files.adapter, files.directory):
+        raise UserError(another_base(files.adapter, str(files.directory), reason))
 
 
 def quieten_libraries() -> None:

@@ -368,7 +368,10 @@ def test_base64_cells_are_images(tmp_path: Path) -> None:
     kept = {(tmp_path / "o" / "images" / name).read_bytes() for row in made for name in images(row)}
     assert kept == set(whole.values())
     assert result.manifest.rejects == {"image-missing": 1, "image-unreadable": 2}
-    for line in (tmp_path / "o" / "rejects.jsonl").read_text().splitlines():
+    lines = (tmp_path / "o" / "rejects.jsonl").read_text().splitlines()
+    messages = [json.loads(line)["message"] for line in lines]
+    assert [message.partition("'image'")[0] for message in messages] == ["rows.tsv:6: ", "rows.tsv:7: ", "rows.tsv:8: "]
+    for line in lines:
         assert len(json.loads(line)["message"]) <= 300
         assert "A" * 50 not in line
         assert text["png"][:50] not in line

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from phi3v_data.formats.registry import all_formats
 from phi3v_data.formats.turns import check_turns, to_chat, to_turns
-from phi3v_data.schema import Sample, Turn
+from phi3v_data.schema import Sample, ToolStep, Turn
 
 SPECIAL = (
     "<image>", "<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>", "<ima", "ge>", "<",
@@ -156,3 +156,104 @@ def test_placeholder_strings_get_a_space() -> None:
     assert [message["value"] for message in llava.row["conversations"]] == ["Is < image> or <bbox> right?", "<video>"]
     assert swift.lost == llava.lost == ("placeholder-in-text",)
     assert all_formats()["trl"]().write(to_chat(sample, str)).lost == ()
+
+
+PAIRS = {"sharegpt", "swift", "trl"}
+TOOLS = {"sharegpt", "swift", "openai"}
+NAMES = st.text(st.sampled_from("abcxyz_"), min_size=1, max_size=6)
+VALUES = st.one_of(st.integers(-9, 9), st.booleans(), st.none(), st.sampled_from(("", "é", "a b", '"', "\n")))
+CALLS = st.builds(
+    lambda name, arguments: json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False),
+    NAMES,
+    st.dictionaries(NAMES, VALUES, max_size=2),
+)
+PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=8)
+PLAIN_ANSWER = PLAIN.filter(lambda text: bool(text.strip()))
+OTHER_CALLS = st.one_of(st.sampled_from(("f(x)", "{}", "[1]", '"f"', "{")), PLAIN_ANSWER)
+
+
+@st.composite
+def steps(draw: st.DrawFn, calls: st.SearchStrategy[str]) -> ToolStep:
+    number = draw(st.sampled_from((1, 1, 1, 2)))
+    return ToolStep(
+        calls=tuple(draw(st.lists(calls, min_size=number, max_size=number))),
+        results=tuple(draw(st.lists(PLAIN, min_size=number, max_size=number))),
+    )
+
+
+@st.composite
+def newer_samples(draw: st.DrawFn) -> Sample:
+    """Samples of which most have a rejected answer, tools, or both, with images and weights beside them."""
+    calls = draw(st.sampled_from((CALLS, CALLS, OTHER_CALLS)))
+    conversations = []
+    for _ in range(draw(st.integers(1, 3))):
+        offsets = [0] * draw(st.integers(0, 2))
+        conversations.append(
+            Turn(
+                images=tuple(f"{number}.png" for number in range(len(offsets))),
+                user=draw(PLAIN),
+                assistant=draw(PLAIN_ANSWER),
+                weight=draw(st.sampled_from((1, 1, 0))),
+                steps=tuple(draw(st.lists(steps(calls), max_size=2))),
+            )
+        )
+    return Sample(
+        id="a",
+        source="s",
+        conversations=tuple(conversations),
+        rejected=draw(st.one_of(st.just(""), PLAIN_ANSWER)),
+        tools=draw(st.sampled_from(("", '[{"name": "f"}]'))),
+    )
+
+
+def as_call(text: str) -> Any:
+    """A call in any spelling, without the id that OpenAI's have."""
+    call = json.loads(text)
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    return function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+@pytest.mark.parametrize("name", sorted(all_formats()))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(sample=newer_samples())
+def test_pairs_and_calls_of_tools_come_back_or_their_loss_is_declared(name: str, sample: Sample) -> None:
+    always = ("rejected",) if sample.rejected else ()
+    written = all_formats()[name](always=always).write(to_chat(sample, lambda path: f"https://example.com/{path}"))
+    has_steps = any(turn.steps for turn in sample.conversations)
+    lost = set(written.lost)
+    assert ("preference-pair" in lost) == (bool(sample.rejected) and name not in PAIRS)
+    if name not in TOOLS:
+        assert ("tool-turn" in lost) == (has_steps or bool(sample.tools))
+    reading = all_formats()[name]().read(json.loads(json.dumps(written.row)))
+    assert reading.chat is not None
+    assert [fault for fault in reading.faults if fault.severity != "warning"] == []
+    assert check_turns(reading.chat) == []
+    chat = reading.chat
+    assert (chat.rejected.text if chat.rejected is not None else "") == (sample.rejected if name in PAIRS else "")
+    _, found = to_turns(chat)
+    assert [turn.user for turn, _ in found] == [turn.user for turn in sample.conversations]
+    assert [turn.assistant for turn, _ in found] == [turn.assistant for turn in sample.conversations]
+    assert [len(images) for _, images in found] == [len(turn.images) for turn in sample.conversations]
+    if "tool-turn" in lost:
+        assert (chat.tools, [turn for turn, _ in found if turn.steps]) == ("", [])
+        return
+    assert (json.loads(chat.tools) if chat.tools else "") == (json.loads(sample.tools) if sample.tools else "")
+    for (turn, _), given_turn in zip(found, sample.conversations, strict=True):
+        assert [step.results for step in turn.steps] == [step.results for step in given_turn.steps]
+        for step, given_step in zip(turn.steps, given_turn.steps, strict=True):
+            if name == "openai":
+                assert list(map(as_call, step.calls)) == list(map(as_call, given_step.calls))
+            else:
+                assert step.calls == given_step.calls
+
+
+@pytest.mark.parametrize("name", sorted(TOOLS))
+def test_calls_that_a_format_knows_are_never_lost(name: str) -> None:
+    """One call, one result, as name and arguments; LLaMA-Factory takes no two calls in a row."""
+    one = ToolStep(calls=('{"name": "f", "arguments": {}}',), results=("x",))
+    two = ToolStep(calls=one.calls * 2, results=("x", "y"))
+    for step, expected in ((one, ()), (two, ("tool-turn",) if name == "sharegpt" else ())):
+        turn = Turn(user="a", assistant="b", steps=(step,))
+        sample = Sample(id="a", source="s", conversations=(turn,), tools="[]")
+        assert all_formats()[name]().write(to_chat(sample, str)).lost == expected

@@ -35,15 +35,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return colour_directory(tmp_path_factory.mktemp("colours"), rows=4)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model in a directory, as a user has it."""
-    directory = tmp_path_factory.mktemp("base") / "model"
-    tiny_model(seed=3).save_pretrained(directory)
-    tiny_processor(num_crops=1).save_pretrained(directory)
-    return directory
-
-
 def train(data_dir: Path, base: Path, out: Path, **changes: Any) -> Path:
     run(
         resolve(

@@ -13,7 +13,6 @@ from sample_dirs import make_image
 
 from phi3v_train.models.loading import load_model, load_processor, locate
 from phi3v_train.models.machine import Chosen, Compute
-from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.training.merging import merge_to
 
 FP32 = Compute(Chosen("cpu", ""), Chosen("fp32", ""), Chosen("sdpa", ""), 0)
@@ -48,14 +47,6 @@ print(json.dumps({
     "ours": [name for name in sys.modules if name.split(".")[0] in ("phi3v_train", "phi3v_data")],
 }))
 """
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("base") / "model"
-    tiny_model(seed=3).save_pretrained(directory)
-    tiny_processor(num_crops=1).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

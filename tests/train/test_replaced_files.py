@@ -51,6 +51,7 @@ def tuned(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     ("predict", "qwen2_5_vl", "the model has nothing for 'model.visual.blocks.0.mlp.linear_fc1'"),
     ("merge", "qwen3_5", "it has layers of other sizes"),
     ("inspect", "idefics3", "the adapter's processor is not one of Idefics3"),
+    ("inspect", "qwen2_5_vl", "its processor is 'Qwen2_5_VLProcessor', that of the adapter 'Qwen3VLProcessor'"),
     ("merge", "idefics3", "the adapter's processor is not one of Idefics3"),
 ])  # fmt: skip
 def test_an_adapter_whose_base_is_another_model_now_is_refused(

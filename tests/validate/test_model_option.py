@@ -21,6 +21,8 @@ from validate_builders import found, row, settled, turn, write
 from validate_images import encoded, make_image
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.lint import lint_file
+from phi3v_data.lint.lengths import LengthSettings
 from phi3v_data.tokens import registry
 from phi3v_data.tokens.phi3v import PHI3V
 from phi3v_data.validate import fresh_report, validate
@@ -272,6 +274,48 @@ def test_a_model_directory_without_tokenizer_is_counted_by_estimate(directory: P
     assert report.ok
     assert report.stats["text_tokens"] == "estimated"
     assert "has no tokenizer.json" in found(report, "check-skipped")[0].message
+
+
+def test_a_model_directory_that_does_not_say_how_images_are_processed_is_named(directory: Path, tmp_path: Path) -> None:
+    """Also for a file of another tool; with either file, or for a family by name, nothing is said."""
+    model = write(tmp_path / "model", {"config.json": '{"model_type": "phi3_v"}'})
+    sentence = (
+        f"image tokens are counted with the defaults of the family phi3v: {str(model)!r} has neither "
+        "preprocessor_config.json nor processor_config.json"
+    )
+    rows = write(tmp_path / "file", {"rows.jsonl": '{"messages": [{"role": "user", "content": "a"}, '
+                                     '{"role": "assistant", "content": "b"}], "images": []}\n'})  # fmt: skip
+
+    def said(model: str | Path) -> list[bool]:
+        lengths = LengthSettings(max_tokens=99)
+        reports = validate(directory, model=model), lint_file(rows / "rows.jsonl", model=model, lengths=lengths)
+        return [sentence in [each.message for each in found(report, "check-skipped")] for report in reports]
+
+    assert said(model) == [True, True]
+    assert said("phi3v") == [False, False]
+    write(model, {"preprocessor_config.json": '{"num_crops": 4}'})
+    assert said(model) == [False, False]
+
+
+@pytest.mark.parametrize(("name", "refused"), [("Qwen2_5_VLProcessor", True), ("Qwen3VLProcessor", False)])
+def test_an_adapter_whose_base_is_of_another_family_now_is_refused(
+    name: str, refused: bool, directory: Path, cli: Cli, tmp_path: Path
+) -> None:
+    base = write(
+        tmp_path / "base",
+        {"config.json": '{"model_type": "qwen2_5_vl"}', "preprocessor_config.json": f'{{"processor_class": "{name}"}}'},
+    )
+    adapter = write(
+        tmp_path / "adapter",
+        {
+            "adapter_config.json": json.dumps({"base_model_name_or_path": str(base)}),
+            "processor_config.json": '{"processor_class": "Qwen3VLProcessor"}',
+        },
+    )
+    code, _, error = cli("validate", directory, "--model", adapter, "--level", "quick")
+    words = " ".join(error.split())
+    assert (code == 2) == refused
+    assert (f"its processor is '{name}', that of the adapter 'Qwen3VLProcessor'; give the family" in words) == refused
 
 
 def test_the_tokenizer_wins_the_text_count(directory: Path, tmp_path: Path) -> None:

@@ -84,12 +84,12 @@ def cell_image(
     """
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if isinstance(data, bytes) and data:
-        return DraftImage(data), ()
+        return DraftImage(data, where=what), ()
     text = value.get("path") if isinstance(value, Mapping) else value
     if not isinstance(text, str) or not text:
         raise Reject("image-missing", f"{what} contains no image")
     if is_base64(text):
-        return DraftImage(_decoded(text, what)), ()
+        return DraftImage(_decoded(text, what), where=what), ()
     if "://" in text[:10]:
         raise Reject("image-missing", f"{what} contains a URL; download the images first")
     if len(text) > MAX_PATH:
