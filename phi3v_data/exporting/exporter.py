@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from phi3v_data.exporting.images import Images
 from phi3v_data.exporting.request import SHARD_BYTES, ExportRequest, ImageRefs
 from phi3v_data.files import write_text
 from phi3v_data.formats.base import RowFormat
+from phi3v_data.json_text import spelled
 from phi3v_data.schema import Sample
 from phi3v_data.shards.view import MANIFEST_OF_EXPORT
 
@@ -93,6 +95,20 @@ class Exporter:
     def marks(self, sample: Sample, images: Images) -> Iterable[str]:
         """Facts of a row that all rows must be known for before the first is written; `with_fields` gets the union."""
         return ()
+
+    @cached_property
+    def _has_no_fractions(self) -> bool:
+        """Whether the format writes no numbers with a fraction itself; one of a user's own may."""
+        return type(self.row_format).__module__.startswith("phi3v_data.formats.")
+
+    def row_json(self, sample: Sample, value: Any) -> bytes:
+        """JSON text of the row of a sample, or of a part of it, as `to_json` gives it.
+
+        Tools and their calls, which are JSON of any origin, may have numbers with a fraction, too.
+        """
+        if self._has_no_fractions and sample.format == 1 and (text := spelled(value)):
+            return text
+        return to_json(value).encode()
 
     def with_fields(self, present: frozenset[str]) -> "Exporter":
         """The exporter for rows of which some have these optional fields or marks; all of them get the columns."""

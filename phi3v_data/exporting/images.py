@@ -41,9 +41,22 @@ class Images:
 
     dataset: Dataset
     _folders: set[str] = field(default_factory=set)
+    _paths: dict[str, Path] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
     _kinds: dict[str, str] = field(default_factory=dict)
     _placed: dict[str, None] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """The path of an image file.
+
+        Raises:
+            UserError: its name leads out of the folder of images.
+        """
+        path = self._paths.get(name)
+        if path is None:
+            path = self.dataset.image_path(name)
+            _remember(self._paths, name, path)
+        return path
 
     def size(self, name: str) -> int:
         """Bytes of an image file.
@@ -53,7 +66,7 @@ class Images:
         """
         size = self._sizes.get(name)
         if size is None:
-            path = self.dataset.image_path(name)
+            path = self.path(name)
             try:
                 size = file_size(path)
             except OSError as error:
@@ -84,7 +97,7 @@ class Images:
     @contextmanager
     def _named(self, name: str) -> Iterator[Path]:
         """Yield the path of an image; what is wrong with it in the block becomes a UserError that names it."""
-        path = self.dataset.image_path(name)
+        path = self.path(name)
         try:
             yield path
         except UnreadableImageError as error:

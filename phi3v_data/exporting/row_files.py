@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from phi3v_data.dataset import Dataset
-from phi3v_data.exporting.exporter import Exporter, Part, to_json
+from phi3v_data.exporting.exporter import Exporter, Part
 from phi3v_data.exporting.images import Images
 from phi3v_data.exporting.request import ImageRefs
 from phi3v_data.files import write_json
@@ -51,7 +51,7 @@ class RowFiles(Exporter):
                 if not first:
                     file.write(between)
                 first = False
-                file.write(to_json(row).encode())
+                file.write(self.row_json(sample, row))
                 if self.image_refs == ImageRefs.path:
                     num_images += sum(images.place(name, folder, self.request.images) for name in sample.images)
                 else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from phi3v_data.dataset import Dataset
-from phi3v_data.exporting.exporter import Exporter, Part, to_json
+from phi3v_data.exporting.exporter import Exporter, Part
 from phi3v_data.exporting.images import Images
 from phi3v_data.files import write_text
 from phi3v_data.media.images import identify_readable
@@ -33,19 +33,22 @@ class WebDatasetFiles(Exporter):
         prefix = part.split.replace(".", "_")  # a key ends at the first dot
         with open(stage / f"{part.split}-{part.number:06}.tar", "wb") as file:
             for number, (sample, row) in enumerate(rows, part.start):
-                key = f"{prefix}-{number:09}"
+                key, names = f"{prefix}-{number:09}", sample.images
                 members: list[tuple[str, bytes]] = []
                 if self.layout == UNIFORM:
-                    row["images"] = [images.data_url(name) for name in sample.images]
+                    row["images"] = [images.data_url(name) for name in names]
                 else:
-                    members = [_image_member(at, images.read(name)) for at, name in enumerate(sample.images)]
+                    members = [_image_member(at, images.read(name)) for at, name in enumerate(names)]
                     row["images"] = [field for field, _ in members]
                 if self.layout == UNIFORM:
-                    row = {key: value if isinstance(value, str) else to_json(value) for key, value in row.items()}
-                text = to_json(row).encode()
+                    row = {
+                        key: value if isinstance(value, str) else self.row_json(sample, value).decode()
+                        for key, value in row.items()
+                    }
+                text = self.row_json(sample, row)
                 for field, data in (("json", text), *members):
                     file.write(_member(f"{key}.{field}", data))
-                num_images += len(sample.images)
+                num_images += len(names)
             file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end mark
         return num_images
 

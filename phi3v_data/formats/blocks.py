@@ -177,7 +177,7 @@ class BlockFormat(RowFormat):
 
     def write(self, chat: Chat) -> Written:
         lost: list[str] = []
-        tools = self.carries_tools and openai_messages(chat.messages) is not None
+        tools = self.carries_tools and (not has_calls(chat.messages) or openai_messages(chat.messages) is not None)
         chat = carried(chat, lost, self.always, pairs=self.carries_pairs, tools=tools)
         if not self.weight_key and any(message.weight == 0 for message in chat.messages):
             lost.append("weight")

@@ -39,12 +39,15 @@ class Message:
     @property
     def text(self) -> str:
         """The text without its images."""
-        return "".join(part for part in self.parts if isinstance(part, str))
+        parts = self.parts
+        if len(parts) == 1 and isinstance(only := parts[0], str):
+            return only
+        return "".join([part for part in parts if isinstance(part, str)])
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
         """The images in order."""
-        return tuple(part for part in self.parts if isinstance(part, ImageRef))
+        return tuple([part for part in self.parts if isinstance(part, ImageRef)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Chat:
     @property
     def images(self) -> tuple[ImageRef, ...]:
         """The images of all messages, in order."""
-        return tuple(image for message in self.messages for image in message.images)
+        return tuple([part for message in self.messages for part in message.parts if isinstance(part, ImageRef)])
 
 
 @dataclass(frozen=True, slots=True)

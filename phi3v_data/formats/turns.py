@@ -157,6 +157,8 @@ def to_chat(sample: Sample, refer: Callable[[str], str | bytes]) -> Chat:
 
 
 def _parts(turn: Turn, refer: Callable[[str], str | bytes], where: str) -> tuple[Part, ...]:
+    if not turn.images:
+        return (turn.user,) if turn.user else ()
     parts: list[Part] = []
     at = 0
     for number, (path, offset) in enumerate(

@@ -11,11 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from pydantic import ValidationError
 
 from phi3v_data.draft import Draft, DraftImage, DraftTurn
 from phi3v_data.errors import Reject
+from phi3v_data.json_text import spelled
 from phi3v_data.messages import short, shown
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.sources.archive import FOLDER, INNER, archive_name, member_name
@@ -32,8 +32,6 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 WEIGHTS_DROPPED = "weights-dropped"
 """Note on a sample whose turns of weight 0 are written as if they were trained (`plain`)."""
-
-_encode = msgspec.json.Encoder().encode
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -135,7 +133,7 @@ def make_row(
     """
     if _is_usual(draft, slot, settings):
         row, prepared = _usual_row(slot, draft, settings)
-        line = _spelled(row)
+        line = spelled(row).decode()
         if line and "\\u0000" not in line:
             return line, prepared, ()
     sample, prepared, notes = make_sample(slot, draft, settings)
@@ -231,21 +229,11 @@ def to_line(sample: Sample, *, plain: bool) -> str:
 
 
 def _fast_json(row: Mapping[str, Any]) -> str:
-    """The text of `Sample.to_json` for a row, in a third of its time; empty if the row needs Python's own encoder.
+    """The text of `Sample.to_json` for a row; empty if the row needs Python's own encoder.
 
-    msgspec and `json` spell everything alike but numbers with a fraction, which are only in `meta`.
+    Numbers with a fraction are only in `meta`.
     """
-    if any(isinstance(value, float) for value in row.get("meta", {}).values()):
-        return ""
-    return _spelled(row)
-
-
-def _spelled(row: Mapping[str, Any]) -> str:
-    """The text of a row without fractions; empty if msgspec cannot encode it."""
-    try:
-        return msgspec.json.format(_encode(row), indent=0).decode()
-    except (TypeError, ValueError, OverflowError):
-        return ""
+    return "" if any(isinstance(value, float) for value in row.get("meta", {}).values()) else spelled(row).decode()
 
 
 def hide_roots(message: str, roots: Sequence[str]) -> str:
