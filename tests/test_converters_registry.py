@@ -1,5 +1,6 @@
 """Where converters are found, and what is said when one is not."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from toy_converter import FILE, Toy, run_cli
 
 import phi3v_data
-from phi3v_data.registry import find, names, reference
+from phi3v_data.registry import all_converters, find, names, own_file_digest, reference
 
 PLUGIN = """
 import phi3v_data
@@ -194,3 +195,28 @@ def test_the_public_names_are_what_dir_lists() -> None:
     assert {"Dataset", "convert", "__version__"} < set(dir(phi3v_data)) == set(phi3v_data.__all__)
     with pytest.raises(AttributeError, match="no attribute 'tune'"):
         _ = phi3v_train.tune
+
+
+def test_the_digest_of_a_converter_covers_its_file_and_what_lies_beside_it(tmp_path: Path) -> None:
+    """Found by hand: sha256 over one line per file, NAME SPACE sha256, the converter itself without a name."""
+    source = FILE.read_text()
+    (tmp_path / "mine.py").write_text(f"import beside\n{source}")
+    (tmp_path / "beside.py").write_text("VALUE = 1\n")
+    (tmp_path / "other.py").write_text("VALUE = 1\n")
+    cls = find(f"{tmp_path / 'mine.py'}:Toy")
+    hashes = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("mine.py", "beside.py")}
+    expected = hashlib.sha256(f" {hashes['mine.py']}\nbeside.py {hashes['beside.py']}".encode()).hexdigest()
+    assert own_file_digest(cls) == expected
+    (tmp_path / "other.py").write_text("VALUE = 2\n")
+    assert own_file_digest(cls) == expected
+    (tmp_path / "beside.py").write_text("VALUE = 2\n")
+    assert own_file_digest(cls) != expected
+
+
+def test_a_colon_in_a_folder_is_part_of_the_path(tmp_path: Path) -> None:
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    shutil.copy(FILE, folder / "mine.py")
+    assert [each.origin for each in all_converters([str(folder / "mine.py")]) if each.name == Toy.name] == [
+        "mine.py:Toy"
+    ]

@@ -28,9 +28,11 @@ from phi3v_data.draft import DraftImage
 from phi3v_data.draft import converter as short_converter
 from phi3v_data.errors import Reject
 from phi3v_data.media import integrity
+from phi3v_data.media.blocks import Extent, png_header
 from phi3v_data.media.formats import LIMITS, PIXEL_LIMITS, TooLargeImageError, UnreadableImageError
 from phi3v_data.media.images import load_image, probe, read_image_file
 from phi3v_data.media.integrity import check_content, check_image, rgb_digest
+from phi3v_data.media.jpeg import _without_extras
 from phi3v_data.suffixes import STORED_IMAGES
 from phi3v_data.validate import validate
 from phi3v_data.writing.images import prepare_image
@@ -563,3 +565,22 @@ def test_the_limits_are_those_of_the_documentation() -> None:
         assert f"{limit:,}" in page
     for suffix in (suffix for suffixes in STORED_IMAGES.values() for suffix in suffixes):
         assert f"`{suffix}`" in page
+
+
+@pytest.mark.parametrize(("depth", "colour", "bits", "channel"), [
+    (16, 2, 48, 16), (16, 0, 16, 16), (8, 2, 24, 8), (8, 6, 32, 8), (1, 0, 1, 8), (4, 3, 4, 8),
+])  # fmt: skip
+def test_the_depth_of_a_png_comes_from_its_header(depth: int, colour: int, bits: int, channel: int) -> None:
+    header = struct.pack(">II5B", 7, 3, depth, colour, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + b"IHDR" + header
+    assert png_header(data) == Extent(7, 3, 1, bits, channel)
+
+
+def test_stray_bytes_between_segments_are_counted_exactly() -> None:
+    """As many bytes as may be skipped are, one more is not."""
+    whole = encoded(image(), "JPEG")
+    for number, taken in ((0, True), (LIMITS.stray_bytes, True), (LIMITS.stray_bytes + 1, False)):
+        parts = _without_extras(whole[:2] + b"\0" * number + whole[2:])
+        assert (parts is not None) == taken
+        if parts is not None:
+            assert parts[1] == number

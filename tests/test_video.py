@@ -5,6 +5,7 @@ import random
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from media import (
 )
 
 from phi3v_data.errors import Reject, UserError
+from phi3v_data.media.packets import PacketTable
+from phi3v_data.media.pixels import display_matrix
 from phi3v_data.media.sampling import ascending, frame_indices
 from phi3v_data.media.video import Clip, read_clip
 
@@ -430,3 +433,25 @@ def test_missing_decord_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(UserError, match=r"-e .\.\[decord\]. in a clone of phi3v"):
         read_clip(xvid(tmp_path / "clip.avi"), decoder="decord")
+
+
+def test_a_matrix_that_is_no_quarter_turn_is_left_out() -> None:
+    def frame(*values: int) -> types.SimpleNamespace:
+        a, b, c, d = (65536 * value for value in values)
+        data = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], np.int32).tobytes()
+        return types.SimpleNamespace(side_data={"DISPLAYMATRIX": data}, rotation=0)
+
+    assert display_matrix(frame(0, 1, -1, 0)) == (0, 1, -1, 0)
+    assert display_matrix(frame(-1, 0, 0, -1)) == (-1, 0, 0, -1)
+    for odd in ((0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 0, 1), (1, 1, 1, 1), (0, 1, 1, 1), (1, 1, 1, 0)):
+        assert display_matrix(frame(*odd)) == (1, 0, 0, 1)
+
+
+def test_a_demuxer_that_stopped_early_gives_no_total() -> None:
+    table = PacketTable(codec="mpeg4", header_count=3, pts=[0, 1, 2])
+    assert table.count_is_total
+    assert not replace(table, error="Invalid data").count_is_total
+    assert not replace(table, frameless=1).count_is_total
+    assert not replace(table, header_count=4).count_is_total
+    assert not replace(table, codec="vp9").count_is_total
+    assert replace(table, codec="vp9", intra_only=True).count_is_total

@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phi3v_data
-from phi3v_data.converters.helpers.table_map import fill, parse_map, placeholders
+from phi3v_data.converters.helpers.table_map import TableMap, fill, parse_map, placeholders
 from phi3v_data.testing import check_converter
 
 MAP = {"images": "picture", "user": "{question}?", "assistant": "{answer}"}
@@ -524,3 +524,14 @@ def test_a_spreadsheet_is_to_be_saved_as_csv(tmp_path: Path) -> None:
     )
     with pytest.raises(phi3v_data.UserError, match=r"no table but the spreadsheet 'rows\.xlsx'; save the sheet as"):
         run("table", tmp_path / "s", tmp_path / "o")
+
+
+def test_the_columns_of_a_map_are_those_of_its_fields() -> None:
+    mapping = TableMap(
+        user="{q} {hint}", assistant="{a}", images=("left", "right"), system="{rule}", answers=("all",), id="number",
+        meta=("year",),
+    )  # fmt: skip
+    assert list(mapping.columns()) == [
+        ("user", "q"), ("user", "hint"), ("assistant", "a"), ("images", "left"), ("images", "right"),
+        ("system", "rule"), ("answers", "all"), ("meta", "year"), ("id", "number"),
+    ]  # fmt: skip

@@ -249,3 +249,10 @@ def test_a_budget_below_every_grid_is_refused() -> None:
         hub.set_budget(hub.tiny_processor(), 1)
     sentence = "--num_crops 1: num_crops must be at least 2, the number of tiles of the smallest grid"
     assert str(caught.value) == sentence
+
+
+def test_no_budget_leaves_the_processor_as_it_is() -> None:
+    processor = get_family("phi3v").tiny_processor()
+    processor.image_processor.num_crops = 5
+    get_family("phi3v").set_budget(processor, None)
+    assert processor.image_processor.num_crops == 5

@@ -192,3 +192,12 @@ def test_rotary_positions_of_another_kind_are_refused(kind: str) -> None:
     config.rope_parameters = {"rope_type": kind, "factor": 2.0, "rope_theta": 10000.0}
     with pytest.raises(ValueError, match=f"rope_scaling of type '{kind}' is not part of this model"):
         Phi3VForConditionalGeneration(config)
+
+
+def test_ids_and_embeddings_at_once_are_refused() -> None:
+    model = tiny_model().model
+    ids = torch.ones(1, 3, dtype=torch.long)
+    embedded = model.get_input_embeddings()(ids)
+    for given in ({"input_ids": ids, "inputs_embeds": embedded}, {}):
+        with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+            model(**given)

@@ -2,10 +2,13 @@
 
 from collections import Counter
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phi3v_data.report.histogram import MAX_BARS, make_histogram, nice_step, quantile, top_bars
+from phi3v_data.validate.stats import histogram
 
 values = st.dictionaries(st.integers(0, 10**7), st.integers(1, 1000), min_size=1, max_size=40)
 
@@ -37,3 +40,14 @@ def test_steps_are_round() -> None:
 
 def test_the_rest_goes_into_one_bar() -> None:
     assert top_bars([("a", 1), ("b", 5), ("c", 2), ("d", 2)], 3) == (("b", 5), ("c", 2), ("2 others", 3))
+
+
+@pytest.mark.parametrize(
+    ("many", "step"),
+    [(2, 1), (2_000, 1), (3_000, 2), (10_000, 5), (12_000, 10), (30_000, 20), (60_000, 50), (150_000, 100)],
+)
+def test_bins_are_1_2_or_5_times_a_power_of_10_wide(many: int, step: int) -> None:
+    result = histogram(np.arange(many))
+    assert result["step"] == step
+    assert set(result["counts"].values()) == {step}
+    assert (result["min"], result["max"]) == (0, many - 1)

@@ -210,3 +210,15 @@ def test_a_group_that_leaks_between_held_out_splits_is_kept_in_the_first(tmp_pat
     assert codes == [("leak-group", "warning", "test.jsonl")]
     clean_set(tmp_path / "in", tmp_path / "out", drop=["leak-group"])
     assert split_of(tmp_path / "out") == {"t0": "train", "v0": "val", "e1": "test"}
+
+
+def test_removed_rows_are_in_the_order_of_files_and_lines(tmp_path: Path) -> None:
+    """Findings come by kind, not by line: a leak is found after all rows have been read."""
+    folder = write_set(tmp_path / "set", {
+        "x_train.jsonl": [row("a"), {**row("b"), "more": 1}, row("c", user="Else?")],
+        "x_test.jsonl": [{**row("d"), "more": 1}, row("a")],
+    })  # fmt: skip
+    clean_set(folder, tmp_path / "out")
+    listed = [(each["file"], each["line"]) for each in removed(tmp_path / "out")]
+    assert listed == sorted(listed)
+    assert len(listed) >= 3

@@ -13,6 +13,7 @@ from set_builders import encoded, make_image, png, read_rows, row, run, split_of
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
+from phi3v_data.sets.shares import share_notes
 from phi3v_data.sets.split import By, split_set
 from phi3v_data.sets.writing import ImageMode
 from phi3v_data.validate import validate
@@ -283,3 +284,15 @@ def test_rows_that_name_the_same_missing_image_stay_together(tmp_path: Path) -> 
     assert set(where.values()) == {"train", "val"}
     for n in range(20):
         assert len({where[f"r{n}"], where[f"r{n + 20}"], where[f"r{n + 40}"]}) == 1, n
+
+
+def test_the_note_names_what_made_the_shares_differ() -> None:
+    half = {"rows": 6, "images": 0, "labelled": True}
+    manifest = Manifest.model_validate({"name": "x", "task": "vqa", "splits": {
+        name: {"files": {f"x_{name}.jsonl": "sha256:" + "0" * 64}, **half} for name in ("test", "train")
+    }})  # fmt: skip
+    shares = {"train": 0.8, "test": 0.2}
+    got = "train 50.0 %, test 50.0 % instead of train 80 %, test 20 %"
+    assert share_notes(shares, manifest) == [f"hashing the groups gave {got}; `phi3v-data split` meets shares exactly"]
+    assert share_notes(shares, manifest, limit=6) == [f"--limit 6, which is per split, gave {got}; leave out --limit"]
+    assert share_notes(shares, manifest, limit=7)[0].startswith("hashing the groups")

@@ -282,3 +282,12 @@ def test_two_processes_predict_what_one_does(data_dir, scored, tmp_path):
     records, others = read_lines(tmp_path / "predictions.jsonl"), read_lines(scored[0] / "predictions.jsonl")
     assert [(r["id"], r["prediction"]) for r in records] == [(r["id"], r["prediction"]) for r in others]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == [".lock"]
+
+
+def test_splits_of_a_file_are_named_in_order(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [{"id": str(n), "split": split, "turn": 0, "prediction": "a", "answers": ["a"], "meta": {}}
+            for n, split in enumerate(("val", "test", "val", "dev"))]  # fmt: skip
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    code, text, err = call("eval", "--predictions", path, "--metric", "accuracy", "--json")
+    assert (code, json.loads(text)["split"]) == (0, "dev + test + val"), err

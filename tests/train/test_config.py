@@ -379,3 +379,8 @@ def test_two_names_of_one_option_are_refused(
 ) -> None:
     code, _, err = typed("run", "--data_dir", "x", *words, capsys=capsys)
     assert (code, err) == (2, f"error: {names} are two names of one option: give one of them\n")
+
+
+def test_other_names_are_known_inside_a_group_too() -> None:
+    config = RunConfig.model_validate({"optim": {"lr": 0.002}, "method": {"lora_r": 3}})
+    assert (config.optim.learning_rate, config.method.lora_rank) == (0.002, 3)

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from processes import finish, start_ranks
+
+from phi3v_train.distributed.rank_errors import is_of_exchange
 
 SCRIPT = """
 import torch, torch.distributed as dist
@@ -49,3 +52,14 @@ def test_no_thread_of_a_closed_group_lives_on() -> None:
     """One that does aborts a process that has done all its work, now and then."""
     results = finish(start_ranks(2, "-c", CLOSED))
     assert [(code, output) for code, output, _ in results] == [(0, "True 0\n")] * 2, results
+
+
+@pytest.mark.parametrize(("error", "expected"), [
+    (RuntimeError("gloo: Connection closed by peer"), True),
+    (RuntimeError("NCCL error: unhandled system error"), True),
+    (RuntimeError("shape '[2]' is invalid for input of size 3"), False),
+    (ValueError("NCCL"), False),
+    (dist.DistNetworkError("any"), True),
+])  # fmt: skip
+def test_an_error_of_an_exchange_is_known_by_its_words(error: Exception, expected: bool) -> None:
+    assert is_of_exchange(error) is expected

@@ -53,3 +53,9 @@ def test_escapes_do_not_hide_a_marker(tmp_path: Path) -> None:
     spelled = ["\\u00abEND\\u00bb", "\\u005bE]", "\\u0040@img1@@", "<\\/turn>", "\\u003c/turn>"]
     lines = [plain.replace("XX", text) for text in spelled]
     assert sorted(lines_with_markers(tmp_path, lines)) == [1, 2, 3, 4, 5]
+
+
+def test_without_markers_none_is_found() -> None:
+    tokens = build_control_tokens((), ())
+    assert tokens.own.search("any text") is None
+    assert tokens.foreign.search("any text") is None
