@@ -197,7 +197,7 @@ def test_the_public_names_are_what_dir_lists() -> None:
         _ = phi3v_train.tune
 
 
-def test_the_digest_of_a_converter_covers_its_file_and_what_lies_beside_it(tmp_path: Path) -> None:
+def test_the_digest_of_a_converter_covers_its_file_and_the_files_that_it_imports(tmp_path: Path) -> None:
     """Found by hand: sha256 over one line per file, NAME SPACE sha256, the converter itself without a name."""
     source = FILE.read_text()
     (tmp_path / "mine.py").write_text(f"import beside\n{source}")

@@ -14,6 +14,7 @@ from toy_converter import make_source, rows, tree
 
 import phi3v_data
 from phi3v_data.conversion import finish
+from phi3v_data.unfinished import UnfinishedError, refuse_unfinished
 
 
 @pytest.fixture
@@ -247,3 +248,12 @@ def test_an_interrupted_conversion_is_reported_as_incomplete(
     assert str(caught.value) == sentence
     convert(source, out)
     assert tree(out) == {name: digest for name, digest in wanted.items() if not name.startswith(".phi3v")}
+
+
+def test_a_damaged_journal_is_refused_where_nothing_else_is_left_of_it(tmp_path: Path) -> None:
+    journal = tmp_path / ".phi3v" / "convert" / "publishing.json"
+    journal.parent.mkdir(parents=True)
+    refuse_unfinished(tmp_path)
+    journal.write_text('{"moves": [')
+    with pytest.raises(UnfinishedError, match=r"publishing\.json: is damaged"):
+        refuse_unfinished(tmp_path)

@@ -435,7 +435,7 @@ def test_missing_decord_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
         read_clip(xvid(tmp_path / "clip.avi"), decoder="decord")
 
 
-def test_a_matrix_that_is_no_quarter_turn_is_left_out() -> None:
+def test_a_matrix_of_another_angle_is_left_out() -> None:
     def frame(*values: int) -> types.SimpleNamespace:
         a, b, c, d = (65536 * value for value in values)
         data = np.array([a, b, 0, c, d, 0, 0, 0, 1 << 30], np.int32).tobytes()

@@ -7,7 +7,8 @@ import pytest
 from converter_sources import encoded, put
 
 import phi3v_data
-from phi3v_data.testing import ConverterCheckError, check_converter
+from phi3v_data.registry import find
+from phi3v_data.testing import ConverterCheckError, _Check, check_converter
 
 BAD = Path(__file__).with_name("bad_converters.py")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -86,3 +87,16 @@ def test_ucf101_passes(tmp_path: Path) -> None:
 def test_a_source_that_cannot_be_converted_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(phi3v_data.NotFoundError):
         check_converter(f"{BAD}:Good", tmp_path / "gone")
+
+
+@pytest.mark.parametrize(("one", "two", "how"), [
+    ("a", None, "is missing"), (None, "a", "only exists"), ("a", "b", "differs"),
+])  # fmt: skip
+def test_a_file_of_one_run_alone_is_named(tmp_path: Path, one: str | None, two: str | None, how: str) -> None:
+    for name, text in (("first", one), ("second", two)):
+        (tmp_path / name).mkdir()
+        if text is not None:
+            (tmp_path / name / "rows.jsonl").write_text(text)
+    check = _Check(find("ucf101"), "", None, False, tmp_path)
+    check.compare(tmp_path / "first", tmp_path / "second", "a second run")
+    assert check.findings == [f"not deterministic: rows.jsonl {how} after a second run"]
