@@ -11,14 +11,11 @@ from phi3v_data.formats.placeholders import IMAGE
 from phi3v_data.formats.row_block import RowBlock, rare_positions
 from phi3v_data.validate.control import ControlTokens
 from phi3v_data.validate.hashes import PADDING, hash_spans, word_view
-from phi3v_data.validate.templates import FixedTexts, is_letter
+from phi3v_data.validate.templates import MIN_ROWS, FixedTexts, is_letter
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
-
-MIN_ROWS = 16
-"""Rows of one template in a block; for fewer, checking each costs less."""
 
 _QUOTE, _BACKSLASH, _COMMA, _CLOSE, _BRACKET, _LESS = b'"\\,}[<'
 _TO_CLOSE = 0x20  # set in "]", it makes "}"
@@ -103,14 +100,14 @@ class BlockText:
                 chosen = np.flatnonzero(counts == number)
                 yield chosen, closings[first[chosen] + np.arange(number)[:, None]]
 
-    def match(self, template: Template, rows: Ints, closings: Ints) -> TemplateRows:
-        """The rows that have a template, or more quotes, brackets or control characters than it has."""
+    def match(self, template: Template, rows: Ints, closings: Ints) -> tuple[Ints, TemplateRows]:
+        """Which of these rows have a template, or more quotes, brackets or control characters; the group of them."""
         kept = closings[template.free]
         starts, ends = self.block.starts[rows], self.block.ends[rows] - 1
         found, opens = template.fixed.match(self.padded, starts, ends, kept)
         if len(found) == len(rows):
-            return TemplateRows(template, rows, opens, kept)
-        return TemplateRows(template, rows[found], opens, kept[:, found])
+            return found, TemplateRows(template, rows, opens, kept)
+        return found, TemplateRows(template, rows[found], opens, kept[:, found])
 
     def without_more(
         self, groups: Sequence[TemplateRows], markers: ControlTokens, *, with_tags: bool

@@ -7,7 +7,6 @@ escapes are of line ends, tabs, quotes and characters beyond ASCII. All other ro
 """
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -17,18 +16,17 @@ import numpy.typing as npt
 from phi3v_data.formats.consumers.base import RowView
 from phi3v_data.formats.placeholders import IMAGE
 from phi3v_data.formats.row_block import RowBlock, read_row
-from phi3v_data.lint.block_text import MIN_ROWS, BlockText, Template, TemplateRows, without_blank
+from phi3v_data.lint.block_text import BlockText, Template, TemplateRows, without_blank
 from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.validate.control import ControlTokens
-from phi3v_data.validate.templates import FixedTexts
+from phi3v_data.validate.templates import MIN_ROWS, FixedTexts, KnownTemplates
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
 _U = ord("u")
-_MAX_SHAPES = 16  # with the same number of values
-_MAX_FAILURES = 16  # rows with the same number of values that turned out to be like few others
+_MAX_SHAPES = 16  # with the same number of values, and rows that turned out to be like few others
 _PLAIN_ESCAPES = np.zeros(256, np.bool_)
 _PLAIN_ESCAPES[list(b'nrt"')] = True
 _HEX = np.full(256, 16, np.int64)  # 16 for what is not a digit
@@ -54,8 +52,7 @@ class Templates:
         self._markers = markers
         self._has_tags = has_tags
         self._special = np.array(sorted(special), np.int64)
-        self._known: dict[int, list[Template]] = {}  # by number of string values
-        self._failures: Counter[int] = Counter()
+        self._known: KnownTemplates[Template, TemplateRows] = KnownTemplates(_MAX_SHAPES)
 
     def sort(self, block: RowBlock) -> tuple[BlockText, list[TemplateRows], Ints]:
         """The text of a block, its rows by template, and the numbers of the rows that are left."""
@@ -103,32 +100,7 @@ class Templates:
         return found
 
     def _groups(self, text: BlockText, block: RowBlock) -> Iterator[TemplateRows]:
-        for rows, closings in text.by_num_values():
-            number = len(closings)
-            known = self._known.setdefault(number, [])
-            untried = list(known)
-            while len(rows) >= MIN_ROWS:
-                new = not untried
-                if new and (len(known) >= _MAX_SHAPES or self._failures[number] >= _MAX_FAILURES):
-                    break
-                template = self._learn(block, int(rows[0])) if new else untried.pop(0)
-                group = None if template is None else text.match(template, rows, closings)
-                if new and (group is None or len(group.rows) < MIN_ROWS):
-                    self._failures[number] += 1
-                    rows, closings = rows[1:], closings[:, 1:]
-                    continue
-                assert template is not None
-                if new:
-                    known.append(template)
-                if group is None or not len(group.rows):
-                    continue
-                yield group
-                if len(group.rows) == len(rows):
-                    break
-                rest = np.ones(len(block), np.bool_)
-                rest[group.rows] = False
-                rest = rest[rows]
-                rows, closings = rows[rest], closings[:, rest]
+        return self._known.groups(text.by_num_values(), lambda row: self._learn(block, row), text.match)
 
     def _learn(self, block: RowBlock, index: int) -> Template | None:
         """The template of a row; None if it has a fault, or more to check than its strings."""

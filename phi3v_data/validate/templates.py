@@ -7,8 +7,9 @@ keys, and its values are where the template says. All other lines go the long wa
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,13 @@ from phi3v_data.validate.hashes import PADDING, hash_spans
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
+T = TypeVar("T")
+G = TypeVar("G")
 
 MIN_ROWS = 16
 """Rows of one template in a block; for fewer, parsing each costs less."""
 
-_MAX_SHAPES = 8  # with the same number of values
-_MAX_FAILURES = 8  # lines with the same number of values that turned out to be like few others
+_MAX_SHAPES = 8  # with the same number of values, and lines that turned out to be like few others
 _LF, _QUOTE, _COMMA, _CLOSE, _BRACKET, _BACKSLASH = b'\n",}[\\'
 _TO_CLOSE = 0x20  # set in "]", it makes "}"
 
@@ -114,13 +116,61 @@ class TemplateRows:
         return self.padded[int(self.opens[value, position]) : int(self.closes[value, position])].decode()
 
 
+class KnownTemplates(Generic[T, G]):
+    """The templates met so far, by the number of string values of their rows; more are learned on the way.
+
+    `limit`: most templates of one number, and most rows of it that turned out to be like few others.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: dict[int, list[T]] = {}
+        self._failures: Counter[int] = Counter()
+
+    def groups(
+        self,
+        by_number: Iterable[tuple[Ints, Ints]],
+        learn: Callable[[int], T | None],
+        match: Callable[[T, Ints, Ints], tuple[Ints, G]],
+    ) -> Iterator[G]:
+        """Yield the rows of each template, where there are any.
+
+        Args:
+            by_number: rows with the same number of string values, and the quotes behind these (one column a row).
+            learn: the template of a row; None if it has none.
+            match: which of these rows have a template, and the group of them.
+        """
+        for rows, closings in by_number:
+            number = len(closings)
+            known = self._known.setdefault(number, [])
+            untried = list(known)
+            while len(rows) >= MIN_ROWS:
+                is_new = not untried
+                if is_new and (len(known) >= self._limit or self._failures[number] >= self._limit):
+                    break
+                template = learn(int(rows[0])) if is_new else untried.pop(0)
+                matched = None if template is None else match(template, rows, closings)
+                size = 0 if matched is None else len(matched[0])
+                if is_new and size < MIN_ROWS:
+                    self._failures[number] += 1
+                    rows, closings = rows[1:], closings[:, 1:]
+                    continue
+                if is_new and template is not None:
+                    known.append(template)
+                if matched is None or not size:
+                    continue
+                yield matched[1]
+                if size == len(rows):
+                    break
+                rows, closings = np.delete(rows, matched[0]), np.delete(closings, matched[0], axis=1)
+
+
 class Templates:
     """The templates met so far; more are learned on the way."""
 
     def __init__(self, markers: ControlTokens) -> None:
         self._markers = markers
-        self._known: dict[int, list[Template]] = {}  # by number of values
-        self._failures: Counter[int] = Counter()  # by the same
+        self._known: KnownTemplates[Template, TemplateRows] = KnownTemplates(_MAX_SHAPES)
 
     def sort(self, block: Block, *, labelled: bool) -> tuple[list[TemplateRows], Ints | None]:
         """Rows by template, and the 0-based lines that are left; None if all are.
@@ -151,34 +201,9 @@ class Templates:
         return groups, np.flatnonzero(left) if groups else None
 
     def _groups(self, text: "_BlockText") -> Iterator[TemplateRows]:
-        for lines, closings in text.by_num_values():
-            number = len(closings)
-            known = self._known.setdefault(number, [])
-            untried = list(known)
-            while len(lines) >= MIN_ROWS:
-                new = not untried
-                if new and (len(known) >= _MAX_SHAPES or self._failures[number] >= _MAX_FAILURES):
-                    break
-                template = learn_template(text.line(int(lines[0])), self._markers) if new else untried.pop(0)
-                found = np.empty(0, np.int64)
-                if template is not None and len(template.fixed.parts) == number + 1:
-                    found, opens = template.fixed.match(text.padded, text.starts[lines], text.ends[lines], closings)
-                if new and (template is None or len(found) < MIN_ROWS):
-                    self._failures[number] += 1
-                    lines, closings = lines[1:], closings[:, 1:]
-                    continue
-                assert template is not None
-                if new:
-                    known.append(template)
-                if not len(found):
-                    continue
-                if len(found) == len(lines):
-                    yield TemplateRows(template, text.padded, lines, text.starts[lines], opens, closings)
-                    break
-                yield TemplateRows(
-                    template, text.padded, lines[found], text.starts[lines[found]], opens, closings[:, found]
-                )
-                lines, closings = np.delete(lines, found), np.delete(closings, found, axis=1)
+        return self._known.groups(
+            text.by_num_values(), lambda line: learn_template(text.line(line), self._markers), text.match
+        )
 
 
 class _BlockText:
@@ -209,6 +234,16 @@ class _BlockText:
     def line(self, index: int) -> bytes:
         """One line with its LF."""
         return self.padded[self.starts[index] : self.ends[index] + 1]
+
+    def match(self, template: Template, lines: Ints, closings: Ints) -> tuple[Ints, TemplateRows]:
+        """Which of these lines have a template, and the group of them; `closings` as from `by_num_values`."""
+        found = np.empty(0, np.int64)
+        opens = closings[:, :0]
+        if len(template.fixed.parts) == len(closings) + 1:
+            found, opens = template.fixed.match(self.padded, self.starts[lines], self.ends[lines], closings)
+        if len(found) < len(lines):
+            lines, closings = lines[found], closings[:, found]
+        return found, TemplateRows(template, self.padded, lines, self.starts[lines], opens, closings)
 
     def by_num_values(self) -> Iterator[tuple[Ints, Ints]]:
         """Lines that are not rough, by how many string values they have, and the quotes behind these."""
