@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options, converter
     from phi3v_data.errors import BusyError, NotFoundError, Reject, UserError
     from phi3v_data.schema import Manifest, Report, Sample, Turn
+    from phi3v_data.slices import SliceResult, convert_slice
     from phi3v_data.sources.source import Source
 
     __version__: str
@@ -36,10 +37,12 @@ _HOMES = {
     "Reject": "phi3v_data.errors",
     "Report": "phi3v_data.schema",
     "Sample": "phi3v_data.schema",
+    "SliceResult": "phi3v_data.slices",
     "Source": "phi3v_data.sources.source",
     "Turn": "phi3v_data.schema",
     "UserError": "phi3v_data.errors",
     "convert": "phi3v_data.conversion",
+    "convert_slice": "phi3v_data.slices",
     "converter": "phi3v_data.draft",
 }
 
@@ -56,6 +59,8 @@ __all__ = [  # noqa: RUF022 - by role
     "DatasetInfo",
     "convert",
     "ConvertResult",
+    "convert_slice",
+    "SliceResult",
     "Dataset",
     "Sample",
     "Turn",

@@ -4,45 +4,42 @@ find converter -> open DIR (lock) -> open source -> plan (spooled) -> identity -
 """
 
 import os
-import pickle
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Unpack
 
-from phi3v_data.draft import Converter, DatasetInfo, Draft, GeneratorConverter, Item, Options
+from phi3v_data.draft import DatasetInfo, Draft, GeneratorConverter, Item, Options
 from phi3v_data.earlier_run import already_complete, has_digests, interrupted, run_identity, starts_over
-from phi3v_data.engine.base import WorkerDiedError
-from phi3v_data.engine.make_engine import make_engine
-from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
-from phi3v_data.messages import counted, shown
-from phi3v_data.metric_names import unknown_metric
-from phi3v_data.registry import (
-    ConverterLike,
-    reference,
-    source_file,
+from phi3v_data.planned import (
+    all_notes,
+    converter_info,
+    describe,
+    done_before,
+    guard,
+    hidden_roots,
+    prepare,
+    refuse_in_worker,
+    rejected_members,
+    run_parts,
 )
+from phi3v_data.registry import ConverterLike
 from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck
-from phi3v_data.schema import ConverterInfo, Manifest
+from phi3v_data.schema import Manifest
 from phi3v_data.sources.fingerprint import drawn_fingerprint
 from phi3v_data.sources.left_out import UsedPaths
-from phi3v_data.sources.reads import Reads, Roots, noting
+from phi3v_data.sources.reads import noting
 from phi3v_data.sources.source import Source
-from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, file_name, is_split_name, split_problem
-from phi3v_data.user_code import describe_error
-from phi3v_data.writing.journal import Begun
+from phi3v_data.splits import canonical_split, file_name, split_problem
+from phi3v_data.writing.finish import finish as finish_output
 from phi3v_data.writing.output import Output, check_free, open_output
-from phi3v_data.writing.output import finish as finish_output
-from phi3v_data.writing.parts import DISK_ERRORS, ConvertWork, Job, PartCounts, describe_death
-from phi3v_data.writing.plan import UNNAMED_SPLIT, Plan, choose_split, part_size, spool_plan
-from phi3v_data.writing.publish import NothingMadeError, merge, publish
+from phi3v_data.writing.plan import UNNAMED_SPLIT, choose_split, part_size
+from phi3v_data.writing.publish import NothingMadeError, merge, publish, refuse_dropped_weights
 from phi3v_data.writing.request import ConvertSettings, Progress, Request, make_request
-from phi3v_data.writing.resume import finished_in_order, finished_parts
-from phi3v_data.writing.writer import WEIGHTS_DROPPED, PartWriter, RowSettings, Slot
+from phi3v_data.writing.resume import finished_in_order
+from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +90,7 @@ def convert(
     Raises:
         UserError: anything that keeps the run from its end; the message says what to do.
     """
-    if os.environ.get(WORKER_VARIABLE):
-        raise UserError(
-            "convert() was called while a worker imported this script; put the call under if __name__ == '__main__':"
-        )
+    refuse_in_worker("convert()")
     request = make_request(converter, source, out_dir, options=options, progress=progress, settings=settings)
     with open_output(request.out_dir, overwrite=request.overwrite) as output:
         if issubclass(request.cls, GeneratorConverter):
@@ -105,93 +99,23 @@ def convert(
 
 
 def _convert_planned(request: Request, output: Output) -> ConvertResult:
-    journal = output.journal
-    converter = request.cls()
-    journal.run.mkdir(parents=True, exist_ok=True)
-    source = Source.open(request.source, work_dir=journal.source)
-    roots = source.roots(journal.source)
-    used = UsedPaths()
-    with noting(roots) as planned:
-        items = _guard(lambda: converter.plan(source, request.options), request, "plan")
-        plan = spool_plan(
-            chain(used.of_items(items), _rejected_members(source)),
-            journal.run,
-            roots=roots,
-            shares=request.shares,
-            seed=request.seed,
-            limit=request.limit,
-            progress=lambda count: request.progress("plan", count, None),
-        )
-        if not plan.num_items:
-            raise UserError(f"{request.cls.name} found no samples in {request.source}: {source.describe()}")
-        request.progress("plan", plan.num_items, plan.num_items)
-        info = _describe(converter, source, request)
-    warnings = used.left_out(source)
-    unlabelled = _unlabelled(request, info, plan.counts)
-    identity = run_identity(request, unlabelled, plan)
+    prepared = prepare(request, output.journal)
+    plan, info, identity, planned = prepared.plan, prepared.info, prepared.identity, prepared.planned
+    warnings = prepared.warnings
     if (manifest := already_complete(request, output, identity, planned)) is not None:
         return ConvertResult(
             request.out_dir, manifest, already_complete=True, warnings=warnings, notes=tuple(info.notes)
         )
     saved = interrupted(request, output, identity, planned)
     warnings += starts_over(saved)
-    done = _done_before(request, output, identity, plan, planned, saved)
+    done = done_before(request, output, prepared, saved)
     for split in plan.counts:
         check_free(output, file_name(info.name, split))
-    settings = RowSettings(info.name, info.num_crops, request.plain, unlabelled, _roots(request, source, output))
     resumed = sum(part.count for part in plan.parts if part.index in done)
-    _convert_parts(request, plan, done, resumed, settings, roots)
-    return _finish(request, output, len(plan.parts), info, unlabelled, resumed, warnings)
-
-
-def _convert_parts(
-    request: Request, plan: Plan, done: Set[int], resumed: int, settings: RowSettings, roots: Roots
-) -> None:
-    """Convert the parts that are not done; `resumed` counts the items of those that are."""
-    ref = reference(request.cls)
-    if ref is None and (request.engine != "local" or request.workers != 0):
-        raise UserError(
-            f"{request.cls.__qualname__} cannot be imported by workers, because it was defined in a function or a "
-            "notebook; move it to a file, or pass workers=0 to convert in this process"
-        )
-    job = Job(request.out_dir, plan.folder, ref, pickle.dumps(request.options) if ref else b"", settings, roots)
-    here = (request.cls(), request.options) if request.workers == 0 else None
-    finished = resumed
-
-    def report(running: int) -> None:
-        request.progress("convert", finished + running, plan.num_items)
-
-    def died(death: WorkerDiedError) -> PartCounts:
-        raise describe_death(death, plan.folder)
-
-    engine = make_engine(request.engine, request.workers)
     parts = (part for part in plan.parts if part.index not in done)
-    results = engine.run(ConvertWork(job, here), parts, in_order=False, on_death=died, ticked=report)
-    with closing(results):
-        for part, _ in results:
-            finished += part.count
+    run_parts(request, prepared, output.journal, parts, done=resumed, total=plan.num_items)
     request.progress("convert", plan.num_items, plan.num_items)
-
-
-def _done_before(
-    request: Request, output: Output, identity: Mapping[str, Any], plan: Plan, planned: Reads, saved: Begun | None
-) -> set[int]:
-    """The parts of an interrupted run that count, after the source was compared; else a new journal is begun."""
-    journal = output.journal
-    if saved is not None and has_digests(saved):
-        done = finished_parts(journal, plan.parts)
-        check = SourceCheck(request.out_dir, planned.roots)
-        try:
-            check.check_plan(journal, plan, done, saved.planned)
-        except SourceChangedError:
-            if not request.overwrite:
-                raise
-        else:
-            journal.write_identity(identity, overwrite=saved.overwrite, planned=saved.planned)
-            return done
-    overwrite = request.overwrite or (saved is not None and saved.overwrite)
-    journal.start(identity, overwrite=overwrite, planned=planned.records())
-    return set()
+    return _finish(request, output, len(plan.parts), info, prepared.unlabelled, resumed, warnings)
 
 
 def _convert_generator(request: Request, output: Output) -> ConvertResult:
@@ -201,18 +125,18 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
     assert isinstance(converter, GeneratorConverter)
     journal.run.mkdir(parents=True, exist_ok=True)
     source = Source.open(request.source, work_dir=journal.source)
-    info = _describe(converter, source, request)
+    info = describe(converter, source, request)
     identity = run_identity(request, None, None)
     if (manifest := already_complete(request, output, identity)) is not None:
         return ConvertResult(request.out_dir, manifest, already_complete=True)
     roots = source.roots(journal.source)
-    hidden = _roots(request, source, output)
+    hidden = hidden_roots(request, source, journal)
     settings = RowSettings(info.name, info.num_crops, request.plain, frozenset(), hidden, request.unlabelled)
     used = UsedPaths()
 
     def draw() -> Iterator[Drawn]:
-        drawn = used.of_drafts(_guard(lambda: converter.drafts(source), request, "the generator"))
-        return _numbered(chain(drawn, _rejected_members(source)), request)
+        drawn = used.of_drafts(guard(lambda: converter.drafts(source), request, "the generator"))
+        return _numbered(chain(drawn, rejected_members(source)), request)
 
     drafts = draw()
     part = resumed = 0
@@ -251,22 +175,6 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
     return _finish(request, output, part, info, None if request.unlabelled else frozenset(), resumed, warnings)
 
 
-def _rejected_members(source: Source) -> Iterator[Item]:
-    """Items for the members of the source's archives that could not be unpacked; to be asked for when all is listed."""
-    counts: Counter[str] = Counter()
-    for archive, member in source.rejected:
-        folders = [piece.lower() for piece in member.name.split("/")[:-1]]
-        split = next((SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS), "train")
-        counts[member.name] += 1
-        again = f" ({counts[member.name]})" if counts[member.name] > 1 else ""
-        yield Item(
-            split,
-            f"{archive}: {member.name}{again}",
-            reject="archive-member",
-            message=f"the member {shown(member.name)} of {archive} is not unpacked: {member.why}",
-        )
-
-
 def _numbered(drafts: Iterable[Draft | Item], request: Request) -> Iterator[Drawn]:
     """Number what a generator yields, within the limit of each split."""
     counts: dict[str, int] = {}
@@ -298,89 +206,27 @@ def _finish(
 ) -> ConvertResult:
     journal = output.journal
     request.progress("finish", 0, 1)
-    converter = ConverterInfo(
-        name=request.cls.name, version=request.cls.version, options=request.options.model_dump(mode="json")
-    )
     try:
-        manifest = merge(journal, num_parts, info, converter, unlabelled)
+        manifest = merge(journal, num_parts, info, converter_info(request), unlabelled)
     except NothingMadeError:
         journal.discard()
         raise
-    if (num_weighted := manifest.notes.get(WEIGHTS_DROPPED, 0)) and not request.lossy:
-        raise UserError(
-            f"{counted(num_weighted, 'row')} with turns of weight 0, which --plain cannot write: run the same command "
-            "with --lossy to drop the weights, so that all answers are trained, or without --plain and with --overwrite"
-        )
+    refuse_dropped_weights(manifest, request.lossy)
     publish(journal, output.owned)
     request.progress("finish", 1, 1)
-    notes = tuple(info.notes)
-    if request.shares:
-        from phi3v_data.sets.shares import share_notes  # with all that validates a set, which few runs need
-
-        notes += tuple(share_notes(request.shares, manifest, request.limit))
-    return ConvertResult(request.out_dir, manifest, resumed=resumed, warnings=warnings, notes=notes)
-
-
-def _describe(converter: Converter[Any], source: Source, request: Request) -> DatasetInfo:
-    [info] = _guard(lambda: [converter.describe(source, request.options)], request, "describe")
-    if request.name and isinstance(info, DatasetInfo):
-        info = replace(info, name=request.name)
-    if not isinstance(info, DatasetInfo) or not is_split_name(info.name):
-        raise UserError(f"describe() of {request.cls.name} must return a DatasetInfo whose name can name a file")
-    if why := unknown_metric(tuple(info.metrics)):
-        raise UserError(f"describe() of {request.cls.name}: metrics: {why}")
-    return info
-
-
-def _guard(call: Callable[[], Iterable[Any]], request: Request, what: str) -> Iterable[Any]:
-    """Run a user's code; what it raises ends the run with its type, message and line, not with our traceback."""
-    try:
-        yield from call()
-    except (UserError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise
-        reason = describe_error(error, source_file(request.cls))
-        raise UserError(f"{what} of {request.cls.name} failed: {reason}") from error
-
-
-def _unlabelled(request: Request, info: DatasetInfo, counts: Mapping[str, int]) -> frozenset[str]:
-    """Splits whose answers stay empty: under --unlabelled those that the source has none for, else none."""
-    if not request.unlabelled:
-        return frozenset()
-    if info.unlabelled is None:
-        return frozenset(counts)
-    if request.shares and info.unlabelled:
-        raise UserError(
-            f"--unlabelled and --split do not go together here: {', '.join(info.unlabelled)} of the source has no "
-            "answers and would be mixed with what has; convert without --unlabelled, or without --split"
-        )
-    return frozenset(map(canonical_split, info.unlabelled)) & counts.keys()
-
-
-def _roots(request: Request, source: Source, output: Output) -> tuple[str, ...]:
-    """Folders of this machine that must not be in the output; paths in the source are relative to them."""
-    folders = {request.out_dir, output.journal.source, output.journal.run}
-    spelled = Path(request.source).expanduser()
-    if spelled.exists():
-        here = spelled if spelled.is_dir() else spelled.parent
-        folders |= {here.absolute(), Path(os.path.abspath(here))}
-        if not here.is_absolute() and not os.path.lexists(source.root / here):  # else it may be a folder in the source
-            folders.add(here)
-    if source.root.is_absolute():
-        folders.add(source.root if source.root.is_dir() else source.root.parent)
-    folders |= {folder.resolve() for folder in folders}
-    return tuple(str(folder) for folder in folders if folder.name)
+    return ConvertResult(
+        request.out_dir, manifest, resumed=resumed, warnings=warnings, notes=all_notes(request, info, manifest)
+    )
 
 
 def finish(out_dir: str | Path) -> ConvertResult:
-    """Complete a directory whose files were being moved into place when its run was killed; needs no source.
+    """Complete a directory whose slices are done, or whose files were being moved into place when its run was killed.
 
-    Serves `convert`, `split`, `merge` and `clean` alike, and gives the bytes that the same command would.
+    It needs no source. Serves `convert`, `split`, `merge` and `clean` alike, and gives the bytes that the same command
+    would.
 
     Raises:
-        UserError: nothing of the kind is there, or another process is writing it.
+        UserError: nothing of the kind is there, slices are missing, or another process is writing it.
     """
     path = Path(os.path.abspath(Path(out_dir).expanduser()))
     manifest, completed = finish_output(path)

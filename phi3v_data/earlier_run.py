@@ -100,24 +100,30 @@ def _as_old(identity: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, 
 
 
 def interrupted(
-    request: Request, output: Output, identity: Mapping[str, Any], planned: Reads | None = None
+    request: Request,
+    output: Output,
+    identity: Mapping[str, Any],
+    planned: Reads | None = None,
+    *,
+    joining: bool = False,
 ) -> Begun | None:
     """The journal's record of the interrupted run to resume; None if a new run is to be started.
 
-    `planned`: as for `already_complete`. A record of an older version (`has_digests` is false) is of the same settings
-    and plan, but does not say what its finished parts were made from: they must be converted again.
+    `planned`: as for `already_complete`. With `joining` the run is still going on, perhaps without a finished part yet,
+    and the source must be the same to the last item. A record of an older version (`has_digests` is false) is of the
+    same settings and plan, but does not say what its finished parts were made from: they must be converted again.
 
     Raises:
         UserError: there is an interrupted run with other settings, or of another state of the source.
     """
     journal = output.journal
     saved = journal.begun(journal.identity)
-    if saved is None or not journal.has_parts():
+    if saved is None or not (joining or journal.has_parts()):
         return None
     old = saved.identity
     is_ours = has_digests(saved)
     new = dict(identity) if is_ours else _as_old(identity, old)
-    if is_ours and "content" in old:
+    if is_ours and "content" in old and not joining:
         new["content"] = old["content"]  # compared item by item, so that the message can name one
     if new == old and is_ours and saved.overwrite >= request.overwrite:
         return saved

@@ -309,7 +309,8 @@ def _open_aside(path: Path) -> tuple[int, Path]:
             os.close(descriptor)
             if error.errno not in UNSUPPORTED:
                 raise
-            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            aside.unlink(missing_ok=True)
+            aside = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")  # of all processes on all machines
             return os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), aside
         here = os.fstat(descriptor)
         if _is_at(here, aside):

@@ -14,6 +14,7 @@ from phi3v_data.formats.registry import file_digest, get_format
 from phi3v_data.formats.webdataset import WebDataset
 from phi3v_data.shards.importing import ImportShards
 from phi3v_data.shards.view import MANIFEST_OF_EXPORT, find_export
+from phi3v_data.slices import SliceResult, convert_slice
 from phi3v_data.tokens.registry import find_family
 from phi3v_data.writing.request import ConvertSettings, Progress
 
@@ -39,6 +40,41 @@ def import_rows(
     Raises:
         UserError: anything that keeps the run from its end; the message says what to do.
     """
+    converter, source, given = _prepare(format_name, source, out_dir, options, settings)
+    return convert(converter, source, out_dir, options=given, progress=progress, **settings)
+
+
+def import_slice(
+    format_name: str,
+    source: str | Path,
+    out_dir: str | Path,
+    slice: str,  # noqa: A002 - the word of the command line
+    *,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    **settings: Unpack[ConvertSettings],
+) -> SliceResult:
+    """Import one share of the rows, as `convert_slice` does.
+
+    Raises:
+        UserError: anything that keeps the slice from its end; the message says what to do.
+    """
+    converter, source, given = _prepare(format_name, source, out_dir, options, settings)
+    return convert_slice(converter, source, out_dir, slice, options=given, progress=progress, **settings)
+
+
+def _prepare(
+    format_name: str,
+    source: str | Path,
+    out_dir: str | Path,
+    options: Mapping[str, Any] | None,
+    settings: ConvertSettings,
+) -> tuple[type[ImportRows | ImportShards], str | Path, dict[str, Any]]:
+    """The converter, its source and its options.
+
+    Raises:
+        UserError: an unknown format, a source that needs no import, a setting that makes no sense.
+    """
     given: dict[str, Any] = {**(options or {}), "format": format_name}
     if format_name != AUTO:
         cls = get_format(format_name)
@@ -60,7 +96,7 @@ def import_rows(
     if format_name == WebDataset.name and path.suffix == ".tar" and path.is_file():
         converter, source = ImportShards, path.absolute().parent  # as an archive, it would be unpacked
         given["data"] = path.name
-    return convert(converter, source, out_dir, options=given, progress=progress, **settings)
+    return converter, source, given
 
 
 def _is_webdataset(source: Path) -> bool:

@@ -1,11 +1,15 @@
-"""One writer per directory, by `flock`: the kernel releases the lock with the process, so that a kill leaves none."""
+"""Locks of a directory, by `flock`: the kernel releases a lock with its process, so that a kill leaves none.
+
+One process writes to a directory (`lock_file`), or several that share it (`join_lock`, see `writing/claims.py`).
+"""
 
 import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from phi3v_data.errors import BusyError, UserError
@@ -37,25 +41,72 @@ def lock_file(path: Path, busy: str) -> Iterator[None]:
             os.close(descriptor)
 
 
+@contextmanager
+def join_lock(path: Path, busy: str) -> Iterator[Callable[[], bool]]:
+    """Keep `lock_file` out inside the block, together with other processes; without file locks, do nothing.
+
+    Gives a function to call at the end: whether this process was the only one that was left; False without locks.
+
+    Raises:
+        BusyError: with the message `busy`, if a process has the lock of `lock_file`.
+    """
+    while True:
+        descriptor = _open(path)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(busy) from None
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+                path.unlink(missing_ok=True)
+                yield lambda: False
+                return
+            if _is_at(descriptor, path):
+                yield partial(_is_alone, descriptor)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_alone(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def share_lock(path: Path) -> int:
     """Take a shared lock that marks this process as a worker of the directory; return its descriptor."""
     descriptor = _open(path)
-    _flock(descriptor, fcntl.LOCK_SH, path)
+    try:
+        _flock(descriptor, fcntl.LOCK_SH, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 
 @contextmanager
-def shared_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of `share_lock` inside the block."""
-    descriptor = share_lock(path)
+def shared_lock(path: Path, *, required: bool = True) -> Iterator[None]:
+    """Hold the lock of `share_lock` inside the block; if it is not `required`, a file system without locks will do."""
+    try:
+        descriptor = share_lock(path)
+    except UserError:
+        if required:
+            raise
+        yield
+        return
     try:
         yield
     finally:
         os.close(descriptor)
 
 
-def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS) -> None:
-    """Wait until no worker of an earlier, killed run is left.
+def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS, *, required: bool = True) -> None:
+    """Wait until no worker of an earlier, killed run is left; if `required` is false, not without file locks.
 
     Raises:
         BusyError: workers are still running after `seconds`.
@@ -73,6 +124,10 @@ def wait_for_workers(path: Path, seconds: float = ORPHAN_SECONDS) -> None:
                         f"workers of an earlier run still write to {path.parent.parent}; end them and run again"
                     ) from None
                 time.sleep(0.01)
+            except UserError:
+                if required:
+                    raise
+                return
     finally:
         os.close(descriptor)
 

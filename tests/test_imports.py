@@ -21,7 +21,7 @@ HEAVY = {"torch", "transformers", "cv2", "av", "datasets", "pandas", "pyarrow", 
 DATA_FLOORS = (
     ("cli",),
     ("testing",),
-    ("conversion", "importing", "earlier_run", "same_source", "schema_files"),
+    ("conversion", "importing", "slices", "planned", "earlier_run", "same_source", "schema_files"),
     ("exporting",),
     ("sets",),
     ("report",),

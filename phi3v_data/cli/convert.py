@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
@@ -17,8 +18,12 @@ EXAMPLES = [
     "phi3v-data convert ucf101 --source UCF101_subset.tar.gz --out_dir out",
     "phi3v-data convert --converter my_docs.py:MyDocs --source docs --out_dir out",
     "phi3v-data convert ucf101 --help",
+    "phi3v-data convert ucf101 --source UCF101_subset.tar.gz --out_dir out --slice 2/8",
     "phi3v-data convert --finish out",
 ]
+SLICE_HELP = (
+    "Only share K of N, next to other processes or machines that do the others; the last one to finish completes DIR."
+)
 
 
 def convert(
@@ -45,9 +50,11 @@ def convert(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Only complete DIR, if a convert, split, merge or clean was killed as it moved files there.",
+            help="Only complete DIR, if its slices are done, or if a convert, split, merge or clean was killed as it "
+            "moved files there.",
         ),
     ] = None,
+    slice: Annotated[str | None, typer.Option(metavar="K/N", help=SLICE_HELP)] = None,  # noqa: A002
     quiet: Quiet = False,
     *,
     options: Mapping[str, Any] | None = None,
@@ -57,11 +64,13 @@ def convert(
 
     An interrupted conversion is resumed by the same command and gives the same bytes.
 
-    Exit code 1: more samples than --allow_rejects could not be converted; DIR/rejects.jsonl says which and why.
+    Exit code 1: more samples than --allow_rejects could not be converted (with --slice, of the slice, or of the set if
+    it completes it); DIR/rejects.jsonl says which and why.
     """
     from phi3v_data.console import progress_bar
     from phi3v_data.conversion import convert as run_conversion
     from phi3v_data.registry import find
+    from phi3v_data.slices import convert_slice
 
     if finish is not None:
         finish_only(finish, allow_rejects, converter_name or converter or source or out_dir)
@@ -69,7 +78,12 @@ def convert(
     if out_dir is None:
         raise UserError("--out_dir is missing: give the directory to write the dataset to")
     with progress_bar(quiet=quiet) as progress:
-        result = run_conversion(cls, source, out_dir, options=options, progress=progress, **settings)
+        if slice is not None:
+            part = convert_slice(cls, source, out_dir, slice, options=options, progress=progress, **settings)
+        else:
+            result = run_conversion(cls, source, out_dir, options=options, progress=progress, **settings)
+    if slice is not None:
+        report_slice(out_dir, part, allow_rejects)
     report(out_dir, result, allow_rejects)
 
 
@@ -82,6 +96,23 @@ def report(out_dir: str, result: Any, allow_rejects: int) -> NoReturn:
     if result.resumed:
         typer.echo(f"resumed after {counted(result.resumed, 'sample')} that were already converted", err=True)
     print(summary(out_dir, result))
+    raise typer.Exit(PROBLEMS if result.rejects > allow_rejects else GOOD)
+
+
+def report_slice(out_dir: str, result: Any, allow_rejects: int) -> NoReturn:
+    """Print the result of a slice, and of the whole set if that is complete now, and exit."""
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    text = f"{out_dir}: slice {result.slice}: {counted(result.samples, 'sample')}"
+    if result.rejects:
+        text += f", {result.rejects:,} rejected"
+    if result.resumed:
+        text += f", {result.resumed:,} of them converted before"
+    if result.whole is not None:
+        if not result.whole.already_complete:
+            typer.echo(text, err=True)
+        report(out_dir, replace(result.whole, resumed=0), allow_rejects)
+    print(f"{text}; the set is not complete yet, {result.missing}")
     raise typer.Exit(PROBLEMS if result.rejects > allow_rejects else GOOD)
 
 
@@ -197,7 +228,7 @@ def build_command(name: str | None) -> Any:
     return make_command(command_info(examples=EXAMPLES, interrupted=INTERRUPTED)(function), name="convert")
 
 
-TAKE_VALUES = {"source", "out_dir", "allow_rejects", "finish"}
+TAKE_VALUES = {"source", "out_dir", "allow_rejects", "finish", "slice"}
 FLAGS = {"quiet", "help", "q", "h"}
 """Options of the command besides the settings of a conversion."""
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
+from phi3v_data.cli.convert import SLICE_HELP
 
 EXAMPLES = [
     "phi3v-data import auto data.json --out_dir out",
@@ -32,6 +33,7 @@ def import_rows(
     ],
     out_dir: Annotated[str, typer.Option(metavar="DIR", help="Directory for the dataset.")],
     allow_rejects: Annotated[int, typer.Option(metavar="N", help="Exit with 0 if at most N rows were rejected.")] = 0,
+    slice: Annotated[str | None, typer.Option(metavar="K/N", help=SLICE_HELP)] = None,  # noqa: A002
     quiet: Quiet = False,
     *,
     options: Mapping[str, Any] | None = None,
@@ -44,12 +46,18 @@ def import_rows(
 
     Exit code 1: more rows than --allow_rejects were rejected; DIR/rejects.jsonl says which and why.
     """
-    from phi3v_data.cli.convert import report
+    from phi3v_data.cli.convert import report, report_slice
     from phi3v_data.console import progress_bar
     from phi3v_data.importing import import_rows as run_import
+    from phi3v_data.importing import import_slice
 
     with progress_bar(quiet=quiet) as progress:
-        result = run_import(format_name, source, out_dir, options=options, progress=progress, **settings)
+        if slice is not None:
+            part = import_slice(format_name, source, out_dir, slice, options=options, progress=progress, **settings)
+        else:
+            result = run_import(format_name, source, out_dir, options=options, progress=progress, **settings)
+    if slice is not None:
+        report_slice(out_dir, part, allow_rejects)
     report(out_dir, result, allow_rejects)
 
 

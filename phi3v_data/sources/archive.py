@@ -74,11 +74,14 @@ def member_name(archive: str, member: str) -> str:
     return f"{archive}: {member}"
 
 
-def extract(archive: Path, work_dir: Path, limits: Limits | None = None, *, name: str = "") -> Path:
+def extract(
+    archive: Path, work_dir: Path, limits: Limits | None = None, *, name: str = "", shared: bool = False
+) -> Path:
     """Unpack `archive` under `work_dir` and return the folder; a finished one is used again.
 
     Args:
         name: path of the archive in the source, by which messages name it; by default its file name.
+        shared: other processes read what is in `work_dir`, so that another archive is refused.
 
     Raises:
         UserError: the archive is unsafe, damaged, cut short, too large or of an unsupported type, or the disk is full.
@@ -92,6 +95,11 @@ def extract(archive: Path, work_dir: Path, limits: Limits | None = None, *, name
     done = work_dir / FOLDER
     if done.is_dir() and not done.is_symlink() and _marker(work_dir).get("archive") == identity:
         return done
+    if shared and done.is_dir():
+        raise UserError(
+            f"the archive '{archive}' has another size or other times than the one that was unpacked for the other "
+            "slices, so it has changed or is a copy; give all slices the same file"
+        )
     kind = archive_kind(archive)
     if kind in ("rar", "7z", "tar.zst"):
         tool = {"rar": "unrar x", "7z": "7z x", "tar.zst": "tar --zstd -xf"}[kind]

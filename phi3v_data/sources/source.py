@@ -91,6 +91,7 @@ class Source:
         hub_id: str = "",
         remote: RemoteFiles | None = None,
         work_dir: Path | None = None,
+        shared: bool = False,
     ) -> None:
         self.kind: Kind = kind
         self.root = root
@@ -98,6 +99,7 @@ class Source:
         self.hub_id = hub_id
         self._remote = remote
         self._work_dir = work_dir
+        self._shared = shared
         self._files: tuple[SourceFile, ...] | None = None
         self._all_files: tuple[SourceFile, ...] | None = None
         self._archive = ""  # name of the archive that the whole source is
@@ -117,13 +119,21 @@ class Source:
         return Roots.of(str(self.root if self.root.is_dir() else self.root.parent), unpacked)
 
     @classmethod
-    def open(cls, spec: str | Path, *, work_dir: str | Path | None = None, limits: Limits | None = None) -> "Source":
+    def open(
+        cls,
+        spec: str | Path,
+        *,
+        work_dir: str | Path | None = None,
+        limits: Limits | None = None,
+        shared: bool = False,
+    ) -> "Source":
         """Detect the type of `spec` and open it.
 
         Args:
             spec: a path, or the id of a Hub dataset (`OWNER/NAME`); an existing path has precedence.
             work_dir: where archives are unpacked, kept for the next run; None: a temporary folder that is deleted
                 with the returned object.
+            shared: other processes read what is in `work_dir`: nothing in it is replaced.
 
         Raises:
             NotFoundError: neither an existing path nor an id.
@@ -144,21 +154,21 @@ class Source:
                 )
             found = fetch(text)
             if isinstance(found, RemoteFiles):
-                return cls("parquet", Path(found.root), text, hub_id=text, remote=found, work_dir=work)
+                return cls("parquet", Path(found.root), text, hub_id=text, remote=found, work_dir=work, shared=shared)
             hub_id, path = text, found
         path = _absolute(path)
         if path.is_dir():
-            return cls(_folder_kind(path), path, text, hub_id=hub_id, work_dir=work)
+            return cls(_folder_kind(path), path, text, hub_id=hub_id, work_dir=work, shared=shared)
         if not path.is_file():
             raise UserError(f"the source '{text}' is a named pipe, a device or a socket; give a folder or a file")
         if path.suffix.lower() == ".parquet":
-            return cls("parquet", path, text, hub_id=hub_id, work_dir=work)
+            return cls("parquet", path, text, hub_id=hub_id, work_dir=work, shared=shared)
         if path.suffix.lower() in SPREADSHEETS:
             raise UserError(f"the source '{text}' is a spreadsheet; {SAVE_AS_CSV}")
         if is_table(path.name):
-            return cls("file", path, text, hub_id=hub_id, work_dir=work)
-        source = cls("archive", path, text, hub_id=hub_id, work_dir=work)
-        source.root = extract(path, source._work_folder(), limits)
+            return cls("file", path, text, hub_id=hub_id, work_dir=work, shared=shared)
+        source = cls("archive", path, text, hub_id=hub_id, work_dir=work, shared=shared)
+        source.root = extract(path, source._work_folder(), limits, shared=shared)
         source._archive = path.name
         source._reject(path.name, source._work_folder())
         if (kind := _folder_kind(source.root)) != "folder":
@@ -254,7 +264,7 @@ class Source:
                 continue
             work = self._work_folder() / f"{INNER}{name_digest(archive.path, 16)}"
             with not_noting():
-                root = extract(archive.file, work, name=archive.path)
+                root = extract(archive.file, work, name=archive.path, shared=self._shared)
             self._reject(archive.path, work)
             for entry in _walk(root):
                 yield SourceFile(str(path.parent / entry.path), entry.file, entry.size, archive.path)

@@ -8,6 +8,7 @@
     marker.json       content of DIR/dataset.json until all files are moved
     complete.json     identity of the set in DIR, and digests of the files it was planned from
     source/           unpacked archives of the source        run/  temporary files of the running process
+    slices/           of processes that share the parts: see `claims.py` and `sliced.py`
 
 All files are written atomically, so an existing file is complete. Damage by a power failure is detected on resume: a
 record is only used if it can be read and its images have the recorded sizes.
@@ -27,6 +28,7 @@ import msgspec
 from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN, MAX_JSON, hidden_path, read_regular, write_json
 from phi3v_data.sources.reads import ReadRecord
+from phi3v_data.unfinished import MANIFEST
 
 T = TypeVar("T")
 
@@ -128,11 +130,13 @@ _decode_collided = msgspec.json.Decoder(_Collided).decode
 class Journal:
     """Paths and files of one directory's journal, without state in memory.
 
-    `scratch` is the folder for temporary files of a run that must not change the directory itself.
+    `scratch` is the folder for temporary files of a run that must not change the directory itself; `own` is that of one
+    of several processes that share the parts.
     """
 
     out_dir: Path
     scratch: Path | None = None
+    own: Path | None = None
 
     @property
     def hidden(self) -> Path:
@@ -160,11 +164,23 @@ class Journal:
 
     @property
     def run(self) -> Path:
-        return (self.scratch or self.root) / "run"
+        return (self.scratch or self.own or self.root) / "run"
 
     @property
     def claims(self) -> Path:
-        return self.run / "claims"
+        return self.slices / "images" if self.own else self.run / "claims"
+
+    @property
+    def slices(self) -> Path:
+        return self.root / "slices"
+
+    @property
+    def owners(self) -> Path:
+        return self.slices / "owners"
+
+    @property
+    def sliced(self) -> Path:
+        return self.slices / "plan.json"
 
     @property
     def source(self) -> Path:
@@ -198,6 +214,10 @@ class Journal:
     def marker(self) -> Path:
         return self.root / "marker.json"
 
+    def is_finished(self) -> bool:
+        """Whether the directory contains a complete set, and nothing has to be moved."""
+        return self.complete.exists() and (self.out_dir / MANIFEST).exists() and not self.publishing.exists()
+
     def start(self, identity: Mapping[str, Any], *, overwrite: bool, planned: Sequence[ReadRecord] = ()) -> None:
         """Start a new journal, after removing that of an earlier run.
 
@@ -224,7 +244,7 @@ class Journal:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (msgspec.ValidationError, RecursionError) as error:
-            raise self._foreign(path, error) from None
+            raise self.foreign(path, error) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
@@ -233,10 +253,11 @@ class Journal:
             return read_regular(path, limit)
         except OSError as error:
             if error.errno == errno.EFBIG:
-                raise self._foreign(path, error.strerror) from None
+                raise self.foreign(path, error.strerror) from None
             raise
 
-    def _foreign(self, path: Path, error: object) -> UserError:
+    def foreign(self, path: Path, error: object) -> UserError:
+        """The error for a file that phi3v cannot have written."""
         return UserError(
             f"{path}: was not written by phi3v ({error}); nothing was changed: remove {self.root} if it came with the "
             "directory from elsewhere"
@@ -270,8 +291,8 @@ class Journal:
                 raise UserError(f"{path}: is not a file that phi3v made; nothing was changed: remove it")
         self._refuse_link(self.lock.name)
         self._refuse_link(self.workers_lock.name)
-        for name in ("parts", "collisions", "stage"):
-            for entry in _entries(self._refuse_link("convert", name), nested=name == "stage"):
+        for name in ("parts", "collisions", "stage", "slices"):
+            for entry in _entries(self._refuse_link("convert", name), nested=name in ("stage", "slices")):
                 if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
                     raise UserError(f"{entry.path}: is not a file that phi3v made; nothing was changed: remove it")
         for path in (self.identity, self.complete):
@@ -309,7 +330,7 @@ class Journal:
         except FileNotFoundError:
             return None
         except (msgspec.ValidationError, RecursionError) as error:
-            raise self._foreign(path, error) from None
+            raise self.foreign(path, error) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 

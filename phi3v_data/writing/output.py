@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi3v_data.dataset import list_directory, read_manifest
+from phi3v_data.dataset import read_manifest
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, open_regular, read_json
 from phi3v_data.lock import lock_file, wait_for_workers
@@ -17,6 +17,7 @@ from phi3v_data.messages import join_words
 from phi3v_data.mounts import UNSUPPORTED, file_system
 from phi3v_data.schema import Manifest
 from phi3v_data.unfinished import MANIFEST, refuse_marker
+from phi3v_data.writing.claims import refuse_joined
 from phi3v_data.writing.journal import Journal, remove_tree
 from phi3v_data.writing.publish import IMAGES, REJECTS, REMOVED, finish_publishing
 
@@ -57,9 +58,19 @@ def open_output(out_dir: Path, *, overwrite: bool) -> Iterator[Output]:
     Raises:
         UserError: it is not writable, contains other files, or another process is writing to it.
     """
+    with told_obstacles(out_dir), _hold(out_dir, overwrite) as output:
+        yield output
+
+
+@contextmanager
+def told_obstacles(out_dir: Path) -> Iterator[None]:
+    """Turn errors of the disk or the file system inside the block into sentences.
+
+    Raises:
+        UserError: in place of an OSError that is not a bug.
+    """
     try:
-        with _hold(out_dir, overwrite) as output:
-            yield output
+        yield
     except OSError as error:
         where = os.fsdecode(error.filename) if error.filename is not None else str(out_dir)
         reason = _OBSTACLES.get(error.errno or 0)
@@ -70,48 +81,22 @@ def open_output(out_dir: Path, *, overwrite: bool) -> Iterator[Output]:
         raise UserError(f"{where}: {reason}") from error
 
 
-def finish(out_dir: Path) -> tuple[Manifest, bool]:
-    """Complete a set whose files were being moved into place when its run was killed; needs no source.
-
-    Returns its manifest, and whether there was anything left to do.
-
-    Raises:
-        UserError: there is no such set, or another process is writing to it.
-    """
-    journal = Journal(out_dir)
-    list_directory(out_dir)
-    journal.check()
-    if not journal.publishing.exists():
-        manifest = read_manifest(out_dir)
-        if manifest is None:
-            reason = (
-                "no files are being moved there yet; run the interrupted command again"
-                if journal.root.exists() and not journal.complete.exists()
-                else "it contains no interrupted run of phi3v"
-            )
-            raise UserError(f"{out_dir}: there is nothing to finish, {reason}")
-        return manifest, False
-    with open_output(out_dir, overwrite=False) as output:
-        if output.manifest is None:
-            raise UserError(f"{out_dir}: another process has removed the set meanwhile")
-        return output.manifest, True
-
-
 @contextmanager
 def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
     journal = Journal(out_dir)
-    _inspect(journal, overwrite)
-    finished = journal.complete.exists() and (out_dir / MANIFEST).exists() and not journal.publishing.exists()
-    if finished and not overwrite:
-        with tempfile.TemporaryDirectory(prefix="phi3v-") as scratch:
-            yield Output(Journal(out_dir, Path(scratch)), read_manifest(out_dir))
+    inspect(journal, overwrite)
+    if journal.is_finished() and not overwrite:
+        with finished_output(journal) as output:
+            yield output
         return
-    created = _make_folders(journal.hidden)
+    created = make_folders(journal.hidden)
     try:
-        with lock_file(journal.lock, f"another run is writing {out_dir}; wait for it, or choose another folder"):
+        with lock_file(journal.lock, busy(out_dir)):
+            refuse_joined(journal)
             try:
                 wait_for_workers(journal.workers_lock)
-                _inspect(journal, overwrite)
+                inspect(journal, overwrite)
+                remove_tree(journal.slices)
                 finish_publishing(journal)
                 manifest = read_manifest(out_dir)
                 owned = _owned_names(out_dir, manifest) if overwrite and manifest else ()
@@ -119,13 +104,25 @@ def _hold(out_dir: Path, overwrite: bool) -> Iterator[Output]:
                 journal.run.mkdir(parents=True)
                 yield Output(journal, manifest, owned)
             finally:
-                _leave(journal)
+                leave(journal)
     finally:
         for folder in reversed(created):
-            _remove_if_empty(folder)
+            remove_if_empty(folder)
 
 
-def _inspect(journal: Journal, overwrite: bool) -> None:
+@contextmanager
+def finished_output(journal: Journal) -> Iterator[Output]:
+    """The output of a finished directory, which is not changed: temporary files are elsewhere."""
+    with tempfile.TemporaryDirectory(prefix="phi3v-") as scratch:
+        yield Output(Journal(journal.out_dir, Path(scratch)), read_manifest(journal.out_dir))
+
+
+def busy(out_dir: Path) -> str:
+    """The sentence about a directory to which another run writes."""
+    return f"another run is writing {out_dir}; wait for it, or choose another folder"
+
+
+def inspect(journal: Journal, overwrite: bool) -> None:
     """Refuse a directory that contains other files."""
     out_dir = journal.out_dir
     journal.check()
@@ -186,7 +183,7 @@ def check_free(output: Output, name: str) -> None:
         raise UserError(f"{path} is not part of a finished set; nothing was overwritten: move it away first")
 
 
-def _make_folders(path: Path) -> list[Path]:
+def make_folders(path: Path) -> list[Path]:
     """Create a folder and its parents; return those that did not exist, outermost first."""
     missing = []
     while not path.exists():
@@ -199,13 +196,14 @@ def _make_folders(path: Path) -> list[Path]:
             created.append(folder)
     except OSError as error:
         for folder in reversed(created):
-            _remove_if_empty(folder)
+            remove_if_empty(folder)
         reason = _OBSTACLES.get(error.errno or 0) or error.strerror
         raise UserError(f"cannot create the folder {error.filename}: {reason}") from error
     return created
 
 
-def _remove_if_empty(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder, unless there is something in it."""
     try:
         folder.rmdir()
     except OSError as error:
@@ -213,7 +211,7 @@ def _remove_if_empty(folder: Path) -> None:
             raise
 
 
-def _leave(journal: Journal) -> None:
+def leave(journal: Journal) -> None:
     """Remove temporary files and, if no part was finished, everything else, too."""
     remove_tree(journal.run)
     if journal.publishing.exists() or (journal.identity.exists() and journal.has_parts()):

@@ -39,7 +39,7 @@ DISK_ERRORS = frozenset(
 class Job:
     """Shared data of all parts of a conversion; picklable."""
 
-    out_dir: Path
+    journal: Journal
     plan_folder: Path
     converter: ConverterRef | None
     options: bytes  # pickled; its class can be imported once the converter is loaded
@@ -73,7 +73,8 @@ class ConvertWork:
             yield partial(run_part, self.job, *self.loaded)
             return
         assert self.job.converter is not None
-        with shared_lock(Journal(self.job.out_dir).workers_lock):
+        journal = self.job.journal
+        with shared_lock(journal.workers_lock, required=journal.own is None):
             cls = self.job.converter.load()
             yield partial(run_part, self.job, cls(), pickle.loads(self.job.options))
 
@@ -93,8 +94,8 @@ def describe_death(death: WorkerDiedError, plan_folder: Path) -> UserError:
 
 def run_part(job: Job, converter: Converter[Any], options: Options, part: Part, tick: Tick) -> PartCounts:
     """Convert the items of one part and write its record."""
-    journal = Journal(job.out_dir)
-    writer = PartWriter(journal, part.index, job.settings, journal.run / f"scratch-{os.getpid()}-{part.index}")
+    scratch = job.journal.run / f"scratch-{os.getpid()}-{part.index}"
+    writer = PartWriter(job.journal, part.index, job.settings, scratch)
     for index, (digest, item) in enumerate(read_planned(job.plan_folder, part)):
         tick(index)
         slot = Slot(part.first + index, part.split, item_name(item), item.group)

@@ -25,6 +25,7 @@ from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo, line_format
 from phi3v_data.sources.reads import by_file
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST, MARKER, Publication, is_marker, read_publishing
+from phi3v_data.writing.claims import remove_claims
 from phi3v_data.writing.journal import (
     ImageRecord,
     Journal,
@@ -33,6 +34,7 @@ from phi3v_data.writing.journal import (
     RowRecord,
     remove_tree,
 )
+from phi3v_data.writing.writer import WEIGHTS_DROPPED
 
 REJECTS, REMOVED, IMAGES = "rejects.jsonl", "removed.jsonl", "images"
 
@@ -217,6 +219,19 @@ def _remove_orphans(
             folder.rmdir()
 
 
+def refuse_dropped_weights(manifest: Manifest, lossy: bool) -> None:
+    """Refuse to publish rows whose weights were dropped, unless that was asked for.
+
+    Raises:
+        UserError: there are such rows.
+    """
+    if (num_weighted := manifest.notes.get(WEIGHTS_DROPPED, 0)) and not lossy:
+        raise UserError(
+            f"{counted(num_weighted, 'row')} with turns of weight 0, which --plain cannot write: run the same command "
+            "with --lossy to drop the weights, so that all answers are trained, or without --plain and with --overwrite"
+        )
+
+
 def publish(journal: Journal, replaced: Iterable[str]) -> None:
     """Move the stage into DIR; `replaced` are top-level files of the finished set that is being overwritten."""
     sync_disk(journal.stage)
@@ -255,9 +270,10 @@ def finish_publishing(journal: Journal) -> None:
         planned = msgspec.to_builtins(by_file(begun.planned))
         write_json(journal.complete, {"identity": begun.identity} | ({"planned": planned} if planned else {}))
     journal.discard()
-    for folder in (journal.old, journal.source, journal.run):
+    for folder in (journal.old, journal.source, journal.run, journal.root / "run"):  # the last of a run without slices
         remove_tree(folder)
-    journal.publishing.unlink()
+    remove_claims(journal)
+    journal.publishing.unlink(missing_ok=True)
 
 
 def read_publication(journal: Journal) -> Publication | None:

@@ -8,7 +8,7 @@ too. Images that are in no such record are removed: they belong to interrupted p
 import hashlib
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from phi3v_data.files import name_hash
@@ -17,21 +17,33 @@ from phi3v_data.writing.journal import ImageRecord, Journal, PartRecord
 from phi3v_data.writing.plan import Part
 
 
-def finished_parts(journal: Journal, parts: Sequence[Part]) -> set[int]:
-    """Numbers of the planned parts that can be kept; all traces of the others are removed."""
-    disputed = {name for part in parts if (kept := journal.read_part(part.index)) for name in kept.collided}
-    finished: set[int] = set()
+def finished_parts(journal: Journal, parts: Sequence[Part], verified: Set[int] = frozenset()) -> set[int]:
+    """Numbers of the planned parts that can be kept; all traces of the others are removed.
+
+    `parts` are all parts of the plan. Images of parts in `verified` are not looked at.
+    """
     known = array("Q")
+    finished: set[int] = set()
+    for part, kept in kept_parts(journal, parts, verified):
+        finished.add(part.index)
+        known.extend(name_hash(image.name) for row in kept.rows for image in row.images)
     for part in parts:
-        kept = journal.read_part(part.index)
-        numbers = set(range(part.first, part.first + part.count))
-        if kept and _numbers(kept) == numbers and _has_images(journal, kept, disputed):
-            finished.add(part.index)
-            known.extend(name_hash(image.name) for row in kept.rows for image in row.images)
-        else:
+        if part.index not in finished:
             journal.part_path(part.index).unlink(missing_ok=True)
     _remove_unknown(journal.images, known)
     return finished
+
+
+def kept_parts(
+    journal: Journal, parts: Sequence[Part], verified: Set[int] = frozenset()
+) -> Iterator[tuple[Part, PartRecord]]:
+    """The parts that can be kept, with their records; nothing is removed."""
+    disputed = {name for part in parts if (kept := journal.read_part(part.index)) for name in kept.collided}
+    for part in parts:
+        kept = journal.read_part(part.index)
+        numbers = set(range(part.first, part.first + part.count))
+        if kept and _numbers(kept) == numbers and (part.index in verified or _has_images(journal, kept, disputed)):
+            yield part, kept
 
 
 def finished_in_order(journal: Journal) -> tuple[int, int]:
@@ -67,14 +79,16 @@ def _has_images(journal: Journal, kept: PartRecord, disputed: set[str]) -> bool:
     for row in kept.rows:
         for image in row.images:
             path = journal.images / image.name
+            aside = [journal.collisions / image.digest] if image.name in disputed else []
             try:
                 size = os.stat(path).st_size
             except (FileNotFoundError, NotADirectoryError):
-                return False
-            if size != image.size and image.name not in disputed:
+                if not any(place.is_file() for place in aside):  # a worker that died had claimed the name
+                    return False
+                size = image.size
+            if size != image.size and not aside:
                 return False
             if verify and image not in verified:
-                aside = [journal.collisions / image.digest] if image.name in disputed else []
                 if not any(_digest(place) == image.digest for place in (path, *aside)):
                     return False
                 verified.add(image)

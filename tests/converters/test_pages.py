@@ -30,6 +30,7 @@ NOT_RUN = {
     "hf download": "needs the Hub",
     "pip install": "CI installs in this way before any test",
     "torchrun": "tests/train/test_ddp.py runs torchrun with two processes",
+    "sbatch --array": "tests/test_slices.py runs the tasks of the script",
     "sbatch": "tests/train/test_machines.py runs the script with a stand-in for Slurm",
     "az ml": "needs an account",
     "phi3v-train run --data_dir DIR --num_processes 8": "tests/train/test_ddp.py and test_fsdp.py run two processes",
