@@ -9,7 +9,8 @@ from phi3v_data.registry import own_file_digest
 from phi3v_data.same_source import SourceCheck
 from phi3v_data.schema import Manifest
 from phi3v_data.sources.reads import ReadRecord, Reads, Roots, by_file
-from phi3v_data.writing.journal import FORMAT, Begun, differences
+from phi3v_data.writing.differences import differences
+from phi3v_data.writing.journal import FORMAT, Begun
 from phi3v_data.writing.output import Output
 from phi3v_data.writing.plan import Plan
 from phi3v_data.writing.request import Request

@@ -335,9 +335,17 @@ def test_a_slice_takes_over_what_a_killed_one_on_another_machine_had_claimed(
     record.write_text(json.dumps(json.loads(record.read_text()) | {"boot": "another", "host": "node7"}))
     with pytest.raises(phi3v_data.UserError, match=r"\(running: slice 2/2 \(process \d+ on node7\)\)"):
         finish(out)
-    monkeypatch.setattr(claims, "LEASE_SECONDS", 0.2)
+    now = 0.0
+
+    def wait(self: Claims) -> None:
+        nonlocal now
+        now += 20
+
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now)
+    monkeypatch.setattr(Claims, "wait", wait)
     stages = set()
     result = convert(source, out, "2/2", progress=lambda stage, done, total: stages.add(stage))
+    assert now == 60
     assert result.whole is not None
     assert "wait for a slice that does not answer" in stages
     assert tree(out, hidden=True) == whole

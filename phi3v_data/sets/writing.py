@@ -22,7 +22,7 @@ from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST
-from phi3v_data.writing.journal import differences
+from phi3v_data.writing.differences import differences
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.publish import SplitFile, publish
 

@@ -22,7 +22,8 @@ from phi3v_data.messages import counted, join_words, shown
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.splits import is_split_name
 from phi3v_data.writing.claims import Claims, Watch, join, kept_elsewhere, remove_claims
-from phi3v_data.writing.journal import Journal, differences, remove_tree
+from phi3v_data.writing.differences import differences
+from phi3v_data.writing.journal import Journal, remove_tree
 from phi3v_data.writing.output import busy, inspect, leave, make_folders, remove_if_empty, told_obstacles
 from phi3v_data.writing.plan import Part
 from phi3v_data.writing.publish import NothingMadeError, finish_publishing, merge, publish, refuse_dropped_weights
