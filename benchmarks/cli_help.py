@@ -135,6 +135,7 @@ def main() -> None:
         result = {
             "command": f"python benchmarks/cli_help.py --runs {args.runs}",
             "machine": machine("phi3v", "typer", "rich", "pydantic", "numpy"),
+            "load_average": os.getloadavg()[1],  # of other work, which slows each program
             **measure_help(args.runs),
             "start_cpu_seconds": measure_start(),
         }

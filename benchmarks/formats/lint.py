@@ -158,7 +158,11 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Measure each, and save."""
-    result: dict[str, Any] = {"machine": machine("msgspec", "numpy", "pydantic"), "rows": args.rows}
+    result: dict[str, Any] = {
+        "machine": machine("msgspec", "numpy", "pydantic"),
+        "load_average": os.getloadavg()[1],  # of other work, which slows each program
+        "rows": args.rows,
+    }
     check = [sys.executable, "-c", CLI, "validate", "--format", "sharegpt", "--workers", "1", "--quiet"]
     with tempfile.TemporaryDirectory() as folder:
         write_rows(Path(folder), args.rows)
