@@ -163,7 +163,7 @@ def test_shards_are_below_their_size_in_order_and_the_same_for_any_number_of_wor
             id=f"r{n}",
             source="s",
             system="s" * (n % 2),
-            conversations=(Turn(images=(f"{n % 9}.png",) * (n % 3), user="", assistant="v"),) * (1 + n % 4),
+            conversations=(Turn(images=(f"{n % 9}.png",) * (n % 10 // 8), user="u", assistant="v"),) * (1 + n % 9),
             meta={"k": 1e15, "l": n} if n % 5 == 0 else {},
         )
         for n in range(300)
