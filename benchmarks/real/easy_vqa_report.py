@@ -1,0 +1,196 @@
+"""Results of the easy-vqa benchmark, finished or not: a JSON file, a page, learning curves and the confusion matrix."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, machine
+from plain_loop import LOG, RESULT, Row, read_rows
+from small_model import Recipe, Sizes
+
+from phi3v_train.evaluation.confusion import confusion
+from phi3v_train.evaluation.confusion_plot import draw_confusion
+from phi3v_train.training.plot import smooth
+
+__all__ = ["RESULTS", "baselines", "interval", "write"]
+
+NAME = "easy_vqa"
+COMMAND = "python benchmarks/real/easy_vqa.py"
+WANTED, MARGIN = 0.95, 0.01
+Z = 1.959964
+"""Two-sided 95 % of the normal distribution."""
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def interval(num_right: int, num_rows: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    share, spread = num_right / num_rows, Z * Z / num_rows
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / num_rows + spread / (4 * num_rows))
+    return middle - half, middle + half
+
+
+def baselines(train: Sequence[Row], test: Sequence[Row]) -> dict[str, float]:
+    """Test accuracy of the most frequent answer of the training rows, over all and for each text of a question."""
+    [(frequent, _)] = Counter(answer for _, _, answer in train).most_common(1)
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, question, answer in train:
+        answers[question][answer] += 1
+    best = {question: counts.most_common(1)[0][0] for question, counts in answers.items()}
+    return {
+        "majority": sum(answer == frequent for _, _, answer in test) / len(test),
+        "question_only": sum(answer == best.get(question, frequent) for _, question, answer in test) / len(test),
+    }
+
+
+def product_state(work: Path, seed: int) -> dict[str, Any]:
+    """State of the run of `phi3v-train`: its last logged step, and the scores if it is finished."""
+    metrics, scores = work / f"run-{seed}" / "metrics.jsonl", work / f"eval-{seed}" / "eval.json"
+    lines = read_lines(metrics) if metrics.is_file() else []
+    state: dict[str, Any] = {"seed": seed, "finished": scores.is_file(), "step": 0}
+    if lines:
+        state["step"] = lines[-1]["step"]
+        during = [(line["step"], line["eval_accuracy"]) for line in lines if "eval_accuracy" in line]
+        if during:
+            state["last_evaluation"] = dict(zip(("step", "accuracy"), during[-1], strict=True))
+    if scores.is_file():
+        result = json.loads(scores.read_text(encoding="utf-8"))
+        share = result["metrics"]["accuracy"]
+        num_rows = len(read_lines(work / f"eval-{seed}" / "predictions.jsonl"))
+        state |= {"accuracy": share, "interval": interval(round(share * num_rows), num_rows)}
+    return state
+
+
+def plain_state(work: Path, seed: int) -> dict[str, Any]:
+    """State of the plain loop, likewise."""
+    log, result = work / f"plain-{seed}" / LOG, work / f"plain-{seed}" / RESULT
+    state: dict[str, Any] = {"seed": seed, "finished": result.is_file(), "step": 0}
+    if log.is_file():
+        state["step"] = json.loads(log.read_text(encoding="utf-8"))["step"]
+    if result.is_file():
+        found = json.loads(result.read_text(encoding="utf-8"))
+        state |= {"accuracy": found["num_right"] / found["num_rows"]}
+        state["interval"] = interval(found["num_right"], found["num_rows"])
+    return state
+
+
+def verdict(product: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> str:
+    """passed, failed, or not known because runs are not finished."""
+    if not all(state["finished"] for state in (*product, *plain)):
+        return "not known: runs are not finished"
+    low = min(state["interval"][0] for state in product)
+    ours, theirs = (sum(state["accuracy"] for state in states) / len(states) for states in (product, plain))
+    return "passed" if low > WANTED and ours >= theirs - MARGIN else "failed"
+
+
+def write(work: Path, data: Path, recipe: Recipe, sizes: Sizes, seeds: Sequence[int], results: Path) -> dict[str, Any]:
+    """Write all files of the results from what is in `work`; returns the content of the JSON file."""
+    train, test = read_rows(data, "train"), read_rows(data, "test")
+    product = [product_state(work, seed) for seed in seeds]
+    plain = [plain_state(work, seed) for seed in seeds]
+    result = {
+        "command": COMMAND,
+        "machine": machine("torch", "transformers"),
+        "data": {"train": len(train), "test": len(test), "questions": len({question for _, question, _ in test})},
+        "model": asdict(sizes),
+        "training": {**asdict(recipe), "steps": math.ceil(math.ceil(len(train) / recipe.batch_size) * recipe.epochs)},
+        "baselines": baselines(train, test),
+        "phi3v_train": product,
+        "plain_loop": plain,
+        "verdict": verdict(product, plain),
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    (results / f"{NAME}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (results / f"{NAME}.md").write_text(page(result), encoding="utf-8")
+    draw_curves(work, seeds, result["baselines"], results / f"{NAME}_curves.png")
+    finished = [seed for seed, state in zip(seeds, product, strict=True) if state["finished"]]
+    if finished:
+        matrix = confusion(read_lines(work / f"eval-{finished[0]}" / "predictions.jsonl"))
+        title = f"easy-vqa, test, seed {finished[0]}"
+        draw_confusion(matrix, results / f"{NAME}_confusion.png", title=title)
+    return result
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The results as Markdown."""
+    total = result["training"]["steps"]
+    lines = [
+        "# easy-vqa from scratch",
+        "",
+        f"`{result['command']}`; {result['data']['train']:,} training and {result['data']['test']:,} test questions, "
+        f"{total:,} steps of {result['training']['batch_size']} samples per run. Verdict: {result['verdict']}.",
+        "",
+        "| | seed | steps | test accuracy | 95 % interval |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in ("phi3v_train", "plain_loop"):
+        for state in result[name]:
+            score, bounds = "not finished", ""
+            if state["finished"]:
+                low, high = state["interval"]
+                score, bounds = f"{state['accuracy']:.2%}", f"{low:.2%} to {high:.2%}"
+            elif "last_evaluation" in state:
+                during = state["last_evaluation"]
+                score = f"not finished; {during['accuracy']:.1%} of 500 questions after step {during['step']:,}"
+            lines.append(f"| {name} | {state['seed']} | {state['step']:,} of {total:,} | {score} | {bounds} |")
+    known = result["baselines"]
+    lines += [
+        f"| most frequent answer | | | {known['majority']:.2%} | |",
+        f"| most frequent answer to the same question, without the image | | | {known['question_only']:.2%} | |",
+        "",
+        "![Learning curves](easy_vqa_curves.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw_curves(work: Path, seeds: Sequence[int], known: Mapping[str, float], path: Path) -> None:
+    """Training loss of both loops, and the product's accuracy on 500 test questions, over the steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for seed in seeds:
+        metrics, log = work / f"run-{seed}" / "metrics.jsonl", work / f"plain-{seed}" / LOG
+        if metrics.is_file():
+            lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+            draw(
+                upper,
+                [(line["step"], line["loss"]) for line in lines if "loss" in line],
+                f"phi3v-train, seed {seed}",
+                "-",
+            )
+            points = [(line["step"], line["eval_accuracy"]) for line in lines if "eval_accuracy" in line]
+            if points:
+                lower.plot(*zip(*points, strict=True), "o-", markersize=3, label=f"phi3v-train, seed {seed}")
+        if log.is_file():
+            steps = json.loads(log.read_text(encoding="utf-8"))["steps"]
+            draw(upper, [(line["step"], line["loss"]) for line in steps], f"plain loop, seed {seed}", "--")
+    upper.set_yscale("log")
+    upper.set_ylabel("training loss, smoothed")
+    for name, label in (("majority", "most frequent answer"), ("question_only", "without the image")):
+        lower.axhline(known[name], color="#6b7280", linewidth=0.8, linestyle=":", label=f"{label}: {known[name]:.1%}")
+    lower.set_ylim(0, 1)
+    lower.set_ylabel("accuracy, 500 test questions")
+    lower.set_xlabel("step")
+    for axes in (upper, lower):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def draw(axes: Any, points: Sequence[tuple[float, float]], label: str, style: str) -> None:
+    """Draw one smoothed curve."""
+    if points:
+        values = smooth([value for _, value in points], 0.9)
+        axes.plot([step for step, _ in points], values, style, linewidth=1.2, label=label)
