@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -259,7 +260,7 @@ def test_of_finishers_that_race_one_publishes_and_all_see_the_set(
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 def test_each_piece_of_work_is_claimed_by_one_process_only(tmp_path: Path, links: bool) -> None:
-    """Also when the process that claimed it before was killed, and four find that at once."""
+    """Four want each at the same moment; also when the process that had claimed it was killed."""
     names = [f"part-{number:06d}" for number in range(60)]
     journal = Journal(tmp_path)
 
@@ -267,11 +268,18 @@ def test_each_piece_of_work_is_claimed_by_one_process_only(tmp_path: Path, links
         def run() -> None:
             if not links:
                 kills.fail(errno.EPERM, "os.link")
+            create = Claims._create
+
+            def at_once(self: Claims, name: str) -> bool:
+                barrier.wait()
+                return create(self, name)
+
+            Claims._create = at_once  # type: ignore[method-assign]
             with join(journal, "slice") as own:
-                os.read(start, 1)
                 ours = [name for name in names if own.claim(name) == "ours"]
                 (tmp_path / f"{number}.json").write_text(json.dumps(ours))
                 if kill:
+                    barrier.wait()
                     os.kill(os.getpid(), signal.SIGKILL)
                 os.write(done, b"d")
                 os.read(leave, 1)
@@ -279,19 +287,18 @@ def test_each_piece_of_work_is_claimed_by_one_process_only(tmp_path: Path, links
         return run
 
     for kill in (True, False):
-        (start, go), (ended, done), (leave, end) = (os.pipe() for _ in range(3))
+        barrier = multiprocessing.get_context("fork").Barrier(4, timeout=60)
+        (ended, done), (leave, end) = (os.pipe() for _ in range(2))
         pids = [kills.fork(claim(number, kill)) for number in range(4)]
-        os.write(go, b"gggg")
         if not kill:
             for _ in pids:
                 os.read(ended, 1)
             os.write(end, b"eeee")
         assert [kills.wait(pid) for pid in pids] == [-signal.SIGKILL if kill else 0] * 4
-        for descriptor in (start, go, ended, done, leave, end):
+        for descriptor in (ended, done, leave, end):
             os.close(descriptor)
         claimed = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(4)]
-        if not kill:  # the first four may follow one another
-            assert sorted(name for each in claimed for name in each) == names
+        assert sorted(name for each in claimed for name in each) == names
 
 
 def test_a_process_elsewhere_is_dead_once_its_sign_of_life_did_not_change_for_a_minute(
@@ -468,6 +475,17 @@ def test_a_slice_of_a_complete_set_says_so_and_changes_nothing(cli: Cli, source:
     assert code == 2
     assert "was converted with other settings: options.size 8 -> 9" in err
     assert tree(tmp_path / "out", hidden=True) == before
+
+
+def test_a_process_that_was_there_when_the_set_became_complete_leaves_nothing(
+    source: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(source, out, "1/2")
+    with sliced.join_output(out, "slice 2/2"):
+        assert convert(source, out, "2/2").whole is not None
+        (out / ".phi3v/convert/slices/claims").mkdir(parents=True)
+    assert tree(out, hidden=True) == whole
 
 
 def test_progress_counts_the_samples_of_the_slice(source: Path, tmp_path: Path) -> None:
