@@ -1,7 +1,7 @@
 """Update the tables of docs/hardware.md: `python benchmarks/hardware_page.py [--check]`.
 
-Memory comes from `phi3v_train.training.memory`, measurements from benchmarks/results. With --check nothing is written,
-and the exit code is 1 if the page is out of date.
+Memory comes from `phi3v_train.training.memory`, measurements and the step on the fake device from benchmarks/results.
+With --check nothing is written, and the exit code is 1 if the page is out of date.
 """
 
 import argparse
@@ -174,8 +174,40 @@ def measured_table() -> str:
     return rows(["what", "measured", "command"], lines)
 
 
+def step_table() -> str:
+    """The full-size model's step on the fake device, beside the plan's memory."""
+    result = read("fake_step")
+    lines = []
+    for row in result["cases"]:
+        planned = estimate(
+            PHI3V.size({}),
+            MethodConfig.model_validate(METHODS[row["method"]][0]),
+            dtype="bf16",
+            tokens=result["tokens"],
+            tiles=result["tiles"],
+            labels=result["labels"],
+            checkpointing=row["checkpointing"],
+        ).total
+        lines.append(
+            [
+                row["method"],
+                "yes" if row["checkpointing"] else "no",
+                f"{row['at_rest'] / GB:.1f}",
+                f"{row['peak'] / GB:.1f}",
+                f"{planned / GB:.1f}",
+                f"{100 * (planned / row['peak'] - 1):+.1f} %",
+                f"{row['flop'] / 1e12:.1f}",
+            ]
+        )
+    return rows(
+        ["method", "checkpointing", "between micro-batches, GB", "peak, GB", "plan, GB", "difference", "TFLOP per sample"],
+        lines,
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "memory": memory_table,
+    "step": step_table,
     "cards": cards_table,
     "saving": saving_table,
     "measured": measured_table,

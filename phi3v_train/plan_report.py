@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from math import ceil
 from typing import Any
 
 from phi3v_data.messages import counted, shown
@@ -10,7 +11,7 @@ from phi3v_train.data.probe import MeasuredRow
 from phi3v_train.data.sources import budget_shown
 from phi3v_train.plan import Plan
 from phi3v_train.training.best import Criterion
-from phi3v_train.training.memory import GB, Memory, fits
+from phi3v_train.training.memory import GB, Memory, fits, loading_bytes
 from phi3v_train.training.parallel.deepspeed_config import summary
 
 SHOWN_LONGEST, LISTED_LONGEST = 3, 10
@@ -80,6 +81,7 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         yield "zero", summary(plan.deepspeed)
     if plan.world_size > 1:
         yield "parallel", f"{plan.strategy.name}; {plan.world_size} processes"
+        yield "host", loading_text(plan)
     yield "memory", memory_text(memory, plan.strategy.available, config.optim.optim)
     for note in plan.notes:
         yield "warning" if note.is_warning else "note", note.text
@@ -172,6 +174,16 @@ def memory_text(memory: Memory, available: int, optim: OptimName) -> str:
     return (
         f"about {memory.total / GB:,.2f} GB{verdict} (weights {memory.weights / GB:,.2f}, gradients "
         f"{memory.gradients / GB:,.2f}, moments {moments}, activations {memory.activations / GB:,.2f})"
+    )
+
+
+def loading_text(plan: Plan) -> str:
+    """Host memory that the processes of a machine take while they load the model."""
+    each = loading_bytes(plan.size, plan.config.method, dtype=plan.compute.dtype.value)
+    number = ceil(plan.world_size / plan.config.parallel.nnodes)
+    return (
+        f"each process loads the whole model into the machine's memory first: about {each / GB:,.2f} GB, "
+        f"{number * each / GB:,.2f} GB for {counted(number, 'process', 'processes')} of a machine"
     )
 
 

@@ -82,13 +82,30 @@ class Stack:
     """Sizes of equal layers, decoder or vision tower, that are not in the table.
 
     `hidden` features pass between layers, `attention` are those of all heads together, `kept` those that a token holds
-    within one layer until its backward pass; `norms` are a layer's parameters beside its linear layers.
+    within one layer until its backward pass, if no weight of it is trained; `norms` are a layer's parameters beside its
+    linear layers.
     """
 
     hidden: int = 0
     attention: int = 0
     kept: int = 0
     norms: int = 0
+
+
+def kept_in_decoder(hidden: int, attention: int, kv: int, inner: int) -> int:
+    """Features of 16 bits that a token holds within a decoder layer of frozen weights.
+
+    Inputs of both norms in fp32; queries, keys and values as projected, queries and keys rotated, the result of
+    attention; gate, its activation and the other factor of the MLP.
+    """
+    return 4 * hidden + (attention + 2 * kv) + (attention + kv) + attention + 3 * inner
+
+
+def kept_in_tower(width: int, inner: int) -> int:
+    """The same within a tower layer: inputs of both norms in fp32 and their results, queries, keys, values and the
+    result of attention; the MLP's features and the factor of its activation.
+    """
+    return 8 * width + 2 * inner
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
 """Memory that a run needs, by arithmetic alone: parameter counts from the configuration, bytes by what is trained.
 
 Weights, gradients and AdamW's moments are exact; activations are an estimate that counts, per sample, what gradient
-checkpointing keeps (the input of every layer), one layer being recomputed, and the logits at labelled tokens. The CUDA
-context and fragmentation are not in it, so a method is said to fit when it needs at most `USABLE` of the memory.
+checkpointing keeps (the input of every layer), one layer being recomputed with the gradients in it, and the logits at
+labelled tokens; without checkpointing, all that the layers keep. Attention is fused: no scores are kept. It is within
+10 % of the bytes of all tensors in a step of the full-size model on a device without memory, see
+`benchmarks/model/fake_step.py`. The CUDA context and fragmentation are not in it, so a method is said to fit when it
+needs at most `USABLE` of the memory.
 
 Over N devices, of the bytes of each trained parameter and of each frozen one (e bytes an element of the compute dtype):
 
@@ -19,7 +22,7 @@ from math import ceil
 from typing import Literal, TypeAlias
 
 from phi3v_train.config import MethodConfig, OptimName
-from phi3v_train.models.size import ModelSize
+from phi3v_train.models.size import Component, ModelSize, Stack
 from phi3v_train.training.targets import targeted
 
 GB = 1e9
@@ -108,6 +111,7 @@ def estimate(
     trained, frozen = _parameters(size, method, element)
     moments = ceil(trained * MOMENT_BYTES[optim])
     if parallel == "ddp" or world_size == 1:
+        activations += _copies_of_weights(size, method, element, checkpointing=checkpointing)
         return Memory(trained * 4 + frozen, trained * 4, moments, activations, trained)
     moments = ceil(moments / world_size)
     unused = size.vision_unused * element  # buffers, which nothing divides
@@ -127,6 +131,19 @@ def estimate(
     masters = shard if dtype != "fp32" else 0
     live = (min(ZERO3_LIVE, size.total) + ZERO_BUCKET) * element
     return Memory(ceil((copy - unused) / world_size) + unused + masters, shard, moments, activations, trained, live)
+
+
+def loading_bytes(size: ModelSize, method: MethodConfig, *, dtype: str) -> int:
+    """Bytes of host memory that a process holds while it loads the model: all weights, trained ones in fp32.
+
+    4-bit weights are packed when they move to the device. Every strategy loads in this way, also those that then keep a
+    shard.
+    """
+    element = _element_bytes(dtype)
+    if method.use_lora:
+        return size.total * element + adapter_parameters(size, method) * 4
+    trained, frozen = _parameters(size, method, element)
+    return trained * 4 + frozen
 
 
 def fits(memory: Memory, available: int) -> bool:
@@ -161,17 +178,66 @@ def sample_activations(
 ) -> int:
     """Bytes that one sample keeps between forward and backward pass."""
     element = _element_bytes(dtype)
-    vision_trained = not method.freeze_vision_model
-    num_layers, num_vision_layers = size.num_layers("language"), size.num_layers("vision")
-    layers = num_layers * tokens * size.decoder.hidden * element
-    if vision_trained:
-        layers += num_vision_layers * tiles * size.tile_tokens * size.tower.hidden * element
-    one_layer = tokens * size.decoder.kept * element
-    if not checkpointing:
-        layers += num_layers * one_layer
-        if vision_trained:
-            layers += num_vision_layers * tiles * size.tile_tokens * size.tower.kept * element
-    return layers + one_layer + labels * size.vocab * 8
+    logits = labels * size.vocab * 8
+    passed: list[tuple[Stack, Component, int, int]] = [(size.decoder, "language", tokens, element)]
+    if not method.freeze_vision_model:
+        # Under autocast norms give fp32, and so the sums of the tower's layers are.
+        passed.append((size.tower, "vision", tiles * size.tile_tokens, 4))
+    kept, working = 0, 0
+    for stack, component, number, hidden_bytes in passed:
+        layers = size.num_layers(component)
+        if not layers:
+            continue
+        whole = (layers * stack.kept + _trained_inputs(size, method, component)) * number * element
+        widest = max(linear.outputs for group in size.groups(component) for linear in group.linears)
+        gradients = IN_WORK * widest * number * element
+        inputs = layers * number * stack.hidden * hidden_bytes
+        # When the tower's gradients are computed, those of the decoder, which come first, are done.
+        freed = kept if component == "vision" else 0
+        kept += inputs if checkpointing else whole
+        working = max(working, gradients + (whole // layers if checkpointing else 0) - freed)
+    return kept + working + logits
+
+
+IN_WORK = 4
+"""Tensors as wide as the widest output of a layer that its backward pass holds beside what is kept: gradients of the
+MLP's product and of its factors, and copies of them. Found with `benchmarks/model/fake_step.py`."""
+
+
+def _trained_inputs(size: ModelSize, method: MethodConfig, component: Component) -> int:
+    """Features per token that all layers of a component keep for the gradients of their weights: inputs of trained
+    linear layers, and of adapters.
+    """
+    if method.freeze_language_model if component == "language" else method.freeze_vision_model:
+        return 0
+    chosen = set(targeted(method, size)) if method.use_lora else None
+    return sum(
+        linear.inputs
+        for group in size.groups(component)
+        for name, linear in group.named()
+        if chosen is None or name in chosen
+    )
+
+
+def _copies_of_weights(size: ModelSize, method: MethodConfig, element: int, *, checkpointing: bool) -> int:
+    """Bytes of weights in the compute dtype beside those that are held, for products and for gradients.
+
+    Weights trained in fp32 are cast for every product, and the copies are kept for the backward pass: those of one
+    layer with checkpointing, else of all. A gradient is there in both formats before it is added. 4-bit weights of a
+    linear layer are made whole.
+    """
+    if method.use_qlora:
+        return element * max(linear.weights for group in size.table if group.nf4 for linear in group.linears)
+    if method.use_lora or element == 4:
+        return 0
+    trained: list[Component] = [] if method.freeze_language_model else ["language", "head"]
+    trained += [] if method.freeze_vision_model else ["vision"]
+    largest = max((linear.weights for each in trained for g in size.groups(each) for linear in g.linears), default=0)
+    if checkpointing:
+        casts = max((size.weights(each) // max(size.num_layers(each), 1) for each in trained), default=0)
+    else:
+        casts = sum(size.weights(each) for each in trained)
+    return casts * element + largest * (element + 4)
 
 
 def _whole_layers(size: ModelSize, method: MethodConfig, element: int) -> int:

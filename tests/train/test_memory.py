@@ -1,14 +1,21 @@
 """Memory arithmetic over several devices, and what processes really hold."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from colour_sets import colour_directory
 from processes import HERE, finish, start_ranks
+from run_dirs import settings_for
 
 from phi3v_train.config import MethodConfig
 from phi3v_train.models.phi3v.family import PHI3V
-from phi3v_train.training.memory import Memory, Parallel, estimate, fits
+from phi3v_train.models.phi3v.tiny import tiny_model
+from phi3v_train.plan import make_plan
+from phi3v_train.plan_report import plan_lines
+from phi3v_train.settings import resolve
+from phi3v_train.training.memory import Memory, Parallel, estimate, fits, loading_bytes
 
 SIZE = PHI3V.size({})
 
@@ -65,3 +72,15 @@ def test_two_processes_hold_what_the_arithmetic_says(strategy: Parallel) -> None
         held = json.loads(text.splitlines()[-1])
         for name, (found, estimated) in held.items():
             assert found == pytest.approx(estimated, rel=0.01), name
+
+
+def test_host_memory_of_loading_is_that_of_the_whole_model_in_each_process(tmp_path: Path) -> None:
+    """By hand: 4,134,023,168 trained weights in fp32 and 12,598,272 others in bf16; all in bf16 under adapters."""
+    full, lora = (MethodConfig.model_validate(each) for each in ({}, {"use_qlora": True, "lora_rank": 32}))
+    assert loading_bytes(SIZE, full, dtype="bf16") == 16_561_289_216
+    assert loading_bytes(SIZE, lora, dtype="bf16") == pytest.approx(8.293e9 + 4 * 60e6, rel=0.01)
+    settings = settings_for(colour_directory(tmp_path, rows=4), tmp_path / "out", parallel="fsdp", num_processes=2)
+    lines = dict(plan_lines(make_plan(resolve(settings), world_size=2), run_state="begins"))
+    model = tiny_model()
+    each = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())) * 4 / 1e9
+    assert f"about {each:,.2f} GB, {2 * each:,.2f} GB for 2 processes of a machine" in lines["host"]

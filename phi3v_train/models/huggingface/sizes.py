@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from phi3v_train.models.family import ModuleNames
-from phi3v_train.models.size import Component, Linear, LinearGroup, ModelSize, Stack
+from phi3v_train.models.size import Component, Linear, LinearGroup, ModelSize, Stack, kept_in_decoder, kept_in_tower
 
 LAYER = re.compile(r"(?P<prefix>.+?)\.(?P<number>\d+)\.(?P<leaf>.+)")
 """Name of a module in a list of layers."""
@@ -99,11 +99,13 @@ def size_by_config(
     tower = counts["vision"]
     return ModelSize(
         table,
-        decoder=Stack(hidden, attention, kept=3 * hidden + attention + 2 * kv + 3 * inner),
+        decoder=Stack(hidden, attention, kept=kept_in_decoder(hidden, attention, kv, inner)),
         vocab=text["vocab_size"],
         language_other=parameters["language"] - language,
         tower=Stack(
-            tower["hidden_size"], tower["hidden_size"], kept=6 * tower["hidden_size"] + 2 * tower["intermediate_size"]
+            tower["hidden_size"],
+            tower["hidden_size"],
+            kept=kept_in_tower(tower["hidden_size"], tower["intermediate_size"]),
         ),
         vision_other=parameters["vision"] - vision,
         unused_vision_other=parameters["unused"],

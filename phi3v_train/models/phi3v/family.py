@@ -12,7 +12,7 @@ from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, processor_setting
 from phi3v_data.tokens.phi3v import PHI3V as TOKENS
 from phi3v_train.models.family import EngineReport, ImageBudget, ModelFamily, ModuleNames, OtherFamilyError
 from phi3v_train.models.renderer import Renderer
-from phi3v_train.models.size import Linear, LinearGroup, ModelSize, Stack
+from phi3v_train.models.size import Linear, LinearGroup, ModelSize, Stack, kept_in_decoder, kept_in_tower
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,10 +118,15 @@ class Phi3VFamily(ModelFamily):
         separators, class_token, norms = 8 * width, width, 4 * width
         return ModelSize(
             table,
-            decoder=Stack(hidden, attention, kept=2 * hidden + qkv + 3 * inner, norms=2 * hidden),
+            decoder=Stack(
+                hidden,
+                attention,
+                kept=kept_in_decoder(hidden, attention, text["num_key_value_heads"] * head_dim, inner),
+                norms=2 * hidden,
+            ),
             vocab=vocab,
             language_other=vocab * hidden + hidden,
-            tower=Stack(width, width, kept=6 * width + 2 * wide, norms=4 * width),
+            tower=Stack(width, width, kept=kept_in_tower(width, wide), norms=4 * width),
             vision_other=patch_weights + positions * width + class_token + norms + separators,
             unused_vision_layers=total - used,
             unused_vision_other=2 * width if used < total else 0,  # the norm behind the last layer

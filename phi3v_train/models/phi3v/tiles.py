@@ -91,7 +91,8 @@ def tiles_from_canvases(
 
     Canvases of the same size are processed together. Computation is in fp32 for any `dtype` of the result.
     """
-    counts: list[int] = num_tiles(image_sizes).tolist()
+    sizes: list[list[int]] = image_sizes.tolist()  # read once, where they are
+    counts = [(height // TILE_SIZE) * (width // TILE_SIZE) + 1 for height, width in sizes]
     result = torch.empty((sum(counts), 3, TILE_SIZE, TILE_SIZE), dtype=dtype, device=canvases.device)
     places = torch.split(result, counts)
     groups: dict[tuple[int, ...], list[int]] = {}
