@@ -200,7 +200,15 @@ def step_table() -> str:
             ]
         )
     return rows(
-        ["method", "checkpointing", "between micro-batches, GB", "peak, GB", "plan, GB", "difference", "TFLOP per sample"],
+        [
+            "method",
+            "checkpointing",
+            "between micro-batches, GB",
+            "peak, GB",
+            "plan, GB",
+            "difference",
+            "TFLOP per sample",
+        ],
         lines,
     )
 

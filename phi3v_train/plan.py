@@ -63,6 +63,15 @@ class Plan:
         """Memory of the device that needs most."""
         return self.strategy.memory
 
+    @property
+    def rows_from(self) -> Path | None:
+        """Directory of which each process reads only its rows of the weights; None if it loads the whole model.
+
+        Adapters are made on top of whole weights.
+        """
+        sharded = self.strategy.name.value == "fsdp" and not self.config.method.use_lora
+        return self.files.directory if sharded and self.files.family.reads_rows else None
+
     def most_memory(self) -> tuple[MeasuredRow, int]:
         """The measured row whose activations take most memory, and their bytes; by the estimate of `Memory`."""
         config = self.config

@@ -181,6 +181,8 @@ def loading_text(plan: Plan) -> str:
     """Host memory that the processes of a machine take while they load the model."""
     each = loading_bytes(plan.size, plan.config.method, dtype=plan.compute.dtype.value)
     number = ceil(plan.world_size / plan.config.parallel.nnodes)
+    if plan.rows_from is not None:
+        return f"each process reads its rows of the weights only: about {each / plan.world_size / GB:,.2f} GB"
     return (
         f"each process loads the whole model into the machine's memory first: about {each / GB:,.2f} GB, "
         f"{number * each / GB:,.2f} GB for {counted(number, 'process', 'processes')} of a machine"

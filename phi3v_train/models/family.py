@@ -112,6 +112,11 @@ class ModelFamily(ABC):
     no_sharding: ClassVar[str] = ""
     """Why processes cannot hold parts of the weights; empty if they can."""
 
+    reads_rows: ClassVar[bool] = False
+    """Whether the tensors of a model directory have the model's own names, so that a process can read its rows of them;
+    `load_model` then takes `device_map`.
+    """
+
     template_origin: ClassVar[str] = ""
     """Where the chat template is from that the chat format was compared with."""
 

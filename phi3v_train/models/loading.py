@@ -363,8 +363,11 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
 
 
-def load_base(files: ModelFiles, compute: Compute, *, seed: int = 0) -> Any:
-    """The model without its adapter, on the CPU, all weights in the compute dtype."""
+def load_base(files: ModelFiles, compute: Compute, *, seed: int = 0, empty: bool = False) -> Any:
+    """The model without its adapter, on the CPU, all weights in the compute dtype.
+
+    With `empty`, which a family that `reads_rows` knows, it is on the device `meta`, its weights not read.
+    """
     import torch
 
     quieten_libraries()
@@ -373,7 +376,10 @@ def load_base(files: ModelFiles, compute: Compute, *, seed: int = 0) -> Any:
         model: Any = files.family.tiny_model(seed if files.seed is None else files.seed).to(dtype)
         model.set_attn_implementation(compute.attn_implementation)
         return named(model, tiny_name(files.family))
-    model = files.family.load_model(files.directory, dtype=dtype, attn_implementation=compute.attn_implementation)
+    more = {"device_map": "meta"} if empty else {}
+    model = files.family.load_model(
+        files.directory, dtype=dtype, attn_implementation=compute.attn_implementation, **more
+    )
     return named(model, files.name if files.adapter is None else str(files.directory))
 
 

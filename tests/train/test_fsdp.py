@@ -13,6 +13,7 @@ from run_dirs import arguments, command, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 
 from phi3v_data.errors import UserError
+from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import list_checkpoints
@@ -214,6 +215,21 @@ def test_killed_while_saving(data_dir: Path, tmp_path: Path, rank: int, call: st
     assert_same(tmp_path / "whole", tmp_path / "out", tolerance=0)
     lines = [without_times(read_lines(tmp_path / name / "metrics.jsonl")) for name in ("whole", "out")]
     assert lines[0] == lines[1]
+
+
+def test_processes_read_their_rows_of_a_model_directory(data_dir: Path, tmp_path: Path) -> None:
+    """No process makes the whole model; losses and weights are those of one process, which does."""
+    base = tmp_path / "base"
+    tiny_model().save_pretrained(base)
+    tiny_processor().save_pretrained(base)
+    changes = {**ACCUMULATED, "model_name_or_path": str(base), "gradient_checkpointing": True, "max_steps": 2}
+    train(resolve(settings(data_dir, tmp_path / "one", **changes)), quiet=True)
+    double = shared(data_dir, tmp_path / "two", **changes)
+    assert double.returncode == 0, double.stderr
+    assert "each process reads its rows of the weights only: about 0.00 GB" in double.stderr
+    assert_same(tmp_path / "one", tmp_path / "two")
+    for name in ("config.json", "generation_config.json"):
+        assert (tmp_path / "two" / "model" / name).read_bytes() == (tmp_path / "one" / "model" / name).read_bytes()
 
 
 def test_rows_are_found_whoever_wrote_them(tmp_path: Path) -> None:

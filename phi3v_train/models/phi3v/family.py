@@ -61,6 +61,7 @@ class Phi3VFamily(ModelFamily):
     }
     budget = ImageBudget("num_crops", "tuned_num_crops")
     no_packing = ""
+    reads_rows = True
     no_decay = ("bias", "glb_GN", "sub_GN")
     host_inputs = frozenset({"image_sizes"})
     card_tags = ("phi-3-vision", "phi3v")
@@ -153,12 +154,14 @@ class Phi3VFamily(ModelFamily):
 
         return Phi3VRenderer(self.tokens, processor)
 
-    def load_model(self, directory: Path, *, dtype: Any, attn_implementation: str) -> Any:
-        """The port with a directory's weights."""
+    def load_model(
+        self, directory: Path, *, dtype: Any, attn_implementation: str, device_map: str | None = None
+    ) -> Any:
+        """The port with a directory's weights; without them where `device_map` is `meta`."""
         from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 
         return Phi3VForConditionalGeneration.from_pretrained(
-            directory, dtype=dtype, attn_implementation=attn_implementation
+            directory, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map
         )
 
     def empty_model(self, directory: Path) -> Any:

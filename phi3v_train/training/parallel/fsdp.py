@@ -44,7 +44,8 @@ class FSDPEngine(TorchEngine):
     number.
 
     `keep_unsharded_grads`: the gradients of a step's first micro-batches stay unsharded until the last one, which saves
-    exchanges and costs the memory of all trained weights in fp32.
+    exchanges and costs the memory of all trained weights in fp32. `rows_from`: the model is on the device `meta`, and
+    each process reads its rows of the weights from this directory once it is sharded.
     """
 
     strategy: ClassVar[str] = "fsdp"
@@ -57,7 +58,9 @@ class FSDPEngine(TorchEngine):
         optim: OptimConfig,
         *,
         keep_unsharded_grads: bool = True,
+        rows_from: Path | None = None,
     ) -> None:
+        self.rows_from = rows_from
         if trained.method.use_qlora:
             raise UserError("--parallel fsdp: 4-bit weights cannot be sharded; use --parallel ddp with --use_qlora")
         self.keep_unsharded_grads = keep_unsharded_grads
@@ -78,6 +81,9 @@ class FSDPEngine(TorchEngine):
         for layer in self.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
+        if self.rows_from is not None:
+            model.to_empty(device=device)
+            self.read_weights(self.rows_from, through=self.precision.dtype)
         return self.loss_module
 
     def backward_scale(self) -> float:
@@ -164,18 +170,24 @@ class FSDPEngine(TorchEngine):
             processor.save_pretrained(folder)
 
     @torch.no_grad()
-    def read_weights(self, folder: Path) -> None:
-        """Of every tensor, only the rows that this process holds are read."""
+    def read_weights(self, folder: Path, *, through: torch.dtype | None = None) -> None:
+        """Of every tensor, only the rows that this process holds are read.
+
+        With `through`, `folder` is the model that training begins with, and values are rounded to that dtype first.
+        """
         adapter = self.trained.peft_model is not None
         held = dict(self.trained.trainable()) if adapter else own_state(self.trained.model)
         files = {stored_name(name) if adapter else name: tensor for name, tensor in held.items()}
         missing = set(files)
         for key, rows in stored_slices(folder, ADAPTER_WEIGHTS if adapter else None):
+            if through is not None and key not in files:
+                continue  # a base may have more than the model takes
             if key not in files or list(files[key].shape) != rows.get_shape():
                 raise UserError(f"{folder}: is not a checkpoint of this model ({key} does not fit)")
             start, stop = rows_here(files[key])
             if stop > start:
-                local_part(files[key]).copy_(rows[start:stop])
+                read = rows[start:stop]
+                local_part(files[key]).copy_(read if through is None else read.to(through))
             missing.discard(key)
         if missing:
             raise UserError(f"{folder}: is not a checkpoint of this model ({min(missing)} is missing)")
