@@ -131,9 +131,10 @@ def interrupted(
     if request.overwrite:
         return None
     if changed := differences(_settings(old), _settings(new)):
+        advice = "run all slices with the same settings" if joining else "--overwrite starts over"
         raise UserError(
             f"{request.out_dir} contains an interrupted conversion with other settings: {join_words(changed)}; "
-            "--overwrite starts over, or choose another --out_dir"
+            f"{advice}, or choose another --out_dir"
         )
     if new != old:
         file = SourceCheck(request.out_dir, planned.roots).changed_read(journal) if planned and is_ours else None

@@ -379,7 +379,8 @@ def test_other_settings_and_sources_are_refused_and_named(source: Path, tmp_path
         assert tree(out, hidden=True) == before
         return str(error.value)
 
-    assert "options.size 8 -> 9" in refusal(options={"size": 9})
+    told = refusal(options={"size": 9})
+    assert "options.size 8 -> 9; run all slices with the same settings, or choose another" in told
     assert "limit null -> 3" in refusal(limit=3)
     assert "the source has changed since" in refusal(other)
     (other / "val/g00/s000.txt").unlink()
