@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from PIL import Image
 
 from phi3v_train.models.phi3v.register import register_with_transformers
@@ -63,6 +64,7 @@ def make_processors(directory: Path) -> tuple[Any, Any, int]:
                 "get_multimodal_config": lambda: multimodal,
                 "max_model_len": 4096,
                 "encoder_config": None,
+                "dtype": torch.float32,
             }
             object.__setattr__(self, "tokenizer", tokenizer)
             object.__setattr__(self, "model_config", SimpleNamespace(**settings))
