@@ -22,8 +22,8 @@ from small_model import Recipe, Sizes, save_small
 import phi3v_data
 
 NUM_TRAIN, NUM_TEST = 1000, 300
-SIZES = Sizes(width=64, layers=2, heads=2, tower_width=32, tower_layers=0, tower_heads=2)
-RECIPE = Recipe(epochs=4, batch_size=10, learning_rate=3e-3, warmup_steps=20)
+SIZES = Sizes(width=64, layers=2, heads=2, tower_width=32, tower_layers=0, tower_heads=2, initializer_range=0.08)
+RECIPE = Recipe(epochs=9, batch_size=10, learning_rate=3e-3, warmup_steps=20)
 MAP = """\
 name: digits
 task: vqa
