@@ -220,3 +220,5 @@ def test_a_colon_in_a_folder_is_part_of_the_path(tmp_path: Path) -> None:
     assert [each.origin for each in all_converters([str(folder / "mine.py")]) if each.name == Toy.name] == [
         "mine.py:Toy"
     ]
+    one = all_converters([f"{folder / 'mine.py'}:Toy"])
+    assert [each.name for each in one if each.origin == "mine.py:Toy"] == [Toy.name]

@@ -25,9 +25,9 @@ from family_references import (
 )
 from PIL import Image
 
-from phi3v_data.schema import Sample
+from phi3v_data.schema import Sample, Turn
 from phi3v_train.data.collate import collate_arrays
-from phi3v_train.data.encode import Encoder, Provenance
+from phi3v_train.data.encode import EncodeOptions, Encoder, Provenance
 from phi3v_train.models.huggingface.texts import ChatTexts, Segment, TemplateTexts
 from phi3v_train.models.registry import get_family, make_renderer
 from phi3v_train.models.renderer import turn_text
@@ -312,3 +312,19 @@ def test_a_prompt_whose_tokens_an_answer_would_change_is_tokenized_apart() -> No
         prompt = encoder.tokenize_prompt(sample, sizes, num_crops=None, turn=turn)[0].tolist()
         assert prompt[-1] == two_line_ends
         assert prompt == whole[: len(prompt)]
+
+
+def test_a_sample_that_is_cut_to_one_image_is_as_if_it_had_one_only() -> None:
+    """LLaVA-OneVision cuts an image into tiles only where it is the sample's only one."""
+    first = Turn(images=("a.png",), user="What is it?", assistant="A bird.")
+    second = Turn(images=("b.png",), user="And here? " * 40, assistant="No.")
+    sample = Sample(id="a", source="s", conversations=(first, second))
+    renderer = renderer_of("llava_onevision")
+    sizes = [(600, 900), (40, 40)]
+    alone = Encoder(renderer).tokenize(sample.model_copy(update={"conversations": (first,)}), sizes[:1], num_crops=None)
+    whole = Encoder(renderer).tokenize(sample, sizes, num_crops=None)
+    limit = len(whole.input_ids) - 1
+    cut = Encoder(renderer, EncodeOptions(max_length=limit, truncate="turns")).tokenize(sample, sizes, num_crops=None)
+    assert (cut.num_turns, cut.dropped_turns) == (1, 1)
+    assert cut.input_ids.tolist() == alone.input_ids.tolist()
+    assert cut.labels.tolist() == alone.labels.tolist()

@@ -222,3 +222,14 @@ def test_removed_rows_are_in_the_order_of_files_and_lines(tmp_path: Path) -> Non
     listed = [(each["file"], each["line"]) for each in removed(tmp_path / "out")]
     assert listed == sorted(listed)
     assert len(listed) >= 3
+
+
+def test_other_codes_of_a_removed_row_are_in_alphabetical_order(tmp_path: Path) -> None:
+    bad = {**row("b", "images/gone.png", "../x.png", user="<|end|> hi", answer=""), "more": 1}
+    folder = tmp_path / "set"
+    write_set(folder, {"x_train.jsonl": [row("a"), bad, row("a", user="Another?")]})
+    clean_set(folder, tmp_path / "out")
+    assert [(each["line"], each["code"], each.get("also")) for each in removed(tmp_path / "out")] == [
+        (2, "unknown-field", ["control-token", "empty-text", "image-missing", "image-path-unsafe"]),
+        (3, "duplicate-id", None),
+    ]

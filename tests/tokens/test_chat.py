@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,9 @@ def test_another_end_of_turn_is_one_edit(tmp_path: Path) -> None:
     assert found["findings"] == []
     assert found["stops"] == ["<|endoftext|>", "<|assistant|>", "<|step|>"]
     assert found["template"] == "<|user|>\nq<|step|>\n<|assistant|>\na<|step|>\n"
+
+
+def test_a_format_with_images_first_moves_them_before_the_text() -> None:
+    turn = TurnText("ab", "x", 2, (1, 2))
+    assert UNNUMBERED.user_parts(turn) == ["a", "b", ""]
+    assert replace(UNNUMBERED, images_first=True).user_parts(turn) == ["", "", "~ab"]

@@ -287,7 +287,7 @@ def test_two_processes_predict_what_one_does(data_dir, scored, tmp_path):
 def test_splits_of_a_file_are_named_in_order(tmp_path: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     path = tmp_path / "p.jsonl"
     rows = [{"id": str(n), "split": split, "turn": 0, "prediction": "a", "answers": ["a"], "meta": {}}
-            for n, split in enumerate(("val", "test", "val", "dev"))]  # fmt: skip
+            for n, split in enumerate(("val", "test", "val", "dev", "train", "extra", "second"))]  # fmt: skip
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     code, text, err = call("eval", "--predictions", path, "--metric", "accuracy", "--json")
-    assert (code, json.loads(text)["split"]) == (0, "dev + test + val"), err
+    assert (code, json.loads(text)["split"]) == (0, "dev + extra + second + test + train + val"), err
