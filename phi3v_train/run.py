@@ -25,6 +25,7 @@ from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
 from phi3v_train.start import Start, find_start, read_finished
 from phi3v_train.training import folder
+from phi3v_train.training.card import card_text
 from phi3v_train.training.checkpoints import sweep
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def drive(run: "BuiltRun") -> Outcome:
 def model_card(run: "BuiltRun", before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     """README.md of the finished run; `before` and `after` are the scores of its evaluations."""
     plan, session = run.plan, run.session
-    return folder.card_text(
+    return card_text(
         plan.config,
         plan.files.family,
         task=plan.task,

@@ -63,6 +63,14 @@ class EnergonFiles(WebDatasetFiles):
 
     layouts: ClassVar[tuple[str, ...]] = (ENERGON,)
 
+    @property
+    def name(self) -> str:
+        return "energon"
+
+    @property
+    def readers(self) -> str:
+        return "Energon"
+
     def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
         super().finish(stage, dataset, parts, rows)
         (stage / ".nv-meta").mkdir()

@@ -304,12 +304,18 @@ class ModelFamily(ABC):
             UserError: what it lacks.
         """
 
-    def card_note(self) -> list[str]:
-        """Markdown lines of a model card before its example in Python; empty if the model needs only transformers."""
+    def card_note(self, *, with_code: bool = False) -> list[str]:
+        """Markdown lines of a model card before its example in Python; empty if the model needs only transformers.
+
+        `with_code`: the model's directory has what `write_code` puts there.
+        """
         return []
 
-    def card_usage(self, model: str, budget: int | None, *, adapter: bool) -> list[str]:
-        """Python lines of a model card that ask the model in the folder `model` a question about an image."""
+    def card_usage(self, model: str, budget: int | None, *, adapter: bool, with_code: bool = False) -> list[str]:
+        """Python lines of a model card that ask the model in the folder `model` a question about an image.
+
+        `with_code`: the folder has what `write_code` puts there, and the lines use it.
+        """
         auto = "AutoModelForImageTextToText"
         prompt = self.tokens.chat.turn_prompt(TurnText("What is this?", num_images=1))
         limit = f", {self.budget.name}={budget}" if self.budget is not None else ""

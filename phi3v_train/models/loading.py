@@ -45,6 +45,13 @@ class ModelFiles:
     seed: int | None = None
 
     @property
+    def base_name(self) -> str:
+        """The base under an adapter, by the adapter's own word; the model's name if it is not an adapter."""
+        if self.adapter is None:
+            return self.name
+        return str(read_json(self.adapter / ADAPTER_CONFIG).get("base_model_name_or_path") or self.name)
+
+    @property
     def processor_directory(self) -> Path | None:
         """Directory of tokenizer and image processor; None for a tiny model."""
         if self.adapter is not None and (self.adapter / "tokenizer.json").is_file():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from phi3v_data.errors import UserError
+from phi3v_data.files import write_text
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.adapters import attach_adapter
 from phi3v_train.models.family import ModelFamily
@@ -15,7 +16,9 @@ from phi3v_train.models.loading import ModelFiles, load_base, load_processor, qu
 from phi3v_train.models.machine import Chosen, Compute
 from phi3v_train.models.registry import family_of_config
 from phi3v_train.precision import DTYPES
+from phi3v_train.training.card import find_origin, merged_card
 from phi3v_train.training.checkpoints import SaveError, open_checkpoint, verify, why_damaged, write_folder
+from phi3v_train.training.folder import CARD
 from phi3v_train.training.parallel.shards import Shards
 from phi3v_train.training.saving import cast, own_state, write_model_directory
 
@@ -28,7 +31,8 @@ def merge_to(
     """Write `files` (an adapter over its base, or a model as it is) as one model directory; returns its dtype.
 
     The sum is made in fp32, layer by layer, and rounded once to `dtype`: `auto` is the base's own. A QLoRA adapter is
-    merged into the base as it was before it was packed into 4 bits. `with_code` adds the model's own code.
+    merged into the base as it was before it was packed into 4 bits. `with_code` adds the model's own code. The card
+    names base, sets and licences as the card of the run does.
 
     Raises:
         UserError: `out` is taken, the disk does not take the model, or its family has no code of its own.
@@ -43,7 +47,7 @@ def merge_to(
     files.family.match_processor(model, processor)
     if files.adapter is not None:
         model = merge_adapter(model, files.adapter)
-    write_out(model, processor, out, name, code=code)
+    write_out(model, processor, out, name, files, code=code)
     return name
 
 
@@ -70,7 +74,7 @@ def join_shards(
     with torch.device("meta"):
         model = files.family.empty_model(checkpoint)
     state = {key: cast(shards.rows(f"model/{key}"), DTYPES[name]) for key in own_state(model)}
-    write_out(model, load_processor(files), out, name, state, code)
+    write_out(model, load_processor(files), out, name, files, state, code)
     return name
 
 
@@ -103,20 +107,27 @@ def write_out(
     processor: Any,
     out: Path,
     dtype: str,
+    files: ModelFiles,
     state: Mapping[str, Tensor] | None = None,
     code: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a model directory, whole or not at all; `state` where the model does not hold its weights.
+    """Write a model directory with its card, whole or not at all; `state` where the model does not hold its weights.
 
     Raises:
         UserError: the disk does not take it.
     """
+
+    origin = find_origin(files)
 
     def write(folder: Path) -> None:
         write_model_directory(model, folder, DTYPES[dtype], state)
         processor.save_pretrained(folder)
         if code is not None:
             code(folder)
+        written = ModelFiles(str(folder), files.family, folder)
+        budget = written.tuned_num_crops or written.stored_num_crops
+        adapter, with_code = files.adapter is not None, code is not None
+        write_text(folder / CARD, merged_card(origin, files.family, budget, adapter=adapter, with_code=with_code))
 
     alone = SingleProcess(torch.device("cpu"))
     try:

@@ -276,6 +276,12 @@ def test_datasets_reads_the_uniform_shards(source: Path, tmp_path: Path) -> None
         assert len(json.loads(row["json"]["images"])) == len(sample.images)
 
 
+def test_a_layout_that_energon_lacks_is_refused_under_its_own_name(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        export_set("energon", source, tmp_path / "energon", ExportRequest(layout="uniform"))
+    assert str(caught.value) == "--layout uniform is not possible with energon; it can be energon"
+
+
 def test_energon_files_have_their_description_and_cooker(source: Path, tmp_path: Path) -> None:
     result = export_set("energon", source, tmp_path / "energon")
     assert sorted(os.listdir(tmp_path / "energon")) == [".nv-meta", ".phi3v", "cooker.py", "train-000000.tar"]

@@ -20,7 +20,7 @@ PROMPT = "<|user|>\n<|image_1|>\nWhich colour?<|end|>\n<|assistant|>\n"
 SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 
 ELSEWHERE = """
-import json, sys
+import contextlib, io, json, os, pathlib, sys
 from importlib.abc import MetaPathFinder
 
 class Blocker(MetaPathFinder):
@@ -38,7 +38,13 @@ processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
 inputs = processor(prompt, Image.open(image))
 answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)
 chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour?"}]}]
+os.chdir(directory)
+code = pathlib.Path("README.md").read_text().partition("```python\\n")[2].partition("```")[0]
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    exec(code, {})
 print(json.dumps({
+    "card": printed.getvalue(),
+    "trusting": code.count("trust_remote_code=True"),
     "config": type(config).__name__,
     "same_class": isinstance(model.config, type(config)),
     "inputs": inputs["input_ids"].tolist(),
@@ -59,6 +65,7 @@ def merged(base: Path) -> Path:
 def test_a_merged_directory_with_code_answers_the_same_without_this_package(merged: Path, tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     make_image(0).save(image)
+    make_image(0).save(merged / "image.jpg")  # that of the card
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(merged), str(image), PROMPT],
@@ -67,6 +74,8 @@ def test_a_merged_directory_with_code_answers_the_same_without_this_package(merg
     assert done.returncode == 0, done.stderr
     there = json.loads(done.stdout)
     assert there["ours"] == []
+    assert there["trusting"] == 2
+    assert there["card"].endswith("\n")
     assert there["config"] == "Phi3VConfig"
     assert there["same_class"]
     place = locate(str(merged))

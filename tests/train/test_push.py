@@ -210,8 +210,9 @@ def test_a_merged_model_arrives_without_links_and_hidden_files(
 ) -> None:
     merged = tmp_path / "merged"
     assert call("merge", finished / "model", merged)[0] == 0
+    (merged / "README.md").rename(tmp_path / "README.md")
     assert "has no README.md" in call("push", merged, "--repo", REPO)[2]
-    shutil.copy(finished / "README.md", merged)
+    (tmp_path / "README.md").rename(merged / "README.md")
     (merged / "notes").mkdir()
     (merged / "notes" / "a.txt").write_text("kept")
     (merged / "again.txt").symlink_to(merged / "notes" / "a.txt")
@@ -242,6 +243,64 @@ def test_a_merged_model_arrives_without_links_and_hidden_files(
     code, _, err = call("push", merged, "--repo", REPO)
     assert (code, len(hub.commits)) == (2, 2)
     assert "config.json: is a link out of the directory" in err
+
+
+def card(directory: Path) -> tuple[dict[str, Any], str]:
+    """Header and text of a directory's card."""
+    text = (directory / "README.md").read_text()
+    return yaml.safe_load(text.split("---")[1]), text
+
+
+def test_the_card_of_a_merged_adapter_names_base_sets_and_licence_wherever_the_adapter_comes_from(
+    finished: Path, hub: Hub, call: Call, tmp_path: Path
+) -> None:
+    """A run's model or checkpoint, one whose run is not complete, a download from the Hub, a merged model again."""
+    unfinished, download = tmp_path / "unfinished", tmp_path / "download"
+    shutil.copytree(finished, unfinished)
+    for name in ("README.md", "complete.json", "model"):
+        path = unfinished / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(finished / "model", download)
+    shutil.copy(finished / "README.md", download)
+    expected = {
+        "base_model": "tiny",
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["phi-3-vision", "phi3v"],
+        "license": "cc-by-4.0",
+    }
+    again = tmp_path / "2" / "merged"
+    for number, source in enumerate((finished / "model", unfinished / "checkpoint-000001", download, again)):
+        merged = tmp_path / str(number) / "merged"
+        merged.parent.mkdir()
+        assert call("merge", source, merged) == (0, f"{merged}: a model directory in fp32\n", "")
+        header, text = card(merged)
+        assert header == expected
+        assert "\n# tiny tuned on colours\n" in text
+        assert "\n| set | source | licence |\n| --- | --- | --- |\n| colours | not stated | cc-by-4.0 |\n\n" in text
+        made = "a model in one number format" if source == again else "an adapter merged into its base"
+        assert f"Model made by `phi3v-train merge`: {made}." in text
+        assert 'AutoModelForCausalLM.from_pretrained(".", dtype="auto")' in text
+        assert 'AutoProcessor.from_pretrained(".", num_crops=1)' in text
+        assert "Peft" not in text
+    code, _, err = call("push", merged, "--repo", REPO)
+    assert (code, err) == (0, "")
+    assert hub.commits[0][1] == contents(merged)
+
+
+@pytest.mark.parametrize(
+    "readme", ["", "---\nlicense: mit\nbase_model: other\n---\n# Other", "---\n: [\n---\n", "\xff"]
+)
+def test_a_card_of_others_gives_its_licence_only(finished: Path, call: Call, tmp_path: Path, readme: str) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(finished / "model", alone)
+    (alone / "README.md").write_bytes(readme.encode("latin-1"))
+    assert call("merge", alone, tmp_path / "merged")[0] == 0
+    header, text = card(tmp_path / "merged")
+    assert header.get("license") == ("mit" if "mit" in readme else None)
+    assert header["base_model"] == "tiny"
+    assert "\n# tiny\n" in text
+    assert "## Data" not in text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from phi3v_train.plan_report import plan_lines
 from phi3v_train.recipes import recipe_names
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
-from phi3v_train.training.folder import card_text
+from phi3v_train.training.card import card_text
 
 FOLDER = {
     "README.md",

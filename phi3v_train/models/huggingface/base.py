@@ -194,7 +194,7 @@ class HubFamily(ModelFamily):
         """None: a processor's own value is used."""
         return None
 
-    def card_note(self) -> list[str]:
+    def card_note(self, *, with_code: bool = False) -> list[str]:
         """Packages that the example needs."""
         if not self.processor_packages:
             return []

@@ -262,26 +262,33 @@ class Phi3VFamily(ModelFamily):
         output = model(**inputs, num_items_in_batch=count, return_logits=False, **wanted)
         return output.loss, output.token_losses.detach() if per_token else None
 
-    def card_note(self) -> list[str]:
-        """The package that registers the port."""
+    def card_note(self, *, with_code: bool = False) -> list[str]:
+        """The package that registers the port, or the code that takes its place."""
+        if with_code:
+            return [
+                "The model's code is in `modeling_phi3_v.py`, which transformers runs with `trust_remote_code=True`; "
+                "phi3v is not needed.",
+                "",
+            ]
         return [
             "The model needs the package phi3v: `import phi3v_train` registers its class with transformers. A "
             "directory written by `phi3v-train merge --with_code` does not: it loads with `trust_remote_code=True`.",
             "",
         ]
 
-    def card_usage(self, model: str, budget: int | None, *, adapter: bool) -> list[str]:
+    def card_usage(self, model: str, budget: int | None, *, adapter: bool, with_code: bool = False) -> list[str]:
         """Python lines with the port, which transformers knows as a causal language model."""
+        trust = ", trust_remote_code=True" if with_code else ""
         load = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
         prompt = self.tokens.chat.turn_prompt(TurnText("What is this?", num_images=1))
         return [
-            "import phi3v_train  # registers the model",
+            *([] if with_code else ["import phi3v_train  # registers the model"]),
             "from PIL import Image",
             *(["from peft import AutoPeftModelForCausalLM"] if adapter else []),
             f"from transformers import {'' if adapter else 'AutoModelForCausalLM, '}AutoProcessor",
             "",
-            f'processor = AutoProcessor.from_pretrained("{model}", num_crops={budget})',
-            f'model = {load}.from_pretrained("{model}", dtype="auto")',
+            f'processor = AutoProcessor.from_pretrained("{model}", num_crops={budget}{trust})',
+            f'model = {load}.from_pretrained("{model}", dtype="auto"{trust})',
             f"prompt = {json.dumps(prompt)}",
             'inputs = processor(prompt, Image.open("image.jpg"))',
             "ids = model.generate(**inputs, max_new_tokens=64)",
