@@ -108,7 +108,7 @@ def merged_card(origin: Origin, family: ModelFamily, budget: int | None, *, adap
         adapter: an adapter was merged into the base; otherwise the model is a copy.
         with_code: the directory has the model's code.
     """
-    made = "an adapter merged into its base" if adapter else "a model in one number format"
+    made = "an adapter merged into its base" if adapter else "a copy of the model in one number format"
     return "\n".join(
         [
             *header_lines(origin.base, "transformers", family, origin.licences or {}),

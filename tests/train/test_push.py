@@ -278,7 +278,7 @@ def test_the_card_of_a_merged_adapter_names_base_sets_and_licence_wherever_the_a
         assert header == expected
         assert "\n# tiny tuned on colours\n" in text
         assert "\n| set | source | licence |\n| --- | --- | --- |\n| colours | not stated | cc-by-4.0 |\n\n" in text
-        made = "a model in one number format" if source == again else "an adapter merged into its base"
+        made = "a copy of the model in one number format" if source == again else "an adapter merged into its base"
         assert f"Model made by `phi3v-train merge`: {made}." in text
         assert 'AutoModelForCausalLM.from_pretrained(".", dtype="auto")' in text
         assert 'AutoProcessor.from_pretrained(".", num_crops=1)' in text
