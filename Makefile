@@ -6,12 +6,13 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST := $(BIN)/python -m pytest -q -n 2
 DEMO := demo_out
 
-.PHONY: help demo test test-slow lint format docs schemas floors dist mutants clean
+.PHONY: help demo test test-slow test-gpu lint format docs schemas floors dist mutants clean
 
 help:
 	@echo "make demo       install (1.6 GB), convert the mini set in examples/data, validate it, train a tiny model on it"
 	@echo "make test       install, run all tests except the slow and the gpu ones"
 	@echo "make test-slow  run the slow tests (many kills, a million rows, Ray, DeepSpeed)"
+	@echo "make test-gpu   run the tests and the checks that need a CUDA GPU of 80 GB or more (docs/hardware.md)"
 	@echo "make lint       ruff check, ruff format --check, mypy"
 	@echo "make docs       update the generated pages and JSON Schemas"
 	@echo "make dist       build wheel and sdist, install the wheel and test it"
@@ -49,6 +50,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.slow
 	$(PYTEST) -m "slow and not gpu"
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m gpu
+	PYTHON=$(BIN)/python bash benchmarks/gpu.sh $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

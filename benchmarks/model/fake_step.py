@@ -21,7 +21,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from inputs import NUM_ANSWER_TOKENS, build, full_config, long_context
+from inputs import NUM_ANSWER_TOKENS, full_config
+from step import METHODS, SAMPLE, SIDE, SMALL_SAMPLE, TOKENS, host_batch, planned, small_config, trained_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
@@ -29,35 +30,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from torch.utils.flop_counter import flop_registry
 
-from phi3v_data.tokens.phi3v_geometry import TILE_SIZE
-from phi3v_train.build import enable_checkpointing
 from phi3v_train.config import MethodConfig, OptimConfig
 from phi3v_train.device import change_tensors, to_device
 from phi3v_train.distributed.group import SingleProcess
-from phi3v_train.models.labelled import Labelled
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
-from phi3v_train.models.phi3v.family import PHI3V
-from phi3v_train.models.phi3v.packing import plan_layout
-from phi3v_train.models.phi3v.prepared import ImagePlaces, Prepared
 from phi3v_train.models.phi3v.tiles import channel_values
-from phi3v_train.models.phi3v.vision import gather_index
 from phi3v_train.precision import Precision
 from phi3v_train.training import methods
-from phi3v_train.training.memory import estimate
-from phi3v_train.training.methods import apply_method
 from phi3v_train.training.parallel.single import SingleEngine
 
 NAME = "fakegpu"
-TOKENS, SIDE, IMAGE_TOKENS = 2443, 4, 2377
-"""A sample as those of DocVQA: 4 x 4 tiles and the global view, and 2,377 of their tokens in a text of 2,443."""
-
-METHODS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "full, vision frozen": {"freeze_vision_model": True},
-    "LoRA rank 32": {"use_lora": True, "lora_rank": 32},
-    "QLoRA rank 32": {"use_qlora": True, "lora_rank": 32},
-}
-
 RESULT = Path(__file__).parents[1] / "results" / "fake_step.json"
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_scaled_dot_product_flash_attention")
 COPIES = ("_to_copy", "copy_", "to", "lift_fresh", "set_", "detach")
@@ -224,43 +206,6 @@ class Nf4StandIn(nn.Linear):
         return product
 
 
-def small_config() -> Phi3VConfig:
-    """A twentieth of the full size in each direction, for tests; sizes that the flash kernel takes."""
-    return Phi3VConfig(
-        vocab_size=32064,
-        hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        **long_context(32),
-        img_processor={
-            "image_dim_out": 128,
-            "vision_config": {
-                "hidden_size": 128,
-                "intermediate_size": 512,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 2,
-            },
-        },
-    )
-
-
-def host_batch(tokens: int, side: int, image_tokens: int) -> dict[str, Any]:
-    """A prepared batch of one sample on the CPU, as the loader gives it: an image of side x side tiles, then text."""
-    pixels = side * TILE_SIZE
-    layout = plan_layout(1, tokens, torch.device("cpu"))
-    index = gather_index([(pixels, pixels)], [0])[:image_tokens]
-    places = ImagePlaces(torch.arange(image_tokens), index, torch.tensor([[pixels, pixels]]))
-    answer = torch.arange(tokens - NUM_ANSWER_TOKENS - 1, tokens - 1)
-    labelled = Labelled(answer, torch.full_like(answer, 7), (1, tokens))
-    return {
-        "input_ids": torch.cat((torch.full((image_tokens,), -1), torch.full((tokens - image_tokens,), 7)))[None],
-        "canvases": torch.zeros(pixels * pixels * 3, dtype=torch.uint8),
-        "prepared": Prepared(layout, places, labelled),
-    }
-
-
 def replace_tensors(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """`nn.Module._apply` for fake tensors, which cannot be changed in place."""
     if recurse:
@@ -291,14 +236,11 @@ def fake_engine(
         mock.patch.object(methods, "nf4_maker", stand_in),
         mock.patch.object(nn.Module, "_apply", replace_tensors),
     ):
-        model = build(config, "cpu", precision.dtype)
-        trained = apply_method(model, method, precision, seed=0, device=device)
-        if checkpointing:
-            enable_checkpointing(model)
+        trained = trained_model(config, method, precision, device, checkpointing=checkpointing, built_on="cpu")
         engine = SingleEngine(SingleProcess(device), trained, precision, OptimConfig())
         for group in engine.optimizer.param_groups:  # as on CUDA
             group["fused"], group["foreach"] = True, False
-        del model, trained
+        del trained
         yield engine, watch, mode
 
 
@@ -334,20 +276,12 @@ def case(device: torch.device, config: Phi3VConfig, name: str, *, checkpointing:
     """A step of a method, beside what `phi3v-train plan` says."""
     method = MethodConfig.model_validate(METHODS[name])
     precision = Precision("bf16", NAME, cache_casts=not checkpointing)
-    tokens, side, image_tokens = (200, 1, 160) if small else (TOKENS, SIDE, IMAGE_TOKENS)
-    batch = host_batch(tokens, side, image_tokens)
+    sample = SMALL_SAMPLE if small else SAMPLE
+    batch = host_batch(*sample)
     with fake_engine(device, config, method, precision, checkpointing=checkpointing) as (engine, watch, mode):
         found = run_step(engine, watch, mode, batch)
         trained = sum(parameter.numel() for parameter in engine.parameters)
-    plan = estimate(
-        PHI3V.size(config.to_dict()),
-        method,
-        dtype="bf16",
-        tokens=tokens,
-        tiles=side * side + 1,
-        labels=NUM_ANSWER_TOKENS,
-        checkpointing=checkpointing,
-    )
+    plan = planned(config, method, sample, checkpointing=checkpointing)
     assert plan.trained == trained, f"the plan counts {plan.trained} trained parameters, the model has {trained}"
     return {
         "method": name,

@@ -15,7 +15,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "model"))
 
 import fake_step
-from fake_step import METHODS, NAME, fake_engine, host_batch, register_device, run_step, small_config
+from fake_step import NAME, fake_engine, register_device, run_step
+from step import METHODS, host_batch, small_config
 
 from phi3v_train.config import MethodConfig
 from phi3v_train.models.phi3v import backbone
