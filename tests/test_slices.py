@@ -613,3 +613,14 @@ def test_the_tasks_of_the_example_of_a_slurm_array_make_the_set(
     last = task(3, 3, SLICES="3").communicate()[0]
     assert last.startswith(f"{tmp_path}/out: 30 samples")
     assert tree(tmp_path / "out", hidden=True) == whole
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 5, 7, 12, 20_000_000])
+def test_missing_parts_are_told_by_the_slices_that_have_them(slices: int) -> None:
+    """Also for far more slices than parts, without a look at each of them."""
+    plan = sliced.SlicedPlan(slices, (1,) * 7, phi3v_data.DatasetInfo("x"), {})
+    found = plan.slices_of([6, 0, 3])
+    assert sum(found.values()) == 3
+    for name in found:
+        share = sliced.parse_slice(name).of(range(7))
+        assert len({0, 3, 6}.intersection(share)) == found[name]

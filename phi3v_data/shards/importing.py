@@ -31,7 +31,7 @@ from phi3v_data.formats.webdataset import WebDataset
 from phi3v_data.json_text import JsonFault
 from phi3v_data.messages import join_words, shown
 from phi3v_data.shards.rows import format_of
-from phi3v_data.shards.tar import MAX_JSON, TarSample, tar_samples
+from phi3v_data.shards.tar import MAX_JSON, TarSample, tar_samples, two_members
 from phi3v_data.shards.view import (
     MANIFEST_OF_EXPORT,
     Export,
@@ -196,6 +196,8 @@ def _export(source: Source, options: ImportSettings) -> Export:
 
 def _row_of(sample: TarSample) -> tuple[dict[str, Any], JsonFault | None]:
     """The row of a sample, or why it has none."""
+    if sample.repeated:
+        return {}, JsonFault("archive-member", two_members(sample))
     if sample.json is None:
         return {}, JsonFault("json-not-object", "the sample has no .json, which would be its conversation")
     if sample.text is None:

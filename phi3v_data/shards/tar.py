@@ -43,6 +43,7 @@ class TarSample:
         text: content of that member; None if it is over the limit.
         images: name, field, offset and size of each member that is an image, in order.
         others: fields of all other members.
+        repeated: a member whose field another one of the sample has, too; empty if all differ.
     """
 
     key: str
@@ -50,6 +51,9 @@ class TarSample:
     text: bytes | None = None
     images: list[tuple[str, str, int, int]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    repeated: str = ""
+    fields: set[str] = field(default_factory=set)
+    """All fields in lower case, as WebDataset compares them."""
 
 
 def tar_samples(path: Path) -> Iterator[TarSample]:
@@ -84,6 +88,8 @@ def read_tar(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
     for sample in tar_samples(path):
         where = f"{path.name}: {sample.key}"
         row, images = None, dict[str, PackedImage]()
+        if sample.repeated:
+            raise BadRowError(where, two_members(sample))
         if sample.json is not None:
             name, offset, size = sample.json
             if sample.text is None:
@@ -96,6 +102,13 @@ def read_tar(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
         if not isinstance(row, dict):
             raise BadRowError(where, "the sample has no .json with an object, which would be its conversation")
         yield ShardRow(where, row, images)
+
+
+def two_members(sample: TarSample) -> str:
+    """Message about a sample with two members of one name."""
+    return (
+        f"the sample has two members {shown(PurePosixPath(sample.repeated).name)}, and it is not known which is meant"
+    )
 
 
 def _ends_in_zeros(path: Path) -> bool:
@@ -117,6 +130,9 @@ def _samples(packed: tarfile.TarFile) -> Iterator[TarSample]:
             if sample is not None:
                 yield sample
             sample = TarSample(key)
+        if suffix.lower() in sample.fields:
+            sample.repeated = sample.repeated or member.name
+        sample.fields.add(suffix.lower())
         if suffix.lower() == "json":
             sample.json = member.name, member.offset_data, member.size
             stream = packed.extractfile(member) if member.size <= MAX_JSON else None

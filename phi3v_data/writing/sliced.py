@@ -86,12 +86,11 @@ class SlicedPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def slices_of(self, parts: Sequence[int]) -> dict[str, int]:
         """The slices to which these parts belong, with the number of each one's parts."""
-        wanted = set(parts)
         counts: Counter[str] = Counter()
-        for number in range(1, self.slices + 1):
-            each = Slice(number, self.slices)
-            counts[str(each)] = len(wanted.intersection(each.of(range(len(self.parts)))))
-        return {name: count for name, count in counts.items() if count}
+        for part in sorted(parts):
+            number = -(-(part + 1) * self.slices // len(self.parts))  # see Slice.of; N may be far more than the parts
+            counts[str(Slice(number, self.slices))] += 1
+        return dict(counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,10 @@ def image(colour: str, kind: str = "JPEG") -> bytes:
     return file.getvalue()
 
 
-def write_shard(path: Path, members: dict[str, bytes | Any]) -> Path:
+def write_shard(path: Path, members: dict[str, Any] | list[tuple[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
-        for name, value in members.items():
+        for name, value in members.items() if isinstance(members, dict) else members:
             data = value if isinstance(value, bytes) else json.dumps(value).encode()
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -206,3 +206,20 @@ def test_a_folder_of_shards_is_recognized_and_a_folder_without_is_refused(cli: C
     (tmp_path / "empty").mkdir()
     code, _, err = cli("import", "webdataset", tmp_path / "empty", "--out_dir", tmp_path / "no")
     assert (code, "contains no data file" in err) == (2, True)
+
+
+@pytest.mark.parametrize("second", ["b.json", "b.JSON", "b.jpg", "b.Jpg"])
+def test_two_members_with_one_name_are_a_reject(tmp_path: Path, second: str) -> None:
+    """webdataset's own reader stops at them."""
+    row = {"conversations": talk("<image>\nWhich?", "The red one.")}
+    other = {"conversations": talk("<image>\nWhich?", "No.")} if second.lower() == "b.json" else image("blue")
+    members = [("a.json", row), ("a.jpg", image("red")), ("b.json", row), ("b.jpg", image("red")), (second, other)]
+    shard = write_shard(tmp_path / "shards" / "train.tar", members)
+    import_rows("webdataset", shard.parent, tmp_path / "out")
+    assert [row["source"] for row in content(tmp_path / "out")] == [""]
+    (line,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert found["reason"] == "archive-member"
+    assert found["message"] == (
+        f"train.tar: b: the sample has two members '{second}', and it is not known which is meant"
+    )
