@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -10,7 +11,7 @@ from phi3v_data.formats.consumers.base import RowView
 from phi3v_data.formats.placeholders import IMAGE
 from phi3v_data.formats.row_block import RowBlock, rare_positions
 from phi3v_data.validate.control import ControlTokens
-from phi3v_data.validate.hashes import PADDING, hash_spans, word_view
+from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts, word_view
 from phi3v_data.validate.templates import MIN_ROWS, FixedTexts, is_letter
 
 Ints = npt.NDArray[np.int64]
@@ -34,6 +35,7 @@ class Template:
     id: int | None
     texts: tuple[int, ...]
     images: tuple[int, ...]
+    others: tuple[int, ...]  # not empty in any row
     image_fields: tuple[str, ...]
     tags: Ints  # number of image tags in each value
     num_quotes: int
@@ -105,6 +107,10 @@ class BlockText:
         kept = closings[template.free]
         starts, ends = self.block.starts[rows], self.block.ends[rows] - 1
         found, opens = template.fixed.match(self.padded, starts, ends, kept)
+        if template.others and len(found):
+            others = list(template.others)
+            filled = (kept[others][:, found] > opens[others]).all(axis=0)
+            found, opens = found[filled], opens[:, filled]
         if len(found) == len(rows):
             return found, TemplateRows(template, rows, opens, kept)
         return found, TemplateRows(template, rows[found], opens, kept[:, found])
@@ -167,8 +173,19 @@ class BlockText:
         return [group for group in groups if len(group.rows)]
 
     def hashes(self, opens: Ints, closes: Ints) -> Ints:
-        """Hashes of spans."""
-        return hash_spans(self.padded, opens, closes - opens)
+        """Hashes of the texts of strings, equal to those of the texts that a parser reads."""
+        hashes = hash_spans(self.padded, opens, closes - opens)
+        if len(self.slashes):
+            first, last = np.searchsorted(self.slashes, opens), np.searchsorted(self.slashes, closes)
+            escaped = np.flatnonzero(last > first)
+            if len(escaped):
+                spans = zip(opens[escaped].tolist(), closes[escaped].tolist(), strict=True)
+                hashes[escaped] = hash_texts([self.string(start, end) for start, end in spans])
+        return hashes
+
+    def string(self, start: int, end: int) -> str:
+        """The text of the string between two quotes."""
+        return str(msgspec.json.decode(self.data[start - 1 : end + 1]))
 
 
 def without_blank(group: TemplateRows, text: BlockText) -> TemplateRows:

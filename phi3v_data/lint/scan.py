@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
@@ -202,8 +201,7 @@ class _BlockUses:
 
     def _string(self, group: TemplateRows, value: int, column: int) -> str:
         assert self.text is not None
-        data = self.text.data[int(group.opens[value, column]) - 1 : int(group.closes[value, column]) + 1]
-        return str(msgspec.json.decode(data))
+        return self.text.string(int(group.opens[value, column]), int(group.closes[value, column]))
 
 
 def _content(value: Any) -> int:

@@ -3,7 +3,8 @@
 One row is checked the long way. If it has no fault, the text between its ids, texts, paths of images and other free
 strings is a template: a row with the same text around plain strings is valid, too, and has the same roles, keys and
 numbers of images and tags. A plain string is valid UTF-8 without a control character or the start of a marker; its
-escapes are of line ends, tabs, quotes and characters beyond ASCII. All other rows go the long way.
+escapes are of line ends, tabs, quotes and characters beyond ASCII. All other rows go the long way, and so do those of
+which more is checked: rows of a format of the user's own, and rows with images if the consumer looks at these.
 """
 
 import re
@@ -51,13 +52,14 @@ class Templates:
         self._check = check
         self._markers = markers
         self._has_tags = has_tags
+        self._is_known_format = type(check.format).__module__.startswith("phi3v_data.formats.")
         self._special = np.array(sorted(special), np.int64)
         self._known: KnownTemplates[Template, TemplateRows] = KnownTemplates(_MAX_SHAPES)
 
     def sort(self, block: RowBlock) -> tuple[BlockText, list[TemplateRows], Ints]:
         """The text of a block, its rows by template, and the numbers of the rows that are left."""
         text = BlockText(block)
-        if len(block) < MIN_ROWS or not text.decodes:
+        if len(block) < MIN_ROWS or not text.decodes or not self._is_known_format:
             return text, [], np.arange(len(block))
         self._mark(text)
         groups = [without_blank(group, text) for group in self._groups(text, block)]
@@ -103,7 +105,7 @@ class Templates:
         return self._known.groups(text.by_num_values(), lambda row: self._learn(block, row), text.match)
 
     def _learn(self, block: RowBlock, index: int) -> Template | None:
-        """The template of a row; None if it has a fault, or more to check than its strings."""
+        """The template of a row; None if it has a fault, or more to check than whether its strings are plain."""
         data = block.text(index)
         value, faults = read_row(data, block.name)
         if value is None or faults or not isinstance(value[0], dict):
@@ -111,6 +113,10 @@ class Templates:
         checked = self._check.check(value[0], int(block.lines[index]), count=0)
         view = checked.view
         if checked.faults or view is None or view.chat.rejected is not None:
+            return None
+        if self._check.consumer.checks_images and view.chat.images:
+            return None
+        if checked.id and not isinstance(value[0]["id"], str):  # a number, which is equal in all rows of a template
             return None
         return make_template(data, value[0], view)
 
@@ -121,7 +127,7 @@ def as_single_rows(block: RowBlock) -> tuple[BlockText, list[TemplateRows], Ints
 
 
 def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Template | None:
-    """The template of a good row; None if a string that is to be free is not plain."""
+    """The template of a good row; None if a free string is not plain, or an image is not a string of its own."""
     owners = {message.field for message in view.chat.messages}
     images = {image.field for image in view.chat.images}
     kinds: list[tuple[str, str, str]] = []  # kind, text, field
@@ -135,7 +141,7 @@ def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Templat
                 kind = "id"
             elif field in owners or _of_block(path) in owners:
                 kind = "text"
-            elif len(path) == 1:
+            elif len(path) == 1 and text:  # an empty one may count as left out
                 kind = "other"
         else:
             kind = "key"
@@ -163,7 +169,7 @@ def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Templat
             texts.append(text)
             fields.append(field)
         number += 1
-    if not free:
+    if not free or len(names.get("image", ())) != len(view.chat.images):
         return None
     parts.append(data[end:])
     return Template(
@@ -172,6 +178,7 @@ def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Templat
         next(iter(names.get("id", ())), None),
         tuple(names.get("text", ())),
         tuple(names.get("image", ())),
+        tuple(names.get("other", ())),
         tuple(fields[value] for value in names.get("image", ())),
         np.array([text.count(IMAGE) for text in texts]),
         num_quotes,

@@ -1,6 +1,9 @@
 """Rows that are checked a block at a time have the findings that they have one by one."""
 
+import base64
+import io
 import json
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,6 +12,9 @@ import pytest
 from PIL import Image
 
 from phi3v_data.formats import rows as row_files
+from phi3v_data.formats.chat import Fault
+from phi3v_data.formats.consumers.llama_factory import LlamaFactory
+from phi3v_data.formats.consumers.registry import all_consumers
 from phi3v_data.lint import lint_file, templates
 from phi3v_data.schema import Report
 
@@ -156,3 +162,151 @@ def test_images_are_checked_once_over_all_blocks(tmp_path: Path, monkeypatch: py
     path.write_text("".join(f"{line}\n" for line in lines))
     report = lint_file(path, format="sharegpt")
     assert (report.summary.images, report.ok, report.problems) == (5, True, ())
+
+
+def data_url(kind: str) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def row_with(format_: str, number: int, image: Any) -> dict[str, Any]:
+    """A good row of a format with one image; without one if that is None."""
+    question, answer = f"What is {number}?", f"It is {number}."
+    if format_ in ("llava", "qwen", "sharegpt", "swift"):
+        tagged = question if image is None else f"<image>{question}"
+        columns = {} if image is None else {"image": image} if format_ in ("llava", "qwen") else {"images": [image]}
+        if format_ == "swift":
+            turns = [{"role": "user", "content": tagged}, {"role": "assistant", "content": answer}]
+            return {"messages": turns, **columns}
+        return {"conversations": [{"from": "human", "value": tagged}, {"from": "gpt", "value": answer}], **columns}
+    block = {
+        "openai": {"type": "image_url", "image_url": {"url": image}},
+        "axolotl": {"type": "image", "path": image},
+        "trl": {"type": "image"},
+    }[format_]
+    content = [*([] if image is None else [block]), text(question)]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": [text(answer)]}]
+    return {"messages": turns, **({} if format_ != "trl" else {"images": [] if image is None else [image]})}
+
+
+def as_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("consumer", all_consumers())
+def test_each_consumer_finds_in_templates_what_it_finds_in_single_rows(
+    consumer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "\u00fc"):
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{name}.png")
+    random = Random(consumer)
+    format_ = all_consumers()[consumer].formats[0]
+    usual = data_url("PNG") if format_ == "openai" else "a.png"
+    odd = ["a.png", "\u00fc.png", "none.png", data_url("PNG"), data_url("GIF"), "https://a.example/b.png", None]
+    odd += [] if format_ in ("openai", "axolotl") else [{"path": "a.png"}, {"path": "none.png", "bytes": None}]
+    path = tmp_path / "rows.jsonl"
+    lines = []
+    for number in range(240):
+        row = row_with(format_, number % 210, usual if random.random() < 0.5 else random.choice(odd))
+        row_id = random.choice([f"\u00fc{number % 90}", f"r{number % 90}", number % 3])
+        row = {**({"id": row_id} if random.random() < 0.8 else {}), **row}
+        row |= {random.choice(["image", "images", "more"]): random.choice(["", "a.png"])} if number % 12 == 0 else {}
+        lines.append(json.dumps(row, ensure_ascii=random.random() < 0.5) + "\n")
+    path.write_text("".join(lines))
+    together = lint_file(path, format=format_, consumer=consumer)
+    monkeypatch.setattr(templates, "MIN_ROWS", 10**6)
+    single = lint_file(path, format=format_, consumer=consumer)
+    assert findings(together) == findings(single)
+    assert together.summary == single.summary
+
+
+@pytest.mark.parametrize("consumer", ["openai", "azure", "together", "fireworks"])
+@pytest.mark.parametrize("format_", ["openai", "axolotl"])
+def test_services_look_at_the_images_of_each_row(format_: str, consumer: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    images = [data_url("PNG")] * 100
+    images[9::10] = ["a.png"] * 10
+    images[55] = images[66] = data_url("GIF")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(as_lines([row_with(format_, number, image) for number, image in enumerate(images)]))
+    problems = lint_file(path, format=format_, consumer=consumer).problems
+    gifs = {} if consumer == "openai" else {"over-limit": 2}
+    assert Counter(item.code for item in problems) == {"image-source": 10, **gifs}
+    assert {item.line for item in problems if item.code == "over-limit"} == ({56, 67} if gifs else set())
+
+
+def test_ids_and_images_are_compared_as_they_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "\u00fc.png")
+    values = [{"id": f"\u00fc{n}", **row_with("sharegpt", n, "\u00fc.png")} for n in range(60)]
+    values[50] = {"id": "\u00fc10", **row_with("sharegpt", 50, "\u00fc.png"), "more": 1}
+    values[52]["id"] = "\u00fc12"
+    lines = [json.dumps(row, ensure_ascii=number != 52) + "\n" for number, row in enumerate(values)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(lines))
+    report = lint_file(path, format="sharegpt")
+    assert [(item.code, item.line) for item in report.problems] == [("duplicate-id", 51), ("duplicate-id", 53)]
+    assert report.summary.images == 1
+
+
+def test_ids_that_are_numbers_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(as_lines([{"id": 5, **row_with("sharegpt", number, None)} for number in range(60)]))
+    assert lint_file(path, format="sharegpt").summary.problems == {"duplicate-id": 59}
+
+
+def test_images_given_as_objects_are_checked_in_each_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(as_lines([row_with("sharegpt", number, {"path": "none.png"}) for number in range(60)]))
+    report = lint_file(path, format="sharegpt")
+    assert (report.summary.images, report.summary.problems) == (1, {"image-missing": 60})
+
+
+@pytest.mark.parametrize(("usual", "odd"), [("", "a.png"), ("a.png", "")])
+def test_an_empty_column_of_images_is_not_like_a_filled_one(usual: str, odd: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    values = [{**row_with("sharegpt", number, usual or None), "images": usual} for number in range(60)]
+    values[40]["images"] = odd
+    path = tmp_path / "rows.jsonl"
+    path.write_text(as_lines(values))
+    problems = lint_file(path, format="sharegpt").problems
+    assert [(item.code, item.line) for item in problems] == [("image-count", 41)]
+
+
+@pytest.mark.parametrize(("usual", "odd"), [("", "some"), ("some", "")])
+def test_a_consumer_sees_each_row_in_which_another_column_is_empty(
+    usual: str, odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = Fault("wrong-type", "more", "the column is not as in other rows")
+    monkeypatch.setattr(LlamaFactory, "check", lambda self, view: [fault] * (bool(view.row["more"]) is bool(odd)))
+    values = [{**row_with("sharegpt", number, None), "more": usual} for number in range(60)]
+    values[40]["more"] = odd
+    path = tmp_path / "rows.jsonl"
+    path.write_text(as_lines(values))
+    assert [item.line for item in lint_file(path, format="sharegpt").problems] == [41]
+
+
+OWN = """
+from dataclasses import replace
+from phi3v_data.formats.chat import Fault
+from phi3v_data.formats.sharegpt import ShareGPT
+
+class Own(ShareGPT):
+    name = "own"
+
+    def read(self, row):
+        reading = super().read(row)
+        odd = "?" not in row["conversations"][0]["value"]
+        faults = [Fault("wrong-type", "conversations[0].value", "a question has no '?'")] if odd else []
+        return replace(reading, faults=[*reading.faults, *faults])
+"""
+
+
+def test_a_format_of_the_users_own_reads_every_row(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    values = [row_with("sharegpt", number, None) for number in range(60)]
+    values[40]["conversations"][0]["value"] = "Tell me."
+    path = tmp_path / "rows.jsonl"
+    path.write_text(as_lines(values))
+    problems = lint_file(path, format=f"{tmp_path / 'own.py'}:Own").problems
+    assert [(item.code, item.line) for item in problems] == [("wrong-type", 41)]

@@ -81,7 +81,9 @@ class Consumer:
     formats: ClassVar[tuple[str, ...]] = ()  # that it reads; an exported row is checked in the first
     effects: ClassVar[Mapping[str, Effect]] = {}
     legal: ClassVar[frozenset[str]] = frozenset()  # codes of faults that it does not mind
+    # Of rows alike but for the strings that are not empty, `check` sees one, and all those that the next two name:
     suspect: ClassVar[re.Pattern[bytes] | None] = None  # JSON text of rows that `check` has to look at
+    checks_images: ClassVar[bool] = False  # `check` looks at what an image is given as: rows with images
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         """A fault that any reader would find, with what this tool does; None if it does not mind."""

@@ -65,6 +65,7 @@ class Service(Consumer):
     limits: ClassVar[Limits]
     local_paths: ClassVar[Severity] = "error"  # images that are neither a URL nor a data URL
     formats = ("openai",)
+    checks_images = True
     effects: ClassVar = {
         "image-in-answer": Effect("takes images in user messages only, and refuses the file"),
         "role-unknown": Effect("refuses the file"),
