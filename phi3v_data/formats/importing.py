@@ -328,7 +328,7 @@ def _items(
             yield Item(file.split, key, path, size=size, reject=fault.code, message=f"{where}: {fault.message}")
             continue
         place = tuple(row.place)
-        is_packed = isinstance(row.value, list)
+        is_packed = isinstance(row.value, list) and bool(row.value)  # an empty array is one row, a reject
         for number, value in enumerate(row.value if is_packed else (row.value,)):
             digest = _digest_of(row.encoded) if row.encoded and not is_packed else _digest(value)
             data: dict[str, Any] = {"row": place, "digest": digest, "where": where, **shared}

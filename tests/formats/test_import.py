@@ -370,6 +370,18 @@ def test_a_broken_element_of_an_array_is_one_reject(tmp_path: Path) -> None:
     assert message.startswith("rows.json, line 14")
 
 
+@pytest.mark.parametrize("layout", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("value", ["[]", "[[]]", "{}", "null", '""', "0", "false"])
+def test_a_row_without_content_is_a_reject_and_none_vanishes(tmp_path: Path, value: str, layout: str) -> None:
+    rows = [json.dumps(text_row(1)), value, json.dumps(text_row(2))]
+    (tmp_path / layout).write_text("[" + ",\n".join(rows) + "]" if layout == "a.json" else "\n".join(rows) + "\n")
+    run(tmp_path / layout, tmp_path / "o", "openai")
+    assert len(rows_of(tmp_path / "o")) == 2
+    [(reason, message)] = rejects_of(tmp_path / "o")
+    assert reason == ("missing-field" if value == "{}" else "json-not-object")
+    assert message.startswith(f"{layout}, line 2")
+
+
 def test_lines_that_are_not_objects_and_keys_given_twice_are_rejects(tmp_path: Path) -> None:
     lines = [json.dumps(text_row(0)), "3", "{", '{"messages": [], "messages": []}', "", json.dumps(text_row(1))]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
