@@ -1,14 +1,13 @@
 """Cuts a JSON array of any size into its elements, in bounded memory, with the line and byte offset of each.
 
 The text is scanned in chunks for quotes, brackets and commas. An element that is not JSON, because a bracket or a
-quote is missing, would swallow the rest of the file: it ends where the next row begins, which is the next object whose
-first key is that of the rows, and the text is scanned again from there.
+quote is missing, would swallow the rest of the file: it ends where the next row begins, which is the next object that
+has a key of the rows (`array_text.next_row`), and the text is scanned again from there.
 
 A chunk whose elements all begin with that key is not scanned: it is cut where the key begins an object behind a comma,
 if the decoder finds elements of just these lengths (`array_keys`).
 """
 
-import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -16,7 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.formats.array_keys import spans_at_keys
-from phi3v_data.formats.array_text import SPACES, all_json, blank_lines, first_key, is_broken, is_json, trimmed
+from phi3v_data.formats.array_text import (
+    SPACES,
+    all_json,
+    blank_lines,
+    first_key,
+    is_broken,
+    is_json,
+    is_list,
+    next_row,
+    row_keys,
+    trimmed,
+)
 from phi3v_data.formats.row_block import Ints, RowBlock, rare_positions
 from phi3v_data.json_text import JsonFault
 from phi3v_data.jsonl import BOM, MAX_LINE_BYTES
@@ -55,6 +65,8 @@ class ArrayReader:
         self._has_ended = False
         self._is_stray = False  # by a brace
         self._key: bytes | None = None  # the first key of rows
+        self._keys: frozenset[str] = frozenset()  # those that tell a row
+        self._inner_keys: frozenset[str] = frozenset()
         self._faults: list[tuple[int, JsonFault]] = []
         self._is_unscanned = False  # the text that is held
         self._misses = 0
@@ -234,6 +246,8 @@ class ArrayReader:
         starts, ends = starts[~is_empty], ends[~is_empty]
         if self._key is None and len(starts):
             self._key = first_key(text, int(starts[0]))
+        if not self._keys:
+            self._learn_keys(text, starts, ends)
         resume_at = None
         if not is_plain or not all_json(text, starts, ends):
             is_plain = False
@@ -270,14 +284,29 @@ class ArrayReader:
 
     def _broken_row(self, text: bytes, start: int, end: int) -> tuple[int, int] | None:
         """Where a broken element ends and the next row begins; None if none begins inside it."""
-        key = self._key or first_key(text, start)
-        if key is None:
+        own, _ = row_keys(text, start)
+        first, keys = self._key or first_key(text, start), (self._keys | own) - self._inner_keys
+        ahead = b""
+        while True:
+            place, is_cut = next_row(text + ahead, start + 1, end, first, keys, inside=True)
+            more = self._next() if is_cut and len(ahead) < _PROBE else b""
+            if not more:
+                break
+            ahead += more
+        if ahead:  # only looked at
+            self._again, self._at = ahead + self._again[self._at :], 0
+        if place is None:
             return None
-        found = re.compile(rb"[^\s{\[:]\s*(\{\s*" + re.escape(key) + rb"\s*:)").search(text, start + 1, end)
-        if found is None:
-            return None
-        row = text[start : found.start(1)].rstrip(SPACES).removesuffix(b",").rstrip(SPACES)
-        return start + len(row), found.start(1)
+        row = text[start:place].rstrip(SPACES).removesuffix(b",").rstrip(SPACES)
+        return start + len(row), place
+
+    def _learn_keys(self, text: bytes, starts: Ints, ends: Ints) -> None:
+        """Learn from the first element that is an object."""
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            if text[start] == _OPEN and is_json(text[start:end]):
+                self._keys, self._inner_keys = row_keys(text[start:end], 0)
+                self._keys -= self._inner_keys
+                return
 
     def _resume(self, text: bytes, start: int) -> None:
         """Scan a text again from the start of a row on."""
@@ -292,12 +321,17 @@ class ArrayReader:
             return
         text = b"".join((*self._text, text))
         self._text, self._held = [text], len(text)
-        found = re.compile(rb"\{\s*" + re.escape(self._key) + rb"\s*:").search(text) if self._key else None
-        if found is not None:
+        if self._key is None and self._is_stray:  # the first row has no opening brace
+            self._key = first_key(text.lstrip(SPACES + b","), 0)
+        place, _ = next_row(text, 0, len(text), self._key, self._keys, inside=False)
+        if place is not None:
+            first = text.find(b",") + 1  # elements before that row, such as null
+            if not text[: max(first - 1, 0)].strip(SPACES) and is_list(text[first:place].rstrip(SPACES)[:-1]):
+                place = first
             if not self._is_stray:
                 self._faults.append((self._line + blank_lines(text), _BRACKET_TOO_MANY))
-            yield from self._rows_of(text, np.zeros(0, np.int64), np.zeros(0, np.int64), found.start(), is_plain=False)
-            self._resume(text, found.start())
+            yield from self._rows_of(text, np.zeros(0, np.int64), np.zeros(0, np.int64), place, is_plain=False)
+            self._resume(text, place)
         elif len(text) > _PROBE:
             self._end_text(text)
 

@@ -91,6 +91,43 @@ def test_a_broken_element_is_named_at_its_line_and_the_others_are_read(name: str
     assert set(bad) == {3 if "\n" in separator else 1}
 
 
+def elements(text: str, chunk: int) -> list[tuple[int, Any]]:
+    """Line and value of each element; `broken` for one that is not JSON."""
+    found = []
+    for block in ArrayReader(io.BytesIO(text.encode()), chunk).blocks():
+        for line, (value, faults) in zip(block.lines.tolist(), block.values(), strict=True):
+            found.append((line, "broken" if faults or value is None else value[0]))
+    return found
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 150, 1 << 20])
+@pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_rows_behind_a_broken_one_are_read_whatever_their_first_key(name: str, place: int, chunk: int) -> None:
+    rows: list[Any] = [row(0), row(1), row(2), {"image": "x" * 300, **row(3)}, {"image": "y", **row(4)}, row(5)]
+    texts = [json.dumps(value) for value in rows]
+    texts[place] = BREAKS[name](texts[place])
+    expected = [(line, "broken" if line == place + 2 else value) for line, value in enumerate(rows, 2)]
+    assert dict(elements("[\n" + ",\n".join(texts) + "\n]\n", chunk)) == dict(expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+def test_rows_with_images_first_behind_a_row_without_its_last_brackets(chunk: int) -> None:
+    rows: list[Any] = [row(0), row(1), {"image": "x", **row(2)}, {"image": "y", **row(3)}, row(4)]
+    texts = [json.dumps(value) for value in rows]
+    texts[1] = texts[1].removesuffix("]}")
+    texts[2] = texts[2].removesuffix("]}")  # two in a row
+    text = "[\n" + ",\n".join(texts) + "\n]\n"
+    assert elements(text, chunk) == [(2, rows[0]), (3, "broken"), (4, "broken"), (5, rows[3]), (6, rows[4])]
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+@pytest.mark.parametrize("broken", ['{"id": 1}}', '{"id": tru}', '{"id" 1}'])
+def test_elements_without_keys_behind_a_broken_one_are_counted(broken: str, chunk: int) -> None:
+    text = '[\n{"id": 0},\n' + broken + ',\nnull,\n5,\n{"id": 2}\n]\n'
+    assert elements(text, chunk) == [(2, {"id": 0}), (3, "broken"), (4, None), (5, 5), (6, {"id": 2})]
+
+
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
