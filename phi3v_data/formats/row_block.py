@@ -26,8 +26,9 @@ class ListDecoder(Protocol):
 def rare_positions(mask: npt.NDArray[np.bool_]) -> Ints:
     """Where a mask is true; faster than `flatnonzero` if that is rare."""
     whole = len(mask) & ~7
-    eights = np.flatnonzero(mask[:whole].view(np.uint64) != 0)
-    inside = np.flatnonzero(mask[:whole].reshape(-1, 8)[eights])
+    words = mask[:whole].view(np.uint64)
+    eights = np.flatnonzero(words != 0)
+    inside = np.flatnonzero(words[eights].view(np.bool_))
     found: Ints = (eights[inside >> 3] << 3) + (inside & 7)
     rest = np.flatnonzero(mask[whole:])
     return np.concatenate((found, rest + whole)) if len(rest) else found
@@ -48,6 +49,7 @@ class RowBlock:
     faults: list[tuple[int, JsonFault]]
     in_lines: bool  # one row per line; else rows are the elements of an array
     is_plain: bool  # nothing but commas, or line ends, between rows
+    controls: Ints  # where `data` has characters below the space, line ends among them
 
     def __len__(self) -> int:
         return len(self.starts)

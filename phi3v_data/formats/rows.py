@@ -207,9 +207,10 @@ def _line_block(block: Block, first_line: int) -> tuple[RowBlock, int]:
             f"the line is over {MAX_LINE_BYTES >> 20} MB and was not read",
             "is an image embedded as text? store it as a file and refer to it by path",
         )
-        return RowBlock(block.data, block.offset, empty, empty, empty, [(first_line, fault)], True, False), 1
+        return RowBlock(block.data, block.offset, empty, empty, empty, [(first_line, fault)], True, False, empty), 1
     array = np.frombuffer(block.data, np.uint8)
-    ends = rare_positions(array == 10)
+    controls = rare_positions(array < 32)
+    ends = controls[array[controls] == 10]
     num_lines = len(ends)
     starts = np.concatenate(([0], ends[:-1] + 1))
     lines = np.arange(first_line, first_line + num_lines)
@@ -221,7 +222,7 @@ def _line_block(block: Block, first_line: int) -> tuple[RowBlock, int]:
         kept = np.ones(len(starts), np.bool_)
         kept[blank] = False
         starts, ends, lines = starts[kept], ends[kept], lines[kept]
-    return RowBlock(block.data, block.offset, starts, ends, lines, faults, True, not blank), num_lines
+    return RowBlock(block.data, block.offset, starts, ends, lines, faults, True, not blank, controls), num_lines
 
 
 class RowReader:

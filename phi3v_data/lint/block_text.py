@@ -1,5 +1,6 @@
 """The bytes of a block of rows: which rows have a template, and which of these need a closer look."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,12 @@ Bytes = npt.NDArray[np.uint8]
 
 _QUOTE, _BACKSLASH, _COMMA, _CLOSE, _BRACKET, _LESS = b'"\\,}[<'
 _TO_CLOSE = 0x20  # set in "]", it makes "}"
+_CLASS = 0x9F  # the bits that "\\" and "<" have in common
 _TAG = IMAGE.encode()
 _TAG_WORD = np.uint64(int.from_bytes(_TAG, "little"))
 _TAG_MASK = np.uint64((1 << 56) - 1)
 _LINE_END = np.uint64(int.from_bytes(b"\\n", "little"))
+_SPACED = re.compile(rb'"\s+[,}\]]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Template:
     others: tuple[int, ...]  # not empty in any row
     image_fields: tuple[str, ...]
     tags: Ints  # number of image tags in each value
+    num_values: int
     num_quotes: int
     num_brackets: int  # outside of free strings
     num_controls: int
@@ -69,12 +73,12 @@ class BlockText:
         self.next = with_next[1:]
         self.rough = np.zeros(len(block), np.bool_)
         self.decodes = block.data.isascii() or _is_utf8(block.data)
-        self._quotes: Ints = np.flatnonzero(self.array == _QUOTE)
-        rare = rare_positions((self.array == _BACKSLASH) | (self.array == _LESS) | (self.array < ord(" ")))
+        rare = rare_positions((self.array & _CLASS) == _BACKSLASH & _CLASS)
         found = self.array[rare]
         self.slashes = rare[found == _BACKSLASH]
         self.less = rare[found == _LESS]
-        self._controls = rare[found < ord(" ")]
+        self._is_quote: Bools = self.array == _QUOTE  # of a string's begin or end, but in rows with escaped backslashes
+        self._is_quote[self.slashes[self.next[self.slashes] == _QUOTE] + 1] = False
         self.is_tag: Bools = (self.words[self.less] & _TAG_MASK) == _TAG_WORD
 
     def mark(self, positions: Ints) -> None:
@@ -85,11 +89,12 @@ class BlockText:
 
     def by_num_values(self) -> Iterator[tuple[Ints, Ints]]:
         """Rows that are not rough, by how many string values they have, and the quotes behind these."""
-        following = self.next[self._quotes]
-        behind = (following == _COMMA) | ((following | _TO_CLOSE) == _CLOSE) | (following <= ord(" "))
-        closings = self._quotes[behind]
-        if len(self.slashes):
-            closings = closings[self.array[closings - 1] != _BACKSLASH]  # rows with escaped backslashes are rough
+        behind = (self.next | _TO_CLOSE) == _CLOSE
+        behind |= self.next == _COMMA
+        if len(self.block) and _SPACED.search(self.data, int(self.block.starts[0]), int(self.block.ends[0])):
+            behind |= self.next <= ord(" ")
+        behind &= self._is_quote
+        closings = rare_positions(behind)
         last = np.searchsorted(closings, self.block.ends)
         if self.block.is_plain:
             first = np.concatenate(([0], last[:-1]))
@@ -104,6 +109,8 @@ class BlockText:
 
     def match(self, template: Template, rows: Ints, closings: Ints) -> tuple[Ints, TemplateRows]:
         """Which of these rows have a template, or more quotes, brackets or control characters; the group of them."""
+        if template.num_values != len(closings):
+            return rows[:0], TemplateRows(template, rows[:0], closings[:, :0], closings[:, :0])
         kept = closings[template.free]
         starts, ends = self.block.starts[rows], self.block.ends[rows] - 1
         found, opens = template.fixed.match(self.padded, starts, ends, kept)
@@ -127,15 +134,16 @@ class BlockText:
         for group in groups:
             left[group.rows] = False
         others = np.flatnonzero(left)
-        spans = list(zip(block.starts[others].tolist(), block.ends[others].tolist(), strict=True))
+        spans = list(map(slice, block.starts[others].tolist(), block.ends[others].tolist()))
         few = len(spans) <= len(block) >> 3
 
-        def as_expected(kind: bytes, total: int, expected: Callable[[Template], int]) -> bool:
+        def as_expected(mask: Bools, expected: Callable[[Template], int]) -> bool:
             """Whether all rows of the groups together have what their templates have."""
             if not few:
                 return False
-            elsewhere = sum(self.data.count(kind, start, end) for start, end in spans)
-            return total - elsewhere == sum(len(group.rows) * expected(group.template) for group in groups)
+            elsewhere = sum(int(np.count_nonzero(mask[span])) for span in spans)
+            total = sum(len(group.rows) * expected(group.template) for group in groups)
+            return int(np.count_nonzero(mask)) - elsewhere == total
 
         keep = np.ones(len(block), np.bool_)
 
@@ -145,27 +153,23 @@ class BlockText:
             for group in groups:
                 keep[group.rows] &= counts[group.rows] == expected(group.template)
 
-        escaped = self.slashes[self.next[self.slashes] == _QUOTE] + 1
-        num_escaped = sum(self.data.count(b'\\"', start, end) for start, end in spans) if few else 0
-        num_quotes = len(self._quotes) - len(escaped) + num_escaped
-        if not as_expected(b'"', num_quotes, lambda template: template.num_quotes):
-            is_plain = np.ones(len(self._quotes), np.bool_)
-            is_plain[np.searchsorted(self._quotes, escaped)] = False
-            compare(self._quotes[is_plain], lambda template: template.num_quotes)
-        controls = self._controls
+        if not as_expected(self._is_quote, lambda template: template.num_quotes):
+            compare(np.flatnonzero(self._is_quote), lambda template: template.num_quotes)
+        controls = block.controls
         if block.in_lines and np.array_equal(controls, block.ends):
             controls = controls[:0]
         if len(controls) or any(group.template.num_controls for group in groups):
             compare(controls, lambda template: template.num_controls)
         is_bracket = self.array == _BRACKET
-        if not as_expected(b"[", int(np.count_nonzero(is_bracket)), lambda template: template.num_brackets):
+        if not as_expected(is_bracket, lambda template: template.num_brackets):
             brackets = rare_positions(is_bracket)
             marked = brackets[markers.may_follow_bracket(self.next[brackets])]
             rows = np.searchsorted(block.ends, marked, side="right")
             keep[rows[rows < len(keep)]] = False
         if with_tags:
-            tags = self.less[self.is_tag]
-            if not as_expected(_TAG, len(tags), lambda template: int(template.tags.sum())):
+            elsewhere = sum(self.data.count(_TAG, span.start, span.stop) for span in spans) if few else 0
+            total = sum(len(group.rows) * int(group.template.tags.sum()) for group in groups)
+            if not few or int(np.count_nonzero(self.is_tag)) - elsewhere != total:
                 for group in groups:
                     keep[group.rows] &= _has_same_tags(group, self)
         if not keep.all():

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from phi3v_data.formats.consumers.base import RowView
 from phi3v_data.formats.row_block import RowBlock, read_row
-from phi3v_data.formats.rows import RowFile
+from phi3v_data.formats.rows import RowFile, RowReader
 from phi3v_data.json_text import JsonFault
-from phi3v_data.lint.block_text import BlockText, TemplateRows
+from phi3v_data.lint.block_text import BlockText, Template, TemplateRows
 from phi3v_data.lint.images import Uses, ref_hashes
 from phi3v_data.lint.lengths import Lengths
 from phi3v_data.lint.repeats import NONE, Repeats
@@ -37,10 +38,11 @@ class FileScan:
         self.templates = templates
         self.findings = findings
         self.lengths = lengths  # None: tokens are not counted
-        self.repeats = Repeats()
+        self.repeats = Repeats(RowReader(str(rows.path)).read)
         self.file = rows.path.name
         self.num_rows = 0
         self.num_turns = 0
+        self._more: dict[int, _More] = {}  # by the id of a template
 
     def blocks(self, observe: Callable[[int], None]) -> Iterator[Uses]:
         """Yield the images of block after block; `observe` is told how many bytes have been read."""
@@ -53,6 +55,8 @@ class FileScan:
             if len(block):
                 yield self._check_block(block)
             observe(block.offset + len(block.data))
+        for more in self._more.values():
+            self.check.over_rows.row(more.view, more.line, more.count)
 
     def _check_block(self, block: RowBlock) -> Uses:
         """Rows by template, then the others one by one."""
@@ -75,15 +79,23 @@ class FileScan:
                     starts[group.rows] = group.closes[template.id] + 1
             uses.add_group(group)
             self.num_turns += template.num_turns * len(group.rows)
-            self.check.over_rows.row(template.view, int(lines[group.rows[0]]), len(group.rows))
-        spans = map(memoryview(block.data).__getitem__, map(slice, starts.tolist(), block.ends.tolist()))
-        digests = map(xxhash.xxh3_64_intdigest, spans)
-        contents = np.fromiter(digests, np.uint64, len(block)).view(np.int64)
+            self._count(template, int(lines[group.rows[0]]), len(group.rows))
+        contents = self.repeats.content_hashes(text.padded, starts, block.ends - starts)
         for number, row in zip(numbers, checked, strict=True):
             if row.view is None:
                 contents[number] = NONE
-        self._enter(checked, left, lines, ids, contents, uses)
+        self._enter(checked, left, lines, ids, uses)
+        self.repeats.add(lines, ids, contents, block.offset + starts, block.ends - starts)
         return uses.made()
+
+    def _count(self, template: Template, line: int, count: int) -> None:
+        """Count rows for the checks over rows: those of a template at once, but for its first block."""
+        more = self._more.get(id(template))
+        if more is None:
+            self._more[id(template)] = _More(template.view, line)
+            self.check.over_rows.row(template.view, line, count)
+        else:
+            more.count += count
 
     def _values(self, block: RowBlock, numbers: Sequence[int]) -> Iterator[tuple[tuple[Any] | None, list[JsonFault]]]:
         if len(numbers) == len(block):
@@ -107,15 +119,14 @@ class FileScan:
             yield self._enter_table(checked, lines, contents)
 
     def _enter_table(self, checked: list[CheckedRow], lines: list[int], contents: list[int]) -> Uses:
-        uses = _BlockUses(self.file, np.array(lines), None)
-        hashes = np.array(contents, np.uint64).view(np.int64)
-        self._enter(checked, np.arange(len(lines)), np.array(lines), np.full(len(lines), NONE), hashes, uses)
+        places, ids, nowhere = np.array(lines), np.full(len(lines), NONE), np.zeros(len(lines), np.int64)
+        uses = _BlockUses(self.file, places, None)
+        self._enter(checked, np.arange(len(lines)), places, ids, uses)
+        self.repeats.add(places, ids, np.array(contents, np.uint64).view(np.int64), nowhere, nowhere)
         return uses.made()
 
-    def _enter(
-        self, checked: list[CheckedRow], numbers: Ints, lines: Ints, ids: Ints, contents: Ints, uses: "_BlockUses"
-    ) -> None:
-        """Report the rows that were checked one by one, and note what all of a block repeat and use."""
+    def _enter(self, checked: list[CheckedRow], numbers: Ints, lines: Ints, ids: Ints, uses: "_BlockUses") -> None:
+        """Report the rows that were checked one by one, and note their ids and what they use."""
         for number, row in zip(numbers.tolist(), checked, strict=True):
             for fault in row.faults:
                 self.findings.add(
@@ -135,10 +146,18 @@ class FileScan:
         self.num_rows += len(lines)
         known = [number for number, row in zip(numbers.tolist(), checked, strict=True) if row.id]
         ids[known] = hash_texts([row.id for row in checked if row.id])
-        self.repeats.add(lines, ids, contents)
 
     def _add_text_fault(self, line: int, fault: JsonFault) -> None:
         self.findings.add(fault.code, fault.message, file=self.file, line=line, hint=fault.hint)
+
+
+@dataclass(slots=True)
+class _More:
+    """Rows of a template behind the block that it was first seen in; `line` is that of its first row."""
+
+    view: RowView
+    line: int
+    count: int = 0
 
 
 @dataclass(slots=True)

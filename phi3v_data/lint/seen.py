@@ -5,21 +5,31 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
+_RECENT = 1 << 15
+
 
 class SeenHashes:
-    """Sorted arrays of rising size; two of similar size are merged."""
+    """Sorted arrays of rising size, two of similar size merged; in front of them the last hash of each low bits."""
 
     def __init__(self) -> None:
         self._arrays: list[Ints] = []
+        self._recent: Ints = np.zeros(_RECENT, np.int64)
+        self._recent[0] = 1  # not 0, which has not been added and would be found here
 
     def add(self, hashes: Ints) -> npt.NDArray[np.bool_]:
         """Add hashes; returns which of them are new, an equal one before it in `hashes` counted as known."""
         is_new = np.zeros(len(hashes), np.bool_)
+        places = hashes & (_RECENT - 1)
+        missed = np.flatnonzero(self._recent[places] != hashes)
+        if not len(missed):
+            return is_new
+        hashes = hashes[missed]
+        self._recent[places[missed]] = hashes
         if self._known(hashes).all():
             return is_new
         unique, first = np.unique(hashes, return_index=True)
         known = self._known(unique)
-        is_new[first[~known]] = True
+        is_new[missed[first[~known]]] = True
         fresh = unique[~known]
         if len(fresh):
             self._arrays.append(fresh)

@@ -82,6 +82,8 @@ class Templates:
         """Which escapes are plain: of a line end, tab or quote, or of a character beyond ASCII that is in no marker."""
         following = text.next[text.slashes]
         plain: Bools = _PLAIN_ESCAPES[following]
+        if plain.all():
+            return plain
         spelled = np.flatnonzero(following == _U)
         spelled = spelled[text.slashes[spelled] + 6 <= len(text.array)]
         digits = _HEX[text.array[text.slashes[spelled][:, None] + np.arange(2, 6)]]
@@ -181,9 +183,10 @@ def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Templat
         tuple(names.get("other", ())),
         tuple(fields[value] for value in names.get("image", ())),
         np.array([text.count(IMAGE) for text in texts]),
+        number,
         num_quotes,
         sum(part.count(b"[") for part in parts),
-        sum(byte < ord(" ") for byte in data),
+        sum(data.count(byte) for byte in range(ord(" "))),
         sum(message.role == "assistant" for message in view.chat.messages),
         _FIRST_ID.match(data) is not None and names.get("id") == [0],
         view,
