@@ -98,12 +98,21 @@ def write_rows(folder: Path, count: int) -> None:
         array.write("\n]\n")
 
 
+def spent(command: list[str]) -> dict[str, float]:
+    """CPU seconds and peak memory of a command, which must succeed."""
+    with tempfile.TemporaryDirectory() as name:
+        found = measured(command, Path(name) / "work")
+    if found is None:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return found
+
+
 def best(count: int, runs: int, **commands: list[str]) -> dict[str, dict[str, float]]:
     """The run of each command that took the least CPU time; they run in turn, so that other load slows all equally."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for _ in range(runs):
         for name, command in commands.items():
-            found[name].append(measured(command))
+            found[name].append(spent(command))
     least = {name: min(each, key=lambda run: run["cpu_seconds"]) for name, each in found.items()}
     return {name: {**run, "rows_per_cpu_second": round(count / run["cpu_seconds"])} for name, run in least.items()}
 
@@ -180,7 +189,7 @@ def measure(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = f"{folder}/big.json"
             rows = write_big(Path(file), int(args.gigabytes * 1e9))
-            result["big_array"] = {"gigabytes": args.gigabytes, "rows": rows, **measured([*check, file])}
+            result["big_array"] = {"gigabytes": args.gigabytes, "rows": rows, **spent([*check, file])}
     if args.no_save:
         print(json.dumps(result, indent=2))
     else:
