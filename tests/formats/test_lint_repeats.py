@@ -12,6 +12,7 @@ import pytest
 from phi3v_data.formats.rows import RowFile
 from phi3v_data.lint import lint_file, templates
 from phi3v_data.lint.seen import SeenHashes
+from phi3v_data.validate.hashes import PADDING, sample_spans
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "dogs", "barked"]
 
@@ -114,3 +115,13 @@ def test_a_hash_is_new_once() -> None:
             wanted.append(value not in known)
             known.add(value)
         assert seen.add(hashes).tolist() == wanted
+
+
+def test_the_hash_of_a_range_depends_on_its_own_bytes_only() -> None:
+    text = bytes(Random(1).randrange(256) for _ in range(80))
+    for length in range(1, 81):
+        hashes = {
+            int(sample_spans(before + text[:length] + behind + PADDING, np.array([len(before)]), np.array([length]))[0])
+            for before, behind in ((b"", b""), (b"a", b"b" * 9), (b"cd", b"e" * 90))
+        }
+        assert len(hashes) == 1, length
