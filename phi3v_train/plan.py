@@ -18,7 +18,9 @@ from phi3v_train.data.sources import Source, choose_eval_split, open_source, ope
 from phi3v_train.data.untrained import refuse_untrained
 from phi3v_train.evaluation.choose_metrics import choose_metrics
 from phi3v_train.evaluation.metric import Metric
-from phi3v_train.models.loading import ModelFiles, is_adapter, load_processor, locate
+from phi3v_train.models.directory import ModelFiles
+from phi3v_train.models.loading import load_processor
+from phi3v_train.models.locate import is_adapter, locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.models.registry import make_renderer
 from phi3v_train.models.renderer import Renderer

@@ -12,7 +12,8 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.messages import counted
 from phi3v_data.sources.hub import remote_errors
 from phi3v_data.tokens.model_files import ADAPTER_CONFIG
-from phi3v_train.models.loading import check_directory, is_adapter, weight_files
+from phi3v_train.models.directory import weight_files
+from phi3v_train.models.locate import check_directory, is_adapter
 from phi3v_train.training.checkpoints import open_checkpoint
 from phi3v_train.training.folder import CARD, DONE, MODEL, PLOT
 

@@ -198,7 +198,8 @@ def counts(data_dir: Path, home: Path, model: str) -> str | None:
     """Parameters that the plan counts against those of the model."""
     import torch
 
-    from phi3v_train.models.loading import load_base, locate
+    from phi3v_train.models.loading import load_base
+    from phi3v_train.models.locate import locate
     from phi3v_train.plan import make_plan
     from phi3v_train.precision import Precision
     from phi3v_train.settings import resolve
@@ -367,7 +368,8 @@ def write_logits(model: Path, data_dir: Path, path: Path) -> None:
 
     from phi3v_train.data.collate import collate
     from phi3v_train.data.order import SampleRef
-    from phi3v_train.models.loading import load_model, locate
+    from phi3v_train.models.loading import load_model
+    from phi3v_train.models.locate import locate
     from phi3v_train.plan import make_plan
     from phi3v_train.settings import resolve
 

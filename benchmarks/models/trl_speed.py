@@ -36,7 +36,7 @@ from phi3v_train.data.order import SampleOrder
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_sources
 from phi3v_train.distributed.group import SingleProcess
-from phi3v_train.models.loading import locate
+from phi3v_train.models.locate import locate
 from phi3v_train.models.registry import get_family, make_renderer
 from phi3v_train.precision import Precision
 from phi3v_train.training.loop import TrainLoop

@@ -86,7 +86,8 @@ def inspect(
     from phi3v_train.inspection.terminal import show
     from phi3v_train.inspection.view import view_row
     from phi3v_train.inspection.words import marker_words
-    from phi3v_train.models.loading import check_processors, load_processor, locate
+    from phi3v_train.models.loading import check_processors, load_processor
+    from phi3v_train.models.locate import locate
     from phi3v_train.models.registry import make_renderer
 
     named = {"--row": row, "--rows": rows, "--random": random, "--id": sample_id}

@@ -59,7 +59,7 @@ def merge(
 
 def write(source: str, out: Path, *, base: str | None, dtype: str, overwrite: bool, with_code: bool) -> None:
     """Write the merged model, and say so."""
-    from phi3v_train.models.loading import locate
+    from phi3v_train.models.locate import locate
     from phi3v_train.training.merging import join_shards, merge_to
     from phi3v_train.training.parallel.shards import is_sharded
 
@@ -72,7 +72,8 @@ def write(source: str, out: Path, *, base: str | None, dtype: str, overwrite: bo
 
 def report(name: str, engine: str) -> bool:
     """Print what an engine does not find in a model directory; whether it finds everything."""
-    from phi3v_train.models.loading import is_adapter, locate, quieten_libraries
+    from phi3v_train.models.loading import quieten_libraries
+    from phi3v_train.models.locate import is_adapter, locate
 
     quieten_libraries()
     if is_adapter(Path(name)):

@@ -20,7 +20,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_train.data.sources import Source
 from phi3v_train.models.chat_rendering import TemplateError, render
-from phi3v_train.models.loading import ModelFiles
+from phi3v_train.models.directory import ModelFiles
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.registry import ignored_plug_in
 

@@ -11,7 +11,7 @@ from phi3v_data.schema import Manifest, Report
 from phi3v_data.shards.view import data_directory
 from phi3v_data.tokens.family import TokenFamily
 from phi3v_train.config import DEFAULT_NUM_CROPS
-from phi3v_train.models.loading import ModelFiles
+from phi3v_train.models.directory import ModelFiles
 
 EVAL_SPLITS = ("val", "dev", "dev_seen", "test")
 """Where no `--eval_split` is given, the first of these that a directory has and that is labelled."""

@@ -11,7 +11,7 @@ from phi3v_train.config import EvalConfig
 from phi3v_train.data.identity import data_identity
 from phi3v_train.data.sources import Source
 from phi3v_train.device import with_fp64
-from phi3v_train.models.loading import ModelFiles
+from phi3v_train.models.directory import ModelFiles
 
 WHOLE_BYTES = 64 << 20
 PIECES, PIECE_BYTES = 256, 64 << 10

@@ -19,7 +19,9 @@ from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
 from phi3v_train.evaluation.prompts import open_split
 from phi3v_train.evaluation.records import Prediction
 from phi3v_train.evaluation.result import write_scores
-from phi3v_train.models.loading import ModelFiles, load_model, load_processor, locate
+from phi3v_train.models.directory import ModelFiles
+from phi3v_train.models.loading import load_model, load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.models.registry import make_renderer
 from phi3v_train.precision import Precision

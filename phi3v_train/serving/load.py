@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from phi3v_train.config import DEFAULT_NUM_CROPS, ModelConfig
 from phi3v_train.data.encode import Encoder
 from phi3v_train.data.model_settings import ModelNote, model_notes
-from phi3v_train.models.loading import load_model, load_processor, locate
+from phi3v_train.models.loading import load_model, load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.models.registry import make_renderer
 from phi3v_train.serving.answerer import Answerer

@@ -14,8 +14,8 @@ from phi3v_data.markdown import markdown_code, markdown_text
 from phi3v_data.schema import Manifest
 from phi3v_data.shards.view import data_directory
 from phi3v_train.config import RunConfig
+from phi3v_train.models.directory import ModelFiles
 from phi3v_train.models.family import ModelFamily
-from phi3v_train.models.loading import ModelFiles
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import open_checkpoint
 from phi3v_train.training.folder import CARD, CONFIG, DONE, MODEL

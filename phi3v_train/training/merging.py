@@ -11,8 +11,9 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import write_text
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.adapters import attach_adapter
+from phi3v_train.models.directory import ModelFiles, read_json
 from phi3v_train.models.family import ModelFamily
-from phi3v_train.models.loading import ModelFiles, load_base, load_processor, quieten_libraries, read_json
+from phi3v_train.models.loading import load_base, load_processor, quieten_libraries
 from phi3v_train.models.machine import Chosen, Compute
 from phi3v_train.models.registry import family_of_config
 from phi3v_train.precision import DTYPES

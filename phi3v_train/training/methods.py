@@ -13,8 +13,9 @@ from torch import nn
 
 from phi3v_data.errors import UserError, how_to_install
 from phi3v_train.config import MethodConfig, OptimConfig
+from phi3v_train.models.directory import tiny_family
 from phi3v_train.models.family import ModelFamily
-from phi3v_train.models.loading import TINY_REVISION, tiny_family
+from phi3v_train.models.locate import TINY_REVISION
 from phi3v_train.models.registry import family_of_model
 from phi3v_train.precision import Precision, set_weight_dtypes
 from phi3v_train.training.seeds import seed_everything

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phi3v_data.errors import UserError
-from phi3v_train.models.loading import weight_files
+from phi3v_train.models.directory import weight_files
 from phi3v_train.training.methods import TrainedModel
 
 PEFT_PREFIX = "base_model.model."

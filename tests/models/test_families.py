@@ -18,7 +18,7 @@ from phi3v_data.tokens import registry as token_registry
 from phi3v_train.cli.app import main
 from phi3v_train.config import MethodConfig
 from phi3v_train.models import registry
-from phi3v_train.models.loading import locate
+from phi3v_train.models.locate import locate
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.training.targets import lora_targets, nf4_targets

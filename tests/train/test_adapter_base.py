@@ -15,7 +15,8 @@ from run_dirs import settings_for
 
 from phi3v_data.cli.base import run as run_app
 from phi3v_train.cli.app import COMMANDS, HELP, make_group
-from phi3v_train.models.loading import load_model, locate
+from phi3v_train.models.loading import load_model
+from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Chosen, Compute
 from phi3v_train.models.phi3v.tiny import save_tiny, tiny_model
 from phi3v_train.run import run

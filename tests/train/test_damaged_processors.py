@@ -11,7 +11,8 @@ import pytest
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.family import BudgetError
 from phi3v_data.tokens.qwen_vl import QWEN3_VL
-from phi3v_train.models.loading import load_processor, locate
+from phi3v_train.models.loading import load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.registry import get_family, make_renderer
 
 

@@ -23,7 +23,8 @@ from phi3v_data.schema import Sample, Turn
 from phi3v_train.cli.app import main
 from phi3v_train.data.collate import collate
 from phi3v_train.data.encode import EncodedSample, Encoder, Provenance, SampleError
-from phi3v_train.models.loading import load_model, load_processor, locate
+from phi3v_train.models.loading import load_model, load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Chosen, Compute
 from phi3v_train.models.registry import get_family, make_renderer
 from phi3v_train.run import run

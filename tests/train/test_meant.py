@@ -9,7 +9,7 @@ from colour_sets import colour_directory
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import NotFoundError
 from phi3v_data.validate import validate
-from phi3v_train.models.loading import locate
+from phi3v_train.models.locate import locate
 from phi3v_train.models.phi3v.tiny import save_tiny
 
 

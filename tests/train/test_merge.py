@@ -10,7 +10,8 @@ from run_dirs import command, settings_for
 from sample_dirs import make_image
 
 from phi3v_data.errors import UserError
-from phi3v_train.models.loading import load_model, load_processor, locate
+from phi3v_train.models.loading import load_model, load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Chosen, Compute
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.run import run

@@ -11,7 +11,8 @@ import torch
 from run_dirs import command
 from sample_dirs import make_image
 
-from phi3v_train.models.loading import load_model, load_processor, locate
+from phi3v_train.models.loading import load_model, load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Chosen, Compute
 from phi3v_train.training.merging import merge_to
 

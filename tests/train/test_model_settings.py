@@ -17,7 +17,8 @@ from phi3v_data.cli.base import run as run_program
 from phi3v_data.errors import UserError
 from phi3v_train.cli.app import COMMANDS, HELP
 from phi3v_train.data.model_settings import check_end_of_turn, model_notes
-from phi3v_train.models.loading import load_processor, locate
+from phi3v_train.models.loading import load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.phi3v.tiny import save_tiny
 
 Call = Callable[..., tuple[int, str, str]]

@@ -19,7 +19,8 @@ from phi3v_data.schema import Sample, Turn
 from phi3v_train.cli.app import main
 from phi3v_train.data.encode import Encoder, Provenance
 from phi3v_train.models.huggingface.tiny import TEXT, byte_tokenizer
-from phi3v_train.models.loading import load_processor, locate
+from phi3v_train.models.loading import load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.registry import make_renderer
 
 TEMPLATE = (

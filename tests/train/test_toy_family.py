@@ -203,7 +203,8 @@ def test_batches_are_padded_on_the_left_with_its_own_image_token(data_dir: Path)
     from phi3v_train.data.order import SampleRef
     from phi3v_train.data.reader import Reader
     from phi3v_train.data.sources import open_sources
-    from phi3v_train.models.loading import load_processor, locate
+    from phi3v_train.models.loading import load_processor
+    from phi3v_train.models.locate import locate
 
     files = locate("tiny:toy")
     renderer = files.family.renderer(load_processor(files))

@@ -25,7 +25,8 @@ from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_source
 from phi3v_train.evaluation.prompts import Rows, measure_rows, truth_of
 from phi3v_train.models import loading
-from phi3v_train.models.loading import load_processor, locate
+from phi3v_train.models.loading import load_processor
+from phi3v_train.models.locate import locate
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.models.registry import OTHER, family_names, make_renderer

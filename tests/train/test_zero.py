@@ -277,7 +277,7 @@ def test_a_checkpoint_that_lacks_a_part_does_not_count(
 def test_merge_makes_a_model_of_a_checkpoint(
     compared: dict[str, tuple[Path, Path, Done]], tmp_path: Path, case: str, strategy: str
 ) -> None:
-    from phi3v_train.models.loading import locate
+    from phi3v_train.models.locate import locate
     from phi3v_train.training.merging import merge_to
 
     one, two, _ = compared[f"{case} {strategy}"]

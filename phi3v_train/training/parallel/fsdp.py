@@ -22,7 +22,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import write_text
 from phi3v_train.config import OptimConfig
 from phi3v_train.distributed.group import Group
-from phi3v_train.models.loading import SHARDS
+from phi3v_train.models.directory import SHARDS
 from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import WrongEngineError

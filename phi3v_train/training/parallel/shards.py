@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import load_json, sync_file
-from phi3v_train.models.loading import SHARDS
+from phi3v_train.models.directory import SHARDS
 
 SCALER = "scaler.json"
 FILE_BYTES = 1 << 30

@@ -200,7 +200,7 @@ def check_tokens(
 
 def check_weights(directory: Path, known: Facts, engine: str) -> Iterator[Finding]:
     """Names and shapes of the weights against those of the model that config.json describes."""
-    from phi3v_train.models.loading import stored_shapes
+    from phi3v_train.models.directory import stored_shapes
 
     expected, found = expected_weights(directory), stored_shapes(directory)
     absent = sorted(expected.keys() - found.keys())
