@@ -76,10 +76,14 @@ def read_blocks(
 
 
 def stream_blocks(
-    file: BinaryIO, *, block_bytes: int = BLOCK_BYTES, count_lines: Callable[[bytes], int] = _count_lines
+    file: BinaryIO,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    count_lines: Callable[[bytes], int] = _count_lines,
+    offset: int = 0,
 ) -> Iterator[Block]:
-    """Yield the rest of an open file as `read_blocks` does."""
-    yield from _blocks(_chunks(file, block_bytes, None), MAX_LINE_BYTES, count_lines, 0)
+    """Yield the rest of an open file as `read_blocks` does; `offset` is its position."""
+    yield from _blocks(_chunks(file, block_bytes, None), MAX_LINE_BYTES, count_lines, offset)
 
 
 def cut_file(path: str | Path, part_bytes: int) -> list[tuple[int, int]]:

@@ -279,7 +279,7 @@ class ArrayReader:
         lines = self._line + np.searchsorted(newlines, starts)
         faults, self._faults = self._faults, []
         if len(starts) or faults:
-            yield RowBlock(text[:size], self._offset, starts, ends, lines, faults, False, is_plain, controls)
+            yield RowBlock(text, size, self._offset, starts, ends, lines, faults, False, is_plain, controls)
         self._offset += size
         self._line += len(newlines)
         self._text, self._held, self._probe = [], 0, _PROBE

@@ -38,10 +38,12 @@ def rare_positions(mask: npt.NDArray[np.bool_]) -> Ints:
 class RowBlock:
     """Whole rows of a file; row i is `data[starts[i]:ends[i]]`, on line `lines[i]`, and may be broken.
 
-    `offset` is the place of `data` in the (decompressed) file. `faults` are those of no row, with their lines.
+    `offset` is the place of `data` in the (decompressed) file. Behind its first `size` bytes, `data` may have the start
+    of a row of the next block. `faults` are those of no row, with their lines.
     """
 
     data: bytes
+    size: int
     offset: int
     starts: Ints
     ends: Ints
@@ -49,7 +51,7 @@ class RowBlock:
     faults: list[tuple[int, JsonFault]]
     in_lines: bool  # one row per line; else rows are the elements of an array
     is_plain: bool  # nothing but commas, or line ends, between rows
-    controls: Ints  # where `data` has characters below the space, line ends among them
+    controls: Ints  # where the first `size` bytes have characters below the space, line ends among them
 
     def __len__(self) -> int:
         return len(self.starts)

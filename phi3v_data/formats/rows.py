@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import msgspec
-import numpy as np
 
 from phi3v_data.encodings import HEAD_BYTES, encoding_of, file_encoding, open_utf8
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import unreadable
 from phi3v_data.formats.json_array import ArrayReader
-from phi3v_data.formats.row_block import RowBlock, rare_positions, read_row
+from phi3v_data.formats.line_blocks import line_blocks
+from phi3v_data.formats.row_block import RowBlock, read_row
 from phi3v_data.json_text import BLANK, JsonFault
-from phi3v_data.jsonl import BOM, MAX_LINE_BYTES, Block, stream_blocks
+from phi3v_data.jsonl import BOM
 from phi3v_data.messages import shown
 from phi3v_data.sources.reads import state_of
 from phi3v_data.sources.tables import RowLocation, open_tables
@@ -91,7 +91,7 @@ class RowFile:
                 if self.layout == "array":
                     yield from ArrayReader(file, size).blocks()
                 else:
-                    yield from _line_blocks(file, size)
+                    yield from line_blocks(file, size)
         except OSError as error:
             raise unreadable(self.path, error) from None
 
@@ -188,41 +188,6 @@ def _is_complete(text: bytes) -> bool:
     except (msgspec.MsgspecError, RecursionError):
         return False
     return True
-
-
-def _line_blocks(file: BinaryIO, size: int) -> Iterator[RowBlock]:
-    line = 1
-    for block in stream_blocks(file, block_bytes=size, count_lines=lambda data: 0):
-        rows, num_lines = _line_block(block, line)
-        yield rows
-        line += num_lines
-
-
-def _line_block(block: Block, first_line: int) -> tuple[RowBlock, int]:
-    """The rows of a block of lines, and how many lines it has; blank lines are faults."""
-    empty = np.zeros(0, np.int64)
-    if block.too_long:
-        fault = JsonFault(
-            "line-too-long",
-            f"the line is over {MAX_LINE_BYTES >> 20} MB and was not read",
-            "is an image embedded as text? store it as a file and refer to it by path",
-        )
-        return RowBlock(block.data, block.offset, empty, empty, empty, [(first_line, fault)], True, False, empty), 1
-    array = np.frombuffer(block.data, np.uint8)
-    controls = rare_positions(array < 32)
-    ends = controls[array[controls] == 10]
-    num_lines = len(ends)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    lines = np.arange(first_line, first_line + num_lines)
-    faults: list[tuple[int, JsonFault]] = []
-    suspects = np.flatnonzero(array[starts] <= 32)  # white space and what is not JSON
-    blank = [at for at in suspects.tolist() if not block.data[starts[at] : ends[at]].strip(BLANK.encode())]
-    if blank:
-        faults = [(int(lines[at]), JsonFault("blank-line", "the line is blank")) for at in blank]
-        kept = np.ones(len(starts), np.bool_)
-        kept[blank] = False
-        starts, ends, lines = starts[kept], ends[kept], lines[kept]
-    return RowBlock(block.data, block.offset, starts, ends, lines, faults, True, not blank, controls), num_lines
 
 
 class RowReader:

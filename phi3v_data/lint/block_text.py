@@ -19,7 +19,10 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
-_QUOTE, _BACKSLASH, _COMMA, _CLOSE, _BRACKET, _LESS = b'"\\,}[<'
+MAX_DIGITS = 18
+"""Of a number that differs between rows of a template."""
+
+_QUOTE, _BACKSLASH, _COMMA, _CLOSE, _BRACKET, _LESS, _ZERO = b'"\\,}[<0'
 _TO_CLOSE = 0x20  # set in "]", it makes "}"
 _CLASS = 0x9F  # the bits that "\\" and "<" have in common
 _TAG = IMAGE.encode()
@@ -31,11 +34,12 @@ _SPACED = re.compile(rb'"\s+[,}\]]')
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A good row. Values are its free strings, by their number."""
+    """A good row. Values are its free strings, and its id if that is a number, by their place among these."""
 
     fixed: FixedTexts
     free: Ints  # which of all string values of the row are free
     id: int | None
+    number: int | None  # the same, if it is a number
     texts: tuple[int, ...]
     images: tuple[int, ...]
     others: tuple[int, ...]  # not empty in any row
@@ -65,14 +69,16 @@ class BlockText:
 
     def __init__(self, block: RowBlock) -> None:
         self.block = block
-        self.data = block.data
-        self.padded = block.data + PADDING
+        self.size = block.size
+        self.padded = block.data
+        if len(self.padded) < block.size + len(PADDING):
+            self.padded = block.data[: block.size] + PADDING
         self.words = word_view(self.padded)
-        with_next: Bytes = np.frombuffer(self.padded, np.uint8, len(block.data) + 1)
+        with_next: Bytes = np.frombuffer(self.padded, np.uint8, block.size + 1)
         self.array = with_next[:-1]
         self.next = with_next[1:]
         self.rough = np.zeros(len(block), np.bool_)
-        self.decodes = block.data.isascii() or _is_utf8(block.data)
+        self.decodes = block.data.isascii() or _is_utf8(self.array)
         rare = rare_positions((self.array & _CLASS) == _BACKSLASH & _CLASS)
         found = self.array[rare]
         self.slashes = rare[found == _BACKSLASH]
@@ -80,6 +86,7 @@ class BlockText:
         self._is_quote: Bools = self.array == _QUOTE  # of a string's begin or end, but in rows with escaped backslashes
         self._is_quote[self.slashes[self.next[self.slashes] == _QUOTE] + 1] = False
         self.is_tag: Bools = (self.words[self.less] & _TAG_MASK) == _TAG_WORD
+        self._slashes_of: tuple[Ints, Ints] | None = None
 
     def mark(self, positions: Ints) -> None:
         """Mark the rows at these positions."""
@@ -91,7 +98,7 @@ class BlockText:
         """Rows that are not rough, by how many string values they have, and the quotes behind these."""
         behind = (self.next | _TO_CLOSE) == _CLOSE
         behind |= self.next == _COMMA
-        if len(self.block) and _SPACED.search(self.data, int(self.block.starts[0]), int(self.block.ends[0])):
+        if len(self.block) and _SPACED.search(self.padded, int(self.block.starts[0]), int(self.block.ends[0])):
             behind |= self.next <= ord(" ")
         behind &= self._is_quote
         closings = rare_positions(behind)
@@ -113,6 +120,8 @@ class BlockText:
             return rows[:0], TemplateRows(template, rows[:0], closings[:, :0], closings[:, :0])
         kept = closings[template.free]
         starts, ends = self.block.starts[rows], self.block.ends[rows] - 1
+        if template.number is not None:
+            kept = self._with_number(template.fixed.parts[template.number], template.number, starts, kept)
         found, opens = template.fixed.match(self.padded, starts, ends, kept)
         if template.others and len(found):
             others = list(template.others)
@@ -121,6 +130,25 @@ class BlockText:
         if len(found) == len(rows):
             return found, TemplateRows(template, rows, opens, kept)
         return found, TemplateRows(template, rows[found], opens, kept[:, found])
+
+    def _with_number(self, before: bytes, value: int, starts: Ints, closings: Ints) -> Ints:
+        """The ends of values, with those of the whole numbers behind a fixed text as row `value`.
+
+        The end of what is not such a number is before its begin, which no template has.
+        """
+        opens = (closings[value - 1] if value else starts) + len(before)
+        array = np.frombuffer(self.padded, np.uint8)
+        count = np.zeros(len(opens), np.int64)
+        is_digit = np.ones(len(opens), np.bool_)
+        for place in range(MAX_DIGITS + 1):
+            is_digit &= array[np.minimum(opens + place, self.size)] - np.uint8(_ZERO) <= 9
+            if not is_digit.any():
+                break
+            count += is_digit
+        first = array[np.minimum(opens, self.size)]
+        is_number = (count > 0) & (count <= MAX_DIGITS) & ((first != _ZERO) | (count == 1))
+        ends = np.where(is_number, opens + count, opens - 1)
+        return np.concatenate((closings[:value], ends[None], closings[value:]))
 
     def without_more(
         self, groups: Sequence[TemplateRows], markers: ControlTokens, *, with_tags: bool
@@ -167,7 +195,7 @@ class BlockText:
             rows = np.searchsorted(block.ends, marked, side="right")
             keep[rows[rows < len(keep)]] = False
         if with_tags:
-            elsewhere = sum(self.data.count(_TAG, span.start, span.stop) for span in spans) if few else 0
+            elsewhere = sum(self.padded.count(_TAG, span.start, span.stop) for span in spans) if few else 0
             total = sum(len(group.rows) * int(group.template.tags.sum()) for group in groups)
             if not few or int(np.count_nonzero(self.is_tag)) - elsewhere != total:
                 for group in groups:
@@ -176,20 +204,49 @@ class BlockText:
             groups = [_choose(group, keep[group.rows]) for group in groups]
         return [group for group in groups if len(group.rows)]
 
-    def hashes(self, opens: Ints, closes: Ints) -> Ints:
-        """Hashes of the texts of strings, equal to those of the texts that a parser reads."""
+    def hashes(self, group: TemplateRows, values: int | Sequence[int]) -> Ints:
+        """Hashes of one or more values of each row, those of a row together.
+
+        They are equal to those of the texts that a parser reads.
+        """
+        values = list(values) if isinstance(values, Sequence) else [values]
+        opens, closes = group.opens[values].T.reshape(-1), group.closes[values].T.reshape(-1)
         hashes = hash_spans(self.padded, opens, closes - opens)
         if len(self.slashes):
-            first, last = np.searchsorted(self.slashes, opens), np.searchsorted(self.slashes, closes)
-            escaped = np.flatnonzero(last > first)
-            if len(escaped):
-                spans = zip(opens[escaped].tolist(), closes[escaped].tolist(), strict=True)
-                hashes[escaped] = hash_texts([self.string(start, end) for start, end in spans])
+            first, last = self._outer_slashes()
+            rows = group.rows if len(values) == 1 else np.repeat(group.rows, len(values))
+            maybe = np.flatnonzero((first[rows] < closes) & (last[rows] >= opens))
+            if len(maybe):
+                opens, closes = opens[maybe], closes[maybe]
+                has = np.searchsorted(self.slashes, closes) > np.searchsorted(self.slashes, opens)
+                spans = zip(opens[has].tolist(), closes[has].tolist(), strict=True)
+                if len(texts := [self.string(start, end) for start, end in spans]):
+                    hashes[maybe[has]] = hash_texts(texts)
         return hashes
+
+    def _outer_slashes(self) -> tuple[Ints, Ints]:
+        """The first and the last backslash of each row; of a row without, that of another one."""
+        if self._slashes_of is None:
+            bounds = np.searchsorted(self.slashes, self.block.ends)
+            slashes = np.append(self.slashes, len(self.padded))
+            if self.block.is_plain:
+                first = np.concatenate(([0], bounds[:-1]))
+            else:
+                first = np.searchsorted(self.slashes, self.block.starts)
+            self._slashes_of = slashes[first], slashes[bounds - 1]
+        return self._slashes_of
 
     def string(self, start: int, end: int) -> str:
         """The text of the string between two quotes."""
-        return str(msgspec.json.decode(self.data[start - 1 : end + 1]))
+        return str(msgspec.json.decode(self.padded[start - 1 : end + 1]))
+
+    def id_of(self, group: TemplateRows, column: int) -> str:
+        """The id of one row of a group; empty if it has none."""
+        value = group.template.id
+        if value is None:
+            return ""
+        start, end = int(group.opens[value, column]), int(group.closes[value, column])
+        return self.string(start, end) if group.template.number is None else self.padded[start:end].decode()
 
 
 def without_blank(group: TemplateRows, text: BlockText) -> TemplateRows:
@@ -246,9 +303,18 @@ def _choose(group: TemplateRows, keep: Bools) -> TemplateRows:
     return TemplateRows(group.template, group.rows[keep], group.opens[:, keep], group.closes[:, keep])
 
 
-def _is_utf8(data: bytes) -> bool:
+def _is_utf8(array: Bytes) -> bool:
+    """Whether bytes are UTF-8; if few are beyond ASCII, only these are decoded."""
+    beyond = rare_positions(array >= 0x80)
+    found = array[beyond]
+    if len(beyond) > len(array) >> 3:
+        found = array
+    else:
+        follows = np.flatnonzero((found & 0xC0) == 0x80)  # not the first byte of a character
+        if len(follows) and (follows[0] == 0 or (beyond[follows] - beyond[follows - 1] != 1).any()):
+            return False
     try:
-        data.decode()
+        found.tobytes().decode()
     except UnicodeDecodeError:
         return False
     return True

@@ -73,7 +73,7 @@ class Repeats:
         sampled = hashes[: self._num_sampled]
         again = sampled != NONE
         if self._samples:  # all rows are
-            again &= np.isin(sampled, _repeated(sampled))
+            again &= _among(sampled, _repeated(sampled))
         rows = np.flatnonzero(again)
         texts = (self._read(self._starts[row], self._lengths[row]) for row in rows.tolist())
         hashes[rows] = _whole_hashes(texts, len(rows))
@@ -101,6 +101,16 @@ def _repeated(hashes: Ints) -> Ints:
     ordered = np.sort(hashes)
     repeated: Ints = ordered[1:][ordered[1:] == ordered[:-1]]
     return repeated
+
+
+def _among(hashes: Ints, ordered: Ints) -> npt.NDArray[np.bool_]:
+    """Which hashes are among others in rising order."""
+    if not len(ordered):
+        return np.zeros(len(hashes), np.bool_)
+    places = np.searchsorted(ordered, hashes)
+    places[places == len(ordered)] = 0
+    among: npt.NDArray[np.bool_] = ordered[places] == hashes
+    return among
 
 
 def _whole_hashes(texts: Iterable[bytes | memoryview], count: int) -> Ints:

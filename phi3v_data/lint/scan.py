@@ -54,7 +54,7 @@ class FileScan:
                 self._add_text_fault(line, fault)
             if len(block):
                 yield self._check_block(block)
-            observe(block.offset + len(block.data))
+            observe(block.offset + block.size)
         for more in self._more.values():
             self.check.over_rows.row(more.view, more.line, more.count)
 
@@ -74,9 +74,9 @@ class FileScan:
         for group in groups:
             template = group.template
             if template.id is not None:
-                ids[group.rows] = text.hashes(group.opens[template.id], group.closes[template.id])
+                ids[group.rows] = text.hashes(group, template.id)
                 if template.begins_with_id:
-                    starts[group.rows] = group.closes[template.id] + 1
+                    starts[group.rows] = group.closes[template.id] + (template.number is None)
             uses.add_group(group)
             self.num_turns += template.num_turns * len(group.rows)
             self._count(template, int(lines[group.rows[0]]), len(group.rows))
@@ -175,9 +175,8 @@ class _BlockUses:
     def add_group(self, group: TemplateRows) -> None:
         """Add the images of rows with one template."""
         if group.template.images and self.text is not None:
-            images = list(group.template.images)
             self.groups.append(group)
-            self.hashes.append(self.text.hashes(group.opens[images].T.reshape(-1), group.closes[images].T.reshape(-1)))
+            self.hashes.append(self.text.hashes(group, group.template.images))
 
     def add_row(self, number: int, row: CheckedRow) -> None:
         """Add the images of one row."""
@@ -196,16 +195,16 @@ class _BlockUses:
         if group is None or self.text is None:
             return self.refs[use]
         value = group.template.images[image]
-        return self._string(group, value, use)
+        return self.text.string(int(group.opens[value, use]), int(group.closes[value, use]))
 
     def place(self, use: int) -> dict[str, object]:
         """File, line, id and field of a use."""
         group, use, image = self._find(use)
-        if group is None:
+        if group is None or self.text is None:
             number, row_id, name = self.owners[use]
         else:
             number, name = int(group.rows[use]), group.template.image_fields[image]
-            row_id = "" if group.template.id is None else self._string(group, group.template.id, use)
+            row_id = self.text.id_of(group, use)
         return {"file": self.file, "line": int(self.lines[number]), "id": row_id or None, "field": name or None}
 
     def _find(self, use: int) -> tuple[TemplateRows | None, int, int]:
@@ -217,10 +216,6 @@ class _BlockUses:
                 return group, use // images, use % images
             use -= size
         return None, use, 0
-
-    def _string(self, group: TemplateRows, value: int, column: int) -> str:
-        assert self.text is not None
-        return self.text.string(int(group.opens[value, column]), int(group.closes[value, column]))
 
 
 def _content(value: Any) -> int:

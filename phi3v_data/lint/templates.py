@@ -3,8 +3,9 @@
 One row is checked the long way. If it has no fault, the text between its ids, texts, paths of images and other free
 strings is a template: a row with the same text around plain strings is valid, too, and has the same roles, keys and
 numbers of images and tags. A plain string is valid UTF-8 without a control character or the start of a marker; its
-escapes are of line ends, tabs, quotes and characters beyond ASCII. All other rows go the long way, and so do those of
-which more is checked: rows of a format of the user's own, and rows with images if the consumer looks at these.
+escapes are of line ends, tabs, quotes and characters beyond ASCII. An id may be a whole number instead. All other rows
+go the long way, and so do those of which more is checked: rows of a format of the user's own, and rows with images if
+the consumer looks at these.
 """
 
 import re
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from phi3v_data.formats.consumers.base import RowView
 from phi3v_data.formats.placeholders import IMAGE
 from phi3v_data.formats.row_block import RowBlock, read_row
-from phi3v_data.lint.block_text import BlockText, Template, TemplateRows, without_blank
+from phi3v_data.lint.block_text import MAX_DIGITS, BlockText, Template, TemplateRows, without_blank
 from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.validate.control import ControlTokens
 from phi3v_data.validate.templates import MIN_ROWS, FixedTexts, KnownTemplates
@@ -34,6 +35,7 @@ _HEX = np.full(256, 16, np.int64)  # 16 for what is not a digit
 for _digit in b"0123456789abcdefABCDEF":
     _HEX[_digit] = int(chr(_digit), 16)
 _FIRST_ID = re.compile(rb'\{\s*"id"\s*:\s*(?:"(?:[^"\\]|\\.)*"|[^",}\]\s]*)')
+_NUMBER = re.compile(rb"\s*:\s*(0|[1-9]\d{0,%d})(?!\d)" % (MAX_DIGITS - 1))
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
@@ -71,7 +73,7 @@ class Templates:
 
     def _mark(self, text: BlockText) -> None:
         """Mark the rows that may have a marker, or that the consumer has to look at."""
-        data = text.data
+        data = text.padded
         text.mark(np.array(self._candidates(text), np.int64))
         text.mark(text.slashes[~self._are_plain(text)])
         suspect = self._check.consumer.suspect
@@ -97,10 +99,10 @@ class Templates:
         found: list[int] = []
         for first, pattern in self._markers.candidates:
             if first != b"<":
-                found += [match.start() for match in pattern.finditer(text.data)] if first in text.data else []
+                found += [match.start() for match in pattern.finditer(text.padded)] if first in text.padded else []
                 continue
             places = text.less[~text.is_tag] if self._has_tags else text.less
-            found += [place for place in places.tolist() if pattern.match(text.data, place)]
+            found += [place for place in places.tolist() if pattern.match(text.padded, place)]
         return found
 
     def _groups(self, text: BlockText, block: RowBlock) -> Iterator[TemplateRows]:
@@ -118,8 +120,6 @@ class Templates:
             return None
         if self._check.consumer.checks_images and view.chat.images:
             return None
-        if checked.id and not isinstance(value[0]["id"], str):  # a number, which is equal in all rows of a template
-            return None
         return make_template(data, value[0], view)
 
 
@@ -129,7 +129,7 @@ def as_single_rows(block: RowBlock) -> tuple[BlockText, list[TemplateRows], Ints
 
 
 def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Template | None:
-    """The template of a good row; None if a free string is not plain, or an image is not a string of its own."""
+    """The template of a good row; None if a free value is not plain, or an image is not a string of its own."""
     owners = {message.field for message in view.chat.messages}
     images = {image.field for image in view.chat.images}
     kinds: list[tuple[str, str, str]] = []  # kind, text, field
@@ -154,17 +154,28 @@ def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Templat
     parts: list[bytes] = []
     free: list[int] = []
     end = number = 0
-    texts, fields = [], []
+    texts: list[str] = []
+    fields: list[str] = []
     names: dict[str, list[int]] = {}
     num_quotes = 2 * len(found)
+    has_number = type(row.get("id")) is int
     for match, (kind, text, field) in zip(found, kinds, strict=True):
         if kind == "key":
+            if has_number and text == "id" and not field:
+                digits = _NUMBER.match(data, match.end())
+                if digits is None:
+                    return None
+                names["id"] = [len(texts)]
+                parts.append(data[end : digits.start(1)])
+                end = digits.end(1)
+                texts.append("")
+                fields.append("")
             continue
         if kind != "fixed":
             inner = data[match.start() + 1 : match.end() - 1]
             if b"\\\\" in inner:
                 return None
-            names.setdefault(kind, []).append(len(free))
+            names.setdefault(kind, []).append(len(texts))
             free.append(number)
             parts.append(data[end : match.start() + 1])
             end = match.end() - 1
@@ -177,7 +188,8 @@ def make_template(data: bytes, row: Mapping[str, Any], view: RowView) -> Templat
     return Template(
         FixedTexts(tuple(parts)),
         np.array(free),
-        next(iter(names.get("id", ())), None),
+        row_id := next(iter(names.get("id", ())), None),
+        row_id if has_number else None,
         tuple(names.get("text", ())),
         tuple(names.get("image", ())),
         tuple(names.get("other", ())),
