@@ -27,7 +27,7 @@ from phi3v_data.formats.array_text import (
     row_keys,
     trimmed,
 )
-from phi3v_data.formats.row_block import Ints, RowBlock, rare_positions
+from phi3v_data.formats.row_block import Ints, RowBlock, odd_positions
 from phi3v_data.json_text import JsonFault
 from phi3v_data.jsonl import BOM, MAX_LINE_BYTES
 
@@ -39,7 +39,7 @@ START, COMMA, NO_COMMA, END = range(4)
 _CHUNK = 1 << 21
 _SMALL_CHUNK = 1 << 14  # after a broken element, as the chunk may have others
 _PROBE = 1 << 20  # bytes of an unfinished element from which on it is examined for being broken
-_QUOTE, _BACKSLASH, _COMMA, _OPEN, _CLOSE, _LF, _SPACE = b'"\\,{}\n '
+_QUOTE, _BACKSLASH, _COMMA, _OPEN, _CLOSE, _LF = b'"\\,{}\n'
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"{[")] = 1
 _STEPS[list(b"}]")] = -1
@@ -274,12 +274,12 @@ class ArrayReader:
     def _rows_of(self, text: bytes, starts: Ints, ends: Ints, size: int, *, is_plain: bool) -> Iterator[RowBlock]:
         """The rows of the first `size` bytes of a text, which are then done with."""
         array = np.frombuffer(text, np.uint8, size) if size else np.zeros(0, np.uint8)
-        controls = rare_positions(array < _SPACE)
+        controls, beyond = odd_positions(array)
         newlines = controls[array[controls] == _LF]
         lines = self._line + np.searchsorted(newlines, starts)
         faults, self._faults = self._faults, []
         if len(starts) or faults:
-            yield RowBlock(text, size, self._offset, starts, ends, lines, faults, False, is_plain, controls)
+            yield RowBlock(text, size, self._offset, starts, ends, lines, faults, False, is_plain, controls, beyond)
         self._offset += size
         self._line += len(newlines)
         self._text, self._held, self._probe = [], 0, _PROBE

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from phi3v_data.formats.row_block import RowBlock, rare_positions
+from phi3v_data.formats.row_block import RowBlock, odd_positions
 from phi3v_data.json_text import BLANK, JsonFault
 from phi3v_data.jsonl import MAX_LINE_BYTES, Block, stream_blocks
 
@@ -64,13 +64,13 @@ def _long_line(data: bytes, offset: int, line: int) -> RowBlock:
         f"the line is over {MAX_LINE_BYTES >> 20} MB and was not read",
         "is an image embedded as text? store it as a file and refer to it by path",
     )
-    return RowBlock(data, len(data), offset, empty, empty, empty, [(line, fault)], True, False, empty)
+    return RowBlock(data, len(data), offset, empty, empty, empty, [(line, fault)], True, False, empty, empty)
 
 
 def _rows_of(data: bytes, size: int, offset: int, first_line: int) -> tuple[RowBlock, int]:
     """The rows of the lines in the first `size` bytes, and how many lines these are; blank lines are faults."""
     array = np.frombuffer(data, np.uint8, size)
-    controls = rare_positions(array < 32)
+    controls, beyond = odd_positions(array)
     is_end = array[controls] == 10
     ends = controls if is_end.all() else controls[is_end]
     num_lines = len(ends)
@@ -86,4 +86,4 @@ def _rows_of(data: bytes, size: int, offset: int, first_line: int) -> tuple[RowB
         kept = np.ones(len(starts), np.bool_)
         kept[blank] = False
         starts, ends, lines = starts[kept], ends[kept], lines[kept]
-    return RowBlock(data, size, offset, starts, ends, lines, faults, True, not blank, controls), num_lines
+    return RowBlock(data, size, offset, starts, ends, lines, faults, True, not blank, controls, beyond), num_lines

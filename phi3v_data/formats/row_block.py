@@ -14,7 +14,9 @@ Ints = npt.NDArray[np.int64]
 
 _VALUES = msgspec.json.Decoder(list[Any])
 _encode = msgspec.json.Encoder().encode
-_OPEN, _CLOSE, _CR = b"{}\r"
+_OPEN, _CLOSE, _CR, _SPACE = b"{}\r "
+_BEYOND = 0x80
+_HEAD = 1 << 12
 
 
 class ListDecoder(Protocol):
@@ -32,6 +34,18 @@ def rare_positions(mask: npt.NDArray[np.bool_]) -> Ints:
     found: Ints = (eights[inside >> 3] << 3) + (inside & 7)
     rest = np.flatnonzero(mask[whole:])
     return np.concatenate((found, rest + whole)) if len(rest) else found
+
+
+def odd_positions(array: npt.NDArray[np.uint8]) -> tuple[Ints, Ints | None]:
+    """Where bytes are below the space, and where they are beyond ASCII; None for the latter if these are many."""
+    head = array[:_HEAD]
+    if np.count_nonzero(head >= _BEYOND) > len(head) >> 4:
+        return rare_positions(array < _SPACE), None
+    found = rare_positions(array.view(np.int8) < _SPACE)  # as a signed number, one beyond ASCII is negative
+    is_control = array[found] < _SPACE
+    if is_control.all():
+        return found, found[:0]
+    return found[is_control], found[~is_control]
 
 
 @dataclass(slots=True)
@@ -52,6 +66,7 @@ class RowBlock:
     in_lines: bool  # one row per line; else rows are the elements of an array
     is_plain: bool  # nothing but commas, or line ends, between rows
     controls: Ints  # where the first `size` bytes have characters below the space, line ends among them
+    beyond: Ints | None  # where they have bytes beyond ASCII; None: many
 
     def __len__(self) -> int:
         return len(self.starts)

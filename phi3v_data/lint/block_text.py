@@ -78,7 +78,7 @@ class BlockText:
         self.array = with_next[:-1]
         self.next = with_next[1:]
         self.rough = np.zeros(len(block), np.bool_)
-        self.decodes = block.data.isascii() or _is_utf8(self.array)
+        self.decodes = _is_utf8(self.array, block.beyond)
         rare = rare_positions((self.array & _CLASS) == _BACKSLASH & _CLASS)
         found = self.array[rare]
         self.slashes = rare[found == _BACKSLASH]
@@ -96,8 +96,9 @@ class BlockText:
 
     def by_num_values(self) -> Iterator[tuple[Ints, Ints]]:
         """Rows that are not rough, by how many string values they have, and the quotes behind these."""
-        behind = (self.next | _TO_CLOSE) == _CLOSE
-        behind |= self.next == _COMMA
+        folded = self.next | _TO_CLOSE
+        behind = folded == _CLOSE
+        behind |= np.equal(self.next, _COMMA, out=folded.view(np.bool_))
         if len(self.block) and _SPACED.search(self.padded, int(self.block.starts[0]), int(self.block.ends[0])):
             behind |= self.next <= ord(" ")
         behind &= self._is_quote
@@ -303,13 +304,11 @@ def _choose(group: TemplateRows, keep: Bools) -> TemplateRows:
     return TemplateRows(group.template, group.rows[keep], group.opens[:, keep], group.closes[:, keep])
 
 
-def _is_utf8(array: Bytes) -> bool:
-    """Whether bytes are UTF-8; if few are beyond ASCII, only these are decoded."""
-    beyond = rare_positions(array >= 0x80)
-    found = array[beyond]
-    if len(beyond) > len(array) >> 3:
-        found = array
-    else:
+def _is_utf8(array: Bytes, beyond: Ints | None) -> bool:
+    """Whether bytes are UTF-8. If it is known where some are beyond ASCII, only these are decoded."""
+    found = array
+    if beyond is not None:
+        found = array[beyond]
         follows = np.flatnonzero((found & 0xC0) == 0x80)  # not the first byte of a character
         if len(follows) and (follows[0] == 0 or (beyond[follows] - beyond[follows - 1] != 1).any()):
             return False

@@ -45,11 +45,11 @@ class Repeats:
 
     def add(self, lines: Ints, ids: Ints, contents: Ints, starts: Ints, lengths: Ints) -> None:
         """Add rows: hashes of their ids and of their contents, `NONE` for rows without; where contents are."""
-        self._starts.frombytes(starts.tobytes())
-        self._lengths.frombytes(lengths.astype(np.uint32).tobytes())
-        self._ids.frombytes(ids.tobytes())
-        self._contents.frombytes(contents.tobytes())
-        self._lines.frombytes(lines.astype(np.uint32).tobytes())
+        self._starts.frombytes(starts.view(np.uint8).data)
+        self._lengths.frombytes(lengths.astype(np.uint32).view(np.uint8).data)
+        self._ids.frombytes(ids.view(np.uint8).data)
+        self._contents.frombytes(contents.view(np.uint8).data)
+        self._lines.frombytes(lines.astype(np.uint32).view(np.uint8).data)
 
     def content_hashes(self, padded: bytes, starts: Ints, lengths: Ints) -> Ints:
         """Hashes for `add` of the contents of a block of text that ends in `PADDING`."""

@@ -1,7 +1,7 @@
 """The whole check of a file of another tool, from its layout to the report."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.formats.base import RowFormat
@@ -23,9 +23,12 @@ from phi3v_data.messages import counted
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.tokens.choose import choose_model
 from phi3v_data.tokens.family import TokenFamily
+from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.control import build_control_tokens, control_tokens, marker_strings
 from phi3v_data.validate.findings import Findings
-from phi3v_data.validate.survey import Progress, paused_collector
+
+if TYPE_CHECKING:
+    from phi3v_data.validate.survey import Progress
 
 _MANY_IMAGES = 1 << 20
 """Bytes of a file from which on its images are read by several processes."""
@@ -43,7 +46,7 @@ def lint_file(
     strict: bool = False,
     workers: int = 1,
     max_problems: int = 1000,
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
 ) -> Report:
     """Check a file of another tool where it is: each row as its reader takes it, each image once.
 

@@ -38,11 +38,12 @@ from phi3v_data.tokens.family import TokenFamily
 from phi3v_data.tokens.registry import DEFAULT
 from phi3v_data.validate.badrow import load_row
 from phi3v_data.validate.batch import text_bytes
+from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import used_images
 from phi3v_data.validate.receipt import load_images
-from phi3v_data.validate.survey import Survey, paused_collector, report_repeats
+from phi3v_data.validate.survey import Survey, report_repeats
 from phi3v_data.writing.publish import REJECTS, REMOVED
 
 VERSION = "1"

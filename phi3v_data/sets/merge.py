@@ -21,8 +21,8 @@ from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, r
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
 from phi3v_data.splits import MAX_NAME_BYTES, canonical_split, is_split_name
 from phi3v_data.validate.badrow import load_row
+from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.images import used_images
-from phi3v_data.validate.survey import paused_collector
 from phi3v_data.writing.publish import REJECTS
 
 VERSION = "1"

@@ -22,8 +22,8 @@ from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
 from phi3v_data.sets.shares import MAX_LABELS, Splits, divide, note_few_rows, refuse_misfits
 from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
+from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.rowtypes import Row
-from phi3v_data.validate.survey import paused_collector
 from phi3v_data.writing.plan import group_point, parse_split_shares
 from phi3v_data.writing.publish import REJECTS
 

@@ -15,11 +15,12 @@ from phi3v_data.tokens.choose import choose_model, with_image_options
 from phi3v_data.tokens.family import TokenFamily
 from phi3v_data.validate import tokens
 from phi3v_data.validate.batch import text_bytes
+from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.repeats import report_repeated_samples
 from phi3v_data.validate.stats import collect_stats, histogram
-from phi3v_data.validate.survey import Survey, paused_collector
+from phi3v_data.validate.survey import Survey
 
 FORMAT = 1
 

@@ -13,6 +13,7 @@ from phi3v_data.tokens.choose import ChosenModel, choose_model, with_image_optio
 from phi3v_data.tokens.registry import family_version, get_family, load_families
 from phi3v_data.validate import receipt, tokens
 from phi3v_data.validate.batch import text_bytes
+from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.foreign import refuse_foreign
@@ -20,7 +21,7 @@ from phi3v_data.validate.images import report_orphans
 from phi3v_data.validate.layout import report_empty, report_labels, report_stale
 from phi3v_data.validate.rows import RowScan
 from phi3v_data.validate.stats import collect_stats
-from phi3v_data.validate.survey import Progress, Survey, paused_collector, report_repeats
+from phi3v_data.validate.survey import Progress, Survey, report_repeats
 
 
 def validate(

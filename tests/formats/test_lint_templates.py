@@ -46,11 +46,17 @@ def odd_text(random: Random) -> str:
     return "".join(random.choices(PIECES, k=random.randrange(5)))
 
 
+ODD_IDS = [0, -3, 10**17, 10**18, 10**25, 1.5, True, "7", "", None]
+
+
 def rows(random: Random, format_: str) -> list[dict[str, Any]]:
-    """Many rows of a few shapes, the texts of some of them odd."""
+    """Many rows of a few shapes, the texts of some of them odd; ids are texts, or numbers, or there are few."""
     result = []
+    kind = random.randrange(3)
     for number in range(80):
-        row: dict[str, Any] = {"id": f"r{number}"} if random.random() < 0.7 else {}
+        row: dict[str, Any] = {"id": f"r{number}" if kind else number * 7} if kind != 2 or number % 3 else {}
+        if random.random() < 0.1:
+            row["id"] = random.choice(ODD_IDS)
         images = number % 2
         odd = random.random() < 0.15
         user = odd_text(random) if odd else "<image>\n" * images + f"What is {number}?"
@@ -112,6 +118,62 @@ def test_rows_of_one_template_are_not_checked_one_by_one(tmp_path: Path, monkeyp
     report = lint_file(path, format="sharegpt")
     assert (report.summary.samples, report.summary.turns, report.ok) == (500, 500, True)
     assert len(calls) < 5
+
+
+def numbered(row_id: str, number: int, question: str = "What is it?") -> str:
+    """A line with an id as it is written."""
+    images = ["no.png"] if "<image>" in question else []
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": f"It is {number}."}]
+    rest = json.dumps({"conversations": turns, "images": images}, ensure_ascii=False)
+    return f'{{"id": {row_id}, {rest[1:]}\n'
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_rows_with_numbers_as_ids_are_not_checked_one_by_one(
+    is_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [numbered(str(number * 97), number) for number in range(300)]
+    if is_last:
+        lines = [json.dumps({**(row := json.loads(line)), "id": row.pop("id")}) + "\n" for line in lines]
+    lines[200] = lines[200].replace(str(200 * 97), str(150 * 97))
+    path.write_text("".join(lines))
+    calls: list[int] = []
+    check = templates.RowCheck.check
+    monkeypatch.setattr(templates.RowCheck, "check", lambda *args, **more: calls.append(1) or check(*args, **more))
+    found = [(item.code, item.line, item.message) for item in lint_file(path, format="sharegpt").problems]
+    assert found == [("duplicate-id", 201, "the id is also that of line 151")]
+    assert len(calls) < 5
+
+
+@pytest.mark.parametrize("row_id", ["012", "00", "1 2", "1a", "", "+1", "1.", "0x1", "9" * 30 + "a"])
+def test_an_id_that_json_has_not_is_seen_among_numbers(row_id: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    ids = [str(number) for number in range(40)]
+    ids[20] = row_id
+    path.write_text("".join(numbered(each, number) for number, each in enumerate(ids)))
+    assert [(item.code, item.line) for item in lint_file(path, format="sharegpt").problems] == [("json-syntax", 21)]
+
+
+def test_a_number_and_a_text_are_one_id_and_a_finding_about_an_image_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [numbered(str(number), number, "<image>What?") for number in range(40)]
+    path.write_text("".join([*lines, numbered('"7"', 40)]))
+    found = [(item.code, item.line, item.id) for item in lint_file(path, format="sharegpt").problems]
+    assert ("duplicate-id", 41, None) in found
+    assert [each for each in found if each[0] == "image-missing"] == [
+        ("image-missing", number + 1, str(number)) for number in range(40)
+    ]
+
+
+@pytest.mark.parametrize("text", [b"\xc3a\xa9", b"\xa9", b"\xc3", b"\xe4\xb8", b"\xed\xa0\xbd", b"\xc0\xaf"])
+@pytest.mark.parametrize("filler", ["a", "\u4e2d"])
+def test_bytes_that_are_not_utf8_are_seen_in_a_block(text: bytes, filler: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [numbered(str(number), number, filler * 40 + "\u00e9?").encode() for number in range(40)]
+    lines[20] = lines[20].replace(b"?", text + b"?", 1)
+    path.write_bytes(b"".join(lines))
+    assert [(item.code, item.line) for item in lint_file(path, format="sharegpt").problems] == [("invalid-utf8", 21)]
 
 
 ODD = {

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phi3v_data import jsonl
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.formats import json_array
 from phi3v_data.formats.json_array import ArrayReader
+from phi3v_data.formats.line_blocks import line_blocks
 from phi3v_data.formats.rows import RowPlace, read_rows
 
 BOM = b"\xef\xbb\xbf"
@@ -53,6 +55,36 @@ def test_elements_of_an_array_are_those_of_json_with_their_offsets_and_lines(
             assert element == element.strip()
             assert line == data[: block.offset + start].count(b"\n") + 1
     assert found == json.loads(data) == values
+
+
+class Forwards(io.BytesIO):
+    """A stream that cannot go back, as of a gzip file."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 49])
+@pytest.mark.parametrize("is_seekable", [True, False])
+def test_lines_are_found_at_any_size_of_blocks(size: int, is_seekable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 50)
+    lines = [b'{"a": 1}', b"", b'{"b": "\xc3\xa9"}', b"x" * 90, b" \t", b"1", b"y" * 51, b"z" * 50, b'{"last": 0}']
+    text = b"\n".join(lines)
+    for data in (text, text + b"\n", b"\n".join(lines[:4]), b"\n" + b"\n".join(lines[:4]) + b"\n"):
+        file = io.BytesIO(data) if is_seekable else Forwards(data)
+        found, faults = [], []
+        for block in line_blocks(file, size):
+            faults += [(line, fault.code) for line, fault in block.faults]
+            for start, end, line in zip(block.starts.tolist(), block.ends.tolist(), block.lines.tolist(), strict=True):
+                assert data[block.offset + start : block.offset + end] == block.data[start:end]
+                found.append((line, block.data[start:end]))
+        numbered = list(enumerate(data.removesuffix(b"\n").split(b"\n"), 1))
+        assert found == [(line, text) for line, text in numbered if text.strip() and len(text) <= 50]
+        assert faults == [
+            (line, "line-too-long" if text.strip() else "blank-line")
+            for line, text in numbered
+            if not text.strip() or len(text) > 50
+        ]
 
 
 BREAKS: dict[str, Callable[[str], str]] = {
