@@ -63,12 +63,12 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
     files = locate_base(config.model.model_name_or_path, weights=False)
     options = dict(config.model.image_options)
     files.family.image_budget(options)
-    tuned = None if options else files.tuned_num_crops
+    tuned, own = (None, None) if options else (files.tuned_num_crops, files.stored_num_crops)
     num_crops = options.pop("num_crops", None)
     for directory in config.data.data_dir:
         budget = num_crops
-        if tuned is not None:
-            budget, _ = resolve_num_crops(None, read_manifest(data_directory(directory)), tuned)
+        if tuned is not None or own is not None:
+            budget, _ = resolve_num_crops(None, read_manifest(data_directory(directory)), tuned, own)
         name = files.family.name
         require_valid(directory, num_crops=budget, image_options=options, model=name, progress=progress)
 

@@ -3,7 +3,7 @@
 | in the directory | used |
 | --- | --- |
 | the tuned image budget in preprocessor_config.json, written by a run | yes, see `sources.resolve_num_crops` |
-| the budget beside it, a released model's own | no |
+| the budget beside it, the processor's own | where neither an option nor dataset.json nor a run set one |
 | stop ids in generation_config.json | yes |
 | sampling, penalties, lengths in generation_config.json | no: answers are generated greedily |
 | dtype and attention in config.json | no: they follow from the machine and the options |

@@ -26,7 +26,7 @@ class Source:
     """One split of one directory.
 
     `num_crops` is the image budget, None for a model family without one. `num_crops_from` is its origin: option,
-    dataset.json, model (written into it by a run), default or none.
+    dataset.json, model (written into it by a run), processor (the model's own value), default or none.
     """
 
     split: Split
@@ -52,16 +52,18 @@ class Source:
         return self if num_crops is None else replace(self, num_crops=num_crops, num_crops_from="option")
 
     def with_model(self, files: ModelFiles, *, tuned_first: bool = False) -> "Source":
-        """The same with the image budget for a model: that of a tuned one where `resolve_num_crops` says so.
+        """The same with the image budget for a model: that of a tuned one, or its processor's, where
+        `resolve_num_crops` says so.
 
         Raises:
-            UserError: an option, or the tuned model, has a budget that the model family does not take.
+            UserError: the model has a budget that its family does not take.
         """
         if self.num_crops_from == "option":
             return self  # checked by the family's `image_budget`
         if files.family.budget is None:
             return replace(self, num_crops=None, num_crops_from="none")
-        budget, origin = resolve_num_crops(None, self.manifest, files.tuned_num_crops, tuned_first=tuned_first)
+        tuned, own = files.tuned_num_crops, files.stored_num_crops
+        budget, origin = resolve_num_crops(None, self.manifest, tuned, own, tuned_first=tuned_first)
         if origin == "default" and files.family.tokens.default_budget is not None:
             budget = files.family.tokens.default_budget
         return replace(self, num_crops=budget, num_crops_from=origin)
@@ -92,7 +94,12 @@ def unique_names(sources: Sequence[Source]) -> tuple[str, ...]:
 
 
 def resolve_num_crops(
-    option: int | None, manifest: Manifest | None, tuned: int | None = None, *, tuned_first: bool = False
+    option: int | None,
+    manifest: Manifest | None,
+    tuned: int | None = None,
+    own: int | None = None,
+    *,
+    tuned_first: bool = False,
 ) -> tuple[int, str]:
     """The tile budget and what set it.
 
@@ -100,12 +107,13 @@ def resolve_num_crops(
         option: of the command line, a config file or a recipe.
         manifest: the directory's `dataset.json`.
         tuned: what an earlier run wrote into the model.
+        own: what the model's processor has; the default of such a model.
         tuned_first: `tuned` goes before `dataset.json`: a tuned model is to be used as it was trained. When a run
             trains it further, `dataset.json` goes first.
     """
     suggested = manifest.num_crops if manifest is not None else None
     layers = [(suggested, "dataset.json"), (tuned, "model")]
-    for value, origin in [(option, "option"), *(reversed(layers) if tuned_first else layers)]:
+    for value, origin in [(option, "option"), *(reversed(layers) if tuned_first else layers), (own, "processor")]:
         if value is not None:
             return value, origin
     return DEFAULT_NUM_CROPS, "default"

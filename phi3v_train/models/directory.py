@@ -84,23 +84,29 @@ class ModelFiles:
         Raises:
             UserError: the value is not a budget of the family.
         """
-        budget = self.family.budget
-        value: Any = self.preprocessor_config().get(budget.tuned) if budget is not None else None
-        if budget is not None and value is not None:
-            try:
-                self.family.tokens.check_budget(value)
-            except ValueError as error:
-                raise UserError(
-                    f"{self.processor_directory}/{self.image_processor_file}: {budget.tuned} is wrong: {error}"
-                ) from None
-        return None if value is None else int(value)
+        return self._budget(self.family.budget.tuned) if self.family.budget is not None else None
 
     @property
     def stored_num_crops(self) -> int | None:
-        """Image budget in the image processor's file, as AutoProcessor takes it; None for a tiny model."""
-        budget = self.family.budget
-        value: int | None = self.preprocessor_config().get(budget.name) if budget is not None else None
-        return value
+        """Image budget in the image processor's file, as AutoProcessor takes it; None for a tiny model.
+
+        Raises:
+            UserError: the value is not a budget of the family.
+        """
+        return self._budget(self.family.budget.name) if self.family.budget is not None else None
+
+    def _budget(self, name: str) -> int | None:
+        """An image budget in the image processor's file, checked."""
+        value: Any = self.preprocessor_config().get(name)
+        if value is None:
+            return None
+        try:
+            self.family.tokens.check_budget(value)
+        except ValueError as error:
+            raise UserError(
+                f"{self.processor_directory}/{self.image_processor_file}: {name} is wrong: {error}"
+            ) from None
+        return int(value)
 
 
 def tiny_name(family: ModelFamily) -> str:

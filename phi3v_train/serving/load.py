@@ -34,8 +34,8 @@ def load(config: ModelConfig, *, base: str | None = None, max_batch: int = 8, ma
     family = files.family
     budget = family.image_budget(options)
     if budget is None and family.budget is not None:
-        default = family.tokens.default_budget
-        budget = files.tuned_num_crops or (DEFAULT_NUM_CROPS if default is None else default)
+        default = family.tokens.default_budget or DEFAULT_NUM_CROPS
+        budget = files.tuned_num_crops or files.stored_num_crops or default
     compute = choose_compute(config)
     processor = load_processor(files, budget=budget, options=options)
     notes = model_notes(files, processor, [], compute=compute)

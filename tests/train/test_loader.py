@@ -261,6 +261,9 @@ def test_no_worker_outlives_a_killed_run(directories, tmp_path):
 def test_num_crops_comes_from_option_then_manifest_then_default(tmp_path):
     directory = mixed_directory(tmp_path / "d", 3)
     assert resolve_num_crops(None, None) == (16, "default")
+    assert resolve_num_crops(None, None, None, 4) == (4, "processor")
+    assert resolve_num_crops(None, None, 1, 4) == (1, "model")
+    assert resolve_num_crops(2, None, 1, 4) == (2, "option")
     assert open_source(directory, "train").num_crops == 16
     write_manifest(directory, num_crops=4)
     source = open_source(directory, "train")

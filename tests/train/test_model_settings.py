@@ -135,7 +135,7 @@ def test_predict_and_inspect_take_the_models_tile_budget(
     assert json.loads((tmp_path / "p" / "evaluation.json").read_text())["data"]["num_crops"] == 1
 
 
-def test_run_takes_dataset_json_before_the_model_and_the_model_before_16(
+def test_run_takes_dataset_json_before_the_model_and_the_model_before_the_default(
     call: Call, data_dir: Path, tuned: Path, tmp_path: Path
 ) -> None:
     model = str(tuned / "model")
@@ -161,18 +161,30 @@ def released(folder: Path, **preprocessor: Any) -> Path:
     return folder
 
 
-def test_a_released_models_own_budget_is_printed_and_not_used(call: Call, data_dir: Path, tmp_path: Path) -> None:
+def test_a_released_models_own_budget_is_the_default(call: Call, data_dir: Path, tmp_path: Path) -> None:
     model = released(tmp_path / "phi35", num_crops=4)
-    plan = train(call, data_dir, tmp_path / "o", "--dry_run", model_name_or_path=str(model))
-    sentence = (
-        f"num_crops is 16 for {data_dir} (default); preprocessor_config.json of {model} says 4, which is not used"
-    )
-    assert f"note     {sentence}\n" in plan
+    plan = train(call, data_dir, tmp_path / "o", "--dry_run", model_name_or_path=str(model), skip_validation=False)
+    assert "4 rows, num_crops 4 (processor)\n" in plan
+    assert "setting  num_crops 4 (processor)\n" in plan
+    assert "num_crops is" not in plan
     _, errors = evaluate(call, data_dir, model, tmp_path / "e", "--eval_limit", 1)
-    assert f"note: {sentence}\n" in errors
+    assert "num_crops" not in errors
+    assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["data"]["num_crops"] == 4
     code, out, errors = call("inspect", data_dir, "--model_name_or_path", model, "--json")
-    assert (code, json.loads(out)["num_crops"]) == (0, 16)
-    assert f"note: {sentence}\n" in errors
+    view = json.loads(out)
+    assert (code, view["num_crops"], view["num_crops_from"], errors) == (0, 4, "processor", "")
+
+
+def test_option_and_dataset_json_override_a_released_models_own_budget(
+    call: Call, data_dir: Path, tmp_path: Path
+) -> None:
+    model = released(tmp_path / "phi35", num_crops=4)
+    plan = train(call, data_dir, tmp_path / "a", "--dry_run", model_name_or_path=str(model), num_crops=2)
+    unused = f"preprocessor_config.json of {model} says 4, which is not used"
+    assert f"note     num_crops is 2 for {data_dir} (option); {unused}\n" in plan
+    complete = suggest(data_dir, tmp_path / "nine", 9)
+    plan = train(call, complete, tmp_path / "b", "--dry_run", model_name_or_path=str(model))
+    assert f"note     num_crops is 9 for {complete} (dataset.json); {unused}\n" in plan
 
 
 def test_adapters_and_merged_models_carry_the_budget(call: Call, data_dir: Path, tmp_path: Path) -> None:
@@ -196,7 +208,7 @@ def test_a_wrong_budget_in_a_model_is_one_sentence(call: Call, data_dir: Path, t
     assert errors.count("\n") == 1
     code, _, errors = call("inspect", data_dir, "--model_name_or_path", released(tmp_path / "n", num_crops=value))
     assert code == 2
-    assert errors.startswith(f"error: {tmp_path / 'n'}: the processor's files cannot be used: num_crops must be")
+    assert errors.startswith(f"error: {tmp_path / 'n'}/preprocessor_config.json: num_crops is wrong: num_crops must be")
 
 
 def test_every_other_setting_that_differs_is_printed(call: Call, data_dir: Path, tmp_path: Path) -> None:
