@@ -5,10 +5,10 @@ flattened to one row of real tokens, (1, t), and attention runs sample by sample
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -209,25 +209,30 @@ def _one_by_one(
     weights: list[Tensor] | None,
 ) -> Tensor:
     """Call `attend` once per sample; a sample of one token gets its own value."""
-    pieces, begin, pending = [], 0, 0
+    pieces = []
     groups = query.shape[1] // key.shape[1]
-    for length in (*lengths, 0):
-        if length == 1 and weights is None:
-            pending += 1
+    runs = list(_runs(lengths, weights is None))
+    # One split: the gradient of a slice would fill a tensor as large as the whole row, for each sample.
+    parts = zip(*(tensor.split([count for count, _ in runs], dim=2) for tensor in (query, key, value)), strict=True)
+    for (length, single), (queries, keys, values) in zip(runs, parts, strict=True):
+        if single:
+            pieces.append(repeat_heads(values, groups).transpose(1, 2))
             continue
-        if pending:
-            alone = repeat_heads(value[:, :, begin : begin + pending], groups)
-            pieces.append(alone.transpose(1, 2))
-            begin, pending = begin + pending, 0
-        if length:
-            parts = (tensor[:, :, begin : begin + length] for tensor in (query, key, value))
-            mask = causal_mask(length, query) if implementation == "eager" else None
-            mixed, seen = attend(module, *parts, mask, dropout=dropout, scaling=scaling)
-            pieces.append(mixed)
-            if weights is not None:
-                weights.append(seen)
-            begin += length
+        mask = causal_mask(length, query) if implementation == "eager" else None
+        mixed, seen = attend(module, queries, keys, values, mask, dropout=dropout, scaling=scaling)
+        pieces.append(mixed)
+        if weights is not None:
+            weights.append(seen)
     return torch.cat(pieces, dim=1)
+
+
+def _runs(lengths: Sequence[int], join: bool) -> Iterator[tuple[int, bool]]:
+    """Tokens of each sample and False; with `join`, those of neighbouring samples of one token, and True."""
+    for single, group in groupby(lengths, lambda length: join and length == 1):
+        if single:
+            yield sum(group), True
+        else:
+            yield from ((length, False) for length in group if length)
 
 
 def causal_mask(length: int, like: Tensor) -> Tensor:

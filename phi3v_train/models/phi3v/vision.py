@@ -8,6 +8,7 @@ of tiles row by row, with `sub_GN` after each row of tokens, then `glb_GN`, then
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -112,8 +113,12 @@ def match_images(
     samples = torch.bucketize(positions, starts, right=True) - 1
     # Within a run positions increase by one, so their difference to a simple count is constant.
     offsets = positions - torch.arange(len(positions))
-    runs, counts = torch.unique_consecutive(torch.stack((samples, -ids, offsets)), dim=1, return_counts=True)
-    found = [(sample, tag) for sample, tag, _ in runs.T.tolist()]
+    keys = torch.stack((samples, -ids, offsets))
+    # `torch.unique_consecutive` with a dimension compares column by column in a loop.
+    changed = (keys[:, 1:] != keys[:, :-1]).any(dim=0).nonzero().flatten() + 1
+    bounds = [0, *changed.tolist(), keys.shape[1]]
+    counts = [end - begin for begin, end in pairwise(bounds)] if len(ids) else []
+    found = [(sample, tag) for sample, tag, _ in keys[:, bounds[: len(counts)]].T.tolist()]
     tags: dict[int, set[int]] = {}
     for sample, tag in found:
         tags.setdefault(sample, set()).add(tag)
@@ -132,7 +137,7 @@ def match_images(
             "needs its image, and every image its tag"
         )
     order = []
-    for (sample, tag), count in zip(found, counts.tolist(), strict=True):
+    for (sample, tag), count in zip(found, counts, strict=True):
         image = images[sample, tag]
         height, width = image_sizes[image]
         expected = grid_num_tokens(height // TILE_SIZE, width // TILE_SIZE)
