@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn import functional
 
 from phi3v_data.tokens.family import ImageShapeError
 from phi3v_data.tokens.phi3v_geometry import crop_geometry
@@ -21,6 +22,7 @@ from phi3v_train.models.phi3v.tiles import (
     CLIP_MEAN,
     CLIP_STD,
     drop_padding,
+    normalise,
     num_tiles,
     pad_tiles,
     split_canvases,
@@ -84,6 +86,15 @@ def test_canvases_become_the_same_bits(num_crops: int) -> None:
         alone = processor(golden_image(name), return_canvas=True)
         assert torch.equal(alone["image_sizes"][0], size)
         assert torch.equal(pad_tiles(tiles_from_canvases(**only_canvases(alone)), size[None], num_crops + 1)[0], row)
+
+
+def test_the_global_view_of_a_single_tile_is_the_tile() -> None:
+    """As the original's interpolation gives it, which is not computed for this size."""
+    canvas = Phi3VImageProcessor(num_crops=1)(noise(200, 200), return_canvas=True)
+    whole = normalise(canvas["canvases"].view(1, 336, 336, 3))
+    expected = functional.interpolate(whole, size=(336, 336), mode="bicubic", align_corners=False)
+    tiles = tiles_from_canvases(**only_canvases(canvas))
+    assert torch.equal(tiles, torch.cat((expected, whole)))
 
 
 def only_canvases(features: Any) -> dict[str, torch.Tensor]:
