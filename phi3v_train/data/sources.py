@@ -52,8 +52,7 @@ class Source:
         return self if num_crops is None else replace(self, num_crops=num_crops, num_crops_from="option")
 
     def with_model(self, files: ModelFiles, *, tuned_first: bool = False) -> "Source":
-        """The same with the image budget for a model: that of a tuned one, or its processor's, where
-        `resolve_num_crops` says so.
+        """The same with the image budget for a model, its own where `resolve_num_crops` says so.
 
         Raises:
             UserError: the model has a budget that its family does not take.

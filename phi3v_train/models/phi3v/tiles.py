@@ -124,8 +124,8 @@ def channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
 def global_view(normalised: Tensor) -> Tensor:
     """(k, 3, H, W) -> (k, 3, 336, 336): the whole image, without its aspect ratio, bicubic without antialiasing.
 
-    It is computed from the normalised values, because bicubic interpolation exceeds the range of a byte. A canvas of one
-    tile is its own global view: at the same size interpolation gives each value back exactly.
+    It is computed from the normalised values, because bicubic interpolation exceeds the range of a byte. A canvas of
+    one tile is its own global view: at the same size interpolation gives each value back exactly.
     """
     if normalised.shape[-2:] == (TILE_SIZE, TILE_SIZE):
         return normalised
