@@ -213,7 +213,9 @@ def _one_by_one(
     groups = query.shape[1] // key.shape[1]
     runs = list(_runs(lengths, weights is None))
     # One split: the gradient of a slice would fill a tensor as large as the whole row, for each sample.
-    parts = zip(*(tensor.split([count for count, _ in runs], dim=2) for tensor in (query, key, value)), strict=True)
+    parts = zip(
+        *(torch.split(tensor, [count for count, _ in runs], dim=2) for tensor in (query, key, value)), strict=True
+    )
     for (length, single), (queries, keys, values) in zip(runs, parts, strict=True):
         if single:
             pieces.append(repeat_heads(values, groups).transpose(1, 2))
