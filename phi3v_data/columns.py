@@ -2,9 +2,9 @@
 
     magic, 8 bytes | checksum of all that follows, 8 | length of the header, 8 | header, JSON | columns
 
-Numbers are in native byte order. The content can always be recomputed, so a file that is damaged, of another version,
-too large, or reached through a link is not used. If the directory came from someone else, so did the file:
-readers compare its content with the actual files before they use it.
+The three numbers are little-endian, the columns as their writer has them. The content can always be recomputed, so a
+file that is damaged, of another version, too large, or reached through a link is not used. If the directory came from
+someone else, so did the file: readers compare its content with the actual files before they use it.
 """
 
 import json
@@ -20,7 +20,7 @@ import xxhash
 
 from phi3v_data.files import write_whole
 
-_PREFIX = struct.Struct("=8sQQ")
+_PREFIX = struct.Struct("<8sQQ")
 _MAX_HEADER = 64 << 20
 _PIECE = 1 << 24  # checked at a time, so that signals are handled
 
@@ -54,13 +54,13 @@ def write_columns(path: Path, magic: bytes, header: Any, columns: Sequence[Any])
     text = json.dumps(header, allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
     views = [memoryview(column).cast("B") if len(column) else memoryview(b"") for column in columns]
-    length = struct.pack("=Q", len(text))
+    length = struct.pack("<Q", len(text))
     hasher = xxhash.xxh3_64()
     hasher.update(length + text)
     for view in views:
         hasher.update(view)
     with write_whole(path) as file:
-        file.write(magic + struct.pack("=Q", hasher.intdigest()) + length + text)
+        file.write(magic + struct.pack("<Q", hasher.intdigest()) + length + text)
         for view in views:
             file.write(view)
 

@@ -15,6 +15,7 @@ from phi3v_data.earlier_run import already_complete, has_digests, interrupted, r
 from phi3v_data.errors import UserError
 from phi3v_data.planned import (
     all_notes,
+    check_images_free,
     converter_info,
     describe,
     done_before,
@@ -109,6 +110,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     saved = interrupted(request, output, identity, planned)
     warnings += starts_over(saved)
     done = done_before(request, output, prepared, saved)
+    check_images_free(output, request)
     for split in plan.counts:
         check_free(output, file_name(info.name, split))
     resumed = sum(part.count for part in plan.parts if part.index in done)
@@ -131,7 +133,9 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
         return ConvertResult(request.out_dir, manifest, already_complete=True)
     roots = source.roots(journal.source)
     hidden = hidden_roots(request, source, journal)
-    settings = RowSettings(info.name, info.num_crops, request.plain, frozenset(), hidden, request.unlabelled)
+    settings = RowSettings(
+        info.name, info.num_crops, request.plain, frozenset(), hidden, request.unlabelled, request.store
+    )
     used = UsedPaths()
 
     def draw() -> Iterator[Drawn]:
@@ -152,6 +156,7 @@ def _convert_generator(request: Request, output: Output) -> ConvertResult:
                 raise
             journal.start(identity, overwrite=True)
             drafts, part, resumed = draw(), 0, 0
+    check_images_free(output, request)
     splits: set[str] = set()
     while batch := list(islice(drafts, part_size(None))):
         writer = PartWriter(journal, part, settings, journal.run / "scratch")

@@ -30,6 +30,8 @@ def run_identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan
     }
     if request.name:
         identity["name"] = request.name
+    if request.store != "files":
+        identity["store"] = request.store
     if digest := own_file_digest(request.cls):
         identity["converter_file"] = digest
     if plan is not None:
@@ -52,6 +54,12 @@ def already_complete(
         return None
     new = _as_old(identity, saved.identity)
     if changed := differences(_settings(saved.identity), _settings(new)):
+        if _settings(saved.identity) == _settings(new) | {"store": _store(saved.identity)}:
+            raise UserError(
+                f"{request.out_dir} was converted with --store {_store(saved.identity)}: `phi3v-data store "
+                f"{request.out_dir} OUT --store {request.store}` makes the other kind of it without converting again; "
+                "--overwrite converts again"
+            )
         raise UserError(
             f"{request.out_dir} was converted with other settings: {join_words(changed)}; --overwrite replaces it, "
             "or choose another --out_dir"
@@ -70,7 +78,13 @@ _FROM_SOURCE = ("items", "plan", "content")
 
 def _settings(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without the parts that depend on the source."""
-    return {key: value for key, value in identity.items() if key not in _FROM_SOURCE}
+    settings = {key: value for key, value in identity.items() if key not in _FROM_SOURCE}
+    return settings | {"store": _store(identity)}
+
+
+def _store(identity: Mapping[str, Any]) -> Any:
+    """How a run stores images; the identity names it only if it is not the default."""
+    return identity.get("store", "files")
 
 
 def _source_changes(

@@ -24,6 +24,9 @@ from phi3v_data.messages import shown
 from phi3v_data.mounts import UNSUPPORTED
 from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 
+SHARDS = "shards"
+"""Folder of DIR that has the images in tar files, if they are not files of their own."""
+
 HIDDEN = ".phi3v"
 """Folder in DIR for its journal, the validator's receipt and the index."""
 

@@ -16,6 +16,7 @@ from phi3v_data.engine.base import WorkerDiedError
 from phi3v_data.engine.make_engine import make_engine
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
+from phi3v_data.files import SHARDS
 from phi3v_data.messages import shown
 from phi3v_data.metric_names import unknown_metric
 from phi3v_data.registry import reference, source_file
@@ -27,7 +28,7 @@ from phi3v_data.sources.source import Source
 from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, is_split_name
 from phi3v_data.user_code import describe_error
 from phi3v_data.writing.journal import Begun, Journal
-from phi3v_data.writing.output import Output
+from phi3v_data.writing.output import Output, check_free
 from phi3v_data.writing.parts import DISK_ERRORS, ConvertWork, Job, PartCounts, describe_death
 from phi3v_data.writing.plan import Part, Plan, spool_plan
 from phi3v_data.writing.request import Request
@@ -118,7 +119,9 @@ def run_parts(
             "notebook; move it to a file, or pass workers=0 to convert in this process"
         )
     plan, info = prepared.plan, prepared.info
-    settings = RowSettings(info.name, info.num_crops, request.plain, prepared.unlabelled, prepared.hidden)
+    settings = RowSettings(
+        info.name, info.num_crops, request.plain, prepared.unlabelled, prepared.hidden, store=request.store
+    )
     job = Job(journal, plan.folder, ref, pickle.dumps(request.options) if ref else b"", settings, prepared.roots)
     here = (request.cls(), request.options) if request.workers == 0 else None
     finished = done
@@ -137,6 +140,16 @@ def run_parts(
             converted.append((part, counts))
             finished += part.count
     return converted
+
+
+def check_images_free(output: Output, request: Request) -> None:
+    """Refuse to replace a folder `shards/` that is not part of the set being overwritten.
+
+    Raises:
+        UserError: there is one, and this run makes its own.
+    """
+    if request.store == "shards":
+        check_free(output, SHARDS)
 
 
 def refuse_in_worker(call: str) -> None:

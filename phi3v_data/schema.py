@@ -227,7 +227,9 @@ class Manifest(StrictModel):
     """`dataset.json`: written last, so that its presence means that the directory is complete."""
 
     format: Literal[1, 2] = Field(
-        1, description="2 if a row has a rejected answer, tools or calls of tools; readers of format 1 refuse it."
+        1,
+        description="2 if a row has a rejected answer, tools or calls of tools, or if images are in shards; readers of "
+        "format 1 refuse it.",
     )
     name: SetName
     task: Task

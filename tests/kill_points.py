@@ -1,10 +1,11 @@
 """Kill a conversion at each of its file operations, one after the other, and resume it: run by test_convert_kill.py.
 
-    python kill_points.py SOURCE WORK_DIR fresh|overwrite
+    python kill_points.py SOURCE WORK_DIR fresh|overwrite|shards
 
 Every attempt is a process of its own that ends itself with SIGKILL right before its n-th file operation. After each
 kill readers must find the directory as before, complete, or refuse it (half_published.py); the same call must then end
 with the bytes of an undisturbed run. Prints the number of kill points.
+With `shards` a set of files is overwritten by one of shards.
 """
 
 import shutil
@@ -18,6 +19,7 @@ from toy_converter import Toy, tree
 
 import phi3v_data
 from phi3v_data import conversion  # noqa: F401 - loaded once, before the forks
+from phi3v_data.media import store_writer  # noqa: F401 - as above
 from phi3v_data.writing import images  # noqa: F401 - as above
 
 
@@ -30,7 +32,8 @@ def main(source: Path, work: Path, mode: str) -> None:
             source,
             out,
             workers=0,
-            overwrite=mode == "overwrite",
+            overwrite=mode != "fresh",
+            store="shards" if mode == "shards" else "files",
             options={"suffix": "!"},
             split="train=0.5,dev=0.5",
         )
@@ -41,7 +44,7 @@ def main(source: Path, work: Path, mode: str) -> None:
     assert in_child(new) == 0
     wanted = tree(out, hidden=True)
     before: dict[str, str] = {}
-    if mode == "overwrite":
+    if mode != "fresh":
         shutil.rmtree(out)
         assert in_child(old) == 0
         before = tree(out)

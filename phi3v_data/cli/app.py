@@ -19,6 +19,7 @@ COMMANDS = {
     "clean": CommandSpec("phi3v_data.cli.clean:clean", "Copy the valid rows of a set; list what was left out."),
     "split": CommandSpec("phi3v_data.cli.split:split", "Divide a set into splits without leaks."),
     "merge": CommandSpec("phi3v_data.cli.merge:merge", "Join several sets into one."),
+    "store": CommandSpec("phi3v_data.cli.store:store", "Copy a set with its images as files, or in shards."),
     "export": CommandSpec("phi3v_data.cli.export:export", "Write a set in the format of another tool."),
     "converters": CommandSpec("phi3v_data.cli.converters:converters", "List the converters and their options."),
 }

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import Images, ImagesName, Overwrite, finish
+from phi3v_data.cli.sets import Images, ImagesName, Overwrite, Store, StoreChoice, finish
 from phi3v_data.errors import UserError
 
 
@@ -22,6 +22,7 @@ def merge(
         str, typer.Option(metavar="NAME", help="Name of the new set. Default: the names of the sets joined by -.")
     ] = "",
     images: Images = ImagesName.link,
+    store: Store = StoreChoice.files,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -40,6 +41,12 @@ def merge(
         raise UserError("merge needs at least two folders: the sets to read, then OUT, the folder of the new set")
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         result = merge_sets(
-            sources, out_dir, name=name, images=ImageMode(images.value), overwrite=overwrite, progress=progress
+            sources,
+            out_dir,
+            name=name,
+            images=ImageMode(images.value),
+            store=store.value,
+            overwrite=overwrite,
+            progress=progress,
         )
     finish(out_dir, result, quiet=quiet)

@@ -20,6 +20,13 @@ class ImagesName(StrEnum):
     copy = "copy"
 
 
+class StoreChoice(StrEnum):
+    """Whether images are files of their own, or are in tar shards."""
+
+    files = "files"
+    shards = "shards"
+
+
 class LevelName(StrEnum):
     """Depth of the checks on images: headers only, or all pixels."""
 
@@ -37,6 +44,9 @@ class ByName(StrEnum):
 
 Images: TypeAlias = Annotated[
     ImagesName, typer.Option(help="Hard-link the images of DIR (copy them if links are not possible), or copy them.")
+]
+Store: TypeAlias = Annotated[
+    StoreChoice, typer.Option(help="One file per image, or tar shards, for millions of images.")
 ]
 Overwrite: TypeAlias = Annotated[
     bool, typer.Option("--overwrite", help="Replace the set in OUT; the old one is kept until the new one is complete.")

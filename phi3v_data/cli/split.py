@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import ByName, Images, ImagesName, LevelName, Overwrite, Workers, finish
+from phi3v_data.cli.sets import ByName, Images, ImagesName, LevelName, Overwrite, Store, StoreChoice, Workers, finish
 
 
 @command_info(
@@ -31,6 +31,7 @@ def split(
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed; another one gives another division.")] = 0,
     images: Images = ImagesName.link,
+    store: Store = StoreChoice.files,
     level: Annotated[LevelName, typer.Option(help="full: compare images by pixels; quick: by paths.")] = LevelName.full,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -57,6 +58,7 @@ def split(
             stratify=stratify,
             seed=seed,
             images=ImageMode(images.value),
+            store=store.value,
             pixels=level.value == "full",
             overwrite=overwrite,
             workers=num_workers(workers),

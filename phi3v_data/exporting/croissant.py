@@ -77,6 +77,11 @@ def write_croissant(directory: str | Path, path: str | Path, *, overwrite: bool 
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists; --overwrite replaces it")
     dataset = Dataset(directory)
+    if (dataset.directory / "images").is_file():
+        raise UserError(
+            f"{directory}: croissant describes image files, and these images are in shards; describe a copy made with "
+            f"`phi3v-data store {directory} OUT --store files`"
+        )
     write_json(target, describe(dataset, target.parent))
     return sum(len(dataset[split]) for split in dataset)
 

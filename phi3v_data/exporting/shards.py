@@ -1,6 +1,5 @@
 """WebDataset shards: tar files in which the members of a sample have one key and follow each other."""
 
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from phi3v_data.exporting.exporter import Exporter, Part
 from phi3v_data.exporting.images import Images
 from phi3v_data.files import write_text
 from phi3v_data.media.images import identify_readable
+from phi3v_data.media.tar_member import END_MARK, tar_member
 from phi3v_data.schema import Sample
 from phi3v_data.suffixes import STORED_IMAGES
 
@@ -47,9 +47,9 @@ class WebDatasetFiles(Exporter):
                     }
                 text = self.row_json(sample, row)
                 for field, data in (("json", text), *members):
-                    file.write(_member(f"{key}.{field}", data))
+                    file.write(tar_member(f"{key}.{field}", data))
                 num_images += len(names)
-            file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end mark
+            file.write(END_MARK)
         return num_images
 
     def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
@@ -84,10 +84,6 @@ class EnergonFiles(WebDatasetFiles):
         return (f"Energon needs an index: energon prepare PATH --non-interactive --skip-dataset-yaml {shards}",)
 
 
-_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-_CHECKSUM = sum(_HEADER[100:124]) + sum(_HEADER[135:148]) + 8 * ord(" ") + sum(_HEADER[156:])
-"""Checksum of a header without name and size."""
-
 DATASET_YAML = """__module__: megatron.energon
 __class__: CrudeWebdataset
 """
@@ -121,25 +117,6 @@ def cook(sample: dict[str, Any]) -> ChatSample:
         images=[sample[name] for name in row["images"]],
     )
 '''
-
-
-def _member(name: str, data: bytes) -> bytes:
-    """A member of a tar file, the same in every run: without time and owner.
-
-    Only name, size and checksum differ between headers; `tarfile` makes each from scratch, which takes longer than the
-    rest of a row, and keeps an object for each member of an open file.
-    """
-    encoded, size = name.encode(), b"%011o" % len(data)
-    if len(encoded) > 100 or len(size) > 11:
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        header = info.tobuf(tarfile.USTAR_FORMAT)
-    else:
-        checksum = b"%06o\0 " % (_CHECKSUM + sum(encoded) + sum(size))
-        header = b"".join(
-            (encoded.ljust(100, b"\0"), _HEADER[100:124], size, _HEADER[135:148], checksum, _HEADER[156:])
-        )
-    return header + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def _energon_split(split: str) -> str:

@@ -113,8 +113,7 @@ def file_size(path: Path) -> int:
         return path.stat().st_size
     except NotADirectoryError:
         pack, entry = packed.find_packed(path)
-        size = int(pack.sizes[entry])
-        return size * 3 // 4 if pack.is_base64[entry] else size
+        return pack.file_size(entry)
 
 
 def refusal(error: OSError) -> str:

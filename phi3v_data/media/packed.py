@@ -2,8 +2,9 @@
 
 In a directory with packed images, `DIR/images` is not a folder but an index, and `DIR/images/NAME` is the path of a
 packed image as of any other. `images.read_image_file` reads both, so nothing else has to know the difference. The index
-names the files ("shards") with the state they had when it was made: size, times, inode. Of a shard in another state
-nothing is read, so that an index that came along with a downloaded directory can refer to no file of this machine.
+of an export names the files ("shards") with the state they had when it was made: size, times, inode. Of a shard in
+another state nothing is read, so that an index that came along with a downloaded directory can refer to no file of this
+machine. A directory with shards of its own has another index, which is copied with it: `stored.py`.
 
     read_packed(path)      the bytes of a packed image
     find_packed(path)      the index that it is in, and its entry
@@ -15,49 +16,29 @@ import binascii
 import errno
 import os
 import stat
-import weakref
 from base64 import b64decode
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-import xxhash
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
-from phi3v_data.media.formats import LIMITS, TooLargeImageError, UnreadableImageError
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.pack import Pack, ShardState, hash_of_name, is_regular, order_of_names
+from phi3v_data.media.stored import StoredPack
 
-Ints: TypeAlias = npt.NDArray[np.int64]
 Kind: TypeAlias = Literal["tar", "parquet"]
 
 _MAGIC = b"phi3vpk2"
 _MAX_INDEX = 1 << 36
 _COLUMNS = ("ends", "shards", "offsets", "sizes", "is_base64", "hashes", "order")
-_OPEN_SHARDS = 32
 _GROUP, _ROW = 1 << 40, 1 << 12
 """Multipliers of row group and row in the offset of a parquet cell; the rest is the number of the image in the cell."""
 
 MAX_IMAGES_PER_CELL = _ROW
-
-
-@dataclass(frozen=True, slots=True)
-class ShardState:
-    """State of a shard: if it differs, the shard was changed or replaced."""
-
-    size: int
-    mtime: int  # ns
-    ctime: int  # ns
-    inode: int
-
-    @classmethod
-    def of(cls, found: os.stat_result) -> "ShardState":
-        """The state of a file, from its `stat`."""
-        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +52,16 @@ class PackedImage:
     is_base64: bool = False  # they are the base64 text of the image
 
 
-class RepeatedNameError(ValueError):
-    """Two images of one index have the same name."""
-
-
 def cell_offset(group: int, row: int, number: int) -> int:
     """The offset of image `number` of a row's cell, `row` counted within its row group."""
     return group * _GROUP + row * _ROW + number
 
 
-class Pack:
-    """An index, memory-mapped, and the shards that it refers to."""
+class ExportPack(Pack):
+    """The index of an export's shards."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path)
         try:
             found = read_columns(path, _MAGIC, _MAX_INDEX)
         except DamagedFileError:
@@ -91,51 +69,29 @@ class Pack:
         if found is None:
             raise NotADirectoryError(errno.ENOTDIR, "is neither a folder nor an index of packed images", str(path))
         header, body = found
-        self.path = path
         self.kind: Kind = header["kind"]
         self.column: str = header["column"]
         self.root = Path(header["root"])
-        self.shards: list[str] = header["shards"]
-        self.states = [ShardState(*values) for values in header["states"]]
+        self.shards = header["shards"]
+        self._states = [ShardState(*values) for values in header["states"]]
         count = header["count"]
         columns = [np.frombuffer(body, np.int64, count, 8 * count * number) for number in range(len(_COLUMNS))]
         self.ends, self.shard_of, self.offsets, self.sizes, self.is_base64, self._hashes, self._order = columns
         self.blob = body[8 * count * len(_COLUMNS) :]
-        self._files: dict[int, IO[bytes]] = {}
         self._group: tuple[tuple[int, int], Any] = ((-1, -1), ())
-        weakref.finalize(self, _close_all, self._files)
 
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def name(self, entry: int) -> str:
-        """Name of an entry."""
-        return _name(self.blob, self.ends, entry)
-
-    def find(self, name: str) -> int:
-        """The entry of a name; -1 if there is none."""
-        value = _hash(name)
-        place = bisect_left(self._hashes, value)
-        while place < len(self) and self._hashes[place] == value:
-            entry = int(self._order[place])
-            if self.name(entry) == name:
-                return entry
-            place += 1
-        return -1
-
-    def read(self, entry: int) -> bytes:
-        """The bytes of an entry.
-
-        Raises:
-            TooLargeImageError: more than `LIMITS.file_bytes`.
-            UnreadableImageError: the text of an image is not base64.
-            OSError: the shard cannot be read, or was changed since the index was made.
-        """
+    def file_size(self, entry: int) -> int:
+        """Bytes of an image; of base64 text, up to two more."""
         size = int(self.sizes[entry])
-        if size > LIMITS.file_bytes:
-            raise TooLargeImageError(f"has {size:,} bytes, over the limit of {LIMITS.file_bytes:,}")
+        return size * 3 // 4 if self.is_base64[entry] else size
+
+    def states(self) -> list[ShardState | None]:
+        """The states in which the shards must be."""
+        return list(self._states)
+
+    def _read(self, entry: int, size: int) -> bytes:
         shard, offset = int(self.shard_of[entry]), int(self.offsets[entry])
-        data = self._from_tar(shard, offset, size) if self.kind == "tar" else self._from_parquet(shard, offset)
+        data = self._pread(shard, offset, size) if self.kind == "tar" else self._from_parquet(shard, offset)
         if len(data) != size:
             raise _stale(self.root / self.shards[shard])
         if not self.is_base64[entry]:
@@ -149,28 +105,10 @@ class Pack:
         path = self.root / self.shards[shard]
         file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115 - the caller keeps or closes it
         found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or ShardState.of(found) != self.states[shard]:
+        if not is_regular(found) or ShardState.of(found) != self._states[shard]:
             file.close()
             raise _stale(path)
         return file
-
-    @contextmanager
-    def _shard(self, shard: int) -> Iterator[IO[bytes]]:
-        """An open shard; the first ones stay open."""
-        if shard in self._files:
-            yield self._files[shard]
-            return
-        file = self._opened(shard)
-        if len(self._files) < _OPEN_SHARDS:
-            file = self._files.setdefault(shard, file)
-            yield file
-            return
-        with file:
-            yield file
-
-    def _from_tar(self, shard: int, offset: int, size: int) -> bytes:
-        with self._shard(shard) as file:
-            return os.pread(file.fileno(), size, offset)
 
     def _from_parquet(self, shard: int, offset: int) -> bytes:
         group, rest = divmod(offset, _GROUP)
@@ -190,11 +128,6 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def _close_all(files: dict[int, IO[bytes]]) -> None:
-    while files:
-        files.popitem()[1].close()
-
-
 def _read_column(file: IO[bytes], group: int, column: str) -> Any:
     """The cells of one column in one row group. The file has one position, so each process opens its own `Pack`."""
     import pyarrow.parquet
@@ -204,15 +137,6 @@ def _read_column(file: IO[bytes], group: int, column: str) -> Any:
 
 def _stale(path: Path) -> OSError:
     return OSError(errno.ESTALE, "was changed since it was opened; run the command again", str(path))
-
-
-def _name(blob: "memoryview | bytearray", ends: Ints, entry: int) -> str:
-    start = int(ends[entry - 1]) if entry else 0
-    return str(bytes(blob[start : int(ends[entry])]), "utf-8")
-
-
-def _hash(name: str) -> int:
-    return xxhash.xxh3_64_intdigest(name.encode()) - (1 << 63)
 
 
 def write_pack(
@@ -232,14 +156,9 @@ def write_pack(
     rows: list[tuple[int, ...]] = []
     for image in images:
         blob += image.name.encode()
-        rows.append((len(blob), image.shard, image.offset, image.size, image.is_base64, _hash(image.name)))
+        rows.append((len(blob), image.shard, image.offset, image.size, image.is_base64, hash_of_name(image.name)))
     table = np.array(rows, np.int64).reshape(-1, 6)
-    order = np.argsort(table[:, 5], kind="stable")
-    hashes = table[order, 5]
-    for place in np.flatnonzero(hashes[1:] == hashes[:-1]).tolist():
-        one, other = (_name(blob, table[:, 0], int(order[place + step])) for step in (0, 1))
-        if one == other:
-            raise RepeatedNameError(one)
+    hashes, order = order_of_names(blob, table[:, 0], table[:, 5])
     header = {
         "kind": kind,
         "column": column,
@@ -259,12 +178,18 @@ def open_pack(path: Path) -> Pack:
         NotADirectoryError: it is not an index.
         OSError: it cannot be read.
     """
-    return _cached(path, ShardState.of(os.stat(path)), os.getpid())
+    state = ShardState.of(os.stat(path))
+    return _stored(path, state) or _of_export(path, state, os.getpid())
 
 
 @lru_cache(maxsize=4)
-def _cached(path: Path, state: ShardState, process: int) -> Pack:
-    return Pack(path)
+def _stored(path: Path, state: ShardState) -> StoredPack | None:
+    return StoredPack.open(path)
+
+
+@lru_cache(maxsize=4)
+def _of_export(path: Path, state: ShardState, process: int) -> ExportPack:
+    return ExportPack(path)
 
 
 def pack_above(path: Path) -> Path | None:

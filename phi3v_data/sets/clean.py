@@ -45,6 +45,7 @@ from phi3v_data.validate.images import used_images
 from phi3v_data.validate.receipt import load_images
 from phi3v_data.validate.survey import Survey, report_repeats
 from phi3v_data.writing.publish import REJECTS, REMOVED
+from phi3v_data.writing.request import StoreName
 
 VERSION = "1"
 
@@ -79,6 +80,7 @@ def clean_set(
     image_options: Mapping[str, int] | None = None,
     model: str | Path | None = None,
     images: ImageMode = ImageMode.link,
+    store: StoreName = "files",
     overwrite: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
@@ -110,7 +112,7 @@ def clean_set(
             "options": work.options,
             "input": SourceSet(work.survey, work.name).identity(),
         }
-        return make_set(target, identity, work.build, name=work.name, images=images, overwrite=overwrite)
+        return make_set(target, identity, work.build, name=work.name, images=images, store=store, overwrite=overwrite)
 
 
 def count_removed(out_dir: Path) -> Counter[str]:

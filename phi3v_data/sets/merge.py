@@ -24,6 +24,7 @@ from phi3v_data.validate.badrow import load_row
 from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.images import used_images
 from phi3v_data.writing.publish import REJECTS
+from phi3v_data.writing.request import StoreName
 
 VERSION = "1"
 
@@ -34,6 +35,7 @@ def merge_sets(
     *,
     name: str = "",
     images: ImageMode = ImageMode.link,
+    store: StoreName = "files",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SetResult:
@@ -70,7 +72,7 @@ def merge_sets(
             "options": {"name": work.name},
             **{f"input {number}": source.identity() for number, source in enumerate(sources, 1)},
         }
-        return make_set(target, identity, work.build, name=work.name, images=images, overwrite=overwrite)
+        return make_set(target, identity, work.build, name=work.name, images=images, store=store, overwrite=overwrite)
 
 
 class _Merge:

@@ -76,12 +76,16 @@ class SourceSet:
         yield from table_lines(self.table)
 
     def rejects(self) -> bytes:
-        """Content of the set's `rejects.jsonl`, empty if it has none.
+        """Content of the set's `rejects.jsonl`; see `beside`."""
+        return self.beside(REJECTS)
+
+    def beside(self, name: str) -> bytes:
+        """Content of a file beside the rows, empty if there is none.
 
         Raises:
             UserError: it cannot be read, is not a regular file, or is larger than `MAX_JSON`.
         """
-        path = self.directory / REJECTS
+        path = self.directory / name
         try:
             return read_regular(path)
         except (FileNotFoundError, NotADirectoryError):

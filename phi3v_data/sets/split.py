@@ -26,6 +26,7 @@ from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.rowtypes import Row
 from phi3v_data.writing.plan import group_point, parse_split_shares
 from phi3v_data.writing.publish import REJECTS
+from phi3v_data.writing.request import StoreName
 
 VERSION = "2"
 
@@ -47,6 +48,7 @@ def split_set(
     stratify: bool = False,
     seed: int = 0,
     images: ImageMode = ImageMode.link,
+    store: StoreName = "files",
     pixels: bool = True,
     overwrite: bool = False,
     workers: int = 1,
@@ -73,7 +75,9 @@ def split_set(
         try:
             work = _Split(found, shares, by, stratify, seed, pixels, workers, progress)
             identity = {"command": "split", "version": VERSION, "options": work.options, "input": found.identity()}
-            return make_set(target, identity, work.build, name=found.name, images=images, overwrite=overwrite)
+            return make_set(
+                target, identity, work.build, name=found.name, images=images, store=store, overwrite=overwrite
+            )
         finally:
             found.close()
 

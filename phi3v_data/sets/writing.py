@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import inside, write_text
+from phi3v_data.files import inside, unreadable, write_text
+from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import read_image_file
 from phi3v_data.media.packed import pack_above
 from phi3v_data.messages import counted, join_words
@@ -25,10 +26,14 @@ from phi3v_data.unfinished import MANIFEST
 from phi3v_data.writing.differences import differences
 from phi3v_data.writing.output import Output, check_free, open_output
 from phi3v_data.writing.publish import SplitFile, publish
+from phi3v_data.writing.request import StoreName
+
+if TYPE_CHECKING:
+    from phi3v_data.media.store_writer import StoreWriter
 
 
 class ImageMode(StrEnum):
-    """Whether images are linked or copied into a new set; they are never moved."""
+    """Whether image files are linked or copied into a new set; they are never moved."""
 
     link = "link"
     copy = "copy"
@@ -51,16 +56,18 @@ class SetResult:
 
 @dataclass
 class Stage:
-    """The staging folder of a new set; `name` is the NAME of its files."""
+    """The staging folder of a new set; `name` is the NAME of its files, `images` says how image files are made."""
 
     root: Path
     name: str
     images: ImageMode
+    store: StoreName = "files"
     notes: list[str] = field(default_factory=list)
     num_linked: int = 0
     num_copied: int = 0
     _splits: dict[str, SplitFile] = field(default_factory=dict)
     _folders: set[str] = field(default_factory=set)
+    _shards: "StoreWriter | None" = None
 
     def write(self, split: str, line: bytes, images: Iterable[str]) -> None:
         """Add a row to a split, given as a line without line end."""
@@ -75,25 +82,33 @@ class Stage:
             inside(self.root, name).write_bytes(content)
 
     def place(self, source: str, name: str) -> None:
-        """Link or copy an image to `images/name`; it is copied if links are not possible."""
-        if link_or_copy(source, self._target(name), link=self.images == ImageMode.link):
+        """Link or copy an image to `images/name`, or into a shard; it is copied if links are not possible."""
+        if self.store == "shards":
+            self._add(name, read_whole(source))
+        elif link_or_copy(source, self._target(name), link=self.images == ImageMode.link):
             self.num_linked += 1
         else:
             self.num_copied += 1
 
     def place_bytes(self, content: bytes, name: str) -> None:
-        """Write a new image under `images/name`."""
+        """Write a new image under `images/name`, or into a shard."""
+        if self.store == "shards":
+            self._add(name, content)
+            return
         with open(self._target(name), "wb") as file:
             file.write(content)
 
     def close(self) -> None:
-        """Close the splits' files."""
+        """Close all files."""
         for split in self._splits.values():
             split.file.close()
+        if self._shards is not None:
+            self._shards.close()
 
     def splits(self, is_labelled: Callable[[str], bool]) -> dict[str, SplitInfo]:
         """Close the files and return the manifest's record of each split, in order."""
-        self.close()
+        for split in self._splits.values():
+            split.file.close()
         return {
             split: self._splits[split].info(labelled=is_labelled(split))
             for split in sorted(self._splits, key=split_sort_key)
@@ -101,7 +116,9 @@ class Stage:
 
     @property
     def format(self) -> Literal[1, 2]:
-        """The oldest format that can hold the rows."""
+        """The oldest format that can hold the rows and the images."""
+        if self._shards is not None:
+            return 2
         return max((split.format for split in self._splits.values()), default=1)
 
     def note_images(self) -> None:
@@ -111,6 +128,22 @@ class Stage:
                 f"{self.num_copied:,} of {counted(self.num_linked + self.num_copied, 'image')} copied, because they "
                 "cannot be linked (another disk, files of another owner, or images inside shards)"
             )
+
+    def finish_images(self) -> None:
+        """Complete the shards, if there are any. Raises OSError."""
+        if self._shards is not None:
+            self._shards.finish()
+
+    def _add(self, name: str, content: bytes) -> None:
+        from phi3v_data.media.store_writer import StoreWriter
+
+        folder = name.rpartition("/")[0]
+        if folder and folder not in self._folders:
+            inside(self.root / "images", folder)
+            self._folders.add(folder)
+        if self._shards is None:
+            self._shards = StoreWriter(self.root)
+        self._shards.add(name, content)
 
     def _target(self, name: str) -> str:
         target = f"{self.root}/images/{name}"
@@ -123,15 +156,30 @@ class Stage:
         return target
 
 
+def read_whole(source: str | Path) -> bytes:
+    """The bytes of an image that is copied, whatever they are.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    try:
+        return read_image_file(source)
+    except OSError as error:
+        raise unreadable(Path(source), error) from None
+    except UnreadableImageError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
 def link_or_copy(source: str | Path, target: str, *, link: bool) -> bool:
     """Hard-link an image, or the file that a link leads to; copy it if that is not possible. True if it was linked.
 
     Raises:
+        UserError: it is in a shard that cannot be read.
         OSError: it cannot be read or written.
         FileExistsError: with `link`, there is a file at `target`.
     """
     if pack_above(Path(source)) is not None:
-        Path(target).write_bytes(read_image_file(source))
+        Path(target).write_bytes(read_whole(source))
         return False
     if link:
         try:
@@ -154,6 +202,7 @@ def make_set(
     *,
     name: str,
     images: ImageMode = ImageMode.link,
+    store: StoreName = "files",
     overwrite: bool = False,
 ) -> SetResult:
     """Write a set to `out_dir`: `build` fills the stage and returns the manifest.
@@ -161,14 +210,17 @@ def make_set(
     Raises:
         UserError: the directory contains something else, or another process is writing to it.
     """
+    if store != "files":
+        identity = {**identity, "store": store}
     with open_output(out_dir, overwrite=overwrite) as output:
         known = _finished_before(output, identity, overwrite)
         if known is not None:
             return SetResult(out_dir, known, already_complete=True)
         output.journal.start(identity, overwrite=overwrite)
-        stage = Stage(output.journal.stage, name, images)
+        stage = Stage(output.journal.stage, name, images, store)
         try:
             manifest = build(stage)
+            stage.finish_images()
         finally:
             stage.close()
         stage.note_images()

@@ -27,7 +27,8 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import hidden_path, read_regular
 from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.turns import to_turns
-from phi3v_data.media.packed import Kind, PackedImage, RepeatedNameError, ShardState, write_pack
+from phi3v_data.media.pack import RepeatedNameError, ShardState
+from phi3v_data.media.packed import Kind, PackedImage, write_pack
 from phi3v_data.messages import shown
 from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
 from phi3v_data.shards.parquet import IMAGES, read_parquet

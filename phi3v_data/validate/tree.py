@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from phi3v_data.files import is_closed, unsafe_reason
+from phi3v_data.media.pack import ShardState
 from phi3v_data.media.packed import open_pack
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 
@@ -131,10 +132,11 @@ class ImageTree:
         except OSError as error:
             self._note_unreadable("", error)
             return
-        for entry in range(len(pack)):
+        states = [state or ShardState(0, 0, 0, 0) for state in pack.states()]
+        for entry in pack.listing():
             name = pack.name(entry)
-            state = pack.states[int(pack.shard_of[entry])]
-            place = xxhash.xxh3_64_intdigest(f"{state.inode} {pack.offsets[entry]}".encode())
+            state = states[int(pack.shard_of[entry])]
+            place = xxhash.xxh3_64_intdigest(f"{state.inode} {pack.place(entry)}".encode())
             kind = UNSAFE if unsafe_reason(name) else FILE
             self._enter(name, kind, int(pack.sizes[entry]), state.mtime, state.ctime, place)
 

@@ -4,6 +4,7 @@
     parts/000012.json record of one finished part: its rows, images and rejects
     stage/            finished files; nothing of an unfinished run is visible in DIR
     collisions/       images whose name is used by another row with different content
+    packed/000012     with `--store shards`, the images of one part: see `packing.py`
     publishing.json   all parts are done, the files are being moved into DIR
     marker.json       content of DIR/dataset.json until all files are moved
     complete.json     identity of the set in DIR, and digests of the files it was planned from
@@ -107,6 +108,16 @@ class _Collided(msgspec.Struct, frozen=True):
     collided: tuple[SafePath, ...] = ()
 
 
+class _RowImages(msgspec.Struct, frozen=True):
+    images: tuple[ImageRecord, ...] = ()
+
+
+class _Images(msgspec.Struct, frozen=True):
+    """The images of a `PartRecord`, without its texts."""
+
+    rows: tuple[_RowImages, ...] = ()
+
+
 class Begun(msgspec.Struct, frozen=True):
     """Identity of a set: `identity.json` while it is being written, then `complete.json`.
 
@@ -122,6 +133,7 @@ class Begun(msgspec.Struct, frozen=True):
 
 _decode_begun = msgspec.json.Decoder(Begun).decode
 _decode_part = msgspec.json.Decoder(PartRecord).decode
+_decode_images = msgspec.json.Decoder(_Images).decode
 _decode_collided = msgspec.json.Decoder(_Collided).decode
 
 
@@ -160,6 +172,10 @@ class Journal:
     @property
     def collisions(self) -> Path:
         return self.root / "collisions"
+
+    @property
+    def packed(self) -> Path:
+        return self.root / "packed"
 
     @property
     def run(self) -> Path:
@@ -265,11 +281,19 @@ class Journal:
     def discard(self) -> None:
         """Remove the journal of an unfinished run: its identity first, so that an incomplete one is never resumed."""
         self.identity.unlink(missing_ok=True)
-        for folder in (self.parts, self.stage, self.collisions):
+        for folder in (self.parts, self.stage, self.collisions, self.packed):
             remove_tree(folder)
 
     def part_path(self, part: int) -> Path:
         return self.parts / f"{part:06d}.json"
+
+    def packed_path(self, part: int) -> Path:
+        return self.packed / f"{part:06d}"
+
+    def in_shards(self) -> bool:
+        """Whether the set that is being written has its images in shards."""
+        begun = self.begun(self.identity)
+        return begun is not None and begun.identity.get("store") == "shards"
 
     def write_part(self, part: int, part_record: PartRecord, scratch: Path) -> None:
         """Mark a part as done."""
@@ -290,7 +314,7 @@ class Journal:
                 raise UserError(f"{path}: is not a file that phi3v made; nothing was changed: remove it")
         self._refuse_link(self.lock.name)
         self._refuse_link(self.workers_lock.name)
-        for name in ("parts", "collisions", "stage", "slices"):
+        for name in ("parts", "collisions", "packed", "stage", "slices"):
             for entry in _entries(self._refuse_link("convert", name), nested=name in ("stage", "slices")):
                 if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
                     raise UserError(f"{entry.path}: is not a file that phi3v made; nothing was changed: remove it")
@@ -323,6 +347,18 @@ class Journal:
         found = self._decoded(self.part_path(part), _decode_collided)
         return found.collided if found is not None else ()
 
+    def read_images(self, part: int) -> Iterator[ImageRecord]:
+        """Yield the images of the rows of a part, in order, also repeatedly.
+
+        Raises:
+            UserError: as `read_part`, or the part is not done.
+        """
+        found = self._decoded(self.part_path(part), _decode_images)
+        if found is None:
+            raise self._lost(part)
+        for row in found.rows:
+            yield from row.images
+
     def _decoded(self, path: Path, decode: Callable[[bytes], T]) -> T | None:
         try:
             return decode(self._read(path, MAX_RECORD))
@@ -338,10 +374,11 @@ class Journal:
         for part in range(num_parts):
             part_record = self.read_part(part)
             if part_record is None:
-                raise UserError(
-                    f"{self.part_path(part)} vanished or was damaged during the run; run the same command again"
-                )
+                raise self._lost(part)
             yield part_record
+
+    def _lost(self, part: int) -> UserError:
+        return UserError(f"{self.part_path(part)} vanished or was damaged during the run; run the same command again")
 
     def finished_parts(self) -> Iterator[PartRecord]:
         """Yield the records of the finished parts, in order."""

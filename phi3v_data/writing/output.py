@@ -11,7 +11,7 @@ from pathlib import Path
 
 from phi3v_data.dataset import read_manifest
 from phi3v_data.errors import UserError
-from phi3v_data.files import inside, open_regular, read_json
+from phi3v_data.files import SHARDS, inside, open_regular, read_json
 from phi3v_data.lock import lock_file, wait_for_workers
 from phi3v_data.messages import join_words
 from phi3v_data.mounts import UNSUPPORTED, file_system
@@ -173,7 +173,29 @@ def _owned_names(out_dir: Path, manifest: Manifest) -> tuple[str, ...]:
                 raise UserError(
                     f"{root / path} is not used by a row of {out_dir}; nothing was overwritten: move it away first"
                 )
-    return tuple(name for name in (*files, REJECTS, REMOVED, IMAGES) if (out_dir / name).exists())
+    shards = _owned_shards(out_dir)
+    return tuple(name for name in (*files, REJECTS, REMOVED, IMAGES, *shards) if (out_dir / name).exists())
+
+
+def _owned_shards(out_dir: Path) -> tuple[str, ...]:
+    """The folder of shards, if it belongs to the set; raises UserError if something else in it would be lost."""
+    from phi3v_data.media.stored import owned_shards
+
+    try:
+        names = owned_shards(out_dir / IMAGES)
+        others = sorted(set(os.listdir(out_dir / SHARDS)) - set(names)) if names else []
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise UserError(
+            f"{out_dir / IMAGES} {error.strerror}, so it is not known which shards belong to it; nothing was "
+            "overwritten: remove the directory yourself, or choose another folder"
+        ) from None
+    if others:
+        raise UserError(
+            f"{out_dir / SHARDS / others[0]} is not a shard of {out_dir}; nothing was overwritten: move it away first"
+        )
+    return (SHARDS,) if names else ()
 
 
 def check_free(output: Output, name: str) -> None:

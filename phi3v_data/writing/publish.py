@@ -18,7 +18,7 @@ import msgspec
 
 from phi3v_data.draft import DatasetInfo
 from phi3v_data.errors import UserError
-from phi3v_data.files import inside, name_hash, read_json, sync_disk, sync_folder, write_json, write_text
+from phi3v_data.files import SHARDS, inside, name_hash, read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import counted, shown
 from phi3v_data.mounts import is_case_blind
 from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo, line_format
@@ -34,6 +34,7 @@ from phi3v_data.writing.journal import (
     RowRecord,
     remove_tree,
 )
+from phi3v_data.writing.packing import Assembly
 from phi3v_data.writing.writer import WEIGHTS_DROPPED
 
 REJECTS, REMOVED, IMAGES = "rejects.jsonl", "removed.jsonl", "images"
@@ -90,12 +91,16 @@ def merge(
     reasons: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     first_reject: RejectRecord | None = None
+    assembly = Assembly(journal, num_parts) if journal.in_shards() else None
     for path in journal.stage.iterdir():
-        if path.name != IMAGES:
+        if assembly is not None and path.is_dir():
+            remove_tree(path)
+        elif assembly is not None or path.name != IMAGES:
             path.unlink()
+    has_shards = False
     rejects = (journal.stage / REJECTS).open("wb")
     try:
-        for record in _settle(journal, num_parts):
+        for record in _settle(journal, num_parts, assembly):
             if isinstance(record, RejectRecord):
                 rejects.write(_reject_line(record))
                 reasons[record.reason] += 1
@@ -107,8 +112,13 @@ def merge(
             splits[record.split].write(record.row.encode() + b"\n", [image.name for image in record.images])
             if record.notes:
                 notes.update(record.notes)
+            if assembly is not None:
+                assembly.take(record)
+        has_shards = assembly is not None and assembly.finish()
     finally:
         rejects.close()
+        if assembly is not None:
+            assembly.close()
         for split in splits.values():
             split.file.close()
     if not splits:
@@ -123,7 +133,7 @@ def merge(
     if not reasons:
         (journal.stage / REJECTS).unlink()
     manifest = Manifest(
-        format=max((split.format for split in splits.values()), default=1),
+        format=2 if has_shards else max((split.format for split in splits.values()), default=1),
         name=info.name,
         task=info.task,
         metrics=tuple(info.metrics),
@@ -153,14 +163,20 @@ def _reject_line(record: RejectRecord) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectRecord]:
+def _settle(journal: Journal, num_parts: int, assembly: Assembly | None) -> Iterator[RowRecord | RejectRecord]:
     """Yield all records in the order of numbering; a name with two contents belongs to the first row that uses it."""
-    disputed = {name for part in range(num_parts) for name in journal.read_collided(part)}
-    fold = str.lower if disputed and is_case_blind(journal.run) else str  # two spellings may be one file
-    disputed = set(map(fold, disputed))
+    fold: Callable[[str], str] = str
+    if assembly is not None:
+        disputed = assembly.disputed
+    else:
+        disputed = {name for part in range(num_parts) for name in journal.read_collided(part)}
+        fold = str.lower if disputed and is_case_blind(journal.run) else str  # two spellings may be one file
+        disputed = set(map(fold, disputed))
     owners: dict[str, ImageRecord] = {}
     orphans: set[str] = set()
-    for part_record in journal.part_records(num_parts):
+    for part, part_record in enumerate(journal.part_records(num_parts)):
+        if assembly is not None:
+            assembly.begin(part, part_record)
         for record in _in_order(part_record):
             if isinstance(record, RejectRecord) or not disputed:
                 yield record
@@ -179,7 +195,7 @@ def _settle(journal: Journal, num_parts: int) -> Iterator[RowRecord | RejectReco
                 "image-name-collision",
                 f"the image name {lost.name!r} is used by an earlier sample, with other content",
             )
-    if disputed:
+    if disputed and assembly is None:
         _install_owners(journal, owners)
         _remove_orphans(journal, num_parts, owners, orphans, fold)
 
@@ -287,7 +303,7 @@ def read_publication(journal: Journal) -> Publication | None:
     if todo is None:
         return None
     for name in (*todo.install, *todo.remove):
-        if name not in (IMAGES, REJECTS, REMOVED) and not (is_plain_name(name) and is_data_file(name)):
+        if name not in (IMAGES, SHARDS, REJECTS, REMOVED) and not (is_plain_name(name) and is_data_file(name)):
             raise UserError(
                 f"{path}: {shown(name)} is not the name of a file of a set; nothing was moved or removed: remove "
                 f"{journal.hidden} if it came with the directory from elsewhere"

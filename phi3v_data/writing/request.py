@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_type_hints
 
 from pydantic import ValidationError
 
@@ -16,6 +16,7 @@ from phi3v_data.registry import ConverterLike, find
 from phi3v_data.splits import MAX_NAME_BYTES, is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 
+StoreName: TypeAlias = Literal["files", "shards"]
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 
@@ -44,6 +45,10 @@ class ConvertSettings(TypedDict, total=False):
         int | None, Setting(None, "Processes; default: the cores. 0: in this one. Never changes the output.", "N")
     ]
     engine: Annotated[EngineName, Setting("local", "Where the work runs.", "[local|ray]")]
+    store: Annotated[
+        StoreName,
+        Setting("files", "One file per image, or tar shards, for millions of images.", "[files|shards]"),
+    ]
     overwrite: Annotated[bool, Setting(False, "Start over; the old dataset stays until the new one is complete.")]
     name: Annotated[str, Setting("", "Name of the set and start of its files' names.", "NAME")]
 
@@ -71,6 +76,7 @@ class Request:
     unlabelled: bool
     workers: int
     engine: EngineName
+    store: StoreName
     overwrite: bool
     name: str
 
@@ -115,6 +121,10 @@ def make_request(
     _check_places(request)
     if request.engine not in ("local", "ray"):
         raise UserError(f"engine is {request.engine!r}; it can be local or ray")
+    if request.store not in ("files", "shards"):
+        raise UserError(f"store is {request.store!r}; it can be files or shards")
+    if request.plain and request.store == "shards":
+        raise UserError("--plain needs --store files: the loader of the Phi-3.5-vision sample reads image files only")
     return request
 
 

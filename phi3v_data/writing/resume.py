@@ -14,6 +14,8 @@ from pathlib import Path
 from phi3v_data.files import name_hash
 from phi3v_data.writing.boot import boot_id
 from phi3v_data.writing.journal import ImageRecord, Journal, PartRecord
+from phi3v_data.writing.packing import has_images as has_part_images
+from phi3v_data.writing.packing import remove_unknown as remove_unknown_parts
 from phi3v_data.writing.plan import Part
 
 
@@ -31,6 +33,7 @@ def finished_parts(journal: Journal, parts: Sequence[Part], verified: Set[int] =
         if part.index not in finished:
             journal.part_path(part.index).unlink(missing_ok=True)
     _remove_unknown(journal.images, known)
+    remove_unknown_parts(journal, finished)
     return finished
 
 
@@ -39,10 +42,13 @@ def kept_parts(
 ) -> Iterator[tuple[Part, PartRecord]]:
     """The parts that can be kept, with their records; nothing is removed."""
     disputed = {name for part in parts if (kept := journal.read_part(part.index)) for name in kept.collided}
+    in_shards = journal.in_shards()
     for part in parts:
         kept = journal.read_part(part.index)
         numbers = set(range(part.first, part.first + part.count))
-        if kept and _numbers(kept) == numbers and (part.index in verified or _has_images(journal, kept, disputed)):
+        if not kept or _numbers(kept) != numbers:
+            continue
+        if part.index in verified or _is_whole(journal, part.index, kept, disputed, in_shards):
             yield part, kept
 
 
@@ -53,9 +59,12 @@ def finished_in_order(journal: Journal) -> tuple[int, int]:
     """
     parts = samples = 0
     known = array("Q")
+    in_shards = journal.in_shards()
     while kept := journal.read_part(parts):
         numbers = set(range(samples, samples + kept.num_items))
-        if not numbers or _numbers(kept) != numbers or not _has_images(journal, kept, set(kept.collided)):
+        if not numbers or _numbers(kept) != numbers:
+            break
+        if not _is_whole(journal, parts, kept, set(kept.collided), in_shards):
             break
         known.extend(name_hash(image.name) for row in kept.rows for image in row.images)
         parts += 1
@@ -64,6 +73,7 @@ def finished_in_order(journal: Journal) -> tuple[int, int]:
         if path.name >= f"{parts:06d}":
             path.unlink()
     _remove_unknown(journal.images, known)
+    remove_unknown_parts(journal, range(parts))
     return parts, samples
 
 
@@ -73,8 +83,15 @@ def _numbers(kept: PartRecord) -> set[int]:
     return numbers if [source.number for source in kept.sources] == sorted(numbers) else set()
 
 
-def _has_images(journal: Journal, kept: PartRecord, disputed: set[str]) -> bool:
+def _is_whole(journal: Journal, part: int, kept: PartRecord, disputed: set[str], in_shards: bool) -> bool:
+    """Whether the images of a part are there."""
     verify = not kept.boot or kept.boot != boot_id()
+    if in_shards:
+        return has_part_images(journal, part, kept, verify=verify)
+    return _has_images(journal, kept, disputed, verify)
+
+
+def _has_images(journal: Journal, kept: PartRecord, disputed: set[str], verify: bool) -> bool:
     verified: set[ImageRecord] = set()
     for row in kept.rows:
         for image in row.images:

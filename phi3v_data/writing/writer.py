@@ -25,6 +25,8 @@ from phi3v_data.tokens.registry import default_family
 from phi3v_data.writing.boot import boot_id
 from phi3v_data.writing.images import PreparedImage, prepare_image, store_image
 from phi3v_data.writing.journal import ImageRecord, Journal, PartRecord, RejectRecord, RowRecord, SourceRecord
+from phi3v_data.writing.packing import PartImages
+from phi3v_data.writing.request import StoreName
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """A NUL as JSON spells it, not the six characters of its spelling."""
@@ -46,6 +48,7 @@ class RowSettings:
     unlabelled: frozenset[str] = frozenset()
     roots: tuple[str, ...] = ()  # folders that must not show in the output; relative ones as the source was spelled
     all_unlabelled: bool = False
+    store: StoreName = "files"
 
     def is_unlabelled(self, split: str) -> bool:
         """Whether the split's last answers stay empty."""
@@ -83,6 +86,11 @@ class PartWriter:
     rejects: list[RejectRecord] = field(default_factory=list)
     collided: set[str] = field(default_factory=set)
     sources: list[SourceRecord] = field(default_factory=list)
+    packed: PartImages | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings.store == "shards":
+            self.packed = PartImages(self.journal, self.part, self.scratch.with_name(f"{self.scratch.name}-images"))
 
     def add(self, slot: Slot, draft: Draft) -> None:
         """Store one draft; what is wrong with it makes it a reject.
@@ -96,7 +104,9 @@ class PartWriter:
             self.reject(slot, reject.code, reject.message)
             return
         for image in prepared.values():
-            if not store_image(image, self.journal, self.scratch):
+            if self.packed is not None:
+                self.packed.add(image)
+            elif not store_image(image, self.journal, self.scratch):
                 self.collided.add(image.record.name)
         images: dict[str, ImageRecord] = {name: image.record for name, image in prepared.items()}
         self.rows.append(RowRecord(slot.number, slot.split, slot.name, line, tuple(images.values()), notes))
@@ -119,6 +129,8 @@ class PartWriter:
         part_record = PartRecord(
             tuple(self.rows), tuple(self.rejects), tuple(sorted(self.collided)), tuple(self.sources), boot_id()
         )
+        if self.packed is not None:
+            self.packed.finish()
         self.journal.write_part(self.part, part_record, self.scratch)
         return part_record
 

@@ -18,13 +18,14 @@ from PIL import Image
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
-from phi3v_data.exporting import ExportRequest, export_set, shards
+from phi3v_data.exporting import ExportRequest, export_set
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.hub import Hub
 from phi3v_data.formats.imagefolder import ImageFolder
 from phi3v_data.formats.turns import check_turns, to_turns
 from phi3v_data.formats.webdataset import WebDataset
 from phi3v_data.media.images import read_image_file
+from phi3v_data.media.tar_member import tar_member
 from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
 from phi3v_data.shards.view import data_directory
 
@@ -245,7 +246,7 @@ def test_a_member_is_as_tarfile_writes_it(length: int, size: int) -> None:
         info = tarfile.TarInfo(name + "x")
         info.size = len(data)
         archive.addfile(info, io.BytesIO(data))
-    written = shards._member(name + "x", data)
+    written = tar_member(name + "x", data)
     assert written == file.getvalue()[: len(written)]
 
 

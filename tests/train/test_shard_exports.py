@@ -13,6 +13,7 @@ from run_dirs import read_lines, settings_for, without_times
 from safetensors.torch import load_file
 from shard_files import KINDS, write_shards
 
+from phi3v_data.sets.store import change_store
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
 
@@ -22,16 +23,24 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return colour_directory(tmp_path_factory.mktemp("colours") / "colours", rows=9)
 
 
+def in_shards(directory: Path, out: Path, kind: str) -> Path:
+    """An export of a directory, or the same directory with its images in shards."""
+    if kind != "stored":
+        return write_shards(directory, out, kind)
+    change_store(directory, out, "shards")
+    return out
+
+
 def losses(output_dir: Path) -> list[tuple[int, float]]:
     """Step and loss of each logged step."""
     return [(line["step"], line["loss"]) for line in read_lines(output_dir / "metrics.jsonl") if "loss" in line]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "stored"])
 def test_losses_and_weights_are_those_of_the_directory(directory: Path, tmp_path: Path, kind: str) -> None:
     """Of the directory in this process, of the shards with two workers that read images."""
     changes: dict[str, Any] = {"max_steps": 3, "logging_steps": 1}
-    export = write_shards(directory, tmp_path / "export", kind)
+    export = in_shards(directory, tmp_path / "export", kind)
     train(resolve(settings_for(directory, tmp_path / "plain", **changes)), quiet=True)
     train(resolve(settings_for(export, tmp_path / "shards", **changes, num_workers=2)), quiet=True)
     assert [step for step, _ in losses(tmp_path / "plain")] == [1, 2, 3]
@@ -41,8 +50,9 @@ def test_losses_and_weights_are_those_of_the_directory(directory: Path, tmp_path
     assert all(torch.equal(plain[name], shards[name]) for name in plain)
 
 
-def test_a_run_on_shards_that_is_killed_resumes_with_the_same_bits(directory: Path, tmp_path: Path) -> None:
-    export = write_shards(directory, tmp_path / "export", "parquet")
+@pytest.mark.parametrize("kind", ["parquet", pytest.param("stored", marks=pytest.mark.slow)])
+def test_a_run_on_shards_that_is_killed_resumes_with_the_same_bits(directory: Path, tmp_path: Path, kind: str) -> None:
+    export = in_shards(directory, tmp_path / "export", kind)
     changes: dict[str, Any] = {"max_steps": 3, "logging_steps": 1, "save_steps": 1}
 
     def kill(line: Any) -> bool:

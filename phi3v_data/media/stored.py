@@ -1,0 +1,201 @@
+"""A directory whose images are in tar shards of its own, instead of one file for each.
+
+    DIR/images                     the index: shard, offset, size and hash of the content by name (`columns.py`)
+    DIR/shards/images-000000.tar   members are the images, each under its name in the rows
+
+The index is a part of the set and is copied with it, so nothing in it depends on a machine, and nothing in it is
+believed: it is read only if all numbers are possible, names no file but those of `DIR/shards/`, follows no link, opens
+a shard only if it is a regular file of the recorded size, and gives no bytes but those whose hash it has. So a shard
+that was cut off, exchanged or changed gives an error for each image that is affected, and never another image.
+
+`store_writer.py` makes both; `packed.py` opens the index like that of an export.
+"""
+
+import codecs
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import numpy as np
+import xxhash
+
+from phi3v_data.columns import DamagedFileError, read_columns
+from phi3v_data.files import SHARDS
+from phi3v_data.media.pack import Ints, Pack, ShardState, is_regular
+
+MAGIC = b"phi3vst1"
+COLUMNS = ("ends", "shard_of", "offsets", "sizes", "digests", "listing", "hashes", "order")
+NUMBER = np.dtype("<i8")
+BLOCK = 512
+"""Members of a tar file begin at multiples of it, with a header of at least one block."""
+
+_MAX_INDEX = 1 << 40
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.tar")
+_PIECE = 1 << 24
+
+
+class StoredPack(Pack):
+    """The index of a directory with shards of its own."""
+
+    open_shards: ClassVar[int] = 128
+
+    def __init__(self, path: Path, header: Any, body: memoryview) -> None:
+        super().__init__(path)
+        self.shards, self._shard_sizes = _shards(header)
+        count = header["count"]
+        columns = [np.frombuffer(body, NUMBER, count, 8 * count * number) for number in range(len(COLUMNS))]
+        self.ends, self.shard_of, self.offsets, self.sizes, self._digests, self._listing, *names = columns
+        self._hashes, self._order = names
+        self.blob = body[8 * count * len(COLUMNS) :]
+        _check_names(self.blob, self.ends)
+        self._check_places()
+
+    @classmethod
+    def open(cls, path: Path) -> "StoredPack | None":
+        """Read an index; None if the file is none.
+
+        Raises:
+            NotADirectoryError: it is damaged, or has numbers that cannot be.
+        """
+        try:
+            found = read_columns(path, MAGIC, _MAX_INDEX)
+            return cls(path, *found) if found is not None else None
+        except (DamagedFileError, ValueError, KeyError, TypeError, OverflowError) as error:
+            why = str(error).removeprefix(f"{path}: ") if isinstance(error, DamagedFileError) else "has a wrong value"
+            raise NotADirectoryError(
+                errno.ENOTDIR, f"is a damaged index of images ({why}); copy it again together with {SHARDS}/", str(path)
+            ) from None
+
+    def listing(self) -> Iterable[int]:
+        """All entries in the order of files in folders: see `store_writer.py`."""
+        entries: list[int] = self._listing.tolist()
+        return entries
+
+    def states(self) -> list[ShardState | None]:
+        """The state of each shard now; None if it is missing, is reached through a link, or has another size."""
+        return [self._try(lambda file: ShardState.of(os.fstat(file)), shard) for shard in range(len(self.shards))]
+
+    def place(self, entry: int) -> str:
+        """Place and content of an image."""
+        return f"{self.offsets[entry]} {self._digests[entry]}"
+
+    def _read(self, entry: int, size: int) -> bytes:
+        shard = int(self.shard_of[entry])
+        data = self._pread(shard, int(self.offsets[entry]), size)
+        if len(data) != size or hash_of_content(data) != self._digests[entry]:
+            raise self._refuse(shard, errno.ESTALE, "was changed or damaged")
+        return data
+
+    def _is_current(self, shard: int, file: IO[bytes]) -> bool:
+        try:
+            return os.path.samestat(
+                os.lstat(f"{self.path.parent}/{SHARDS}/{self.shards[shard]}"), os.fstat(file.fileno())
+            )
+        except OSError:
+            return False
+
+    def _try(self, look: Callable[[int], ShardState], shard: int) -> ShardState | None:
+        try:
+            with self._opened(shard) as file:
+                return look(file.fileno())
+        except OSError:
+            return None
+
+    def _opened(self, shard: int) -> IO[bytes]:
+        try:
+            folder = os.open(self.path.parent / SHARDS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                descriptor = os.open(self.shards[shard], flags, dir_fd=folder)
+            finally:
+                os.close(folder)
+        except FileNotFoundError:
+            raise self._refuse(shard, errno.ENOENT, "is missing") from None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise self._refuse(shard, errno.ELOOP, "is a link or behind one, and links are not followed") from None
+            raise
+        file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - the caller keeps or closes it
+        found = os.fstat(descriptor)
+        if not is_regular(found) or found.st_size != self._shard_sizes[shard]:
+            file.close()
+            raise self._refuse(shard, errno.ESTALE, "is not the file that the index was made for")
+        return file
+
+    def _refuse(self, shard: int, code: int, why: str) -> OSError:
+        name = f"{SHARDS}/{self.shards[shard]}"
+        return OSError(code, f"the shard {name} {why}; copy {SHARDS}/ and images again", str(self.path.parent / name))
+
+    def _check_places(self) -> None:
+        """Refuse numbers that cannot be; members are in the order of their places, and none is in another.
+
+        Raises:
+            ValueError: there is one.
+        """
+        count = len(self.ends)
+        if not count:
+            return
+        limits = np.array(self._shard_sizes, np.int64)
+        shard, offsets, sizes, order = self.shard_of, self.offsets, self.sizes, self._order
+        _require(_within(shard, 0, len(limits) - 1))
+        _require(_within(order, 0, count - 1) and _within(self._listing, 0, count - 1))
+        _require(_within(offsets, BLOCK, int(limits.max())) and _within(sizes, 0, int(limits.max())))
+        _require(bool((offsets + sizes <= limits[shard]).all()))
+        same = shard[1:] == shard[:-1]
+        _require(bool((shard[1:] >= shard[:-1]).all()))
+        _require(bool((offsets[1:] >= offsets[:-1] + sizes[:-1] + BLOCK)[same].all()))
+
+
+def hash_of_content(data: bytes) -> int:
+    """Hash of the bytes of an image."""
+    return xxhash.xxh3_64_intdigest(data) - (1 << 63)
+
+
+def _shards(header: Any) -> tuple[list[str], list[int]]:
+    """Names and sizes of the shards in the header of an index. Raises ValueError, TypeError, KeyError."""
+    names, sizes = [name for name, _ in header["shards"]], [size for _, size in header["shards"]]
+    _require(type(header["count"]) is int and header["count"] >= 0)
+    _require(all(type(name) is str and _SHARD_NAME.fullmatch(name) is not None for name in names))
+    _require(len(set(names)) == len(names))
+    _require(all(type(size) is int and 0 <= size < 1 << 62 for size in sizes))
+    return names, sizes
+
+
+def _check_names(blob: memoryview, ends: Ints) -> None:
+    """Refuse names that are empty, are not UTF-8 or do not end where the next begins. Raises ValueError."""
+    _require((int(ends[-1]) if len(ends) else 0) == len(blob))
+    if not len(ends):
+        return
+    _require(int(ends[0]) > 0 and bool((ends[1:] > ends[:-1]).all()))
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(blob), _PIECE):
+        decoder.decode(bytes(blob[start : start + _PIECE]))
+    decoder.decode(b"", final=True)
+    first = np.frombuffer(blob, np.uint8)[ends[:-1]]  # of the names behind the first one
+    _require(not bool((first & 0xC0 == 0x80).any()))
+
+
+def _within(values: Ints, least: int, most: int) -> bool:
+    return least <= int(values.min()) and int(values.max()) <= most
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError
+
+
+def owned_shards(images: Path) -> Sequence[str]:
+    """Names of the shards that belong to an index; none if `images` is a folder or absent.
+
+    Raises:
+        OSError: it is a file that is no index.
+    """
+    if not os.path.lexists(images) or os.path.isdir(images):
+        return ()
+    pack = StoredPack.open(images)
+    if pack is None:
+        raise NotADirectoryError(errno.ENOTDIR, "is neither a folder nor an index of images", str(images))
+    return pack.shards
