@@ -79,8 +79,9 @@ class Pack(ABC):
     def find(self, name: str) -> int:
         """The entry of a name; -1 if there is none."""
         value = hash_of_name(name)
-        place = bisect_left(self._hashes, value)
-        while place < len(self) and self._hashes[place] == value:
+        hashes = self._hashes
+        place = bisect_left(hashes, value)
+        while place < len(hashes) and hashes[place] == value:
             entry = int(self._order[place])
             if self.name(entry) == name:
                 return entry
@@ -130,13 +131,10 @@ class Pack(ABC):
     @contextmanager
     def _shard(self, shard: int) -> Iterator[IO[bytes]]:
         """An open shard; the first ones stay open as long as they are the files of that name."""
-        known = self._files.get(shard)
+        known = self._kept(shard)
         if known is not None:
-            if self._is_current(shard, known):
-                yield known
-                return
-            self._files.pop(shard, None)
-            self._replaced.append(known)  # not closed, as another thread may be reading it
+            yield known
+            return
         file = self._opened(shard)
         if len(self._files) < self.open_shards:
             file = self._files.setdefault(shard, file)
@@ -145,7 +143,19 @@ class Pack(ABC):
         with file:
             yield file
 
+    def _kept(self, shard: int) -> IO[bytes] | None:
+        """A shard that is open and still the file of that name."""
+        known = self._files.get(shard)
+        if known is None or self._is_current(shard, known):
+            return known
+        self._files.pop(shard, None)
+        self._replaced.append(known)  # not closed, as another thread may be reading it
+        return None
+
     def _pread(self, shard: int, offset: int, size: int) -> bytes:
+        known = self._kept(shard)
+        if known is not None:
+            return os.pread(known.fileno(), size, offset)
         with self._shard(shard) as file:
             return os.pread(file.fileno(), size, offset)
 

@@ -178,30 +178,41 @@ def open_pack(path: Path) -> Pack:
         NotADirectoryError: it is not an index.
         OSError: it cannot be read.
     """
+    return _open_pack(os.fspath(path))
+
+
+def _open_pack(path: str) -> Pack:
     state = ShardState.of(os.stat(path))
     return _stored(path, state) or _of_export(path, state, os.getpid())
 
 
 @lru_cache(maxsize=4)
-def _stored(path: Path, state: ShardState) -> StoredPack | None:
-    return StoredPack.open(path)
+def _stored(path: str, state: ShardState) -> StoredPack | None:
+    return StoredPack.open(Path(path))
 
 
 @lru_cache(maxsize=4)
-def _of_export(path: Path, state: ShardState, process: int) -> ExportPack:
-    return ExportPack(path)
+def _of_export(path: str, state: ShardState, process: int) -> ExportPack:
+    return ExportPack(Path(path))
 
 
 def pack_above(path: Path) -> Path | None:
     """The file on the way to a path that ends in it: the index of `DIR/images/NAME`; None if there is none."""
-    for parent in path.parents:
+    index = _index_above(os.fspath(path))
+    return Path(index) if index is not None else None
+
+
+def _index_above(path: str) -> str | None:
+    """As `pack_above`, in a fraction of the time of its objects, as it is asked for each image."""
+    end = len(path)
+    while (end := path.rfind("/", 0, end)) > 0:
         try:
-            mode = os.stat(parent).st_mode
+            mode = os.stat(path[:end]).st_mode
         except NotADirectoryError:
             continue
         except OSError:
             return None
-        return parent if stat.S_ISREG(mode) else None
+        return path[:end] if stat.S_ISREG(mode) else None
     return None
 
 
@@ -213,13 +224,14 @@ def find_packed(path: Path) -> tuple[Pack, int]:
         FileNotFoundError: the index has no such name.
         OSError: see `open_pack`.
     """
-    index = pack_above(path)
+    text = os.fspath(path)
+    index = _index_above(text)
     if index is None:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    pack = open_pack(index)
-    entry = pack.find(path.relative_to(index).as_posix())
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), text)
+    pack = _open_pack(index)
+    entry = pack.find(text[len(index) + 1 :])
     if entry < 0:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
     return pack, entry
 
 

@@ -191,7 +191,7 @@ def owned_shards(images: Path) -> Sequence[str]:
     """Names of the shards that belong to an index; none if `images` is a folder or absent.
 
     Raises:
-        OSError: it is a file that is no index.
+        OSError: it is a file, but not an index.
     """
     if not os.path.lexists(images) or os.path.isdir(images):
         return ()
