@@ -6,7 +6,6 @@ in forked workers (each read has its own position), and are pickled to spawned o
 """
 
 import os
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import zip_longest
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import UnsafeNameError, inside, read_regular, unreadable, unsafe_reason
-from phi3v_data.line_index import FileState, LineIndex, open_index, state_content
+from phi3v_data.line_index import FileState, LineIndex, open_index
+from phi3v_data.line_reader import LineReader, changed
 from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, canonical_split, find_splits
@@ -24,9 +24,6 @@ from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_interrupted,
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-_MAX_OPEN_FILES = 64
-"""Most shards of a split that are kept open; with more, each read opens its file again."""
 
 
 def read_manifest(directory: str | Path) -> Manifest | None:
@@ -227,7 +224,7 @@ class Split(Sequence[Sample]):
         self.files = tuple(files)
         self._index: LineIndex = open_index(directory, name, self.files)
         self._rows = range(len(self._index))
-        self._descriptors = _Descriptors(directory, self._index.files)
+        self._reader = LineReader(directory, self._index)
 
     @property
     def states(self) -> tuple[FileState, ...]:
@@ -244,7 +241,7 @@ class Split(Sequence[Sample]):
             return
         for state, now in zip_longest(states, self.states):
             if state is None or now is None or (state.name, *state.content) != (now.name, *now.content):
-                raise _changed(self.directory / (state or now).name)
+                raise changed(self.directory / (state or now).name)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -258,9 +255,11 @@ class Split(Sequence[Sample]):
             part = object.__new__(Split)
             part.__dict__.update(self.__dict__, _rows=self._rows[index])
             return part
+        return self._sample(index, self.raw(index))
+
+    def _sample(self, index: int, line: bytes) -> Sample:
         from pydantic import ValidationError
 
-        line = self.raw(index)
         try:
             return Sample.from_json(line)
         except ValidationError as error:
@@ -271,7 +270,7 @@ class Split(Sequence[Sample]):
             ) from None
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self._rows)))
+        return (self._sample(index, line) for index, line in enumerate(self._reader.lines(self._rows)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make_split, (self.directory, self.name, self.files, self._rows, self.states)
@@ -286,16 +285,7 @@ class Split(Sequence[Sample]):
             IndexError: no such row.
             UserError: the file cannot be read, or was changed since the split was opened.
         """
-        file, start, end = self._locate(index)
-        before = min(start, 1)
-        piece = self._descriptors.read(file, start - before, end - start + before)
-        line = piece[before:]
-        state = self._index.files[file]
-        at_start = before == 0 or piece[:1] == b"\n" or start == 3
-        if len(line) != end - start or not at_start or (end < state.size and line[-1:] != b"\n"):
-            raise _changed(self.directory / state.name)
-        newline = line.find(b"\n")
-        return (line if newline < 0 else line[:newline]).removesuffix(b"\r")
+        return self._reader.line(self._row(index))
 
     def row_bytes(self) -> "NDArray[np.int64]":
         """Bytes of each row in the file, from its index; no row is read."""
@@ -306,10 +296,10 @@ class Split(Sequence[Sample]):
 
     def location(self, index: int) -> tuple[str, int]:
         """File name under DIR and 1-based line number of a row. Reads the file up to that row."""
-        file, start, _ = self._locate(index)
+        file, start, _ = self._index.locate(self._row(index))
         line, position = 1, 0
         while position < start:
-            piece = self._descriptors.read(file, position, min(1 << 20, start - position))
+            piece = self._reader.read(file, position, min(1 << 20, start - position))
             if not piece:
                 break
             line += piece.count(b"\n")
@@ -324,12 +314,12 @@ class Split(Sequence[Sample]):
         """
         return image_path(self.directory, name)
 
-    def _locate(self, index: int) -> tuple[int, int, int]:
+    def _row(self, index: int) -> int:
+        """The number of a row in the files."""
         try:
-            row = self._rows[index]
+            return self._rows[index]
         except IndexError:
             raise IndexError(f"row {index} of split {self.name!r}, which has {counted(len(self), 'row')}") from None
-        return self._index.locate(row)
 
 
 def _make_split(directory: Path, name: str, files: Sequence[str], rows: range, states: tuple[FileState, ...]) -> Split:
@@ -338,59 +328,3 @@ def _make_split(directory: Path, name: str, files: Sequence[str], rows: range, s
     split.require(states)
     split._rows = rows
     return split
-
-
-def _changed(path: Path) -> UserError:
-    return UserError(f"{path}: changed since it was opened; open the directory again")
-
-
-class _Descriptors:
-    """File descriptors of a split's files, opened on first use. `pread` has no shared position, so forks are safe.
-
-    A file that was changed or replaced is rejected, even if the old one is still open, so that all processes see the
-    same rows or none.
-    """
-
-    def __init__(self, directory: Path, states: Sequence[FileState]) -> None:
-        self._paths = [directory / state.name for state in states]
-        self._states = states
-        self._open: dict[int, int] = {}
-        weakref.finalize(self, _close_all, self._open)
-
-    def read(self, file: int, start: int, size: int) -> bytes:
-        """Up to `size` bytes of a file from `start`."""
-        path, state = self._paths[file], self._states[file]
-        try:
-            descriptor = self._open.get(file)
-            if descriptor is not None:
-                if state_content(os.stat(path)) != state.content:
-                    raise _changed(path)
-                return _pread(descriptor, start, size)
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if state_content(os.fstat(descriptor)) != state.content:
-                os.close(descriptor)
-                raise _changed(path)
-            if len(self._paths) <= _MAX_OPEN_FILES and self._open.setdefault(file, descriptor) == descriptor:
-                return _pread(descriptor, start, size)
-            try:
-                return _pread(descriptor, start, size)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise unreadable(path, error) from None
-
-
-def _pread(descriptor: int, start: int, size: int) -> bytes:
-    """`os.pread` that continues after a short read (Linux returns at most 2 GiB at a time)."""
-    piece = os.pread(descriptor, size, start)
-    while 0 < len(piece) < size:
-        more = os.pread(descriptor, size - len(piece), start + len(piece))
-        if not more:
-            break
-        piece += more
-    return piece
-
-
-def _close_all(descriptors: dict[int, int]) -> None:
-    for descriptor in descriptors.values():
-        os.close(descriptor)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phi3v_data import line_reader
 from phi3v_data.dataset import Dataset, read_manifest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.schema import ConverterInfo, Manifest, Sample, SplitInfo, Turn
@@ -218,6 +219,35 @@ def test_a_file_changed_under_an_open_split(directory: Path) -> None:
         train[5]
 
 
+@pytest.mark.parametrize("chunk", [1, 300, 1 << 18])
+def test_rows_that_are_read_together_are_those_that_are_read_one_by_one(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_reader, "_CHUNK", chunk)
+    texts = [sample(n, "é" * n).to_json() for n in range(9)]
+    first = "\ufeff" + texts[0] + "\r\n\n \t\n" + "\n".join(texts[1:5])
+    (tmp_path / "d_train-00000-of-00002.jsonl").write_text(first, encoding="utf-8", newline="")
+    (tmp_path / "d_train-00001-of-00002.jsonl").write_text("\n" + "\n\n".join(texts[5:]) + "\n", encoding="utf-8")
+    train = Dataset(tmp_path)["train"]
+    assert list(train) == [sample(n, "é" * n) for n in range(9)]
+    assert [row.id for row in train[2:8]] == [sample(n).id for n in range(2, 8)]
+    assert [row.id for row in train[7:1:-2]] == [sample(n).id for n in (7, 5, 3)]
+    assert list(train[4:4]) == []
+
+
+def test_a_file_changed_while_its_rows_are_read_is_refused(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_reader, "_CHUNK", 300)
+    rows = iter(Dataset(directory)["train"])
+    assert next(rows) == sample(0)
+    content = (directory / "d_train.jsonl").read_bytes()
+    (directory / "d_train.jsonl").write_bytes(content.replace(b"answer", b"ANSWER"))
+    found = []
+    with pytest.raises(UserError, match=r"d_train\.jsonl: changed since it was opened; open the directory again"):
+        found.extend(rows)
+    assert len(found) < 5
+    assert found == [sample(n) for n in range(1, len(found) + 1)]
+
+
 def test_a_bad_row_names_file_line_and_field(directory: Path) -> None:
     lines = (directory / "d_train.jsonl").read_text().splitlines()
     lines[4] = lines[4].replace('"user": ', '"usr": ')
@@ -232,6 +262,8 @@ def test_a_bad_row_names_file_line_and_field(directory: Path) -> None:
     with pytest.raises(UserError, match=r"d_train\.jsonl:8: not a sample"):
         train[7]
     assert train[5] == sample(5)
+    with pytest.raises(UserError, match=r"d_train\.jsonl:5: not a sample"):
+        list(train[2:])
 
 
 def test_what_is_not_there_is_named(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -35,7 +35,7 @@ DATA_FLOORS = (
     ("converters",),
     ("sources",),
     ("draft",),
-    ("dataset", "line_index"),
+    ("dataset", "line_index", "line_reader"),
     ("tokens",),
     ("media",),
     ("problems",),

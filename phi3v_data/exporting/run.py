@@ -261,10 +261,10 @@ def _samples(split: Split, part: Part) -> Iterator[tuple[int, Sample]]:
         UserError: a row cannot be read, or its `image_offsets` do not fit its text and images.
     """
     left_out = frozenset(part.left_out)
-    for number in range(part.start, part.stop):
+    rows = range(part.start, part.stop)
+    for number, sample in zip(rows, split[part.start : part.stop], strict=True):
         if number in left_out:
             continue
-        sample = split[number]
         for turn, value in enumerate(sample.conversations):
             offsets = value.image_offsets
             if offsets and (
