@@ -1,25 +1,26 @@
-"""Handwritten digits, from scratch: `python benchmarks/real/digits.py [--work DIR] [--seed 0]`.
+"""Handwritten digits, from scratch: `python benchmarks/real/digits.py [--work DIR] [--seeds 0 1 2]`.
 
 The 8 x 8 images are those of scikit-learn's `load_digits` (UCI, CC BY 4.0): the first 1,000 train, the next 300 test.
 They are written as PNG files with a table, which the converter `table` reads, and a small Phi-3-vision is trained on
 them by `phi3v-train run` and scored by `phi3v-train eval`. A run that was interrupted resumes with the same command.
+The results are written to benchmarks/results/digits.md, with two images; they say which runs are finished.
 """
 
 import argparse
-import csv
-import json
-import subprocess
+import math
+import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 from sklearn.datasets import load_digits
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from small_model import Recipe, Sizes, save_small
-
-import phi3v_data
+import scratch
+from common import RESULTS
+from small_model import Recipe, Sizes
 
 NUM_TRAIN, NUM_TEST = 1000, 300
 SIZES = Sizes(width=64, layers=2, heads=2, tower_width=32, tower_layers=0, tower_heads=2, initializer_range=0.08)
@@ -38,53 +39,63 @@ license: CC-BY-4.0
 
 
 def main() -> None:
-    """Run the benchmark and print the accuracy on the test images."""
+    """Run, or resume, the benchmark and write its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("build/digits"), help="data, model and run")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("build/digits"), help="data, models and runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     args = parser.parse_args()
-    print(f"accuracy on {NUM_TEST} test images: {accuracy(args.work, args.seed):.1%}")
+    for seed in args.seeds:
+        print(f"seed {seed}: accuracy on {NUM_TEST} test images: {accuracy(args.work, seed):.1%}")
+        write_results(args.work, args.seeds, args.results)
 
 
 def accuracy(work: Path, seed: int) -> float:
     """Convert, train and evaluate in `work`; the share of test images answered correctly."""
-    data, start, run = work / "data", work / f"start-{seed}", work / f"run-{seed}"
-    if not (work / "table").is_dir():
-        write_table(work / "table")
-    phi3v_data.convert("table", work / "table" / "rows.csv", data, options={"map": work / "table" / "map.yaml"})
-    if not start.is_dir():
-        save_small(start, SIZES, seed)
-    where = ["--data_dir", str(data), "--model_name_or_path", str(start), "--output_dir", str(run)]
-    train("run", *where, *RECIPE.options(), "--seed", str(seed))
-    scores = work / f"eval-{seed}"
-    model = ["--model_name_or_path", str(run / "model"), "--max_new_tokens", "4", "--device", "cpu"]
-    train("eval", "--data_dir", str(data), "--eval_split", "test", *model, "--output_dir", str(scores))
-    found: float = json.loads((scores / "eval.json").read_text(encoding="utf-8"))["metrics"]["accuracy"]
+    table = work / "table"
+    scratch.write_table(table, MAP, rows(scratch.partial_folder(table)))
+    scratch.convert_table(table, work / "data")
+    start = scratch.start_model(work, SIZES, seed)
+    scratch.train_and_score(work, work / "data", start, RECIPE, seed, scratch.Deadline())
+    found: float = scratch.run_state(work, seed)["accuracy"]
     return found
 
 
-def write_table(folder: Path) -> None:
-    """Write the images, a table of them and the map of its columns."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    (partial / "images").mkdir(parents=True, exist_ok=True)
+def rows(folder: Path) -> Iterator[Sequence[object]]:
+    """The rows of the table, its head first; each row's image is written under `folder`."""
+    (folder / "images").mkdir()
     digits = load_digits()
-    with (partial / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("image", "digit", "part"))
-        for index in range(NUM_TRAIN + NUM_TEST):
-            name = f"images/{index:04d}.png"
-            grey = (digits.images[index] * 255 / 16).round().astype("uint8")
-            Image.fromarray(grey).save(partial / name)
-            rows.writerow((name, digits.target[index], "train" if index < NUM_TRAIN else "test"))
-    (partial / "map.yaml").write_text(MAP, encoding="utf-8")
-    partial.rename(folder)
+    yield "image", "digit", "part"
+    for index in range(NUM_TRAIN + NUM_TEST):
+        name = f"images/{index:04d}.png"
+        grey = (digits.images[index] * 255 / 16).round().astype("uint8")
+        Image.fromarray(grey).save(folder / name)
+        yield name, digits.target[index], "train" if index < NUM_TRAIN else "test"
 
 
-def train(*arguments: str) -> None:
-    """Run `phi3v-train` in a process of its own; exit if it fails."""
-    code = subprocess.run([sys.executable, "-m", "phi3v_train", *arguments], check=False).returncode
-    if code:
-        sys.exit(code)
+def write_results(work: Path, seeds: Sequence[int], results: Path) -> None:
+    """Write the page, the learning curve and the confusion matrix of the first finished seed."""
+    steps = math.ceil(NUM_TRAIN / RECIPE.batch_size) * math.ceil(RECIPE.epochs)
+    states = [scratch.run_state(work, seed) for seed in seeds]
+    lines = [
+        "# Handwritten digits from scratch",
+        "",
+        f"`python benchmarks/real/digits.py`: {NUM_TRAIN:,} training and {NUM_TEST} test images of scikit-learn's "
+        f"`load_digits`, {steps:,} steps of {RECIPE.batch_size} samples.",
+        "",
+        *scratch.TABLE_HEAD,
+        *(scratch.state_row("phi3v_train", state, steps) for state in states),
+        "",
+        "![Learning curve](digits_curve.png)",
+        "![Confusion matrix](digits_confusion.png)",
+        "",
+    ]
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "digits.md").write_text("\n".join(lines), encoding="utf-8")
+    finished = [seed for seed, state in zip(seeds, states, strict=True) if state["finished"]]
+    if finished:
+        shutil.copyfile(scratch.run_folder(work, finished[0]) / "loss.png", results / "digits_curve.png")
+    scratch.draw_mistakes(work, seeds, results / "digits_confusion.png", "load_digits")
 
 
 if __name__ == "__main__":

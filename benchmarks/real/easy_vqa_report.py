@@ -10,32 +10,16 @@ from typing import Any
 
 from common import RESULTS, machine
 from plain_loop import LOG, RESULT, Row, read_rows
+from scratch import TABLE_HEAD, draw_mistakes, read_lines, run_folder, run_state, scored, state_row
 from small_model import Recipe, Sizes
 
-from phi3v_train.evaluation.confusion import confusion
-from phi3v_train.evaluation.confusion_plot import draw_confusion
 from phi3v_train.training.plot import smooth
 
-__all__ = ["RESULTS", "baselines", "interval", "write"]
+__all__ = ["RESULTS", "baselines", "write"]
 
 NAME = "easy_vqa"
 COMMAND = "python benchmarks/real/easy_vqa.py"
 WANTED, MARGIN = 0.95, 0.01
-Z = 1.959964
-"""Two-sided 95 % of the normal distribution."""
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def interval(num_right: int, num_rows: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    share, spread = num_right / num_rows, Z * Z / num_rows
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / num_rows + spread / (4 * num_rows))
-    return middle - half, middle + half
 
 
 def baselines(train: Sequence[Row], test: Sequence[Row]) -> dict[str, float]:
@@ -51,24 +35,6 @@ def baselines(train: Sequence[Row], test: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def product_state(work: Path, seed: int) -> dict[str, Any]:
-    """State of the run of `phi3v-train`: its last logged step, and the scores if it is finished."""
-    metrics, scores = work / f"run-{seed}" / "metrics.jsonl", work / f"eval-{seed}" / "eval.json"
-    lines = read_lines(metrics) if metrics.is_file() else []
-    state: dict[str, Any] = {"seed": seed, "finished": scores.is_file(), "step": 0}
-    if lines:
-        state["step"] = lines[-1]["step"]
-        during = [(line["step"], line["eval_accuracy"]) for line in lines if "eval_accuracy" in line]
-        if during:
-            state["last_evaluation"] = dict(zip(("step", "accuracy"), during[-1], strict=True))
-    if scores.is_file():
-        result = json.loads(scores.read_text(encoding="utf-8"))
-        share = result["metrics"]["accuracy"]
-        num_rows = len(read_lines(work / f"eval-{seed}" / "predictions.jsonl"))
-        state |= {"accuracy": share, "interval": interval(round(share * num_rows), num_rows)}
-    return state
-
-
 def plain_state(work: Path, seed: int) -> dict[str, Any]:
     """State of the plain loop, likewise."""
     log, result = work / f"plain-{seed}" / LOG, work / f"plain-{seed}" / RESULT
@@ -76,9 +42,7 @@ def plain_state(work: Path, seed: int) -> dict[str, Any]:
     if log.is_file():
         state["step"] = json.loads(log.read_text(encoding="utf-8"))["step"]
     if result.is_file():
-        found = json.loads(result.read_text(encoding="utf-8"))
-        state |= {"accuracy": found["num_right"] / found["num_rows"]}
-        state["interval"] = interval(found["num_right"], found["num_rows"])
+        state |= scored(**json.loads(result.read_text(encoding="utf-8")))
     return state
 
 
@@ -94,7 +58,7 @@ def verdict(product: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, A
 def write(work: Path, data: Path, recipe: Recipe, sizes: Sizes, seeds: Sequence[int], results: Path) -> dict[str, Any]:
     """Write all files of the results from what is in `work`; returns the content of the JSON file."""
     train, test = read_rows(data, "train"), read_rows(data, "test")
-    product = [product_state(work, seed) for seed in seeds]
+    product = [run_state(work, seed) for seed in seeds]
     plain = [plain_state(work, seed) for seed in seeds]
     result = {
         "command": COMMAND,
@@ -111,38 +75,21 @@ def write(work: Path, data: Path, recipe: Recipe, sizes: Sizes, seeds: Sequence[
     (results / f"{NAME}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (results / f"{NAME}.md").write_text(page(result), encoding="utf-8")
     draw_curves(work, seeds, result["baselines"], results / f"{NAME}_curves.png")
-    finished = [seed for seed, state in zip(seeds, product, strict=True) if state["finished"]]
-    if finished:
-        matrix = confusion(read_lines(work / f"eval-{finished[0]}" / "predictions.jsonl"))
-        title = f"easy-vqa, test, seed {finished[0]}"
-        draw_confusion(matrix, results / f"{NAME}_confusion.png", title=title)
+    draw_mistakes(work, seeds, results / f"{NAME}_confusion.png", "easy-vqa")
     return result
 
 
 def page(result: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    total = result["training"]["steps"]
+    total, known = result["training"]["steps"], result["baselines"]
     lines = [
         "# easy-vqa from scratch",
         "",
         f"`{result['command']}`; {result['data']['train']:,} training and {result['data']['test']:,} test questions, "
         f"{total:,} steps of {result['training']['batch_size']} samples per run. Verdict: {result['verdict']}.",
         "",
-        "| | seed | steps | test accuracy | 95 % interval |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name in ("phi3v_train", "plain_loop"):
-        for state in result[name]:
-            score, bounds = "not finished", ""
-            if state["finished"]:
-                low, high = state["interval"]
-                score, bounds = f"{state['accuracy']:.2%}", f"{low:.2%} to {high:.2%}"
-            elif "last_evaluation" in state:
-                during = state["last_evaluation"]
-                score = f"not finished; {during['accuracy']:.1%} of 500 questions after step {during['step']:,}"
-            lines.append(f"| {name} | {state['seed']} | {state['step']:,} of {total:,} | {score} | {bounds} |")
-    known = result["baselines"]
-    lines += [
+        *TABLE_HEAD,
+        *(state_row(name, state, total) for name in ("phi3v_train", "plain_loop") for state in result[name]),
         f"| most frequent answer | | | {known['majority']:.2%} | |",
         f"| most frequent answer to the same question, without the image | | | {known['question_only']:.2%} | |",
         "",
@@ -161,9 +108,9 @@ def draw_curves(work: Path, seeds: Sequence[int], known: Mapping[str, float], pa
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for seed in seeds:
-        metrics, log = work / f"run-{seed}" / "metrics.jsonl", work / f"plain-{seed}" / LOG
+        metrics, log = run_folder(work, seed) / "metrics.jsonl", work / f"plain-{seed}" / LOG
         if metrics.is_file():
-            lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+            lines = read_lines(metrics)
             draw(
                 upper,
                 [(line["step"], line["loss"]) for line in lines if "loss" in line],

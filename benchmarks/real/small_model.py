@@ -38,7 +38,6 @@ class Recipe:
     def options(self) -> list[str]:
         """Options of `phi3v-train run` on a CPU."""
         values = {
-            "num_crops": "1",
             "num_train_epochs": str(self.epochs),
             "batch_size": str(self.batch_size),
             "batch_size_per_gpu": str(self.batch_size),
