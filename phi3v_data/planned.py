@@ -12,8 +12,8 @@ from typing import Any
 
 from phi3v_data.draft import Converter, DatasetInfo, Item
 from phi3v_data.earlier_run import has_digests, run_identity
-from phi3v_data.engine.base import WorkerDiedError
-from phi3v_data.engine.make_engine import make_engine
+from phi3v_data.engine.base import Shared, WorkerDiedError
+from phi3v_data.engine.make_engine import open_engine
 from phi3v_data.engine.worker import WORKER_VARIABLE
 from phi3v_data.errors import UserError
 from phi3v_data.files import SHARDS
@@ -132,13 +132,15 @@ def run_parts(
     def died(death: WorkerDiedError) -> PartCounts:
         raise describe_death(death, plan.folder)
 
-    engine = make_engine(request.engine, request.workers)
-    results = engine.run(ConvertWork(job, here), parts, in_order=False, on_death=died, ticked=report)
-    converted = []
-    with closing(results):
-        for part, counts in results:
-            converted.append((part, counts))
-            finished += part.count
+    folders = tuple(Path(folder) for _, folder in prepared.roots.folders if os.path.isdir(folder))
+    shared = Shared(folders, (journal.run,))
+    work, converted = ConvertWork(job, here), []
+    with open_engine(request.workers, **request.engine_settings) as engine:
+        results = engine.run(work, parts, in_order=False, on_death=died, ticked=report, shared=shared)
+        with closing(results):
+            for part, counts in results:
+                converted.append((part, counts))
+                finished += part.count
     return converted
 
 

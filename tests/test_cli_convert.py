@@ -202,7 +202,8 @@ def test_empty_and_small_splits_of_a_split_by_hash_are_reported(tmp_path: Path) 
 
 def test_the_settings_of_a_conversion_are_listed_once() -> None:
     """`convert()` takes as keywords what the command has as options; one that does not exist is named."""
-    settings = ["limit", "split", "seed", "plain", "lossy", "unlabelled", "workers", "engine", "overwrite", "name"]
+    settings = ["limit", "split", "seed", "plain", "lossy", "unlabelled", "workers"]
+    settings += ["engine", "ray_address", "ray_resources", "store", "overwrite", "name"]
     assert list(SETTINGS) == settings
     shown = run_cli("convert", "--help").stdout
     assert [name for name in settings if f"--{name}" not in shown] == []

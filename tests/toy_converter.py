@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +88,16 @@ class Toy(phi3v_data.Converter[ToyOptions]):
                     import no_such_module_of_mine  # noqa: F401
                 case "die":
                     os.kill(os.getpid(), getattr(signal, rest[0]))
+                case "once":  # once FILE: dies unless FILE says that it did before
+                    if not Path(rest[0]).exists():
+                        Path(rest[0]).touch()
+                        os.kill(os.getpid(), signal.SIGKILL)
+                case "doomed":  # doomed FILE: made by the node with this variable, where it never ends; others wait
+                    if "DOOMED" in os.environ:
+                        Path(rest[0]).touch()
+                        signal.pause()
+                    while not Path(rest[0]).exists():
+                        time.sleep(0.01)
                 case "exit":
                     os._exit(int(rest[0]))
                 case "wait":  # for ever, as long as it is a named pipe

@@ -7,6 +7,8 @@ import typer
 
 from phi3v_data.cli.base import Quiet, command_info
 from phi3v_data.cli.sets import (
+    EngineChoice,
+    EngineOption,
     Images,
     ImagesName,
     LongestEdge,
@@ -14,12 +16,13 @@ from phi3v_data.cli.sets import (
     MinPixels,
     NumCrops,
     Overwrite,
+    RayAddress,
+    RayResources,
     Store,
     StoreChoice,
     Workers,
     finish,
     given,
-    num_workers,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +60,9 @@ def clean(
     images: Images = ImagesName.link,
     store: Store = StoreChoice.files,
     workers: Workers = None,
+    engine: EngineOption = EngineChoice.local,
+    ray_address: RayAddress = None,
+    ray_resources: RayResources = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -81,7 +87,10 @@ def clean(
             images=ImageMode(images.value),
             store=store.value,
             overwrite=overwrite,
-            workers=num_workers(workers),
+            workers=workers,
+            engine=engine.value,
+            ray_address=ray_address,
+            ray_resources=ray_resources,
             progress=progress,
         )
     finish(out_dir, result, quiet=quiet, more=describe(out_dir, result))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import Images, ImagesName, Workers
+from phi3v_data.cli.sets import EngineChoice, EngineOption, Images, ImagesName, RayAddress, RayResources, Workers
 from phi3v_data.errors import PROBLEMS, UserError
 from phi3v_data.messages import counted
 
@@ -80,6 +80,9 @@ def export(
         typer.Option(min=1, metavar="N", help="Largest size of a shard, in MB. Default: 450; 67 for mosaicml."),
     ] = None,
     workers: Workers = None,
+    engine: EngineOption = EngineChoice.local,
+    ray_address: RayAddress = None,
+    ray_resources: RayResources = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export at PATH; it is kept until the new one is complete.")
     ] = False,
@@ -92,7 +95,6 @@ def export(
     and exit code 1; --lossy writes the rest. Fields that do not affect training (id, answers, group, meta) are written
     where the readers of FORMAT ignore them, else they are counted as not carried.
     """
-    from phi3v_data.cli.sets import num_workers
     from phi3v_data.console import progress_bar
     from phi3v_data.exporting import ExportRequest, LossyError, export_set
     from phi3v_data.exporting.croissant import write_croissant
@@ -122,7 +124,10 @@ def export(
                 out,
                 request,
                 overwrite=overwrite,
-                workers=num_workers(workers),
+                workers=workers,
+                engine=engine.value,
+                ray_address=ray_address,
+                ray_resources=ray_resources,
                 progress=progress,
             )
     except LossyError as error:

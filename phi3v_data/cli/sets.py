@@ -1,12 +1,13 @@
 """Shared options and the last line of the commands that write a set."""
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from phi3v_data.engine.base import ADDRESS_HELP, ENGINE_HELP, RESOURCES_HELP
+from phi3v_data.engine.make_engine import num_cores
 from phi3v_data.messages import counted
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ class LevelName(StrEnum):
     full = "full"
 
 
+class EngineChoice(StrEnum):
+    """Where work runs."""
+
+    local = "local"
+    ray = "ray"
+
+
 class ByName(StrEnum):
     """Key by which rows are divided."""
 
@@ -54,6 +62,9 @@ Overwrite: TypeAlias = Annotated[
 Workers: TypeAlias = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Processes that read images. Default: one per core.")
 ]
+EngineOption: TypeAlias = Annotated[EngineChoice, typer.Option("--engine", help=ENGINE_HELP)]
+RayAddress: TypeAlias = Annotated[str | None, typer.Option(metavar="ADDRESS", help=ADDRESS_HELP)]
+RayResources: TypeAlias = Annotated[str | None, typer.Option(metavar="LIST", help=RESOURCES_HELP)]
 Model: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -82,7 +93,7 @@ def given(**options: int | None) -> dict[str, int]:
 
 def num_workers(workers: int | None) -> int:
     """The number of processes: as given, else the number of cores."""
-    return workers or len(os.sched_getaffinity(0))
+    return workers or num_cores()
 
 
 def finish(out_dir: Path, result: "SetResult", *, quiet: bool, more: str = "") -> None:

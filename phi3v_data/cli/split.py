@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import ByName, Images, ImagesName, LevelName, Overwrite, Store, StoreChoice, Workers, finish
+from phi3v_data.cli.sets import (
+    ByName,
+    EngineChoice,
+    EngineOption,
+    Images,
+    ImagesName,
+    LevelName,
+    Overwrite,
+    RayAddress,
+    RayResources,
+    Store,
+    StoreChoice,
+    Workers,
+    finish,
+)
 
 
 @command_info(
@@ -34,6 +48,9 @@ def split(
     store: Store = StoreChoice.files,
     level: Annotated[LevelName, typer.Option(help="full: compare images by pixels; quick: by paths.")] = LevelName.full,
     workers: Workers = None,
+    engine: EngineOption = EngineChoice.local,
+    ray_address: RayAddress = None,
+    ray_resources: RayResources = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -44,7 +61,6 @@ def split(
     cannot. Rows that share an image, and rows without images that have the same text, stay together. Shares that would
     need a leak are refused.
     """
-    from phi3v_data.cli.sets import num_workers
     from phi3v_data.console import progress_bar
     from phi3v_data.sets.split import By, split_set
     from phi3v_data.sets.writing import ImageMode
@@ -61,7 +77,10 @@ def split(
             store=store.value,
             pixels=level.value == "full",
             overwrite=overwrite,
-            workers=num_workers(workers),
+            workers=workers,
+            engine=engine.value,
+            ray_address=ray_address,
+            ray_resources=ray_resources,
             progress=progress,
         )
     finish(out_dir, result, quiet=quiet)

@@ -7,15 +7,18 @@ import typer
 
 from phi3v_data.cli.base import Quiet, command_info
 from phi3v_data.cli.sets import (
+    EngineChoice,
+    EngineOption,
     LevelName,
     LongestEdge,
     MaxPixels,
     MinPixels,
     Model,
     NumCrops,
+    RayAddress,
+    RayResources,
     Workers,
     given,
-    num_workers,
 )
 
 
@@ -35,6 +38,9 @@ def stats(
     model: Model = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     workers: Workers = None,
+    engine: EngineOption = EngineChoice.local,
+    ray_address: RayAddress = None,
+    ray_resources: RayResources = None,
     quiet: Quiet = False,
 ) -> None:
     """Count the contents of a directory: splits, label balance, text lengths, image sizes, tokens, duplicates."""
@@ -51,7 +57,10 @@ def stats(
             num_crops=num_crops,
             image_options=given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge),
             model=model,
-            workers=num_workers(workers),
+            workers=workers,
+            engine=engine.value,
+            ray_address=ray_address,
+            ray_resources=ray_resources,
             progress=progress,
         )
     if json:

@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import LongestEdge, MaxPixels, MinPixels, Model, NumCrops, given, num_workers
+from phi3v_data.cli.sets import (
+    EngineChoice,
+    EngineOption,
+    LongestEdge,
+    MaxPixels,
+    MinPixels,
+    Model,
+    NumCrops,
+    RayAddress,
+    RayResources,
+    Workers,
+    given,
+    num_workers,
+)
 from phi3v_data.errors import GOOD, PROBLEMS, UserError
 
 
@@ -82,10 +95,10 @@ def validate(
         Path | None, typer.Option(metavar="FILE", help="Write a page with charts, problems and a gallery.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Processes that read images. Default: one per core."),
-    ] = None,
+    workers: Workers = None,
+    engine: EngineOption = EngineChoice.local,
+    ray_address: RayAddress = None,
+    ray_resources: RayResources = None,
     max_problems: Annotated[
         int, typer.Option(min=1, metavar="N", help="Findings of one code that are listed; all are counted.")
     ] = 1000,
@@ -107,7 +120,7 @@ def validate(
         "level": level.value,
         "model": model,
         "strict": strict,
-        "workers": num_workers(workers),
+        "workers": workers,
         "max_problems": max_problems,
     }
     image_options = given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge)
@@ -115,8 +128,15 @@ def validate(
     if is_file:
         from phi3v_data.lint.lengths import LengthSettings
 
-        refuse_options({"fresh": fresh or None}, f"a file: {path} is one")
-        options |= {"format": row_format, "consumer": consumer, "images_root": images_root}
+        on_ray = None if engine == EngineChoice.local else engine
+        not_of_files = {"fresh": fresh or None, "engine": on_ray, "ray_address": ray_address}
+        refuse_options({**not_of_files, "ray_resources": ray_resources}, f"a file: {path} is one")
+        options |= {
+            "workers": num_workers(workers),
+            "format": row_format,
+            "consumer": consumer,
+            "images_root": images_root,
+        }
         options["lengths"] = LengthSettings(max_tokens, num_crops, image_options, tokenizer)
     else:
         if os.path.lexists(path) and not path.is_dir():
@@ -124,6 +144,7 @@ def validate(
         refuse_options({"format": row_format, "images_root": images_root}, f"a directory: {path} is not a file")
         options |= {"num_crops": num_crops, "image_options": image_options, "max_tokens": max_tokens}
         options |= {"tokenizer": tokenizer, "fresh": fresh}
+        options |= {"engine": engine.value, "ray_address": ray_address, "ray_resources": ray_resources}
     if html is not None:
         from phi3v_data.report.frame import check_target
 

@@ -11,7 +11,8 @@ Ctrl-C, SIGTERM), all workers are ended at once.
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 from phi3v_data.errors import UserError
 
@@ -21,6 +22,22 @@ T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 EngineName: TypeAlias = Literal["local", "ray"]
+
+ENGINE_HELP = "Where the work runs: on this machine, or as tasks of a Ray cluster."
+ADDRESS_HELP = "Ray cluster, or auto on one of its machines. Default: $RAY_ADDRESS, else a Ray of this machine's own."
+RESOURCES_HELP = "Resources of one task on Ray, such as CPU=2,memory=4GB,fast_disk=1. Default: CPU=1."
+
+
+class EngineSettings(TypedDict, total=False):
+    """Keyword arguments of each function whose work can run on Ray, apart from `workers`.
+
+    engine: `local` or `ray`. ray_address: a cluster. ray_resources: of one task, `CPU=2,memory=4GB`.
+    """
+
+    engine: EngineName
+    ray_address: str | None
+    ray_resources: str | None
+
 
 Tick: TypeAlias = Callable[[int], None]
 """Called with the index of an item in its task, before work on the item begins."""
@@ -44,6 +61,17 @@ class FunctionWork(Generic[T, R]):
     def open(self) -> Iterator[Callable[[T, Tick], R]]:
         """Nothing is loaded."""
         yield lambda task, tick: self.function(task)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Files that tasks need wherever they run: `read` are files or folders, `written` folders in which tasks write."""
+
+    read: tuple[Path, ...] = ()
+    written: tuple[Path, ...] = ()
+
+
+NOTHING_SHARED = Shared()
 
 
 class WorkerDiedError(UserError):
@@ -73,6 +101,7 @@ class Engine(Protocol):
         in_order: bool = True,
         on_death: Callable[[WorkerDiedError], R] | None = None,
         ticked: Callable[[int], None] | None = None,
+        shared: Shared = NOTHING_SHARED,
     ) -> Generator[tuple[T, R], None, None]:
         """Each task with its result.
 
@@ -83,8 +112,10 @@ class Engine(Protocol):
             on_death: gives the result of a task whose worker died, in whose place a new one is started; left out, the
                 death is raised.
             ticked: called now and then with the number of items that the running tasks have come to.
+            shared: what a worker on another machine must see as this one does.
 
         Raises:
+            UserError: a machine does not see it.
             WorkerDiedError: a worker died, if there is no `on_death`.
             Exception: whatever the work raises.
         """

@@ -13,16 +13,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from phi3v_data.engine.base import Work, WorkerDiedError
-from phi3v_data.engine.worker import CELL, WORKER_VARIABLE, Failure, Success, serve
+from phi3v_data.engine.base import NOTHING_SHARED, Shared, Work, WorkerDiedError
+from phi3v_data.engine.turns import AHEAD, Running, Turns
+from phi3v_data.engine.worker import CELL, WORKER_VARIABLE, Failure, serve
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,16 +32,18 @@ CAN_FORK = sys.platform == "linux"
 """Whether workers can be forked; elsewhere the libraries of the system may break in a copy."""
 
 TICK_SECONDS = 0.1
-AHEAD = 2
-"""Tasks per worker that are under way, or whose results wait for their turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """`workers` processes; 0 runs the tasks in this process, one after the other."""
+    """`workers` processes; 0 runs the tasks in this process, one after the other.
+
+    Fewer tasks than `few` are run in this process, too: to start workers would take longer.
+    """
 
     workers: int
     forked: bool = False
+    few: int = 0
 
     def run(
         self,
@@ -50,27 +53,22 @@ class LocalEngine:
         in_order: bool = True,
         on_death: Callable[[WorkerDiedError], R] | None = None,
         ticked: Callable[[int], None] | None = None,
+        shared: Shared = NOTHING_SHARED,
     ) -> Generator[tuple[T, R], None, None]:
         """Each task with its result; see `Engine.run`."""
         ticked = ticked or (lambda count: None)
-        if self.workers == 0:
+        first = list(islice(tasks := iter(tasks), self.few))
+        tasks = chain(first, tasks)
+        if self.workers == 0 or len(first) < self.few:
             with work.open() as run:
                 for task in tasks:
                     yield task, run(task, ticked)
             return
-        pool = _Pool(self, work, iter(tasks), ticked)
+        pool = _Pool(self, work, tasks, ticked)
         try:
             yield from pool.results(in_order, on_death)
         finally:
             pool.stop()
-
-
-@dataclass(slots=True, eq=False)
-class _Running(Generic[T]):
-    """A task that a worker has."""
-
-    task: T
-    outcome: Success | Failure | None = None
 
 
 @dataclass(slots=True)
@@ -78,7 +76,7 @@ class _Worker(Generic[T]):
     process: "_Interpreter | _Fork"
     pipe: "Connection[Any, Any]"
     index: int
-    running: _Running[T] | None = None
+    running: Running[T] | None = None
 
 
 class _Pool(Generic[T, R]):
@@ -92,7 +90,7 @@ class _Pool(Generic[T, R]):
         self._tasks = tasks
         self._ticked = ticked
         self._workers: list[_Worker[T]] = []
-        self._under_way: deque[_Running[T]] = deque()
+        self._turns: Turns[T, R] = Turns()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
         self._file.truncate(engine.workers * CELL)
         self._cells = mmap.mmap(self._file.fileno(), engine.workers * CELL)
@@ -100,33 +98,15 @@ class _Pool(Generic[T, R]):
     def results(self, in_order: bool, on_death: Callable[[WorkerDiedError], R] | None) -> Iterator[tuple[T, R]]:
         """Give tasks to workers, and take their results."""
         self._fill()
-        while self._under_way:
+        while self._turns.under_way:
             self._receive()
-            for running in self._finished(in_order):
-                self._under_way.remove(running)
+            for running in self._turns.finished(in_order):
                 self._fill()
-                yield running.task, self._result(running, on_death)
-
-    def _finished(self, in_order: bool) -> Iterator[_Running[T]]:
-        for running in list(self._under_way):
-            if running.outcome is not None:
-                yield running
-            elif in_order:
-                return
-
-    def _result(self, running: _Running[T], on_death: Callable[[WorkerDiedError], R] | None) -> R:
-        if isinstance(running.outcome, Success):
-            result: R = running.outcome.result
-            return result
-        assert running.outcome is not None
-        error = running.outcome.error
-        if isinstance(error, WorkerDiedError) and on_death is not None:
-            return on_death(error)
-        raise error
+                yield running.task, self._turns.result(running, on_death)
 
     def _fill(self) -> None:
         """Give each free worker a task, as long as there are tasks and room for their results."""
-        while len(self._under_way) < AHEAD * self._engine.workers:
+        while len(self._turns.under_way) < AHEAD * self._engine.workers:
             worker = next((each for each in self._workers if each.running is None), None)
             if worker is None and len(self._workers) == self._engine.workers:
                 return
@@ -134,8 +114,7 @@ class _Pool(Generic[T, R]):
                 task = next(self._tasks)
             except StopIteration:
                 return
-            running = _Running(task)
-            self._under_way.append(running)
+            running = self._turns.add(task)
             if worker is None:
                 free = set(range(self._engine.workers)) - {each.index for each in self._workers}
                 worker = self._start(min(free))

@@ -57,7 +57,7 @@ def serve(
         try:
             _serve(pipe, pipe.receive() if work is None else work, tick)
         except Exception as error:
-            pipe.send(Failure(_portable(error)))
+            pipe.send(Failure(portable(error)))
     except _PipeClosed:
         pass
     finally:
@@ -98,7 +98,7 @@ class _Pipe:
             raise _PipeClosed from None
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """An exception that the parent can unpickle; one that is a defect brings its traceback along."""
     if not isinstance(error, UserError | OSError):
         error.add_note("".join(traceback.format_exception(error)).rstrip())

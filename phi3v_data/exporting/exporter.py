@@ -129,6 +129,10 @@ class Exporter:
         """Write the rows of a part; the number of images that were added to the export."""
         raise NotImplementedError
 
+    def count_images(self, stage: Path, rows: dict[str, int], added: int) -> int:
+        """The number of images in the export, whose parts are all there; `added`: the sum of what `write_part` gave."""
+        return added
+
     def write_manifest(self, stage: Path, dataset: Dataset) -> None:
         """Write what `dataset.json` says of the set, for exports that phi3v reads as a directory."""
         if dataset.manifest is not None:

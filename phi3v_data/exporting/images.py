@@ -15,7 +15,7 @@ from phi3v_data.exporting.request import ImageMode, ImageRefs
 from phi3v_data.files import unreadable
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import file_size, identify_readable, read_image_file
-from phi3v_data.sets.writing import link_or_copy
+from phi3v_data.sets.writing import COPYING, link_or_copy
 
 T = TypeVar("T")
 
@@ -146,6 +146,24 @@ class Images:
         if refs == ImageRefs.url:
             return url_prefix + (quote(name) if "://" in url_prefix else name)
         return f"images/{name}"
+
+
+def count_placed(folder: Path) -> int:
+    """Images that `place` put in a folder; what a killed process left unfinished there is removed."""
+    count, folders = 0, [os.fspath(folder)]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except FileNotFoundError:  # no row has an image
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.name.startswith(COPYING):
+                os.unlink(entry.path)
+            else:
+                count += 1
+    return count
 
 
 def _remember(known: dict[str, T], name: str, value: T) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.exporting.exporter import Exporter, Part
-from phi3v_data.exporting.images import Images
+from phi3v_data.exporting.images import Images, count_placed
 from phi3v_data.exporting.request import ImageRefs
 from phi3v_data.files import write_json
 from phi3v_data.schema import Sample
@@ -57,6 +57,12 @@ class RowFiles(Exporter):
                 else:
                     num_images += len(sample.images)
         return num_images
+
+    def count_images(self, stage: Path, rows: dict[str, int], added: int) -> int:
+        """The files that are there: of a part that was written twice, the second time found those of the first."""
+        if self.image_refs != ImageRefs.path:
+            return added
+        return sum(count_placed(stage / folder) for folder in dict.fromkeys(map(self.image_folder, rows)))
 
     def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
         """Join the parts of each split."""

@@ -6,14 +6,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.dataset import Dataset, Split
-from phi3v_data.engine.base import Tick
-from phi3v_data.engine.local import LocalEngine
+from phi3v_data.engine.base import Engine, EngineSettings, Shared, Tick
+from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
 from phi3v_data.exporting.exporter import Exporter, Part
 from phi3v_data.exporting.folder import check_free, new_folder, write_record
@@ -56,14 +56,16 @@ def export_set(
     request: ExportRequest | None = None,
     *,
     overwrite: bool = False,
-    workers: int = 0,
+    workers: int | None = 0,
     progress: Progress | None = None,
+    **engine: Unpack[EngineSettings],
 ) -> ExportResult:
     """Write a directory in the format of another tool.
 
     Args:
         name: the format, a key of `EXPORTERS`.
-        workers: processes; 0 or 1 runs in this one. The files do not depend on it.
+        workers: processes; 0 or 1 runs in this one, None: one per core. The files do not depend on it.
+        engine: rows are checked and written there (`EngineSettings`).
 
     Raises:
         LossyError: the format cannot carry some rows; not raised if the request is `lossy`.
@@ -75,7 +77,15 @@ def export_set(
     check_target(exporter)
     target = check_places(Path(path), [Path(directory)])
     check_free(target, overwrite=overwrite)
-    run = _Run(dataset, exporter, workers, progress or (lambda stage, done, total: None))
+    with open_engine(workers, few=FEW, **engine) as opened:
+        run = _Run(dataset, exporter, opened, progress or (lambda stage, done, total: None))
+        return _export(run, name, directory, path, target, overwrite)
+
+
+def _export(
+    run: "_Run", name: str, directory: str | Path, path: str | Path, target: Path, overwrite: bool
+) -> ExportResult:
+    dataset, exporter = run.dataset, run.exporter
     tally, sizes, advice = run.check()
     if tally.lost and not exporter.request.lossy:
         raise LossyError(exporter.readers, tally.lost)
@@ -107,7 +117,7 @@ class _Run:
 
     dataset: Dataset
     exporter: Exporter
-    workers: int
+    engine: Engine
     progress: Progress
 
     @property
@@ -120,7 +130,8 @@ class _Run:
         tally = Tally()
         found: dict[str, list[npt.NDArray[np.int64]]] = {split: [] for split in self.dataset}
         with_images = dict.fromkeys(self.dataset, 0)
-        for part, (counts, sizes) in self.each(_Check(self.dataset, self.row_check), self.even_parts(), "check"):
+        work = _Check(self.dataset, self.row_check)
+        for part, (counts, sizes) in self.each(work, self.even_parts(), "check", Shared(self._read())):
             tally.add(counts)
             with_images[part.split] += counts.with_images
             found[part.split].append(np.frombuffer(sizes, np.int64))
@@ -138,10 +149,15 @@ class _Run:
             (stage / PARTS).mkdir()
         rows = dict.fromkeys(self.dataset, 0)
         num_images = 0
-        for part, (count, images) in self.each(_Write(self.dataset, self.exporter, stage), parts, "write"):
+        work = _Write(self.dataset, self.exporter, stage)
+        for part, (count, images) in self.each(work, parts, "write", Shared(self._read(), (stage,))):
             rows[part.split] += count
             num_images += images
-        return rows, num_images
+        return rows, self.exporter.count_images(stage, rows, num_images)
+
+    def _read(self) -> tuple[Path, ...]:
+        """A file of the directory, by which a machine shows that it sees it."""
+        return tuple(split.directory / split.location(0)[0] for split in self.dataset.values() if len(split))[:1]
 
     def parts(self, sizes: dict[str, npt.NDArray[np.int64]]) -> list[Part]:
         """The parts to be written."""
@@ -163,12 +179,11 @@ class _Run:
         """Parts with about equal bytes of JSON."""
         return [part for name in self.dataset for part in _cut(name, self.dataset[name].row_bytes(), PART_BYTES)]
 
-    def each(self, work: Any, parts: Sequence[Part], stage: str) -> Iterator[tuple[Part, Any]]:
+    def each(self, work: Any, parts: Sequence[Part], stage: str, shared: Shared) -> Iterator[tuple[Part, Any]]:
         """Each part with its result, in order."""
         total = sum(part.stop - part.start for part in parts)
         done = 0
-        engine = LocalEngine(0 if self.workers < 2 or len(parts) < 3 else min(self.workers, len(parts)))
-        with closing(engine.run(work, parts)) as results:
+        with closing(self.engine.run(work, parts, shared=shared)) as results:
             for part, result in results:
                 done += part.stop - part.start
                 self.progress(stage, done, total)

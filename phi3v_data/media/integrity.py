@@ -105,6 +105,11 @@ def rgb_digest(path: str | Path) -> bytes:
     return hasher.digest()
 
 
+def rgb_digests(root: str, paths: Sequence[str]) -> list[bytes]:
+    """`rgb_digest` of each file, in one process."""
+    return [rgb_digest(f"{root}/{path}") for path in paths]
+
+
 def _fingerprint(image: Image.Image) -> "tuple[xxhash.xxh3_128, Image.Image]":
     """Return a hasher of the RGB pixels, and the image in grey (a large one reduced)."""
     hasher = xxhash.xxh3_128()

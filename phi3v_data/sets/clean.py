@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.engine.base import Engine, EngineSettings
+from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
 from phi3v_data.files import open_regular
 from phi3v_data.jsonl import encode_line
@@ -82,8 +84,9 @@ def clean_set(
     images: ImageMode = ImageMode.link,
     store: StoreName = "files",
     overwrite: bool = False,
-    workers: int = 1,
+    workers: int | None = 1,
     progress: Progress | None = None,
+    **engine: Unpack[EngineSettings],
 ) -> SetResult:
     """Copy the valid rows of a directory; the copy validates without errors.
 
@@ -91,6 +94,7 @@ def clean_set(
         model: model family or model directory for which rows are valid, as in `validate`.
         fix: fix what is unambiguous (`phi3v_data.sets.fix`) instead of leaving it out or as it is.
         drop: codes of warnings whose rows are also left out, such as `duplicate-sample`.
+        engine: images are decoded and compared there (`EngineSettings`).
 
     Raises:
         NotFoundError: no such directory or model.
@@ -103,9 +107,9 @@ def clean_set(
     source = Path(directory)
     target = check_places(Path(out_dir), [source])
     progress = progress or (lambda stage, done, total: None)
-    with paused_collector():
+    with paused_collector(), open_engine(workers, few=FEW, **engine) as opened:
         family, budget = with_image_options(choose_model(model, None).family, num_crops, image_options)
-        work = _Clean(source, fix, frozenset(drop), family, budget, image_options or {}, workers, progress)
+        work = _Clean(source, fix, frozenset(drop), family, budget, image_options or {}, opened, progress)
         identity = {
             "command": "clean",
             "version": VERSION,
@@ -167,14 +171,14 @@ class _Clean:
         family: TokenFamily,
         budget: int | None,
         image_options: Mapping[str, int],
-        workers: int,
+        engine: Engine,
         progress: Progress,
     ) -> None:
         self.family = family
         self.image_options = dict(image_options)
         self.fix = fix
         self.drop = drop
-        self.workers = workers
+        self.engine = engine
         self.progress = progress
         self.findings = RowFindings(drop)
         self.survey = Survey(directory, self.findings, progress)
@@ -198,7 +202,7 @@ class _Clean:
             refuse_closed(survey)
             if self.fix:
                 self.fixes.correct_paths()
-            survey.look(load_images(survey.directory, survey.tree), pixels=True, workers=self.workers)
+            survey.look(load_images(survey.directory, survey.tree), pixels=True, engine=self.engine)
             refuse_closed_images(survey)
             survey.report_images(self.family, self.num_crops)
             keep = self.keep_valid(self.findings.decisive, np.ones(len(survey.table), np.bool_))
@@ -244,7 +248,7 @@ class _Clean:
         known = len(self.findings.decisive)
         part = survey.table.subset(keep)
         try:
-            report_repeats(part, survey.tree, survey.images, self.findings, pixels=True)
+            report_repeats(part, survey.tree, survey.images, self.findings, pixels=True, engine=self.engine)
         finally:
             part.close()
         found = self.findings.decisive[known:]

@@ -3,16 +3,17 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.engine.base import Engine
 from phi3v_data.media.integrity import DECODED, FLAT
 from phi3v_data.sets.components import Ints, join_rows
 from phi3v_data.sets.reading import Progress
-from phi3v_data.validate.lookalikes import Looks
+from phi3v_data.validate.lookalikes import BATCH, find_alike
 from phi3v_data.validate.near import near_pairs_within
 from phi3v_data.validate.pixels import PixelIdentity
 from phi3v_data.validate.survey import Survey
@@ -53,7 +54,8 @@ class Duplicates:
 class DuplicateSearch:
     """Searches the images used by the rows of a directory."""
 
-    def __init__(self, survey: Survey, identity: PixelIdentity, progress: Progress) -> None:
+    def __init__(self, survey: Survey, identity: PixelIdentity, engine: Engine, progress: Progress) -> None:
+        self.engine = engine
         self.survey = survey
         self.identity = identity
         self.progress = progress
@@ -76,7 +78,9 @@ class DuplicateSearch:
         order = np.argsort(identities, kind="stable")
         bounds = np.flatnonzero(np.diff(identities[order])) + 1
         alone = np.ones(len(self.survey.tree), np.bool_)
-        for members in _groups(self.entries[order], bounds):
+        groups = list(_groups(self.entries[order], bounds))
+        self.identity.decode_exact(chain.from_iterable(groups))
+        for members in groups:
             by_pixels: dict[Any, list[int]] = {}
             for entry in members:
                 by_pixels.setdefault(self.identity.exact(entry), []).append(entry)
@@ -97,17 +101,17 @@ class DuplicateSearch:
         _, first = np.unique(self.identity.identities[entries], return_index=True)
         entries = entries[np.sort(first)]
         pairs = list(self._candidates(facts["dhash"][entries]))
-        looks = Looks(self.survey.tree)
+        left, right = (np.concatenate(each) for each in zip(*pairs, strict=True))
+        result.unchecked = max(0, len(left) - MAX_COMPARED)
+        compared = list(zip(left[:MAX_COMPARED].tolist(), right[:MAX_COMPARED].tolist(), strict=True))
+        questions = [(int(entries[i]), [int(entries[j])]) for i, j in compared]
         alike: list[tuple[int, int]] = []
-        compared = 0
-        for left, right in pairs:
-            result.unchecked += max(0, len(left) - (MAX_COMPARED - compared))
-            for i, j in zip(left[: MAX_COMPARED - compared].tolist(), right.tolist(), strict=False):
-                compared += 1
-                if looks.most_alike(int(entries[i]), [int(entries[j])]) is not None:
-                    alike.append((i, j))
-                if compared % 64 == 0:
-                    self.progress("compare", compared, min(MAX_COMPARED, sum(len(each) for each, _ in pairs)))
+        answers = find_alike(self.survey.tree, questions, self.engine)
+        for number, (pair, match) in enumerate(zip(compared, answers, strict=True), 1):
+            if match is not None:
+                alike.append(pair)
+            if number % BATCH == 0:
+                self.progress("compare", number, len(compared))
         if alike:
             links = np.array(alike, np.int64)
             roots = join_rows(len(entries), [(links[:, 0], links[:, 1])])

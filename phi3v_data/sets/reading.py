@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
+from phi3v_data.engine.base import Engine
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import read_regular, reading_hint, safe_component
 from phi3v_data.jsonl import BOM, read_lines
@@ -99,11 +100,11 @@ class SourceSet:
         # Linking an image into the result changes its change time, so only sizes and modification times are compared.
         return {"files": dict(state.files), "pictures": tree_digest(tree, tree.sizes, tree.mtimes)}
 
-    def pixel_identity(self, *, pixels: bool, workers: int) -> PixelIdentity:
+    def pixel_identity(self, *, pixels: bool, engine: Engine) -> PixelIdentity:
         """Identities of the images: by path, or with `pixels` by their pixels."""
-        self.survey.look(load_images(self.directory, self.survey.tree), pixels=pixels, workers=workers)
+        self.survey.look(load_images(self.directory, self.survey.tree), pixels=pixels, engine=engine)
         refuse_closed_images(self.survey)
-        return PixelIdentity(self.survey.tree, self.survey.images, pixels=pixels)
+        return PixelIdentity(self.survey.tree, self.survey.images, pixels=pixels, engine=engine)
 
     def image_path(self, entry: int) -> str:
         """Path of an image."""

@@ -8,12 +8,14 @@ the same text stay together; the first of them provides the name that is hashed.
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
+from phi3v_data.engine.base import Engine, EngineSettings
+from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
 from phi3v_data.messages import counted
 from phi3v_data.schema import ConverterInfo, Manifest
@@ -51,8 +53,9 @@ def split_set(
     store: StoreName = "files",
     pixels: bool = True,
     overwrite: bool = False,
-    workers: int = 1,
+    workers: int | None = 1,
     progress: Progress | None = None,
+    **engine: Unpack[EngineSettings],
 ) -> SetResult:
     """Write the rows of a directory, whatever their splits, into new splits.
 
@@ -62,6 +65,7 @@ def split_set(
             with `id`. Rows that share an image stay together in any case.
         stratify: give each split its share of every label (last answer).
         pixels: compare images by their pixels; False: by their paths, without reading them.
+        engine: images are decoded there (`EngineSettings`).
 
     Raises:
         UserError: a row cannot be read, or the shares cannot be met without dividing rows that belong together.
@@ -70,10 +74,10 @@ def split_set(
     source = Path(directory)
     target = check_places(Path(out_dir), [source])
     progress = progress or (lambda stage, done, total: None)
-    with paused_collector():
+    with paused_collector(), open_engine(workers, few=FEW, **engine) as opened:
         found = read_set(source, progress)
         try:
-            work = _Split(found, shares, by, stratify, seed, pixels, workers, progress)
+            work = _Split(found, shares, by, stratify, seed, pixels, opened, progress)
             identity = {"command": "split", "version": VERSION, "options": work.options, "input": found.identity()}
             return make_set(
                 target, identity, work.build, name=found.name, images=images, store=store, overwrite=overwrite
@@ -93,7 +97,7 @@ class _Split:
         stratify: bool,
         seed: int,
         pixels: bool,
-        workers: int,
+        engine: Engine,
         progress: Progress,
     ) -> None:
         self.source = source
@@ -102,7 +106,7 @@ class _Split:
         self.stratify = stratify
         self.seed = seed
         self.pixels = pixels
-        self.workers = workers
+        self.engine = engine
         self.progress = progress
         self.names = list(shares)
         self.notes: list[str] = []
@@ -137,7 +141,7 @@ class _Split:
     def links(self) -> "chain[Links]":
         """All pairs of rows that must stay together."""
         table = self.source.table
-        identity = self.source.pixel_identity(pixels=self.pixels, workers=self.workers)
+        identity = self.source.pixel_identity(pixels=self.pixels, engine=self.engine)
         links = [image_links(table, identity), text_links(table), self.missing_links()]
         if self.by == By.group:
             links.append(group_links(table))

@@ -3,10 +3,12 @@
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from phi3v_data.engine.base import Engine, EngineSettings
+from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Level
 from phi3v_data.sets.duplicates import DuplicateSearch
@@ -32,13 +34,15 @@ def set_stats(
     num_crops: int | None = None,
     image_options: Mapping[str, int] | None = None,
     model: str | Path | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     progress: Progress | None = None,
+    **engine: Unpack[EngineSettings],
 ) -> dict[str, Any]:
     """Compute the statistics of a directory; unreadable parts are left out and counted under `problems`.
 
     Level `quick` reads only the headers of images, so it cannot find duplicates (`duplicates` is null). Tokens are
     counted for `model`, a family or a model directory, under `num_crops` and `image_options`, as `validate` does.
+    Images are decoded and compared by `workers` tasks of the `engine` (`EngineSettings`).
 
     Raises:
         NotFoundError: no such directory or model, or no JSONL file in it.
@@ -52,7 +56,7 @@ def set_stats(
     survey = Survey(Path(directory), findings, progress)
     refuse_no_files(survey)
     refuse_closed(survey)
-    with paused_collector():
+    with paused_collector(), open_engine(workers, few=FEW, **engine) as opened:
         counter = None
         if chosen.tokenizer is not None:
             counter = tokens.load_tokenizer(chosen.tokenizer, family, findings, required=False)
@@ -61,7 +65,7 @@ def set_stats(
             refuse_closed(survey)
             if not any(survey.scan.num_lines.values()):
                 raise UserError(f"{directory}: contains no rows")
-            return _count(survey, family, counter, level, budget, workers, progress)
+            return _count(survey, family, counter, level, budget, opened, progress)
         finally:
             survey.table.close()
 
@@ -72,14 +76,14 @@ def _count(
     counter: tokens.TokenCounter | None,
     level: Level,
     budget: int | None,
-    workers: int,
+    engine: Engine,
     progress: Progress,
 ) -> dict[str, Any]:
     table, manifest = survey.table, survey.layout.manifest
     source = SourceSet(survey, set_name(survey))
     crops = family.choose_budget(budget, manifest.num_crops if manifest else None)
     pixels = level == "full"
-    identity = source.pixel_identity(pixels=pixels, workers=workers)
+    identity = source.pixel_identity(pixels=pixels, engine=engine)
     per_image = tokens.image_tokens(survey.images, family, crops)
     lengths = tokens.row_tokens(table, tokens.text_tokens(table, family, counter), per_image)
     counted = collect_stats(
@@ -95,7 +99,7 @@ def _count(
     )
     duplicates = None
     if pixels:
-        search = DuplicateSearch(survey, identity, progress)
+        search = DuplicateSearch(survey, identity, engine, progress)
         repeats = Findings(0)
         report_repeated_samples(table, identity, repeats)
         duplicates = {

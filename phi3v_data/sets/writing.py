@@ -6,6 +6,7 @@ completes; `dataset.json` comes last.
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -170,6 +171,10 @@ def read_whole(source: str | Path) -> bytes:
         raise UserError(f"{source}: {error}") from None
 
 
+COPYING = ".phi3v-copy-"
+"""Start of the name of an image that is being copied, and stays if the process is killed."""
+
+
 def link_or_copy(source: str | Path, target: str, *, link: bool) -> bool:
     """Hard-link an image, or the file that a link leads to; copy it if that is not possible. True if it was linked.
 
@@ -178,8 +183,10 @@ def link_or_copy(source: str | Path, target: str, *, link: bool) -> bool:
         OSError: it cannot be read or written.
         FileExistsError: with `link`, there is a file at `target`.
     """
+    aside = os.path.join(os.path.dirname(target), f"{COPYING}{uuid.uuid4().hex}")
     if pack_above(Path(source)) is not None:
-        Path(target).write_bytes(read_whole(source))
+        Path(aside).write_bytes(read_whole(source))
+        os.replace(aside, target)
         return False
     if link:
         try:
@@ -189,9 +196,10 @@ def link_or_copy(source: str | Path, target: str, *, link: bool) -> bool:
                 raise
         else:
             return True
-    shutil.copyfile(source, target)
+    shutil.copyfile(source, aside)
     with suppress(OSError):  # SMB and exFAT do not store modes
-        shutil.copystat(source, target)
+        shutil.copystat(source, aside)
+    os.replace(aside, target)
     return False
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.engine.base import FunctionWork, Work
+from phi3v_data.engine.base import Engine, FunctionWork, Shared, Work
 from phi3v_data.engine.local import LocalEngine
 from phi3v_data.files import leads_outside, reading_hint, unsafe_reason
 from phi3v_data.media import integrity
@@ -27,6 +28,9 @@ Flags = npt.NDArray[np.bool_]
 Progress = Callable[[str, int, int], None]
 
 _Found = tuple[integrity.Facts, integrity.Details]
+
+KEEP_SECONDS = 30.0
+"""Time between two savings of what is known of the images, so that a run that is killed loses no more."""
 
 _BATCH = 256
 _MAX_NAMES = 5000  # of one folder that a missing name is compared with
@@ -73,35 +77,48 @@ def used_images(table: RowTable, tree: ImageTree) -> Flags:
 
 
 def check_images(
-    tree: ImageTree, wanted: Flags, known: ImageTable, *, pixels: bool, workers: int, progress: Progress | None
+    tree: ImageTree,
+    wanted: Flags,
+    known: ImageTable,
+    *,
+    pixels: bool,
+    engine: Engine,
+    progress: Progress | None,
+    keep: Callable[[ImageTable], None] | None = None,
 ) -> None:
-    """Look at the wanted entries that `known` has no facts of, and enter them there."""
+    """Look at the wanted entries that `known` has no facts of, and enter them there.
+
+    `keep` is called with `known` every `KEEP_SECONDS`.
+    """
     kinds = np.frombuffer(bytes(tree.kinds), np.uint8)
     needed = integrity.CHECKED | (integrity.DECODED if pixels else 0)
     flags = known.facts["flags"]
     final = flags & (integrity.UNREADABLE | integrity.TOO_LARGE) != 0
     todo = np.flatnonzero(wanted & (kinds == FILE) & ~final & (flags & needed != needed))
-    done = 0
-    for indexes, facts, details in _results(tree, todo, pixels, workers):
+    done, kept = 0, time.monotonic()
+    for indexes, facts, details in _results(tree, todo, pixels, engine):
         known.facts[indexes] = facts
         for position, flag, words in details:
             known.details[int(indexes[position]), flag] = words
         done += len(indexes)
         if progress is not None:
             progress("images", done, len(todo))
+        if keep is not None and done < len(todo) and time.monotonic() - kept >= KEEP_SECONDS:
+            keep(known)
+            kept = time.monotonic()
 
 
 def _results(
-    tree: ImageTree, todo: npt.NDArray[np.int64], pixels: bool, workers: int
+    tree: ImageTree, todo: npt.NDArray[np.int64], pixels: bool, engine: Engine
 ) -> Iterator[tuple[npt.NDArray[np.int64], integrity.Facts, integrity.Details]]:
     root = os.fspath(tree.root)
     batches = [todo[start : start + _BATCH] for start in range(0, len(todo), _BATCH)]
-    engine = LocalEngine(0 if workers < 2 or len(batches) < 3 else min(workers, len(batches)))
     # A function of `integrity`, so that workers load no more than that module needs.
     work: Work[list[str], _Found | None] = FunctionWork(partial(integrity.check_images, root, pixels=pixels))
     crashed: list[npt.NDArray[np.int64]] = []
     tasks = (list(map(tree.path, batch.tolist())) for batch in batches)
-    with closing(engine.run(work, tasks, on_death=lambda death: None)) as results:
+    shared = Shared(read=tuple(tree.root / tree.path(index) for index in todo[:1].tolist()))
+    with closing(engine.run(work, tasks, on_death=lambda death: None, shared=shared)) as results:
         for batch, (_, found) in zip(batches, results, strict=True):
             if found is None:
                 crashed.append(batch)

@@ -7,13 +7,14 @@ warning if it contains only some of them, or if the other split is also held out
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.engine.base import Engine
 from phi3v_data.media.integrity import DECODED, FLAT
 from phi3v_data.messages import shown
 from phi3v_data.schema import Severity
 from phi3v_data.splits import split_sort_key
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.images import ImageReport
-from phi3v_data.validate.lookalikes import Looks
+from phi3v_data.validate.lookalikes import find_alike
 from phi3v_data.validate.near import MAX_PAIRS, near_pairs
 from phi3v_data.validate.pixels import PixelIdentity
 from phi3v_data.validate.repeats import TRAIN
@@ -27,8 +28,15 @@ class ImageLeaks:
     """Compares the images of each pair of splits, in the order train, val, dev, test, then by name."""
 
     def __init__(
-        self, table: RowTable, tree: ImageTree, pixels: PixelIdentity, report: ImageReport, findings: Findings
+        self,
+        table: RowTable,
+        tree: ImageTree,
+        pixels: PixelIdentity,
+        report: ImageReport,
+        findings: Findings,
+        engine: Engine,
     ) -> None:
+        self.engine = engine
         self.table = table
         self.tree = tree
         self.pixels = pixels
@@ -59,6 +67,8 @@ class ImageLeaks:
     def _report_split(self, leaking: Ints, earlier: Ints, in_train: npt.NDArray[np.bool_]) -> None:
         rows, firsts = np.unique(np.searchsorted(self.table.starts, leaking, side="right") - 1, return_index=True)
         bounds = np.append(firsts, len(leaking))
+        own, others = self.table.uses[leaking], self.table.uses[earlier[self.identities[leaking]]]
+        self.pixels.decode_exact(np.concatenate((own[own != others], others[own != others])).tolist())
         for number, row in enumerate(rows.tolist()):
             confirmed = [
                 use
@@ -150,13 +160,20 @@ class ImageLeaks:
         partners: dict[int, list[int]] = {}
         for i, j in zip(left.tolist(), right.tolist(), strict=True):
             partners.setdefault(i, []).append(j)
-        looks = Looks(self.tree)
-        for position in np.flatnonzero(np.isin(here_of, left)).tolist():
-            entry = int(entries[position])
-            candidates = [int(seen[there_first[j]]) for j in partners[int(here_of[position])][:8]]
-            match = looks.most_alike(entry, candidates)
-            if match is not None:
-                self._report_near_use(int(uses[position]), entry, match)
+        positions = np.flatnonzero(np.isin(here_of, left)).tolist()
+        questions = [
+            (int(entries[at]), [int(seen[there_first[j]]) for j in partners[int(here_of[at])][:8]]) for at in positions
+        ]
+        alike = [
+            (int(uses[at]), entry, match)
+            for at, (entry, _), match in zip(
+                positions, questions, find_alike(self.tree, questions, self.engine), strict=True
+            )
+            if match is not None
+        ]
+        self.pixels.decode_rgb(image for _, *images in alike for image in images)
+        for use, entry, match in alike:
+            self._report_near_use(use, entry, match)
 
     def _report_near_use(self, use: int, entry: int, match: int) -> None:
         same_size = self.pixels.rgb(entry) == self.pixels.rgb(match)

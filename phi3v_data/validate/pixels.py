@@ -6,22 +6,29 @@ decoding in colour, once per file, and only for files whose digest is not unique
 """
 
 import os
+from collections.abc import Iterable
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from phi3v_data.media.integrity import DECODED, JPEG, rgb_digest
+from phi3v_data.engine.base import Engine, FunctionWork, Shared
+from phi3v_data.media.integrity import DECODED, JPEG, rgb_digest, rgb_digests
 from phi3v_data.validate.images import ImageTable
 from phi3v_data.validate.tree import ImageTree
 
 Ints = npt.NDArray[np.int64]
 
+_BATCH = 64
+
 
 class PixelIdentity:
     """Identity of each entry of the tree: the first entry with the same digest, or the entry itself."""
 
-    def __init__(self, tree: ImageTree, images: ImageTable, *, pixels: bool) -> None:
+    def __init__(self, tree: ImageTree, images: ImageTable, *, pixels: bool, engine: Engine) -> None:
         self._tree = tree
+        self._engine = engine
         self._flags = images.facts["flags"]
         self.identities: Ints = np.arange(len(tree), dtype=np.int64)
         decoded = np.flatnonzero(self._flags & DECODED) if pixels else np.empty(0, np.int64)
@@ -34,7 +41,7 @@ class PixelIdentity:
             self.identities[decoded[order]] = decoded[order][first]
             shared = same | np.concatenate((same[1:], [False]))
             self._shared[decoded[order][shared]] = True
-        self._exact: dict[int, tuple[int, bytes]] = {}
+        self._rgb: dict[int, bytes] = {}
 
     def of_uses(self, uses: npt.NDArray[np.int32]) -> Ints:
         """Identity of each use; -1 if the file does not exist."""
@@ -44,14 +51,29 @@ class PixelIdentity:
 
     def exact(self, index: int) -> tuple[int, bytes]:
         """A value that equals that of another entry only if all pixels are equal."""
-        identity = int(self.identities[index])
-        if not self._shared[index] or not self._flags[index] & JPEG:
-            return identity, b""
-        if index not in self._exact:
-            digest = self.rgb(index)
-            self._exact[index] = (identity, digest)
-        return self._exact[index]
+        return int(self.identities[index]), self.rgb(index) if self._needs_rgb(index) else b""
 
     def rgb(self, index: int) -> bytes:
         """Digest of an entry's pixels in colour."""
-        return rgb_digest(os.path.join(self._tree.root, self._tree.path(index)))
+        if index not in self._rgb:
+            self._rgb[index] = rgb_digest(os.path.join(self._tree.root, self._tree.path(index)))
+        return self._rgb[index]
+
+    def decode_exact(self, entries: Iterable[int]) -> None:
+        """Decode at once, on the engine, what `exact` of all these entries needs."""
+        self.decode_rgb(filter(self._needs_rgb, entries))
+
+    def decode_rgb(self, entries: Iterable[int]) -> None:
+        """Decode at once, on the engine, what `rgb` of all these entries needs."""
+        wanted = [index for index in dict.fromkeys(entries) if index not in self._rgb]
+        root = self._tree.root
+        tasks = [wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH)]
+        paths = (list(map(self._tree.path, task)) for task in tasks)
+        work = FunctionWork(partial(rgb_digests, os.fspath(root)))
+        shared = Shared(read=tuple(root / self._tree.path(index) for index in wanted[:1]))
+        with closing(self._engine.run(work, paths, shared=shared)) as results:
+            for task, (_, digests) in zip(tasks, results, strict=True):
+                self._rgb.update(zip(task, digests, strict=True))
+
+    def _needs_rgb(self, index: int) -> bool:
+        return bool(self._shared[index] and self._flags[index] & JPEG)

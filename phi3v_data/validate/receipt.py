@@ -1,7 +1,8 @@
 """Record of a run under `DIR/.phi3v/validate/`, so that the next one checks only what has changed.
 
 `receipt.json` holds the options, the state of every file and the report. While all of it matches, the report is
-returned as it is. `images.bin` holds the facts of each image, which are used again while its state is unchanged.
+returned as it is. `images.bin` holds the facts of each image, which are used again while its state is unchanged. It is
+also written now and then during a run, so that one that was killed is resumed.
 
 The state of a file is its size, modification time, change time and inode; of JSONL files and the manifest the content
 digest as well. Who changes a file cannot choose its change time, so one whose size and time were put back is noticed,
@@ -245,6 +246,21 @@ def blank(tree: ImageTree) -> ImageTable:
     return ImageTable(np.zeros(len(tree), FACTS))
 
 
+def save_images(directory: Path, clock: Clock, state: State, tree: ImageTree, images: ImageTable) -> None:
+    """Leave the facts of images alone, also in the middle of a run: the next one checks only the other images.
+
+    Raises:
+        OSError: they cannot be left.
+    """
+    folder = _make_folder(directory)
+    details = [[index, flag, words] for (index, flag), words in images.details.items()]
+    settled = clock.settled(state.devices)
+    header = {"checker": checker_version(), "count": len(tree), "settled": settled, "details": details}
+    states = (tree.ends, tree.sizes, tree.mtimes, tree.ctimes, tree.inodes)
+    write_columns(folder / _IMAGES, _MAGIC, header, [*states, images.facts.view(np.uint8), tree.blob])
+    (folder / "images.npz").unlink(missing_ok=True)  # of receipts before version 2
+
+
 def save(
     directory: Path,
     clock: Clock,
@@ -261,19 +277,13 @@ def save(
     Raises:
         OSError: it cannot be left.
     """
-    folder = _make_folder(directory)
-    details = [[index, flag, words] for (index, flag), words in images.details.items()]
-    settled = clock.settled(state.devices)
-    header = {"checker": checker_version(), "count": len(tree), "settled": settled, "details": details}
-    states = (tree.ends, tree.sizes, tree.mtimes, tree.ctimes, tree.inodes)
-    write_columns(folder / _IMAGES, _MAGIC, header, [*states, images.facts.view(np.uint8), tree.blob])
-    (folder / "images.npz").unlink(missing_ok=True)  # of receipts before version 2
+    save_images(directory, clock, state, tree, images)
     receipt = {
         "state": state.to_json(),
-        "settled": settled,
+        "settled": clock.settled(state.devices),
         "options": dict(options),
         "report": report.model_dump(mode="json"),
     }
     text = json.dumps(receipt, allow_nan=False).encode()[1:]
     head = f'{{"digest": "{xxhash.xxh3_128_hexdigest(text)}",\n'  # of all that follows this line
-    write_bytes(folder / _RECEIPT, head.encode() + text)
+    write_bytes(_make_folder(directory) / _RECEIPT, head.encode() + text)

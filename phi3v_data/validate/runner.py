@@ -1,10 +1,14 @@
 """The whole validation of a directory, from its file names to the report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, Unpack
 
+from phi3v_data.engine.base import Engine, EngineSettings
+from phi3v_data.engine.make_engine import FEW, local_workers, open_engine
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.schema import Level, Report, Summary
@@ -17,11 +21,13 @@ from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.foreign import refuse_foreign
-from phi3v_data.validate.images import report_orphans
+from phi3v_data.validate.images import ImageTable, report_orphans
 from phi3v_data.validate.layout import report_empty, report_labels, report_stale
 from phi3v_data.validate.rows import RowScan
 from phi3v_data.validate.stats import collect_stats
 from phi3v_data.validate.survey import Progress, Survey, report_repeats
+
+Keep: TypeAlias = Callable[[ImageTable], None]
 
 
 def validate(
@@ -34,11 +40,12 @@ def validate(
     model: str | Path | None = None,
     tokenizer: str | Path | None = None,
     strict: bool = False,
-    workers: int = 1,
+    workers: int | None = 1,
     max_problems: int = 1000,
     progress: Progress | None = None,
     use_receipt: bool = True,
     fresh: bool = False,
+    **engine: Unpack[EngineSettings],
 ) -> Report:
     """Check everything that a training run relies on, and name all that is wrong.
 
@@ -55,12 +62,14 @@ def validate(
         tokenizer: directory with a `tokenizer.json`, for exact text tokens; else they are estimated. Without `model`,
             the family is that of this directory's config.json, else phi3v.
         strict: `ok` is false with a warning, too.
-        workers: processes that decode images, and that read JSONL files of over 32 MB. For images, more than 1
-            starts new interpreters, so a script must call this under `if __name__ == "__main__":`.
+        workers: processes that decode images, and that read JSONL files of over 32 MB; None: one per core. For images,
+            more than 1 starts new interpreters, so a script must call this under `if __name__ == "__main__":`.
         max_problems: findings listed of each code; all are counted.
         progress: called as `progress(stage, done, total)`, stage `rows` (in bytes) or `images`.
-        use_receipt: take what an earlier run found of unchanged files from `DIR/.phi3v`, and leave the same there.
+        use_receipt: take what an earlier run found of unchanged files from `DIR/.phi3v`, and leave the same there; of
+            images also during the run, so that one that was killed is resumed.
         fresh: take nothing from there, but leave it.
+        engine: images are decoded and compared there (`EngineSettings`); rows are read on this machine in any case.
 
     Raises:
         NotFoundError: the directory, the model or the tokenizer is not there.
@@ -73,7 +82,7 @@ def validate(
     chosen = replace(chosen, family=family)
     refuse_foreign(Path(directory))
     run = _Run(Path(directory), level, max_problems, progress, chosen)
-    clock, obstacle = None, OSError()
+    clock, obstacle, keep = None, OSError(), None
     if use_receipt:
         try:
             clock = receipt.read_clock(run.directory)  # before anything is looked at
@@ -96,8 +105,10 @@ def validate(
         known = None if fresh else receipt.load_report(run.directory, state, choices)
         if known is not None:
             return known.model_copy(update={"ok": _is_ok(known, strict), "dir": str(run.given)})
-    with paused_collector():
-        report = run.check(max_tokens, workers, use_receipt and not fresh)
+        if clock is not None:
+            keep = partial(_keep, run, clock, state)
+    with paused_collector(), open_engine(workers, few=FEW, **engine) as opened:
+        report = run.check(max_tokens, local_workers(workers, **engine), opened, use_receipt and not fresh, keep)
     if use_receipt:
         try:
             if clock is None:
@@ -106,6 +117,12 @@ def validate(
         except OSError as error:
             report = run.without_receipt(report, error)
     return report.model_copy(update={"ok": _is_ok(report, strict)})
+
+
+def _keep(run: "_Run", clock: receipt.Clock, state: receipt.State, images: ImageTable) -> None:
+    """Leave what is known of the images in the middle of a run; if that fails, the receipt at the end says why."""
+    with suppress(OSError):
+        receipt.save_images(run.directory, clock, state, run.tree, images)
 
 
 def fresh_report(
@@ -162,7 +179,9 @@ class _Run:
             **({"settings": repr(self.family)} if configured else {}),
         }
 
-    def check(self, max_tokens: int | None, workers: int, use_receipt: bool) -> Report:
+    def check(
+        self, max_tokens: int | None, workers: int, engine: Engine, use_receipt: bool, keep: Keep | None
+    ) -> Report:
         findings, layout, survey, chosen = self.findings, self.layout, self.survey, self.chosen
         self.counter = None
         if chosen.tokenizer is not None:
@@ -175,15 +194,17 @@ class _Run:
             report_empty(layout, scan.num_lines, findings)
             report_stale(layout, scan.num_lines, self.table, findings, count_images=not self.tree.unreadable)
             report_labels(layout, scan.labels, findings)
-            return self._check_images(scan, max_tokens, workers, use_receipt)
+            return self._check_images(scan, max_tokens, engine, use_receipt, keep)
         finally:
             self.table.close()
 
-    def _check_images(self, scan: RowScan, max_tokens: int | None, workers: int, use_receipt: bool) -> Report:
+    def _check_images(
+        self, scan: RowScan, max_tokens: int | None, engine: Engine, use_receipt: bool, keep: Keep | None
+    ) -> Report:
         findings, tree, table, survey = self.findings, self.tree, self.table, self.survey
         pixels = self.level == "full"
         known = receipt.load_images(self.directory, tree) if use_receipt else receipt.blank(tree)
-        survey.look(known, pixels=pixels, workers=workers)
+        survey.look(known, pixels=pixels, engine=engine, keep=keep)
         self.images = survey.images
         per_image = survey.report_images(self.family, self.num_crops)
         if not self.layout.unread:
@@ -191,7 +212,7 @@ class _Run:
         exact = self.counter is not None
         lengths = tokens.row_tokens(table, tokens.text_tokens(table, self.family, self.counter), per_image)
         tokens.report_lengths(table, lengths, findings, self.family, max_tokens=max_tokens, exact=exact)
-        report_repeats(table, tree, survey.images, findings, pixels=pixels)
+        report_repeats(table, tree, survey.images, findings, pixels=pixels, engine=engine)
         stats = collect_stats(
             table,
             survey.images,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phi3v_data.encodings import file_encoding
+from phi3v_data.engine.base import Engine
 from phi3v_data.files import is_closed, reading_hint
 from phi3v_data.messages import escaped
 from phi3v_data.shards.view import data_directory
@@ -122,11 +123,16 @@ class Survey:
             done += sizes[file]
         self.table.finish()
 
-    def look(self, known: ImageTable, *, pixels: bool, workers: int) -> None:
-        """Check the images that rows use and `known` has no facts of; their facts are entered there."""
+    def look(
+        self, known: ImageTable, *, pixels: bool, engine: Engine, keep: Callable[[ImageTable], None] | None = None
+    ) -> None:
+        """Check the images that rows use and `known` has no facts of; their facts are entered there.
+
+        `keep` is called now and then with the facts so far.
+        """
         self.images = known
         self.used = used_images(self.table, self.tree)
-        check_images(self.tree, self.used, known, pixels=pixels, workers=workers, progress=self.progress)
+        check_images(self.tree, self.used, known, pixels=pixels, engine=engine, progress=self.progress, keep=keep)
 
     def report_images(self, family: TokenFamily, budget: int | None) -> ImageCounts:
         """Report on each image by itself; returns the image tokens of each entry, as `image_tokens` does."""
@@ -141,13 +147,15 @@ class Survey:
         return read_state(self.directory, [file for _, file in self.files], self.layout.splits.unnamed, self.tree)
 
 
-def report_repeats(table: RowTable, tree: ImageTree, images: ImageTable, findings: Findings, *, pixels: bool) -> None:
+def report_repeats(
+    table: RowTable, tree: ImageTree, images: ImageTable, findings: Findings, *, pixels: bool, engine: Engine
+) -> None:
     """Report what only shows between rows: equal ids, equal samples, groups and images in several splits."""
     report_duplicate_ids(table, findings)
-    identity = PixelIdentity(tree, images, pixels=pixels)
+    identity = PixelIdentity(tree, images, pixels=pixels, engine=engine)
     report_repeated_samples(table, identity, findings)
     report_straddling_groups(table, findings)
-    leaks = ImageLeaks(table, tree, identity, ImageReport(table, tree, images, findings), findings)
+    leaks = ImageLeaks(table, tree, identity, ImageReport(table, tree, images, findings), findings, engine)
     leaks.report_same()
     if pixels:
         leaks.report_near()

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias, TypedDict, get_type_hints
 from pydantic import ValidationError
 
 from phi3v_data.draft import Converter, Options
-from phi3v_data.engine.base import EngineName
+from phi3v_data.engine.base import ADDRESS_HELP, ENGINE_HELP, RESOURCES_HELP, EngineName, EngineSettings
+from phi3v_data.engine.make_engine import check_engine
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.registry import ConverterLike, find
@@ -42,9 +43,11 @@ class ConvertSettings(TypedDict, total=False):
     lossy: Annotated[bool, Setting(False, "With --plain: drop the weights of turns, so that all answers are trained.")]
     unlabelled: Annotated[bool, Setting(False, "The source has no answers: the splits serve prediction only.")]
     workers: Annotated[
-        int | None, Setting(None, "Processes; default: the cores. 0: in this one. Never changes the output.", "N")
+        int | None, Setting(None, "Processes; default: all cores. 0: in this one. Never changes the output.", "N")
     ]
-    engine: Annotated[EngineName, Setting("local", "Where the work runs.", "[local|ray]")]
+    engine: Annotated[EngineName, Setting("local", ENGINE_HELP, "[local|ray]")]
+    ray_address: Annotated[str | None, Setting(None, ADDRESS_HELP, "ADDRESS")]
+    ray_resources: Annotated[str | None, Setting(None, RESOURCES_HELP, "LIST")]
     store: Annotated[
         StoreName,
         Setting("files", "One file per image, or tar shards, for millions of images.", "[files|shards]"),
@@ -74,11 +77,18 @@ class Request:
     plain: bool
     lossy: bool
     unlabelled: bool
-    workers: int
+    workers: int | None
     engine: EngineName
+    ray_address: str | None
+    ray_resources: str | None
     store: StoreName
     overwrite: bool
     name: str
+
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """Where the parts are converted."""
+        return {"engine": self.engine, "ray_address": self.ray_address, "ray_resources": self.ray_resources}
 
 
 def make_request(
@@ -108,7 +118,7 @@ def make_request(
         progress=progress or (lambda stage, done, total: None),
         shares=_shares(values.pop("split")),
         limit=_at_least(values.pop("limit"), 1, "limit"),
-        workers=_workers(values.pop("workers")),
+        workers=_at_least(values.pop("workers"), 0, "workers"),
         **values,
     )
     if request.name and not is_split_name(request.name):
@@ -119,8 +129,7 @@ def make_request(
     if request.lossy and not request.plain:
         raise UserError("--lossy needs --plain: only the plain form of a row loses something")
     _check_places(request)
-    if request.engine not in ("local", "ray"):
-        raise UserError(f"engine is {request.engine!r}; it can be local or ray")
+    check_engine(**request.engine_settings)
     if request.store not in ("files", "shards"):
         raise UserError(f"store is {request.store!r}; it can be files or shards")
     if request.plain and request.store == "shards":
@@ -181,12 +190,6 @@ def _shares(split: str | Mapping[str, float] | None) -> Mapping[str, float] | No
         return None
     text = split if isinstance(split, str) else ",".join(f"{name}={share}" for name, share in split.items())
     return parse_split_shares(text)
-
-
-def _workers(workers: int | None) -> int:
-    if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _at_least(workers, 0, "workers") or 0
 
 
 def _at_least(value: int | None, least: int, name: str) -> int | None:

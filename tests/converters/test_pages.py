@@ -33,6 +33,8 @@ NOT_RUN = {
     "hf download": "needs the Hub",
     "pip install": "CI installs in this way before any test",
     "torchrun": "tests/train/test_ddp.py runs torchrun with two processes",
+    "ray start": "tests/test_ray.py starts a cluster",
+    "examples/ray_job.sh": "tests/test_ray.py runs the script on it",
     "sbatch --array": "tests/test_slices.py runs the tasks of the script",
     "sbatch": "tests/train/test_machines.py runs the script with a stand-in for Slurm",
     "az ml": "needs an account",

@@ -78,6 +78,25 @@ def test_an_unchanged_directory_gives_the_same_report_and_opens_nothing(director
     assert first.summary.problems == {"image-unreadable": 1, "image-mode": 1, "image-format-mismatch": 1}
 
 
+def test_a_run_that_ended_early_is_resumed_with_the_images_that_it_had_checked(
+    directory: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3v_data.validate.images.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("phi3v_data.validate.images._BATCH", 3)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("images", 8):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate(directory, progress=stop)
+    looked_at.clear()
+    report = validate(directory)
+    assert looked_at == ["6.png", "7.png"]
+    assert report == validate(directory, use_receipt=False)
+    assert validate(directory) == report
+
+
 def test_only_a_changed_image_is_looked_at_again(directory: Path, looked_at: list[str]) -> None:
     first = validate(directory)
     looked_at.clear()

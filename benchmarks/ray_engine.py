@@ -1,0 +1,133 @@
+"""Ray against the local engine: `python benchmarks/ray_engine.py [--images N] [--workers N] [--dir DIR]`.
+
+`phi3v-data validate` (every image decoded) and `export webdataset` of N JPEGs of 320 x 240, as whole commands, with
+`--engine local` and with `--engine ray`, which starts a Ray on this machine. Reported of each:
+
+cpu_s       processor time of all processes that the command started, Ray's own among them, read from /proc ten times a
+            second, so that up to 0.1 s of each process is missing
+wall_s      from start to end; says little on a machine that does other work, whose load is in the result
+start_cpu_s the same command on 600 images, for which all workers are started: the cost of interpreters, and of Ray
+overhead    (cpu_s - start_cpu_s) on Ray over that of the local engine, less 1
+
+The images are 64 files with noise, hard-linked N times: a decoder takes no less time for a file that it had before.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from common import machine, save
+from PIL import Image
+
+DISTINCT, SMALL = 64, 600
+COMMAND = [sys.executable, "-c", "from phi3v_data.cli.app import main; main()"]
+
+
+def make_set(folder: Path, images: int) -> Path:
+    """A directory with one row per image."""
+    files = folder / "images"
+    files.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(min(DISTINCT, images)):
+        coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize((320, 240))
+        noise = rng.integers(-12, 13, (240, 320, 3))
+        pixels = np.clip(np.asarray(coarse, np.int16) + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(files / f"{number:07}.jpg", quality=90)
+    with (folder / "pages_train.jsonl").open("w") as rows:
+        for number in range(images):
+            if number >= DISTINCT:
+                os.link(files / f"{number % DISTINCT:07}.jpg", files / f"{number:07}.jpg")
+            turn = {"user": f"What is on page {number}?", "assistant": "a", "images": [f"{number:07}.jpg"]}
+            rows.write(json.dumps({"id": str(number), "source": "s", "conversations": [turn]}) + "\n")
+    return folder
+
+
+class Meter:
+    """Processor time of the descendants of a process, and of those of its children that have left it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.root = psutil.Process(process.pid)
+        self.seconds: dict[tuple[int, float], float] = {}
+        self.known: dict[tuple[int, float], psutil.Process] = {}
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+
+    def watch(self) -> None:
+        while not self.ended.wait(0.1):
+            self.look()
+
+    def look(self) -> None:
+        roots = [self.root, *self.known.values()]
+        for root in roots:
+            try:
+                for each in (root, *root.children(recursive=root is self.root)):
+                    times = each.cpu_times()
+                    key = each.pid, each.create_time()
+                    self.known[key] = each
+                    self.seconds[key] = times.user + times.system
+            except psutil.NoSuchProcess:
+                continue
+
+    def stop(self) -> float:
+        self.ended.set()
+        self.thread.join()
+        return sum(self.seconds.values())
+
+
+def measure(args: list[str]) -> dict[str, float]:
+    """Run a command of phi3v-data."""
+    begin = time.monotonic()
+    process = subprocess.Popen([*COMMAND, *args, "--quiet"], stdout=subprocess.DEVNULL)
+    meter = Meter(process)
+    code = process.wait()
+    wall, cpu = time.monotonic() - begin, meter.stop()
+    if code:
+        raise SystemExit(f"{args}: exit code {code}")
+    return {"cpu_s": round(cpu, 2), "wall_s": round(wall, 2)}
+
+
+def compare(name: str, whole: Path, small: Path, scratch: Path, workers: int) -> dict[str, Any]:
+    """One command on both engines."""
+    found: dict[str, Any] = {}
+    for engine in ("local", "ray"):
+        runs = {}
+        for size, directory in (("start", small), ("whole", whole)):
+            out = scratch / "out"
+            args = ["validate", str(directory), "--fresh"] if name == "validate" else ["export", name, str(directory)]
+            args += [] if name == "validate" else ["--out", str(out)]
+            runs[size] = measure([*args, "--engine", engine, "--workers", str(workers)])
+            shutil.rmtree(out, ignore_errors=True)
+        found[engine] = {**runs["whole"], **{f"start_{key}": value for key, value in runs["start"].items()}}
+    net = {engine: each["cpu_s"] - each["start_cpu_s"] for engine, each in found.items()}
+    return {**found, "overhead": round(net["ray"] / net["local"] - 1, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=190_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--dir", type=Path, help="where the set is made; default: the system's temporary folder")
+    parser.add_argument("--only", nargs="*", default=["validate", "webdataset"])
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(dir=args.dir) as folder:
+        scratch = Path(folder)
+        whole, small = make_set(scratch / "whole", args.images), make_set(scratch / "small", SMALL)
+        results = {name: compare(name, whole, small, scratch, args.workers) for name in args.only}
+    about = {"images": args.images, "workers": args.workers, "load": [round(load, 1), round(os.getloadavg()[0], 1)]}
+    save("ray", {"machine": machine("phi3v", "ray", "pillow", "simplejpeg"), **about, **results})
+
+
+if __name__ == "__main__":
+    main()
