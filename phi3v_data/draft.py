@@ -79,7 +79,7 @@ class DraftImage:
     name: str = ""
     format: str = "png"  # jpeg | png | webp; only for a PIL image or an array
     quality: int = 0  # 0: the default of the encoder
-    where: str = field(default="", compare=False)  # of encoded bytes, such as `a.csv:3: 'photo'`, for messages
+    where: str = field(default="", compare=False)  # of encoded bytes, such as `a.csv:3: 'photo'`; for messages
 
 
 @dataclass(frozen=True, slots=True)

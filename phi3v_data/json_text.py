@@ -5,6 +5,7 @@ Fast parsers silently keep the last of two equal keys; `is_whole` verifies that 
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ Path = tuple[str | int, ...]
 _encode = msgspec.json.Encoder().encode
 
 BLANK = " \t\r\n\v\f"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +185,12 @@ def spelled(value: object) -> bytes:
 def is_whole(data: bytes, value: object) -> bool:
     """Whether a value that a fast parser read from JSON text is all of it: no key was dropped as a duplicate."""
     return count_quotes(data) == count_quotes(msgspec.json.encode(value))
+
+
+def invalid_character(text: str) -> str | None:
+    """A description of the lone surrogate or NUL that makes a text invalid; None if the text is valid."""
+    surrogate = _SURROGATE.search(text)
+    if surrogate is not None:
+        return f"a lone surrogate (\\u{ord(surrogate.group()):04x}) at character {surrogate.start()}"
+    position = text.find("\0")
+    return None if position < 0 else f"a NUL at character {position}"

@@ -15,6 +15,7 @@ from typing import Any
 import kills
 import pytest
 from in_process import Cli, make_cli
+from permissions import bound_by_permissions
 from test_convert_resume import MAP, OLD
 from toy_converter import COMMAND, TOY, Toy, drafts, make_source, plain_source, rows, run_cli, start_cli, tree
 
@@ -558,6 +559,65 @@ def test_finish_publishes_slices_that_are_done(cli: Cli, source: Path, whole: di
     code, said, _ = cli("convert", "--finish", out, "--allow_rejects", 2)
     assert (code, said.split(":")[1].split(",")[0]) == (0, " 30 samples (train 23")
     assert tree(out, hidden=True) == whole
+
+
+PLACES = {
+    "claims/part-000010": "folder",
+    "claims/end": "fifo",
+    "claims": "file",
+    "plan.json": "folder",
+    "owners": "file",
+    f"owners/{'0' * 32}": "link",
+    f"owners/{'0' * 32}/owner.json": "folder",
+    "kept": "file",
+    f"kept/{'0' * 32}.json": "folder",
+    "../stage/images/train/s000.png": "folder",
+    "../parts": "file",
+    "../../workers.lock": "folder",
+    "../../convert.lock": "folder",
+}
+"""What somebody may put in the place of something of the slices."""
+
+
+@pytest.mark.parametrize(("name", "kind"), PLACES.items())
+def test_what_lies_in_the_place_of_a_claim_is_named_and_nothing_is_changed(
+    cli: Cli, source: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    out = tmp_path / "out"
+    convert(source, out, "1/2")
+    path = Path(os.path.normpath(out / ".phi3v/convert/slices" / name))
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text("x")
+    before = sorted(map(str, out.rglob("*")))
+    expected = "folder" if kind == "file" else "file"
+    args = ["convert", "--converter", TOY, "--source", source, "--out_dir", out, "--slice", "2/2"]
+    for command in (args, ["convert", "--finish", out]):
+        code, said, err = cli(*command)
+        wanted = f"error: {path}: is not a {expected} that phi3v made; nothing was changed: remove it\n"
+        assert (code, said, err) == (2, "", wanted)
+    assert sorted(map(str, out.rglob("*"))) == before
+
+
+def test_a_claim_that_cannot_be_read_is_named(cli: Cli, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert(source, out, "1/2")
+    for name, mode in ((".phi3v/convert/slices/plan.json", 0), (".phi3v/convert/slices/claims", 0)):
+        path = out / name
+        path.chmod(mode)
+        with bound_by_permissions():
+            code, said, err = cli("convert", "--finish", out)
+        assert (code, said, err) == (2, "", f"error: {path}: permission denied\n")
+        path.chmod(0o755)
 
 
 def test_a_damaged_part_is_converted_again(source: Path, whole: dict[str, str], tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ from phi3v_data.formats.rows import FileRow, RowPlace, RowReader, open_rows, rea
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.swift import Swift
 from phi3v_data.formats.texts import own_marker
-from phi3v_data.formats.turns import check_turns, merged, to_turns
+from phi3v_data.formats.turns import check_characters, check_content, check_turns, merged, texts_beside, to_turns
 from phi3v_data.formats.unread import unread_columns
-from phi3v_data.json_text import JsonFault
+from phi3v_data.json_text import JsonFault, field_path
 from phi3v_data.messages import counted, join_words, shown
 from phi3v_data.schema import Scalar
 from phi3v_data.sources.fingerprint import fingerprint
@@ -170,6 +170,10 @@ def make_draft(
     if plain is not None and (found := plain.read(row)) is not None:
         system, read = found
         chat = Chat((), **extras(row))
+        if any("\0" in text or not text.isascii() for _, text in texts_beside(chat)) and (
+            faults := check_characters(chat)
+        ):
+            raise _reject(faults, where)
     else:
         chat = _read_chat(row, row_format, where, merge_turns=merge_turns, model=model)
         if merge_turns:
@@ -208,7 +212,12 @@ def _read_chat(row: Any, row_format: RowFormat, where: str, *, merge_turns: bool
     faults = [fault for fault in reading.faults if fault.severity in (None, "error")]
     chat = reading.chat
     if chat is not None and not faults:
-        faults = [*check_turns(chat, merge_turns=merge_turns), *_markers(chat, model)]
+        faults = [
+            *check_turns(chat, merge_turns=merge_turns),
+            *check_content(chat, merge_turns=merge_turns),
+            *check_characters(chat),
+            *_markers(chat, model),
+        ]
     if chat is None or faults:
         raise _reject(faults, where)
     return chat
@@ -318,14 +327,14 @@ def _items(
         if row.place is None:
             if fault := _text_fault(row):
                 key = f"{file.file.path}: text in line {row.line}"
-                yield Item(file.split, key, path, reject=fault.code, message=f"{where}: {fault.message}")
+                yield Item(file.split, key, path, reject=fault.code, message=_said(fault, where))
             continue
         assert isinstance(row.place, RowPlace)
         key = f"{file.file.path}[{index}]" if is_array else f"{file.file.path}:{row.line}"
         index += 1
         if fault := _text_fault(row):
             size = row.place.length
-            yield Item(file.split, key, path, size=size, reject=fault.code, message=f"{where}: {fault.message}")
+            yield Item(file.split, key, path, size=size, reject=fault.code, message=_said(fault, where))
             continue
         place = tuple(row.place)
         is_packed = isinstance(row.value, list) and bool(row.value)  # an empty array is one row, a reject
@@ -357,6 +366,11 @@ def _digest(value: Any) -> str:
 def _text_fault(row: FileRow) -> JsonFault | None:
     """The first error in the text of a row, or between rows."""
     return next((fault for fault in row.faults if fault.code not in HARMLESS), None)
+
+
+def _said(fault: JsonFault, where: str) -> str:
+    """A fault of the text of a row, for its reject."""
+    return f"{where}{f', {field_path(fault.path)}' if fault.path else ''}: {fault.message}"
 
 
 def _group(row: Any) -> str:

@@ -13,6 +13,7 @@ from phi3v_data.formats.chat import ImageRef
 from phi3v_data.formats.placeholders import IMAGE, split_at_tags
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.formats.texts import marker_starts, own_marker
+from phi3v_data.json_text import invalid_character
 
 READING = ("read", "lines_of", "messages_of", "message_of", "weight_of", "images_of", "fill", "with_pair")
 """Methods that read a row; a class that overrides one says by `own_columns` which rows need it."""
@@ -55,6 +56,7 @@ class PlainRows:
         role_key = content_key = ""
         turns: list[tuple[DraftTurn, list[ImageRef]]] = []
         question: str | None = None
+        is_trained = False
         refs: list[ImageRef] = []
         offsets: list[int] = []
         num_placed = 0
@@ -77,6 +79,7 @@ class PlainRows:
                 if question is None or not text.strip() or self._is_special(text):
                     return None
                 turns.append((DraftTurn(question, text, (), offsets if any(offsets) else (), weight), refs))
+                is_trained = is_trained or weight == 1
                 question = None
                 if refs:
                     refs, offsets = [], []
@@ -86,7 +89,7 @@ class PlainRows:
                     num_placed += len(offsets)
                     if len(refs) < len(offsets):
                         return None
-                if self._is_special(text):
+                if (not refs and not text.strip()) or self._is_special(text):
                     return None
                 question = text
             elif role == "system" and may_be_system and not self._is_special(text):
@@ -94,7 +97,7 @@ class PlainRows:
             else:
                 return None
             may_be_system = False
-        if question is not None or not turns or num_placed != len(images):
+        if question is not None or not is_trained or num_placed != len(images):
             return None
         return system, turns
 
@@ -126,7 +129,9 @@ class PlainRows:
         return int(weight) if type(weight) in (bool, int, float) and weight in (0, 1) else -1
 
     def _is_special(self, text: str) -> bool:
-        """Whether a text has tags that are left, or a control token of the model."""
+        """Whether a text has tags that are left, a control token of the model, or what is no character."""
+        if "\0" in text or (not text.isascii() and invalid_character(text) is not None):
+            return True
         for start in self._starts:
             if start in text:
                 return (

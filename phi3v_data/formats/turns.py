@@ -1,11 +1,12 @@
 """A conversation as turns of a sample, and back; the only place that knows what a sample can hold."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from phi3v_data.draft import DraftTurn
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part
-from phi3v_data.messages import counted
+from phi3v_data.json_text import invalid_character
+from phi3v_data.messages import counted, escaped
 from phi3v_data.schema import Sample, ToolStep, Turn
 
 ROLE_WORDS = {"system": "a system message", "user": "a user message", "assistant": "an answer"}
@@ -67,6 +68,48 @@ def check_turns(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
         elif not rejected.text.strip():
             faults.append(Fault("empty-text", rejected.field, "the rejected answer is empty"))
     return faults
+
+
+def check_content(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
+    """Faults that keep a conversation from being a sample, whatever the order of its messages: no text, no weight.
+
+    Args:
+        merge_turns: consecutive messages of one role are joined; see `merged`.
+    """
+    messages = merged(chat.messages) if merge_turns else chat.messages
+    faults = [
+        Fault("empty-text", message.field, "the message has neither text nor images")
+        for message in messages
+        if message.role == "user" and not message.images and not message.text.strip()
+    ]
+    answers = [message for message in messages if message.role == "assistant"]
+    if answers and all(message.weight == 0 for message in answers):
+        where = answers[0].field.partition("[")[0]
+        said = "all answers have weight 0, so that no answer of the row is trained"
+        faults.append(Fault("nothing-trained", where, said))
+    return faults
+
+
+def check_characters(chat: Chat) -> list[Fault]:
+    """Faults of characters that no text of a row may have."""
+    texts = [(message.field, message.text) for message in chat.messages]
+    if chat.rejected is not None:
+        texts.append((chat.rejected.field, chat.rejected.text))
+    found = ((field, invalid_character(text)) for field, text in (*texts, ("tools", chat.tools), *texts_beside(chat)))
+    return [Fault("invalid-text", field, f"the text has {problem}") for field, problem in found if problem is not None]
+
+
+def texts_beside(chat: Chat) -> Iterator[tuple[str, str]]:
+    """The field and the text of what comes with the messages: `id`, `group`, `answers`, `meta`."""
+    yield "id", chat.id
+    yield "group", chat.group
+    for number, text in enumerate(chat.answers):
+        yield f"answers[{number}]", text
+    for key, value in chat.meta.items():
+        field = f"meta.{escaped(key[:60])}"
+        yield field, key
+        if isinstance(value, str):
+            yield field, value
 
 
 def merged(messages: Iterable[Message]) -> tuple[Message, ...]:

@@ -9,10 +9,10 @@ from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef
 from phi3v_data.formats.consumers.base import Consumer, OverRows, RowView
 from phi3v_data.formats.placeholders import IMAGE
-from phi3v_data.formats.turns import check_turns
+from phi3v_data.formats.turns import check_characters, check_content, check_turns
 from phi3v_data.json_text import JsonFault, field_path
 from phi3v_data.messages import shown
-from phi3v_data.validate.control import ControlTokens, invalid_character
+from phi3v_data.validate.control import ControlTokens
 
 _OTHER_MEDIA = {
     "<video>": ("video", "videos"),
@@ -120,16 +120,10 @@ class RowCheck:
         for fault in check_turns(chat):
             if not (has_tools and fault.code in ("turn-order", "no-turns")):
                 yield fault
+        yield from check_content(chat)
         for message in chat.messages:
-            if message.role == "user" and not message.text.strip():
-                if message.images:
-                    yield Fault("image-only-turn", message.field, "the message has images and no text")
-                else:
-                    yield Fault("empty-text", message.field, "the message has neither text nor images")
-        answers = [message for message in chat.messages if message.role == "assistant"]
-        if answers and all(message.weight == 0 for message in answers):
-            where = answers[0].field.partition("[")[0]
-            yield Fault("nothing-trained", where, "all answers have weight 0, so that no answer of the row is trained")
+            if message.role == "user" and message.images and not message.text.strip():
+                yield Fault("image-only-turn", message.field, "the message has images and no text")
 
     def _of_texts(self, chat: Chat, used: frozenset[str]) -> Iterator[Fault]:
         """Placeholders, special strings and characters that a text must not have."""
@@ -158,9 +152,7 @@ class RowCheck:
                     "remove it: it is not part of the conversation",
                     "error" if own else "warning",
                 )
-            problem = invalid_character(text)
-            if problem is not None:
-                yield Fault("invalid-text", message.field, f"the text has {problem}")
+        yield from check_characters(chat)
 
 
 def _placeholders(row: Mapping[str, Any]) -> frozenset[str]:

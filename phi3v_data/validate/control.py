@@ -30,8 +30,6 @@ COMMON_MARKERS = (
 )
 """Markers of models and data formats that have no family here."""
 
-SURROGATE = re.compile("[\ud800-\udfff]")
-
 _BRACKET = b"["
 
 
@@ -129,12 +127,3 @@ def _any_of(markers: Iterable[str]) -> re.Pattern[str]:
     """Finds any of these markers, of two at one place the longer; nothing where there are none."""
     ordered = sorted(markers, key=len, reverse=True)
     return re.compile("|".join(map(marker_pattern, ordered)) if ordered else r"(?!)")
-
-
-def invalid_character(text: str) -> str | None:
-    """A description of the lone surrogate or NUL that makes a text invalid; None if the text is valid."""
-    surrogate = SURROGATE.search(text)
-    if surrogate is not None:
-        return f"a lone surrogate (\\u{ord(surrogate.group()):04x}) at character {surrogate.start()}"
-    position = text.find("\0")
-    return None if position < 0 else f"a NUL at character {position}"

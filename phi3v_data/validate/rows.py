@@ -16,11 +16,12 @@ from msgspec import UNSET
 from phi3v_data.engine.base import FunctionWork, WorkerDiedError
 from phi3v_data.engine.local import CAN_FORK, LocalEngine
 from phi3v_data.errors import UserError
+from phi3v_data.json_text import invalid_character
 from phi3v_data.jsonl import Block, cut_file, read_blocks
 from phi3v_data.messages import escaped, shown
 from phi3v_data.validate.badrow import BadRows, check_blank, check_offsets, check_rejected, report_nothing_trained
 from phi3v_data.validate.batch import Batch, count_lines, read_batch, sum_turns, text_bytes
-from phi3v_data.validate.control import ControlTokens, invalid_character
+from phi3v_data.validate.control import ControlTokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts, pair_hashes
 from phi3v_data.validate.rowtypes import Row

@@ -6,7 +6,7 @@ from phi3v_data.dataset import list_directory, read_manifest
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
 from phi3v_data.writing.journal import Journal
-from phi3v_data.writing.output import open_output
+from phi3v_data.writing.output import open_output, told_obstacles
 from phi3v_data.writing.sliced import finish_slices
 
 
@@ -18,7 +18,12 @@ def finish(out_dir: Path) -> tuple[Manifest, bool]:
     Raises:
         UserError: there is no such set, parts of it are missing, or another process is writing to it.
     """
-    journal = Journal(out_dir)
+    with told_obstacles(out_dir):
+        return _finish(Journal(out_dir))
+
+
+def _finish(journal: Journal) -> tuple[Manifest, bool]:
+    out_dir = journal.out_dir
     list_directory(out_dir)
     journal.check()
     if journal.sliced.exists() and not journal.is_finished():

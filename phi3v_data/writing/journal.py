@@ -29,6 +29,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN, MAX_JSON, hidden_path, read_regular, write_json
 from phi3v_data.sources.reads import ReadRecord
 from phi3v_data.unfinished import MANIFEST
+from phi3v_data.writing.journal_entries import ENTRIES, check_entries, not_ours
 
 T = TypeVar("T")
 
@@ -311,13 +312,13 @@ class Journal:
         for path in (self.identity, self.complete, self.publishing, self.marker):
             self._refuse_link("convert", path.name)
             if path.exists() and not path.is_file():
-                raise UserError(f"{path}: is not a file that phi3v made; nothing was changed: remove it")
-        self._refuse_link(self.lock.name)
-        self._refuse_link(self.workers_lock.name)
-        for name in ("parts", "collisions", "packed", "stage", "slices"):
-            for entry in _entries(self._refuse_link("convert", name), nested=name in ("stage", "slices")):
-                if not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
-                    raise UserError(f"{entry.path}: is not a file that phi3v made; nothing was changed: remove it")
+                raise not_ours(path, "file")
+        for path in (self.lock, self.workers_lock):
+            self._refuse_link(path.name)
+            if path.is_dir():
+                raise not_ours(path, "file")
+        for name in ENTRIES:
+            check_entries(self._refuse_link("convert", name), name)
         for path in (self.identity, self.complete):
             self.begun(path)
 
@@ -394,21 +395,6 @@ class Journal:
                 return any(entry.name.endswith(".json") for entry in entries)
         except FileNotFoundError:
             return False
-
-
-def _entries(folder: Path, *, nested: bool) -> Iterator["os.DirEntry[str]"]:
-    """The entries of a folder; with `nested`, those of its subfolders."""
-    folders: list[str | Path] = [folder]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as listing:
-                for entry in listing:
-                    if nested and entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    else:
-                        yield entry
-        except FileNotFoundError:
-            continue
 
 
 def remove_tree(path: Path) -> None:

@@ -399,11 +399,12 @@ def _prepare_all(turn: DraftTurn, split: str, num_crops: int | None) -> list[Pre
     prepared = [prepare_image(image, split) for image in turn.images]
     family = default_family()
     budget = family.choose_budget(None, num_crops)
-    for each in prepared:
+    for image, each in zip(turn.images, prepared, strict=True):
         try:
             family.image_tokens(each.width, each.height, budget)
         except ImageShapeError as error:
-            raise Reject("image-aspect", f"{shown(each.record.name)}: {error}") from None
+            where = (isinstance(image, DraftImage) and image.where) or shown(each.record.name)
+            raise Reject("image-aspect", f"{where}: {error}") from None
     return prepared
 
 

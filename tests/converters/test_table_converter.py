@@ -389,7 +389,7 @@ def test_an_image_that_cannot_be_read_is_a_reject(tmp_path: Path) -> None:
     lines = map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
     assert [(line["reason"], line["message"]) for line in lines] == [
         ("image-unreadable", "t.csv:2: 'image': 'loop.png': Too many levels of symbolic links"),
-        ("image-unreadable", "sector.png is empty (0 bytes)"),
+        ("image-unreadable", "t.csv:3: 'image': 'sector.png' is empty (0 bytes)"),
         ("image-unreadable", f"t.csv:4: 'image': '{'n' * 80}…': File name too long"),
     ]
 

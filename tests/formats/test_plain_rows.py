@@ -147,7 +147,7 @@ def test_a_row_becomes_the_same_sample_or_reject_in_both_ways(name: str, places:
     ("name", "row"),
     [
         ("llava", {"image": "cat.jpg", "conversations": [("human", "<image>\nWhat?"), ("gpt", "A cat.")]}),
-        ("qwen", {"conversations": [("human", "What?"), ("gpt", "a < b"), ("human", ""), ("gpt", "Yes.")]}),
+        ("qwen", {"conversations": [("human", "What?"), ("gpt", "a < b"), ("human", "2"), ("gpt", "Yes.")]}),
         ("swift", {"messages": [("system", "Short."), ("user", "<image>Which <image>?"), ("assistant", "Both.")],
                    "images": ["cat.jpg", "cup.jpg"], "videos": [], "label": None}),
         ("sharegpt", {"id": 3, "conversations": [("human", "What?"), ("gpt", "A cat.")], "system": "Short."}),
@@ -166,7 +166,7 @@ def test_the_usual_rows_of_each_format_take_the_quick_way(name: str, row: dict[s
     assert system == ("Short." if "Short." in str(row) else "")
     expected = {
         "llava": [("What?", "A cat.", [], ["cat.jpg"])],
-        "qwen": [("What?", "a < b", [], []), ("", "Yes.", [], [])],
+        "qwen": [("What?", "a < b", [], []), ("2", "Yes.", [], [])],
         "swift": [("Which ?", "Both.", [0, 6], ["cat.jpg", "cup.jpg"])],
     }.get(name, [("What?", "A cat.", [], [])])
     assert [

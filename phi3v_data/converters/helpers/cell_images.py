@@ -112,18 +112,19 @@ def _from_file(
     path: str, what: str, folders: Sequence[str | Path], files: Mapping[str, str]
 ) -> tuple[DraftImage, tuple[str, ...]]:
     places = [Path(files[path])] if path in files else [Path(folder, path) for folder in folders]
+    said = f"{what}: {shown(path)}"
     for file in places:
         try:
             data = read_image_file(file)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except UnreadableImageError as error:
-            raise Reject(error.code, f"{what}: {shown(path)} {error}") from None
+            raise Reject(error.code, f"{said} {error}") from None
         except OSError as error:
-            raise Reject("image-unreadable", f"{what}: {shown(path)}: {refusal(error)}") from None
+            raise Reject("image-unreadable", f"{said}: {refusal(error)}") from None
         hidden = any(piece.startswith(".") for piece in path.split("/"))
         if hidden or not path.lower().endswith(SOURCE_IMAGE_SUFFIXES):
-            return DraftImage(data), ()
+            return DraftImage(data, where=said), ()
         name, notes = stored_name(path, file)
-        return DraftImage(data, name=name), notes
+        return DraftImage(data, name=name, where=said), notes
     raise Reject("image-missing", f"{what}: there is no image {shown(path)}")
