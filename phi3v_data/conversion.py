@@ -103,7 +103,7 @@ def _convert_planned(request: Request, output: Output) -> ConvertResult:
     prepared = prepare(request, output.journal)
     plan, info, identity, planned = prepared.plan, prepared.info, prepared.identity, prepared.planned
     warnings = prepared.warnings
-    if (manifest := already_complete(request, output, identity, planned)) is not None:
+    if (manifest := already_complete(request, output, identity, planned, plan)) is not None:
         return ConvertResult(
             request.out_dir, manifest, already_complete=True, warnings=warnings, notes=tuple(info.notes)
         )

@@ -1,6 +1,8 @@
 """Detects an earlier run in a directory, complete or interrupted, and whether this run can resume it."""
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
@@ -12,7 +14,7 @@ from phi3v_data.sources.reads import ReadRecord, Reads, Roots, by_file
 from phi3v_data.writing.differences import differences
 from phi3v_data.writing.journal import FORMAT, Begun
 from phi3v_data.writing.output import Output
-from phi3v_data.writing.plan import Plan
+from phi3v_data.writing.plan import Plan, read_items
 from phi3v_data.writing.request import Request
 
 
@@ -40,11 +42,15 @@ def run_identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan
 
 
 def already_complete(
-    request: Request, output: Output, identity: Mapping[str, Any], planned: Reads | None = None
+    request: Request,
+    output: Output,
+    identity: Mapping[str, Any],
+    planned: Reads | None = None,
+    plan: Plan | None = None,
 ) -> Manifest | None:
     """The manifest of an identical earlier run; None if there is none.
 
-    `planned`: the files from which the current plan was made; None for a generator, which has no plan.
+    `planned`: the files from which the current `plan` was made; both are None for a generator, which has no plan.
 
     Raises:
         UserError: the directory contains the result of another run, or of another state of the source.
@@ -64,8 +70,12 @@ def already_complete(
             f"{request.out_dir} was converted with other settings: {join_words(changed)}; --overwrite replaces it, "
             "or choose another --out_dir"
         )
+    since = os.stat(output.journal.complete).st_mtime_ns
     if new != saved.identity:
-        said = _source_changes(saved.planned, saved.identity, new, planned)
+        said = _source_changes(saved.planned, saved.identity, new, planned, since)
+    else:
+        said = _changed_shards(saved.planned, planned, plan, since) if planned and plan else ""
+    if said:
         raise UserError(
             f"{request.out_dir} is complete, but the source has changed since: {said}; --overwrite starts over, or "
             "choose another --out_dir"
@@ -88,9 +98,12 @@ def _store(identity: Mapping[str, Any]) -> Any:
 
 
 def _source_changes(
-    before: Iterable[ReadRecord], old: Mapping[str, Any], new: Mapping[str, Any], planned: Reads | None
+    before: Iterable[ReadRecord], old: Mapping[str, Any], new: Mapping[str, Any], planned: Reads | None, since: int
 ) -> str:
-    """The files that differ from the earlier plan (`before`, one record per file), or else the differing counts."""
+    """The files that differ from the earlier plan (`before`, one record per file), or else the differing counts.
+
+    Where the plan opens no file, such as of a folder of images, the files that were changed after `since` (ns).
+    """
     roots = planned.roots if planned else Roots()
     then = {(read.root, read.path): read for read in before}
     now = {(read.root, read.path): read for read in by_file(planned.records())} if planned else {}
@@ -106,7 +119,42 @@ def _source_changes(
         for split in dict.fromkeys((*old_items, *items))
         if items.get(split) != old_items.get(split)
     ]
-    return join_words(files or counts or ["its items have other keys, sizes or contents"], limit=3)
+    newer = [] if files or counts else [f"'{path}' is newer than that" for path in _newer_files(roots, since)]
+    return join_words(files or counts or newer or ["its items have other keys, sizes or contents"], limit=3)
+
+
+def _newer_files(roots: Roots, since: int) -> list[str]:
+    """Files of the source that were changed after a time (ns), as paths in it."""
+    root = next((Path(folder) for label, folder in roots.folders if label == "source"), None)
+    if root is None:
+        return []
+    if not root.is_dir():
+        return [root.name] if _is_newer(root, since) else []
+    paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    return sorted(path.relative_to(root).as_posix() for path in paths if _is_newer(path, since))
+
+
+def _is_newer(path: str | Path, since: int) -> bool:
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    return max(there.st_mtime_ns, there.st_ctime_ns) >= since
+
+
+def _changed_shards(before: Iterable[ReadRecord], planned: Reads, plan: Plan, since: int) -> str:
+    """The files that hold the items of a plan and have other content than then, perhaps where the plan did not look.
+
+    A file that was not changed after `since` (ns) is not read.
+    """
+    newer = {path for path in planned.paths() if _is_newer(path, since)}
+    if not newer:
+        return ""
+    shards = newer & {item.path for part in plan.parts for item in read_items(plan.folder, part)}
+    then = {(read.root, read.path): read.digest for read in before}
+    now = [read for read in by_file(planned.records()) if planned.roots.locate(read) in shards]
+    changed = [read for read in now if then.get((read.root, read.path), read.digest) != read.digest]
+    return join_words([f"'{planned.roots.where(read)}' has other content" for read in changed], limit=3)
 
 
 def _as_old(identity: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +203,8 @@ def interrupted(
         if planned and file:
             said = f"'{planned.roots.where(file)}' has other content"
         else:
-            said = _source_changes(by_file(saved.planned), old, new, planned)
+            since = os.stat(journal.identity).st_mtime_ns
+            said = _source_changes(by_file(saved.planned), old, new, planned, since)
         raise UserError(
             f"{request.out_dir} contains an interrupted conversion, but the source has changed since: {said}; restore "
             "the old content, or start over with --overwrite"

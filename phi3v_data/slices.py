@@ -123,7 +123,7 @@ def _finished(request: Request, share: Slice, joined: Joined) -> SliceResult:
     """Compare a finished directory with what this slice would make."""
     with finished_output(joined.journal) as output:
         prepared = prepare(request, output.journal)
-        manifest = already_complete(request, output, prepared.identity, prepared.planned)
+        manifest = already_complete(request, output, prepared.identity, prepared.planned, prepared.plan)
         if manifest is None:
             raise UserError(f"{request.out_dir}: another process has removed the set meanwhile")
         notes = tuple(prepared.info.notes)

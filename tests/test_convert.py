@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from toy_converter import FILE, TOY, Broken, Toy, ToyOptions, Twice, drafts, make_source, plain_source, rows, tree
 
 import phi3v_data
@@ -163,6 +164,20 @@ def test_a_source_that_grew_is_another_run(source: Path, tmp_path: Path) -> None
         match=r"out is complete, but the source has changed since: train has 10 items, not 9; --overwrite starts over",
     ):
         convert(source, tmp_path / "out")
+
+
+def test_a_file_that_changed_is_named_although_the_plan_did_not_open_it(tmp_path: Path) -> None:
+    (folder := tmp_path / "source" / "train" / "x").mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (8, 6 + number)).save(folder / f"{number}.png")
+    phi3v_data.convert("image_folder", tmp_path / "source", tmp_path / "out", workers=0)
+    with open(folder / "1.png", "ab") as file:
+        file.write(b"x")
+    said = (
+        r"has changed since: 'train/x/1\.png' is newer than that; --overwrite starts over, or choose another --out_dir$"
+    )
+    with pytest.raises(phi3v_data.UserError, match=said):
+        phi3v_data.convert("image_folder", tmp_path / "source", tmp_path / "out", workers=0)
 
 
 def test_overwriting_gives_what_a_fresh_run_gives(source: Path, tmp_path: Path) -> None:

@@ -576,11 +576,11 @@ PLACES = {
     "../../workers.lock": "folder",
     "../../convert.lock": "folder",
 }
-"""What somebody may put in the place of something of the slices."""
+"""Odd entries in the place of something of the slices."""
 
 
 @pytest.mark.parametrize(("name", "kind"), PLACES.items())
-def test_what_lies_in_the_place_of_a_claim_is_named_and_nothing_is_changed(
+def test_what_is_in_the_place_of_a_claim_is_named_and_nothing_is_changed(
     cli: Cli, source: Path, tmp_path: Path, name: str, kind: str
 ) -> None:
     out = tmp_path / "out"

@@ -31,7 +31,7 @@ from phi3v_data.formats.import_options import AUTO, ImportSettings
 from phi3v_data.formats.plain import PlainRows, make_plain_rows
 from phi3v_data.formats.registry import all_formats, get_format
 from phi3v_data.formats.row_block import read_row
-from phi3v_data.formats.rows import FileRow, RowPlace, RowReader, open_rows, read_rows
+from phi3v_data.formats.rows import RowPlace, RowReader, open_rows, read_rows
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.swift import Swift
 from phi3v_data.formats.texts import own_marker
@@ -45,7 +45,7 @@ from phi3v_data.sources.reads import not_noting
 from phi3v_data.sources.source import Source
 from phi3v_data.sources.tables import RowLocation
 
-HARMLESS = ("bom", "blank-line")
+_HARMLESS = ("bom", "blank-line")
 """Faults of the text that no row suffers from."""
 
 MEDIA = ("video", "videos", "audio", "audios")
@@ -325,14 +325,14 @@ def _items(
     for row in opened.rows():
         where = f"{name}, line {row.line}"
         if row.place is None:
-            if fault := _text_fault(row):
+            if fault := first_fault(row.faults):
                 key = f"{file.file.path}: text in line {row.line}"
                 yield Item(file.split, key, path, reject=fault.code, message=_said(fault, where))
             continue
         assert isinstance(row.place, RowPlace)
         key = f"{file.file.path}[{index}]" if is_array else f"{file.file.path}:{row.line}"
         index += 1
-        if fault := _text_fault(row):
+        if fault := first_fault(row.faults):
             size = row.place.length
             yield Item(file.split, key, path, size=size, reject=fault.code, message=_said(fault, where))
             continue
@@ -363,9 +363,9 @@ def _digest(value: Any) -> str:
         return fingerprint(value)
 
 
-def _text_fault(row: FileRow) -> JsonFault | None:
+def first_fault(faults: Iterable[JsonFault]) -> JsonFault | None:
     """The first error in the text of a row, or between rows."""
-    return next((fault for fault in row.faults if fault.code not in HARMLESS), None)
+    return next((fault for fault in faults if fault.code not in _HARMLESS), None)
 
 
 def _said(fault: JsonFault, where: str) -> str:

@@ -129,7 +129,7 @@ class PlainRows:
         return int(weight) if type(weight) in (bool, int, float) and weight in (0, 1) else -1
 
     def _is_special(self, text: str) -> bool:
-        """Whether a text has tags that are left, a control token of the model, or what is no character."""
+        """Whether a text has tags that are left, a control token of the model, a NUL, or half a character."""
         if "\0" in text or (not text.isascii() and invalid_character(text) is not None):
             return True
         for start in self._starts:

@@ -132,7 +132,9 @@ SPLITS = (
         "splits",
         "warning",
         "the same sample is in a split twice",
-        "Question, answer and images are the same under two ids.",
+        "Question, answer and images are the same under two ids. In a file of another tool, rows are compared by their "
+        "bytes: behind the id if that comes first, else wholly. Rows that differ in escapes, in the order of keys, in "
+        "white space or in another column are found in the directory that an import makes of the file.",
         "It counts twice in training and in scores.",
         Example({"train.jsonl": Text(row("a", "a.png") + row("b", "a.png")), "images/a.png": _A}),
         "Drop one with `phi3v-data clean DIR OUT --drop duplicate-sample`, unless it is intended.",

@@ -24,7 +24,7 @@ from phi3v_data.formats.blocks import BlockFormat
 from phi3v_data.formats.chat import ImageRef
 from phi3v_data.formats.images import ImagePlaces
 from phi3v_data.formats.import_options import AUTO, ImportSettings
-from phi3v_data.formats.importing import make_draft, make_format
+from phi3v_data.formats.importing import first_fault, make_draft, make_format
 from phi3v_data.formats.row_block import read_row
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.formats.webdataset import WebDataset
@@ -204,8 +204,8 @@ def _row_of(sample: TarSample) -> tuple[dict[str, Any], JsonFault | None]:
         size = sample.json[2]
         return {}, JsonFault("line-too-long", f"the JSON has {size:,} bytes, over the limit of {MAX_JSON:,}")
     found, faults = read_row(sample.text, "row")
-    if faults:
-        return {}, faults[0]
+    if fault := first_fault(faults):
+        return {}, fault
     row = found[0] if found else None
     if not isinstance(row, dict):
         return {}, JsonFault("json-not-object", f"the row is {shown(row)}, not an object")

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from phi3v_data.errors import UserError
+from phi3v_data.jsonl import BOM
 from phi3v_data.media.packed import PackedImage
 from phi3v_data.messages import shown
 from phi3v_data.shards.rows import BadRowError, ShardRow
@@ -159,6 +160,6 @@ def _data_urls(data: bytes, member: str, start: int, number: int, stem: str) -> 
 
 def _json(data: bytes, where: str) -> Any:
     try:
-        return msgspec.json.decode(data)
+        return msgspec.json.decode(data.removeprefix(BOM))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRowError(where, f"is not JSON ({shown(str(error))})") from None

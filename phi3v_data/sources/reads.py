@@ -130,6 +130,10 @@ class Reads:
         if self.roots.name(os.path.abspath(folder)) is None:
             self.roots = self.roots.plus(f"other{len(self.roots.folders)}", folder)
 
+    def paths(self) -> set[str]:
+        """The files that were recorded, as they were opened."""
+        return {path for path, _ in self._notes}
+
     def records(self) -> tuple[ReadRecord, ...]:
         """The records of everything that was read, with digests.
 

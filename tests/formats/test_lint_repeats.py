@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from phi3v_data.formats.rows import RowFile
+from phi3v_data.importing import import_rows
 from phi3v_data.lint import lint_file, templates
 from phi3v_data.lint.seen import SeenHashes
+from phi3v_data.validate import validate
 from phi3v_data.validate.hashes import PADDING, sample_spans
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "dogs", "barked"]
@@ -103,6 +105,28 @@ def test_rows_with_any_spaces_are_checked_by_template(
     monkeypatch.setattr(templates.RowCheck, "check", lambda *args, **more: calls.append(1) or check(*args, **more))
     lint_file(path, format="sharegpt")
     assert len(calls) < 5
+
+
+def test_rows_are_compared_by_their_bytes_and_after_an_import_by_what_they_say(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Où?"}, {"from": "gpt", "value": "Ici."}]
+    value = {"id": "r0", "conversations": turns, "images": []}
+    lines = [
+        json.dumps(value),
+        json.dumps({**value, "id": "r1"}),  # as line 1 behind the id
+        json.dumps({**value, "id": "r2"}, ensure_ascii=False),
+        json.dumps({**value, "id": "r3"}, separators=(",", ":")),
+        json.dumps({"id": "r4", "images": [], "conversations": turns}),
+        json.dumps({"conversations": turns, "images": [], "id": "r5"}),
+        json.dumps({**value, "id": "r6", "score": 1}),
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    assert [(item.line, item.message) for item in lint_file(path, format="sharegpt").problems] == [
+        (2, "the row has the same messages and images as that of line 1")
+    ]
+    import_rows("sharegpt", path, tmp_path / "out", workers=0)
+    report = validate(tmp_path / "out", use_receipt=False)
+    assert [(item.code, item.line) for item in report.problems] == [("duplicate-sample", line) for line in range(2, 8)]
 
 
 def test_a_hash_is_new_once() -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from phi3v_data.formats import rows as row_files
 from phi3v_data.formats.chat import Fault
 from phi3v_data.formats.consumers.llama_factory import LlamaFactory
 from phi3v_data.formats.consumers.registry import all_consumers
+from phi3v_data.formats.rows import RowFile, open_rows
 from phi3v_data.lint import lint_file, templates
+from phi3v_data.media import integrity
 from phi3v_data.schema import Report
 
 PIECES = [
@@ -213,7 +214,10 @@ def test_an_odd_row_among_rows_of_one_template_is_seen(name: str, tmp_path: Path
 
 
 def test_images_are_checked_once_over_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "_BLOCK_BYTES", 4000)
+    monkeypatch.setattr(RowFile.blocks, "__defaults__", (4000,))
+    looked: list[str] = []
+    check = integrity.check_image
+    monkeypatch.setattr(integrity, "check_image", lambda path, **more: looked.append(path) or check(path, **more))
     for number in range(5):
         Image.new("RGB", (8, 6 + number)).save(tmp_path / f"{number}.png")
     lines = []
@@ -222,8 +226,10 @@ def test_images_are_checked_once_over_all_blocks(tmp_path: Path, monkeypatch: py
         lines.append(json.dumps({"conversations": turns, "images": [f"{number // 60}.png"]}))
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f"{line}\n" for line in lines))
+    assert sum(1 for _ in open_rows(path).blocks()) > 5
     report = lint_file(path, format="sharegpt")
     assert (report.summary.images, report.ok, report.problems) == (5, True, ())
+    assert [Path(each).name for each in looked] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
 
 
 def data_url(kind: str) -> str:

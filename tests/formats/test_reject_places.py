@@ -95,7 +95,7 @@ def test_an_image_that_is_too_narrow_and_answers_without_weight_are_named_too(tm
     )
 
 
-def test_a_blank_message_that_is_joined_to_the_next_one_is_no_fault(tmp_path: Path) -> None:
+def test_a_blank_message_may_be_joined_to_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(row(human(" "), human("Hi"), gpt())) + "\n")
     result = import_rows("sharegpt", path, tmp_path / "out", options={"merge_turns": True})

@@ -18,6 +18,7 @@ from phi3v_data.exporting import ExportRequest, export_set
 from phi3v_data.importing import import_rows
 from phi3v_data.jsonl import encode_line
 from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
+from phi3v_data.shards.view import data_directory
 
 
 @pytest.fixture
@@ -114,8 +115,23 @@ def test_the_bytes_do_not_depend_on_workers_and_a_complete_import_is_not_repeate
     assert import_rows("webdataset", tmp_path / "wds", tmp_path / "0", workers=0).already_complete
     shard = next(path for path in (tmp_path / "wds").glob("*.tar") if b'"39?"' in path.read_bytes())
     shard.write_bytes(shard.read_bytes().replace(b'"39?"', b'"93?"'))
-    with pytest.raises(UserError, match="the source has changed since"):
+    with pytest.raises(UserError, match=f"the source has changed since: '{shard.name}' has other content; --overwrite"):
         import_rows("webdataset", tmp_path / "wds", tmp_path / "0", workers=0)
+
+
+def test_an_image_that_was_changed_inside_a_shard_is_noticed_by_a_repeated_import(given: Path, tmp_path: Path) -> None:
+    """Although it has the same size and place, so that the plan is the same; a shard that was only copied is not."""
+    export_set("webdataset", given, tmp_path / "wds")
+    out = tmp_path / "out"
+    import_rows("webdataset", tmp_path / "wds", out, workers=0)
+    for shard in (tmp_path / "wds").glob("*.tar"):
+        shard.write_bytes(shard.read_bytes())
+    assert import_rows("webdataset", tmp_path / "wds", out, workers=0).already_complete
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"\xff\xd9")] ^= 1  # in the last bytes of a JPEG file
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"the source has changed since: '{shard.name}' has other content; --overwrite"):
+        import_rows("webdataset", tmp_path / "wds", out, workers=0)
 
 
 def talk(*texts: str) -> list[dict[str, str]]:
@@ -164,6 +180,20 @@ def test_a_single_shard_is_read_without_unpacking_it(cli: Cli, tmp_path: Path) -
     assert [row["conversations"][0]["images"] for row in content(tmp_path / "back")] == [[image("red")]]
     assert not list((tmp_path / "back").rglob("*0.json"))
     assert cli("import", "webdataset", tmp_path / "in", "--data", "none.tar", "--out_dir", tmp_path / "no")[0] == 2
+
+
+def test_a_byte_order_mark_before_a_row_is_harmless_in_each_reader_of_rows(tmp_path: Path) -> None:
+    value = {"id": "a", "image": "0.jpg", "conversations": talk("<image>What?", "Red.")}
+    row = b"\xef\xbb\xbf" + json.dumps(value).encode()
+    shards = write_shard(tmp_path / "wds" / "train.tar", {"0.json": row, "0.jpg": image("red")}).parent
+    (tmp_path / "lines.jsonl").write_bytes(row + b"\n")
+    (tmp_path / "0.jpg").write_bytes(image("red"))
+    for number, (name, source) in enumerate((("webdataset", shards), ("llava", tmp_path / "lines.jsonl"))):
+        assert import_rows(name, source, tmp_path / str(number), workers=0).rejects == 0
+        (made,) = content(tmp_path / str(number))
+        assert made["conversations"] == [{"images": [image("red")], "user": "What?", "assistant": "Red."}]
+    (sample,) = Dataset(data_directory(shards))["train"]
+    assert (sample.conversations[0].user, sample.images) == ("What?", ("train/0.jpg",))
 
 
 def test_what_is_wrong_with_a_sample_is_a_reject_with_its_shard_and_key(tmp_path: Path) -> None:
