@@ -24,7 +24,7 @@ from phi3v_train.distributed.stopping import StopRequest
 from phi3v_train.evaluation.during import RunEvaluation
 from phi3v_train.evaluation.evaluate import Evaluator
 from phi3v_train.evaluation.identity import model_identity
-from phi3v_train.models.loading import load_base
+from phi3v_train.models.loading import load_base, model_without_weights
 from phi3v_train.plan import Plan
 from phi3v_train.precision import Precision
 from phi3v_train.start import Start, refuse_other_start, resume_hint, verified_start
@@ -35,7 +35,6 @@ from phi3v_train.training.parallel.engine import Engine
 from phi3v_train.training.parallel.make_engine import first_device, make_engine
 from phi3v_train.training.parallel.strategy import SINGLE
 from phi3v_train.training.progress import ProgressLine
-from phi3v_train.training.saving import has_rows
 from phi3v_train.training.session import RunIdentity, Session
 from phi3v_train.training.work import work_rates
 
@@ -118,15 +117,15 @@ def build_engine(plan: Plan, group: Group) -> Engine:
     precision = Precision(
         plan.compute.dtype.value, group.device.type, cache_casts=not config.model.gradient_checkpointing
     )
-    rows_from = plan.rows_from
-    model = load_base(plan.files, plan.compute, seed=config.optim.seed, empty=rows_from is not None)
-    if rows_from is not None and not has_rows(model, rows_from):
-        rows_from = None
+    rows = plan.row_source if plan.row_source is not None and plan.row_source.directory is not None else None
+    if rows is not None:
+        model = model_without_weights(plan.files, plan.compute)
+    else:
         model = load_base(plan.files, plan.compute, seed=config.optim.seed)
     plan.files.family.match_processor(model, plan.processor)
     # Some machines may have less memory than others: all shard gradients between micro-batches, or none does.
     keep_unsharded_grads = all(group.all_gather(plan.strategy.keep_unsharded_grads))
-    first = torch.device("meta" if rows_from is not None else first_device(strategy, str(group.device)))
+    first = torch.device(first_device(strategy, str(group.device))) if rows is None else None
     trained = apply_method(model, config.method, precision, seed=config.optim.seed, device=first)
     if config.model.gradient_checkpointing:
         enable_checkpointing(model)
@@ -138,7 +137,7 @@ def build_engine(plan: Plan, group: Group) -> Engine:
         config,
         deepspeed=plan.deepspeed,
         keep_unsharded_grads=keep_unsharded_grads,
-        rows_from=rows_from,
+        rows=rows,
     )
 
 

@@ -29,6 +29,7 @@ from phi3v_train.settings import Settings
 from phi3v_train.training.best import LOSS, Criterion, Mode
 from phi3v_train.training.memory import Memory, estimate, sample_activations
 from phi3v_train.training.parallel.deepspeed_config import RunShape, plan_deepspeed
+from phi3v_train.training.parallel.row_source import RowSource, find_rows
 from phi3v_train.training.parallel.strategy import ParallelStrategy, choose_strategy
 
 
@@ -54,6 +55,8 @@ class Plan:
     deepspeed: Mapping[str, Any] | None = None
     notes: tuple[ModelNote, ...] = ()
     criterion: Criterion | None = None
+    row_source: RowSource | None = None
+    """Where FSDP's processes find their rows of the weights; None under another strategy."""
 
     @property
     def config(self) -> RunConfig:
@@ -64,15 +67,6 @@ class Plan:
     def memory(self) -> Memory:
         """Memory of the device that needs most."""
         return self.strategy.memory
-
-    @property
-    def rows_from(self) -> Path | None:
-        """Directory of which each process reads only its rows of the weights; None if it loads the whole model.
-
-        Adapters are made on top of whole weights.
-        """
-        sharded = self.strategy.name.value == "fsdp" and not self.config.method.use_lora
-        return self.files.directory if sharded and self.files.family.reads_rows else None
 
     def most_memory(self) -> tuple[MeasuredRow, int]:
         """The measured row whose activations take most memory, and their bytes; by the estimate of `Memory`."""
@@ -191,9 +185,11 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     shape = RunShape(
         config.optim, compute.dtype.value, compute.device.value, size.decoder.hidden, world_size, accumulation, total
     )
+    row_source = find_rows(files, config.method) if strategy.name.value == "fsdp" else None
     return Plan(
         settings, sources, order, eval_source, choice.metrics, files, processor, compute, size, probe, lengths,
         world_size, accumulation, total, strategy, plan_deepspeed(config.parallel, shape), tuple(notes), criterion,
+        row_source,
     )  # fmt: skip
 
 

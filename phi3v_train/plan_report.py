@@ -181,12 +181,27 @@ def loading_text(plan: Plan) -> str:
     """Host memory that the processes of a machine take while they load the model."""
     each = loading_bytes(plan.size, plan.config.method, dtype=plan.compute.dtype.value)
     number = ceil(plan.world_size / plan.config.parallel.nnodes)
-    if plan.rows_from is not None:
-        return f"each process reads its rows of the weights only: about {each / plan.world_size / GB:,.2f} GB"
-    return (
-        f"each process loads the whole model into the machine's memory first: about {each / GB:,.2f} GB, "
-        f"{number * each / GB:,.2f} GB for {counted(number, 'process', 'processes')} of a machine"
-    )
+    own = f"about {each / plan.world_size / GB:,.2f} GB"
+    together = f"{number * each / GB:,.2f} GB for {counted(number, 'process', 'processes')} of a machine"
+    whole = f"about {each / GB:,.2f} GB, {together}"
+    rows = plan.row_source
+    if rows is not None and rows.directory is not None:
+        return f"each process reads its rows of the weights only: {own}"
+    if rows is not None and not rows.reason:
+        return (
+            f"each process reads its rows of the weights only, {own}, if the names in their files, which are not here, "
+            f"are known; else it loads the whole model first: {whole}"
+        )
+    why = f" ({rows.reason})" if rows is not None else f" ({WHOLE[plan.strategy.name.value]})"
+    return f"each process loads the whole model into the machine's memory first{why}: {whole}"
+
+
+WHOLE = {
+    "ddp": "ddp keeps a whole copy in each",
+    "zero2": "zero2 keeps a whole copy of what computes in each",
+    "zero3": "zero3 shards a model that is loaded",
+}
+"""Why a parallel strategy other than FSDP loads the whole model in each process."""
 
 
 def format_value(value: Any) -> str:

@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("benchmarks", "benchmarks/model", "benchmarks/real", "tests", "tests/models")
 sys.path[1:1] = [str(ROOT), *(str(ROOT / name) for name in FOLDERS)]
 
+STARTED = time.monotonic()
+SECONDS = 590.0
+"""After which gpu.sh stops this script."""
+
 import torch  # noqa: E402
 from common import RESULTS, machine  # noqa: E402
 from gpu_commands import answers, data, qlora, resume, syncs  # noqa: E402
@@ -47,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checks", nargs="*", help=f"of {', '.join(CHECKS)}; all if none")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--data", type=Path, help="a set to train on, such as build/easy_vqa/data")
-    parser.add_argument("--data-seconds", type=float, default=240.0, help="how long to train on it")
+    parser.add_argument(
+        "--data-seconds", type=float, default=300.0, help="how long to train on it, if the time of the script allows it"
+    )
     parser.add_argument("--decoder", type=Path, help="directory of benchmarks/real/smollm2.py")
     parser.add_argument("--peak", type=float, default=989.0, help="dense bf16 peak of the GPU in TFLOP/s")
     parser.add_argument("--results", type=Path, help="folder for gpu.json and gpu.md")
@@ -64,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     described["device"] = torch.cuda.get_device_name() if given.device == "cuda" else "CPU, tiny sizes"
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        options = Options(given.device, Path(folder), given.data, given.data_seconds, given.decoder, given.peak)
+        options = Options(
+            given.device, Path(folder), given.data, given.data_seconds, given.decoder, given.peak, STARTED + SECONDS
+        )
         for name in given.checks or CHECKS:
             results[name] = outcome_of(name, options)
             print(f"{name} {json.dumps(results[name])}", flush=True)

@@ -148,7 +148,7 @@ def losses_of(kind: str, options: Options) -> list[float]:
             optim = OptimConfig(learning_rate=1e-3)
             engine: Any
             if kind == "fsdp":
-                engine = FSDPEngine(there, trained, precision, optim, keep_unsharded_grads=True, rows_from=None)
+                engine = FSDPEngine(there, trained, precision, optim)
             else:
                 engine = (SingleEngine if kind == "single" else DDPEngine)(there, trained, precision, optim)
             batch, losses = host_batch(*SMALL_SAMPLE), []

@@ -29,6 +29,8 @@ class Options:
     data_seconds: float
     decoder: Path | None
     peak: float
+    deadline: float
+    """When the script is stopped, by `time.monotonic`."""
 
     @property
     def on_gpu(self) -> bool:

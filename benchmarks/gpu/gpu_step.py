@@ -7,6 +7,7 @@ DocVQA: fp32 for what is trained, bf16 for the rest and for products.
 import gc
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,7 +24,12 @@ from phi3v_train.precision import Precision
 from phi3v_train.training.memory import GB, fits
 from phi3v_train.training.parallel.single import SingleEngine
 
-OPERATIONS = {"full": "full", "full, vision frozen": "frozen vision", "LoRA rank 32": "lora all"}
+OPERATIONS = {
+    "full": "full",
+    "full, vision frozen": "frozen vision",
+    "LoRA rank 32": "lora all",
+    "QLoRA rank 32": "lora all",
+}
 """Method of the table -> its name where operations are counted."""
 
 TOLERANCE = 0.15
@@ -32,7 +38,7 @@ TOLERANCE = 0.15
 
 def step(options: Options) -> dict[str, Any]:
     """A step by method: seconds, tokens a second, share of the peak, GB against the plan's."""
-    figures = {name: measured(name, options) for name in OPERATIONS}
+    figures = {name: measured(name, options) for name in OPERATIONS}  # QLoRA last: it has to import bitsandbytes
     for name, each in figures.items():
         if "plan / peak" in each:
             share = each["plan / peak"]
@@ -43,6 +49,8 @@ def step(options: Options) -> dict[str, Any]:
 
 def measured(name: str, options: Options) -> dict[str, Any]:
     """Figures of a method; with gradient checkpointing where it does not fit without, or what it would need."""
+    if METHODS[name].get("use_qlora") and find_spec("bitsandbytes") is None:
+        return {"left out": "bitsandbytes is not installed"}
     config, sample = (full_config(), SAMPLE) if options.on_gpu else (small_config(), SMALL_SAMPLE)
     method = MethodConfig.model_validate(METHODS[name])
     plans = {kept: planned(config, method, sample, checkpointing=kept) for kept in (False, True)}

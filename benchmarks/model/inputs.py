@@ -9,6 +9,7 @@ from torch import Tensor
 from phi3v_data.tokens.phi3v_geometry import crop_geometry
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
+from phi3v_train.models.phi3v.tiny.model import Sizes, config_by_sizes
 
 PAD = 12000
 """Padding of the small model; random text has smaller ids."""
@@ -36,23 +37,11 @@ class Batch:
 
 def small_config() -> Phi3VConfig:
     """A few layers of each part, the tower the larger: what a saving is worth depends on such shares."""
-    return Phi3VConfig(
+    return config_by_sizes(
+        Sizes(width=128, inner=384, layers=4, heads=4),
+        Sizes(width=96, inner=384, layers=5, heads=4),
         vocab_size=12288,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
         **(long_context(16) | {"pad_token_id": PAD}),
-        img_processor={
-            "image_dim_out": 96,
-            "vision_config": {
-                "hidden_size": 96,
-                "intermediate_size": 384,
-                "num_hidden_layers": 5,
-                "num_attention_heads": 4,
-            },
-        },
     )
 
 

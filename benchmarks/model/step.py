@@ -13,6 +13,7 @@ from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.packing import plan_layout
 from phi3v_train.models.phi3v.prepared import ImagePlaces, Prepared
+from phi3v_train.models.phi3v.tiny.model import Sizes, config_by_sizes
 from phi3v_train.models.phi3v.vision import gather_index
 from phi3v_train.precision import Precision
 from phi3v_train.training.memory import Memory, estimate
@@ -34,23 +35,11 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def small_config() -> Phi3VConfig:
     """A twentieth of the full size in each direction, for tests; sizes that the flash kernel takes."""
-    return Phi3VConfig(
+    return config_by_sizes(
+        Sizes(width=256, inner=640, layers=4, heads=4),
+        Sizes(width=128, inner=512, layers=4, heads=2),
         vocab_size=32064,
-        hidden_size=256,
-        intermediate_size=640,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
         **long_context(32),
-        img_processor={
-            "image_dim_out": 128,
-            "vision_config": {
-                "hidden_size": 128,
-                "intermediate_size": 512,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 2,
-            },
-        },
     )
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from phi3v_train.models.phi3v import Phi3VConfig, Phi3VForConditionalGeneration
-from phi3v_train.models.phi3v.tiny import VOCAB_SIZE, tiny_processor, tiny_tokenizer
+from phi3v_train.models.phi3v.tiny import tiny_processor, tiny_tokenizer
+from phi3v_train.models.phi3v.tiny.model import Sizes as PartSizes
+from phi3v_train.models.phi3v.tiny.model import config_by_sizes, tiny_vocabulary
 
 IMAGE_TOKENS = 313
 """Of a square image at `num_crops` 1: one tile and the global view, 12 x 12 tokens each, and separators."""
@@ -58,30 +60,15 @@ class Recipe:
 
 def small_config(sizes: Sizes) -> Phi3VConfig:
     """The configuration: no rope factors, and the vocabulary of the tiny tokenizer."""
-    tokenizer = tiny_tokenizer()
-    return Phi3VConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=sizes.width,
-        intermediate_size=2 * sizes.width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads,
+    return config_by_sizes(
+        PartSizes(sizes.width, 2 * sizes.width, sizes.layers, sizes.heads),
+        # the last layer of the tower is not used
+        PartSizes(sizes.tower_width, 2 * sizes.tower_width, sizes.tower_layers + 1, sizes.tower_heads),
         max_position_embeddings=4096,
         original_max_position_embeddings=4096,
         initializer_range=sizes.initializer_range,
         rope_theta=10000.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids("</s>"),
-        pad_token_id=tokenizer.pad_token_id,
-        img_processor={
-            "image_dim_out": sizes.tower_width,
-            "vision_config": {
-                "hidden_size": sizes.tower_width,
-                "intermediate_size": 2 * sizes.tower_width,
-                "num_hidden_layers": sizes.tower_layers + 1,  # the last one is not used
-                "num_attention_heads": sizes.tower_heads,
-            },
-        },
+        **tiny_vocabulary(),
     )
 
 

@@ -112,11 +112,6 @@ class ModelFamily(ABC):
     no_sharding: ClassVar[str] = ""
     """Why processes cannot hold parts of the weights; empty if they can."""
 
-    reads_rows: ClassVar[bool] = False
-    """Whether the tensors of a model directory have the model's own names, so that a process can read its rows of them;
-    `load_model` then takes `device_map`.
-    """
-
     template_origin: ClassVar[str] = ""
     """Where the chat template is from that the chat format was compared with."""
 
@@ -171,8 +166,12 @@ class ModelFamily(ABC):
         """The model on the CPU, weights in the torch dtype `dtype`."""
 
     @abstractmethod
-    def empty_model(self, directory: Path) -> Any:
-        """The model by its config.json and generation_config.json alone, its weights not read."""
+    def empty_model(self, directory: Path, *, dtype: Any = None, attn_implementation: str | None = None) -> Any:
+        """The model by its config.json and generation_config.json alone, its weights not read.
+
+        It is made on torch's default device, as transformers' `_from_config` makes it; without `dtype` and
+        `attn_implementation` as config.json says.
+        """
 
     @abstractmethod
     def load_processor(self, directory: Path) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 from phi3v_data.errors import UserError
 from phi3v_data.tokens.model_files import other_processor
 from phi3v_train.models.adapters import another_base, attach_adapter
-from phi3v_train.models.directory import ModelFiles, tiny_family, tiny_name
+from phi3v_train.models.directory import ModelFiles, stored_shapes, tiny_family, tiny_name
 from phi3v_train.models.family import OtherFamilyError
 from phi3v_train.models.machine import Compute
+from phi3v_train.models.stored_keys import stored_keys
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -70,11 +71,8 @@ def quieten_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
 
 
-def load_base(files: ModelFiles, compute: Compute, *, seed: int = 0, empty: bool = False) -> Any:
-    """The model without its adapter, on the CPU, all weights in the compute dtype.
-
-    With `empty`, which a family that `reads_rows` knows, it is on the device `meta`, its weights not read.
-    """
+def load_base(files: ModelFiles, compute: Compute, *, seed: int = 0) -> Any:
+    """The model without its adapter, on the CPU, all weights in the compute dtype."""
     import torch
 
     quieten_libraries()
@@ -83,11 +81,29 @@ def load_base(files: ModelFiles, compute: Compute, *, seed: int = 0, empty: bool
         model: Any = files.family.tiny_model(seed if files.seed is None else files.seed).to(dtype)
         model.set_attn_implementation(compute.attn_implementation)
         return named(model, tiny_name(files.family))
-    more = {"device_map": "meta"} if empty else {}
-    model = files.family.load_model(
-        files.directory, dtype=dtype, attn_implementation=compute.attn_implementation, **more
-    )
+    model = files.family.load_model(files.directory, dtype=dtype, attn_implementation=compute.attn_implementation)
     return named(model, files.name if files.adapter is None else str(files.directory))
+
+
+def model_without_weights(files: ModelFiles, compute: Compute) -> Any:
+    """The model of a directory as `load_base` loads it, its parameters on the device `meta`.
+
+    Buffers that are computed when a model is made, such as the frequencies of its rotary embedding, have their values.
+    """
+    import torch
+    from accelerate import init_empty_weights
+
+    assert files.directory is not None
+    quieten_libraries()
+    with init_empty_weights(include_buffers=False):
+        model = files.family.empty_model(
+            files.directory,
+            dtype=getattr(torch, TORCH_DTYPES[compute.dtype.value]),
+            attn_implementation=compute.attn_implementation,
+        )
+    model.tie_weights()  # each name got a parameter of its own
+    stored_keys(model, stored_shapes(files.directory))
+    return named(model, files.name).eval()
 
 
 def named(model: Any, name: str) -> Any:

@@ -136,7 +136,8 @@ def estimate(
 def loading_bytes(size: ModelSize, method: MethodConfig, *, dtype: str) -> int:
     """Bytes of host memory that a process holds while it loads the model: all weights, trained ones in fp32.
 
-    4-bit weights are packed when they move to the device. ZeRO loads in this way too, and so does FSDP with adapters.
+    4-bit weights are packed when they move to the device. A process of FSDP that reads its rows of the weights only
+    holds its share of these bytes.
     """
     element = _element_bytes(dtype)
     if method.use_lora:

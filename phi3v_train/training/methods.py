@@ -5,6 +5,7 @@ Adapters are PEFT's, in PEFT's own layout on disk.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +58,9 @@ class TrainedModel:
 
 
 def apply_method(
-    model: Any, method: MethodConfig, precision: Precision, *, seed: int, device: torch.device
+    model: Any, method: MethodConfig, precision: Precision, *, seed: int, device: torch.device | None
 ) -> TrainedModel:
-    """Freeze, quantise, add adapters, set the number formats and move to the device.
+    """Freeze, quantise, add adapters, set the number formats and move to the device, unless `device` is None.
 
     Raises:
         UserError: QLoRA without bitsandbytes, or on a model whose layers are too small for it; or the model lacks
@@ -81,7 +82,8 @@ def apply_method(
             if not family.is_reached(name, config):
                 parameter.requires_grad_(False)
     set_weight_dtypes(model, precision)
-    model.to(device)
+    if device is not None:
+        model.to(device)
     return TrainedModel(model, method, peft_model)
 
 
@@ -120,7 +122,28 @@ def add_adapters(model: Any, method: MethodConfig, *, seed: int) -> Any:
     config = lora_config(method, model, seed=seed)
     check_table(model, config.target_modules)
     seed_everything(seed, "adapters")
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+    with stand_ins(model):
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+@contextmanager
+def stand_ins(model: nn.Module) -> Iterator[None]:
+    """For a while, parameters on the device `meta` are a zero on the CPU that is expanded to their shape.
+
+    PEFT moves adapters to the device of their layer, where these would lose their values.
+    """
+    replaced = []
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                replaced.append((module, name, parameter))
+                zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                module._parameters[name] = nn.Parameter(zeros, requires_grad=parameter.requires_grad)
+    try:
+        yield
+    finally:
+        for module, name, parameter in replaced:
+            module._parameters[name] = parameter
 
 
 def check_table(model: Any, targets: str) -> None:

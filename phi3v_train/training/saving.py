@@ -124,15 +124,6 @@ def stored_slices(folder: Path, file: str | None = None) -> Iterator[tuple[str, 
                 yield key, tensors.get_slice(key)
 
 
-def has_rows(model: torch.nn.Module, folder: Path) -> bool:
-    """Whether a folder has every tensor of a model under its own name, so that parts of them can be read; an untied
-    model without tensors that are computed when it is made.
-    """
-    state = own_state(model)
-    made = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
-    return made == state.keys() and state.keys() <= {key for key, _ in stored_slices(folder)}
-
-
 def stored_name(name: str) -> str:
     """Name of an adapter's tensor in PEFT's file; in the model it contains the adapter's name, `default`."""
     return PEFT_PREFIX + name.replace(".default.", ".").removesuffix(".default")

@@ -352,11 +352,6 @@ def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
     }})();
     """
 
-    @app.get("/driven")
-    async def driven() -> HTMLResponse:
-        page = urlopen(f"{address}/").read().decode() if False else ""
-        return HTMLResponse(page)
-
     seen: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     async def take(request: HttpRequest) -> str:

@@ -73,10 +73,10 @@ class ToyFamily(ModelFamily):
             directory, dtype=dtype, attn_implementation=attn_implementation
         )
 
-    def empty_model(self, directory: Path) -> Any:
+    def empty_model(self, directory: Path, *, dtype: Any = None, attn_implementation: str | None = None) -> Any:
         from toy_model import ToyConfig, ToyForConditionalGeneration
 
-        return ToyForConditionalGeneration(ToyConfig.from_pretrained(directory))
+        return ToyForConditionalGeneration(ToyConfig.from_pretrained(directory)).to(dtype)
 
     def load_processor(self, directory: Path) -> Any:
         from toy_model import ToyProcessor

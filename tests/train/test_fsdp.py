@@ -8,16 +8,22 @@ from typing import Any
 import pytest
 import torch
 from colour_sets import colour_directory
+from in_process import make_cli
 from processes import HERE, finish, start_ranks, train_together
 from run_dirs import arguments, command, read_lines, settings_for, without_times
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from phi3v_data.errors import UserError
-from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
+from phi3v_train.cli.app import main
+from phi3v_train.config import MethodConfig
+from phi3v_train.models.locate import locate
+from phi3v_train.models.registry import family_names, get_family
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import list_checkpoints
+from phi3v_train.training.parallel.row_source import find_rows
 from phi3v_train.training.parallel.shards import Part, Shards, write_shards
+from phi3v_train.training.saving import own_state, stored_tensors
 
 ACCUMULATED = {"batch_size_per_gpu": 1}
 """Two micro-batches per process, each of one sample: where one of them has no image, the other process's has."""
@@ -217,19 +223,86 @@ def test_killed_while_saving(data_dir: Path, tmp_path: Path, rank: int, call: st
     assert lines[0] == lines[1]
 
 
-def test_processes_read_their_rows_of_a_model_directory(data_dir: Path, tmp_path: Path) -> None:
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": ("phi3v", {}),
+    "lora": ("phi3v", {"use_lora": True, "lora_rank": 4}),
+    "frozen vision": ("phi3v", {"freeze_vision_model": True}),
+    "gemma3 full": ("gemma3", {}),
+    "qwen2_5_vl lora": ("qwen2_5_vl", {"use_lora": True, "lora_rank": 4}),
+}
+"""gemma3's head is its embedding, and its files, as those of qwen2_5_vl, have other names than the model."""
+
+
+def model_directory(family: str, folder: Path) -> Path:
+    """A tiny model's directory."""
+    get_family(family).tiny_model(0).save_pretrained(folder)
+    get_family(family).tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "full" else pytest.mark.slow) for name in ROWS]
+)
+def test_processes_read_their_rows_of_a_model_directory(name: str, data_dir: Path, tmp_path: Path) -> None:
     """No process makes the whole model; losses and weights are those of one process, which does."""
-    base = tmp_path / "base"
-    tiny_model().save_pretrained(base)
-    tiny_processor().save_pretrained(base)
-    changes = {**ACCUMULATED, "model_name_or_path": str(base), "gradient_checkpointing": True, "max_steps": 2}
-    train(resolve(settings(data_dir, tmp_path / "one", **changes)), quiet=True)
-    double = shared(data_dir, tmp_path / "two", **changes)
+    family, changes = ROWS[name]
+    changes = {
+        **ACCUMULATED, "gradient_checkpointing": True, "max_steps": 2, **changes,
+        "model_name_or_path": str(model_directory(family, tmp_path / "base")),
+    }  # fmt: skip
+    one, two = (settings(data_dir, tmp_path / run, **changes) for run in ("one", "two"))
+    if family != "phi3v":
+        del one["num_crops"], two["num_crops"]
+    train(resolve(one), quiet=True)
+    double = command("run", *arguments({**two, "parallel": "fsdp"}), "--skip_validation", "--num_processes", "2")
     assert double.returncode == 0, double.stderr
     assert "each process reads its rows of the weights only: about 0.00 GB" in double.stderr
     assert_same(tmp_path / "one", tmp_path / "two")
-    for name in ("config.json", "generation_config.json"):
-        assert (tmp_path / "two" / "model" / name).read_bytes() == (tmp_path / "one" / "model" / name).read_bytes()
+    for file in ("config.json", "generation_config.json") if "lora" not in name else ("adapter_config.json",):
+        assert (tmp_path / "two" / "model" / file).read_bytes() == (tmp_path / "one" / "model" / file).read_bytes()
+
+
+VERIFIED = [name for name in family_names() if name != "other"]
+
+
+@pytest.mark.parametrize("family", VERIFIED)
+def test_keys_in_the_files_are_those_of_the_models_tensors(family: str, tmp_path: Path) -> None:
+    """Each tensor that transformers loads is, bit by bit, the one under the key that is found for it."""
+    folder = model_directory(family, tmp_path)
+    source = find_rows(locate(str(folder)), MethodConfig())
+    assert (source.directory, source.reason) == (folder, "")
+    stored = dict(stored_tensors(folder))
+    loaded = own_state(get_family(family).load_model(folder, dtype=torch.float32, attn_implementation="sdpa"))
+    assert loaded.keys() == source.keys.keys()
+    for name, tensor in loaded.items():
+        assert tensor.equal(stored[source.keys[name]].view(tensor.shape)), name
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--use_lora", "--use_dora"), "--use_dora computes adapters from whole weights"),
+        (("--use_lora", "--lora_init", "pissa"), "--lora_init pissa computes adapters from whole weights"),
+        ((), "the files have no tensor for 'model.norm.weight'"),
+    ],
+)
+def test_the_plan_says_why_each_process_loads_the_whole_model(
+    options: tuple[str, ...],
+    reason: str,
+    data_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = model_directory("phi3v", tmp_path / "base")
+    if not options:
+        weights = load_file(folder / "model.safetensors")
+        del weights["model.norm.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    common = ("--model_name_or_path", folder, "--parallel", "fsdp", "--num_processes", "2", "--device", "cpu")
+    code, _, errors = make_cli(capsys, monkeypatch)("plan", "--data_dir", data_dir, *common, *options, main=main)
+    assert code == 0, errors
+    assert f"each process loads the whole model into the machine's memory first ({reason}): about" in errors
 
 
 def test_rows_are_found_whoever_wrote_them(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from phi3v_data.tokens.model_files import processor_settings
 from phi3v_train.models.family import ModelFamily
 from phi3v_train.models.huggingface.checks import agrees, check_images, check_parts
 from phi3v_train.models.huggingface.processor import HubProcessor, load_parts
-from phi3v_train.models.huggingface.sizes import config_object, empty_by_config, size_by_config
+from phi3v_train.models.huggingface.sizes import config_object, size_by_config
 from phi3v_train.models.huggingface.texts import ChatTexts, TemplateTexts, Texts
 from phi3v_train.models.renderer import Renderer
 from phi3v_train.models.size import ModelSize
@@ -112,11 +112,14 @@ class HubFamily(ModelFamily):
             directory, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
         )
 
-    def empty_model(self, directory: Path) -> Any:
+    def empty_model(self, directory: Path, *, dtype: Any = None, attn_implementation: str | None = None) -> Any:
         """transformers' model by config.json and generation_config.json alone."""
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
-        model = empty_by_config(AutoConfig.from_pretrained(directory))
+        given = {"dtype": dtype, "attn_implementation": attn_implementation}
+        model = AutoModelForImageTextToText.from_config(
+            AutoConfig.from_pretrained(directory), **{name: value for name, value in given.items() if value is not None}
+        )
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(directory)
         return model

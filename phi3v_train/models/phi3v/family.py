@@ -61,7 +61,6 @@ class Phi3VFamily(ModelFamily):
     }
     budget = ImageBudget("num_crops", "tuned_num_crops")
     no_packing = ""
-    reads_rows = True
     no_decay = ("bias", "glb_GN", "sub_GN")
     host_inputs = frozenset({"image_sizes"})
     card_tags = ("phi-3-vision", "phi3v")
@@ -154,24 +153,26 @@ class Phi3VFamily(ModelFamily):
 
         return Phi3VRenderer(self.tokens, processor)
 
-    def load_model(
-        self, directory: Path, *, dtype: Any, attn_implementation: str, device_map: str | None = None
-    ) -> Any:
-        """The port with a directory's weights; without them where `device_map` is `meta`."""
+    def load_model(self, directory: Path, *, dtype: Any, attn_implementation: str) -> Any:
+        """The port with a directory's weights."""
         from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 
         return Phi3VForConditionalGeneration.from_pretrained(
-            directory, dtype=dtype, attn_implementation=attn_implementation, device_map=device_map
+            directory, dtype=dtype, attn_implementation=attn_implementation
         )
 
-    def empty_model(self, directory: Path) -> Any:
+    def empty_model(self, directory: Path, *, dtype: Any = None, attn_implementation: str | None = None) -> Any:
         """The port by config.json and generation_config.json alone."""
         from transformers import GenerationConfig
 
         from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
         from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 
-        model = Phi3VForConditionalGeneration(Phi3VConfig.from_pretrained(directory))
+        given = {"dtype": dtype, "attn_implementation": attn_implementation}
+        model = Phi3VForConditionalGeneration._from_config(
+            Phi3VConfig.from_pretrained(directory),
+            **{name: value for name, value in given.items() if value is not None},
+        )
         model.generation_config = GenerationConfig.from_pretrained(directory)
         return model
 

@@ -26,6 +26,7 @@ from phi3v_train.models.directory import SHARDS
 from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import WrongEngineError
+from phi3v_train.training.parallel.row_source import RowSource
 from phi3v_train.training.parallel.shards import SCALER, Part, local_part, rows_here, write_shards
 from phi3v_train.training.parallel.torch_engine import OPTIMIZER, TorchEngine
 from phi3v_train.training.saving import (
@@ -38,14 +39,17 @@ from phi3v_train.training.saving import (
 )
 from phi3v_train.training.saving import cast as to_dtype
 
+BASE_LAYER = ".base_layer."
+"""In the name of a layer's own parameter, where PEFT has put adapters around the layer."""
+
 
 class FSDPEngine(TorchEngine):
     """`fully_shard` over layers and the whole model; it averages over processes, so the loss is multiplied by their
     number.
 
     `keep_unsharded_grads`: the gradients of a step's first micro-batches stay unsharded until the last one, which saves
-    exchanges and costs the memory of all trained weights in fp32. `rows_from`: the model is on the device `meta`, and
-    each process reads its rows of the weights from this directory once it is sharded.
+    exchanges and costs the memory of all trained weights in fp32. `rows`: the model's own parameters are on the device
+    `meta`, and each process reads its rows of them once they are sharded; adapters have their values.
     """
 
     strategy: ClassVar[str] = "fsdp"
@@ -58,9 +62,9 @@ class FSDPEngine(TorchEngine):
         optim: OptimConfig,
         *,
         keep_unsharded_grads: bool = True,
-        rows_from: Path | None = None,
+        rows: RowSource | None = None,
     ) -> None:
-        self.rows_from = rows_from
+        self.rows = rows
         if trained.method.use_qlora:
             raise UserError("--parallel fsdp: 4-bit weights cannot be sharded; use --parallel ddp with --use_qlora")
         self.keep_unsharded_grads = keep_unsharded_grads
@@ -81,9 +85,9 @@ class FSDPEngine(TorchEngine):
         for layer in self.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
-        if self.rows_from is not None:
-            model.to_empty(device=device)
-            self.read_weights(self.rows_from, through=self.precision.dtype)
+        if self.rows is not None:
+            materialize(model, device)
+            self.read_base(self.rows)
         return self.loss_module
 
     def backward_scale(self) -> float:
@@ -170,24 +174,35 @@ class FSDPEngine(TorchEngine):
             processor.save_pretrained(folder)
 
     @torch.no_grad()
-    def read_weights(self, folder: Path, *, through: torch.dtype | None = None) -> None:
-        """Of every tensor, only the rows that this process holds are read.
+    def read_base(self, rows: RowSource) -> None:
+        """Read this process's rows of the model that training begins with, rounded to the compute dtype first."""
+        assert rows.directory is not None
+        adapters = {name for name, _ in self.trained.trainable()} if self.trained.peft_model is not None else set()
+        held = {
+            rows.keys[name.replace(BASE_LAYER, ".")]: tensor
+            for name, tensor in own_state(self.trained.model).items()
+            if name not in adapters
+        }
+        for key, stored in stored_slices(rows.directory):
+            if key in held:
+                part = local_part(held[key])
+                start, stop = rows_here(held[key])
+                if stop > start:
+                    part.copy_(stored[start:stop].to(self.precision.dtype).view(part.shape))
 
-        With `through`, `folder` is the model that training begins with, and values are rounded to that dtype first.
-        """
+    @torch.no_grad()
+    def read_weights(self, folder: Path) -> None:
+        """Of every tensor, only the rows that this process holds are read."""
         adapter = self.trained.peft_model is not None
         held = dict(self.trained.trainable()) if adapter else own_state(self.trained.model)
         files = {stored_name(name) if adapter else name: tensor for name, tensor in held.items()}
         missing = set(files)
         for key, rows in stored_slices(folder, ADAPTER_WEIGHTS if adapter else None):
-            if through is not None and key not in files:
-                continue  # a base may have more than the model takes
             if key not in files or list(files[key].shape) != rows.get_shape():
                 raise UserError(f"{folder}: is not a checkpoint of this model ({key} does not fit)")
             start, stop = rows_here(files[key])
             if stop > start:
-                read = rows[start:stop]
-                local_part(files[key]).copy_(read if through is None else read.to(through))
+                local_part(files[key]).copy_(rows[start:stop])
             missing.discard(key)
         if missing:
             raise UserError(f"{folder}: is not a checkpoint of this model ({min(missing)} is missing)")
@@ -234,6 +249,22 @@ class FSDPEngine(TorchEngine):
                 yield Part(key, local_part(tensor), start, len(tensor))
         elif self.group.is_main:
             yield Part(key, tensor, 0, len(tensor) if tensor.dim() else 0)
+
+
+def materialize(model: Any, device: torch.device) -> None:
+    """Give what is on the device `meta` memory on `device`, its values undefined, and move the rest there.
+
+    A parameter with several names (a head tied to the embedding) stays one.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    move: Any = model._apply
+    move(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+    for first, *others in names.values():
+        for other in others:
+            parent, _, leaf = other.rpartition(".")
+            model.get_submodule(parent)._parameters[leaf] = model.get_parameter(first)
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The engine of each parallel strategy."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
@@ -10,6 +9,7 @@ from phi3v_train.distributed.group import Group
 from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.parallel.engine import Engine
+from phi3v_train.training.parallel.row_source import RowSource
 from phi3v_train.training.parallel.strategy import SINGLE
 
 
@@ -22,7 +22,7 @@ def make_engine(
     *,
     deepspeed: Mapping[str, Any] | None = None,
     keep_unsharded_grads: bool = True,
-    rows_from: Path | None = None,
+    rows: RowSource | None = None,
 ) -> Engine:
     """The engine of a parallel strategy.
 
@@ -34,7 +34,7 @@ def make_engine(
         config: the run's settings.
         deepspeed: the resolved DeepSpeed configuration of `zero2` and `zero3`.
         keep_unsharded_grads: there is memory for unsharded gradients between the micro-batches of a step.
-        rows_from: directory of the weights, where the model is on the device `meta` and FSDP reads them.
+        rows: where FSDP finds the weights of a model whose parameters are on the device `meta`.
 
     Raises:
         UserError: it cannot hold this model, or something else than was asked for is running.
@@ -50,9 +50,7 @@ def make_engine(
     if strategy == "fsdp":
         from phi3v_train.training.parallel.fsdp import FSDPEngine
 
-        return FSDPEngine(
-            group, trained, precision, config.optim, keep_unsharded_grads=keep_unsharded_grads, rows_from=rows_from
-        )
+        return FSDPEngine(group, trained, precision, config.optim, keep_unsharded_grads=keep_unsharded_grads, rows=rows)
     if strategy in ("zero2", "zero3") and deepspeed is not None:
         from phi3v_train.training.parallel.zero import Zero2Engine, Zero3Engine
 
