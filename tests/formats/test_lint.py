@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from broken_files import CASES, Broken, write_images
+from broken_files import CASES, PNG, Broken, write_images
 from in_process import Cli, make_cli
+from more_broken_files import MORE
 
 from phi3v_data.lint import images, lint_file, runner
 
@@ -26,6 +27,30 @@ def test_a_broken_row_is_named_with_its_line_and_field_and_no_other(case: Broken
     assert (case.code, line, case.field) in found
     assert {item.line for item in report.problems if item.line is not None} == {line}
     assert len(found) == 1, found
+
+
+@pytest.mark.parametrize("case", MORE, ids=lambda case: f"{case.format}: {case.name}")
+def test_a_row_that_is_broken_in_another_way_is_named_and_no_other(case: Broken, tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    path, line = case.write(tmp_path, "array")
+    report = lint_file(path, format=case.format, consumer=case.consumer)
+    found = {(item.code, item.field) for item in report.problems if item.line == line}
+    assert (case.code, case.field) in found
+    assert {item.line for item in report.problems if item.line is not None and item.severity != "info"} <= {line}
+
+
+def test_an_unknown_detail_of_an_image_is_named_among_many_rows_that_are_alike(tmp_path: Path) -> None:
+    rows = []
+    for number in range(60):
+        image = {"type": "image_url", "image_url": {"url": PNG, "detail": "best" if number == 40 else "low"}}
+        text = {"type": "text", "text": f"What is {number}?"}
+        messages = [{"role": "user", "content": [image, text]}, {"role": "assistant", "content": f"It is {number}."}]
+        rows.append(json.dumps({"messages": messages}) + "\n")
+    (path := tmp_path / "rows.jsonl").write_text("".join(rows))
+    (found,) = lint_file(path, format="openai").problems
+    assert (found.code, found.line, found.field) == ("wrong-type", 41, "messages[0].content[0].image_url.detail")
+    assert "'detail' is 'best', OpenAI takes low, high, auto" in found.message
 
 
 @pytest.fixture

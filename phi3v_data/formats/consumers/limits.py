@@ -3,10 +3,10 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from phi3v_data.formats.chat import Fault, ImageRef
 from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, blocks_of
@@ -53,6 +53,7 @@ LIMITS = {
 }  # fmt: skip
 
 _DATA_URL = re.compile(r"data:([^;,]*);base64,", re.IGNORECASE)
+DETAILS = ("low", "high", "auto")
 _ROW_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 _MESSAGE_KEYS = frozenset(
     {"role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal", "audio"}
@@ -106,9 +107,20 @@ class Service(Consumer):
                 text = f"{self.title} takes 'weight' on assistant messages only"
                 yield Fault("unknown-field", f"{where}.weight", text, "remove it")
             for number, block in blocks_of(message):
-                if block.get("type") == "image_url" and message.get("role") == "system":
-                    text = f"{self.title} takes images in user messages only"
-                    yield Fault("image-in-answer", f"{where}.content[{number}]", text)
+                if block.get("type") == "image_url":
+                    yield from self._check_block(block, message, f"{where}.content[{number}]")
+
+    def _check_block(self, block: Mapping[str, Any], message: Mapping[str, Any], where: str) -> Iterator[Fault]:
+        if message.get("role") == "system":
+            yield Fault("image-in-answer", where, f"{self.title} takes images in user messages only")
+        value = block.get("image_url")
+        if isinstance(value, str):
+            text = f"'image_url' is a text, {self.title} takes an object with 'url'"
+            yield Fault("wrong-type", f"{where}.image_url", text, 'write {"url": ...}')
+        detail = value.get("detail") if isinstance(value, Mapping) else None
+        if detail is not None and detail not in DETAILS:
+            text = f"'detail' is {shown(detail, 40)}, {self.title} takes {', '.join(DETAILS)}"
+            yield Fault("wrong-type", f"{where}.image_url.detail", text)
 
     def _check_image(self, image: ImageRef, view: RowView) -> Iterator[Fault]:
         limits, value = self.limits, image.value
