@@ -176,9 +176,10 @@ def test_killed_runs_end_with_the_same_bytes(source: Path, shards: Path, tmp_pat
     }
 
 
+@pytest.mark.parametrize("boot", ["the same boot", "another boot"])
 @pytest.mark.usefixtures("small_shards")
 def test_a_part_whose_images_are_lost_is_converted_again(
-    source: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: str
 ) -> None:
     """Cut off, absent, or, after the machine was restarted, of other bytes."""
     out = tmp_path / "out"
@@ -193,11 +194,12 @@ def test_a_part_whose_images_are_lost_is_converted_again(
     assert sorted(path.name for path in out.iterdir()) == [".phi3v"]
     parts = sorted((out / ".phi3v/convert/packed").iterdir())
     assert len(parts) > 5
-    os.truncate(parts[1], 100)
-    parts[2].unlink()
-    data = parts[3].read_bytes()
-    parts[3].write_bytes(data[:600] + b"\0" * 20 + data[620:])
-    monkeypatch.setattr("phi3v_data.writing.resume.boot_id", lambda: "another boot")
+    if boot == "the same boot":
+        os.truncate(parts[1], 100)
+        parts[2].unlink()
+    else:
+        overwrite(parts[3], 600, b"\0" * 20)
+        monkeypatch.setattr("phi3v_data.writing.resume.boot_id", lambda: boot)
     result = phi3v_data.convert(Toy, source, out, workers=0, store="shards")
     assert 40 < result.resumed < 57
     assert tree(out) == tree(shards)
@@ -270,6 +272,9 @@ def test_there_and_back(files: Path, shards: Path, tmp_path: Path, cli: Cli) -> 
     assert (code, err) == (0, "")
     assert out == f"{there}: 54 samples (train 44, val 10), 54 images\n"
     assert texts(there) == texts(shards)
+    with tarfile.open(there / "shards/images-000000.tar") as archive:
+        used = [name for split in Dataset(files) for sample in Dataset(files)[split] for name in sample.images]
+        assert archive.getnames() == list(dict.fromkeys(used))
     assert image_bytes(there) == image_bytes(files)
     assert cli("store", there, back, "--store", "files")[0] == 0
     assert tree(back) == tree(files)
@@ -558,3 +563,16 @@ def test_headers_of_images_are_read_like_those_of_files(shards: Path) -> None:
     assert (info.width, info.height, info.format) == (8, 8, "PNG")
     with pytest.raises(FileNotFoundError):
         read_image_file(shards / "images/train/none.png")
+
+
+def test_a_shard_that_is_replaced_while_it_is_open_is_not_read(copy: Path) -> None:
+    """So that every process sees the same, whenever it opened the shard."""
+    path = copy / "images/train/s001.png"
+    before = read_image_file(path)
+    shard = first_shard(copy)
+    data = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(OSError, match="is missing"):
+        read_image_file(path)
+    shard.write_bytes(data)
+    assert read_image_file(path) == before
