@@ -263,6 +263,7 @@ LINKS = {
     ".phi3v/convert/stage/images/train/5.png": "x.png",
     ".phi3v/convert/stage/toy_train.jsonl": "x.jsonl",
     ".phi3v/convert/collisions": "",
+    ".phi3v/convert/packed": "",
     ".phi3v/convert/run": "",
     ".phi3v/convert/source": "",
     ".phi3v/convert/old": "",

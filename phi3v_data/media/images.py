@@ -81,7 +81,7 @@ def read_image_file(path: str | Path, *, head: bool = False) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except NotADirectoryError:
-        data = packed.read_packed(Path(path))
+        data = packed.read_packed(path)
         return data[:HEAD_BYTES] if head else data
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.EISDIR, errno.ENODEV, errno.EOPNOTSUPP):

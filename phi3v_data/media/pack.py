@@ -11,9 +11,8 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ClassVar, TypeAlias
+from typing import IO, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,7 @@ from phi3v_data.media.formats import LIMITS, TooLargeImageError
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class ShardState:
+class ShardState(NamedTuple):
     """State of a shard: if it differs, the shard was changed or replaced."""
 
     size: int

@@ -183,7 +183,8 @@ def open_pack(path: Path) -> Pack:
 
 def _open_pack(path: str) -> Pack:
     state = ShardState.of(os.stat(path))
-    return _stored(path, state) or _of_export(path, state, os.getpid())
+    stored = _stored(path, state)
+    return stored if stored is not None else _of_export(path, state, os.getpid())
 
 
 @lru_cache(maxsize=4)
@@ -202,6 +203,10 @@ def pack_above(path: Path) -> Path | None:
     return Path(index) if index is not None else None
 
 
+_last_index = ""
+"""The index of the last image that was looked for, which most probably has the next one."""
+
+
 def _index_above(path: str) -> str | None:
     """As `pack_above`, in a fraction of the time of its objects, as it is asked for each image."""
     end = len(path)
@@ -216,7 +221,7 @@ def _index_above(path: str) -> str | None:
     return None
 
 
-def find_packed(path: Path) -> tuple[Pack, int]:
+def find_packed(path: str | Path) -> tuple[Pack, int]:
     """The index that a packed image is in, and its entry.
 
     Raises:
@@ -224,10 +229,14 @@ def find_packed(path: Path) -> tuple[Pack, int]:
         FileNotFoundError: the index has no such name.
         OSError: see `open_pack`.
     """
+    global _last_index
     text = os.fspath(path)
-    index = _index_above(text)
-    if index is None:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), text)
+    index: str | None = _last_index
+    if not index or not text.startswith(index) or text[len(index) : len(index) + 1] != "/":
+        index = _index_above(text)
+        if index is None:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), text)
+        _last_index = index
     pack = _open_pack(index)
     entry = pack.find(text[len(index) + 1 :])
     if entry < 0:
@@ -235,7 +244,7 @@ def find_packed(path: Path) -> tuple[Pack, int]:
     return pack, entry
 
 
-def read_packed(path: Path) -> bytes:
+def read_packed(path: str | Path) -> bytes:
     """The bytes of a packed image. Raises as `find_packed` and `Pack.read`."""
     pack, entry = find_packed(path)
     return pack.read(entry)

@@ -137,7 +137,7 @@ class ImageTree:
             name = pack.name(entry)
             state = states[int(pack.shard_of[entry])]
             place = xxhash.xxh3_64_intdigest(f"{state.inode} {pack.place(entry)}".encode())
-            kind = UNSAFE if unsafe_reason(name) else FILE
+            kind = UNSAFE if _PLAIN_NAMES.fullmatch(name) is None and unsafe_reason(name) else FILE
             self._enter(name, kind, int(pack.sizes[entry]), state.mtime, state.ctime, place)
 
     def _scan(self) -> None:
