@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
+from phi3v_data.errors import UserError
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import IMAGE_OPTIONS, EvalConfig, ModelConfig
 from phi3v_train.settings import Settings
@@ -39,13 +40,17 @@ def chat(
     Each line is a question. /image FILE adds an image to the next question, /new starts over, /history shows the
     conversation, /quit or Ctrl-D ends it; Ctrl-C stops an answer.
     """
-    from phi3v_train.serving.answerer import Sampling
     from phi3v_train.serving.load import load
+    from phi3v_train.serving.request import Sampling
     from phi3v_train.serving.terminal import Conversation, talk
 
     config = settings.config.model.model_copy(update={"model_name_or_path": model})
     served = load(config, base=base, max_batch=1)
     say_notes(served.notes, quiet=quiet)
+    try:
+        served.answerer.refuse_markers(system, num_images=0)
+    except UserError as error:
+        raise UserError(f"--system: {error}") from None
     sampling = Sampling(settings.config.eval.max_new_tokens, temperature, seed=seed)
     conversation = Conversation(served.answerer, sampling, system=system)
     for path in image or ():

@@ -7,12 +7,11 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
-from phi3v_data.errors import UserError
+from phi3v_data.messages import counted
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import IMAGE_OPTIONS, ModelConfig
+from phi3v_train.serving.address import KEY_VARIABLE, LOOPBACK, bind, require_key
 from phi3v_train.settings import Settings
-
-KEY_VARIABLE = "PHI3V_API_KEY"
 
 
 @with_eval_settings({ModelConfig: (*IMAGE_OPTIONS, "attn", "dtype", "device")})
@@ -22,7 +21,7 @@ KEY_VARIABLE = "PHI3V_API_KEY"
         "phi3v-train serve tiny:qwen3_vl --port 8001",
         f"{KEY_VARIABLE}=secret phi3v-train serve merged --host 0.0.0.0 --hosts gpu.example.com",
     ],
-    interrupted="Answers that were begun have been completed.",
+    interrupted="The server had not started.",
 )
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model or adapter directory, Hub id, `tiny:FAMILY`.")],
@@ -32,6 +31,10 @@ def serve(
     hosts: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Name by which clients call this server; may be given several times."),
+    ] = None,
+    origins: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Web page that may ask, https://example.com; may be given several times."),
     ] = None,
     allow_url: Annotated[
         bool, typer.Option("--allow_url", help="Fetch images from public http and https URLs.")
@@ -45,6 +48,9 @@ def serve(
     max_prompt_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens before the answer, those of images included.")
     ] = 16_384,
+    grace_seconds: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Time for answers that were begun, after Ctrl-C or SIGTERM.")
+    ] = 30,
     base: Base = None,
     quiet: Quiet = False,
     *,
@@ -56,19 +62,14 @@ def serve(
     never files or private addresses. On another address than loopback clients need a key, which is taken from the
     environment variable PHI3V_API_KEY.
     """
-    from phi3v_train.serving.app import LOOPBACK, ServerSettings, make_app
+    key = os.environ.get(KEY_VARIABLE, "")
+    require_key(host, key)
+    listening = bind(host, port)
+    from phi3v_train.serving.app import ServerSettings, make_app
     from phi3v_train.serving.load import load
     from phi3v_train.serving.protocol import Limits
-    from phi3v_train.serving.run_server import bind
     from phi3v_train.serving.run_server import serve as run
 
-    key = os.environ.get(KEY_VARIABLE, "")
-    if host not in LOOPBACK and not key:
-        raise UserError(
-            f"--host {host} is not loopback, so anyone who reaches it could use the model: set the environment "
-            f"variable {KEY_VARIABLE}, which clients send as API key, or leave out --host"
-        )
-    listening = bind(host, port)
     where = listening.getsockname()
     config = settings.config.model.model_copy(update={"model_name_or_path": model})
     if not quiet:
@@ -79,13 +80,23 @@ def serve(
     limits = Limits(new_tokens=max_new_tokens, images=max_images, prompt_tokens=max_prompt_tokens)
     app = make_app(
         served.answerer,
-        ServerSettings(name or served.name, api_key=key, hosts=names, allow_url=allow_url, limits=limits),
+        ServerSettings(
+            name or served.name, api_key=key, hosts=names, origins=origins or (), allow_url=allow_url, limits=limits
+        ),
     )
     address = f"[{where[0]}]" if ":" in where[0] else where[0]
     computes = f"{served.compute.dtype.value} on {served.compute.device.value}"
     print(f"http://{address}:{where[1]}  {name or served.name}, {computes}")
     sys.stdout.flush()
-    run(app, listening)
+    number, num_cut = run(app, served.answerer, listening, grace=grace_seconds)
+    if num_cut:
+        told = f"{counted(num_cut, 'answer')} {'was' if num_cut == 1 else 'were'} cut off."
+    else:
+        told = "Answers that were begun have been completed."
+    print(f"Stopped. {told}", file=sys.stderr, flush=True)
+    if num_cut:
+        os._exit(128 + number)  # threads may still be in the model or in a download, and nothing waits for them
+    raise typer.Exit(128 + number)
 
 
 command = make_command(serve, name="serve")

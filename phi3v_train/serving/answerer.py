@@ -5,93 +5,27 @@ strings and end; a request whose client has left ends at the next token. Greedy 
 they were generated in, beyond what the arithmetic of the dtype does; sampled ones depend on their own seed only.
 """
 
-import queue
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import shown
 from phi3v_data.schema import Sample
+from phi3v_data.validate.control import build_control_tokens
 from phi3v_train.data.collate import collate_prompts
 from phi3v_train.data.encode import EncodedPrompt, Encoder, Provenance
 from phi3v_train.data.model_settings import GREEDY
 from phi3v_train.device import is_out_of_memory, to_device
 from phi3v_train.models.family import ModelFamily
-
-FinishReason: TypeAlias = Literal["stop", "length"]
+from phi3v_train.serving.request import FinishReason, Piece, QueueFullError, Request, Sampling, ShuttingDownError
 
 NOWHERE = Provenance("", "", 0, "")
-
-
-class QueueFullError(Exception):
-    """As many requests wait as may wait."""
-
-
-class ShuttingDownError(Exception):
-    """No more requests are taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How one answer is generated.
-
-    Attributes:
-        max_new_tokens: longest answer.
-        temperature: 0 for the most likely token each time.
-        top_p: sample from the most likely tokens that have this probability together.
-        seed: of the sampling; None for another one each time.
-        stop: strings that end the answer and are not part of it.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of an answer as it comes; the last one has a `finish`, and the number of tokens of the whole answer."""
-
-    text: str
-    finish: FinishReason | None = None
-    num_tokens: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """One question on its way."""
-
-    prompt: EncodedPrompt
-    sampling: Sampling
-    pieces: "queue.SimpleQueue[Piece | BaseException]" = field(default_factory=queue.SimpleQueue)
-    cancelled: bool = False
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Length of the prompt."""
-        return len(self.prompt.input_ids)
-
-    def cancel(self) -> None:
-        """The answer is not wanted any more."""
-        self.cancelled = True
-
-    def __iter__(self) -> Iterator[Piece]:
-        """Yield the pieces of the answer; waits for each. Raises what went wrong in the model's thread."""
-        while True:
-            piece = self.pieces.get()
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-            if piece.finish is not None:
-                return
 
 
 class Answerer:
@@ -123,8 +57,10 @@ class Answerer:
         self.max_batch = max_batch
         self.max_waiting = max_waiting
         self.stop_ids = frozenset(family.stop_ids(model, encoder.renderer.tokenizer))
-        self.num_running = 0
+        self._markers = build_control_tokens(encoder.renderer.tokens.special_strings, ()).own
         self._waiting: list[Request] = []
+        self._running: tuple[Request, ...] = ()
+        self._cut = False
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
@@ -134,6 +70,36 @@ class Answerer:
     def num_waiting(self) -> int:
         """Requests whose answer has not begun."""
         return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests of the running batch."""
+        return len(self._running)
+
+    @property
+    def num_open(self) -> int:
+        """Requests, waiting or running, whose answer someone waits for."""
+        with self._changed:
+            return sum(request.is_open for request in (*self._waiting, *self._running))
+
+    def refuse_markers(self, text: str, *, num_images: int) -> None:
+        """Refuse a text that the model would read as more than text: `<|end|>` in a question ends it there.
+
+        Args:
+            num_images: of the whole conversation; images need no tags.
+
+        Raises:
+            UserError: it has a control token or an image tag of the model.
+        """
+        found = self._markers.search(text)
+        if found is None:
+            return
+        if self.encoder.renderer.tokens.chat.image_pattern.fullmatch(found[0]) is None:
+            raise UserError(f"the text has {shown(found[0])}, a control token of the model: take it out")
+        raise UserError(
+            f"the text has {shown(found[0])}, which stands for an image, "
+            + ("and images need no tag: take it out" if num_images else "but no image was given")
+        )
 
     def encode(self, sample: Sample, images: Sequence[Any]) -> EncodedPrompt:
         """The prompt of a conversation whose last turn has no answer yet; `images` are Pillow images, in order.
@@ -162,11 +128,22 @@ class Answerer:
         return request
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more requests, answer those that were taken, and end the thread."""
+        """Take no more requests, answer those that were taken, and end the thread; it is left behind after a cut."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join(timeout)
+        self._thread.join(0.0 if self._cut else timeout)
+
+    def cut_off(self) -> int:
+        """Take no more requests and end those that are open, with a `ShuttingDownError`; the number of them."""
+        with self._changed:
+            self._closing = self._cut = True
+            left = [request for request in (*self._waiting, *self._running) if request.is_open]
+            for request in left:
+                request.cancel()
+                request.put(ShuttingDownError())
+            self._changed.notify()
+        return len(left)
 
     def _work(self) -> None:
         while True:
@@ -178,13 +155,14 @@ class Answerer:
                 batch = [request for request in taken if not request.cancelled]
                 for request in taken:
                     if request.cancelled:
-                        request.pieces.put(Piece("", "stop"))  # for a thread that waits for it
+                        request.put(Piece("", "stop"))  # for a thread that waits for it
                 if not batch and self._closing and not self._waiting:
                     return
-                self.num_running = len(batch)
+                self._running = tuple(batch)
             if batch:
                 self._answer(batch)
-            self.num_running = 0
+            with self._changed:
+                self._running = ()
 
     def _answer(self, batch: Sequence[Request]) -> None:
         try:
@@ -198,7 +176,7 @@ class Answerer:
             if is_out_of_memory(error):
                 told = UserError(f"the model ran out of memory on a prompt of {batch[0].num_prompt_tokens} tokens")
             for request in batch:
-                request.pieces.put(told)
+                request.put(told)
 
     @torch.no_grad()
     def _generate(self, batch: Sequence[Request]) -> None:
@@ -279,14 +257,14 @@ class Row:
 
     def _send(self, text: str) -> None:
         if len(text) > len(self.sent):
-            self.request.pieces.put(Piece(text[len(self.sent) :]))
+            self.request.put(Piece(text[len(self.sent) :]))
             self.sent = text
 
     def _finish(self, reason: FinishReason, text: str | None = None) -> None:
         self.done = True
         whole = (self._text() if text is None else text).rstrip()
         rest = whole[len(self.sent) :] if whole.startswith(self.sent) else ""
-        self.request.pieces.put(Piece(rest, reason, len(self.ids)))
+        self.request.put(Piece(rest, reason, len(self.ids)))
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -358,8 +336,3 @@ class Samplers:
                 scores[row] = -torch.inf
                 scores[row, token] = 0.0
         return scores
-
-
-def now() -> int:
-    """Seconds since 1970, as the API writes times."""
-    return int(time.time())

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -17,12 +18,17 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from phi3v_data.errors import UserError
 from phi3v_data.formats.fetch import FetchLimits, fetch_image
-from phi3v_train.serving import answerer as answers
-from phi3v_train.serving.answerer import Answerer, Piece, QueueFullError, ShuttingDownError
+from phi3v_data.messages import shown
+from phi3v_train.serving import request as answers
+from phi3v_train.serving.address import LOOPBACK, host_name
+from phi3v_train.serving.answerer import Answerer
 from phi3v_train.serving.protocol import (
     ApiError,
     Body,
@@ -36,8 +42,11 @@ from phi3v_train.serving.protocol import (
     sample_of,
     usage,
 )
+from phi3v_train.serving.request import Piece, QueueFullError, ShuttingDownError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+JSON = "application/json"
+OPEN_PATHS = ("/", "/health")
+"""Paths that need no key: the page, which asks for one, and the sign of life."""
 POLL = 0.5  # seconds between two looks at whether the client is still there
 FETCH = FetchLimits(max_bytes=20 << 20, connect=5.0, total=15.0, attempts=2, wait=0.5)
 
@@ -50,12 +59,14 @@ class ServerSettings:
         name: of the model, as clients may call it.
         api_key: what clients send as bearer token; empty if none is needed.
         hosts: names by which clients may call this server; empty for any.
+        origins: web pages of other servers that may ask, as browsers call them: `https://example.com`.
         allow_url: fetch images from public http and https URLs.
     """
 
     name: str
     api_key: str = ""
     hosts: Sequence[str] = LOOPBACK
+    origins: Sequence[str] = ()
     allow_url: bool = False
     limits: Limits = field(default_factory=Limits)
 
@@ -87,6 +98,15 @@ def make_app(answerer: Answerer, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="phi3v", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     server = Server(answerer, settings)
     app.add_middleware(Guard, settings=settings)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Stainless-*"],
+        )
+    app.add_exception_handler(HTTPException, no_such_request)
+    app.add_exception_handler(Exception, failed_request)
     app.get("/")(server.page)
     app.get("/health")(server.health)
     app.get("/metrics")(server.metrics_text)
@@ -96,10 +116,30 @@ def make_app(answerer: Answerer, settings: ServerSettings) -> FastAPI:
     return app
 
 
-class Guard:
-    """Checks the host that a client calls and its key, before anything else.
+async def no_such_request(request: Request, error: Exception) -> Response:
+    """The response to a path or a method that the server does not have."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        told = ApiError(405, f"{shown(path)} takes {allowed}, not {request.method}")
+    elif error.status_code == 404:
+        told = ApiError(404, f"there is no path {shown(path)} here; questions go to /v1/chat/completions")
+    else:
+        told = ApiError(error.status_code, error.detail)
+    return JSONResponse(told.body(), status_code=told.status, headers=error.headers)
 
-    The host is checked so that a page of another site whose name leads here cannot use this server.
+
+async def failed_request(request: Request, error: Exception) -> Response:
+    """The response to a request on which the server failed; the log has the traceback."""
+    return refusal(failure(error))
+
+
+class Guard:
+    """Checks the host that a client calls, the page that makes it ask, and its key, before anything else.
+
+    The host is checked so that a page of another site whose name leads here cannot use this server; the origin, so that
+    no page of another site can make a visitor's browser ask.
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
@@ -117,7 +157,11 @@ class Guard:
         hosts = self.settings.hosts
         if hosts and host_name(headers.get("host", "")) not in hosts:
             return ApiError(421, f"this server answers to {', '.join(hosts)} only")
-        if self.settings.api_key and path not in ("/", "/health"):
+        origin = headers.get("origin")
+        own = origin is None or origin.partition("://")[2] == headers.get("host")
+        if not own and origin not in self.settings.origins:
+            return ApiError(403, f"pages of {shown(origin, 80)} may not ask here; `serve --origins` allows them")
+        if self.settings.api_key and path not in OPEN_PATHS:
             given = headers.get("authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), self.settings.api_key.encode()):
                 return ApiError(401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'")
@@ -131,7 +175,7 @@ class Server:
         self.answerer = answerer
         self.settings = settings
         self.metrics = Metrics(answerer)
-        self.started = answers.now()
+        self.started = now()
 
     async def page(self) -> Response:
         """The page to try the model."""
@@ -169,6 +213,9 @@ class Server:
         """Answer a conversation, as a whole or in pieces."""
         start = time.perf_counter()
         try:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != JSON:
+                raise ApiError(415, f"the Content-Type is {shown(kind, 80)}; send {JSON}")
             body = parse_body(await self._body(request))
             if body.model not in ("", self.settings.name):
                 raise ApiError(404, f"there is no model '{body.model}' here, only '{self.settings.name}'", "model")
@@ -184,7 +231,7 @@ class Server:
             self.metrics.requests.labels(str(error.status)).inc()
             return refusal(error)
         self.metrics.prompt_tokens.inc(asked.num_prompt_tokens)
-        identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": answers.now(), "model": self.settings.name}
+        identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": now(), "model": self.settings.name}
         answer = Answer(self, request, asked, start)
         if body.stream:
             return StreamingResponse(answer.stream(identity, body), media_type="text/event-stream")
@@ -195,17 +242,25 @@ class Server:
         limit = self.settings.limits.body_bytes
         parts = []
         size = 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise ApiError(413, f"the request has more than {limit:,} bytes")
-            parts.append(part)
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise ApiError(413, f"the request has more than {limit:,} bytes")
+                parts.append(part)
+        except ClientDisconnect:
+            raise ApiError(499, "the client has left") from None
         return b"".join(parts)
 
     def _prompt(self, body: Body) -> Any:
         """The encoded prompt of a request; images are read here, in a thread."""
         limits = self.settings.limits
         chat = read_chat(body.messages, limits)
+        for message in chat.messages:
+            try:
+                self.answerer.refuse_markers(message.text, num_images=len(chat.images))
+            except UserError as error:
+                raise ApiError(400, f"{message.field}: {error}", "messages") from None
         fetch = partial(fetch_image, limits=FETCH) if self.settings.allow_url else None
         images = load_images(chat, limits, fetch)
         try:
@@ -261,8 +316,8 @@ class Answer:
             async for piece in self.pieces():
                 text.append(piece.text)
                 last = piece
-        except UserError as error:
-            return self._failed(ApiError(503, str(error)))
+        except Exception as error:
+            return self._failed(failure(error))
         if last is None or last.finish is None:
             return self._failed(ApiError(499, "the client has left"))
         self._count(200)
@@ -283,9 +338,10 @@ class Answer:
                     if with_usage:
                         tokens = usage(self.asked.num_prompt_tokens, piece.num_tokens)
                         yield event({**chunk(identity, {}), "choices": [], "usage": tokens})
-        except UserError as error:
-            self._count(503)
-            yield event(ApiError(503, str(error)).body())
+        except Exception as error:
+            told = failure(error)
+            self._count(told.status)
+            yield event(told.body())
             return
         self._count(200)
         yield b"data: [DONE]\n\n"
@@ -308,8 +364,16 @@ def refusal(error: ApiError) -> Response:
     return JSONResponse(error.body(), status_code=error.status)
 
 
-def host_name(header: str) -> str:
-    """The host of a `Host` header, without its port."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if ":" in header else header
+def failure(error: Exception) -> ApiError:
+    """The error that a client gets for an answer that failed; an unexpected one goes to the log with its traceback."""
+    if isinstance(error, ShuttingDownError):
+        return ApiError(503, "the server is shutting down; the answer was cut off")
+    if isinstance(error, UserError):
+        return ApiError(503, str(error))
+    logging.getLogger("uvicorn.error").error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed on this request; its log says why")
+
+
+def now() -> int:
+    """Seconds since 1970, as the API writes times."""
+    return int(time.time())

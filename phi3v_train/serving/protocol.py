@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,26 +21,38 @@ from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import load_image, probe
 from phi3v_data.messages import counted, short, shown
 from phi3v_data.schema import Sample, Turn
-from phi3v_train.serving.answerer import Sampling
+from phi3v_train.serving.request import Sampling
 
-REFUSED = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
+NO_TOOLS = "tools are not supported here"
+OTHERS = "is not supported here"
+REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "n": ((1,), "can only be 1"),
+    "store": ((False,), "asks to keep the answer, which this server never does"),
+    "logprobs": ((False,), OTHERS),
+    "top_logprobs": ((0,), OTHERS),
+    "presence_penalty": ((0,), OTHERS),
+    "frequency_penalty": ((0,), OTHERS),
+    "logit_bias": (({},), OTHERS),
+    "tools": (([],), f"cannot be used: {NO_TOOLS}"),
+    "tool_choice": (("none", "auto"), f"cannot be used: {NO_TOOLS}"),
+    "functions": (([],), f"cannot be used: {NO_TOOLS}"),
+    "function_call": (("none", "auto"), f"cannot be used: {NO_TOOLS}"),
+    "response_format": (({"type": "text"},), OTHERS),
+    "modalities": ((["text"],), OTHERS),
+    "audio": ((), OTHERS),
 }
-"""Parameters of the API that only have an effect that is not supported here, with the values that have none."""
+"""Parameters of the API whose effect is not supported here: the values that have none, and what is said of others."""
 
-IGNORED = frozenset({"user", "metadata", "store", "parallel_tool_calls", "service_tier", "safety_identifier"})
-"""Parameters that do not change the answer."""
+IGNORED = frozenset(
+    {
+        *("user", "safety_identifier", "metadata", "service_tier", "parallel_tool_calls"),
+        *("prompt_cache_key", "prompt_cache_retention"),
+    }
+)
+"""Parameters that never change an answer: who asks, labels for stored answers, price and speed."""
+
+OF_MESSAGES = frozenset({"role", "content"})
+OF_BLOCKS = {"text": frozenset({"type", "text"}), "image_url": frozenset({"type", "image_url"})}
 
 MAX_STOPS = 4
 
@@ -103,18 +115,24 @@ class Body(BaseModel):
     stop: StrictStr | list[StrictStr] | None = None
 
     def sampling(self, limits: Limits) -> Sampling:
-        """How the answer is generated; without a temperature, by the most likely tokens."""
+        """How the answer is generated; by the most likely tokens if there is no word of sampling.
+
+        With a seed or `top_p` alone, the temperature is 1, as it always is at OpenAI.
+        """
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stop) > MAX_STOPS or not all(stop):
             raise ApiError(400, f"'stop' has 1 to {MAX_STOPS} strings, none of them empty", "stop")
-        asked = self.max_completion_tokens or self.max_tokens
+        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        asked: int | None = getattr(self, name)
+        if self.max_tokens not in (None, asked):
+            raise ApiError(400, "'max_tokens' and 'max_completion_tokens' differ: give one of them", "max_tokens")
         if asked is not None and asked > limits.new_tokens:
-            raise ApiError(
-                400,
-                f"max_completion_tokens {asked:,} is over the limit of this server, {limits.new_tokens:,}",
-                "max_completion_tokens",
-            )
-        return Sampling(asked or limits.new_tokens, self.temperature or 0.0, self.top_p or 1.0, self.seed, tuple(stop))
+            raise ApiError(400, f"{name} {asked:,} is over the limit of this server, {limits.new_tokens:,}", name)
+        top_p = 1.0 if self.top_p is None else self.top_p
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 1.0 if top_p < 1.0 or self.seed is not None else 0.0
+        return Sampling(asked or limits.new_tokens, temperature, top_p, self.seed, tuple(stop))
 
 
 def parse_body(data: bytes) -> Body:
@@ -129,10 +147,10 @@ def parse_body(data: bytes) -> Body:
         raise ApiError(400, "the request is not JSON") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the request is not a JSON object")
-    for name, harmless in REFUSED.items():
+    for name, (harmless, why) in REFUSED.items():
         given = value.pop(name, None)
         if given is not None and given not in harmless:
-            raise ApiError(400, f"'{name}' is not supported here: leave it out", name)
+            raise ApiError(400, f"'{name}' {why}: leave it out", name)
     kept = {name: each for name, each in value.items() if name not in IGNORED}
     try:
         return Body.model_validate(kept)
@@ -151,6 +169,8 @@ def read_chat(messages: Sequence[Mapping[str, Any]], limits: Limits) -> Chat:
     Raises:
         ApiError: a message is not as expected, or the order of roles is not one that models are tuned on.
     """
+    for index, message in enumerate(messages):
+        check_message(message, f"messages[{index}]")
     reading = OpenAI().read({"messages": list(messages)})
     if reading.chat is None or reading.faults:
         raise fault_error(reading.faults[0])
@@ -160,11 +180,44 @@ def read_chat(messages: Sequence[Mapping[str, Any]], limits: Limits) -> Chat:
     for fault in check_turns(chat):
         if fault.code not in ("no-turns", "last-turn-open"):
             raise fault_error(fault)
-    if any(message.role not in ("system", "user", "assistant") for message in chat.messages):
-        raise ApiError(400, "messages of tools are not supported here", "messages")
     if len(chat.images) > limits.images:
         raise ApiError(400, f"{counted(len(chat.images), 'image')}, over the limit of {limits.images}", "messages")
     return chat
+
+
+def check_message(message: Mapping[str, Any], where: str) -> None:
+    """Refuse what a message has beside its role, its text and its images, if it is not empty.
+
+    Raises:
+        ApiError: such a key has a value.
+    """
+    if message.get("role") in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
+        raise ApiError(400, f"{where}: {NO_TOOLS}", "messages")
+    refuse_others(message, OF_MESSAGES, where)
+    content = message.get("content")
+    for index, block in enumerate(content if isinstance(content, list) else []):
+        if not isinstance(block, dict) or block.get("type") not in OF_BLOCKS:
+            continue  # said when the message is read
+        place = f"{where}.content[{index}]"
+        refuse_others(block, OF_BLOCKS[block["type"]], place)
+        image = block.get("image_url")
+        if isinstance(image, dict) and image.get("detail") not in (None, "auto"):
+            detail = shown(image["detail"], 40)
+            why = "'auto' is the only one here: the server's options set the size of images"
+            raise ApiError(400, f"{place}.image_url.detail is {detail}; {why}", "messages")
+        if isinstance(image, dict):
+            refuse_others(image, {"url", "detail"}, f"{place}.image_url")
+
+
+def refuse_others(value: Mapping[str, Any], known: Set[str], where: str) -> None:
+    """Refuse keys that are not known and have a value.
+
+    Raises:
+        ApiError: there is one.
+    """
+    for key, given in value.items():
+        if key not in known and given not in (None, "", [], {}):
+            raise ApiError(400, f"{where}: {shown(key, 40)} {OTHERS}: leave it out", "messages")
 
 
 def fault_error(fault: Fault) -> ApiError:

@@ -1,47 +1,95 @@
-"""Runs the application until it is told to stop."""
+"""Runs the application until it is told to stop, and ends it: first the answers that were begun, for a limited time."""
 
+import asyncio
+import logging
 import signal
 import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from phi3v_data.errors import UserError
+from phi3v_data.messages import counted
+from phi3v_train.serving.answerer import Answerer
 
-GRACE = 30  # seconds for answers that were begun, after the first signal; a second one ends at once
+TOLD = 2.0  # seconds for clients to be told that their answer was cut off
+STEP = 0.05  # seconds between two looks at what is still open
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a taken port is told before a model is loaded; port 0 is any free one.
+class GracefulServer(uvicorn.Server):
+    """A server that ends in order.
 
-    Raises:
-        UserError: the address or port cannot be used.
+    After the first signal no more connections are taken and answers that were begun are finished, for at most `grace`
+    seconds. Then, or at a second signal, the others are cut off, and their clients are told. After `run` has returned,
+    `signals` are those that were taken, and `num_cut` is the number of answers that were cut off.
     """
-    try:
-        family, kind, number, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        made = socket.socket(family, kind, number)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen(128)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"--host {host} --port {port}: {reason}; choose another --port, or 0 for any free one"
-        ) from None
-    return made
+
+    def __init__(self, app: FastAPI, answerer: Answerer, *, grace: float, say: Callable[[str], None]) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on"))
+        self.answerer = answerer
+        self.grace = grace
+        self.say = say
+        self.signals: list[int] = []
+        self.num_cut = 0
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM; unlike uvicorn's own it does not raise them again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; with a second signal at once."""
+        self.signals.append(sig)
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish the answers that were begun, cut off those that take too long, and close the application."""
+        for server in self.servers:
+            server.close()
+        for each in sockets or []:
+            each.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        if unfinished := self.answerer.num_open:
+            again = "; Ctrl-C again ends at once" if signal.SIGINT in self.signals else ""
+            limit = f", at most {self.grace:g} s" if self.grace else ""
+            self.say(f"finishing {counted(unfinished, 'answer')}{limit}{again}")
+        if not await self._all_ended(self.grace):
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would show a traceback for each request
+            self.num_cut = self.answerer.cut_off()
+            await self._all_ended(TOLD, forced=False)
+        await self.lifespan.shutdown()
+
+    async def _all_ended(self, seconds: float, *, forced: bool = True) -> bool:
+        """Whether all requests end within some seconds; no longer waited for at a second signal if `forced`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self.server_state.connections or self.server_state.tasks:
+            if loop.time() >= end or (forced and self.force_exit):
+                return False
+            await asyncio.sleep(STEP)
+        return True
 
 
-def serve(app: FastAPI, listening: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C; answers that were begun are completed first, for at most `GRACE` seconds."""
-    signal.signal(signal.SIGTERM, _end)  # uvicorn raises what it was sent again, at its end
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, server_header=False, lifespan="on"
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+def serve(app: FastAPI, answerer: Answerer, listening: socket.socket, *, grace: float) -> tuple[int, int]:
+    """Serve until SIGTERM or Ctrl-C; the signal, and the number of answers that were cut off."""
 
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    server = GracefulServer(app, answerer, grace=grace, say=say)
+    server.run(sockets=[listening])
+    return (server.signals or [signal.SIGTERM])[0], server.num_cut

@@ -10,7 +10,8 @@ from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import load_image
 from phi3v_data.messages import counted, printable
 from phi3v_data.schema import Sample, Turn
-from phi3v_train.serving.answerer import Answerer, Sampling
+from phi3v_train.serving.answerer import Answerer
+from phi3v_train.serving.request import Sampling
 
 COMMANDS = "/image FILE, /new, /history, /quit"
 
@@ -50,6 +51,7 @@ class Conversation:
             UserError: the question or an image cannot be taken; it is not part of the conversation then.
         """
         new = [image for _, image in self.waiting]
+        self.answerer.refuse_markers(question, num_images=len(self.images) + len(new))
         names = tuple(str(len(self.images) + number) for number in range(len(new)))
         turns = (*self.turns, Turn(images=names, user=question, assistant=""))
         sample = Sample(id="chat", source="chat", conversations=turns, system=self.system)

@@ -12,10 +12,10 @@ from fastapi import FastAPI
 from PIL import Image
 
 from phi3v_data.schema import Sample, Turn
+from phi3v_train.serving.address import bind
 from phi3v_train.serving.answerer import Answerer
 from phi3v_train.serving.app import ServerSettings, make_app
 from phi3v_train.serving.load import load
-from phi3v_train.serving.run_server import bind
 from phi3v_train.settings import resolve
 
 RED, BLUE = Image.new("RGB", (64, 48), (200, 10, 10)), Image.new("RGB", (40, 80), (10, 20, 210))

@@ -7,15 +7,8 @@ import torch
 from served import BLUE, RED, question, small_answerer
 
 from phi3v_train.evaluation.generate import Generator
-from phi3v_train.serving.answerer import (
-    Answerer,
-    Piece,
-    QueueFullError,
-    Sampling,
-    ShuttingDownError,
-    certain,
-    first_stop,
-)
+from phi3v_train.serving.answerer import Answerer, certain, first_stop
+from phi3v_train.serving.request import Piece, QueueFullError, Sampling, ShuttingDownError
 
 QUESTIONS = [
     question("What colour is it?", RED),

@@ -10,7 +10,7 @@ from served import BLUE, RED, question, small_answerer
 
 from phi3v_data.errors import UserError
 from phi3v_train.cli.app import main
-from phi3v_train.serving.answerer import Sampling
+from phi3v_train.serving.request import Sampling
 from phi3v_train.serving.terminal import Conversation, obey, talk
 
 
@@ -77,6 +77,8 @@ def test_a_refused_question_is_not_part_of_the_conversation() -> None:
     conversation = Conversation(answerer, Sampling(4))
     with pytest.raises(UserError, match="image_1"):
         conversation.ask("<|image_1|>?", print)
+    with pytest.raises(UserError, match=r"^the text has '<\|end\|>', a control token of the model: take it out$"):
+        conversation.ask("x<|end|>", print)
     assert conversation.turns == []
     answerer.close()
 
