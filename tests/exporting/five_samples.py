@@ -48,6 +48,20 @@ FIVE = (
     ),
 )
 
+FULL = Sample(
+    id="full \u2028 é",
+    source="five",
+    system="Be brief.",
+    conversations=(
+        Turn(images=("cat.jpg",), user="See this: what?", assistant="A cat <image>.", image_offsets=(10,), weight=0),
+        Turn(user="Sure?", assistant='"Yes"\n\t.'),
+    ),
+    answers=("Yes.", "yes"),
+    group="g",
+    meta={"score": 1.5, "name": "é", "none": None},
+)
+"""A sample with every field that a row of format 1 has."""
+
 
 def write_set(directory: Path, samples: Sequence[Sample] = FIVE, split: str = "train") -> Path:
     """Write rows as a bare directory with the images that they name; each image of one colour."""
@@ -62,3 +76,8 @@ def write_set(directory: Path, samples: Sequence[Sample] = FIVE, split: str = "t
         for sample in samples:
             file.write(encode_line(sample.to_row()))
     return directory
+
+
+def image_bytes(source: Path, sample: Sample) -> list[bytes]:
+    """The bytes of the images of a sample of `write_set`."""
+    return [(source / "images" / name).read_bytes() for name in sample.images]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from five_samples import FIVE, write_set
+from five_samples import FIVE, FULL, image_bytes, write_set
 from PIL import Image
 
 from phi3v_data.dataset import Dataset
@@ -29,18 +29,6 @@ from phi3v_data.media.tar_member import tar_member
 from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
 from phi3v_data.shards.view import data_directory
 
-FULL = Sample(
-    id="full",
-    source="five",
-    system="Be brief.",
-    conversations=(
-        Turn(images=("cat.jpg",), user="See this: what?", assistant="A cat <image>.", image_offsets=(10,), weight=0),
-        Turn(user="Sure?", assistant="Yes."),
-    ),
-    answers=("Yes.", "yes"),
-    group="g",
-    meta={"score": 1.5, "name": "é", "none": None},
-)
 ROWS = (*FIVE, FULL)
 
 
@@ -70,10 +58,6 @@ def as_given(sample: Sample, images: list[Any]) -> tuple[Any, ...]:
         [(turn.user, turn.assistant, turn.image_offsets, turn.weight) for turn in sample.conversations],
         images,
     )  # fmt: skip
-
-
-def image_bytes(source: Path, sample: Sample) -> list[bytes]:
-    return [(source / "images" / name).read_bytes() for name in sample.images]
 
 
 def test_hub_files_have_the_features_of_datasets_and_every_row(source: Path, tmp_path: Path) -> None:
@@ -164,9 +148,7 @@ def test_two_splits_with_one_name_on_the_hub_are_refused(source: Path, tmp_path:
 def test_an_image_folder_is_loaded_by_datasets(source: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     export_set("imagefolder", source, tmp_path / "folder")
-    rows = [
-        json.loads(line) for line in (tmp_path / "folder" / "train" / "metadata.jsonl").read_text("utf-8").splitlines()
-    ]
+    rows = [json.loads(line) for line in (tmp_path / "folder" / "train" / "metadata.jsonl").read_bytes().splitlines()]
     for sample, row in zip(ROWS, rows, strict=True):
         assert as_read(ImageFolder(), row) == as_given(sample, [f"images/{name}" for name in sample.images])
     cache = str(tmp_path / "cache")

@@ -10,26 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from five_samples import FIVE, write_set
+from five_samples import FIVE, FULL, image_bytes, write_set
 from PIL import Image
 
 from phi3v_data.errors import UserError
 from phi3v_data.exporting import ExportRequest, LossyError, export_set
 from phi3v_data.exporting.request import ImageRefs
 from phi3v_data.schema import Sample, Turn
-
-FULL = Sample(
-    id="full \u2028 é",
-    source="five",
-    system="Be brief.",
-    conversations=(
-        Turn(images=("cat.jpg",), user="See this: what?", assistant="A cat <image>.", image_offsets=(10,), weight=0),
-        Turn(user="Sure?", assistant='"Yes"\n\t.'),
-    ),
-    answers=("Yes.", "yes"),
-    group="g",
-    meta={"score": 1.5, "name": "é", "none": None},
-)
 
 
 def read_split(folder: Path) -> list[dict[str, Any]]:
@@ -102,10 +89,6 @@ def messages_of(sample: Sample, *, weights: bool) -> list[dict[str, Any]]:
         answer: dict[str, Any] = {"role": "assistant", "content": [{"type": "text", "text": turn.assistant}]}
         found += [{"role": "user", "content": blocks}, {**answer, "weight": turn.weight} if weights else answer]
     return found
-
-
-def image_bytes(source: Path, sample: Sample) -> list[bytes]:
-    return [(source / "images" / name).read_bytes() for name in sample.images]
 
 
 def test_every_column_of_every_row_is_read_back_with_the_original_bytes_of_images(tmp_path: Path) -> None:

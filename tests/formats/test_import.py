@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from in_process import Cli, make_cli
 from kills import killed_before
+from own_format import OWN
 from toy_converter import tree
 
 from phi3v_data.draft import Options
@@ -485,33 +486,6 @@ def test_help_lists_the_options(cli: Cli) -> None:
     for name in ("out_dir", "engine", "limit", "workers", *ImportOptions.model_fields):
         assert f"--{name}" in said
     assert issubclass(ImportOptions, Options)
-
-
-OWN = '''
-"""A format of my own."""
-
-from dataclasses import dataclass
-
-from phi3v_data.formats.tagged import TaggedFormat
-
-
-@dataclass(frozen=True)
-class Mine(TaggedFormat):
-    """My rows."""
-
-    name = "mine"
-    title = "My tool"
-    consumer = "mine"
-    message_keys = ("talk",)
-    role_keys = ("who",)
-    content_keys = ("says",)
-    image_keys = ("pics",)
-    roles_read = {"q": "user", "a": "assistant"}
-    roles_written = {"user": "q", "assistant": "a"}
-
-    def recognizes(self, row):
-        return "talk" in row
-'''
 
 
 def test_a_format_in_a_file_of_the_user_is_one_class_of_names(cli: Cli, tmp_path: Path) -> None:

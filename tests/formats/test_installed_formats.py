@@ -7,29 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-FORMAT = """
-from dataclasses import dataclass
-
-from phi3v_data.formats.tagged import TaggedFormat
-
-
-@dataclass(frozen=True)
-class Mine(TaggedFormat):
-    name = "mine"
-    title = "my tool"
-    consumer = "mine"
-    message_keys = ("talk",)
-    role_keys = ("who",)
-    content_keys = ("says",)
-    image_keys = ("pics",)
-    roles_read = {"q": "user", "a": "assistant"}
-    roles_written = {"user": "q", "assistant": "a"}
-    carries_system = False
-
-    def recognizes(self, row):
-        return "talk" in row
-"""
+from own_format import OWN
 
 SCRIPT = """
 import sys
@@ -65,7 +43,7 @@ def commands(site: Path, folder: Path, *lines: str) -> "subprocess.CompletedProc
 
 
 def test_import_validate_and_export_know_an_installed_format(tmp_path: Path) -> None:
-    install(tmp_path / "site", "my_formats", FORMAT, "mine = my_formats:Mine")
+    install(tmp_path / "site", "my_formats", OWN, "mine = my_formats:Mine")
     rows = [{"talk": [{"who": "q", "says": f"{number}?"}, {"who": "a", "says": f"{number}."}]} for number in range(3)]
     rows.append({"talk": [{"who": "q", "says": "Why?"}]})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -100,7 +78,7 @@ def test_a_faulty_package_is_named_and_stops_only_its_own_format(
     packages: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     for package, target in packages.items():
-        module = FORMAT.replace('"mine"', '"other"').replace("Mine", "Other") if target == "Other" else FORMAT
+        module = OWN.replace('"mine"', '"other"').replace("Mine", "Other") if target == "Other" else OWN
         install(tmp_path / "site", package, module, f"mine = {package}:{target}")
     messages = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"conversations": messages}) + "\n")
