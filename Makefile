@@ -41,7 +41,8 @@ $(VENV)/.slow: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.demo
 	@echo "convert, validate, train, kill, resume, evaluate and merge: about two minutes on two idle cores"
-	$(BIN)/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir $(DEMO)/ucf101
+	$(BIN)/phi3v-data convert ucf101 --source examples/data/UCF101_subset --out_dir $(DEMO)/ucf101 \
+		--origin "Big Buck Bunny, (c) Blender Foundation, https://www.bigbuckbunny.org" --license cc-by-3.0
 	$(BIN)/phi3v-data validate $(DEMO)/ucf101 --html $(DEMO)/report.html
 	$(BIN)/python examples/train_demo.py $(DEMO)
 

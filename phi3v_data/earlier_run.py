@@ -30,8 +30,9 @@ def run_identity(request: Request, unlabelled: frozenset[str] | None, plan: Plan
         "plain": request.plain,
         "unlabelled": request.unlabelled if unlabelled is None else sorted(unlabelled),
     }
-    if request.name:
-        identity["name"] = request.name
+    for option, text in (("name", request.name), ("origin", request.origin), ("license", request.license)):
+        if text:
+            identity[option] = text
     if request.store != "files":
         identity["store"] = request.store
     if digest := own_file_digest(request.cls):

@@ -200,8 +200,13 @@ def rejected_members(source: Source) -> Iterator[Item]:
 def describe(converter: Converter[Any], source: Source, request: Request) -> DatasetInfo:
     """The converter's facts about the set, checked."""
     [info] = guard(lambda: [converter.describe(source, request.options)], request, "describe")
-    if request.name and isinstance(info, DatasetInfo):
-        info = replace(info, name=request.name)
+    if isinstance(info, DatasetInfo):
+        info = replace(
+            info,
+            name=request.name or info.name,
+            source=request.origin or info.source,
+            license=request.license or info.license,
+        )
     if not isinstance(info, DatasetInfo) or not is_split_name(info.name):
         raise UserError(f"describe() of {request.cls.name} must return a DatasetInfo whose name can name a file")
     if why := unknown_metric(tuple(info.metrics)):

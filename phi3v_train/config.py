@@ -37,7 +37,7 @@ class ModelConfig(Group):
     num_crops: int | None = Field(
         None,
         ge=1,
-        description="Tile budget of Phi-3-vision, LLaVA, InternVL; else from dataset.json, else the model's own.",
+        description="Tile budget of Phi-3-vision, LLaVA, InternVL; else a tuned model's, dataset.json's, the model's.",
     )
     max_pixels: int | None = Field(
         None, ge=1, description="Largest area of an image in pixels, for Qwen models; else the processor's own."

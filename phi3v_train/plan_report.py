@@ -14,8 +14,8 @@ from phi3v_train.training.best import Criterion
 from phi3v_train.training.memory import GB, Memory, fits, loading_bytes
 from phi3v_train.training.parallel.deepspeed_config import summary
 
-SHOWN_LONGEST, LISTED_LONGEST = 3, 10
-"""The longest samples in the plan as text, and in its JSON."""
+LISTED_LONGEST = 10
+"""The longest samples in the plan's JSON; its text names the longest one."""
 
 SHOWN_DEFAULTS = ("learning_rate", "batch_size", "batch_size_per_gpu", "num_train_epochs", "num_crops", "warmup_steps")
 """Settings that the plan shows even where nothing set them."""
@@ -63,9 +63,10 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         f"{probe.mean_tokens:,.0f} per sample, longest {probe.max_tokens:,} ({measured_text(plan)}); "
         f"about {probe.mean_tokens * plan.order.epoch_samples / 1e6:,.3g} M per epoch",
     )
-    for row in probe.longest(SHOWN_LONGEST):
-        yield "longest", row_text(plan, row)
+    [longest] = probe.longest(1)
     largest, activations = plan.most_memory()
+    if longest != largest:
+        yield "longest", row_text(plan, longest)
     yield "largest", f"{row_text(plan, largest)}: the most memory, about {activations / GB:,.2g} GB of activations"
     if plan.lengths is not None and plan.lengths.num_too_long:
         yield (
@@ -73,9 +74,10 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
             f"{plan.lengths.num_too_long:,} of {plan.lengths.num_measured:,} samples measured are over --max_length "
             f"{config.data.max_length} (longest {plan.lengths.longest:,}): cut at a turn's border",
         )
-    share = 100 * memory.trained / plan.size.total
+    share = 100 * memory.trained / plan.size.total  # over 100 % for adapters of a high rank on a tiny model
+    whose = "the base model's" if config.method.use_lora else "the model's"
     yield "model", f"{plan.files.name}: {plan.size.total / 1e6:,.4g} M parameters"
-    yield "method", f"{config.method.name}: {memory.trained / 1e6:,.4g} M trained ({share:.3g} %)"
+    yield "method", f"{config.method.name}: {memory.trained / 1e6:,.4g} M trained, {share:.3g} % of {whose} parameters"
     yield "compute", f"{plan.compute.device}, {plan.compute.dtype}, attention {plan.compute.attn}"
     if plan.deepspeed is not None:
         yield "zero", summary(plan.deepspeed)

@@ -38,14 +38,13 @@ class Upload:
 
 
 def check_repo(option: str, repo: str) -> None:
-    """Refuse a repository's name that is not OWNER/NAME, and a machine that has no token; no connection is made.
+    """Refuse a repository's name that is not OWNER/NAME.
 
     Raises:
-        UserError: one of the two.
+        UserError: it is not.
     """
     if not REPO.fullmatch(repo) or "--" in repo or ".." in repo or repo.endswith((".git", ".", "-")):
         raise UserError(f"{option} {repo}: expected OWNER/NAME, of letters, digits, '-', '_' and '.'")
-    read_token()
 
 
 def read_token() -> str:

@@ -1,12 +1,14 @@
 """`phi3v-data convert` as a user types it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_converter import FILE, TOY, Toy, make_source, plain_source, rows, run_cli, tree
 
 import phi3v_data
 from phi3v_data.cli.convert import wanted
+from phi3v_data.errors import UserError
 from phi3v_data.writing.request import SETTINGS
 
 CLIPS = FILE.parent.parent / "examples/data/UCF101_subset"
@@ -200,10 +202,27 @@ def test_empty_and_small_splits_of_a_split_by_hash_are_reported(tmp_path: Path) 
     ]
 
 
+def test_origin_and_licence_are_those_that_the_user_gives(tmp_path: Path) -> None:
+    """In dataset.json, for a converter that has an origin of its own, too; another licence is another conversion."""
+
+    def convert(**credit: str) -> Any:
+        return phi3v_data.convert("ucf101", CLIPS, tmp_path / "out", limit=1, workers=0, **credit)  # type: ignore[arg-type]
+
+    credit = {"origin": "Big Buck Bunny, Blender Foundation", "license": "cc-by-3.0"}
+    made = convert(**credit).manifest
+    assert (made.source, made.license) == (credit["origin"], "cc-by-3.0")
+    assert convert(**credit).already_complete
+    with pytest.raises(UserError, match="was converted with other settings: license"):
+        convert(**credit | {"license": "mit"})
+    for text in ("a\nb", "x" * 301):
+        with pytest.raises(UserError, match=r"^--license .*: give one line of at most 300 characters$"):
+            convert(license=text)
+
+
 def test_the_settings_of_a_conversion_are_listed_once() -> None:
     """`convert()` takes as keywords what the command has as options; one that does not exist is named."""
     settings = ["limit", "split", "seed", "plain", "lossy", "unlabelled", "workers"]
-    settings += ["engine", "ray_address", "ray_resources", "store", "overwrite", "name"]
+    settings += ["engine", "ray_address", "ray_resources", "store", "overwrite", "name", "origin", "license"]
     assert list(SETTINGS) == settings
     shown = run_cli("convert", "--help").stdout
     assert [name for name in settings if f"--{name}" not in shown] == []

@@ -18,6 +18,9 @@ from phi3v_data.splits import MAX_NAME_BYTES, is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 
 StoreName: TypeAlias = Literal["files", "shards"]
+MAX_CREDIT = 300
+"""Longest origin or licence of a set, in characters."""
+
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 
@@ -54,6 +57,8 @@ class ConvertSettings(TypedDict, total=False):
     ]
     overwrite: Annotated[bool, Setting(False, "Start over; the old dataset stays until the new one is complete.")]
     name: Annotated[str, Setting("", "Name of the set and start of its files' names.", "NAME")]
+    origin: Annotated[str, Setting("", "Where the data are from, and whom to credit, for cards.", "TEXT")]
+    license: Annotated[str, Setting("", "Licence of the data, for cards: cc-by-4.0, for instance.", "NAME")]
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -84,6 +89,8 @@ class Request:
     store: StoreName
     overwrite: bool
     name: str
+    origin: str
+    license: str
 
     @property
     def engine_settings(self) -> EngineSettings:
@@ -126,6 +133,9 @@ def make_request(
             f"--name {shown(request.name)} cannot start a file name; use up to {MAX_NAME_BYTES} letters, digits, _ "
             "and -"
         )
+    for option, text in (("origin", request.origin), ("license", request.license)):
+        if not text.isprintable() or len(text) > MAX_CREDIT:
+            raise UserError(f"--{option} {shown(text)}: give one line of at most {MAX_CREDIT} characters")
     if request.lossy and not request.plain:
         raise UserError("--lossy needs --plain: only the plain form of a row loses something")
     _check_places(request)

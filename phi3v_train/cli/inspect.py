@@ -104,7 +104,7 @@ def inspect(
     options = EncodeOptions(data.answer_choice, seed, data.max_length, data.truncate)
     files = locate(model.model_name_or_path, base=base, weights=False)
     budget = files.family.image_budget(model.image_options)
-    source = source.with_option(budget).with_model(files, tuned_first=True)
+    source = source.with_option(budget).with_model(files)
     processor = load_processor(files, budget=budget, options=model.image_options)
     check_processors(files)
     renderer = make_renderer(files.family, processor)

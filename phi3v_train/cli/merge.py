@@ -66,7 +66,9 @@ def write(source: str, out: Path, *, base: str | None, dtype: str, overwrite: bo
     if is_sharded(Path(source)):
         written = join_shards(Path(source), out, dtype=dtype, overwrite=overwrite, with_code=with_code)
     else:
-        written = merge_to(locate(source, base=base), out, dtype=dtype, overwrite=overwrite, with_code=with_code)
+        written = merge_to(
+            locate(source, base=base, called="MODEL"), out, dtype=dtype, overwrite=overwrite, with_code=with_code
+        )
     print(f"{out}: a model directory in {written}")
 
 
@@ -78,7 +80,7 @@ def report(name: str, engine: str) -> bool:
     quieten_libraries()
     if is_adapter(Path(name)):
         raise UserError(f"{name}: is an adapter, and the engines load merged models only; give OUT, too, to merge it")
-    files = locate(name)
+    files = locate(name, called="MODEL")
     if files.directory is None:
         raise UserError(f"{name}: is not a directory, so there is nothing to check; give OUT, too, to write it")
     found = files.family.check_engine(files.directory, engine)

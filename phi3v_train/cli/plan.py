@@ -53,11 +53,13 @@ def plan(
         return
     show(made, state, as_json=False, quiet=quiet)
     print(file=sys.stderr)
-    show_fits(table, available)
+    show_fits(table, available, here=memory is None)
 
 
-def show_fits(rows: list[Any], available: int) -> None:
-    """Which methods and recipes fit, on stdout."""
+def show_fits(rows: list[Any], available: int, *, here: bool) -> None:
+    """Print which methods and recipes fit; if `here`, also for which of them this machine lacks a package."""
+    from importlib.util import find_spec
+
     from rich.table import Table
 
     from phi3v_data.console import make_console
@@ -65,8 +67,12 @@ def show_fits(rows: list[Any], available: int) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("method", "GB", f"fits {available / 1e9:,.1f} GB", "recipes"):
         table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
+    lacking = here and find_spec("bitsandbytes") is None
     for row in rows:
-        table.add_row(row.method, f"{row.bytes / 1e9:,.1f}", "yes" if row.fits else "no", ", ".join(row.recipes))
+        fits = "yes" if row.fits else "no"
+        if lacking and row.method.startswith("QLoRA"):
+            fits += ", but bitsandbytes is not installed"
+        table.add_row(row.method, f"{row.bytes / 1e9:,.1f}", fits, ", ".join(row.recipes))
     make_console().print(table)
 
 

@@ -68,9 +68,10 @@ def run(
         obey_launcher()
     config = settings.config
     if push_to_hub is not None:
-        from phi3v_train.push import check_repo
+        from phi3v_train.push import check_repo, read_token
 
         check_repo(PUSH_TO_HUB, push_to_hub)
+        read_token()  # a run that has none would find out at its end
     require_data_dir(config.data.data_dir)
     rank_info = RankInfo.from_environment()
     number = processes_to_start(config)

@@ -70,25 +70,26 @@ def serve(
     from phi3v_train.serving.protocol import Limits
     from phi3v_train.serving.run_server import serve as run
 
-    where = listening.getsockname()
-    config = settings.config.model.model_copy(update={"model_name_or_path": model})
-    if not quiet:
-        print(f"loading {model}", file=sys.stderr)
-    served = load(config, base=base, max_batch=max_batch, max_waiting=max_waiting)
-    say_notes(served.notes, quiet=quiet)
-    names = (*(hosts or ()), *LOOPBACK) if host in LOOPBACK or hosts else ()
-    limits = Limits(new_tokens=max_new_tokens, images=max_images, prompt_tokens=max_prompt_tokens)
-    app = make_app(
-        served.answerer,
-        ServerSettings(
-            name or served.name, api_key=key, hosts=names, origins=origins or (), allow_url=allow_url, limits=limits
-        ),
-    )
-    address = f"[{where[0]}]" if ":" in where[0] else where[0]
-    computes = f"{served.compute.dtype.value} on {served.compute.device.value}"
-    print(f"http://{address}:{where[1]}  {name or served.name}, {computes}")
-    sys.stdout.flush()
-    number, num_cut = run(app, served.answerer, listening, grace=grace_seconds)
+    with listening:
+        where = listening.getsockname()
+        config = settings.config.model.model_copy(update={"model_name_or_path": model})
+        if not quiet:
+            print(f"loading {model}", file=sys.stderr)
+        served = load(config, base=base, max_batch=max_batch, max_waiting=max_waiting)
+        say_notes(served.notes, quiet=quiet)
+        names = (*(hosts or ()), *LOOPBACK) if host in LOOPBACK or hosts else ()
+        limits = Limits(new_tokens=max_new_tokens, images=max_images, prompt_tokens=max_prompt_tokens)
+        app = make_app(
+            served.answerer,
+            ServerSettings(
+                name or served.name, api_key=key, hosts=names, origins=origins or (), allow_url=allow_url, limits=limits
+            ),
+        )
+        address = f"[{where[0]}]" if ":" in where[0] else where[0]
+        computes = f"{served.compute.dtype.value} on {served.compute.device.value}"
+        print(f"http://{address}:{where[1]}  {name or served.name}, {computes}")
+        sys.stdout.flush()
+        number, num_cut = run(app, served.answerer, listening, grace=grace_seconds)
     if num_cut:
         told = f"{counted(num_cut, 'answer')} {'was' if num_cut == 1 else 'were'} cut off."
     else:

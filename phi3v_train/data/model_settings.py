@@ -122,7 +122,7 @@ def crops_notes(files: ModelFiles, processor: Any, sources: Iterable[tuple[Sourc
     for source, origin in sources:
         others = []
         if tuned is not None and tuned != source.num_crops:
-            others.append(f"the run that made {files.name} used {tuned}")
+            others.append(f"the run that made {files.name} used {tuned}: --{budget.name} {tuned} does so again")
         if own is not None and own not in (source.num_crops, tuned):
             others.append(f"{files.image_processor_file} of {files.name} says {own}, which is not used")
         suggested = source.manifest.num_crops if source.manifest is not None else None

@@ -51,7 +51,7 @@ class Source:
         """The same with the image budget of an option, if given."""
         return self if num_crops is None else replace(self, num_crops=num_crops, num_crops_from="option")
 
-    def with_model(self, files: ModelFiles, *, tuned_first: bool = False) -> "Source":
+    def with_model(self, files: ModelFiles) -> "Source":
         """The same with the image budget for a model, its own where `resolve_num_crops` says so.
 
         Raises:
@@ -62,7 +62,7 @@ class Source:
         if files.family.budget is None:
             return replace(self, num_crops=None, num_crops_from="none")
         tuned, own = files.tuned_num_crops, files.stored_num_crops
-        budget, origin = resolve_num_crops(None, self.manifest, tuned, own, tuned_first=tuned_first)
+        budget, origin = resolve_num_crops(None, self.manifest, tuned, own)
         if origin == "default" and files.family.tokens.default_budget is not None:
             budget = files.family.tokens.default_budget
         return replace(self, num_crops=budget, num_crops_from=origin)
@@ -97,22 +97,18 @@ def resolve_num_crops(
     manifest: Manifest | None,
     tuned: int | None = None,
     own: int | None = None,
-    *,
-    tuned_first: bool = False,
 ) -> tuple[int, str]:
     """The tile budget and what set it.
 
     Args:
         option: of the command line, a config file or a recipe.
         manifest: the directory's `dataset.json`.
-        tuned: what an earlier run wrote into the model.
+        tuned: what an earlier run wrote into the model, which is used, and trained further, as it was trained.
         own: what the model's processor has; the default of such a model.
-        tuned_first: `tuned` goes before `dataset.json`: a tuned model is to be used as it was trained. When a run
-            trains it further, `dataset.json` goes first.
     """
     suggested = manifest.num_crops if manifest is not None else None
-    layers = [(suggested, "dataset.json"), (tuned, "model")]
-    for value, origin in [(option, "option"), *(reversed(layers) if tuned_first else layers), (own, "processor")]:
+    layers = [(option, "option"), (tuned, "model"), (suggested, "dataset.json"), (own, "processor")]
+    for value, origin in layers:
         if value is not None:
             return value, origin
     return DEFAULT_NUM_CROPS, "default"

@@ -84,7 +84,7 @@ def prepare(
     choice = choose_metrics(config.eval.metric, source.manifest) if scored else None
     files = locate(config.model.model_name_or_path, base=base)
     options = config.model.image_options
-    source = source.with_option(files.family.image_budget(options)).with_model(files, tuned_first=True)
+    source = source.with_option(files.family.image_budget(options)).with_model(files)
     compute = choose_compute(config.model)
     processor = load_processor(files, budget=source.num_crops, options=options)
     evaluator = Evaluator(

@@ -18,13 +18,16 @@ TINY_REVISION = "seed-"
 LIGHT_FILES = ("*.json", "*.jinja", "tokenizer.model")
 
 
-def locate(name: str, *, base: str | None = None, weights: bool = True) -> ModelFiles:
+def locate(
+    name: str, *, base: str | None = None, weights: bool = True, called: str = "--model_name_or_path"
+) -> ModelFiles:
     """Find a model and check that its files are there.
 
     Args:
         name: `tiny`, `tiny:FAMILY`, a model directory, an adapter directory or a Hub id.
         base: model under an adapter, if it is not the one that the adapter names.
         weights: fetch and check the weights too; without, a plan costs no download.
+        called: the option or argument that `name` is of, for messages.
 
     Raises:
         UserError: no such model, a file that is missing, or a Hub that cannot be reached.
@@ -39,13 +42,13 @@ def locate(name: str, *, base: str | None = None, weights: bool = True) -> Model
         return ModelFiles(name, check_directory(path, weights=weights), path)
     if path.is_file():
         meant = f"; did you mean {path.parent}?" if is_model(path.parent) else ""
-        raise NotFoundError(f"--model_name_or_path {name}: is a file; give a model directory{meant}")
+        raise NotFoundError(f"{called} {name}: is a file; give a model directory{meant}")
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     meant = hint(name) if not is_hub_id or path.parent.is_dir() else ""
     if meant or not is_hub_id:
         usual = "; give a model directory, a Hub id such as microsoft/Phi-3.5-vision-instruct, or tiny"
-        raise NotFoundError(f"--model_name_or_path {name}: no such directory{meant or usual}")
-    directory = fetch(name, weights=weights)
+        raise NotFoundError(f"{called} {name}: no such directory{meant or usual}")
+    directory = fetch(name, weights=weights, called=called)
     return ModelFiles(name, check_directory(directory, weights=weights), directory)
 
 
@@ -73,7 +76,7 @@ def locate_adapter(name: str, *, base: str | None, weights: bool) -> ModelFiles:
         seed = str(config.get("revision") or "").removeprefix(TINY_REVISION)
         return ModelFiles(name, family, None, path, int(seed) if named_base == under and seed.isdecimal() else None)
     try:
-        files = locate(under, weights=weights)
+        files = locate(under, weights=weights, called="its base model" if base is None else "--base")
     except UserError:
         if base is not None or Path(under).is_dir():
             raise
@@ -93,6 +96,8 @@ def check_directory(path: Path, *, weights: bool = True) -> ModelFamily:
         UserError: a file is missing, and what it is for; or no family reads this model.
     """
     if not (path / "config.json").is_file():
+        if (path / "dataset.json").is_file():
+            raise UserError(f"{path}: is a dataset directory, not a model; give the directory of a model or an adapter")
         if meant := hint(str(path)):
             raise NotFoundError(f"{path}: is not a model directory (it has no config.json){meant}")
         raise missing(path, "config.json", "the model's shapes")
@@ -120,7 +125,7 @@ def missing(path: Path, file: str, purpose: str) -> NotFoundError:
     return NotFoundError(f"{path}: {file} is missing ({purpose}); copy it from the model's original files")
 
 
-def fetch(name: str, *, weights: bool) -> Path:
+def fetch(name: str, *, weights: bool, called: str) -> Path:
     """The local directory of a Hub model, downloaded where need be.
 
     Raises:
@@ -134,16 +139,16 @@ def fetch(name: str, *, weights: bool) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except RepositoryNotFoundError:
         raise NotFoundError(
-            f"--model_name_or_path {name}: no such directory, and no such model on the Hub (or it is private: log in "
+            f"{called} {name}: no such directory, and no such model on the Hub (or it is private: log in "
             "with `hf auth login`)"
         ) from None
     except HFValidationError as error:
-        raise UserError(f"--model_name_or_path {name}: {error}") from None
+        raise UserError(f"{called} {name}: {error}") from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
         raise UserError(
-            f"--model_name_or_path {name}: the Hub cannot be reached and this machine has no copy; download it where "
+            f"{called} {name}: the Hub cannot be reached and this machine has no copy; download it where "
             f"there is a connection (`hf download {name} --local-dir DIR`) and give DIR, or try "
-            "--model_name_or_path tiny"
+            f"{called} tiny"
         ) from None

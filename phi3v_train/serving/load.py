@@ -29,7 +29,7 @@ def load(config: ModelConfig, *, base: str | None = None, max_batch: int = 8, ma
     Raises:
         UserError: it is not there, or cannot be used.
     """
-    files = locate(config.model_name_or_path, base=base)
+    files = locate(config.model_name_or_path, base=base, called="MODEL")
     options = config.image_options
     family = files.family
     budget = family.image_budget(options)

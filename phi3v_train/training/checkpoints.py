@@ -14,7 +14,9 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -268,6 +270,7 @@ def write_folder(
 
     def put_in_place() -> None:
         complete(staging, results)
+        give_usual_modes(staging)
         sync_tree(staging)
         if target.exists():
             remove(target)
@@ -289,6 +292,19 @@ def write_folder(
             rank, reason = failed[0]
             where = f" (rank {rank})" if group.world_size > 1 else ""
             raise SaveError(f"{target} could not be written: {reason}{where}")
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Give all files in a folder the mode that new files have, by the folder's own, which follows the umask.
+
+    safetensors writes files that only their owner can read, whatever the umask is.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        found = path.lstat().st_mode
+        if stat.S_ISREG(found) and found & 0o777 != mode:
+            with suppress(PermissionError):  # a file system without modes
+                path.chmod(mode)
 
 
 def attempt(work: Callable[[], Any]) -> tuple[str | None, Any]:

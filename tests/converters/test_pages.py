@@ -143,6 +143,9 @@ def test_readme(place: Path) -> None:
     for number, name in enumerate(("DIR", "A", "B")):
         phi3v_data.convert("nlvr2", "nlvr2", name, seed=number)
     assert run_page("README.md") >= 10
+    card = (place / "merged/README.md").read_text()
+    assert "\nlicense: cc-by-3.0\n" in card
+    assert "| ucf101 | Big Buck Bunny, (c) Blender Foundation, https://www.bigbuckbunny.org | cc-by-3.0 |" in card
 
 
 @pytest.mark.slow

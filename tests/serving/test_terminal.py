@@ -83,6 +83,18 @@ def test_a_refused_question_is_not_part_of_the_conversation() -> None:
     answerer.close()
 
 
+def test_a_model_that_is_not_there_is_called_as_it_was_given(cli: Cli, tmp_path: Path) -> None:
+    for command in ("chat", "serve"):
+        code, out, err = cli(
+            command, "./nosuch", "--quiet", *(["--port", "0"] if command == "serve" else []), main=main
+        )
+        assert (code, out) == (2, "")
+        assert err.startswith("error: MODEL ./nosuch: no such directory; give a model directory, ")
+    (tmp_path / "dataset.json").write_text("{}")
+    code, _, err = cli("serve", tmp_path, "--quiet", "--port", "0", main=main)
+    assert (code, f"{tmp_path}: is a dataset directory, not a model; " in err) == (2, True)
+
+
 def test_ctrl_c_keeps_what_there_is_of_an_answer() -> None:
     answerer = small_answerer()
     conversation = Conversation(answerer, Sampling(4000, temperature=2.0, seed=1))

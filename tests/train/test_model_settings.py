@@ -108,7 +108,7 @@ def test_a_tuned_model_scores_in_eval_what_it_scored_after_training(
 def test_an_option_wins_over_the_model_with_a_warning_that_quiet_does_not_hide(
     call: Call, data_dir: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    expected = f"for {data_dir} (option); the run that made {tuned / 'model'} used 1\n"
+    expected = f"for {data_dir} (option); the run that made {tuned / 'model'} used 1: --num_crops 1 does so again\n"
     _, errors = evaluate(call, data_dir, tuned / "model", tmp_path / "o", "--num_crops", 4, "--quiet")
     assert errors == f"warning: num_crops is 4 {expected}"
     (tmp_path / "eval.yaml").write_text("num_crops: 4\n")
@@ -127,7 +127,9 @@ def test_predict_and_inspect_take_the_models_tile_budget(
     complete = suggest(data_dir, tmp_path / "nine", 9)
     code, out, errors = call("inspect", complete, *model, "--json", "--num_crops", 2)
     assert json.loads(out)["num_crops"] == 2
-    assert f"(option); the run that made {tuned / 'model'} used 1, dataset.json suggests 9\n" in errors
+    assert (
+        f"(option); the run that made {tuned / 'model'} used 1: --num_crops 1 does so again, dataset.json suggests 9\n"
+    ) in errors
     code, _, errors = call(
         "predict", "--data_dir", data_dir, "--eval_split", "val", *model, "--output_dir", tmp_path / "p", *SMALL
     )
@@ -135,7 +137,7 @@ def test_predict_and_inspect_take_the_models_tile_budget(
     assert json.loads((tmp_path / "p" / "evaluation.json").read_text())["data"]["num_crops"] == 1
 
 
-def test_run_takes_dataset_json_before_the_model_and_the_model_before_the_default(
+def test_a_run_on_a_tuned_model_takes_the_models_value_before_that_of_dataset_json(
     call: Call, data_dir: Path, tuned: Path, tmp_path: Path
 ) -> None:
     model = str(tuned / "model")
@@ -144,12 +146,14 @@ def test_run_takes_dataset_json_before_the_model_and_the_model_before_the_defaul
     assert "setting  num_crops 1 (model)\n" in plan
     complete = suggest(data_dir, tmp_path / "nine", 9)
     plan = train(call, complete, tmp_path / "b", "--dry_run", model_name_or_path=model)
-    assert "4 rows, num_crops 9 (dataset.json)\n" in plan
-    assert f"warning  num_crops is 9 for {complete} (dataset.json); the run that made {model} used 1\n" in plan
+    assert "4 rows, num_crops 1 (model)\n" in plan
+    assert f"note     num_crops is 1 for {complete} (model); dataset.json suggests 9\n" in plan
     plan = train(call, complete, tmp_path / "c", "--dry_run", model_name_or_path=model, num_crops=1)
     assert f"note     num_crops is 1 for {complete} (option); dataset.json suggests 9\n" in plan
-    plan = train(call, complete, tmp_path / "d", "--dry_run", "--quiet", model_name_or_path=model)
-    assert plan.startswith("warning  num_crops is 9 for ")
+    plan = train(call, complete, tmp_path / "d", "--dry_run", "--quiet", model_name_or_path=model, num_crops=9)
+    assert plan.startswith(
+        f"warning  num_crops is 9 for {complete} (option); the run that made {model} used 1: --num_crops 1 "
+    )
     assert plan.count("\n") == 1
 
 

@@ -1,6 +1,8 @@
 """The plan names the longest samples and the one that needs most memory, also where few of the rows are measured."""
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +72,31 @@ def test_the_longest_and_the_largest_sample_are_named(
     assert lines[0] == (
         f"longest  {tokens[LONG_TEXT]:,} tokens, 0 images: {directory}/set_train.jsonl:334 (row 333, id 'r333')"
     )
-    assert lines[3].startswith(
+    assert lines[1].startswith(
         f"largest  {tokens[MANY_IMAGES]:,} tokens, 4 images: {directory}/set_train.jsonl:336 (row 335, id 'r335'): "
         "the most memory, about "
     )
-    assert len(lines) == 4
+    assert len(lines) == 2
+
+
+def test_a_longest_sample_that_is_the_largest_has_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside it: what is trained, whose share may be over 100 %, and a package that a fitting method lacks here."""
+    one = write_rows(tmp_path / "one", [sample(0), sample(1, "word " * 50)])
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "bitsandbytes" else real(name))
+    options = arguments(settings_for(one, tmp_path / "out", num_crops=1, use_lora=True, lora_rank=160))
+    _, out, err = make_cli(capsys, monkeypatch)("plan", *options, main=main)
+    lines = [line for line in err.splitlines() if line.startswith(("longest", "largest"))]
+    assert len(lines) == 1
+    assert lines[0].startswith("largest ")
+    assert re.search(
+        r"^method   LoRA rank 160: .* M trained, 1\d\d % of the base model's parameters$", err, re.MULTILINE
+    )
+    assert re.search(r"^QLoRA .* yes, but bitsandbytes is not installed", out, re.MULTILINE)
+    _, out, _ = make_cli(capsys, monkeypatch)("plan", *options, "--memory", "80", main=main)
+    assert "bitsandbytes" not in out
 
 
 def test_rows_of_several_directories_are_named_with_theirs(

@@ -345,6 +345,12 @@ def test_no_network_no_token_and_no_model_are_one_sentence(
         code, _, err = call("push", finished, "--repo", REPO)
         assert (code, err.count("\n"), token in err) == (2, 1, False)
     monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "empty" / "dataset.json").write_text("{}")
+    said = (
+        f"error: {tmp_path / 'empty'}: is a dataset directory, not a model; give the directory of a model or an adapter"
+    )
+    for command in (("push", tmp_path / "empty", "--repo", REPO), ("merge", tmp_path / "empty", tmp_path / "out")):
+        assert call(*command) == (2, "", f"{said}\n")
     code, _, err = call("push", finished, "--repo", REPO)
     assert (code, err) == (2, "error: there is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN\n")
     assert hub.requests == []
