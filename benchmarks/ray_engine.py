@@ -1,10 +1,10 @@
 """Ray against the local engine: `python benchmarks/ray_engine.py [--images N] [--workers N] [--dir DIR]`.
 
-`phi3v-data validate` (every image decoded) and `export webdataset` of N JPEGs of 320 x 240, as whole commands, with
+`phi3v-data validate` (every image decoded) and `export webdataset` of N JPEGs of 640 x 480, as whole commands, with
 `--engine local` and with `--engine ray`, which starts a Ray on this machine. Reported of each:
 
 cpu_s       processor time of all processes that the command started, Ray's own among them, read from /proc ten times a
-            second, so that up to 0.1 s of each process is missing
+            second, so that up to 0.1 s of each process is missing (Linux)
 wall_s      from start to end; says little on a machine that does other work, whose load is in the result
 start_cpu_s the same command on 600 images, for which all workers are started: the cost of interpreters, and of Ray
 overhead    (cpu_s - start_cpu_s) on Ray over that of the local engine, less 1
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from common import machine, save
 from PIL import Image
 
@@ -39,8 +38,8 @@ def make_set(folder: Path, images: int) -> Path:
     files.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(min(DISTINCT, images)):
-        coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize((320, 240))
-        noise = rng.integers(-12, 13, (240, 320, 3))
+        coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((640, 480))
+        noise = rng.integers(-12, 13, (480, 640, 3))
         pixels = np.clip(np.asarray(coarse, np.int16) + noise, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(files / f"{number:07}.jpg", quality=90)
     with (folder / "pages_train.jsonl").open("w") as rows:
@@ -53,36 +52,46 @@ def make_set(folder: Path, images: int) -> Path:
 
 
 class Meter:
-    """Processor time of the descendants of a process, and of those of its children that have left it."""
+    """Processor time of a process and of all that it starts, also of those that leave it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self.root = psutil.Process(process.pid)
-        self.seconds: dict[tuple[int, float], float] = {}
-        self.known: dict[tuple[int, float], psutil.Process] = {}
+        self.ticks: dict[tuple[int, str], int] = {}  # by process id and start
+        self.pids = {process.pid}
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
 
     def watch(self) -> None:
         while not self.ended.wait(0.1):
-            self.look()
+            for pid in list(self.pids):
+                self.look(pid)
 
-    def look(self) -> None:
-        roots = [self.root, *self.known.values()]
-        for root in roots:
-            try:
-                for each in (root, *root.children(recursive=root is self.root)):
-                    times = each.cpu_times()
-                    key = each.pid, each.create_time()
-                    self.known[key] = each
-                    self.seconds[key] = times.user + times.system
-            except psutil.NoSuchProcess:
-                continue
+    def look(self, pid: int) -> None:
+        """Note the time of a process, then look at those that it started."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            started = [int(each) for file in Path(f"/proc/{pid}/task").iterdir() for each in read(file / "children")]
+        except (FileNotFoundError, ProcessLookupError):
+            self.pids.discard(pid)
+            return
+        self.ticks[pid, fields[19]] = int(fields[11]) + int(fields[12])
+        for child in started:
+            if child not in self.pids:
+                self.pids.add(child)
+                self.look(child)
 
     def stop(self) -> float:
         self.ended.set()
         self.thread.join()
-        return sum(self.seconds.values())
+        return sum(self.ticks.values()) / os.sysconf("SC_CLK_TCK")
+
+
+def read(file: Path) -> list[str]:
+    """The words of a file of a thread, which may have ended."""
+    try:
+        return file.read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def measure(args: list[str]) -> dict[str, float]:
@@ -115,7 +124,7 @@ def compare(name: str, whole: Path, small: Path, scratch: Path, workers: int) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=190_000)
+    parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--dir", type=Path, help="where the set is made; default: the system's temporary folder")
     parser.add_argument("--only", nargs="*", default=["validate", "webdataset"])

@@ -3,9 +3,11 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,6 +87,29 @@ def load_file(path: Path, *, option: str) -> ModuleType:
             del sys.modules[name]
             raise
     return module
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInFile:
+    """A class of a module that `load_file` loaded, for a process that has not loaded it."""
+
+    file: str
+    name: str
+
+
+def importable(cls: type) -> type | ClassInFile:
+    """A class as it is pickled: itself, if its module can be imported by its name, else its file and name."""
+    if not cls.__module__.startswith(MODULE_PREFIX):
+        return cls
+    return ClassInFile(str(sys.modules[cls.__module__].__file__), cls.__qualname__)
+
+
+def by_name(cls: type | ClassInFile, settings: Mapping[str, Any]) -> Any:
+    """An object of a class that `importable` gave."""
+    if isinstance(cls, ClassInFile):
+        cls = attrgetter(cls.name)(load_file(Path(cls.file), option="the file"))
+    assert isinstance(cls, type)
+    return cls(**settings)
 
 
 def describe_error(error: BaseException, file: str = "") -> str:

@@ -115,6 +115,19 @@ def test_a_machine_with_another_file_or_none_in_its_place_is_told(
     assert len(package_versions()) == len(PACKAGES)
 
 
+def test_workers_write_a_format_of_a_file_of_the_users_own(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "from phi3v_data.formats.llava import LLaVA\nclass Own(LLaVA):\n    name = 'own'\n    suffix = '.jsonl'\n"
+    (tmp_path / "own.py").write_text(text)
+    monkeypatch.setattr(export_run, "PART_BYTES", 1)
+    for workers in (0, 2):
+        export_set(f"{tmp_path}/own.py:Own", directory, tmp_path / f"out{workers}", workers=workers)
+    written = [(tmp_path / f"out{workers}/train.jsonl").read_text() for workers in (0, 2)]
+    assert written[0] == written[1]
+    assert written[0].count("\n") == 4
+
+
 @pytest.mark.parametrize("name", ["llava", "imagefolder", "webdataset"])
 def test_a_part_that_is_written_twice_is_counted_once(
     name: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,11 +1,13 @@
 """Commands on a Ray cluster of two nodes: the results of the local engine, whatever dies, or one sentence why not."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from test_convert_kill import kill_when
 from toy_converter import COMMAND, TOY, Toy, make_source, plain_source, start_cli, tree
 
 import phi3v_data
-from phi3v_data.engine.base import FunctionWork
-from phi3v_data.engine.ray import RayEngine
+from phi3v_data.engine.base import FunctionWork, Shared
+from phi3v_data.engine.ray import Held, RayEngine, run_task
+from phi3v_data.engine.witness import package_versions, witnesses
+from phi3v_data.engine.worker import Failure, Success
 from phi3v_data.exporting import ExportRequest, export_set
 from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.split import split_set
@@ -243,6 +247,21 @@ def test_a_node_that_does_not_see_the_files_is_one_sentence(
     finally:
         os.killpg(node.pid, signal.SIGKILL)
         node.wait()
+
+
+def test_a_worker_process_that_does_not_see_the_files_refuses_its_task(tmp_path: Path) -> None:
+    """As that of a node that joins when the others have been asked."""
+    pytest.importorskip("ray")
+    file = tmp_path / "a"
+    file.write_bytes(b"a")
+    with witnesses(Shared((file,))) as wanted:
+        needs = (wanted, package_versions(), "")
+        assert run_task(Held(FunctionWork(square_or_die), needs), 4) == Success(16)
+        file.unlink()
+        (other,) = (replace(each, state="0 0 0") for each in wanted)  # the answer about `wanted` is remembered
+        refused = run_task(Held(FunctionWork(square_or_die), ((other,), *needs[1:])), 4)
+    assert isinstance(refused, Failure)
+    assert re.match(r"the Ray node '[0-9.]+' does not see '.*/a' as this machine does", str(refused.error))
 
 
 def test_resources_that_no_node_has_are_one_sentence(directory: Path, on_ray: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ class RayEngine:
             return
         ray = self._connect()
         with witnesses(shared) as wanted:
-            held = _Held(work, (wanted, package_versions(), needed_folder(shared)))
+            held = Held(work, (wanted, package_versions(), needed_folder(shared)))
             self._probe(ray, held.needs)
             run: _Run[T, R] = _Run(self, ray, held, chain(first, tasks), ticked or (lambda count: None))
             try:
@@ -149,7 +149,7 @@ class _Run(Generic[T, R]):
         self,
         engine: RayEngine,
         ray: Any,
-        held: "_Held",
+        held: "Held",
         tasks: Iterator[T],
         ticked: Callable[[int], None],
     ) -> None:
@@ -210,14 +210,14 @@ class _Run(Generic[T, R]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class Held:
     """The work of a run, and what each machine must see for it; pickled once."""
 
     work: Any
     needs: _Needs
 
 
-def run_task(held: _Held, task: Any) -> Success | Failure:
+def run_task(held: Held, task: Any) -> Success | Failure:
     """Run one task, as a local worker would."""
     try:
         if why := _checked(held.needs):

@@ -8,10 +8,11 @@ class MyFormat(RowFormat):
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from phi3v_data.formats.chat import Chat, Reading, Written
+from phi3v_data.user_code import by_name, importable
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class RowFormat:
     suffix: ClassVar[str] = ".jsonl"  # of the file that `export` writes: .json (an array) or .jsonl
 
     always: tuple[str, ...] = ()  # optional fields (id, answers, group, meta, weight) that every row written has
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled so that a worker finds the class, also one in a file of the user's own."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return by_name, (importable(type(self)), settings)
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:
         """Whether a row has the fields of this format and of no other."""
