@@ -25,7 +25,6 @@ from phi3v_data.engine.witness import package_versions, witnesses
 from phi3v_data.engine.worker import Failure, Success
 from phi3v_data.exporting import ExportRequest, export_set
 from phi3v_data.sets.clean import clean_set
-from phi3v_data.sets.split import split_set
 from phi3v_data.sets.stats import set_stats
 from phi3v_data.validate import validate
 
@@ -81,58 +80,51 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_validation_gives_the_report_of_the_local_engine_and_its_receipt(
-    directory: Path, on_ray: dict[str, Any], tmp_path: Path
+    directory: Path, on_ray: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also with a path that is relative to the folder of the command."""
     copies = [tmp_path / name / "pages" for name in ("ray", "local")]
     for copy in copies:
         shutil.copytree(directory, copy)
     calls: list[tuple[str, int, int]] = []
-    rayed = validate(copies[0], progress=lambda *call: calls.append(call), **on_ray)
+    monkeypatch.chdir(tmp_path)
+    rayed = validate("ray/pages", progress=lambda *call: calls.append(call), **on_ray)
     local = validate(copies[1], workers=2)
     assert rayed.model_copy(update={"dir": ""}) == local.model_copy(update={"dir": ""})
     assert {"image-unreadable", "leak-image", "leak-near-image"} <= rayed.summary.problems.keys()
     assert [call for call in calls if call[0] == "images"] == [("images", n, 900) for n in (256, 512, 768, 900)]
     calls.clear()
-    again = validate(copies[0], progress=lambda *call: calls.append(call))
+    again = validate("ray/pages", progress=lambda *call: calls.append(call))
     assert (again, calls) == (rayed, [])  # from the receipt
 
 
-def test_relative_paths_mean_the_same_on_all_nodes(
-    directory: Path, on_ray: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(directory.parent)
-    report = validate("pages", fresh=True, **on_ray)
-    assert report.summary.problems["image-unreadable"] == 10
+@pytest.fixture(scope="module")
+def cleaned(directory: Path) -> Path:
+    """A valid copy of it, made by the local engine."""
+    clean_set(directory, directory.parent / "clean", workers=2)
+    return directory.parent / "clean"
 
 
-def test_clean_split_and_stats_give_what_the_local_engine_gives(
-    directory: Path, on_ray: dict[str, Any], tmp_path: Path
+def test_clean_and_stats_give_what_the_local_engine_gives(
+    directory: Path, cleaned: Path, on_ray: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = []
-    for name, options in (("ray", on_ray), ("local", {"workers": 2})):
-        out = tmp_path / name
-        clean_set(directory, out / "clean", drop=["leak-near-image"], **options)
-        split_set(out / "clean", out / "split", "train=0.8,test=0.2", **options)
-        found.append({**set_stats(directory, **options), "dir": ""})
+    clean_set(directory, tmp_path / "clean", **on_ray)
+    assert tree(tmp_path / "clean") == tree(cleaned)
+    found = [{**set_stats(directory, **options), "dir": ""} for options in (on_ray, {"workers": 2})]
     assert found[0] == found[1]
     assert found[0]["duplicates"]["near"]["groups"] > 0
-    for folder in ("clean", "split"):
-        assert tree(tmp_path / "ray" / folder) == tree(tmp_path / "local" / folder)
 
 
-@pytest.mark.parametrize("name", ["webdataset", "llava"])
-def test_an_export_has_the_bytes_of_the_local_engine(
-    name: str, directory: Path, on_ray: dict[str, Any], tmp_path: Path
-) -> None:
-    clean_set(directory, tmp_path / "clean")
+def test_an_export_has_the_bytes_of_the_local_engine(cleaned: Path, on_ray: dict[str, Any], tmp_path: Path) -> None:
     request = ExportRequest(shard_bytes=100_000)
-    results = [
-        export_set(name, tmp_path / "clean", tmp_path / out, request, **options)
-        for out, options in (("ray", on_ray), ("local", {"workers": 2}))
-    ]
-    assert tree(tmp_path / "ray", hidden=True) == tree(tmp_path / "local", hidden=True)
-    # of 900, ten are cut and 19 of test are those of train: the first of these 20 is cut there
-    assert results[0].images == results[1].images == 871
+    for name in ("webdataset", "llava"):
+        rayed, local = (
+            export_set(name, cleaned, tmp_path / f"{name}-{out}", request, **options)
+            for out, options in (("ray", on_ray), ("local", {"workers": 2}))
+        )
+        assert tree(tmp_path / f"{name}-ray", hidden=True) == tree(tmp_path / f"{name}-local", hidden=True)
+        # of 900, ten are cut and 19 of test are those of train: the first of these 20 is cut there
+        assert rayed.images == local.images == 871
 
 
 def test_tasks_are_bounded_and_their_results_in_order(cluster: Any) -> None:
@@ -194,19 +186,18 @@ def test_a_killed_driver_is_resumed(cluster: Any, on_ray: dict[str, Any], tmp_pa
 
 
 def test_a_killed_driver_of_a_validation_or_export_leaves_nothing_in_the_way(
-    directory: Path, cluster: Any, on_ray: dict[str, Any], tmp_path: Path
+    directory: Path, cleaned: Path, cluster: Any, on_ray: dict[str, Any], tmp_path: Path
 ) -> None:
     copy = tmp_path / "pages"
     shutil.copytree(directory, copy)
     where = ["--engine", "ray", "--ray_address", cluster.address]
-    export = start_cli(["export", "llava", copy, "--out", tmp_path / "out", *where], stdout=subprocess.DEVNULL)
-    kill_when(export, tmp_path, len(tree(tmp_path, hidden=True)) + 3, group=False)
+    export = start_cli(["export", "llava", cleaned, "--out", tmp_path / "out", *where], stdout=subprocess.DEVNULL)
+    assert kill_when(export, tmp_path, len(tree(tmp_path, hidden=True)) + 3, group=False)
     check = start_cli(["validate", copy, *where], stdout=subprocess.DEVNULL)
-    kill_when(check, copy, len(tree(copy, hidden=True)) + 1, group=False)
-    assert validate(copy, **on_ray).summary == validate(directory, workers=2, use_receipt=False).summary
-    clean_set(copy, tmp_path / "clean", workers=2)
-    export_set("llava", tmp_path / "clean", tmp_path / "out", overwrite=True, **on_ray)
-    export_set("llava", tmp_path / "clean", tmp_path / "local", workers=2)
+    assert kill_when(check, copy, len(tree(copy, hidden=True)) + 1, group=False)
+    assert validate(copy, **on_ray).summary == validate(directory, use_receipt=False).summary
+    export_set("llava", cleaned, tmp_path / "out", **on_ray)
+    export_set("llava", cleaned, tmp_path / "local")
     assert tree(tmp_path / "out", hidden=True) == tree(tmp_path / "local", hidden=True)
 
 
