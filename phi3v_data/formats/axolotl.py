@@ -30,6 +30,10 @@ class Axolotl(BlockFormat):
     image_columns = ("images", "image")
     keeps = ("id", "answers", "group", "meta")
 
+    @property
+    def own_columns(self) -> tuple[str, ...] | None:
+        return ()  # `placed` differs where the numbers of images and blocks do, which is not plain
+
     def recognizes(self, row: Mapping[str, Any]) -> bool:
         messages = row.get("messages")
         if not isinstance(messages, list | tuple):

@@ -37,6 +37,11 @@ class BlockFormat(RowFormat):
     carries_tools: ClassVar[bool] = False
     keeps: ClassVar[Sequence[str]] = ()
 
+    @property
+    def own_columns(self) -> tuple[str, ...] | None:
+        """As `TaggedFormat.own_columns`; rows without them are read by `plain_blocks.PlainBlocks`."""
+        return ()
+
     def read(self, row: Mapping[str, Any]) -> Reading:
         faults: list[Fault] = []
         key = next((key for key in self.message_keys if key in row), self.message_keys[0])
@@ -164,6 +169,17 @@ class BlockFormat(RowFormat):
             return [ImageRef("", where)]
         faults.append(Fault("missing-field", where, f"an image block has none of {', '.join(self.image_values)}"))
         return []
+
+    def plain_image(self, block: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The reference of a usual image block, or '' for the next image of the row, and its path in the block.
+
+        None if the block needs a closer look. A class that overrides `image_of` overrides this method, too.
+        """
+        for key in self.image_values:
+            value = block.get(key)
+            if value is not None:
+                return (value, f".{key}") if type(value) is str and value else None
+        return ("", "") if self.image_columns else None
 
     def weight_of(self, message: Mapping[str, Any], where: str, faults: list[Fault]) -> int:
         """0 if the message is not trained."""

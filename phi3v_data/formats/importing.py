@@ -28,7 +28,8 @@ from phi3v_data.formats.fields import extras
 from phi3v_data.formats.guess import guess_from
 from phi3v_data.formats.images import ImagePlaces
 from phi3v_data.formats.import_options import AUTO, ImportSettings
-from phi3v_data.formats.plain import PlainRows, make_plain_rows
+from phi3v_data.formats.plain import make_plain_rows
+from phi3v_data.formats.plain_fields import PlainReader
 from phi3v_data.formats.registry import all_formats, get_format
 from phi3v_data.formats.row_block import read_row
 from phi3v_data.formats.rows import RowPlace, RowReader, open_rows, read_rows
@@ -150,7 +151,7 @@ def make_draft(
     key: str,
     merge_turns: bool = False,
     model: str = "",
-    plain: PlainRows | None = None,
+    plain: PlainReader | None = None,
 ) -> Draft:
     """The sample of a row.
 
@@ -255,7 +256,7 @@ def make_format(name: str, file: str, entry: str) -> RowFormat:
 
 
 @lru_cache(maxsize=64)
-def _make_readers(name: str, file: str, entry: str, model: str) -> tuple[RowFormat, PlainRows | None]:
+def _make_readers(name: str, file: str, entry: str, model: str) -> tuple[RowFormat, PlainReader | None]:
     """The format of a name as `make_format`, and the reader of its plain rows if it has one."""
     row_format = make_format(name, file, entry)
     return row_format, make_plain_rows(row_format, _media_columns(row_format), model)

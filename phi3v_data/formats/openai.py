@@ -31,6 +31,17 @@ class OpenAI(BlockFormat):
     tools_key = "tools"
     carries_tools = True
 
+    @property
+    def own_columns(self) -> tuple[str, ...] | None:
+        return ()  # `plain_image` leaves blocks with a `detail`
+
+    def plain_image(self, block: Mapping[str, Any]) -> tuple[str, str] | None:
+        value = block.get("image_url")
+        path = ".image_url"
+        if type(value) is dict and "detail" not in value:
+            value, path = value.get("url"), ".image_url.url"
+        return (value, path) if type(value) is str and value else None
+
     def recognizes(self, row: Mapping[str, Any]) -> bool:
         messages = row.get("messages")
         if not isinstance(messages, list | tuple) or "images" in row:

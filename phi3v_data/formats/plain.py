@@ -4,13 +4,16 @@ Most rows of most files are of this kind, and may be millions. A row that is in 
 `TaggedFormat.read` and `check_turns`, which also say what is wrong with it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from phi3v_data.draft import DraftTurn
 from phi3v_data.formats.base import RowFormat
+from phi3v_data.formats.blocks import BlockFormat
 from phi3v_data.formats.chat import ImageRef
 from phi3v_data.formats.placeholders import IMAGE, split_at_tags
+from phi3v_data.formats.plain_blocks import READING_BLOCKS, PlainBlocks
+from phi3v_data.formats.plain_fields import PlainReader, PlainRow, RowFields
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.formats.texts import marker_starts, own_marker
 from phi3v_data.json_text import invalid_character
@@ -29,22 +32,21 @@ class PlainRows:
         names = row_format.names
         self._message_keys = tuple(names.messages)
         self._role_keys, self._content_keys = tuple(names.role), tuple(names.content)
-        self._image_keys = tuple(names.images)
         self._system_key = names.system
-        self._weight_key = row_format.weight_key
         self._roles = dict(names.roles)
         self._model = model
         self._starts = tuple({"<", *marker_starts(model)})
         self._has_other_tags = bool(row_format.other_tags)
-        self._own = frozenset(row_format.own_columns or ())
-        self._odd = self._own | {name for name in (*media, names.tools) if name}
+        self._fields = RowFields(
+            names.images, row_format.weight_key, row_format.own_columns or (), (*media, names.tools)
+        )
 
-    def read(self, row: Any) -> tuple[str, list[tuple[DraftTurn, list[ImageRef]]]] | None:
+    def read(self, row: Any) -> PlainRow | None:
         """The system message and the turns, as `to_turns` gives them; None if the row needs a closer look."""
-        if type(row) is not dict or not (self._odd.isdisjoint(row) or self._are_empty(row)):
+        if type(row) is not dict or not self._fields.is_usual(row):
             return None
         messages = next((value for key in self._message_keys if (value := row.get(key)) is not None), None)
-        images = self._images_of(row)
+        images = self._fields.images_of(row)
         if type(messages) is not list or images is None:
             return None
         system = row.get(self._system_key) if self._system_key else ""
@@ -68,7 +70,7 @@ class PlainRows:
             if len(message) != 2 or role_key not in message or content_key not in message:
                 role_key = next((key for key in self._role_keys if key in message), "")
                 content_key = next((key for key in self._content_keys if key in message), "")
-                weight = self._weight_of(message)
+                weight = self._fields.weight_of(message)
                 if not role_key or not content_key or weight < 0:
                     return None
             name, text = message[role_key], message[content_key]
@@ -101,33 +103,6 @@ class PlainRows:
             return None
         return system, turns
 
-    def _are_empty(self, row: Mapping[str, Any]) -> bool:
-        """Whether the unusual columns that a row has are empty."""
-        values = ((key, row.get(key)) for key in self._odd)
-        return all(value is None or (key not in self._own and value in ("", [])) for key, value in values)
-
-    def _images_of(self, row: Mapping[str, Any]) -> list[ImageRef] | None:
-        """The images of a row; None if they are not all texts."""
-        for key in self._image_keys:
-            value = row.get(key)
-            if value in (None, "", []):
-                continue
-            if type(value) is str:
-                return [ImageRef(value, key)]
-            if type(value) is not list or not all(type(one) is str and one for one in value):
-                return None
-            return [ImageRef(one, f"{key}[{number}]") for number, one in enumerate(value)]
-        return []
-
-    def _weight_of(self, message: Mapping[str, Any]) -> int:
-        """The weight of a message; -1 if it needs a closer look."""
-        if not self._own.isdisjoint(message):
-            return -1
-        weight = message.get(self._weight_key) if self._weight_key else None
-        if weight is None:
-            return 1
-        return int(weight) if type(weight) in (bool, int, float) and weight in (0, 1) else -1
-
     def _is_special(self, text: str) -> bool:
         """Whether a text has tags that are left, a control token of the model, a NUL, or half a character."""
         if "\0" in text or (not text.isascii() and invalid_character(text) is not None):
@@ -140,13 +115,21 @@ class PlainRows:
         return False
 
 
-def make_plain_rows(row_format: RowFormat, media: Iterable[str], model: str = "") -> PlainRows | None:
+def make_plain_rows(row_format: RowFormat, media: Iterable[str], model: str = "") -> PlainReader | None:
     """The reader of plain rows of a format; None if its class reads all rows in its own way. Raises as `PlainRows`."""
-    if not isinstance(row_format, TaggedFormat) or row_format.own_columns is None:
+    cls = type(row_format)
+    if not isinstance(row_format, TaggedFormat | BlockFormat) or row_format.own_columns is None:
         return None
-    declaring = _defining(type(row_format), "own_columns")
-    is_declared = all(issubclass(declaring, _defining(type(row_format), name)) for name in READING)
-    return PlainRows(row_format, media, model) if is_declared else None
+    if isinstance(row_format, TaggedFormat):
+        return PlainRows(row_format, media, model) if _declares(cls, READING) else None
+    reads_images = issubclass(_defining(cls, "plain_image"), _defining(cls, "image_of"))
+    return PlainBlocks(row_format, media, model) if reads_images and _declares(cls, READING_BLOCKS) else None
+
+
+def _declares(cls: type, reading: Iterable[str]) -> bool:
+    """Whether the columns are declared by the class itself or one below those that override how rows are read."""
+    declaring = _defining(cls, "own_columns")
+    return all(issubclass(declaring, _defining(cls, name)) for name in reading)
 
 
 def _defining(cls: type, name: str) -> type:

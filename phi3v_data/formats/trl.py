@@ -31,6 +31,10 @@ class TRL(BlockFormat):
     image_values = ("image", "url", "path", "base64")
     keeps = ("id", "answers", "group", "meta")
 
+    @property
+    def own_columns(self) -> tuple[str, ...] | None:
+        return ("prompt", "completion", "chosen", "rejected")
+
     def recognizes(self, row: Mapping[str, Any]) -> bool:
         if "prompt" in row and ("completion" in row or ("chosen" in row and "rejected" in row)):
             return True

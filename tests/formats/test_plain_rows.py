@@ -13,17 +13,22 @@ from hypothesis import strategies as st
 
 from phi3v_data.draft import DraftImage, DraftTurn
 from phi3v_data.errors import Reject
-from phi3v_data.formats.chat import Fault
+from phi3v_data.formats.axolotl import Axolotl
+from phi3v_data.formats.base import RowFormat
+from phi3v_data.formats.chat import Fault, ImageRef
 from phi3v_data.formats.dataset_info import DEFAULT_COLUMNS, DEFAULT_TAGS, Entry
+from phi3v_data.formats.hub import Hub
 from phi3v_data.formats.images import ImagePlaces
 from phi3v_data.formats.importing import make_draft
 from phi3v_data.formats.llava import LLaVA
 from phi3v_data.formats.openai import OpenAI
-from phi3v_data.formats.plain import PlainRows, make_plain_rows
+from phi3v_data.formats.plain import make_plain_rows
+from phi3v_data.formats.plain_fields import PlainReader
 from phi3v_data.formats.qwen import Qwen
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.swift import Swift
-from phi3v_data.formats.tagged import TaggedFormat
+from phi3v_data.formats.trl import TRL
+from phi3v_data.formats.webdataset import WebDataset
 
 IMAGES = Path(__file__).parents[1] / "data" / "chat_formats" / "llava" / "images"
 ENTRY = Entry(
@@ -31,15 +36,17 @@ ENTRY = Entry(
     columns=DEFAULT_COLUMNS.model_copy(update={"messages": "messages", "videos": "clips"}),
     tags=DEFAULT_TAGS.model_copy(update={"role_tag": "role", "content_tag": "content"}),
 )
-FORMATS: dict[str, TaggedFormat] = {
+TAGGED: dict[str, RowFormat] = {
     "llava": LLaVA(),
     "qwen": Qwen(),
     "swift": Swift(),
     "sharegpt": ShareGPT(),
     "sharegpt with an entry": ShareGPT(entry=ENTRY),
 }
+BLOCKS: dict[str, RowFormat] = {"openai": OpenAI(), "trl": TRL(), "hub": Hub(), "axolotl": Axolotl()}
+FORMATS = TAGGED | BLOCKS
 MEDIA = {"swift": ("video", "videos", "audio", "audios", "objects"), "sharegpt with an entry": ("clips",)}
-PLAIN: dict[str, PlainRows | None] = {
+PLAIN: dict[str, PlainReader | None] = {
     name: make_plain_rows(row_format, MEDIA.get(name, ("video", "videos", "audio", "audios")))
     for name, row_format in FORMATS.items()
 }
@@ -119,7 +126,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> ImagePlaces:
     return ImagePlaces(str(folder))
 
 
-def made(name: str, row: Any, places: ImagePlaces, plain: PlainRows | None) -> Any:
+def made(name: str, row: Any, places: ImagePlaces, plain: PlainReader | None) -> Any:
     """The draft of a row, its images by what they are read from, or code and message of its reject."""
     try:
         draft = make_draft(row, FORMATS[name], "rows.json, line 1", places, key="rows.json[0]", plain=plain)
@@ -134,13 +141,131 @@ def image_of(image: Any) -> tuple[Any, ...]:
     return image.content, image.name, image.format, image.quality
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", TAGGED)
 @settings(max_examples=200)
 @given(row=st.one_of(usual_rows(), odd_rows()))
 def test_a_row_becomes_the_same_sample_or_reject_in_both_ways(name: str, places: ImagePlaces, row: Any) -> None:
     plain = PLAIN[name]
     assert plain is not None
     assert made(name, row, places, plain) == made(name, row, places, None)
+
+
+BLOCK = st.one_of(
+    st.builds(dict, type=st.just("text"), text=st.one_of(TEXTS, ODD)),
+    st.sampled_from(
+        [
+            {"type": "image"},
+            {"type": "image", "path": "cat.jpg"},
+            {"type": "image", "image": ""},
+            {"type": "image_url", "image_url": "cup.jpg"},
+            {"type": "image_url", "image_url": {"url": "gone.jpg"}},
+            {"type": "image_url", "image_url": {"url": "cat.jpg", "detail": "low"}},
+            {"type": "image_url", "image_url": {"url": ""}},
+            {"type": "text"},
+            {"type": []},
+            '{"type": "text", "text": "What?"}',
+            "text",
+            None,
+        ]
+    ).map(deepcopy),
+)
+EXTRA = {"tool_calls": [{"id": "a"}], "weight": 0.5, "from": "human", "value": "x", "name": "x", "tool_call_id": "a"}
+
+
+@st.composite
+def block_rows(draw: st.DrawFn, image: dict[str, Any]) -> dict[str, Any]:
+    """A row whose messages are texts or blocks, with some that are not usual; `image`: a usual block of an image."""
+    messages: list[Any] = []
+    if draw(st.booleans()):
+        messages.append({"role": "system", "content": draw(st.sampled_from(["Be brief.", "", []]))})
+    num_images = 0
+    for _ in range(draw(st.integers(1, 3))):
+        images = draw(st.integers(0, 2))
+        num_images += images
+        blocks: list[Any] = [*[deepcopy(image) for _ in range(images)], {"type": "text", "text": "What?"}]
+        user: Any = draw(st.permutations(blocks)) if images or draw(st.booleans()) else draw(USUAL)
+        answer: Any = draw(st.sampled_from(["A cat.", [{"type": "text", "text": "A "}, {"type": "text", "text": "b"}]]))
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": deepcopy(answer)}]
+        if draw(st.booleans()):
+            messages[-1]["weight"] = draw(st.sampled_from([0, 1, 1.0, True, None]))
+    row: dict[str, Any] = {"messages": messages}
+    if draw(st.booleans()):
+        row["images"] = ["cat.jpg", "cup.jpg", "cat.jpg", "cup.jpg", "cat.jpg", "cup.jpg"][:num_images]
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
+        where = draw(st.sampled_from(["row", "message", "block", "role", "order", "images", "instead"]))
+        message = messages[draw(st.integers(0, len(messages) - 1))]
+        if where == "row":
+            names = ["system", "tools", "prompt", "chosen", "rejected", "completion", "video", "id", "meta", "answers",
+                     "conversations", "image", ""]  # fmt: skip
+            row[draw(st.sampled_from(names))] = draw(ODD)
+        elif where == "message" and isinstance(message, dict):
+            key = draw(st.sampled_from(sorted(EXTRA)))
+            message[key] = deepcopy(EXTRA[key])
+        elif where == "block" and isinstance(message, dict):
+            message["content"] = draw(st.one_of(ODD, TEXTS, st.lists(BLOCK, max_size=3)))
+        elif where == "role" and isinstance(message, dict):
+            message["role"] = draw(st.one_of(ROLES, st.sampled_from(["developer", "tool", None])))
+        elif where == "order":
+            messages.insert(draw(st.integers(0, len(messages))), messages.pop(draw(st.integers(0, len(messages) - 1))))
+        elif where == "images":
+            row[draw(st.sampled_from(["images", "image"]))] = draw(IMAGE_LISTS)
+        elif where == "instead":
+            messages[draw(st.integers(0, len(messages) - 1))] = draw(ODD)
+    return row
+
+
+IMAGE_BLOCKS: dict[str, list[dict[str, Any]]] = {
+    "openai": [
+        {"type": "image_url", "image_url": {"url": "cat.jpg"}},
+        {"type": "image_url", "image_url": {"url": "cat.jpg", "detail": "low"}},
+        {"type": "image_url", "image_url": "cup.jpg"},
+    ],
+    "trl": [{"type": "image"}, {"type": "image", "image": "cat.jpg"}],
+    "hub": [{"type": "image"}, {"type": "image", "url": "cat.jpg", "path": "cup.jpg"}],
+    "axolotl": [{"type": "image", "path": "cat.jpg"}, {"type": "image"}],
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_row_of_blocks_becomes_the_same_sample_or_reject_in_both_ways(
+    name: str, places: ImagePlaces, data: st.DataObject
+) -> None:
+    row = data.draw(block_rows(data.draw(st.sampled_from(IMAGE_BLOCKS[name]))))
+    plain = PLAIN[name]
+    assert plain is not None
+    assert made(name, row, places, plain) == made(name, row, places, None)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_usual_rows_of_blocks_take_the_quick_way(name: str) -> None:
+    image = IMAGE_BLOCKS[name][0]
+    user = [{"type": "text", "text": "What "}, image, {"type": "text", "text": "is it?"}]
+    row = {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Short."}]},
+            {"role": "user", "content": user},
+            {"role": "assistant", "content": "A cat."},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+        ]
+    }
+    if name in ("trl", "hub"):
+        row["images"] = ["cat.jpg"]
+    plain = PLAIN[name]
+    assert plain is not None
+    where = {
+        "openai": "messages[1].content[1].image_url.url",
+        "axolotl": "messages[1].content[1].path",
+    }.get(name, "images[0]")
+    assert plain.read(row) == (
+        "Short.",
+        [
+            (DraftTurn("What is it?", "A cat.", (), [5]), [ImageRef("cat.jpg", where)]),
+            (DraftTurn("Sure?", "Yes."), []),
+        ],
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,13 +369,25 @@ def test_a_format_whose_class_reads_in_its_own_way_is_read_by_it() -> None:
             return super().message_of({**message, "value": message["value"].upper()}, where, faults)
 
     @dataclass(frozen=True)
+    class Doubled(Hub):
+        """Overrides how the block of an image is read, and says nothing of usual ones."""
+
+        @property
+        def own_columns(self) -> tuple[str, ...]:
+            return ()
+
+        def image_of(self, block: Mapping[str, Any], where: str, faults: list[Fault]) -> list[ImageRef]:
+            return super().image_of(block, where, faults) * 2
+
+    @dataclass(frozen=True)
     class Renamed(ShareGPT):
         """Other names only."""
 
         message_keys = ("talk",)
 
     assert make_plain_rows(Shouted(), ()) is None
-    assert make_plain_rows(OpenAI(), ()) is None
+    assert make_plain_rows(WebDataset(), ()) is None
+    assert make_plain_rows(Doubled(), ()) is None
     assert make_plain_rows(ShareGPT(entry=Entry()), ()) is None  # columns of questions and answers
     renamed = make_plain_rows(Renamed(), ())
     assert renamed is not None
