@@ -9,6 +9,7 @@ writes one; the writers of others check nothing, and get rows by `json.loads` of
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -131,7 +132,12 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one[0], Path(args.one[1]), Path(args.one[2]))))
         return
-    result: dict[str, Any] = {"machine": machine("datasets", "pyarrow", "webdataset"), "rows": args.rows, "formats": {}}
+    result: dict[str, Any] = {
+        "machine": machine("datasets", "pyarrow", "webdataset"),
+        "load_average": os.getloadavg()[1],  # of other work, which slows each program
+        "rows": args.rows,
+        "formats": {},
+    }
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         directory = make_set(work / "set", args.rows)

@@ -183,7 +183,7 @@ def measured(command: list[str], work: Path) -> dict[str, float] | None:
 
 
 def measure(count: int, envs: Path | None, *, images: bool) -> dict[str, Any]:
-    """Every way on the same rows; ratios are CPU seconds of a peer to those of the import."""
+    """Every way on the same rows; ratio: of the peer's CPU time to the import's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file, work = folder / "rows.json", folder / "work"
@@ -236,6 +236,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     result = {
         "machine": machine("datasets", "msgspec", "pydantic"),
+        "load_average": os.getloadavg()[1],  # of other work, which slows each program
         "peers": {"llama_factory": "LLaMA-Factory 0.9.5", "swift": "ms-swift 4.6.0"},
         "texts": [measure(count, args.envs, images=False) for count in args.rows],
         "images": measure(args.image_rows, args.envs, images=True),

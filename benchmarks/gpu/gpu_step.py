@@ -77,7 +77,7 @@ def measured(name: str, options: Options) -> dict[str, Any]:
     free(options)
     return {
         "checkpointing": checkpointing,
-        "seconds a step": round(seconds, 4),
+        "seconds per step": round(seconds, 4),
         "tokens a second": round(tokens / seconds),
         "useful TFLOP a step": round(work / 1e12, 4),
         "share of peak": round(work / seconds / options.peak / 1e12, 4),

@@ -287,7 +287,7 @@ def full_size(options: argparse.Namespace) -> dict[str, Any]:
         flops = step_flops(model, batch, method)
         peak = torch.cuda.max_memory_allocated() / 2**30 if options.device != "cpu" else None
         methods[method] = {
-            "seconds a step": round(seconds, 4),
+            "seconds per step": round(seconds, 4),
             "tokens a second": round(batch.num_tokens / seconds),
             "useful TFLOP a step": round(flops / 1e12, 2),
             "share of peak": round(flops / seconds / options.peak_tflops / 1e12, 3),

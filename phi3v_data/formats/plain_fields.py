@@ -1,4 +1,4 @@
-"""What readers of plain rows share."""
+"""Columns of a row beside its messages, as readers of plain rows take them, and the interface of these readers."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol

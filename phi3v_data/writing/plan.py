@@ -181,7 +181,8 @@ def _add(spool: _Spool, item: Item, roots: Roots) -> None:
     spool.joined.append(bool(item.bundle) and item.bundle == spool.last_bundle)
     spool.last_bundle = item.bundle
     try:
-        pickle.dump((digest, item), spool.file, protocol=pickle.HIGHEST_PROTOCOL)
+        fields = item.__reduce__()[1]  # without the class, which takes as long to find as the fields to read
+        pickle.dump((digest, fields), spool.file, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UserError(f"item {item.key!r} cannot be sent to a worker: {error}; keep plain values in Item.data") from (
             error
@@ -225,7 +226,8 @@ def read_planned(folder: Path, part: Part) -> Iterator[tuple[str, Item]]:
     with (folder / part.spool).open("rb") as file:
         file.seek(part.offset)
         for _ in range(part.count):
-            yield pickle.load(file)
+            digest, fields = pickle.load(file)
+            yield digest, Item(*fields)
 
 
 def _find_duplicate(keys: "array[int]", folder: Path, spools: Mapping[str, _Spool]) -> str:
