@@ -96,11 +96,14 @@ def list_directory(directory: Path) -> list[str]:
     except NotADirectoryError:
         if directory.is_file():
             own = directory.name.endswith(".jsonl") or directory.name == MANIFEST
-            hint = (
-                f"give the directory that contains it: {directory.parent}"
-                if own
-                else "not a conversations directory; `phi3v-data convert` makes one, see `phi3v-data convert --help`"
-            )
+            import_it = f"`phi3v-data import auto {directory} --out_dir DIR`"
+            if own:
+                hint = f"give the directory that contains it: {directory.parent}"
+                hint += "" if directory.name == MANIFEST else f"; rows of another tool: {import_it}"
+            elif directory.name.lower().endswith((".json", ".ndjson", ".gz", ".parquet")):
+                hint = f"not a conversations directory; {import_it} makes one of rows of another tool"
+            else:
+                hint = "not a conversations directory; `phi3v-data convert` makes one, see `phi3v-data convert --help`"
             raise NotFoundError(f"{directory}: is a file{';' if own else ','} {hint}") from None
         raise NotFoundError(f"{directory}: no such directory") from None
     except OSError as error:

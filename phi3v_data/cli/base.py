@@ -238,6 +238,8 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except UserError as error:
+            for note in getattr(error, "__notes__", ()):
+                print(f"note: {note}", file=sys.stderr)
             fail(as_typed(str(error), words))
         except KeyboardInterrupt:
             command = self.commands.get(ctx.invoked_subcommand or "")

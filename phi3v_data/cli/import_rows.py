@@ -23,8 +23,8 @@ def import_rows(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, webdataset, auto, or a format of your own: "
-            "FILE.py:NAME.",
+            help="llava, sharegpt, swift, openai, trl, qwen, axolotl, hub, imagefolder, webdataset, auto, or a format "
+            "of your own: FILE.py:NAME.",
         ),
     ],
     source: Annotated[

@@ -60,7 +60,8 @@ def validate(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="Format of FILE: llava, sharegpt, swift, trl, openai, qwen or axolotl. Default: a guess, if plain.",
+            help="Format of FILE: llava, sharegpt, swift, trl, openai, qwen, axolotl, hub, imagefolder, webdataset, or "
+            "FILE.py:NAME for one of your own. Default: a guess, if plain.",
         ),
     ] = None,
     images_root: Annotated[

@@ -108,6 +108,31 @@ def check_target(exporter: Exporter) -> None:
         raise UserError(f"--image_refs {refs.value}: {target} takes data URLs; leave --image_refs out")
 
 
+def check_references(exporter: Exporter) -> tuple[str, ...]:
+    """Refuse references to images that the tool which reads the export cannot open.
+
+    Returns:
+        With `lossy`, a note instead.
+
+    Raises:
+        UserError: saying what to give.
+    """
+    refs = exporter.image_refs
+    is_file = refs == ImageRefs.path or (refs == ImageRefs.url and "://" not in exporter.request.url_prefix)
+    if refs is None or is_file or not exporter.asks_reader:
+        return ()
+    try:
+        consumer = get_consumer(exporter.row_format.consumer)
+    except NotFoundError:
+        return ()
+    if not consumer.files_only:
+        return ()
+    said = f"--image_refs {refs.value}: {consumer.title} opens files only, neither URLs nor data URLs"
+    if not exporter.request.lossy:
+        raise UserError(f"{said}; leave it out, give a folder as --url_prefix, or write it nevertheless with --lossy")
+    return (said,)
+
+
 def has_no_answer(sample: Sample) -> bool:
     """Whether an answer is empty, as in a split for prediction."""
     return any(not turn.assistant.strip() for turn in sample.conversations)

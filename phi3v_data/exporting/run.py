@@ -20,7 +20,7 @@ from phi3v_data.exporting.folder import check_free, new_folder, write_record
 from phi3v_data.exporting.images import Images
 from phi3v_data.exporting.registry import make_exporter
 from phi3v_data.exporting.request import ExportRequest, ExportResult, Loss, Tally
-from phi3v_data.exporting.row_check import RowCheck, check_target
+from phi3v_data.exporting.row_check import RowCheck, check_references, check_target
 from phi3v_data.exporting.row_files import PARTS
 from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.consumers.base import Consumer
@@ -75,11 +75,13 @@ def export_set(
     dataset = Dataset(data_directory(directory))
     exporter.check_set(dataset)
     check_target(exporter)
+    warned = check_references(exporter)
     target = check_places(Path(path), [Path(directory)])
     check_free(target, overwrite=overwrite)
     with open_engine(workers, few=FEW, **engine) as opened:
         run = _Run(dataset, exporter, opened, progress or (lambda stage, done, total: None))
-        return _export(run, name, directory, path, target, overwrite)
+        result = _export(run, name, directory, path, target, overwrite)
+    return replace(result, notes=(*warned, *result.notes))
 
 
 def _export(

@@ -44,7 +44,12 @@ class Axolotl(BlockFormat):
         return bool(images) and all(any(key in block for key in self.image_values) for block in images)
 
     def placed(
-        self, messages: Sequence[Message], images: Sequence[ImageRef], faults: list[Fault], field: str
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageRef],
+        faults: list[Fault],
+        field: str,
+        row: Mapping[str, Any],
     ) -> tuple[Message, ...]:
         """As axolotl: the first image of the column goes to the first bare block, else after the first user text."""
         places = [image for message in messages for image in message.images if not image.value]
@@ -53,7 +58,7 @@ class Axolotl(BlockFormat):
             if user is not None:
                 with_image = replace(messages[user], parts=(*messages[user].parts, images[0]))
                 return (*messages[:user], with_image, *messages[user + 1 :])
-        return super().placed(messages, images, faults, field)
+        return super().placed(messages, images, faults, field, row)
 
     def written_columns(self, chat: Chat) -> dict[str, Any]:
         return {}

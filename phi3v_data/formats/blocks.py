@@ -49,7 +49,7 @@ class BlockFormat(RowFormat):
         if found is None:
             return Reading(None, faults)
         images, field = self.images_of(row, faults)
-        messages = self.placed(self.messages_in(found, key, faults), images, faults, field)
+        messages = self.placed(self.messages_in(found, key, faults), images, faults, field, row)
         return Reading(self.chat_of(messages, row), faults)
 
     def chat_of(self, messages: tuple[Message, ...], row: Mapping[str, Any]) -> Chat:
@@ -105,7 +105,12 @@ class BlockFormat(RowFormat):
             )
 
     def placed(
-        self, messages: Sequence[Message], images: Sequence[ImageRef], faults: list[Fault], field: str
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageRef],
+        faults: list[Fault],
+        field: str,
+        row: Mapping[str, Any],
     ) -> tuple[Message, ...]:
         """The messages with the images of the row at the blocks without a reference, in order."""
         num_places = sum(not image.value for message in messages for image in message.images)

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from phi3v_data.formats.registry import all_formats
+from phi3v_data.errors import UserError
+from phi3v_data.formats.chat import Reading
+from phi3v_data.formats.registry import all_formats, get_format
+from phi3v_data.messages import shown
 
 GUESSED_FROM = 100
 """Rows from whose fields a format is guessed."""
@@ -16,7 +19,7 @@ GUESSED_FROM = 100
 class Guess:
     """`name` is empty if the format is not plain; `rows` of `num_rows` have it. `others` have been recognized too.
 
-    `own_rows` are rows of this package's own format.
+    `own_rows` are rows of this package's own format. `within`: the rows are in an array under this key of the only one.
     """
 
     name: str
@@ -24,6 +27,7 @@ class Guess:
     num_rows: int
     others: tuple[str, ...] = ()
     own_rows: int = 0
+    within: str = ""
 
 
 def guess_from(values: Iterable[Any]) -> Guess:
@@ -40,8 +44,47 @@ def guess_from(values: Iterable[Any]) -> Guess:
             counts.update(name for name, format_ in formats.items() if format_.recognizes(row))
     ranked = counts.most_common()
     if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
-        return Guess("", 0, num_rows, tuple(name for name, _ in ranked), own_rows)
+        ties = tuple(name for name, count in ranked if count == ranked[0][1])
+        within = _key_of_rows(row) if num_rows == 1 and not ranked else ""
+        return Guess("", 0, num_rows, ties, own_rows, within)
     return Guess(ranked[0][0], ranked[0][1], num_rows, tuple(name for name, _ in ranked[1:]), own_rows)
+
+
+def _key_of_rows(row: Any) -> str:
+    """The key of an object under which it has an array of rows; empty if there is none."""
+    for key, value in row.items() if isinstance(row, Mapping) else ():
+        if isinstance(value, list) and value and (guess := guess_from(value[:1])) and (guess.name or guess.others):
+            return str(key)
+    return ""
+
+
+def differing(names: Iterable[str], values: Iterable[Any]) -> bool:
+    """Whether formats read any of the first rows differently."""
+    formats = [get_format(name)() for name in names]
+    for row in islice(values, GUESSED_FROM):
+        if isinstance(row, Mapping):
+            first, *others = (_essence(format_.read(row)) for format_ in formats)
+            if any(other != first for other in others):
+                return True
+    return False
+
+
+def _essence(reading: Reading) -> tuple[Any, ...]:
+    """The messages that an import makes of a row, with tools and rejected answer; nothing if it is a reject."""
+    if reading.chat is None or any(fault.severity in (None, "error") for fault in reading.faults):
+        return ()
+    chat = reading.chat
+    messages = [
+        (message.role, [part if isinstance(part, str) else (part.value,) for part in message.parts], message.weight)
+        for message in chat.messages
+    ]
+    return (messages, chat.tools, chat.rejected and chat.rejected.text)
+
+
+def nested(name: str, key: str) -> UserError:
+    """The error for a file whose rows are an array inside an object."""
+    said = f"'{name}' is one object, whose rows are under {shown(key, 60)}"
+    return UserError(f"{said}: write a file that is that array alone, or has one row per line")
 
 
 def is_own(row: Any) -> bool:

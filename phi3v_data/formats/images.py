@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -10,9 +11,15 @@ from phi3v_data.converters.helpers.cell_images import cell_image, is_base64
 from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.formats.chat import ImageRef
+from phi3v_data.messages import shown
 
 _URL = ("http://", "https://")
 _FILE_URL = "file://"
+
+OUTSIDE_HINT = (
+    "as SRC, give the folder that has data and images, with --data FILE; --images_root will do for absolute paths"
+)
+"""How images are reached that are not below the folder of the data file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +57,23 @@ class ImagePlaces:
         if is_base64(value):
             return cell_image(value, what, ())
         path = self.relative(value)
-        for wanted in dict.fromkeys((f"{self.folder}/{path}" if self.folder else path, path)):
+        places = (f"{self.folder}/{path}", path) if self.folder and not path.startswith("/") else (path,)
+        inside = dict.fromkeys(
+            straightened(place) for place in places if not self.root or not leads_out(self.root, place)
+        )
+        if not inside:
+            said = f"{what}: {shown(value, 160)} leads out of {shown(self.root, 80)}"
+            raise Reject("image-path-unsafe", f"{said}, the folder of images; {OUTSIDE_HINT}")
+        missing: Reject | None = None
+        for wanted in inside:
             try:
                 return _named(*cell_image(wanted, what, (self.root,), self.files))
             except Reject as reject:
-                if reject.code != "image-missing" or wanted == path:
+                if reject.code != "image-missing":
                     raise
-        raise AssertionError("the last path raises")
+                missing = reject
+        assert missing is not None
+        raise missing
 
     def relative(self, path: str) -> str:
         """A path relative to the root, if it is absolute and below it; others unchanged."""
@@ -66,6 +83,26 @@ class ImagePlaces:
             if path.startswith(f"{root.rstrip('/')}/"):
                 return path[len(root.rstrip("/")) + 1 :]
         return path.removeprefix("./")
+
+
+def leads_out(root: str, path: str) -> bool:
+    """Whether a path leads out of a folder, by its words."""
+    if not path.startswith("/") and ".." not in path:
+        return False
+    roots = _spellings(root)
+    inner = os.path.normpath(os.path.join(roots[0], path))
+    return not any(inner.startswith(f"{each.rstrip('/')}/") for each in roots)
+
+
+@lru_cache(maxsize=16)
+def _spellings(root: str) -> tuple[str, str]:
+    """The absolute path of a folder, and that without links."""
+    return os.path.abspath(root), os.path.realpath(root)
+
+
+def straightened(path: str) -> str:
+    """A path without the `..` that do not lead out of its first folder."""
+    return os.path.normpath(path) if "/../" in path else path
 
 
 def _named(image: DraftImage, notes: tuple[str, ...]) -> tuple[DraftImage, tuple[str, ...]]:

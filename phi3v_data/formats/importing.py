@@ -25,14 +25,14 @@ from phi3v_data.formats.chat import Chat, Fault
 from phi3v_data.formats.data_files import DataFile, find_data_files, set_name
 from phi3v_data.formats.dataset_info import Entry
 from phi3v_data.formats.fields import extras
-from phi3v_data.formats.guess import guess_from
+from phi3v_data.formats.guess import differing, guess_from, nested
 from phi3v_data.formats.images import ImagePlaces
 from phi3v_data.formats.import_options import AUTO, ImportSettings
 from phi3v_data.formats.plain import make_plain_rows
 from phi3v_data.formats.plain_fields import PlainReader
 from phi3v_data.formats.registry import all_formats, get_format
 from phi3v_data.formats.row_block import read_row
-from phi3v_data.formats.rows import RowPlace, RowReader, open_rows, read_rows
+from phi3v_data.formats.rows import RowPlace, RowReader, open_rows, read_rows, with_neighbours
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.swift import Swift
 from phi3v_data.formats.texts import own_marker
@@ -128,7 +128,11 @@ class ImportRows(Converter[ImportSettings]):
         titles = dict.fromkeys(make_format(name, options.format_file, "").title for _, name in found)
         notes = []
         if options.format == AUTO:
-            notes = [f"read as {title}; give the format instead of auto if it is another one" for title in titles]
+            guessed = {name: get_format(name).title for _, name in found}
+            notes = [
+                f"read as format {name} ({title}); give another one instead of auto if that is wrong"
+                for name, title in guessed.items()
+            ]
         for file, name in found:
             entry = file.entry.model_dump_json(exclude_defaults=True) if file.entry else ""
             columns = unread_columns(_first_values(source, file), make_format(name, options.format_file, entry))
@@ -275,16 +279,24 @@ def _formats(source: Source, options: ImportSettings) -> tuple[tuple[DataFile, s
 
 
 def guess_format(source: Source, file: DataFile) -> str:
-    """The format that most of the first rows have.
+    """The format that most of the first rows have; of several, any if they read these rows alike.
 
     Raises:
-        UserError: they have none.
+        UserError: they have none, or may have several that read them differently.
     """
     guess = guess_from(_first_values(source, file))
-    if guess.name or guess.others:
-        return guess.name or guess.others[0]
+    if guess.name:
+        return guess.name
+    if guess.others:
+        if differing(guess.others, _first_values(source, file)):
+            names = " or ".join(guess.others)
+            said = f"{shown(file.name)} may be {names}, which read it differently"
+            raise UserError(f"{said}: give the format instead of auto")
+        return guess.others[0]
     if not guess.num_rows:
         raise UserError(f"{shown(file.name)} has no rows")
+    if guess.within:
+        raise nested(file.name, guess.within)
     if guess.own_rows:
         raise UserError(f"{shown(file.name)} has rows of a conversations directory already, which need no import")
     said = f"has rows of no known format in its first {guess.num_rows}"
@@ -323,8 +335,9 @@ def _items(
     name = PurePosixPath(file.file.path).name
     is_array = (opened := open_rows(file.file.file)).layout == "array"
     index = 0
-    for row in opened.rows():
-        where = f"{name}, line {row.line}"
+    for row, is_alone in with_neighbours(opened.rows()):
+        element = f"[{index}]" if is_array and not is_alone else ""
+        where = f"{name}{element}, line {row.line}"
         if row.place is None:
             if fault := first_fault(row.faults):
                 key = f"{file.file.path}: text in line {row.line}"

@@ -360,9 +360,10 @@ class ArrayReader:
         yield from self._rows_of(text, np.array([start]), np.array([end]), done, is_plain=False)
         if row is not None:
             self._resume(text, done)
-        else:
+            return
+        self._has_ended = True
+        if is_json(text[start:end]):  # else the row is named, which was cut off or swallowed the bracket
             self._faults.append((self._line, _NOT_CLOSED))
-            self._has_ended = True
 
 
 _TOO_LONG = JsonFault(

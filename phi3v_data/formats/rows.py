@@ -8,9 +8,10 @@
 Memory is bounded by the longest row and a few megabytes; a row over 64 MB is not read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
@@ -124,6 +125,16 @@ class RowFile:
 def read_rows(path: str | Path) -> Iterator[FileRow]:
     """Yield the rows of a file. Raises as `open_rows` and `RowFile.rows`."""
     return open_rows(path).rows()
+
+
+def with_neighbours(rows: Iterable[FileRow]) -> Iterator[tuple[FileRow, bool]]:
+    """Yield each row, and whether it is the only one on its line."""
+    line = -1
+    for row, following in pairwise(chain(rows, (None,))):
+        assert row is not None
+        lines = (line, following.line if following is not None and following.place is not None else -1)
+        yield row, row.place is None or row.line not in lines
+        line = -1 if row.place is None else row.line
 
 
 def open_rows(path: str | Path) -> RowFile:

@@ -1,13 +1,14 @@
 """The format in which a file is read: as given, by `dataset_info.json` beside it, or guessed from its rows."""
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from phi3v_data.encodings import read_text
 from phi3v_data.errors import UserError
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.dataset_info import FILE, Entry, read_dataset_info
-from phi3v_data.formats.guess import guess_from
+from phi3v_data.formats.guess import GUESSED_FROM, guess_from, nested
 from phi3v_data.formats.registry import all_formats, get_format
 from phi3v_data.formats.rows import RowFile
 from phi3v_data.formats.sharegpt import ShareGPT
@@ -38,9 +39,14 @@ def choose_format(rows: RowFile, name: str | None) -> ChosenFormat:
         return ChosenFormat(ShareGPT(entry=entry), f"entry {shown(key)} of {FILE}" if name is None else "", key)
     if name is not None:
         return ChosenFormat(get_format(name)())
-    guess = guess_from(row.value for row in rows.rows() if row.value is not None)
+    read = [row for row in islice(rows.rows(), GUESSED_FROM) if row.place is not None or row.faults]
+    guess = guess_from(row.value for row in read if row.value is not None)
     if guess.name:
         return ChosenFormat(get_format(guess.name)(), f"as {guess.rows} of the first {guess.num_rows} rows")
+    if not read:
+        raise UserError(f"'{rows.path}' has no rows")
+    if guess.within:
+        raise nested(str(rows.path), guess.within)
     if guess.own_rows:
         raise UserError(f"'{rows.path}' is a file of a conversations directory: validate its folder")
     names = ", ".join(guess.others or all_formats())

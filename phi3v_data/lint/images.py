@@ -21,6 +21,7 @@ from phi3v_data.converters.helpers.cell_images import is_base64
 from phi3v_data.engine.base import FunctionWork, Work
 from phi3v_data.engine.local import LocalEngine
 from phi3v_data.files import unsafe_reason
+from phi3v_data.formats.images import leads_out
 from phi3v_data.lint.seen import SeenHashes
 from phi3v_data.media import integrity
 from phi3v_data.media.formats import HEAD_BYTES, UnreadableImageError, identify
@@ -38,11 +39,15 @@ BATCH = 128
 URL = "url"
 """In place of a code: the image is a URL, and is not fetched."""
 
+OUTSIDE = "outside"
+"""In place of a code: the path leads out of the folder of images; message is the path."""
+
 SIZE = "size"
 """In place of a code: message and hint are the width and height of the image."""
 
 _URL = ("http://", "https://")
 _DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
+_AS_FILE = "save the image as a file, and give its path"
 _MAX_NAMES = 5000
 _MAX_KEPT = 100_000  # images whose messages are kept for their other uses
 
@@ -60,23 +65,33 @@ Judge: TypeAlias = Callable[[Verdict], tuple[str, str]]
 """Message and hint of a verdict, with what the consumer does."""
 
 
-def check_refs(root: str, refs: list[str | bytes], *, pixels: bool, sizes: bool = False) -> list[Verdict]:
-    """Check images as rows refer to them; nothing is reported of good ones but, if wanted, their sizes."""
+def check_refs(
+    root: str, refs: list[str | bytes], *, pixels: bool, sizes: bool = False, opener: str = ""
+) -> list[Verdict]:
+    """Check images as rows refer to them; nothing is reported of good ones but, if wanted, their sizes.
+
+    `opener`: title of a tool that opens nothing but files.
+    """
     found = []
     for position, ref in enumerate(refs):
-        found += [Verdict(position, *words) for words in _check(root, ref, pixels) if sizes or words[0] != SIZE]
+        found += [Verdict(position, *words) for words in _check(root, ref, pixels, opener) if sizes or words[0] != SIZE]
     return found
 
 
-def _check(root: str, ref: str | bytes, pixels: bool) -> Iterator[tuple[str, str, str]]:
+def _check(root: str, ref: str | bytes, pixels: bool, opener: str) -> Iterator[tuple[str, str, str]]:
     if isinstance(ref, bytes):
         yield from _look(ref, "the image", pixels)
         return
     if ref.lower().startswith(_URL):
+        if opener:
+            yield "image-source", f"{opener} opens files only, not the URL {shown(ref, 160)}", _AS_FILE
         yield URL, "", ""
         return
     data_url = _DATA_URL.match(ref[:300])
     if data_url is not None or is_base64(ref):
+        if opener:
+            what = "a data URL" if data_url else "base64 text"
+            yield "image-source", f"{opener} opens files only, not {what}", _AS_FILE
         yield from _check_encoded(ref, data_url, pixels)
         return
     path = unquote(ref[7:]) if ref.lower().startswith("file://") else ref
@@ -88,6 +103,8 @@ def _check(root: str, ref: str | bytes, pixels: bool) -> Iterator[tuple[str, str
     if not os.path.exists(full):
         yield _missing(root, path, name)
     else:
+        if leads_out(root, path):
+            yield OUTSIDE, name, ""
         yield from _look(full, name, pixels)
 
 
@@ -183,15 +200,25 @@ class ImageChecks:
     """Checks the images of a file as its rows are read."""
 
     def __init__(
-        self, findings: Findings, root: str, *, pixels: bool, workers: int, judge: Judge, sizes: bool = False
+        self,
+        findings: Findings,
+        root: str,
+        *,
+        pixels: bool,
+        workers: int,
+        judge: Judge,
+        sizes: bool = False,
+        opener: str = "",
     ) -> None:
         self._findings = findings
-        self._check = partial(check_refs, root, pixels=pixels, sizes=sizes)
+        self._check = partial(check_refs, root, pixels=pixels, sizes=sizes, opener=opener)
         self._workers = workers
         self._seen = SeenHashes()
         self._bad: dict[int, list[Verdict]] = {}
         self.num_images = 0
         self.num_urls = 0
+        self.num_outside = 0
+        self.outside = ""  # the first of these paths, for messages
         self.sizes: dict[int, tuple[int, int]] = {}  # by hash of what a row refers to, if wanted
         self._judge = judge
 
@@ -243,6 +270,10 @@ class ImageChecks:
     def _enter(self, key: int, verdict: Verdict) -> None:
         if verdict.code == URL:
             self.num_urls += 1
+            return
+        if verdict.code == OUTSIDE:
+            self.num_outside += 1
+            self.outside = self.outside or verdict.message
             return
         if verdict.code == SIZE:
             self.sizes[key] = int(verdict.message), int(verdict.hint)

@@ -13,6 +13,7 @@ from msgspec import UNSET
 
 from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.turns import check_turns, merged, to_turns
+from phi3v_data.lint.elements import inside
 from phi3v_data.lint.images import ref_hashes
 from phi3v_data.lint.row_check import CheckedRow
 from phi3v_data.messages import short
@@ -56,16 +57,16 @@ class Lengths:
             required = chosen.tokenizer_required
             self._counter = load_tokenizer(chosen.tokenizer, self._family, findings, required=required)
         report_settings(chosen, findings)
-        self._lines: list[int] = []
+        self._places: list[tuple[int, str | None]] = []  # line and element
         self._ids: list[str] = []
         self._texts: list[int] = []
         self._images: list[tuple[tuple[int, str], ...]] = []  # hash and field of each image
 
-    def add(self, lines: Sequence[int], rows: Iterable[CheckedRow]) -> None:
-        """Add rows that were checked, with their lines."""
+    def add(self, lines: Sequence[int], elements: Sequence[str | None], rows: Iterable[CheckedRow]) -> None:
+        """Add rows that were checked, with their lines, and their elements where others are on their line."""
         known = [
-            (line, row, found)
-            for line, row in zip(lines, rows, strict=True)
+            ((line, element), row, found)
+            for line, element, row in zip(lines, elements, rows, strict=True)
             if (found := [one for view in row.views if (one := _row_of(view.chat)) is not None])
         ]
         if not known:
@@ -79,8 +80,8 @@ class Lengths:
             num_images = sum_turns(batch.num_images, batch.num_turns, np.cumsum(batch.num_turns) - batch.num_turns)
             texts = estimated(units, batch.num_turns, num_images, self._family)
         at = 0
-        for line, row, found in known:
-            self._lines.append(line)
+        for place, row, found in known:
+            self._places.append(place)
             self._ids.append(row.id)
             self._texts.append(int(texts[at : at + len(found)].sum()))
             at += len(found)
@@ -103,16 +104,16 @@ class Lengths:
                     self._findings.add(
                         "image-aspect",
                         short(f"the image: {alone.why[size]}"),
-                        **self.place(number),
-                        field=where,
+                        **{**self.place(number), "field": inside(self._places[number][1], where)},
                         hint="crop it, or add a margin on its short side",
                     )
         exact = self._counter is not None
         report_lengths(self, lengths, self._findings, self._family, max_tokens=self._max_tokens, exact=exact)
 
     def place(self, row: int) -> dict[str, Any]:
-        """File, line and id of a row, as arguments of `Findings.add`."""
-        return {"file": self._file, "line": self._lines[row], "id": self._ids[row] or None}
+        """File, line, id and element of a row, as arguments of `Findings.add`."""
+        line, element = self._places[row]
+        return {"file": self._file, "line": line, "id": self._ids[row] or None, "field": element}
 
 
 class _Counts(dict[Size, int]):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from phi3v_data.lint.elements import element_field
 from phi3v_data.schema import Severity
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts, sample_spans
@@ -79,18 +80,26 @@ class Repeats:
         hashes[rows] = _whole_hashes(texts, len(rows))
         return hashes
 
+    def place(self, row: int) -> tuple[int, str | None]:
+        """The line of a row, and its element if others are on that line."""
+        line = self._lines[row]
+        beside = self._lines[max(row - 1, 0) : row] + self._lines[row + 1 : row + 2]
+        return line, element_field(row) if line in beside else None
+
     def _report(self, kind: "_Kind", hashes: Ints, file: str, findings: Findings) -> None:
         for rows in equal_groups(hashes):
             if hashes[rows[0]] == NONE:
                 continue
-            message = f"{kind.words} line {self._lines[rows[0]]}"
+            line, element = self.place(int(rows[0]))
+            message = f"{kind.words} {f'element {element}' if element else f'line {line}'}"
             for row in findings.up_to_limit(kind.code, rows[1:].tolist(), severity=kind.severity):
+                line, element = self.place(row)
                 findings.add(
                     kind.code,
                     message,
                     file=file,
-                    line=self._lines[row],
-                    field=kind.field,
+                    line=line,
+                    field=element_field(row, kind.field) if element else kind.field,
                     hint=kind.hint,
                     severity=kind.severity,
                 )

@@ -59,26 +59,29 @@ class RowCheck:
         self.own_is_error = own_is_error
         self.over_rows: OverRows = consumer.over_rows()
 
-    def check(self, value: Any, line: int, text_faults: Iterable[JsonFault] = (), *, count: int = 1) -> CheckedRow:
-        """All faults of a row. `value` is None if it has none; with a `count` of 0 it is not counted with others."""
+    def check(self, value: Any, number: int, text_faults: Iterable[JsonFault] = (), *, count: int = 1) -> CheckedRow:
+        """All faults of a row, by its number in the file from 0 on.
+
+        `value` is None if it has none; with a `count` of 0 it is not counted with others.
+        """
         result = CheckedRow(faults=[_as_fault(fault) for fault in text_faults])
         if value is None and result.faults:
             return result
         if isinstance(value, list) and value and self.format.name == "qwen":
-            self._check_packed(value, line, count, result)
+            self._check_packed(value, number, count, result)
         elif not isinstance(value, Mapping):
             hint = "Qwen's trainer reads arrays of rows: --format qwen" if isinstance(value, list) else ""
             result.faults.append(Fault("json-not-object", "", f"a row must be an object, not {shown(value)}", hint))
         else:
-            self._check_object(value, line, count, result)
+            self._check_object(value, number, count, result)
         return result
 
-    def _check_packed(self, rows: list[Any], line: int, count: int, result: CheckedRow) -> None:
+    def _check_packed(self, rows: list[Any], place: int, count: int, result: CheckedRow) -> None:
         """Several rows in one line, which are trained as one sequence."""
         for number, row in enumerate(rows):
             inner = CheckedRow()
             if isinstance(row, Mapping):
-                self._check_object(row, line, count, inner)
+                self._check_object(row, place, count, inner)
             else:
                 inner.faults.append(Fault("json-not-object", "", f"a row must be an object, not {shown(row)}"))
             for fault in inner.faults:
@@ -88,7 +91,7 @@ class RowCheck:
             result.num_turns += inner.num_turns
             result.packed += inner.views
 
-    def _check_object(self, row: Mapping[str, Any], line: int, count: int, result: CheckedRow) -> None:
+    def _check_object(self, row: Mapping[str, Any], number: int, count: int, result: CheckedRow) -> None:
         row_id = row.get("id")
         if isinstance(row_id, str | int) and not isinstance(row_id, bool):
             result.id = str(row_id)
@@ -106,13 +109,10 @@ class RowCheck:
                 faults = [fault for fault in faults if fault.code != "image-count"]
             faults += self._of_texts(chat, _placeholders(row))
             if view is not None and is_read and count:
-                self.over_rows.row(view, line, count)
+                self.over_rows.row(view, number, count)
         own = list(self.consumer.check(view)) if view is not None else []
         judged = [fault for fault in (self.consumer.judge(fault, view) for fault in faults) if fault is not None]
-        if any(fault.code in ("image-moved", "image-ignored") for fault in own):  # of a tag, too
-            judged = [fault for fault in judged if fault.code != "control-token" or IMAGE not in fault.message]
-        said = {(fault.code, fault.field) for fault in judged}
-        result.faults += [*judged, *(fault for fault in own if (fault.code, fault.field) not in said)]
+        result.faults += _once(judged, own)
 
     def _of_turns(self, chat: Chat) -> Iterator[Fault]:
         """Order of messages, empty texts, answers that are not trained."""
@@ -153,6 +153,24 @@ class RowCheck:
                     "error" if own else "warning",
                 )
         yield from check_characters(chat)
+
+
+def _once(judged: list[Fault], own: list[Fault]) -> list[Fault]:
+    """The faults that any reader finds and those of the consumer, each cause once."""
+    if any(fault.code in ("image-moved", "image-ignored") for fault in own):  # of a tag, too
+        judged = [fault for fault in judged if fault.code != "control-token" or IMAGE not in fault.message]
+    systems = {_message(fault.field) for fault in own if fault.code == "system-message"}  # wherever it is
+    judged = [fault for fault in judged if fault.code != "system-message-place" or _message(fault.field) not in systems]
+    said = {(fault.code, fault.field) for fault in judged}
+    if any(fault.code == "image-count" for fault in judged):  # it is not known which image belongs where
+        said |= {("image-moved", fault.field) for fault in own}
+    said |= {("image-moved", fault.field) for fault in judged if fault.code == "image-in-answer"}
+    return [*judged, *(fault for fault in own if (fault.code, fault.field) not in said)]
+
+
+def _message(field: str) -> str:
+    """The path of the message that a field is in."""
+    return field.rpartition(".")[0]
 
 
 def _placeholders(row: Mapping[str, Any]) -> frozenset[str]:

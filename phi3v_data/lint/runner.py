@@ -9,17 +9,19 @@ from phi3v_data.formats.chat import Fault
 from phi3v_data.formats.consumers.base import Consumer
 from phi3v_data.formats.consumers.registry import all_consumers, get_consumer
 from phi3v_data.formats.dataset_info import FILE
+from phi3v_data.formats.images import OUTSIDE_HINT
 from phi3v_data.formats.placeholders import IMAGE
 from phi3v_data.formats.registry import get_format
 from phi3v_data.formats.rows import open_rows
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.lint.choose import ChosenFormat, choose_format
+from phi3v_data.lint.elements import inside
 from phi3v_data.lint.images import ImageChecks, Verdict
 from phi3v_data.lint.lengths import Lengths, LengthSettings
 from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.lint.scan import FileScan, images_folder
 from phi3v_data.lint.templates import Templates
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, shown
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.tokens.choose import choose_model
 from phi3v_data.tokens.family import TokenFamily
@@ -99,6 +101,7 @@ def lint_file(
         pixels=level == "full",
         workers=workers if size > _MANY_IMAGES else 1,
         judge=_judge(tool),
+        opener=tool.title if tool.files_only else "",
         sizes=counted_tokens is not None,
     )
     bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each again
@@ -109,13 +112,23 @@ def lint_file(
     scan.repeats.report(path.name, findings)
     if counted_tokens is not None:
         counted_tokens.report(images.sizes)
-    for line, fault in check.over_rows.end(scan.num_rows):
-        add_fault(findings, fault, path.name, fault.field, line=line)
+    for number, fault in check.over_rows.end(scan.num_rows):
+        line, element = (None, None) if number is None else scan.repeats.place(number)
+        add_fault(findings, fault, path.name, inside(element, fault.field), line=line)
     if images.num_urls:
         findings.add(
             "check-skipped",
             f"{counted(images.num_urls, 'image')} given by a URL: nothing is fetched, so that they are not checked",
             file=path.name,
+            severity="info",
+        )
+    if images.num_outside:
+        findings.add(
+            "image-path-unsafe",
+            f"{counted(images.num_outside, 'image')} outside of {shown(str(root), 80)}, such as {images.outside}: "
+            "`import` refuses such paths",
+            file=path.name,
+            hint=OUTSIDE_HINT,
             severity="info",
         )
     stats: dict[str, Any] = {

@@ -14,6 +14,7 @@ from phi3v_data.formats.row_block import RowBlock, read_row
 from phi3v_data.formats.rows import RowFile, RowReader
 from phi3v_data.json_text import JsonFault
 from phi3v_data.lint.block_text import BlockText, Template, TemplateRows
+from phi3v_data.lint.elements import Elements
 from phi3v_data.lint.images import Uses, ref_hashes
 from phi3v_data.lint.lengths import Lengths
 from phi3v_data.lint.repeats import NONE, Repeats
@@ -43,6 +44,7 @@ class FileScan:
         self.num_rows = 0
         self.num_turns = 0
         self._more: dict[int, _More] = {}  # by the id of a template
+        self._last_line = -1
 
     def blocks(self, observe: Callable[[int], None]) -> Iterator[Uses]:
         """Yield the images of block after block; `observe` is told how many bytes have been read."""
@@ -56,7 +58,7 @@ class FileScan:
                 yield self._check_block(block)
             observe(block.offset + block.size)
         for more in self._more.values():
-            self.check.over_rows.row(more.view, more.line, more.count)
+            self.check.over_rows.row(more.view, more.number, more.count)
 
     def _check_block(self, block: RowBlock) -> Uses:
         """Rows by template, then the others one by one."""
@@ -64,13 +66,16 @@ class FileScan:
         text, groups, left = sort(block)
         numbers: Sequence[int] = left.tolist()
         lines = block.lines
+        first = self.num_rows
+        elements = Elements(lines, first, self._last_line)
+        self._last_line = int(lines[-1])
         checked = []
         for number, (value, faults) in zip(numbers, self._values(block, numbers), strict=True):
-            checked.append(self.check.check(value[0] if value else None, int(lines[number]), faults))
+            checked.append(self.check.check(value[0] if value else None, first + number, faults))
         starts = block.starts.copy()
         starts[left] += np.array([content_start(block.text(number)) for number in numbers], np.int64)
         ids = np.full(len(block), NONE)
-        uses = _BlockUses(self.file, lines, text)
+        uses = _BlockUses(self.file, lines, elements, text)
         for group in groups:
             template = group.template
             if template.id is not None:
@@ -79,7 +84,7 @@ class FileScan:
                     starts[group.rows] = group.closes[template.id] + (template.number is None)
             uses.add_group(group)
             self.num_turns += template.num_turns * len(group.rows)
-            self._count(template, int(lines[group.rows[0]]), len(group.rows))
+            self._count(template, first + int(group.rows[0]), len(group.rows))
         contents = self.repeats.content_hashes(text.padded, starts, block.ends - starts)
         for number, row in zip(numbers, checked, strict=True):
             if row.view is None:
@@ -88,12 +93,12 @@ class FileScan:
         self.repeats.add(lines, ids, contents, block.offset + starts, block.ends - starts)
         return uses.made()
 
-    def _count(self, template: Template, line: int, count: int) -> None:
+    def _count(self, template: Template, number: int, count: int) -> None:
         """Count rows for the checks over rows: those of a template at once, but for its first block."""
         more = self._more.get(id(template))
         if more is None:
-            self._more[id(template)] = _More(template.view, line)
-            self.check.over_rows.row(template.view, line, count)
+            self._more[id(template)] = _More(template.view, number)
+            self.check.over_rows.row(template.view, number, count)
         else:
             more.count += count
 
@@ -109,7 +114,7 @@ class FileScan:
         lines: list[int] = []
         contents: list[int] = []
         for row in self.rows.rows():
-            checked.append(self.check.check(row.value, row.line, row.faults))
+            checked.append(self.check.check(row.value, row.line - 1, row.faults))
             lines.append(row.line)
             contents.append(_content(row.value))
             if len(lines) == _TABLE_ROWS:
@@ -120,7 +125,7 @@ class FileScan:
 
     def _enter_table(self, checked: list[CheckedRow], lines: list[int], contents: list[int]) -> Uses:
         places, ids, nowhere = np.array(lines), np.full(len(lines), NONE), np.zeros(len(lines), np.int64)
-        uses = _BlockUses(self.file, places, None)
+        uses = _BlockUses(self.file, places, Elements(places, self.num_rows, -1), None)
         self._enter(checked, np.arange(len(lines)), places, ids, uses)
         self.repeats.add(places, ids, np.array(contents, np.uint64).view(np.int64), nowhere, nowhere)
         return uses.made()
@@ -135,14 +140,15 @@ class FileScan:
                     file=self.file,
                     line=int(lines[number]),
                     id=row.id or None,
-                    field=fault.field or None,
+                    field=uses.elements.field(number, fault.field),
                     hint=fault.hint,
                     severity=fault.severity,
                 )
             self.num_turns += row.num_turns
             uses.add_row(number, row)
         if self.lengths is not None:
-            self.lengths.add(lines[numbers].tolist(), checked)
+            fields = [uses.elements.field(number, None) for number in numbers.tolist()]
+            self.lengths.add(lines[numbers].tolist(), fields, checked)
         self.num_rows += len(lines)
         known = [number for number, row in zip(numbers.tolist(), checked, strict=True) if row.id]
         ids[known] = hash_texts([row.id for row in checked if row.id])
@@ -153,10 +159,10 @@ class FileScan:
 
 @dataclass(slots=True)
 class _More:
-    """Rows of a template behind the block that it was first seen in; `line` is that of its first row."""
+    """Rows of a template behind the block that it was first seen in; `number` is that of its first row."""
 
     view: RowView
-    line: int
+    number: int
     count: int = 0
 
 
@@ -166,6 +172,7 @@ class _BlockUses:
 
     file: str
     lines: Ints
+    elements: Elements
     text: BlockText | None
     groups: list[TemplateRows] = field(default_factory=list)
     hashes: list[Ints] = field(default_factory=list)
@@ -205,7 +212,8 @@ class _BlockUses:
         else:
             number, name = int(group.rows[use]), group.template.image_fields[image]
             row_id = self.text.id_of(group, use)
-        return {"file": self.file, "line": int(self.lines[number]), "id": row_id or None, "field": name or None}
+        field = self.elements.field(number, name)
+        return {"file": self.file, "line": int(self.lines[number]), "id": row_id or None, "field": field}
 
     def _find(self, use: int) -> tuple[TemplateRows | None, int, int]:
         """The group of a use, its column there and its image; without a group, its place in `refs`."""

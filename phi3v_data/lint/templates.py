@@ -18,6 +18,7 @@ import numpy.typing as npt
 from phi3v_data.formats.consumers.base import RowView
 from phi3v_data.formats.placeholders import IMAGE
 from phi3v_data.formats.row_block import RowBlock, read_row
+from phi3v_data.jsonl import BOM
 from phi3v_data.lint.block_text import MAX_DIGITS, BlockText, Template, TemplateRows, without_blank
 from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.validate.control import ControlTokens
@@ -114,7 +115,7 @@ class Templates:
         value, faults = read_row(data, block.name)
         if value is None or faults or not isinstance(value[0], dict):
             return None
-        checked = self._check.check(value[0], int(block.lines[index]), count=0)
+        checked = self._check.check(value[0], index, count=0)
         view = checked.view
         if checked.faults or view is None or view.chat.rejected is not None:
             return None
@@ -230,6 +231,7 @@ def _of_block(path: tuple[str | int, ...]) -> str:
 
 
 def content_start(data: bytes) -> int:
-    """Where the content of a row begins: behind its id, if that comes first."""
-    found = _FIRST_ID.match(data)
-    return found.end() if found else 0
+    """Where the content of a row begins: behind a byte order mark, and behind its id if that comes first."""
+    start = len(BOM) if data.startswith(BOM) else 0
+    found = _FIRST_ID.match(data, start)
+    return found.end() if found else start

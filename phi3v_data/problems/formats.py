@@ -126,8 +126,9 @@ FORMATS = (
         "formats",
         "error",
         "the tool puts an image at another place",
-        "TRL puts all images of a row before the first user message if contents are texts; axolotl puts the image of a "
-        "column after the first user text; LLaVA's own trainer puts a single image first.",
+        "TRL puts all images of a row before the first user message that is a text; axolotl puts the image of a column "
+        "after the first user text; LLaVA's own trainer puts a single image first. Where a row has a single user "
+        "message and no tag, that is the only place, and nothing is reported.",
         "The model is trained on a text that speaks of an image that is elsewhere.",
         _file(
             {"messages": [_ask("Hello."), _ANSWER, _ask(), _ANSWER], "images": ["a.png"]},
@@ -151,9 +152,10 @@ FORMATS = (
         "image-source",
         "formats",
         "error",
-        "the service does not take an image from there",
-        "OpenAI and Azure take https and data URLs, Together and Fireworks only data URLs with base64.",
-        "The service refuses the file.",
+        "the tool does not take an image from there",
+        "OpenAI and Azure take https and data URLs, Together and Fireworks only data URLs with base64; LLaVA, Qwen's "
+        "trainer and LLaMA-Factory open files only.",
+        "The service refuses the file; LLaVA and LLaMA-Factory stop, and Qwen's trainer trains the next row instead.",
         _file(
             {
                 "messages": [

@@ -43,6 +43,7 @@ IMAGES = (
         "The directory works on one machine only, and a directory from someone else could read any of your files.",
         Example({"train.jsonl": Text(row("a", "../secret.png")), "secret.png": ImageFile(64, 48)}),
         "Copy the file into DIR/images and write its path with `/`, relative to images/.",
+        severity_note="a note for a file of another tool whose paths lead out of its folder: `import` refuses them",
     ),
     Problem(
         "image-name-mismatch",

@@ -103,7 +103,8 @@ def _print_splits(report: Report, console: "Console") -> None:
     for split, rows in report.summary.splits.items():
         table.add_row(split, f"{rows:,}")
     console.print(table)
-    console.print(f"{counted(report.summary.turns, 'turn')}, {counted(report.summary.images, 'image')}", style="dim")
+    images = counted(report.summary.images, "different image")  # a row's use of one is not another
+    console.print(f"{counted(report.summary.turns, 'turn')}, {images}", style="dim")
 
 
 def _print_counts(report: Report, severities: dict[str, Severity], console: "Console") -> None:

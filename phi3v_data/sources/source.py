@@ -33,7 +33,7 @@ Kind: TypeAlias = Literal["folder", "archive", "file", "parquet", "save_to_disk"
 
 _DOCUMENT = re.compile(
     r"(readme|licen[cs]e|copying|citation|notice|changelog|sha(1|256)sums?|md5sums?)\b.*|.*\.(md|rst|pdf|bib)"
-    r"|dataset_infos\.json|thumbs\.db|desktop\.ini",
+    r"|dataset_infos\.json|phi3v\.json|thumbs\.db|desktop\.ini",
     re.IGNORECASE,
 )
 """Files that accompany a dataset without being part of its data."""

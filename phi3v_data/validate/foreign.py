@@ -37,14 +37,16 @@ def refuse_foreign(directory: Path) -> None:
     if not files and (inner := _image_folder(directory, names)):
         raise UserError(
             f"'{directory}' is an image folder of `datasets`: {shown(inner)} names its images; `phi3v-data import "
-            f"imagefolder {directory}` converts it"
+            f"imagefolder {directory} --out_dir OUT` converts it"
         )
     if foreign:
         name, format_name = foreign[0]
         said = f"in the format {format_name}" if format_name else "of another tool"
+        source = directory if len(files) > 1 else directory / name
+        command = f"phi3v-data import {format_name or 'auto'} {source} --out_dir OUT"
         raise UserError(
-            f"'{directory}' is not a conversations directory: {shown(name)} has rows {said}; `phi3v-data validate "
-            f"{directory / name}` checks the file, `phi3v-data import {format_name or 'auto'}` converts it"
+            f"'{directory.name or directory}' is not a conversations directory: {shown(name)} has rows {said}; "
+            f"`{command}` converts it, `phi3v-data validate FILE` checks it"
         )
 
 

@@ -125,11 +125,14 @@ def merge(
         assert first_reject is not None
         item = first_reject.item
         where = "" if first_reject.message.lstrip("'").startswith(item) else f"{item}: "
-        raise NothingMadeError(
+        error = NothingMadeError(
             f"none of {counted(sum(reasons.values()), 'planned sample')} could be converted "
             f"({', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))}); "
             f"the first, {where}{first_reject.message}"
         )
+        for note in info.notes:
+            error.add_note(note)
+        raise error
     if not reasons:
         (journal.stage / REJECTS).unlink()
     manifest = Manifest(

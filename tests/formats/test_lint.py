@@ -8,11 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from broken_files import CASES, PNG, Broken, write_images
+from broken_files import BAD, CASES, PNG, Broken, write_images
 from in_process import Cli, make_cli
 from more_broken_files import MORE
 
 from phi3v_data.lint import images, lint_file, runner
+
+
+def inside(element: str, field: str | None) -> str:
+    """A field of an element of an array, as a finding names it."""
+    between = "" if not field or field.startswith("[") else "."
+    return f"{element}{between}{field or ''}"
+
 
 CHATS = Path(__file__).parents[1] / "data" / "chat_formats"
 
@@ -24,7 +31,8 @@ def test_a_broken_row_is_named_with_its_line_and_field_and_no_other(case: Broken
     path, line = case.write(tmp_path, layout)
     report = lint_file(path, format=case.format, consumer=case.consumer)
     found = {(item.code, item.line, item.field) for item in report.problems if item.line is not None}
-    assert (case.code, line, case.field) in found
+    field = inside(f"[{BAD}]", case.field) if layout == "minified" else case.field  # else the line tells the row
+    assert (case.code, line, field) in found
     assert {item.line for item in report.problems if item.line is not None} == {line}
     assert len(found) == 1, found
 
@@ -146,7 +154,7 @@ def test_a_folder_with_a_file_of_another_tool_is_told_so_in_one_sentence(lint: C
     code, out, error = lint(tmp_path / "set")
     assert (code, out) == (2, "")
     assert "'data.json' has rows in the format llava" in error
-    assert "phi3v-data import llava" in error
+    assert f"`phi3v-data import llava {tmp_path / 'set' / 'data.json'} --out_dir OUT` converts it" in error
 
 
 def test_images_are_looked_for_in_the_folder_given_and_each_use_is_named(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_elements_without_keys_behind_a_broken_one_are_counted(broken: str, chun
         ('[{"id":1}],\n{"id":2}]', [1]),
         ('[{"id":1},{"id":2}]\nmore', [2]),
         ('[{"id":1},{"id":2}\n', [2]),
-        ('[{"id":1},{"id":2},\n{"id":', [2, 2]),
+        ('[{"id":1},{"id":2},\n{"id":', [2]),
         ("[]", []),
         ("[\n{}\n]\n\n", []),
     ],

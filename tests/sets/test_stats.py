@@ -91,7 +91,7 @@ def test_a_count_of_one_has_no_plural_and_a_missing_row_is_an_error(
     cli = make_cli(capsys, monkeypatch)
     one = write_set(tmp_path / "one", {"x_val.jsonl": [row("a", "a.png")]}, {"a.png": png(1)})
     assert cli("stats", one, "--level", "quick")[1].startswith(f"{one}: 1 sample, 1 turn, 1 image\n")
-    assert "\n1 turn, 1 image\n" in cli("validate", one, "--level", "quick")[1]
+    assert "\n1 turn, 1 different image\n" in cli("validate", one, "--level", "quick")[1]
     assert cli("merge", one, tmp_path / "out")[1] == f"{tmp_path}/out: 1 sample (val 1), 1 image\n"
     code, _, err = cli("preview", one, "--row", 5)
     assert (code, err) == (2, f"error: {one}: no row 5 in split 'val', which has 1 row\n")

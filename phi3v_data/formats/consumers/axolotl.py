@@ -37,7 +37,9 @@ class Axolotl(Consumer):
                     f"axolotl uses the first of the {len(column)} images of the column, with one warning",
                     "give each image its own block with 'path'",
                 )
-            if not any(_is_bare(block) for _, message in view.messages for _, block in blocks_of(message)):
+            users = [message for message in view.chat.messages if message.role == "user"]
+            bare = any(_is_bare(block) for _, message in view.messages for _, block in blocks_of(message))
+            if not bare and len(users) > 1:  # of one message, it is the only place; tags are named below
                 yield Fault(
                     "image-moved",
                     key,

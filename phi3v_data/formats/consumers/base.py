@@ -65,11 +65,14 @@ class RowView:
 class OverRows:
     """State of the checks that look at several rows of a file; a consumer returns a fresh one per file."""
 
-    def row(self, view: RowView, line: int, count: int = 1) -> None:
-        """Look at a row; `count` rows from here on are like it in the types of their fields."""
+    def row(self, view: RowView, place: int, count: int = 1) -> None:
+        """Look at a row; `count` rows from here on are like it in the types of their fields.
+
+        `place` is its line or its number: it rises from row to row, but rows do not come in order.
+        """
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
-        """Faults of the file with their lines, None for the whole file."""
+        """Faults of the file with the places of their rows, None for the whole file."""
         yield from ()
 
 
@@ -84,6 +87,7 @@ class Consumer:
     # Of rows alike but for the strings that are not empty, `check` sees one, and all those that the next two name:
     suspect: ClassVar[re.Pattern[bytes] | None] = None  # JSON text of rows that `check` has to look at
     checks_images: ClassVar[bool] = False  # `check` looks at what an image is given as: rows with images
+    files_only: ClassVar[bool] = False  # it opens images as files: neither URLs nor data URLs
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         """A fault that any reader would find, with what this tool does; None if it does not mind."""

@@ -19,6 +19,7 @@ class LlamaFactory(Consumer):
     name = "llama-factory"
     title = "LLaMA-Factory"
     formats = ("sharegpt",)
+    files_only = True
     effects: ClassVar = {
         "turn-order": Effect(DROPPED),
         "last-turn-open": Effect(DROPPED),
@@ -82,13 +83,13 @@ class UniformTypes(OverRows):
         self._words = words
         self._columns: dict[str, dict[str, _Seen]] = {}
 
-    def row(self, view: RowView, line: int, count: int = 1) -> None:
+    def row(self, view: RowView, place: int, count: int = 1) -> None:
         for field, column, value in _fields(view):
             if kind := _kind(value):
-                seen = self._columns.setdefault(column, {}).setdefault(kind, _Seen(line, field))
+                seen = self._columns.setdefault(column, {}).setdefault(kind, _Seen(place, field))
                 seen.count += count
-                if line < seen.line:
-                    seen.line, seen.field = line, field
+                if place < seen.place:
+                    seen.place, seen.field = place, field
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
         for column, kinds in self._columns.items():
@@ -96,14 +97,14 @@ class UniformTypes(OverRows):
             for kind, seen in kinds.items():
                 if kind != usual:
                     message = f"{shown(column)} is {kind} here and {usual} elsewhere: {self._words}"
-                    yield seen.line, Fault("mixed-types", seen.field, message, "use one type in all rows")
+                    yield seen.place, Fault("mixed-types", seen.field, message, "use one type in all rows")
 
 
 @dataclass(slots=True)
 class _Seen:
     """First place of a type in a column, and how often it is there."""
 
-    line: int
+    place: int
     field: str
     count: int = 0
 

@@ -16,6 +16,7 @@ class LLaVA(Consumer):
     name = "llava"
     title = "LLaVA"
     formats = ("llava",)
+    files_only = True
     effects: ClassVar = {
         "turn-order": Effect("drops a first message that is not the user's without a word, and stops at any other"),
         "role-unknown": Effect("stops with a KeyError"),

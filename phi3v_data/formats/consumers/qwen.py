@@ -19,6 +19,7 @@ class Qwen(Consumer):
     name = "qwen"
     title = "Qwen's trainer"
     formats = ("qwen", "llava")
+    files_only = True
     effects: ClassVar = {
         "image-count": Effect(REPLACED),
         "image-missing": Effect(REPLACED),

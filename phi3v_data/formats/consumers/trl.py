@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from phi3v_data.formats.chat import Fault
 from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, blocks_of, content_key, text_of
+from phi3v_data.formats.placeholders import IMAGE
 
 
 class TRL(Consumer):
@@ -22,25 +23,14 @@ class TRL(Consumer):
     }
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
-        if fault.code == "image-count" and view is not None:
-            if _has_string_contents(view):
-                return None  # `check` says more
-            if _keyed_blocks(view):
-                return None
+        if fault.code == "image-count" and view is not None and _keyed_blocks(view):
+            return None  # `check` says more
         return super().judge(fault, view)
 
     def check(self, view: RowView) -> Iterator[Fault]:
         row = view.row
-        if view.has_images and _has_string_contents(view):
-            where, message = next((found for found in view.messages if text_of(found[1])), ("messages", {}))
-            tagged = any("<image>" in text_of(found) for _, found in view.messages)
-            literal = "; <image> in a text stays a literal text, at which some models stop" if tagged else ""
-            yield Fault(
-                "image-moved",
-                f"{where}.{content_key(message)}" if message else where,
-                f"with contents that are texts, TRL puts all images before the first user message{literal}",
-                "write blocks: {'type': 'image'} where each image belongs",
-            )
+        if view.has_images:
+            yield from _moved(view)
         for field in _keyed_blocks(view):
             yield Fault(
                 "image-ignored",
@@ -62,25 +52,38 @@ class _FirstRow(OverRows):
     """TRL decides by the first row whether a set has images."""
 
     def __init__(self) -> None:
-        self._first: tuple[int, bool] | None = None  # line of the first row, and whether it has the column
+        self._first: tuple[int, bool] | None = None  # place of the first row, and whether it has the column
         self._found: tuple[int, str] | None = None  # the first row with images
 
-    def row(self, view: RowView, line: int, count: int = 1) -> None:
-        if self._first is None or line < self._first[0]:
-            self._first = line, bool(view.row.keys() & {"image", "images"})
-        if view.has_images and (self._found is None or line < self._found[0]):
-            self._found = line, "images" if "images" in view.row else "image"
+    def row(self, view: RowView, place: int, count: int = 1) -> None:
+        if self._first is None or place < self._first[0]:
+            self._first = place, bool(view.row.keys() & {"image", "images"})
+        if view.has_images and (self._found is None or place < self._found[0]):
+            self._found = place, "images" if "images" in view.row else "image"
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
         if self._found is not None and self._first is not None and not self._first[1]:
-            line, field = self._found
+            place, field = self._found
             message = "the first row has no column 'images', so TRL reads the whole set without images"
-            yield line, Fault("text-only-set", field, message, "give the first row 'images': []")
+            yield place, Fault("text-only-set", field, message, "give the first row 'images': []")
 
 
-def _has_string_contents(view: RowView) -> bool:
-    return any(text_of(message) for _, message in view.messages) and not any(
-        block.get("type") == "image" for _, message in view.messages for _, block in blocks_of(message)
+def _moved(view: RowView) -> Iterator[Fault]:
+    """A fault where the images may belong elsewhere than before the first user message that is a text."""
+    users = [(where, message) for where, message in view.messages if message.get("role", message.get("from")) == "user"]
+    first = next((user for user in users if text_of(user[1])), None)
+    is_tagged = any(IMAGE in text_of(message) for _, message in view.messages)
+    if first is None or not (is_tagged or len(users) > 1):
+        return
+    if any(block.get("type") == "image" for _, message in view.messages for _, block in blocks_of(message)):
+        return  # more places than images
+    where, message = first
+    literal = f"; {IMAGE} in a text stays a literal text, at which some models stop" if is_tagged else ""
+    yield Fault(
+        "image-moved",
+        f"{where}.{content_key(message)}",
+        f"TRL puts all images before the first user message that is a text{literal}",
+        "write blocks: {'type': 'image'} where each image belongs",
     )
 
 
