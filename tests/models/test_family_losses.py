@@ -1,5 +1,6 @@
 """Loss and gradients of every family: of a batch, of its samples one by one, packed, and the model's own are equal."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import Any
@@ -29,9 +30,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def merger_of_smolvlm() -> str:
+    """Source of the method that puts image features into a text; empty if transformers has none."""
+    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMModel
+
+    merger = getattr(SmolVLMModel, "inputs_merger", None)
+    return "" if merger is None else inspect.getsource(merger)
+
+
 @cache
 def model_of(name: str) -> Any:
     """A tiny model in fp32, in training mode: it has no dropout."""
+    if name == "smolvlm" and "patch_size" in merger_of_smolvlm():
+        pytest.skip("this transformers cuts SmolVLM's image tokens by patch_size, which does not divide the tiny ones")
     return get_family(name).tiny_model(3).train()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from colour_sets import colour_directory
+from processes import MODULE, finish, start
 from run_dirs import arguments, settings_for
 
 from phi3v_data.cli.base import make_group
@@ -384,3 +385,19 @@ def test_a_run_uploads_only_where_it_was_told_and_a_failure_does_not_lose_it(
     assert code == 0
     assert stdout.splitlines()[-1].startswith(f"{REPO}: ")
     assert hub.commits[0][1].items() >= contents(out / "model").items()
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_uploads_once(data_dir: Path, hub: Hub, tmp_path: Path) -> None:
+    """Under torchrun, where each process runs the command; no process but rank 0 asks the Hub for anything."""
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *MODULE)
+    variables = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    options = run_options(data_dir, tmp_path / "out")
+    ((code, output, errors),) = finish([start(*launcher, *options, "--push_to_hub", REPO, **variables)])
+    assert code == 0, errors
+    assert TOKEN not in output + errors
+    assert output.count(f"{REPO}: ") == 1
+    once = (f"POST /api/models/{REPO}/commit/main", "POST /api/repos/create", "GET /api/whoami-v2")
+    assert [hub.requests.count(each) for each in once] == [1, 1, 1]
+    ((branch, files),) = hub.commits
+    assert (branch, "adapter_model.safetensors" in files, "README.md" in files) == ("main", True, True)
