@@ -223,16 +223,6 @@ def test_killed_while_saving(data_dir: Path, tmp_path: Path, rank: int, call: st
     assert lines[0] == lines[1]
 
 
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "full": ("phi3v", {}),
-    "lora": ("phi3v", {"use_lora": True, "lora_rank": 4}),
-    "frozen vision": ("phi3v", {"freeze_vision_model": True}),
-    "gemma3 full": ("gemma3", {}),
-    "qwen2_5_vl lora": ("qwen2_5_vl", {"use_lora": True, "lora_rank": 4}),
-}
-"""gemma3's head is its embedding, and its files, as those of qwen2_5_vl, have other names than the model."""
-
-
 def model_directory(family: str, folder: Path) -> Path:
     """A tiny model's directory."""
     get_family(family).tiny_model(0).save_pretrained(folder)
@@ -240,26 +230,62 @@ def model_directory(family: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "full" else pytest.mark.slow) for name in ROWS]
-)
-def test_processes_read_their_rows_of_a_model_directory(name: str, data_dir: Path, tmp_path: Path) -> None:
+def rows_settings(family: str, data_dir: Path, output_dir: Path, base: Path, **changes: Any) -> dict[str, Any]:
+    """Two steps of a model directory."""
+    common = {**ACCUMULATED, "gradient_checkpointing": True, "max_steps": 2, "model_name_or_path": str(base)}
+    made = settings(data_dir, output_dir, **{**common, **changes})
+    return made if family == "phi3v" else {name: value for name, value in made.items() if name != "num_crops"}
+
+
+def assert_same_files(one: Path, two: Path) -> None:
+    """Losses and weights, and what else is in the model's directory."""
+    assert_same(one, two)
+    first, second = ({path.name for path in (run / "model").iterdir()} for run in (one, two))
+    assert first == second
+    for name in first & {"config.json", "generation_config.json", "adapter_config.json"}:
+        assert (two / "model" / name).read_bytes() == (one / "model" / name).read_bytes(), name
+
+
+def test_processes_read_their_rows_of_a_model_directory(data_dir: Path, tmp_path: Path) -> None:
     """No process makes the whole model; losses and weights are those of one process, which does."""
-    family, changes = ROWS[name]
-    changes = {
-        **ACCUMULATED, "gradient_checkpointing": True, "max_steps": 2, **changes,
-        "model_name_or_path": str(model_directory(family, tmp_path / "base")),
-    }  # fmt: skip
-    one, two = (settings(data_dir, tmp_path / run, **changes) for run in ("one", "two"))
-    if family != "phi3v":
-        del one["num_crops"], two["num_crops"]
+    base = model_directory("phi3v", tmp_path / "base")
+    one, two = (rows_settings("phi3v", data_dir, tmp_path / run, base) for run in ("one", "two"))
     train(resolve(one), quiet=True)
     double = command("run", *arguments({**two, "parallel": "fsdp"}), "--skip_validation", "--num_processes", "2")
     assert double.returncode == 0, double.stderr
     assert "each process reads its rows of the weights only: about 0.00 GB" in double.stderr
-    assert_same(tmp_path / "one", tmp_path / "two")
-    for file in ("config.json", "generation_config.json") if "lora" not in name else ("adapter_config.json",):
-        assert (tmp_path / "two" / "model" / file).read_bytes() == (tmp_path / "one" / "model" / file).read_bytes()
+    assert_same_files(tmp_path / "one", tmp_path / "two")
+
+
+LORA = {"use_lora": True, "lora_rank": 4}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi3v lora": ("phi3v", LORA),
+    "phi3v frozen vision": ("phi3v", {"freeze_vision_model": True}),
+    "gemma3 full": ("gemma3", {}),
+    "qwen2_5_vl lora": ("qwen2_5_vl", LORA),
+}
+"""gemma3's head is its embedding, and its files, as those of qwen2_5_vl, have other names than the model."""
+
+
+@pytest.fixture(scope="module")
+def row_runs(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case by one process, and by two, which stay together for all of them."""
+    work = tmp_path_factory.mktemp("rows")
+    two = []
+    for name, (family, changes) in ROWS.items():
+        base = work / family if (work / family).is_dir() else model_directory(family, work / family)
+        train(resolve(rows_settings(family, data_dir, work / name / "one", base, **changes)), quiet=True)
+        two.append(rows_settings(family, data_dir, work / name / "two", base, parallel="fsdp", **changes))
+    train_together(2, two, work / "together")
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_of_adapters_bases_and_other_families_train_as_whole_models_do(row_runs: Path, name: str) -> None:
+    family, changes = ROWS[name]
+    assert find_rows(locate(str(row_runs / family)), MethodConfig(**changes)).directory == row_runs / family
+    assert_same_files(row_runs / name / "one", row_runs / name / "two")
 
 
 VERIFIED = [name for name in family_names() if name != "other"]
