@@ -100,7 +100,9 @@ def list_directory(directory: Path) -> list[str]:
             if own:
                 hint = f"give the directory that contains it: {directory.parent}"
                 hint += "" if directory.name == MANIFEST else f"; rows of another tool: {import_it}"
-            elif directory.name.lower().endswith((".json", ".ndjson", ".gz", ".parquet")):
+            elif directory.name.lower().endswith(
+                (".json", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
+            ):
                 hint = f"not a conversations directory; {import_it} makes one of rows of another tool"
             else:
                 hint = "not a conversations directory; `phi3v-data convert` makes one, see `phi3v-data convert --help`"

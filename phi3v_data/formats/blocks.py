@@ -36,6 +36,7 @@ class BlockFormat(RowFormat):
     carries_pairs: ClassVar[bool] = False
     carries_tools: ClassVar[bool] = False
     keeps: ClassVar[Sequence[str]] = ()
+    texts_take_images: ClassVar[bool] = False  # a user message that is a text may be the place of the row's images
 
     @property
     def own_columns(self) -> tuple[str, ...] | None:

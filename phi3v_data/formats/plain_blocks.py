@@ -9,6 +9,7 @@ from phi3v_data.formats.chat import ImageRef
 from phi3v_data.formats.fields import as_block
 from phi3v_data.formats.plain_fields import PlainRow, RowFields
 from phi3v_data.formats.texts import own_marker
+from phi3v_data.json_text import invalid_character
 
 READING_BLOCKS = (
     "read",
@@ -36,6 +37,7 @@ class PlainBlocks:
         self._image_types = frozenset(row_format.image_types)
         self._image_of = row_format.plain_image
         self._weight_key = row_format.weight_key
+        self._texts_take_images = row_format.texts_take_images
         self._fields = RowFields(
             row_format.image_columns,
             row_format.weight_key,
@@ -56,6 +58,7 @@ class PlainBlocks:
         system = ""
         turns: list[tuple[DraftTurn, list[ImageRef]]] = []
         question: str | None = None
+        is_trained = False
         refs: list[ImageRef] = []
         offsets: list[int] = []
         rest = iter(images)
@@ -74,26 +77,29 @@ class PlainBlocks:
             places: list[int] = []
             if type(content) is str:
                 text = content
+                if images and self._texts_take_images and self._roles.get(name) == "user":
+                    return None
             else:
                 read = self._content(content, f"{key}[{number}].content", rest)
                 if read is None:
                     return None
                 text, found, places = read
-            if own_marker(text, self._model):
+            if own_marker(text, self._model) or "\0" in text or (not text.isascii() and invalid_character(text)):
                 return None
             role = self._roles.get(name)
-            if role == "user" and question is None:
+            if role == "user" and question is None and (found or text.strip()):
                 question, refs, offsets = text, found, places
             elif found:
                 return None
             elif role == "assistant" and question is not None and text.strip():
                 turns.append((DraftTurn(question, text, (), offsets if any(offsets) else (), weight), refs))
+                is_trained = is_trained or weight == 1
                 question = None
             elif role == "system" and not number:
                 system = text
             else:
                 return None
-        if question is not None or not turns or next(rest, None) is not None:
+        if question is not None or not is_trained or next(rest, None) is not None:
             return None
         return system, turns
 

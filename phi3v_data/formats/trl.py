@@ -35,6 +35,7 @@ class TRL(BlockFormat):
     carries_pairs = True
     image_values = ("image", "url", "path", "base64")
     keeps = ("id", "answers", "group", "meta")
+    texts_take_images = True
 
     @property
     def own_columns(self) -> tuple[str, ...] | None:

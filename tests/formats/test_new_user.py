@@ -116,9 +116,10 @@ def test_images_are_where_trl_puts_them(messages: list[Row]) -> None:
 
 
 def test_an_import_places_no_image_that_trl_would_not(cli: Cli, folder: Path) -> None:
-    rows = [{"images": [CAT], "messages": messages} for messages in ([ask([WORDS]), say()], [ask("What?"), say()])]
+    chats = ([ask([WORDS]), say()], [ask("What?"), say()], [ask("Hi"), say(), ask([PLACE, WORDS]), say()])
+    rows = [{"images": [CAT], "messages": messages} for messages in chats]
     code, said, _ = cli("import", "trl", write(folder / "rows.jsonl", *rows), "--out_dir", folder / "out")
-    assert (code, "1 rejected (1 image-count" in said) == (1, True)
+    assert (code, "2 rejected (2 image-count" in said) == (1, True)
 
 
 def test_rows_on_one_line_are_named_by_their_element(cli: Cli, folder: Path) -> None:

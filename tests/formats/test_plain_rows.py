@@ -247,7 +247,7 @@ def test_usual_rows_of_blocks_take_the_quick_way(name: str) -> None:
             {"role": "system", "content": [{"type": "text", "text": "Short."}]},
             {"role": "user", "content": user},
             {"role": "assistant", "content": "A cat."},
-            {"role": "user", "content": "Sure?"},
+            {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
             {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
         ]
     }
