@@ -1,6 +1,7 @@
 #!/bin/bash
 # Convert, validate, clean and export a dataset on a Ray cluster; arguments after the first are those of `convert`.
 #
+#   export RAY_AUTH_MODE=token                    # everywhere; ~/.ray/auth_token is that of the first machine
 #   ray start --head --port=6379                  # on one machine
 #   ray start --address=HEAD:6379                 # on each of the others
 #   examples/ray_job.sh /shared/data docvqa --source /shared/spdocvqa        # on any of them

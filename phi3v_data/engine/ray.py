@@ -111,7 +111,8 @@ class RayEngine:
                 reason = str(error).strip().partition("\n")[0]
                 raise UserError(
                     f"cannot connect to the Ray cluster {shown(address, 60)} ({shown(reason, 100)}): give the address "
-                    "of a running one with --ray_address, or auto on one of its machines"
+                    "of a running one with --ray_address, or auto on one of its machines, and set RAY_AUTH_MODE=token "
+                    "if it asks for a token"
                 ) from error
             self._started = True
             _silence(ray)
