@@ -10,7 +10,8 @@ from colour_sets import colour_directory
 from run_dirs import arguments, command, settings_for
 
 from phi3v_data.errors import UserError
-from phi3v_train.models import loading, machine
+from phi3v_train import build
+from phi3v_train.models import machine
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
@@ -35,7 +36,7 @@ def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         pytest.fail("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr(loading, "load_base", refuse)
+    monkeypatch.setattr(build, "load_base", refuse)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

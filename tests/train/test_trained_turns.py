@@ -17,6 +17,7 @@ from phi3v_data.cli.base import make_group
 from phi3v_data.cli.base import run as run_program
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Sample, Turn
+from phi3v_train import build
 from phi3v_train.cli.app import COMMANDS, HELP
 from phi3v_train.data.collate import batch_shape, collate
 from phi3v_train.data.encode import EncodedSample, EncodeOptions, Encoder, Provenance, SampleError, prompt_turns
@@ -24,7 +25,6 @@ from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.data.sources import open_source
 from phi3v_train.evaluation.prompts import Rows, measure_rows, truth_of
-from phi3v_train.models import loading
 from phi3v_train.models.loading import load_processor
 from phi3v_train.models.locate import locate
 from phi3v_train.models.phi3v.family import PHI3V
@@ -262,7 +262,7 @@ def test_a_row_that_trains_nothing_stops_a_run_that_does_not_validate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spelling: str
 ) -> None:
     """Wherever it is among many rows, before a model is loaded."""
-    monkeypatch.setattr(loading, "load_base", lambda *_, **__: pytest.fail("a model was loaded first"))
+    monkeypatch.setattr(build, "load_base", lambda *_, **__: pytest.fail("a model was loaded first"))
     rows = [json.dumps(conversation(0, 1, name=f"r{n}").to_row()) for n in range(500)]
     rows[333] = json.dumps(conversation(0, 0, name="none").to_row()).replace('"weight": 0', spelling)
     rows[444] = rows[333].replace("none", "also")
