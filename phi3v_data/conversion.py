@@ -40,7 +40,8 @@ from phi3v_data.writing.plan import UNNAMED_SPLIT, choose_split, part_size
 from phi3v_data.writing.publish import NothingMadeError, merge, publish, refuse_dropped_weights
 from phi3v_data.writing.request import ConvertSettings, Progress, Request, make_request
 from phi3v_data.writing.resume import finished_in_order
-from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
+from phi3v_data.writing.rows import RowSettings, Slot
+from phi3v_data.writing.writer import PartWriter
 
 
 @dataclass(frozen=True, slots=True)

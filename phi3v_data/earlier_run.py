@@ -12,9 +12,9 @@ from phi3v_data.same_source import SourceCheck
 from phi3v_data.schema import Manifest
 from phi3v_data.sources.reads import ReadRecord, Reads, Roots, by_file
 from phi3v_data.writing.differences import differences
-from phi3v_data.writing.journal import FORMAT, Begun
 from phi3v_data.writing.output import Output
 from phi3v_data.writing.plan import Plan, read_items
+from phi3v_data.writing.records import FORMAT, Begun
 from phi3v_data.writing.request import Request
 
 

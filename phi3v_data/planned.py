@@ -27,13 +27,14 @@ from phi3v_data.sources.reads import Reads, Roots, noting
 from phi3v_data.sources.source import Source
 from phi3v_data.splits import SPLIT_FOLDERS, canonical_split, is_split_name
 from phi3v_data.user_code import describe_error
-from phi3v_data.writing.journal import Begun, Journal
+from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.output import Output, check_free
 from phi3v_data.writing.parts import DISK_ERRORS, ConvertWork, Job, PartCounts, describe_death
 from phi3v_data.writing.plan import Part, Plan, spool_plan
+from phi3v_data.writing.records import Begun
 from phi3v_data.writing.request import Request
 from phi3v_data.writing.resume import finished_parts
-from phi3v_data.writing.writer import RowSettings
+from phi3v_data.writing.rows import RowSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from phi3v_data.errors import UserError
 from phi3v_data.sources.fingerprint import drawn_fingerprint, fingerprint, item_fingerprint
 from phi3v_data.sources.reads import ReadRecord, Roots, folder_state, known_digest, state_of
 from phi3v_data.sources.tables import RowLocation
-from phi3v_data.writing.journal import Journal, SourceRecord
+from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.parts import item_name, item_roots
 from phi3v_data.writing.plan import Plan, read_items
-from phi3v_data.writing.writer import Slot
+from phi3v_data.writing.records import SourceRecord
+from phi3v_data.writing.rows import Slot
 
 Drawn = tuple[Slot, Draft | Item]
 

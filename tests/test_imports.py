@@ -256,6 +256,7 @@ def test_validating_a_directory_loads_no_other_formats(imported_set: tuple[Path,
     loaded = modules_after(run_cli("validate", str(imported_set[0])))
     others = {"phi3v_data.lint.runner", "phi3v_data.lint.directory", "phi3v_data.formats.openai"}
     others |= {
+        "phi3v_data.formats.drafts",
         "phi3v_data.formats.fetch",
         "phi3v_data.formats.importing",
         "phi3v_data.exporting",
@@ -278,7 +279,8 @@ def test_commands_that_read_a_directory_load_no_framework(imported_set: tuple[Pa
             f"validate {ROWS} --format sharegpt --level quick",
         )
     )
-    assert not loaded & (UNUSED | {"phi3v_data.formats.fetch", "phi3v_data.formats.importing"})
+    unused = {"phi3v_data.formats.drafts", "phi3v_data.formats.fetch", "phi3v_data.formats.importing"}
+    assert not loaded & (UNUSED | unused)
 
 
 def test_the_first_collection_of_garbage_is_put_off_once(monkeypatch: pytest.MonkeyPatch) -> None:

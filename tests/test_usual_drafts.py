@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from phi3v_data.draft import Draft, DraftTurn
 from phi3v_data.errors import Reject
 from phi3v_data.schema import ToolStep
-from phi3v_data.writing import writer
-from phi3v_data.writing.writer import RowSettings, Slot, make_row, make_sample, to_line
+from phi3v_data.writing import rows
+from phi3v_data.writing.rows import RowSettings, Slot, make_row, make_sample, to_line
 
 CAT = (Path(__file__).parent / "data" / "chat_formats" / "llava" / "images" / "cat.jpg").read_bytes()
 SLOT = Slot(7, "train", "rows.json[7]", "g")
@@ -116,7 +116,7 @@ def test_a_usual_draft_does_not_reach_the_models(monkeypatch: pytest.MonkeyPatch
     def refuse(*args: object) -> Any:
         raise AssertionError("made through the models")
 
-    monkeypatch.setattr(writer, "make_sample", refuse)
+    monkeypatch.setattr(rows, "make_sample", refuse)
     draft = Draft(
         turns=[DraftTurn("What?", "A cat.", [CAT]), DraftTurn("Sure?", 'Yes, "é".', weight=0)],
         system="Short.",

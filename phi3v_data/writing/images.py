@@ -12,7 +12,8 @@ from phi3v_data.errors import Reject
 from phi3v_data.files import name_digest, unsafe_reason
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.suffixes import HEIC_SUFFIXES, IMAGE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
-from phi3v_data.writing.journal import ImageRecord, Journal
+from phi3v_data.writing.journal import Journal
+from phi3v_data.writing.records import ImageRecord
 
 if TYPE_CHECKING:
     from phi3v_data.draft import ImageContent

@@ -1,7 +1,7 @@
 """The journal of a directory that is being written, under `DIR/.phi3v/convert/`.
 
     identity.json     what is being written; another identity is refused
-    parts/000012.json record of one finished part: its rows, images and rejects
+    parts/000012.json record of one finished part: its rows, images and rejects (`records.py`)
     stage/            finished files; nothing of an unfinished run is visible in DIR
     collisions/       images whose name is used by another row with different content
     packed/000012     with `--store shards`, the images of one part: see `packing.py`
@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,112 +30,21 @@ from phi3v_data.files import HIDDEN, MAX_JSON, hidden_path, read_regular, write_
 from phi3v_data.sources.reads import ReadRecord
 from phi3v_data.unfinished import MANIFEST
 from phi3v_data.writing.journal_entries import ENTRIES, check_entries, not_ours
+from phi3v_data.writing.records import (
+    FORMAT,
+    Begun,
+    ImageRecord,
+    PartRecord,
+    decode_begun,
+    decode_collided,
+    decode_images,
+    decode_part,
+)
 
 T = TypeVar("T")
 
-FORMAT = 2
-"""Format of the journal: 2 since it records the files that were read; parts of older ones are not kept."""
-
 MAX_RECORD = 1 << 31
 """Bytes of the record of one part, which has all its rows."""
-
-# Paths are checked when they are read, since these files may come from an untrusted directory.
-SafePath: TypeAlias = Annotated[
-    str, msgspec.Meta(pattern=r"\A(?![A-Za-z]:)(?!.*(?:^|/)\.{0,2}(?:/|$))[^\\\x00-\x1f\x7f]+\Z")
-]
-Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-SplitName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
-
-
-class ImageRecord(msgspec.Struct, frozen=True, array_like=True):
-    """One image of a row: POSIX path under `images/`, size in bytes, sha256."""
-
-    name: SafePath
-    size: int
-    digest: Digest
-
-
-class RowRecord(msgspec.Struct, frozen=True):
-    """One converted sample; `row` is its line without the line end."""
-
-    number: int
-    split: SplitName
-    item: str
-    row: str
-    images: tuple[ImageRecord, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-class RejectRecord(msgspec.Struct, frozen=True):
-    """One planned sample that could not be converted."""
-
-    number: int
-    split: str
-    item: str
-    reason: str
-    message: str
-
-
-class SourceRecord(msgspec.Struct, frozen=True, array_like=True):
-    """Origin of one sample: a digest of its item or draft, and the files that were read to convert it."""
-
-    number: int
-    digest: str
-    reads: tuple[ReadRecord, ...] = ()
-
-
-class PartRecord(msgspec.Struct, frozen=True):
-    """Record of one finished part.
-
-    `collided` lists images stored under `collisions/` because their name was in use; `sources` is in the order of
-    numbers; `boot` identifies the boot of the machine that wrote the part.
-    """
-
-    rows: tuple[RowRecord, ...] = ()
-    rejects: tuple[RejectRecord, ...] = ()
-    collided: tuple[SafePath, ...] = ()
-    sources: tuple[SourceRecord, ...] = ()
-    boot: str = ""
-
-    @property
-    def num_items(self) -> int:
-        """Planned samples of the part."""
-        return len(self.rows) + len(self.rejects)
-
-
-class _Collided(msgspec.Struct, frozen=True):
-    """The only field of a `PartRecord` that is asked for before all records are read in order."""
-
-    collided: tuple[SafePath, ...] = ()
-
-
-class _RowImages(msgspec.Struct, frozen=True):
-    images: tuple[ImageRecord, ...] = ()
-
-
-class _Images(msgspec.Struct, frozen=True):
-    """The images of a `PartRecord`, without its texts."""
-
-    rows: tuple[_RowImages, ...] = ()
-
-
-class Begun(msgspec.Struct, frozen=True):
-    """Identity of a set: `identity.json` while it is being written, then `complete.json`.
-
-    `planned`: the files from which the plan was made, in `complete.json` one record per file; `format` is 1 if the
-    journal does not contain it.
-    """
-
-    identity: dict[str, Any]
-    overwrite: bool = False
-    format: int = 1
-    planned: tuple[ReadRecord, ...] = ()
-
-
-_decode_begun = msgspec.json.Decoder(Begun).decode
-_decode_part = msgspec.json.Decoder(PartRecord).decode
-_decode_images = msgspec.json.Decoder(_Images).decode
-_decode_collided = msgspec.json.Decoder(_Collided).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +165,7 @@ class Journal:
             UserError: phi3v cannot have written it.
         """
         try:
-            return _decode_begun(self._read(path, MAX_JSON))
+            return decode_begun(self._read(path, MAX_JSON))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (msgspec.ValidationError, RecursionError) as error:
@@ -337,7 +246,7 @@ class Journal:
         Raises:
             UserError: phi3v cannot have written it, such as a name that leads out of `images/`.
         """
-        return self._decoded(self.part_path(part), _decode_part)
+        return self._decoded(self.part_path(part), decode_part)
 
     def read_collided(self, part: int) -> tuple[str, ...]:
         """`collided` of the record of a part, in a fraction of the time of `read_part`; empty if it is not done.
@@ -345,7 +254,7 @@ class Journal:
         Raises:
             UserError: as `read_part`.
         """
-        found = self._decoded(self.part_path(part), _decode_collided)
+        found = self._decoded(self.part_path(part), decode_collided)
         return found.collided if found is not None else ()
 
     def read_images(self, part: int) -> Iterator[ImageRecord]:
@@ -354,7 +263,7 @@ class Journal:
         Raises:
             UserError: as `read_part`, or the part is not done.
         """
-        found = self._decoded(self.part_path(part), _decode_images)
+        found = self._decoded(self.part_path(part), decode_images)
         if found is None:
             raise self._lost(part)
         for row in found.rows:

@@ -19,7 +19,8 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import name_hash
 from phi3v_data.media.tar_member import header_bytes, padded, tar_member
 from phi3v_data.writing.images import PreparedImage
-from phi3v_data.writing.journal import ImageRecord, Journal, PartRecord, RowRecord
+from phi3v_data.writing.journal import Journal
+from phi3v_data.writing.records import ImageRecord, PartRecord, RowRecord
 
 if TYPE_CHECKING:
     import numpy as np

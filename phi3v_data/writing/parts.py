@@ -25,7 +25,8 @@ from phi3v_data.sources.reads import Roots, noting
 from phi3v_data.user_code import describe_error
 from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.plan import Part, read_items, read_planned
-from phi3v_data.writing.writer import PartWriter, RowSettings, Slot
+from phi3v_data.writing.rows import RowSettings, Slot
+from phi3v_data.writing.writer import PartWriter
 
 FATAL = (MemoryError, ImportError, NameError, SyntaxError)
 """Errors of the program or the machine: every sample would fail, so they end the run instead of rejecting samples."""

@@ -26,16 +26,10 @@ from phi3v_data.sources.reads import by_file
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST, MARKER, Publication, is_marker, read_publishing
 from phi3v_data.writing.claims import remove_claims
-from phi3v_data.writing.journal import (
-    ImageRecord,
-    Journal,
-    PartRecord,
-    RejectRecord,
-    RowRecord,
-    remove_tree,
-)
+from phi3v_data.writing.journal import Journal, remove_tree
 from phi3v_data.writing.packing import Assembly
-from phi3v_data.writing.writer import WEIGHTS_DROPPED
+from phi3v_data.writing.records import ImageRecord, PartRecord, RejectRecord, RowRecord
+from phi3v_data.writing.rows import WEIGHTS_DROPPED
 
 REJECTS, REMOVED, IMAGES = "rejects.jsonl", "removed.jsonl", "images"
 

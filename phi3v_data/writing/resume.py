@@ -13,10 +13,11 @@ from pathlib import Path
 
 from phi3v_data.files import name_hash
 from phi3v_data.writing.boot import boot_id
-from phi3v_data.writing.journal import ImageRecord, Journal, PartRecord
+from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.packing import has_images as has_part_images
 from phi3v_data.writing.packing import remove_unknown as remove_unknown_parts
 from phi3v_data.writing.plan import Part
+from phi3v_data.writing.records import ImageRecord, PartRecord
 
 
 def finished_parts(journal: Journal, parts: Sequence[Part], verified: Set[int] = frozenset()) -> set[int]:

@@ -17,9 +17,9 @@ from phi3v_data.formats.axolotl import Axolotl
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Fault, ImageRef
 from phi3v_data.formats.dataset_info import DEFAULT_COLUMNS, DEFAULT_TAGS, Entry
+from phi3v_data.formats.drafts import make_draft
 from phi3v_data.formats.hub import Hub
 from phi3v_data.formats.images import ImagePlaces
-from phi3v_data.formats.importing import make_draft
 from phi3v_data.formats.llava import LLaVA
 from phi3v_data.formats.openai import OpenAI
 from phi3v_data.formats.plain import make_plain_rows
