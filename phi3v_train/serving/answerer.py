@@ -83,7 +83,7 @@ class Answerer:
             return sum(request.is_open for request in (*self._waiting, *self._running))
 
     def refuse_markers(self, text: str, *, num_images: int) -> None:
-        """Refuse a text that the model would read as more than text: `<|end|>` in a question ends it there.
+        """Refuse a text that the model would read as more than text: the marker of a turn's end would end a question.
 
         Args:
             num_images: of the whole conversation; images need no tags.

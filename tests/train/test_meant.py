@@ -58,7 +58,10 @@ def test_a_model_that_is_not_there(folder: Path, typed: str, sentence: str) -> N
 def test_a_file_in_place_of_a_set(tmp_path: Path) -> None:
     colour_directory(tmp_path / "set")
     file = tmp_path / "set/colours_train.jsonl"
-    sentence = f"{file}: is a file; give the directory that contains it: {tmp_path / 'set'}"
+    sentence = (
+        f"{file}: is a file; give the directory that contains it: {tmp_path / 'set'}; "
+        f"rows of another tool: `phi3v-data import auto {file} --out_dir DIR`"
+    )
     for read in (Dataset, validate):
         with pytest.raises(NotFoundError) as caught:
             read(file)
