@@ -14,6 +14,7 @@ from typing import Any
 import kills
 import numpy as np
 import pytest
+import xxhash
 from in_process import Cli, make_cli
 from toy_converter import TOY, Toy, make_source, noise, plain_source, tree
 
@@ -25,6 +26,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.media import store_writer
 from phi3v_data.media.formats import LIMITS, TooLargeImageError
 from phi3v_data.media.images import probe, read_image_file
+from phi3v_data.media.packed import PackedImage, write_pack
 from phi3v_data.media.stored import COLUMNS, MAGIC
 from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.merge import merge_sets
@@ -493,6 +495,10 @@ FORGED: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "an entry that is none": put("order", 0, 99_999),
     "an entry below zero": put("order", 0, -99_999),
     "a listed entry that is none": put("listing", 0, 99_999),
+    "one entry listed throughout": lambda header, columns: columns["listing"].fill(0),
+    "one entry for all hashes": lambda header, columns: columns["order"].fill(0),
+    "hashes out of order": lambda header, columns: columns["hashes"].__setitem__(slice(None), columns["hashes"][::-1]),
+    "hashes of other names": lambda header, columns: columns["hashes"].fill(7),
     "names that end before they begin": put("ends", 3, 0),
     "names that end beyond the text": put("ends", -1, 1 << 40),
     "names that are not UTF-8": lambda header, columns: columns["blob"].__setitem__(3, 0xFF),
@@ -528,28 +534,99 @@ def test_an_index_whose_bytes_were_changed_is_refused(copy: Path) -> None:
         read_image_file(copy / "images/train/s001.png")
 
 
-def test_names_of_a_strangers_index_reach_no_file_outside(copy: Path, tmp_path: Path, cli: Cli) -> None:
-    """Names are as long as before, so that the index is right otherwise."""
-    rows = copy / "toy_train.jsonl"
+def named(*names: bytes) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """Give the first entries other names, with right hashes."""
 
-    def climb(header: dict[str, Any], columns: dict[str, Any]) -> None:
-        blob = columns["blob"]
-        blob[:] = (
-            bytes(blob).replace(b"train/s001.png", b"../../out1.png").replace(b"train/s002.png", b"/out/outer.png")
-        )
+    def change(header: dict[str, Any], columns: dict[str, Any]) -> None:
+        ends = columns["ends"].tolist()
+        old = [bytes(columns["blob"][start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        new = [*names, *old[len(names) :]]
+        columns["blob"][:] = b"".join(new)
+        columns["ends"][:] = np.cumsum([len(name) for name in new])
+        hashes = np.array([xxhash.xxh3_64_intdigest(name) - (1 << 63) for name in new], np.int64)
+        columns["order"][:] = np.argsort(hashes, kind="stable")
+        columns["hashes"][:] = hashes[columns["order"]]
 
-    forge(copy, climb)
-    rows.write_text(
-        rows.read_text().replace("train/s001.png", "../../out1.png").replace("train/s002.png", "/out/outer.png")
-    )
-    report = validate(copy)
-    unsafe = [each for each in report.problems if each.code == "image-path-unsafe"]
-    assert {each.field for each in unsafe} == {"conversations[0].images[0]"}
-    assert len(unsafe) == 3
+    return change
+
+
+BAD_NAMES: dict[str, tuple[tuple[bytes, ...], str]] = {
+    "absolute": ((b"/etc/passwd.png",), "the name '/etc/passwd.png' is absolute"),
+    "absolute, without a folder": ((b"/passwd.png",), "the name '/passwd.png' is absolute"),
+    "a folder above": ((b"../../x.png",), "the name '../../x.png' has '..'"),
+    "the folder above": ((b"..",), "the name '..' has '..'"),
+    "above within": ((b"a/../../x.png",), "has '..'"),
+    "the folder": ((b".",), "has an empty or '.' component"),
+    "two slashes": ((b"a//x.png",), "has an empty or '.' component"),
+    "a slash at the end": ((b"a.png/",), "has an empty or '.' component"),
+    "a backslash": ((rb"..\x.png",), "has a backslash"),
+    "a drive": ((b"C:x.png",), "is absolute"),
+    "NUL": ((b"a\0.png",), "has a control character"),
+    "a line break": ((b"a\n.png",), "a name has a line break"),
+    "DEL": ((b"a\x7f.png",), "has a control character"),
+    "a surrogate": ((b"\xed\xa0\x80.png",), "has a wrong value"),
+    "a device": ((b"a/AUX.png",), "reserves for a device"),
+    "a long component": ((b"a" * 256,), "has a component of more than 255 bytes"),
+    "a long component of other letters": ((("é" * 128).encode(),), "has a component of more than 255 bytes"),
+    "a long name": ((b"d/" * 2048 + b"x",), "has more than 4,095 bytes"),
+    "a file and a folder": ((b"a", b"b.png", b"a/b/c.png"), "'a' names a file and a folder alike"),
+    "one name twice": ((b"a.png", b"b.png", b"a.png"), "the name 'a.png' is there twice"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_NAMES)
+def test_an_index_with_a_bad_name_is_refused_as_a_whole(copy: Path, tmp_path: Path, what: str, cli: Cli) -> None:
+    names, words = BAD_NAMES[what]
+    forge(copy, named(*names))
+    with pytest.raises(NotADirectoryError) as refused:
+        read_image_file(copy / "images/val/s001.png")
+    assert words in str(refused.value)
+    code, out, err = cli("merge", copy, tmp_path / "merged", "--store", "files")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {copy}/images")
+    assert "is a damaged index of images" in err
+    assert "Traceback" not in err
+
+
+def test_an_index_with_plain_names_that_look_like_bad_ones_is_read(copy: Path) -> None:
+    names = [b"common/con1.png", b".a/..b.png", b"a" * 251 + b".png", "ﬀ.png".encode(), b"a b/c.png", b"a.b", b"a"]
+    with tarfile.open(first_shard(copy)) as archive:
+        before = [read_image_file(copy / "images" / name) for name in archive.getnames()[: len(names)]]
+    forge(copy, named(*names))
+    assert [read_image_file(copy / "images" / name.decode()) for name in names[: len(before)]] == before
+    assert all(read_image_file(copy / "images" / name.decode()) for name in names)
+
+
+@pytest.mark.parametrize("kind", ["an index", "an index of an export", "a folder"])
+@pytest.mark.parametrize("command", ["merge", "split", "clean", "store"])
+def test_a_row_that_names_a_file_of_the_machine_gets_none_of_it(
+    copy: Path, files: Path, tmp_path: Path, kind: str, command: str, cli: Cli
+) -> None:
+    """An absolute path, and one with `..`, which the index has, too."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(read_image_file(files / "images/train/s001.png") + b"SECRET")
+    stranger = copy
+    if kind == "an index":
+        forge(copy, named(os.fsencode(secret), b"../../secret.png"))
+    elif kind == "an index of an export":
+        images = [PackedImage(name, 0, 512, 80) for name in (str(secret), "../../secret.png", "train/s002.png")]
+        write_pack(tmp_path / "index", "tar", copy / "shards", ["images-000000.tar"], images)
+        os.replace(tmp_path / "index", copy / "images")
+    else:
+        stranger = shutil.copytree(files, tmp_path / "stranger", ignore=shutil.ignore_patterns(".phi3v"))
+    rows = stranger / "toy_train.jsonl"
+    text = rows.read_text().replace("train/s000.png", str(secret)).replace("train/s001.png", "../../secret.png")
+    rows.write_text(text)
     for store in ("files", "shards"):
-        code, _, err = cli("merge", copy, tmp_path / "a/b" / store, "--store", store)
-        assert (code, "Traceback" in err) == (2, False)
-    assert not list(tmp_path.rglob("out*.png"))
+        out = tmp_path / "out" / store
+        more = ("--split", "train=0.5,val=0.5") if command == "split" else ()
+        code, _, err = cli(command, stranger, out, "--store", store, *more)
+        assert "Traceback" not in err
+        assert "No such option" not in err
+        assert not [path for path in out.rglob("*") if path.is_file() and b"SECRET" in path.read_bytes()]
+        if kind != "a folder":
+            assert code == 2
+            assert not (out / "dataset.json").exists()
 
 
 def test_a_size_of_an_image_is_limited(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

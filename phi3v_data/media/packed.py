@@ -79,6 +79,9 @@ class ExportPack(Pack):
         self.ends, self.shard_of, self.offsets, self.sizes, self.is_base64, self._hashes, self._order = columns
         self.blob = body[8 * count * len(_COLUMNS) :]
         self._group: tuple[tuple[int, int], Any] = ((-1, -1), ())
+        starts = np.concatenate(([0], self.ends))[:-1]
+        if bool((np.frombuffer(self.blob, np.uint8)[starts] == ord("/")).any()):
+            raise NotADirectoryError(errno.ENOTDIR, "is an index with an absolute path as a name", str(path))
 
     def file_size(self, entry: int) -> int:
         """Bytes of an image; of base64 text, up to two more."""

@@ -11,7 +11,6 @@ that was cut off, exchanged or changed gives an error for each image that is aff
 `store_writer.py` makes both; `packed.py` opens the index like that of an export.
 """
 
-import codecs
 import errno
 import os
 import re
@@ -24,7 +23,9 @@ import xxhash
 
 from phi3v_data.columns import DamagedFileError, read_columns
 from phi3v_data.files import SHARDS
-from phi3v_data.media.pack import Ints, Pack, ShardState, is_regular
+from phi3v_data.media.pack import Ints, Pack, ShardState, hash_of_name, is_regular
+from phi3v_data.media.pack_names import check_names
+from phi3v_data.messages import shown
 
 MAGIC = b"phi3vst1"
 COLUMNS = ("ends", "shard_of", "offsets", "sizes", "digests", "listing", "hashes", "order")
@@ -34,7 +35,6 @@ BLOCK = 512
 
 _MAX_INDEX = 1 << 40
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.tar")
-_PIECE = 1 << 24
 
 
 class StoredPack(Pack):
@@ -50,8 +50,10 @@ class StoredPack(Pack):
         self.ends, self.shard_of, self.offsets, self.sizes, self._digests, self._listing, *names = columns
         self._hashes, self._order = names
         self.blob = body[8 * count * len(COLUMNS) :]
-        _check_names(self.blob, self.ends)
+        hashes, folders = check_names(self.blob, self.ends)
         self._check_places()
+        self._check_order(hashes)
+        self._check_folders(folders)
 
     @classmethod
     def open(cls, path: Path) -> "StoredPack | None":
@@ -148,6 +150,39 @@ class StoredPack(Pack):
         _require(bool((shard[1:] >= shard[:-1]).all()))
         _require(bool((offsets[1:] >= offsets[:-1] + sizes[:-1] + BLOCK)[same].all()))
 
+    def _check_order(self, hashes: Ints) -> None:
+        """Refuse a listing without all entries, and hashes that are not those of the names, or of equal names.
+
+        Raises:
+            ValueError: something is wrong.
+            DamagedFileError: two images have one name.
+        """
+        _require(_is_permutation(self._order) and _is_permutation(self._listing))
+        _require(bool((self._hashes == hashes[self._order]).all()))
+        _require(bool((self._hashes[1:] >= self._hashes[:-1]).all()))
+        for place in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]).tolist():
+            one, other = (self.name(int(self._order[place + step])) for step in (0, 1))
+            if one == other:
+                raise DamagedFileError(f"the name {shown(one, 60)} is there twice")
+
+    def _check_folders(self, folders: set[str]) -> None:
+        """Refuse a name that is a file and a folder of other names. Raises DamagedFileError."""
+        if not len(self):
+            return
+        names = sorted(folders)
+        hashes = np.fromiter(map(hash_of_name, names), np.int64, len(names))
+        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self) - 1)
+        for found in np.flatnonzero(self._hashes[places] == hashes).tolist():
+            if self.find(names[found]) >= 0:
+                raise DamagedFileError(f"{shown(names[found], 60)} names a file and a folder alike")
+
+
+def _is_permutation(order: Ints) -> bool:
+    """Whether each entry is there once."""
+    seen = np.zeros(len(order), np.bool_)
+    seen[order] = True
+    return bool(seen.all())
+
 
 def hash_of_content(data: bytes) -> int:
     """Hash of the bytes of an image."""
@@ -162,20 +197,6 @@ def _shards(header: Any) -> tuple[list[str], list[int]]:
     _require(len(set(names)) == len(names))
     _require(all(type(size) is int and 0 <= size < 1 << 62 for size in sizes))
     return names, sizes
-
-
-def _check_names(blob: memoryview, ends: Ints) -> None:
-    """Refuse names that are empty, are not UTF-8 or do not end where the next begins. Raises ValueError."""
-    _require((int(ends[-1]) if len(ends) else 0) == len(blob))
-    if not len(ends):
-        return
-    _require(int(ends[0]) > 0 and bool((ends[1:] > ends[:-1]).all()))
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for start in range(0, len(blob), _PIECE):
-        decoder.decode(bytes(blob[start : start + _PIECE]))
-    decoder.decode(b"", final=True)
-    first = np.frombuffer(blob, np.uint8)[ends[:-1]]  # of the names behind the first one
-    _require(not bool((first & 0xC0 == 0x80).any()))
 
 
 def _within(values: Ints, least: int, most: int) -> bool:

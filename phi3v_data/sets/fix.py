@@ -81,7 +81,7 @@ class Fixes:
 
     def path(self, entry: int) -> str:
         """Path of an image."""
-        return os.path.join(self.tree.root, self.tree.path(entry))
+        return self.tree.full_path(entry)
 
     def name(self, entry: int) -> str:
         """Name of an image in the new set."""

@@ -108,7 +108,7 @@ class SourceSet:
 
     def image_path(self, entry: int) -> str:
         """Path of an image."""
-        return os.path.join(self.survey.tree.root, self.survey.tree.path(entry))
+        return self.survey.tree.full_path(entry)
 
     def close(self) -> None:
         """Close the files opened to read single rows."""

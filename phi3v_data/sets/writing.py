@@ -19,7 +19,7 @@ from phi3v_data.files import inside, unreadable, write_text
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import read_image_file
 from phi3v_data.media.packed import pack_above
-from phi3v_data.messages import counted, join_words
+from phi3v_data.messages import counted, join_words, shown
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
@@ -136,19 +136,23 @@ class Stage:
             self._shards.finish()
 
     def _add(self, name: str, content: bytes) -> None:
+        from phi3v_data.media.pack_names import name_reason
         from phi3v_data.media.store_writer import StoreWriter
 
-        folder = name.rpartition("/")[0]
-        if folder and folder not in self._folders:
-            inside(self.root / "images", folder)
-            self._folders.add(folder)
+        if reason := name_reason(name):
+            raise UserError(
+                f"the image {shown(name, 100)} cannot be stored in a shard, as its name {reason}; rename it, or leave "
+                "out --store shards"
+            )
         if self._shards is None:
             self._shards = StoreWriter(self.root)
         self._shards.add(name, content)
 
     def _target(self, name: str) -> str:
         target = f"{self.root}/images/{name}"
-        folder = target.rpartition("/")[0]
+        folder, _, last = target.rpartition("/")
+        if last in ("", ".", ".."):
+            raise UserError(f"the image {shown(name, 100)} has a name that leads out of its folder; rename it")
         if folder not in self._folders:
             if folder != f"{self.root}/images":
                 inside(self.root / "images", name.rpartition("/")[0])

@@ -56,7 +56,7 @@ class PixelIdentity:
     def rgb(self, index: int) -> bytes:
         """Digest of an entry's pixels in colour."""
         if index not in self._rgb:
-            self._rgb[index] = rgb_digest(os.path.join(self._tree.root, self._tree.path(index)))
+            self._rgb[index] = rgb_digest(self._tree.full_path(index))
         return self._rgb[index]
 
     def decode_exact(self, entries: Iterable[int]) -> None:

@@ -81,6 +81,10 @@ class ImageTree:
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(bytes(self.blob[start : self._ends[index]]))
 
+    def full_path(self, index: int) -> str:
+        """The path of an entry, always below the root: unlike with `os.path.join`, whatever its name is."""
+        return f"{self.root}/{self.path(index)}"
+
     def paths(self) -> Iterator[str]:
         """All paths, in order of index."""
         return map(self.path, range(len(self)))
