@@ -65,8 +65,11 @@ def write_columns(path: Path, magic: bytes, header: Any, columns: Sequence[Any])
             file.write(view)
 
 
-def read_columns(path: Path, magic: bytes, limit: int) -> tuple[Any, memoryview] | None:
+def read_columns(path: Path, magic: bytes, limit: int, *, in_memory: int = 0) -> tuple[Any, memoryview] | None:
     """Return the header and the memory-mapped columns; None if there is no regular file with this magic.
+
+    A file of at most `in_memory` bytes is read instead: if a mapped one is cut off in place, a signal (SIGBUS) ends the
+    processes that read it.
 
     Raises:
         DamagedFileError: the checksum is wrong, or the file is larger than `limit` bytes.
@@ -79,14 +82,17 @@ def read_columns(path: Path, magic: bytes, limit: int) -> tuple[Any, memoryview]
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size < _PREFIX.size:
             return None
-        data = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        if status.st_size <= in_memory:
+            data = memoryview(_read(descriptor, status.st_size))
+        else:
+            data = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError):
         return None
     finally:
         os.close(descriptor)
-    found, checksum, length = _PREFIX.unpack_from(data)
-    if found != magic:
+    if len(data) < _PREFIX.size or bytes(data[: len(magic)]) != magic:
         return None
+    _, checksum, length = _PREFIX.unpack_from(data)
     if len(data) > limit:
         raise DamagedFileError(f"{path}: is larger than possible")
     hasher = xxhash.xxh3_64()
@@ -98,6 +104,12 @@ def read_columns(path: Path, magic: bytes, limit: int) -> tuple[Any, memoryview]
         return json.loads(bytes(data[_PREFIX.size : _PREFIX.size + length])), data[_PREFIX.size + length :]
     except (ValueError, RecursionError):
         raise DamagedFileError(f"{path}: its header is not JSON") from None
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """All bytes of a file, fewer if it was cut off meanwhile."""
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read(size)
 
 
 def _open(path: Path) -> int:

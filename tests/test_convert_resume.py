@@ -552,6 +552,19 @@ def test_what_an_earlier_boot_wrote_is_compared_with_its_digest(tmp_path: Path) 
     assert tree(tmp_path / "out", hidden=True) == tree(tmp_path / "fresh", hidden=True)
 
 
+def test_an_image_that_was_changed_after_the_run_was_interrupted_is_made_again(tmp_path: Path) -> None:
+    """With its size and modification time as before."""
+    source = plain_source(tmp_path / "source", {"train": 12})
+    interrupt(Toy, source, tmp_path / "out", after=8)
+    staged = sorted((tmp_path / "out/.phi3v/convert/stage/images/train").iterdir())[2]
+    before = staged.stat()
+    staged.write_bytes(bytes(before.st_size))
+    os.utime(staged, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert resume(Toy, source, tmp_path / "out").resumed == 6
+    resume(Toy, source, tmp_path / "fresh")
+    assert tree(tmp_path / "out", hidden=True) == tree(tmp_path / "fresh", hidden=True)
+
+
 def test_the_state_of_a_file_spares_reading_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not that of a file which changed right before it was read: it may change again and keep its times."""
     from phi3v_data import same_source

@@ -621,14 +621,18 @@ def test_a_claim_that_cannot_be_read_is_named(cli: Cli, source: Path, tmp_path: 
 
 
 def test_a_damaged_part_is_converted_again(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
-    """By its slice if that is run again, else it is missing."""
+    """By its slice if that is run again, else that is named."""
     out, parts = tmp_path / "out", tmp_path / "out/.phi3v/convert/parts"
     convert(source, out, "1/2")
     (parts / "000003.json").write_text("{")
     (out / ".phi3v/convert/stage/images/train/s000.png").unlink()  # of part 0
     assert convert(source, out, "1/2").resumed == 12
     (parts / "000004.json").write_text("{")
-    assert convert(source, out, "2/2").missing == "1 of 16 parts is missing, of slice 1/2 (1)"
+    with pytest.raises(
+        phi3v_data.UserError,
+        match=r"parts that had been converted were lost or damaged \(1 of 16\); run .* with --slice 1/2$",
+    ):
+        convert(source, out, "2/2")
     assert convert(source, out, "1/2").whole is not None
     assert tree(out, hidden=True) == whole
 

@@ -26,7 +26,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.media import store_writer
 from phi3v_data.media.formats import LIMITS, TooLargeImageError
 from phi3v_data.media.images import probe, read_image_file
-from phi3v_data.media.packed import PackedImage, write_pack
+from phi3v_data.media.packed import PackedImage, open_pack, write_pack
 from phi3v_data.media.stored import COLUMNS, MAGIC
 from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.merge import merge_sets
@@ -176,6 +176,88 @@ def test_killed_runs_end_with_the_same_bytes(source: Path, shards: Path, tmp_pat
     assert tree(out, hidden=True).keys() == tree(shards, hidden=True).keys() - {
         path for path in tree(shards, hidden=True) if path.startswith((".phi3v/validate", ".phi3v/index"))
     }
+
+
+def flip(path: Path) -> None:
+    """Change one byte of the first image of a part."""
+    data = path.read_bytes()
+    overwrite(path, 600, bytes([data[600] ^ 1]))
+
+
+def unfinished(source: Path, out: Path) -> list[Path]:
+    """Convert all parts, but not the shards; the files of the parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_writer.StoreWriter, "finish", lambda self: os.kill(os.getpid(), signal.SIGKILL))
+        run = lambda: phi3v_data.convert(Toy, source, out, workers=0, store="shards")  # noqa: E731
+        assert kills.in_child(run) == -signal.SIGKILL
+    return sorted((out / ".phi3v/convert/packed").iterdir())
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_part_that_is_damaged_between_a_kill_and_the_resume_is_converted_again(
+    source: Path, shards: Path, tmp_path: Path
+) -> None:
+    parts = unfinished(source, tmp_path / "out")
+    flip(parts[3])
+    assert 40 < phi3v_data.convert(Toy, source, tmp_path / "out", workers=0, store="shards").resumed < 57
+    assert tree(tmp_path / "out") == tree(shards)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_part_that_is_damaged_without_a_trace_is_not_published(
+    source: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a disk that returns other bytes, or while the shards are made."""
+    out = tmp_path / "out"
+    parts = unfinished(source, out)
+    flip(parts[3])
+    with monkeypatch.context() as patch:
+        patch.setattr("phi3v_data.writing.resume.has_part_images", lambda *_, **__: True)
+        with pytest.raises(UserError, match=r"packed/000003 was lost or damaged after .*; run the same command again"):
+            phi3v_data.convert(Toy, source, out, workers=0, store="shards")
+        assert sorted(path.name for path in out.iterdir()) == [".phi3v"]
+        with pytest.raises(UserError, match=r"packed/000003 was lost or damaged after .*; run the same command again"):
+            phi3v_data.convert(Toy, source, out, workers=0, store="shards")
+    phi3v_data.convert(Toy, source, out, workers=0, store="shards")
+    assert tree(out) == tree(shards)
+
+
+@pytest.mark.parametrize("damage", ["absent", "changed", "cut off"])
+@pytest.mark.usefixtures("small_shards")
+def test_a_part_of_another_slice_that_was_damaged_is_named_by_its_slice(
+    source: Path, shards: Path, tmp_path: Path, damage: str, cli: Cli
+) -> None:
+    out = tmp_path / "out"
+
+    def convert(share: str) -> tuple[int, str, str]:
+        words = ("--source", source, "--out_dir", out, "--store", "shards", "--workers", 0, "--slice", share)
+        return cli("convert", TOY, *words)
+
+    assert convert("1/2")[0] in (0, 1)
+    part = sorted((out / ".phi3v/convert/packed").iterdir())[0]
+    if damage == "changed":
+        flip(part)
+    elif damage == "cut off":
+        os.truncate(part, 100)
+    else:
+        part.unlink()
+    code, _, err = convert("2/2")
+    assert (code, "Traceback" in err) == (2, False)
+    assert "parts that had been converted were lost or damaged (1 of " in err
+    assert err.endswith("run the same command again with --slice 1/2\n")
+    assert convert("1/2")[0] in (0, 1)
+    assert tree(out) == tree(shards)
+
+
+@pytest.mark.parametrize("store", ["files", "shards"])
+def test_a_name_that_is_longer_than_a_path_can_be_is_a_reject(tmp_path: Path, store: Any) -> None:
+    source = make_source(tmp_path / "source", {"train/g/a.txt": "image 1 a.png", "train/g/b.txt": "bytes png"})
+    text = "image 2 " + "d/" * 2100 + "b.png"
+    make_source(source, {"train/g/c.txt": text})
+    result = phi3v_data.convert(Toy, source, tmp_path / "out", workers=0, store=store)
+    assert result.manifest.rejects == {"image-path-unsafe": 1}
+    assert "has more than 3,000 bytes" in (tmp_path / "out/rejects.jsonl").read_text()
+    assert not validate(tmp_path / "out").summary.problems
 
 
 @pytest.mark.parametrize("boot", ["the same boot", "another boot"])
@@ -405,6 +487,11 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: path.unlink(), "the shard shards/images-000000.tar is missing; copy shards/ and images"),
     "cut": (lambda path: os.truncate(path, 4096), "is not the file that the index was made for"),
@@ -418,6 +505,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder": (
         lambda path: path.parent.symlink_to(path.parent.rename(path.parents[1] / "elsewhere")),
         "is a link or behind one, and links are not followed",
+    ),
+    "a folder in its place": (
+        folder_instead,
+        "the shard shards/images-000000.tar is not the file that the index was made for; copy shards/ and images",
     ),
     "pipe": (pipe, "is not the file that the index was made for"),
 }
@@ -653,3 +744,53 @@ def test_a_shard_that_is_replaced_while_it_is_open_is_not_read(copy: Path) -> No
         read_image_file(path)
     shard.write_bytes(data)
     assert read_image_file(path) == before
+
+
+def test_a_folder_in_the_place_of_a_shard_leaves_no_descriptor_open(copy: Path) -> None:
+    """Also of the index of an export."""
+    with tarfile.open(first_shard(copy)) as archive:
+        name = archive.getnames()[0]
+    write_pack(copy / "export", "tar", copy / "shards", ["images-000000.tar"], [PackedImage("a.png", 0, 512, 80)])
+    folder_instead(first_shard(copy))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(OSError, match=r"images-000000.tar is not the file that the index was made for"):
+            read_image_file(copy / "images" / name)
+        with pytest.raises(OSError, match=r"was changed since it was opened; .*images-000000.tar"):
+            read_image_file(copy / "export/a.png")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_indexes_of_many_sets_stay_open(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [shutil.copytree(copy, tmp_path / f"set {number}") for number in range(20)]
+    opened: list[Path] = []
+    read = read_columns
+
+    def counted(path: Path, *args: Any, **how: Any) -> Any:
+        opened.append(path)
+        return read(path, *args, **how)
+
+    monkeypatch.setattr("phi3v_data.media.stored.read_columns", counted)
+    for name in ("train/s000.png", "train/s001.png", "train/s002.png"):
+        assert len({read_image_file(each / "images" / name) for each in sets}) == 1
+    assert opened == [each / "images" for each in sets]
+
+
+def test_shards_stay_open_only_while_descriptors_are_left(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi3v_data.media.pack.KEPT_BELOW", 0)
+    before = os.listdir("/proc/self/fd")
+    assert len(image_bytes(copy)) == 54
+    assert len(os.listdir("/proc/self/fd")) <= len(before) + 4  # of the rows
+
+
+def test_an_index_that_is_cut_off_while_it_is_open_ends_no_process(copy: Path) -> None:
+    """As `cp -r` over a set does it, and `rsync --inplace`."""
+
+    def cut() -> None:
+        pack = open_pack(copy / "images")
+        os.truncate(copy / "images", 0)
+        assert pack.name(5)
+        with pytest.raises(NotADirectoryError):
+            read_image_file(copy / "images/train/s001.png")
+
+    assert kills.in_child(cut) == 0

@@ -20,6 +20,12 @@ import xxhash
 
 from phi3v_data.media.formats import LIMITS, TooLargeImageError
 
+IN_MEMORY = 32 << 20
+"""Bytes up to which an index is read instead of mapped: some 300,000 images."""
+
+KEPT_BELOW = 512
+"""Shards stay open if their descriptors are below it, so that those of many sets leave some for other files."""
+
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 
@@ -42,7 +48,7 @@ class RepeatedNameError(ValueError):
 
 
 class Pack(ABC):
-    """An index, memory-mapped, and the shards that it refers to.
+    """An index, in memory or mapped, and the shards that it refers to.
 
     Columns, with one value per image: `ends` of the names in `blob`, `shard_of`, `offsets` and `sizes` (bytes) in the
     shards, and the sorted hashes of the names with the entry of each (`_order`).
@@ -134,7 +140,7 @@ class Pack(ABC):
             yield known
             return
         file = self._opened(shard)
-        if len(self._files) < self.open_shards:
+        if len(self._files) < self.open_shards and file.fileno() < KEPT_BELOW:
             file = self._files.setdefault(shard, file)
             yield file
             return

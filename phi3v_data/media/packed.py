@@ -27,7 +27,7 @@ import numpy as np
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
 from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.pack import Pack, ShardState, hash_of_name, is_regular, order_of_names
+from phi3v_data.media.pack import IN_MEMORY, Pack, ShardState, hash_of_name, is_regular, order_of_names
 from phi3v_data.media.stored import StoredPack
 
 Kind: TypeAlias = Literal["tar", "parquet"]
@@ -35,6 +35,8 @@ Kind: TypeAlias = Literal["tar", "parquet"]
 _MAGIC = b"phi3vpk2"
 _MAX_INDEX = 1 << 36
 _COLUMNS = ("ends", "shards", "offsets", "sizes", "is_base64", "hashes", "order")
+_OPEN = 64
+"""Indexes that stay open: those of all sets that are trained on or merged."""
 _GROUP, _ROW = 1 << 40, 1 << 12
 """Multipliers of row group and row in the offset of a parquet cell; the rest is the number of the image in the cell."""
 
@@ -63,7 +65,7 @@ class ExportPack(Pack):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            found = read_columns(path, _MAGIC, _MAX_INDEX)
+            found = read_columns(path, _MAGIC, _MAX_INDEX, in_memory=IN_MEMORY)
         except DamagedFileError:
             found = None
         if found is None:
@@ -106,7 +108,10 @@ class ExportPack(Pack):
 
     def _opened(self, shard: int) -> IO[bytes]:
         path = self.root / self.shards[shard]
-        file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115 - the caller keeps or closes it
+        try:
+            file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115 - the caller keeps or closes it
+        except IsADirectoryError:
+            raise _stale(path) from None
         found = os.fstat(file.fileno())
         if not is_regular(found) or ShardState.of(found) != self._states[shard]:
             file.close()
@@ -190,12 +195,12 @@ def _open_pack(path: str) -> Pack:
     return stored if stored is not None else _of_export(path, state, os.getpid())
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=_OPEN)
 def _stored(path: str, state: ShardState) -> StoredPack | None:
     return StoredPack.open(Path(path))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=_OPEN)
 def _of_export(path: str, state: ShardState, process: int) -> ExportPack:
     return ExportPack(Path(path))
 

@@ -23,7 +23,7 @@ import xxhash
 
 from phi3v_data.columns import DamagedFileError, read_columns
 from phi3v_data.files import SHARDS
-from phi3v_data.media.pack import Ints, Pack, ShardState, hash_of_name, is_regular
+from phi3v_data.media.pack import IN_MEMORY, Ints, Pack, ShardState, hash_of_name, is_regular
 from phi3v_data.media.pack_names import check_names
 from phi3v_data.messages import shown
 
@@ -63,7 +63,7 @@ class StoredPack(Pack):
             NotADirectoryError: it is damaged, or has numbers that cannot be.
         """
         try:
-            found = read_columns(path, MAGIC, _MAX_INDEX)
+            found = read_columns(path, MAGIC, _MAX_INDEX, in_memory=IN_MEMORY)
             return cls(path, *found) if found is not None else None
         except (DamagedFileError, ValueError, KeyError, TypeError, OverflowError) as error:
             why = str(error).removeprefix(f"{path}: ") if isinstance(error, DamagedFileError) else "has a wrong value"
@@ -120,12 +120,11 @@ class StoredPack(Pack):
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise self._refuse(shard, errno.ELOOP, "is a link or behind one, and links are not followed") from None
             raise
-        file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - the caller keeps or closes it
         found = os.fstat(descriptor)
         if not is_regular(found) or found.st_size != self._shard_sizes[shard]:
-            file.close()
+            os.close(descriptor)
             raise self._refuse(shard, errno.ESTALE, "is not the file that the index was made for")
-        return file
+        return open(descriptor, "rb", buffering=0)
 
     def _refuse(self, shard: int, code: int, why: str) -> OSError:
         name = f"{SHARDS}/{self.shards[shard]}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.files import name_digest, unsafe_reason
+from phi3v_data.messages import shown
 from phi3v_data.mounts import NO_HARD_LINKS
 from phi3v_data.suffixes import HEIC_SUFFIXES, IMAGE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, STORED_IMAGES
 from phi3v_data.writing.journal import Journal
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from phi3v_data.media.encoding import ImageFormat
 
 MAX_NAME_BYTES = 200
+MAX_PATH_BYTES = 3_000
+"""Systems take paths of 4,095 bytes, of which some are needed for the folder of the set."""
+
 MAX_VERIFIED = 4096
 _Kind: TypeAlias = tuple[str, int, int]
 """The extension for an image's format, its width and height."""
@@ -77,13 +81,17 @@ def check_name(name: str) -> None:
         why = "has a component that starts with a dot"
     elif any(len(piece.encode()) > MAX_NAME_BYTES for piece in pieces):
         why = f"has a component of more than {MAX_NAME_BYTES} bytes"
+    elif len(name.encode()) > MAX_PATH_BYTES:
+        why = f"has more than {MAX_PATH_BYTES:,} bytes"
     elif not pieces[-1].lower().endswith(IMAGE_SUFFIXES):
         why = f"does not end in {', '.join(IMAGE_SUFFIXES)}"
     elif any(piece.lower().endswith(SOURCE_IMAGE_SUFFIXES) for piece in pieces[:-1]):
         why = "has a folder named like an image"
     else:
         return
-    raise Reject("image-path-unsafe", f"the image name {name!r} {why}; give a relative path such as 'train/cat.jpg'")
+    raise Reject(
+        "image-path-unsafe", f"the image name {shown(name, 160)} {why}; give a relative path such as 'train/cat.jpg'"
+    )
 
 
 def store_image(image: PreparedImage, journal: Journal, scratch: Path) -> bool:

@@ -69,8 +69,11 @@ def members(record: PartRecord) -> Iterator[tuple[ImageRecord, int]]:
                 at += padded(image.size)
 
 
-def has_images(journal: Journal, part: int, record: PartRecord, *, verify: bool) -> bool:
-    """Whether the file of a part is complete; with `verify`, whether all images have their digests."""
+def has_images(journal: Journal, part: int, record: PartRecord, *, since: int, verify: bool) -> bool:
+    """Whether the file of a part is complete.
+
+    With `verify`, or if the file changed after the time `since` (ns), whether all images have their digests.
+    """
     end = 0
     places = []
     for image, offset in members(record):
@@ -80,8 +83,9 @@ def has_images(journal: Journal, part: int, record: PartRecord, *, verify: bool)
         return True
     try:
         with open(journal.packed_path(part), "rb", buffering=0) as file:
-            return os.fstat(file.fileno()).st_size == end and not (
-                verify
+            found = os.fstat(file.fileno())
+            return found.st_size == end and not (
+                (verify or found.st_ctime_ns > since)
                 and any(
                     hashlib.sha256(os.pread(file.fileno(), image.size, offset)).hexdigest() != image.digest
                     for image, offset in places
@@ -120,20 +124,29 @@ class Assembly:
             for images in map(journal.read_images, range(num_parts)):
                 self.disputed.update(image.name for image in images if name_hash(image.name) in hashes)
         self._offsets: dict[ImageRecord, int] = {}
+        self._path = journal.packed
         self._file: IO[bytes] | None = None
 
     def begin(self, part: int, record: PartRecord) -> None:
-        """The rows that follow are of this part."""
+        """The rows that follow are of this part.
+
+        Raises:
+            UserError: its file is gone.
+        """
         self._offsets = dict(members(record))
         if self._file is not None:
             self._file.close()
-        self._file = open(self.journal.packed_path(part), "rb", buffering=0) if self._offsets else None  # noqa: SIM115
+        self._path = self.journal.packed_path(part)
+        try:
+            self._file = open(self._path, "rb", buffering=0) if self._offsets else None  # noqa: SIM115
+        except FileNotFoundError:
+            raise _damaged(self._path) from None
 
     def take(self, row: RowRecord) -> None:
         """Store the images of a row that no row before it has.
 
         Raises:
-            UserError: the file of the part was changed.
+            UserError: the file of the part was damaged; it was removed, so that the next run makes it again.
             OSError: it cannot be read, or a shard not be written.
         """
         for image in row.images:
@@ -141,8 +154,9 @@ class Assembly:
                 continue
             assert self._file is not None
             data = os.pread(self._file.fileno(), image.size, self._offsets[image])
-            if len(data) != image.size:
-                raise UserError(f"{self._file.name} was cut off during the run; run the same command again")
+            if hashlib.sha256(data).hexdigest() != image.digest:
+                self._path.unlink(missing_ok=True)  # the part counts as lost
+                raise _damaged(self._path)
             self._writer.add(image.name, data)
 
     def finish(self) -> bool:
@@ -167,6 +181,13 @@ class Assembly:
             return False
         self._is_stored[place] = True
         return True
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path} was lost or damaged after its images had been converted; run the same command again (all slices, if "
+        "there are some), which converts them once more"
+    )
 
 
 def _survey(journal: Journal, num_parts: int) -> "tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]":

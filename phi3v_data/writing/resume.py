@@ -2,7 +2,8 @@
 
 A part is kept if its record can be read, matches the planned samples, and all its images exist with the correct size.
 Files written before the machine was restarted may contain zeros after a power failure, so their digests must match,
-too. Images that are in no such record are removed: they belong to interrupted parts.
+too, as must those of files that changed after the record was written. Images that are in no such record are removed:
+they belong to interrupted parts.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ from phi3v_data.writing.records import ImageRecord, PartRecord
 def finished_parts(journal: Journal, parts: Sequence[Part], verified: Set[int] = frozenset()) -> set[int]:
     """Numbers of the planned parts that can be kept; all traces of the others are removed.
 
-    `parts` are all parts of the plan. Images of parts in `verified` are not looked at.
+    `parts` are all parts of the plan. Of parts in `verified` no image file is looked at, only the one file of a part in
+    shards.
     """
     known = array("Q")
     finished: set[int] = set()
@@ -49,7 +51,8 @@ def kept_parts(
         numbers = set(range(part.first, part.first + part.count))
         if not kept or _numbers(kept) != numbers:
             continue
-        if part.index in verified or _is_whole(journal, part.index, kept, disputed, in_shards):
+        is_verified = part.index in verified
+        if (is_verified and not in_shards) or _is_whole(journal, part.index, kept, disputed, in_shards, is_verified):
             yield part, kept
 
 
@@ -84,29 +87,36 @@ def _numbers(kept: PartRecord) -> set[int]:
     return numbers if [source.number for source in kept.sources] == sorted(numbers) else set()
 
 
-def _is_whole(journal: Journal, part: int, kept: PartRecord, disputed: set[str], in_shards: bool) -> bool:
-    """Whether the images of a part are there."""
-    verify = not kept.boot or kept.boot != boot_id()
+def _is_whole(
+    journal: Journal, part: int, kept: PartRecord, disputed: set[str], in_shards: bool, is_verified: bool = False
+) -> bool:
+    """Whether the images of a part are there; `is_verified` if it is known that they reached the disk."""
+    verify = not is_verified and (not kept.boot or kept.boot != boot_id())
+    try:
+        since = os.stat(journal.part_path(part)).st_ctime_ns
+    except FileNotFoundError:  # removed meanwhile by another process
+        return False
     if in_shards:
-        return has_part_images(journal, part, kept, verify=verify)
-    return _has_images(journal, kept, disputed, verify)
+        return has_part_images(journal, part, kept, since=since, verify=verify)
+    return _has_images(journal, kept, disputed, since, verify)
 
 
-def _has_images(journal: Journal, kept: PartRecord, disputed: set[str], verify: bool) -> bool:
+def _has_images(journal: Journal, kept: PartRecord, disputed: set[str], since: int, verify: bool) -> bool:
     verified: set[ImageRecord] = set()
     for row in kept.rows:
         for image in row.images:
             path = journal.images / image.name
             aside = [journal.collisions / image.digest] if image.name in disputed else []
             try:
-                size = os.stat(path).st_size
+                found = os.stat(path)
+                size, changed = found.st_size, found.st_ctime_ns > since
             except (FileNotFoundError, NotADirectoryError):
                 if not any(place.is_file() for place in aside):  # a worker that died had claimed the name
                     return False
-                size = image.size
+                size, changed = image.size, False
             if size != image.size and not aside:
                 return False
-            if verify and image not in verified:
+            if (verify or changed) and image not in verified:
                 if not any(_digest(place) == image.digest for place in (path, *aside)):
                     return False
                 verified.add(image)

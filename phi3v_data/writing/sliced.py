@@ -264,9 +264,12 @@ def publish_if_done(
                 continue
             return missing
         if claims.claim("end") == "ours":
-            missing = _publish(claims, plan, lossy, check)
-            if missing:
-                return missing
+            if damaged := _publish(claims, plan, lossy, check):
+                slices = join_words([f"--slice {name}" for name in plan.slices_of(damaged)], 6)
+                raise UserError(
+                    f"{journal.out_dir}: parts that had been converted were lost or damaged ({len(damaged):,} of "
+                    f"{len(plan.parts):,}); run the same command again with {slices}"
+                )
             continue
         claims.wait()
 
