@@ -183,7 +183,7 @@ def measured(command: list[str], work: Path) -> dict[str, float] | None:
 
 
 def measure(count: int, envs: Path | None, *, images: bool) -> dict[str, Any]:
-    """Every way on the same rows; ratio: of the peer's CPU time to the import's."""
+    """Figures of each reader on the same rows; `ratio` is the CPU time of the reader divided by that of the import."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file, work = folder / "rows.json", folder / "work"

@@ -1,4 +1,4 @@
-"""Tasks that are under way on any engine, and the order in which their results are given."""
+"""Tasks that an engine has begun, and the order in which their results are yielded."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
