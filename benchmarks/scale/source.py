@@ -1,15 +1,15 @@
 """Small JPEGs in parquet shards, each one of its own: the source of `benchmarks/scale/run.py`.
 
 An image is a crop of a large texture with the spectrum of photographs (amplitude 1/f), at a random place and scale,
-with coarse random colours mixed in, 32 to 64 pixels wide and high, saved as JPEG of some 900 bytes. One row in 500 has
+with coarse random colours mixed in, 32 to 64 pixels wide and high, saved as JPEG of some 1,100 bytes. One row in 500 has
 the image of the row five before it, another one has it in another quality, so that there are duplicates to find.
 Rows come in groups of five; the split is that of the group.
 """
 
-import io
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ PLACES = ("left", "right", "top", "bottom")
 
 @lru_cache(maxsize=1)
 def textures() -> "list[Any]":
-    """Four images of 1/f noise in colour, as Pillow images."""
+    """Four images of 1/f noise in colour, each in three sizes, as arrays (height, width, 3)."""
     from PIL import Image
 
     found = []
@@ -36,27 +36,29 @@ def textures() -> "list[Any]":
         for _ in range(3):
             plane = np.fft.irfft2(np.fft.rfft2(shared + 0.5 * random.normal(size=(SIDE, SIDE))) * scale)
             planes.append(128 + 45 * plane / plane.std())
-        found.append(Image.fromarray(np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8)))
+        image = Image.fromarray(np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8))
+        found += [np.asarray(image.reduce(factor)) for factor in (1, 2, 4)]
     return found
 
 
 def make_jpeg(number: int) -> bytes:
     """The image of a row."""
+    import simplejpeg
     from PIL import Image
 
-    quality = 80
+    quality = 60
     if number % 500 in (7, 257):
-        quality = 80 if number % 500 == 7 else 60
+        quality = 60 if number % 500 == 7 else 40
         number -= 5
-    random = np.random.default_rng(number)
-    size = tuple(random.integers(32, 65, 2).tolist())
-    side = int(random.integers(40, 320))
-    left, top = random.integers(0, SIDE - side, 2).tolist()
-    crop = textures()[number % 4].resize(size, Image.Resampling.BILINEAR, (left, top, left + side, top + side))
-    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-    stream = io.BytesIO()
-    Image.blend(crop, coarse.resize(size, Image.Resampling.BICUBIC), 0.5).save(stream, "JPEG", quality=quality)
-    return stream.getvalue()
+    random = Random(number)
+    width, height = random.randrange(32, 65), random.randrange(32, 65)
+    texture = textures()[random.randrange(12)]
+    top, left = random.randrange(len(texture) - height), random.randrange(len(texture) - width)
+    coarse = Image.frombytes("RGB", (6, 6), random.randbytes(6 * 6 * 3)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    pixels = (texture[top : top + height, left : left + width] >> 1) + (np.asarray(coarse) >> 1)
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420"))
 
 
 def make_row(number: int) -> dict[str, Any]:
