@@ -301,6 +301,28 @@ def test_a_family_may_keep_its_image_processor_in_either_file(plug_in: Path) -> 
         locate(str(model))
 
 
+@pytest.mark.parametrize(
+    ("installed", "patch", "refused"),
+    [("5.20.2", 14, True), ("5.17.0", 14, True), ("5.21.0", 14, False), ("6.0.0", 14, False), ("5.20.2", 16, False)],
+)
+def test_a_smolvlm_that_transformers_cannot_compute_is_refused(
+    monkeypatch: pytest.MonkeyPatch, installed: str, patch: int, refused: bool
+) -> None:
+    """27 x 27 patches are 81 tokens, which 14 does not divide; 24 x 24 are 64, which 16 does."""
+    monkeypatch.setattr("phi3v_train.models.idefics.family.version", lambda name: installed)
+    config = {"scale_factor": 3, "text_config": {}, "vision_config": {"image_size": 384, "patch_size": patch}}
+    path = Path("model/config.json")
+    if not refused:
+        return registry.get_family("smolvlm").check_config(config, path)
+    with pytest.raises(UserError) as caught:
+        registry.get_family("smolvlm").check_config(config, path)
+    assert str(caught.value) == (
+        f"model/config.json: transformers {installed} cannot compute a SmolVLM with 81 image tokens per tile and "
+        "patches of 14 pixels; use transformers 5.21 or later"
+    )
+    return None
+
+
 def test_an_unknown_family_names_those_that_are_there() -> None:
     with pytest.raises(NotFoundError, match=r"^no model family 'nobody' can be trained; there are phi3v, gemma3, "):
         locate("tiny:nobody")

@@ -1,5 +1,6 @@
 """Checks of a model directory's processor against its family, before anything is trained with it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def check_sizes(processor: HubProcessor, directory: Path) -> None:
             )
 
 
-def tokens_per_tile(config: dict[str, Any], vision: dict[str, Any]) -> int | None:
+def tokens_per_tile(config: Mapping[str, Any], vision: Mapping[str, Any]) -> int | None:
     """Image tokens of a tile of Idefics3 by a parsed config.json; None for other models."""
     sizes = (vision.get("image_size"), vision.get("patch_size"), config.get("scale_factor"))
     if not all(isinstance(each, int) and each > 0 for each in sizes):

@@ -1,10 +1,15 @@
 """Idefics3 and SmolVLM."""
 
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi3v_data.errors import UserError
 from phi3v_data.tokens.idefics import IDEFICS3, SMOLVLM
 from phi3v_train.models.family import ModuleNames
 from phi3v_train.models.huggingface.base import HubFamily
+from phi3v_train.models.huggingface.checks import tokens_per_tile
 from phi3v_train.models.idefics.renderer import IdeficsRenderer
 from phi3v_train.models.idefics.tiny import tiny_idefics3, tiny_smolvlm
 
@@ -63,6 +68,22 @@ class SmolVLMFamily(IdeficsFamily):
     card_tags = ("smolvlm",)
     processor_packages = ("torchvision", "num2words")
     tiny = staticmethod(tiny_smolvlm)
+
+    def check_config(self, config: Mapping[str, Any], path: Path) -> None:
+        """Refuse sizes, too, that the installed transformers cannot compute.
+
+        Before 5.21 it cuts the image tokens of SmolVLM into pieces of `patch_size`: right for the 64 tokens and the
+        patches of 16 pixels of the small models, an exception within the model for the 81 and 14 of the 2.2B ones.
+        """
+        super().check_config(config, path)
+        vision = config["vision_config"]
+        tokens = tokens_per_tile(config, vision)
+        installed = version("transformers")
+        if tokens and tokens % vision["patch_size"] and tuple(map(int, installed.split(".")[:2])) < (5, 21):
+            raise UserError(
+                f"{path}: transformers {installed} cannot compute a SmolVLM with {tokens} image tokens per tile and "
+                f"patches of {vision['patch_size']} pixels; use transformers 5.21 or later"
+            )
 
 
 FAMILIES = (Idefics3Family(), SmolVLMFamily())
