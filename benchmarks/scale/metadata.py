@@ -14,8 +14,8 @@ leaks       pixels compared across three splits (`PixelIdentity`, `ImageLeaks.re
 near        the search for near duplicates among random hashes
 components  rows joined by group and by image for `split`
 
-peak_bytes_per_row is the peak memory above that of the same process with a hundredth of the rows, cpu_us_per_row the CPU
-time above it, and disk_bytes_per_row what is written. A size is not run but extrapolated, marked with `from`, if it
+peak_bytes_per_row is the peak memory above that of the same process with a hundredth of the rows, cpu_us_per_row the
+CPU time above it, and disk_bytes_per_row what is written. A size is not run but extrapolated, marked with `from`, if it
 would take more than --gb or --seconds by the size before, in proportion to the rows, or if it ran out of that memory.
 """
 

@@ -10,8 +10,8 @@ peak_mb         peak resident memory of each process, the command's own first; a
 
 A stage whose figures of this number of rows are in the file is not run again, and what it made is kept in DIR: the same
 command resumes after an interruption, within a stage too where the command itself does. After `--minutes` the running
-stage is interrupted. `--again STAGE` measures a stage again, `--tidy` removes what no later stage needs, `--table`
-prints the results as a table.
+stage is interrupted. `--direct` writes the set without a conversion (`write_set.py`), `--again STAGE` measures a stage
+again, `--tidy` removes what no later stage needs, `--table` prints the results as a table.
 """
 
 import argparse
@@ -102,7 +102,13 @@ def run(args: argparse.Namespace) -> int:
     about = {"machine": machine(*PACKAGES), "workers": args.workers}
     if not any(each.get("machine") == about["machine"] for each in read(args.results)):
         append(args.results, about)
-    stages = [stage for stage in STAGES if args.rows <= stage.at_most and (not args.only or stage.name in args.only)]
+    stages = [
+        stage
+        for stage in STAGES
+        if args.rows <= stage.at_most
+        and (not args.only or stage.name in args.only)
+        and stage.direct in (None, args.direct)
+    ]
     work = Work(args.work / str(args.rows), args.rows, args.workers)
     for number, stage in enumerate(stages):
         records = read(args.results)
@@ -131,6 +137,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "scale.jsonl")
     parser.add_argument("--only", nargs="*", default=[], metavar="STAGE")
     parser.add_argument("--again", nargs="*", default=[], metavar="STAGE")
+    parser.add_argument("--direct", action="store_true", help="write the set without a conversion")
     parser.add_argument("--tidy", action="store_true")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()

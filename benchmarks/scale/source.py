@@ -2,8 +2,8 @@
 
 An image is a crop of a large texture with the spectrum of photographs (amplitude 1/f), at a random place and scale,
 with coarse random colours mixed in, 32 to 64 pixels wide and high, saved as JPEG of some 1,100 bytes. One row in 500
-has the image of the row five before it, another one has it in another quality: duplicates to find. Rows come in groups of
-five; the split is that of the group.
+has the image of the row five before it, another one has it in another quality: duplicates to find. Rows come in groups
+of five; the split is that of the group.
 """
 
 from concurrent.futures import ProcessPoolExecutor

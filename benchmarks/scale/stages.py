@@ -33,6 +33,7 @@ class Stage:
 
     `makes` is what it writes, removed with the option `--tidy` once no later stage has it in `needs`; `rows` is the
     number of rows that the command reads per row of the source, and `resumes` that it continues what is there.
+    `direct` is true of a stage that is only run with --direct, and false of those that it replaces.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stage:
     rows: int = 1
     good: tuple[int, ...] = (0, 1)
     resumes: bool = False
+    direct: bool | None = None
     at_most: int = 1 << 60
 
 
@@ -86,7 +88,8 @@ STAGES = (
     Stage("source", script("source.py", "/source", "ROWS", "WORKERS"), makes="source"),
     Stage("convert files", convert("files"), makes="files", needs=("source",), at_most=100_000),
     Stage("validate files", workers("validate", "/files", "--fresh"), needs=("files",), at_most=100_000),
-    Stage("convert shards", convert("shards"), makes="shards", needs=("source",)),
+    Stage("convert shards", convert("shards"), makes="shards", needs=("source",), direct=False),
+    Stage("write shards", script("write_set.py", "/source", "/shards"), "shards", ("source",), direct=True),
     Stage("validate quick", workers("validate", "/shards", "--level", "quick", "--fresh"), needs=("shards",)),
     Stage("validate full", workers("validate", "/shards", "--fresh"), needs=("shards",)),
     Stage("validate unchanged", workers("validate", "/shards"), needs=("shards",)),
