@@ -9,7 +9,7 @@ import stat
 import weakref
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, ClassVar, NamedTuple, TypeAlias
@@ -27,6 +27,8 @@ KEPT_BELOW = 512
 """Shards stay open if their descriptors are below it, so that those of many sets leave some for other files."""
 
 Ints: TypeAlias = npt.NDArray[np.int64]
+
+_FACTOR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)
 
 
 class ShardState(NamedTuple):
@@ -92,9 +94,9 @@ class Pack(ABC):
             place += 1
         return -1
 
-    def listing(self) -> Iterable[int]:
+    def listing(self) -> Ints:
         """All entries, in the order in which images are listed."""
-        return range(len(self))
+        return np.arange(len(self))
 
     def file_size(self, entry: int) -> int:
         """Bytes of an image."""
@@ -117,9 +119,9 @@ class Pack(ABC):
     def states(self) -> list[ShardState | None]:
         """The state of each shard; None if it is not the one that the index was made for."""
 
-    def place(self, entry: int) -> str:
-        """Text that is another one if an image is at another place in its shard, or has other content there."""
-        return str(self.offsets[entry])
+    def places(self) -> Ints:
+        """A number for each entry, another one if the image is at another place in its shard, or has other content."""
+        return self.offsets
 
     @abstractmethod
     def _read(self, entry: int, size: int) -> bytes: ...
@@ -178,6 +180,15 @@ def entry_name(blob: "memoryview | bytearray", ends: Ints, entry: int) -> str:
 def hash_of_name(name: str) -> int:
     """Hash by which a name is found."""
     return xxhash.xxh3_64_intdigest(name.encode()) - (1 << 63)
+
+
+def mixed(left: Ints, right: Ints) -> Ints:
+    """One number of two, in this order; of two with the same `left`, another one for another `right`."""
+    value = left.astype(np.uint64) * _FACTOR  # odd: multiplying by it loses nothing
+    value ^= value >> _SHIFT
+    value = (value ^ right.astype(np.uint64)) * _FACTOR
+    value ^= value >> _SHIFT
+    return value.view(np.int64)
 
 
 def order_of_names(blob: bytearray, ends: Ints, hashes: Ints) -> tuple[Ints, Ints]:

@@ -14,7 +14,7 @@ that was cut off, exchanged or changed gives an error for each image that is aff
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -23,7 +23,7 @@ import xxhash
 
 from phi3v_data.columns import DamagedFileError, read_columns
 from phi3v_data.files import SHARDS
-from phi3v_data.media.pack import IN_MEMORY, Ints, Pack, ShardState, hash_of_name, is_regular
+from phi3v_data.media.pack import IN_MEMORY, Ints, Pack, ShardState, hash_of_name, is_regular, mixed
 from phi3v_data.media.pack_names import check_names
 from phi3v_data.messages import shown
 
@@ -71,18 +71,17 @@ class StoredPack(Pack):
                 errno.ENOTDIR, f"is a damaged index of images ({why}); copy it again together with {SHARDS}/", str(path)
             ) from None
 
-    def listing(self) -> Iterable[int]:
+    def listing(self) -> Ints:
         """All entries in the order of files in folders: see `store_writer.py`."""
-        entries: list[int] = self._listing.tolist()
-        return entries
+        return self._listing
 
     def states(self) -> list[ShardState | None]:
         """The state of each shard now; None if it is missing, is reached through a link, or has another size."""
         return [self._try(lambda file: ShardState.of(os.fstat(file)), shard) for shard in range(len(self.shards))]
 
-    def place(self, entry: int) -> str:
-        """Place and content of an image."""
-        return f"{self.offsets[entry]} {self._digests[entry]}"
+    def places(self) -> Ints:
+        """Place and content of each image as one number."""
+        return mixed(self.offsets, self._digests)
 
     def _read(self, entry: int, size: int) -> bytes:
         shard = int(self.shard_of[entry])

@@ -15,6 +15,7 @@ Ints = npt.NDArray[np.int64]
 Links = tuple[Ints, Ints]
 
 _USES_AT_ONCE = 1 << 18
+_MOST_LINKS = 16  # each is joined in passes over all rows, so their number must not grow with the rows
 
 
 def join_rows(num_rows: int, links: Iterable[Links]) -> Ints:
@@ -61,8 +62,9 @@ def value_links(rows: Ints, values: Ints) -> Iterator[Links]:
 def image_links(table: RowTable, identity: PixelIdentity) -> Iterator[Links]:
     """Yield pairs of rows that share an image."""
     first = np.full(len(identity.identities), len(table), np.int64)  # row of the first use
-    for uses in range(0, len(table.uses), _USES_AT_ONCE):
-        images = identity.of_uses(table.uses[uses : uses + _USES_AT_ONCE])
+    at_once = max(_USES_AT_ONCE, -(-len(table.uses) // _MOST_LINKS))
+    for uses in range(0, len(table.uses), at_once):
+        images = identity.of_uses(table.uses[uses : uses + at_once])
         rows = np.searchsorted(table.starts, np.arange(uses, uses + len(images)), side="right") - 1
         there = images >= 0
         images, rows = images[there], rows[there].astype(np.int64)

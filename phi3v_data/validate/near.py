@@ -1,10 +1,14 @@
 """Finds pairs of nearly equal 64-bit difference hashes without comparing all pairs.
 
-Two hashes that differ in at most 4 bits agree on at least two of six bands of 10 or 11 bits (Manku, Jain and Das
-Sarma, "Detecting near-duplicates for web crawling", 2007). For each of the 15 pairs of bands the hashes are sorted by
-those bits, so that candidates are adjacent, and the exact distance of each candidate is computed. If very many share a
-pair of bands, like pages with white margins, the same method is applied to the remaining bits. A pair is accepted only
-at its first two equal bands, so that it is found once.
+Two hashes that differ in at most 4 bits agree on at least two of six bands of 10 or 11 bits, and on at least three of
+seven bands of 9 or 10 (Manku, Jain and Das Sarma, "Detecting near-duplicates for web crawling", 2007). For each choice
+of so many bands the hashes are sorted by those bits, so that candidates are adjacent, and the exact distance of each
+candidate is computed. If very many share these bands, like pages with white margins, the same method is applied to the
+remaining bits. A pair is accepted only at its first equal bands, so that it is found once.
+
+Candidates per hash grow with the number of hashes: two of six bands have 21 bits, which are few for millions. From
+`MANY` on three of seven are used, with 27 bits and 35 sorts instead of 15: more work at first, and then no growth up to
+a hundred million.
 
 This runs in one process without an engine: it is arithmetic on whole arrays, and two million hashes take 1.25 s
 (`python benchmarks/validate.py near`), about as long as starting workers and collecting their results.
@@ -26,7 +30,12 @@ Hashes = npt.NDArray[np.uint64]
 Indexes = npt.NDArray[np.int64]
 Accept = Callable[[Indexes, Indexes], None]
 
-_NUM_BANDS = 6
+MANY = 1 << 21
+"""Hashes from which on more bands are used."""
+
+_FEW_BANDS, _MANY_BANDS = (6, 2), (7, 3)
+"""Bands, and how many of them are equal in two hashes at most `MAX_DISTANCE` bits apart."""
+
 _LONG_RUN = 2048  # compared all with all up to this length
 _AT_ONCE = 1 << 18
 _LOW = np.uint64(0xFFFFFFFF)
@@ -88,11 +97,12 @@ class _Found:
 
 def _search(values: Hashes, num_bits: int, accept: Accept) -> None:
     """Pass positions of values at most `MAX_DISTANCE` bits apart to `accept`, each pair once."""
-    long_run = _LONG_RUN if num_bits >= 2 * _NUM_BANDS else len(values)  # with so few bits, none are left to compare
-    edges = [num_bits * band // _NUM_BANDS for band in range(_NUM_BANDS + 1)]
-    masks = [np.uint64((1 << edges[band + 1]) - (1 << edges[band])) for band in range(_NUM_BANDS)]
-    for first, second in combinations(range(_NUM_BANDS), 2):
-        earlier = [masks[band] for band in range(second) if band != first]
+    num_bands, num_equal = _MANY_BANDS if len(values) >= MANY and num_bits == 64 else _FEW_BANDS
+    long_run = _LONG_RUN if num_bits >= 2 * num_bands else len(values)  # with so few bits, none are left to compare
+    edges = [num_bits * band // num_bands for band in range(num_bands + 1)]
+    masks = [np.uint64((1 << edges[band + 1]) - (1 << edges[band])) for band in range(num_bands)]
+    for chosen in combinations(range(num_bands), num_equal):
+        earlier = [masks[band] for band in range(chosen[-1]) if band not in chosen]
 
         def take(i: Indexes, j: Indexes, earlier: list[np.uint64] = earlier) -> None:
             differing = values[i] ^ values[j]
@@ -101,20 +111,28 @@ def _search(values: Hashes, num_bits: int, accept: Accept) -> None:
                 i, j, differing = i[keep], j[keep], differing[keep]
             accept(i, j)
 
-        low, high = np.uint64(edges[first]), np.uint64(edges[second])
-        width = np.uint64(edges[first + 1] - edges[first])
-        packed = (values & masks[second]) >> high << width
-        packed |= (values & masks[first]) >> low
+        packed = np.zeros(len(values), np.uint64)
+        for band in chosen:
+            packed <<= np.uint64(edges[band + 1] - edges[band])
+            packed |= (values & masks[band]) >> np.uint64(edges[band])
         packed <<= _32
         packed |= np.arange(len(values), dtype=np.uint64)
         packed.sort()
         for members in _compare_runs(values, packed, long_run, take):
-            rest = _without(_without(values[members], edges[second], edges[second + 1]), edges[first], edges[first + 1])
+            rest, left = values[members], num_bits
+            for band in reversed(chosen):
+                rest = _without(rest, edges[band], edges[band + 1])
+                left -= edges[band + 1] - edges[band]
 
             def take_members(i: Indexes, j: Indexes, members: Indexes = members, take: Accept = take) -> None:
                 take(members[i], members[j])
 
-            _search(rest, num_bits - (edges[second + 1] - edges[second]) - int(width), take_members)
+            _search(rest, left, take_members)
+
+
+def _are_near(left: Hashes, right: Hashes) -> npt.NDArray[np.bool_]:
+    """Whether each two hashes are at most `MAX_DISTANCE` bits apart."""
+    return np.bitwise_count(left ^ right) <= MAX_DISTANCE
 
 
 def _compare_runs(values: Hashes, packed: Hashes, long_run: int, take: Accept) -> list[Indexes]:
@@ -134,7 +152,7 @@ def _compare_runs(values: Hashes, packed: Hashes, long_run: int, take: Accept) -
             part = positions[begin : begin + _AT_ONCE]
             i = (packed[part] & _LOW).astype(np.int64)
             j = (packed[part + distance] & _LOW).astype(np.int64)
-            near = np.bitwise_count(values[i] ^ values[j]) <= MAX_DISTANCE
+            near = _are_near(values[i], values[j])
             if near.any():
                 take(i[near], j[near])
         distance += 1

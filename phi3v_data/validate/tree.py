@@ -19,7 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from phi3v_data.files import is_closed, unsafe_reason
-from phi3v_data.media.pack import ShardState
+from phi3v_data.media.pack import ShardState, mixed
 from phi3v_data.media.packed import open_pack
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 
@@ -32,6 +32,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 _DEVICES = frozenset({"con", "prn", "aux", "nul", "com", "lpt"})
 _PLAIN_NAMES = re.compile(r"(?:(?!(?i:con|prn|aux|nul|com|lpt))[A-Za-z0-9_][A-Za-z0-9_. -]*+(?:/|\Z))*+")
 _STATS_AT_ONCE = 4096  # their objects are large
+_PACKED_AT_ONCE = 1 << 14
 _MAX_TIME = (1 << 63) - 1
 
 _get_name = attrgetter("name")
@@ -136,13 +137,23 @@ class ImageTree:
         except OSError as error:
             self._note_unreadable("", error)
             return
-        states = [state or ShardState(0, 0, 0, 0) for state in pack.states()]
-        for entry in pack.listing():
-            name = pack.name(entry)
-            state = states[int(pack.shard_of[entry])]
-            place = xxhash.xxh3_64_intdigest(f"{state.inode} {pack.place(entry)}".encode())
-            kind = UNSAFE if _PLAIN_NAMES.fullmatch(name) is None and unsafe_reason(name) else FILE
-            self._enter(name, kind, int(pack.sizes[entry]), state.mtime, state.ctime, place)
+        listing, sizes = pack.listing(), pack.sizes
+        states = np.array([state or ShardState(0, 0, 0, 0) for state in pack.states()], np.uint64).reshape(-1, 4)
+        starts = np.concatenate(([0], pack.ends))[:-1]
+        blob, places = np.frombuffer(pack.blob, np.uint8), pack.places()
+        for first in range(0, len(listing), _PACKED_AT_ONCE):
+            entries = listing[first : first + _PACKED_AT_ONCE]
+            lengths = pack.ends[entries] - starts[entries]
+            ends = np.cumsum(lengths)
+            names = blob[np.repeat(starts[entries] - ends + lengths, lengths) + np.arange(int(ends[-1]))]
+            shards = states[pack.shard_of[entries]]
+            inodes = mixed(shards[:, 3].view(np.int64), places[entries]).view(np.uint64)
+            columns = (sizes[entries], shards[:, 1].view(np.int64), shards[:, 2].view(np.int64), inodes)
+            for column, values in zip(self._columns.values(), columns, strict=True):
+                column.frombytes(values.astype(column.typecode, copy=False).tobytes())
+            self._ends.frombytes((ends + len(self.blob)).tobytes())
+            self.blob += names.tobytes()
+            self.kinds += _kinds_of_names(names, ends)
 
     def _scan(self) -> None:
         if self.root.is_file():
@@ -243,6 +254,17 @@ class ImageTree:
             self._enter(path, kind, size, mtime, max(ctime, link.st_ctime_ns), xxhash.xxh3_64_intdigest(way))
         elif target not in above:
             folders.append((path, (*above, target), bad))
+
+
+def _kinds_of_names(names: npt.NDArray[np.uint8], ends: Ints) -> bytes:
+    """FILE or UNSAFE for each of the names, which are one after another."""
+    joined = np.insert(names, ends[:-1], ord("/")).tobytes()
+    if _PLAIN_NAMES.fullmatch(os.fsdecode(joined)) is not None:
+        return bytes([FILE]) * len(ends)
+    starts = np.concatenate(([0], ends[:-1])).tolist()
+    text = names.tobytes()
+    each = (os.fsdecode(text[start:end]) for start, end in zip(starts, ends.tolist(), strict=True))
+    return bytes(UNSAFE if unsafe_reason(name) else FILE for name in each)
 
 
 def fold(path: str) -> str:

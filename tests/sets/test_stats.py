@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from in_process import make_cli
 from PIL import Image
 from set_builders import encoded, make_image, png, row, run, write_set
 
-from phi3v_data.sets.components import join_rows
+from phi3v_data.sets.components import image_links, join_rows
 from phi3v_data.sets.stats import set_stats
 from phi3v_data.validate import near
 from phi3v_data.validate.near import near_pairs_within
+from phi3v_data.validate.table import RowTable
 
 
 def lighter(image: Image.Image) -> Image.Image:
@@ -111,20 +113,65 @@ def test_a_count_of_one_has_no_plural_and_a_missing_row_is_an_error(
     st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5),
     st.lists(st.tuples(st.integers(0, 4), st.sets(st.integers(0, 63), max_size=6)), max_size=60),
     st.sampled_from([12, 2048]),
+    st.sampled_from([0, near.MANY]),
 )
 def test_the_search_finds_all_near_hashes_once(
-    seeds: list[int], changes: list[tuple[int, set[int]]], long_run: int
+    seeds: list[int], changes: list[tuple[int, set[int]]], long_run: int, many: int
 ) -> None:
     values = {seeds[n % len(seeds)] ^ sum(1 << bit for bit in bits) for n, bits in changes} | set(seeds)
     hashes = np.array(sorted(values), np.uint64)
-    known, near._LONG_RUN = near._LONG_RUN, long_run
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "_LONG_RUN", long_run)
+        patch.setattr(near, "MANY", many)
         left, right, complete = near_pairs_within(hashes)
-    finally:
-        near._LONG_RUN = known
     distances = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
     assert complete
     assert np.array_equal(np.stack([left, right], axis=1), np.argwhere(np.triu(distances <= 4, 1)))
+
+
+@pytest.mark.parametrize(("many", "most"), [(near.MANY, 0.5), (0, 0.02)])
+def test_with_more_bands_few_hashes_are_compared(many: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons per hash are in proportion to the hashes: with three bands of seven a sixtieth of those with two."""
+    compared = 0
+    are_near = near._are_near
+
+    def count(left: near.Hashes, right: near.Hashes) -> object:
+        nonlocal compared
+        compared += len(left)
+        return are_near(left, right)
+
+    monkeypatch.setattr(near, "_are_near", count)
+    monkeypatch.setattr(near, "MANY", many)
+    hashes = np.unique(np.random.default_rng(0).integers(0, 2**64 - 1, 100_000, dtype=np.uint64))
+    near_pairs_within(hashes)
+    assert 0 < compared / len(hashes) < most
+    assert near.MANY in (0, 1 << 21)  # where two of six bands begin to take longer
+
+
+def test_the_links_of_images_come_in_few_pieces_however_many_rows_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece is joined in passes over all rows: their number must not grow with the rows."""
+    monkeypatch.setattr("phi3v_data.sets.components._USES_AT_ONCE", 10)
+    num_rows = 1000
+    table = RowTable(Path("/nowhere"))
+    table.begin_file("train.jsonl", "train")
+    ones = np.ones(num_rows, np.int64)
+    numbers = np.arange(num_rows)
+    table.append(
+        lines=numbers, offsets=numbers, ids=numbers, texts=numbers, units=ones, num_turns=ones, num_uses=ones,
+        uses=numbers % 100,
+    )  # fmt: skip
+    table.finish()
+
+    class Paths:
+        identities = numbers[:100]
+
+        def of_uses(self, uses: object) -> object:
+            return uses
+
+    identity: Any = Paths()
+    pieces = list(image_links(table, identity))
+    assert len(pieces) == 16
+    assert join_rows(num_rows, pieces).tolist() == [row % 100 for row in range(num_rows)]
 
 
 @given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
