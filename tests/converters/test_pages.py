@@ -28,7 +28,7 @@ NOT_RUN = {
     "make ": "CI itself runs it",
     "python3 -m venv": "CI makes its environment in this way",
     "FRAME=": "a variable for the next command",
-    "curl": "tests/serving/test_server.py asks a server the same",
+    "curl": "tests/serving/test_server.py runs it",
     "git clone": "needs a network",
     "hf download": "needs the Hub",
     "pip install": "CI installs in this way before any test",

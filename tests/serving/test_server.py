@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,6 +80,38 @@ def test_a_streamed_answer_with_usage(client: openai.OpenAI) -> None:
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == 8
     assert len(chunks) > 6
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_the_example_of_a_page_prints_an_answer(page: str, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(import (?:base64\n\nimport )?openai\n.*?)```", text_of(page), re.DOTALL)
+    (name,) = re.findall(r'model="([^"]+)"', block)
+    RED.save(tmp_path / "frame.jpg")
+    with running(make_app(small_answerer(), ServerSettings(name=name))) as made:
+        code = block.replace("http://127.0.0.1:8000", made)
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.strip()) > 0
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is missing")
+def test_the_curl_command_of_the_readme_is_answered(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```sh\n(FRAME=.*?)```", text_of("README.md"), re.DOTALL)
+    frame = tmp_path / re.findall(r"base64 -w0 ([^)]+)\)", block)[0]
+    frame.parent.mkdir(parents=True)
+    RED.save(frame)
+    with running(make_app(small_answerer(), ServerSettings(name="merged"))) as made:
+        script = block.replace("http://127.0.0.1:8000", made)
+        done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    answer = json.loads(done.stdout)
+    assert answer["object"] == "chat.completion"
+    assert answer["usage"]["prompt_tokens"] > 313
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+
+
+def text_of(page: str) -> str:
+    """A page of the project."""
+    return (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
 
 
 def test_several_turns_and_a_system_message(client: openai.OpenAI) -> None:
