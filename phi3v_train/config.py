@@ -9,9 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_serializer, model_validator
 
 from phi3v_data.errors import UserError
+from phi3v_data.remote.address import spelled
 from phi3v_train.foreign_names import own_names
 from phi3v_train.setting_group import Group, spell_out
 
@@ -84,7 +85,11 @@ class ModelConfig(Group):
 class DataConfig(Group):
     """Which rows, and what of them reaches the model."""
 
-    data_dir: tuple[Path, ...] = Field((), description="Conversations directory; may be given several times.")
+    data_dir: tuple[Path, ...] = Field(
+        (),
+        description="Conversations directory, or folder of shards, also in a bucket: s3://BUCKET/PREFIX, gs://, hf://; "
+        "may be given several times.",
+    )
     mix: tuple[float, ...] = Field(
         (), description="Sampling weight of each --data_dir. Default: every row once per epoch."
     )
@@ -96,6 +101,13 @@ class DataConfig(Group):
     truncate: Literal["refuse", "turns"] = Field("refuse", description="Over --max_length: refuse, or cut at a turn.")
     pack: bool = Field(False, description="Several samples in one row, each seeing only itself.")
     num_workers: int = Field(2, ge=0, description="Processes that decode and encode samples.")
+    data_cache_gb: float | None = Field(
+        None, ge=0, description="Largest size of the local cache of images in a bucket, in GB. Default: 20."
+    )
+
+    @field_serializer("data_dir", when_used="json")
+    def _spell_addresses(self, value: tuple[Path, ...]) -> list[str]:
+        return [spelled(path) for path in value]
 
     @model_validator(mode="after")
     def _mix_fits(self) -> Self:

@@ -14,7 +14,14 @@ from phi3v_train.data.order import SampleOrder
 from phi3v_train.data.partition import accumulation_steps
 from phi3v_train.data.probe import MeasuredRow, Probe, probe_rows
 from phi3v_train.data.reader import Reader
-from phi3v_train.data.sources import Source, choose_eval_split, open_source, open_sources, unique_names
+from phi3v_train.data.sources import (
+    Source,
+    choose_eval_split,
+    open_source,
+    open_sources,
+    unique_names,
+    use_cache,
+)
 from phi3v_train.data.untrained import refuse_untrained
 from phi3v_train.evaluation.choose_metrics import choose_metrics
 from phi3v_train.evaluation.metric import Metric
@@ -125,6 +132,7 @@ def make_plan(settings: Settings, *, world_size: int = 1, weights: bool = True) 
     config = settings.config
     refuse_unavailable(config)
     accumulation = accumulation_steps(config.optim.batch_size, config.optim.batch_size_per_gpu, world_size)
+    use_cache(config.data.data_cache_gb)
     sources = open_sources(config.data.data_dir, config.data.train_split)
     refuse_untrained(sources)
     order = SampleOrder(

@@ -19,7 +19,7 @@ from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
 from phi3v_data.shards.view import data_directory
 from phi3v_train.config import RunConfig
-from phi3v_train.data.sources import require_data_dir, require_valid, resolve_num_crops
+from phi3v_train.data.sources import require_data_dir, require_valid, resolve_num_crops, use_cache
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
@@ -60,6 +60,7 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
         UserError: the first error, or no directory is given.
     """
     require_data_dir(config.data.data_dir)
+    use_cache(config.data.data_cache_gb)
     files = locate_base(config.model.model_name_or_path, weights=False)
     options = dict(config.model.image_options)
     files.family.image_budget(options)

@@ -39,6 +39,7 @@ DATA_FLOORS = (
     ("tokens",),
     ("media",),
     ("problems",),
+    ("remote",),
     ("schema", "unfinished", "json_text", "jsonl", "splits", "encodings", "lock", "columns"),
     ("files", "user_code"),
     ("console",),

@@ -222,6 +222,15 @@ def probe(source: ImageSource) -> ImageInfo:
         return info
 
 
+def size_in_header(head: bytes) -> tuple[int, int]:
+    """Width and height of the image that begins with these bytes; `packed.NO_SIZE` if they do not tell."""
+    try:
+        info = probe(head)
+    except UnreadableImageError:
+        return packed.NO_SIZE
+    return info.width, info.height
+
+
 def check_jpeg(data: bytes) -> ImageInfo:
     """Read the header of a JPEG, and check the number of its scans.
 

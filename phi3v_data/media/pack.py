@@ -102,6 +102,10 @@ class Pack(ABC):
         """Bytes of an image."""
         return int(self.sizes[entry])
 
+    def image_size(self, entry: int) -> tuple[int, int]:
+        """Width and height of an image if they are known without reading it, else zeros."""
+        return 0, 0
+
     def read(self, entry: int) -> bytes:
         """The bytes of an entry.
 

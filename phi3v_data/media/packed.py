@@ -29,18 +29,21 @@ from phi3v_data.columns import DamagedFileError, read_columns, write_columns
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.pack import IN_MEMORY, Pack, ShardState, hash_of_name, is_regular, order_of_names
 from phi3v_data.media.stored import StoredPack
+from phi3v_data.remote.address import Address
 
 Kind: TypeAlias = Literal["tar", "parquet"]
 
-_MAGIC = b"phi3vpk2"
+_MAGIC = b"phi3vpk3"
 _MAX_INDEX = 1 << 36
-_COLUMNS = ("ends", "shards", "offsets", "sizes", "is_base64", "hashes", "order")
+_COLUMNS = ("ends", "shards", "offsets", "sizes", "is_base64", "image_sizes", "hashes", "order")
 _OPEN = 64
 """Indexes that stay open: those of all sets that are trained on or merged."""
 _GROUP, _ROW = 1 << 40, 1 << 12
 """Multipliers of row group and row in the offset of a parquet cell; the rest is the number of the image in the cell."""
 
 MAX_IMAGES_PER_CELL = _ROW
+NO_SIZE = (0, 0)
+"""Width and height of an image of which they are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,16 @@ class PackedImage:
     offset: int
     size: int  # bytes there
     is_base64: bool = False  # they are the base64 text of the image
+    image_size: tuple[int, int] = NO_SIZE  # width and height
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteShards:
+    """Shards in a store: the address of their folder, and of each its state as that of a file and its etag."""
+
+    address: Address
+    states: Sequence[ShardState]
+    etags: Sequence[str]
 
 
 def cell_offset(group: int, row: int, number: int) -> int:
@@ -71,6 +84,7 @@ class ExportPack(Pack):
         if found is None:
             raise NotADirectoryError(errno.ENOTDIR, "is neither a folder nor an index of packed images", str(path))
         header, body = found
+        self.header: dict[str, Any] = header
         self.kind: Kind = header["kind"]
         self.column: str = header["column"]
         self.root = Path(header["root"])
@@ -78,7 +92,8 @@ class ExportPack(Pack):
         self._states = [ShardState(*values) for values in header["states"]]
         count = header["count"]
         columns = [np.frombuffer(body, np.int64, count, 8 * count * number) for number in range(len(_COLUMNS))]
-        self.ends, self.shard_of, self.offsets, self.sizes, self.is_base64, self._hashes, self._order = columns
+        self.ends, self.shard_of, self.offsets, self.sizes, self.is_base64, *others = columns
+        self._image_sizes, self._hashes, self._order = others
         self.blob = body[8 * count * len(_COLUMNS) :]
         self._group: tuple[tuple[int, int], Any] = ((-1, -1), ())
         starts = np.concatenate(([0], self.ends))[:-1]
@@ -90,13 +105,17 @@ class ExportPack(Pack):
         size = int(self.sizes[entry])
         return size * 3 // 4 if self.is_base64[entry] else size
 
+    def image_size(self, entry: int) -> tuple[int, int]:
+        width, height = divmod(int(self._image_sizes[entry]), 1 << 32)
+        return width, height
+
     def states(self) -> list[ShardState | None]:
         """The states in which the shards must be."""
         return list(self._states)
 
     def _read(self, entry: int, size: int) -> bytes:
         shard, offset = int(self.shard_of[entry]), int(self.offsets[entry])
-        data = self._pread(shard, offset, size) if self.kind == "tar" else self._from_parquet(shard, offset)
+        data = self._bytes(shard, offset, size)
         if len(data) != size:
             raise _stale(self.root / self.shards[shard])
         if not self.is_base64[entry]:
@@ -105,6 +124,10 @@ class ExportPack(Pack):
             return b64decode(data)
         except binascii.Error:
             raise UnreadableImageError("is damaged: its base64 text is incomplete") from None
+
+    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+        """The bytes at a place in a shard."""
+        return self._pread(shard, offset, size) if self.kind == "tar" else self._from_parquet(shard, offset)
 
     def _opened(self, shard: int) -> IO[bytes]:
         path = self.root / self.shards[shard]
@@ -119,24 +142,33 @@ class ExportPack(Pack):
         return file
 
     def _from_parquet(self, shard: int, offset: int) -> bytes:
-        group, rest = divmod(offset, _GROUP)
-        row, number = divmod(rest, _ROW)
+        group, row, number = place_in_parquet(offset)
         known, cells = self._group
         if known != (shard, group):
             with self._shard(shard) as file:
-                cells = _read_column(file, group, self.column)
+                cells = read_column(file, group, self.column)
             self._group = ((shard, group), cells)
-        value = cells[row].as_py()
-        image = value[number] if isinstance(value, list) else value
-        data: bytes = image["bytes"]
-        return data
+        return image_in_cell(cells[row].as_py(), number)
+
+
+def place_in_parquet(offset: int) -> tuple[int, int, int]:
+    """Row group, row in it and number in the cell of a `cell_offset`."""
+    group, rest = divmod(offset, _GROUP)
+    return group, *divmod(rest, _ROW)
+
+
+def image_in_cell(value: Any, number: int) -> bytes:
+    """The bytes of an image of a cell."""
+    image = value[number] if isinstance(value, list) else value
+    data: bytes = image["bytes"]
+    return data
 
 
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def _read_column(file: IO[bytes], group: int, column: str) -> Any:
+def read_column(file: IO[bytes], group: int, column: str) -> Any:
     """The cells of one column in one row group. The file has one position, so each process opens its own `Pack`."""
     import pyarrow.parquet
 
@@ -148,34 +180,45 @@ def _stale(path: Path) -> OSError:
 
 
 def write_pack(
-    path: Path, kind: Kind, root: Path, shards: Sequence[str], images: Iterable[PackedImage], *, column: str = ""
+    path: Path,
+    kind: Kind,
+    root: Path,
+    shards: Sequence[str],
+    images: Iterable[PackedImage],
+    *,
+    column: str = "",
+    remote: RemoteShards | None = None,
 ) -> None:
     """Write the index of `images`, whose shards are in `root`, atomically.
 
     Args:
         column: the column of a parquet file that has the images.
+        remote: the shards are objects in a store; `root` is not used.
 
     Raises:
         RepeatedNameError: two images have one name.
         OSError: it cannot be written, or a shard is not there.
     """
-    states = [ShardState.of(os.stat(root / shard)) for shard in shards]
+    states = remote.states if remote else [ShardState.of(os.stat(root / shard)) for shard in shards]
     blob = bytearray()
     rows: list[tuple[int, ...]] = []
     for image in images:
         blob += image.name.encode()
-        rows.append((len(blob), image.shard, image.offset, image.size, image.is_base64, hash_of_name(image.name)))
-    table = np.array(rows, np.int64).reshape(-1, 6)
-    hashes, order = order_of_names(blob, table[:, 0], table[:, 5])
+        width, height = image.image_size
+        place = (len(blob), image.shard, image.offset, image.size, image.is_base64)
+        rows.append((*place, (width << 32) + height, hash_of_name(image.name)))
+    table = np.array(rows, np.int64).reshape(-1, 7)
+    hashes, order = order_of_names(blob, table[:, 0], table[:, 6])
     header = {
         "kind": kind,
         "column": column,
-        "root": os.path.abspath(root),
+        "root": str(remote.address) if remote else os.path.abspath(root),
         "shards": list(shards),
         "states": [[state.size, state.mtime, state.ctime, state.inode] for state in states],
         "count": len(rows),
+        **({"etags": list(remote.etags)} if remote else {}),
     }
-    columns = [*(np.ascontiguousarray(table[:, number]) for number in range(5)), hashes, order]
+    columns = [*(np.ascontiguousarray(table[:, number]) for number in range(6)), hashes, order]
     write_columns(path, _MAGIC, header, [*columns, blob])
 
 
@@ -202,7 +245,12 @@ def _stored(path: str, state: ShardState) -> StoredPack | None:
 
 @lru_cache(maxsize=_OPEN)
 def _of_export(path: str, state: ShardState, process: int) -> ExportPack:
-    return ExportPack(Path(path))
+    pack = ExportPack(Path(path))
+    if "etags" not in pack.header:
+        return pack
+    from phi3v_data.media.remote_pack import RemotePack
+
+    return RemotePack(Path(path))
 
 
 def pack_above(path: Path) -> Path | None:
@@ -250,6 +298,15 @@ def find_packed(path: str | Path) -> tuple[Pack, int]:
     if entry < 0:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), text)
     return pack, entry
+
+
+def known_size(path: Path) -> tuple[int, int]:
+    """Width and height of a packed image as its index has them, without reading it; `NO_SIZE` if it has not."""
+    try:
+        pack, entry = find_packed(path)
+    except OSError:
+        return NO_SIZE
+    return pack.image_size(entry)
 
 
 def read_packed(path: str | Path) -> bytes:

@@ -31,6 +31,7 @@ from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.formats.webdataset import WebDataset
 from phi3v_data.json_text import JsonFault
 from phi3v_data.messages import join_words, shown
+from phi3v_data.shards.files import LocalShard
 from phi3v_data.shards.rows import format_of
 from phi3v_data.shards.tar import MAX_JSON, TarSample, tar_samples, two_members
 from phi3v_data.shards.view import (
@@ -67,7 +68,7 @@ class ImportShards(Converter[ImportSettings]):
                 yield from self._items(export.root / shard, shard, split)
 
     def _items(self, path: Path, shard: str, split: str) -> Iterator[Item]:
-        for index, sample in enumerate(tar_samples(path)):
+        for index, sample in enumerate(tar_samples(LocalShard(path))):
             key, where = f"{shard}[{index}]", f"{path.name}: {sample.key}"
             self._others |= dict.fromkeys(sample.others)
             row, fault = _row_of(sample)

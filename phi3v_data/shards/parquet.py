@@ -6,9 +6,10 @@ from typing import Any
 
 from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.images import identify_readable
-from phi3v_data.media.packed import MAX_IMAGES_PER_CELL, PackedImage, cell_offset
+from phi3v_data.media.images import identify_readable, size_in_header
+from phi3v_data.media.packed import MAX_IMAGES_PER_CELL, NO_SIZE, PackedImage, cell_offset
 from phi3v_data.messages import counted
+from phi3v_data.shards.files import ShardFile
 from phi3v_data.shards.rows import BadRowError, ShardRow
 from phi3v_data.suffixes import STORED_IMAGES
 
@@ -16,7 +17,7 @@ IMAGES = "images"
 _BATCH = 64
 
 
-def read_parquet(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
+def read_parquet(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]:
     """Yield the rows of a shard in order; see `rows.ShardReader`.
 
     Raises:
@@ -29,22 +30,22 @@ def read_parquet(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
     except ImportError:
         raise UserError(f"reading parquet files needs pyarrow: {how_to_install('hub')}") from None
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with shard.open() as opened, pyarrow.parquet.ParquetFile(opened) as file:
             first = 0
             for group in range(file.num_row_groups):
                 at = 0
                 for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group]):
                     for value in batch.to_pylist():
-                        yield _row(path.name, value, number, stem, (group, at, first + at))
+                        yield _row(shard, value, number, stem, (group, at, first + at))
                         at += 1
                 first += at
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged or not a parquet file ({str(error)[:80]}); download it again") from None
+        raise UserError(f"{shard} is damaged or not a parquet file ({str(error)[:80]}); download it again") from None
 
 
-def _row(shard: str, value: dict[str, Any], number: int, stem: str, place: tuple[int, int, int]) -> ShardRow:
+def _row(shard: ShardFile, value: dict[str, Any], number: int, stem: str, place: tuple[int, int, int]) -> ShardRow:
     group, at, row = place
-    where = f"{shard}: row {row}"
+    where = f"{shard.name}: row {row}"
     cells = value.get(IMAGES)
     cells = cells if isinstance(cells, list) else [] if cells is None else [cells]
     if len(cells) > MAX_IMAGES_PER_CELL:
@@ -55,7 +56,11 @@ def _row(shard: str, value: dict[str, Any], number: int, stem: str, place: tuple
         if not isinstance(data, bytes) or not data:
             raise BadRowError(where, f"{IMAGES}[{index}] has no bytes: only images inside the file can be read")
         name = f"{stem}/{row:08d}.{index}{_suffix(cell.get('path'), data)}"
-        images[name] = PackedImage(name, number, cell_offset(group, at, index), len(data))
+        offset, size = cell_offset(group, at, index), NO_SIZE
+        if shard.is_remote:
+            size = size_in_header(data)
+            shard.keep(offset, data)
+        images[name] = PackedImage(name, number, offset, len(data), image_size=size)
     return ShardRow(where, {**value, IMAGES: list(images)}, images)
 
 

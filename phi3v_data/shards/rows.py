@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from phi3v_data.formats.base import RowFormat
@@ -11,6 +10,7 @@ from phi3v_data.formats.registry import all_formats
 from phi3v_data.formats.turns import check_turns
 from phi3v_data.media.packed import PackedImage
 from phi3v_data.messages import shown
+from phi3v_data.shards.files import ShardFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ShardRow:
 class ShardReader(Protocol):
     """Reads shards of one kind."""
 
-    def __call__(self, path: Path, number: int, stem: str) -> Iterator[ShardRow]:
+    def __call__(self, shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]:
         """Yield the rows of shard `number` in order; names of images begin with `stem`."""
 
 

@@ -11,15 +11,18 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from pathlib import PurePosixPath
+from typing import IO, Any, NoReturn
 
 import msgspec
 
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import BOM
-from phi3v_data.media.packed import PackedImage
+from phi3v_data.media.formats import LIMITS
+from phi3v_data.media.images import size_in_header
+from phi3v_data.media.packed import NO_SIZE, PackedImage
 from phi3v_data.messages import shown
+from phi3v_data.shards.files import ShardFile
 from phi3v_data.shards.rows import BadRowError, ShardRow
 from phi3v_data.sources.archive import member_class, tar_members
 from phi3v_data.sources.members import Limits
@@ -43,6 +46,7 @@ class TarSample:
         json: name, offset and size of the member with its row, if there is one.
         text: content of that member; None if it is over the limit.
         images: name, field, offset and size of each member that is an image, in order.
+        image_sizes: width and height of each image; only of a remote shard.
         others: fields of all other members.
         repeated: a member whose field another one of the sample has, too; empty if all differ.
     """
@@ -51,13 +55,14 @@ class TarSample:
     json: tuple[str, int, int] | None = None
     text: bytes | None = None
     images: list[tuple[str, str, int, int]] = field(default_factory=list)
+    image_sizes: list[tuple[int, int]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     repeated: str = ""
     fields: set[str] = field(default_factory=set)
     """All fields in lower case, as WebDataset compares them."""
 
 
-def tar_samples(path: Path) -> Iterator[TarSample]:
+def tar_samples(shard: ShardFile) -> Iterator[TarSample]:
     """Yield the samples of a shard in order.
 
     Raises:
@@ -65,40 +70,42 @@ def tar_samples(path: Path) -> Iterator[TarSample]:
     """
 
     def refuse(why: str) -> NoReturn:
-        raise UserError(f"{path} {why}; it is not read")
+        raise UserError(f"{shard} {why}; it is not read")
 
     try:
-        with tarfile.open(path, "r:", tarinfo=member_class(Limits(), refuse)) as packed:
-            yield from _samples(packed)
-        if not _ends_in_zeros(path):
-            raise tarfile.ReadError("no end mark")
+        with shard.open() as file:
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=member_class(Limits(), refuse)) as packed:
+                yield from _samples(packed, shard)
+            if not _ends_in_zeros(file):
+                raise tarfile.ReadError("no end mark")
     except tarfile.TarError as error:
         raise UserError(
-            f"{path} is damaged, cut short or compressed ({error}); WebDataset shards are plain tar files: unpack a "
+            f"{shard} is damaged, cut short or compressed ({error}); WebDataset shards are plain tar files: unpack a "
             "compressed one with gunzip"
         ) from None
 
 
-def read_tar(path: Path, number: int, stem: str) -> Iterator[ShardRow]:
+def read_tar(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]:
     """Yield the rows of a shard in order; see `rows.ShardReader`.
 
     Raises:
         UserError: as `tar_samples`.
         BadRowError: a sample without JSON, or with one that cannot be read.
     """
-    for sample in tar_samples(path):
-        where = f"{path.name}: {sample.key}"
+    for sample in tar_samples(shard):
+        where = f"{shard.name}: {sample.key}"
         row, images = None, dict[str, PackedImage]()
         if sample.repeated:
             raise BadRowError(where, two_members(sample))
         if sample.json is not None:
             name, offset, size = sample.json
             if sample.text is None:
-                raise BadRowError(f"{path.name}: {name}", f"has {size:,} bytes, over the limit of {MAX_JSON:,}")
-            row = _json(sample.text, f"{path.name}: {name}")
+                raise BadRowError(f"{shard.name}: {name}", f"has {size:,} bytes, over the limit of {MAX_JSON:,}")
+            row = _json(sample.text, f"{shard.name}: {name}")
             images |= _data_urls(sample.text, name, offset, number, stem)
-        for name, field_, offset, size in sample.images:
-            image = PackedImage(f"{stem}/{name}", number, offset, size)
+        for at, (name, field_, offset, size) in enumerate(sample.images):
+            found = sample.image_sizes[at] if sample.image_sizes else NO_SIZE
+            image = PackedImage(f"{stem}/{name}", number, offset, size, image_size=found)
             images |= dict.fromkeys((name, PurePosixPath(name).name, field_), image)
         if not isinstance(row, dict):
             raise BadRowError(where, "the sample has no .json with an object, which would be its conversation")
@@ -112,14 +119,13 @@ def two_members(sample: TarSample) -> str:
     )
 
 
-def _ends_in_zeros(path: Path) -> bool:
+def _ends_in_zeros(file: IO[bytes]) -> bool:
     """Whether the file ends as a complete tar does; a cut one may end between two members, without an error."""
-    with path.open("rb") as file:
-        file.seek(-min(_END_MARK, path.stat().st_size), os.SEEK_END)
-        return file.read() == bytes(_END_MARK)
+    file.seek(-min(_END_MARK, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    return file.read() == bytes(_END_MARK)
 
 
-def _samples(packed: tarfile.TarFile) -> Iterator[TarSample]:
+def _samples(packed: tarfile.TarFile, shard: ShardFile) -> Iterator[TarSample]:
     sample: TarSample | None = None
     for member in tar_members(packed):
         name = PurePosixPath(member.name)
@@ -140,6 +146,11 @@ def _samples(packed: tarfile.TarFile) -> Iterator[TarSample]:
             sample.text = stream.read() if stream else None
         elif f".{suffix.rpartition('.')[2].lower()}" in _SUFFIXES:
             sample.images.append((member.name, suffix, member.offset_data, member.size))
+            if shard.is_remote:
+                stream = packed.extractfile(member) if member.size <= LIMITS.file_bytes else None
+                data = stream.read() if stream else b""
+                sample.image_sizes.append(size_in_header(data))
+                shard.keep(member.offset_data, data)
         else:
             sample.others.append(suffix)
     if sample is not None:

@@ -1,11 +1,12 @@
-"""A local parquet or WebDataset export as a conversations directory, without a copy of its images.
+"""A parquet or WebDataset export as a conversations directory, without a copy of its images.
 
     data_directory("EXPORT")   ->   EXPORT/.phi3v/view/DIGEST/    train-00000-of-00002.jsonl, ..., images, dataset.json
 
 The view has the rows of each shard in a JSONL file of the same number, and in place of the folder `images/` an index of
 the images inside the shards (`phi3v_data.media.packed`). Whatever reads a directory reads a view. It is made once, and
 named after the state of every shard (size, times, inode), so that a view of other shards is never used, nor one that
-came along with a copied export. Where the export cannot be written to, the view is in the user's cache.
+came along with a copied export. Where the export cannot be written to, or is in a store (`s3://BUCKET/PREFIX`), the
+view is in the user's cache; of an object, size and etag are its state.
 
 An export is a folder with shards in it or in `data/`; `phi3v.json` beside them, if any, gives what `dataset.json` gives
 of a directory.
@@ -24,14 +25,18 @@ from pathlib import Path
 
 from phi3v_data.dataset import list_directory, parse_manifest
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import hidden_path, read_regular
+from phi3v_data.files import MAX_JSON, hidden_path, read_regular
 from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.turns import to_turns
 from phi3v_data.media.pack import RepeatedNameError, ShardState
 from phi3v_data.media.packed import Kind, PackedImage, write_pack
 from phi3v_data.messages import shown
+from phi3v_data.remote.address import is_remote, parse_address
+from phi3v_data.remote.cache import cache_home
 from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
+from phi3v_data.shards.files import LocalShard, ShardFile
 from phi3v_data.shards.parquet import IMAGES, read_parquet
+from phi3v_data.shards.remote import RemoteFolder, list_folder
 from phi3v_data.shards.rows import BadRowError, ShardReader, ShardRow, chat_of
 from phi3v_data.shards.tar import read_tar
 from phi3v_data.splits import (
@@ -47,7 +52,7 @@ from phi3v_data.unfinished import MANIFEST
 
 MANIFEST_OF_EXPORT = "phi3v.json"
 FOLDER = "view"
-VIEW_FORMAT = 1
+VIEW_FORMAT = 2
 
 _READERS: Mapping[Kind, ShardReader] = {"tar": read_tar, "parquet": read_parquet}
 _NUMBER = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?$")
@@ -55,16 +60,27 @@ _NUMBER = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?$")
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A folder of shards: their kind, and the paths of each split's shards relative to it, in order."""
+    """A folder of shards: their kind, and the paths of each split's shards relative to it, in order.
+
+    `remote` has the objects if the folder is in a store.
+    """
 
     root: Path
     kind: Kind
     splits: Mapping[str, Sequence[str]]
+    remote: RemoteFolder | None = None
+
+    def __str__(self) -> str:
+        return str(self.remote or self.root)
 
     @property
     def shards(self) -> list[str]:
         """All shards, split by split."""
         return [shard for shards in self.splits.values() for shard in shards]
+
+    def file(self, name: str) -> ShardFile:
+        """One of its shards."""
+        return self.remote.file(name) if self.remote else LocalShard(self.root / name)
 
 
 def data_directory(path: str | Path) -> Path:
@@ -79,28 +95,28 @@ def data_directory(path: str | Path) -> Path:
         return Path(path)
     digest = _digest(export)
     obstacle: OSError | None = None
-    for folder in _folders(export.root):
+    for folder in _folders(export):
         if (folder / digest / MANIFEST).is_file():
             return folder / digest
-    for folder in _folders(export.root):
+    for folder in _folders(export):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return _make(export, folder, digest)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise UserError(f"{folder}: the view of {export.root} cannot be written: {error.strerror}") from None
+                raise UserError(f"{folder}: the view of {export} cannot be written: {error.strerror}") from None
             obstacle = error
-    raise UserError(
-        f"{export.root}: no place for the view: {obstacle}; set XDG_CACHE_HOME to a folder that can be written"
-    )
+    raise UserError(f"{export}: no place for the view: {obstacle}; set XDG_CACHE_HOME to a folder that can be written")
 
 
 def find_export(path: Path) -> Export | None:
     """The shards in a folder, or in its `data/`; None if it is a conversations directory or has no shards.
 
     Raises:
-        UserError: it has both tar and parquet files.
+        UserError: it has both tar and parquet files, or is an address without shards.
     """
+    if is_remote(path):
+        return _find_remote(path)
     if not path.is_dir():
         return None
     names = list_directory(path)
@@ -126,6 +142,27 @@ def find_export(path: Path) -> Export | None:
     return None
 
 
+def _find_remote(path: Path) -> Export:
+    """The shards below an address. Raises UserError."""
+    remote = list_folder(parse_address(path), tuple(_READERS))
+    for prefix in ("", "data/"):
+        found = {
+            kind: [name for name in remote.shards if re.fullmatch(rf"{prefix}[^/.][^/]*\.{kind}", name)]
+            for kind in _READERS
+        }
+        kinds = [kind for kind, shards in found.items() if shards]
+        if len(kinds) > 1:
+            raise UserError(
+                f"{remote}/{prefix} has both .tar and .parquet files; give a folder with shards of one kind"
+            )
+        if kinds:
+            return Export(path, kinds[0], shards_by_split(sorted(found[kinds[0]])), remote)
+    raise NotFoundError(
+        f"{remote}: no shards (.tar, .parquet) there or in its data/; `phi3v-data export webdataset DIR --out "
+        f"{remote}` writes some"
+    )
+
+
 def shards_by_split(shards: Sequence[str]) -> dict[str, list[str]]:
     """Shards by the split that their names give.
 
@@ -144,27 +181,35 @@ def shards_by_split(shards: Sequence[str]) -> dict[str, list[str]]:
     return {names[name]: found[name] for name in sorted(found, key=lambda name: split_sort_key(names[name]))}
 
 
-def _folders(root: Path) -> Iterator[Path]:
+def _folders(export: Export) -> Iterator[Path]:
     """Where a view may be: beside the shards, else in the user's cache."""
-    if (beside := hidden_path(root, FOLDER)) is not None:
+    if export.remote is None and (beside := hidden_path(export.root, FOLDER)) is not None:
         yield beside
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    name = sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
-    yield Path(cache).expanduser() / "phi3v" / FOLDER / name
+    yield cache_home() / FOLDER / sha256(os.fsencode(_place(export))).hexdigest()[:16]
+
+
+def _place(export: Export) -> str:
+    """The absolute path or the address of an export."""
+    return str(export.remote) if export.remote else os.path.abspath(export.root)
 
 
 def _digest(export: Export) -> str:
     """Digest of the state of every shard and of the version that reads them."""
-    hasher = sha256(f"{VIEW_FORMAT} {version('phi3v')} {os.path.abspath(export.root)}".encode())
-    for name in [*export.shards, MANIFEST_OF_EXPORT]:
-        try:
-            state = ShardState.of(os.stat(export.root / name))
-        except FileNotFoundError:
-            if name != MANIFEST_OF_EXPORT:
-                raise NotFoundError(f"{export.root / name}: no such file") from None
-            continue
-        hasher.update(f"{name}\0{state}\0".encode())
+    hasher = sha256(f"{VIEW_FORMAT} {version('phi3v')} {_place(export)}".encode())
+    for name in export.shards:
+        hasher.update(f"{name}\0{export.file(name).state}\0".encode())
+    if (state := _state_of_manifest(export)) is not None:
+        hasher.update(f"{MANIFEST_OF_EXPORT}\0{state}\0".encode())
     return hasher.hexdigest()[:16]
+
+
+def _state_of_manifest(export: Export) -> ShardState | None:
+    if export.remote is not None:
+        return export.remote.file(MANIFEST_OF_EXPORT).state if export.remote.has(MANIFEST_OF_EXPORT) else None
+    try:
+        return LocalShard(export.root / MANIFEST_OF_EXPORT).state
+    except NotFoundError:
+        return None
 
 
 def _make(export: Export, folder: Path, digest: str) -> Path:
@@ -187,7 +232,7 @@ def _make(export: Export, folder: Path, digest: str) -> Path:
 
 def _write(export: Export, view: Path) -> None:
     given = manifest_of(export)
-    name = given.name if given and given.name else name_of_export(export.root)
+    name = given.name if given and given.name else name_of_export(export)
     images: list[PackedImage] = []
     splits: dict[str, SplitInfo] = {}
     formats: set[int] = {1}  # of the rows
@@ -201,7 +246,7 @@ def _write(export: Export, view: Path) -> None:
                 hasher = sha256()
                 with open(view / file, "wb") as out:
                     stem = re.sub(r"\.(tar|parquet)$", "", shard)
-                    for row in _READERS[export.kind](export.root / shard, numbers[shard], stem):
+                    for row in _READERS[export.kind](export.file(shard), numbers[shard], stem):
                         sample, used = _sample(row, name, f"{split}-{rows:010d}")
                         line = sample.to_json().encode() + b"\n"
                         hasher.update(line)
@@ -214,13 +259,14 @@ def _write(export: Export, view: Path) -> None:
                 files[file] = f"sha256:{hasher.hexdigest()}"
             labelled = given.splits[split].labelled if given and split in given.splits else True
             splits[split] = SplitInfo(rows=rows, images=len(images) - before, files=files, labelled=labelled)
-        write_pack(view / IMAGES, export.kind, export.root, export.shards, images, column=IMAGES)
+        remote = export.remote.states_of(export.shards) if export.remote else None
+        write_pack(view / IMAGES, export.kind, export.root, export.shards, images, column=IMAGES, remote=remote)
     except BadRowError as error:
         raise UserError(
-            f"{export.root}: {error}; correct the export, or import it with `phi3v-data import`, which lists such rows"
+            f"{export}: {error}; correct the export, or import it with `phi3v-data import`, which lists such rows"
         ) from None
     except RepeatedNameError as error:
-        raise UserError(f"{export.root}: two images have the name {shown(str(error))}; give each its own") from None
+        raise UserError(f"{export}: two images have the name {shown(str(error))}; give each its own") from None
     manifest = given or Manifest(name=name, task="chat", splits={})
     manifest = manifest.model_copy(update={"format": max(formats), "name": name, "splits": splits})
     (view / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -277,6 +323,8 @@ def manifest_of(export: Export) -> Manifest | None:
         UserError: that file cannot be read.
     """
     path = export.root / MANIFEST_OF_EXPORT
+    if export.remote is not None:
+        return parse_manifest(text, path) if (text := export.remote.read(MANIFEST_OF_EXPORT, MAX_JSON)) else None
     try:
         return parse_manifest(read_regular(path), path)
     except FileNotFoundError:
@@ -285,7 +333,11 @@ def manifest_of(export: Export) -> Manifest | None:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def name_of_export(root: Path) -> str:
+def name_of_export(export: Export | Path) -> str:
     """Name of a set from that of its folder."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.resolve().name).strip("_")[:MAX_NAME_BYTES] or "export"
+    if isinstance(export, Export):
+        folder = export.remote.address.name if export.remote else export.root.resolve().name
+    else:
+        folder = export.resolve().name
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", folder).strip("_")[:MAX_NAME_BYTES] or "export"
     return name if is_split_name(name) else "export"

@@ -11,6 +11,7 @@ from phi3v_data.engine.base import Engine, EngineSettings
 from phi3v_data.engine.make_engine import FEW, local_workers, open_engine
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
+from phi3v_data.remote.address import is_remote, spelled
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.shards.view import data_directory
 from phi3v_data.tokens.choose import ChosenModel, choose_model, with_image_options
@@ -80,7 +81,8 @@ def validate(
     chosen = choose_model(model, tokenizer)
     family, budget = with_image_options(chosen.family, num_crops, image_options)
     chosen = replace(chosen, family=family)
-    refuse_foreign(Path(directory))
+    if not is_remote(directory):
+        refuse_foreign(Path(directory))
     run = _Run(Path(directory), level, max_problems, progress, chosen)
     clock, obstacle, keep = None, OSError(), None
     if use_receipt:
@@ -104,7 +106,7 @@ def validate(
         state = run.survey.state()
         known = None if fresh else receipt.load_report(run.directory, state, choices)
         if known is not None:
-            return known.model_copy(update={"ok": _is_ok(known, strict), "dir": str(run.given)})
+            return known.model_copy(update={"ok": _is_ok(known, strict), "dir": spelled(run.given)})
         if clock is not None:
             keep = partial(_keep, run, clock, state)
     with paused_collector(), open_engine(workers, few=FEW, **engine) as opened:
@@ -229,7 +231,7 @@ class _Run:
     def _report(self, scan: RowScan, num_images: int, stats: dict[str, Any]) -> Report:
         splits = {split: scan.num_lines.get(split, 0) for split in self.layout.splits.splits}
         return Report(
-            dir=str(self.given),
+            dir=spelled(self.given),
             ok=self.findings.is_ok(),
             level=self.level,
             summary=Summary(

@@ -15,6 +15,7 @@ from PIL import Image
 
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import check_jpeg, load_image, probe, read_image_file
+from phi3v_data.media.packed import NO_SIZE, known_size
 
 _JPEG_START = b"\xff\xd8\xff"
 _MAX_PIXELS = 50_000_000
@@ -41,6 +42,8 @@ def read_image(image: Any) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as the file's header says, without decoding. Raises as `read_image`."""
+    if (known := known_size(path)) != NO_SIZE:
+        return known
     try:
         info = probe(path)
     except UnreadableImageError as error:

@@ -1,12 +1,14 @@
 """The directories a run reads, each with its split and its image budget."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.remote.cache import LIMIT_VARIABLE
 from phi3v_data.schema import Manifest, Report
 from phi3v_data.shards.view import data_directory
 from phi3v_data.tokens.family import TokenFamily
@@ -144,6 +146,12 @@ def open_source(
         )
     budget, origin = resolve_num_crops(num_crops, dataset.manifest)
     return Source(rows, dataset.manifest, budget, origin)
+
+
+def use_cache(limit: float | None) -> None:
+    """Set the size of the local cache of remote images, in GB, for this process and those that it starts."""
+    if limit is not None:
+        os.environ[LIMIT_VARIABLE] = str(limit)
 
 
 def require_data_dir(directories: Sequence[str | Path]) -> None:

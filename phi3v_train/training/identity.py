@@ -18,6 +18,7 @@ MAY_CHANGE = frozenset(
         *OutputConfig.model_fields,
         *ParallelConfig.model_fields,
         "batch_size_per_gpu",
+        "data_cache_gb",
         "data_dir",
         "device",
         "gradient_checkpointing",

@@ -1,0 +1,60 @@
+"""The index of an export's shards that are objects in a store: each image is one ranged read, kept in the local cache.
+
+Such an index is read only where `shards/view.py` makes it, in the user's cache: one that came along with a directory of
+someone else could make this machine ask any store with the user's credentials.
+"""
+
+import errno
+from pathlib import Path
+
+from phi3v_data.media.packed import ExportPack, cell_offset, image_in_cell, place_in_parquet, read_column
+from phi3v_data.remote.address import parse_address
+from phi3v_data.remote.cache import cache_home, range_cache
+from phi3v_data.remote.store import StoredObject, open_store
+
+
+class RemotePack(ExportPack):
+    """The index of remote shards."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        if not path.resolve().is_relative_to(cache_home().resolve()):
+            raise NotADirectoryError(
+                errno.ENOTDIR, "is an index of images in a store, made on another machine; give its address", str(path)
+            )
+        self._store = open_store(parse_address(self.header["root"]))
+        self._objects = [
+            StoredObject(name, state.size, etag)
+            for name, state, etag in zip(self.shards, self._states, self.header["etags"], strict=True)
+        ]
+
+    def is_near(self, entry: int) -> bool:
+        """Whether an image is in the cache."""
+        return range_cache().has(self._key(entry))
+
+    def _key(self, entry: int) -> str:
+        shard, offset = int(self.shard_of[entry]), int(self.offsets[entry])
+        return self._key_of(shard, offset, int(self.sizes[entry]))
+
+    def _key_of(self, shard: int, offset: int, size: int) -> str:
+        return self._store.key(self._objects[shard], offset, size)
+
+    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+        cache, key = range_cache(), self._key_of(shard, offset, size)
+        if self.kind == "tar":
+            return cache.get(key, lambda: self._store.read(self._objects[shard], offset, size))
+        group, row, number = place_in_parquet(offset)
+        together = f"{self._store.where(self.shards[shard])}\0{group}"
+        return cache.get(key, lambda: self._from_group(shard, group, row, number), together=together)
+
+    def _from_group(self, shard: int, group: int, row: int, number: int) -> bytes:
+        """An image of a row group, which is read as a whole; all images of it are kept, as others will be wanted."""
+        cache = range_cache()
+        with self._store.open(self._objects[shard]) as file:
+            cells = read_column(file, group, self.column)
+        for at, cell in enumerate(cells):
+            value = cell.as_py()
+            for index in range(len(value) if isinstance(value, list) else value is not None):
+                data = image_in_cell(value, index)
+                cache.put(self._key_of(shard, cell_offset(group, at, index), len(data)), data)
+        return image_in_cell(cells[row].as_py(), number)

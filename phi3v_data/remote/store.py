@@ -1,0 +1,266 @@
+"""Objects in a store by name, through fsspec: what there is, ranges of bytes, uploads.
+
+    store = open_store("s3://BUCKET/PREFIX")
+    for found in store.objects(): ...          name, size and etag of each object
+    store.read(found, offset, size)            a range of an object that has not changed since
+    store.open(found)                          the same as a seekable file, read ahead block by block
+    store.put(path, name)                      a file as an object that appears as a whole or not at all
+
+fsspec and the library of the protocol are imported on first use. Credentials, endpoints and regions come from each
+library's own settings. A request that fails is repeated (`retry.py`).
+"""
+
+import io
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import IO, Any
+
+from phi3v_data.errors import NotFoundError, UserError, how_to_install
+from phi3v_data.messages import shown
+from phi3v_data.remote.address import EXTRAS, Address, name_below, parse_address
+from phi3v_data.remote.retry import ChangedError, patiently
+
+AHEAD = 8 << 20
+"""Bytes that a file of `Store.open` asks for at once."""
+
+_PAGE = 1000
+_STATES = ("generation", "ETag", "etag", "blob_id", "md5Hash", "sha256", "version_id")
+"""Fields of fsspec's description of an object of which one changes with its content, the best one first."""
+
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "s3": {
+        "config_kwargs": {
+            "retries": {"max_attempts": 1},  # `patiently` repeats
+            "connect_timeout": 10,
+            "read_timeout": 30,
+            "max_pool_connections": 64,
+        },
+    },
+    "gs": {"version_aware": True},
+    "hf": {},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object as it was listed: the name below its folder, bytes, and a text that changes with the content."""
+
+    name: str
+    size: int
+    etag: str
+
+
+class Store:
+    """The objects below an address."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._fs = _file_system(address.protocol, os.getpid())
+        self._files: dict[StoredObject, Any] = {}
+        self._opening = threading.Lock()
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    def where(self, name: str) -> str:
+        """The address of an object, for messages."""
+        return f"{self.address}/{name}" if name else str(self.address)
+
+    def objects(self) -> Iterator[StoredObject]:
+        """Yield the objects below the address, in the order of the store: S3 page by page, so in little memory.
+
+        Raises:
+            StoreError: the store cannot be asked.
+            UserError: an object has a name that no file below a folder can have.
+        """
+        for path, size, etag in self._listed():
+            if path.endswith("/"):  # what stands for an empty folder
+                continue
+            name = name_below(self.address.path, path)
+            if name is None:
+                raise UserError(
+                    f"{self}: the object {shown(path)} has a name that no file can have; remove or rename it"
+                )
+            yield StoredObject(name, size, etag)
+
+    def find(self, name: str = "") -> StoredObject | None:
+        """One object, or the one that the address itself names; None if there is none."""
+        path = f"{self.address.path}/{name}" if name else self.address.path
+        try:
+            info = patiently(self.where(name), lambda: self._fs.info(path, refresh=True))
+        except FileNotFoundError:
+            return None
+        if info["type"] != "file":
+            return None
+        return StoredObject(name, int(info["size"]), _etag(info))
+
+    def read(self, found: StoredObject, offset: int, size: int) -> bytes:
+        """A range of an object; fewer bytes at its end.
+
+        Raises:
+            ChangedError: it is not the object that was listed.
+            StoreError: the store cannot be asked.
+        """
+        end = min(offset + size, found.size)
+        if end <= offset:
+            return b""
+        where = self.where(found.name)
+
+        def request() -> bytes:
+            # The hook by which fsspec's files read a range; unlike `read` it has no position, so that threads share it.
+            data: bytes = self._opened(found)._fetch_range(offset, end)
+            if len(data) != end - offset:
+                raise OSError(f"{len(data):,} of {end - offset:,} bytes arrived")
+            return data
+
+        try:
+            return patiently(where, lambda: self._unchanged(found, request))
+        except FileNotFoundError:
+            raise ChangedError(f"{where}: was removed while it was read; run the command again") from None
+
+    def key(self, found: StoredObject, offset: int, size: int) -> str:
+        """The name of a range in the local cache: another one if the object is."""
+        return f"{self.where(found.name)}\0{found.etag}\0{offset}\0{size}"
+
+    def open(self, found: StoredObject) -> IO[bytes]:
+        """An object as a seekable file. Raises as `read`, when it is read."""
+        return io.BufferedReader(_Ranges(self, found), AHEAD)
+
+    def put(self, path: Path, name: str) -> StoredObject:
+        """Upload a file; the object is there as a whole or, if this process is killed, not at all.
+
+        Raises:
+            StoreError: the store cannot be asked, or does not take it.
+        """
+        target, where = f"{self.address.path}/{name}", self.where(name)
+        patiently(where, lambda: self._fs.put_file(os.fspath(path), target))
+        found = self.find(name)
+        if found is None or found.size != path.stat().st_size:
+            raise ChangedError(f"{where}: is not what was uploaded; another process writes there")
+        return found
+
+    def write(self, name: str, data: bytes) -> None:
+        """Upload a small object. Raises as `put`."""
+        patiently(self.where(name), lambda: self._fs.pipe_file(f"{self.address.path}/{name}", data))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; one that is not there is removed already. Raises as `put`."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                patiently(self.where(name), partial(self._fs.rm_file, f"{self.address.path}/{name}"))
+
+    def _listed(self) -> Iterator[tuple[str, int, str]]:
+        if self.address.protocol != "s3":
+            self._fs.invalidate_cache()
+            try:
+                found = patiently(str(self), lambda: self._fs.find(self.address.path, detail=True))
+            except FileNotFoundError:
+                return
+            yield from ((path.partition("#")[0], int(info["size"]), _etag(info)) for path, info in found.items())
+            return
+        bucket, _, prefix = self.address.path.partition("/")
+        self._fs.invalidate_cache()  # what it knows of objects that may have changed
+        more: dict[str, str] = {}
+        while True:
+            page = patiently(str(self), partial(self._page, bucket, f"{prefix}/" if prefix else "", more))
+            for entry in page.get("Contents", ()):
+                yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["ETag"].strip('"')
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _page(self, bucket: str, prefix: str, more: Mapping[str, str]) -> Any:
+        try:
+            return self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, **more)
+        except FileNotFoundError:
+            raise NotFoundError(f"s3://{bucket}: no such bucket") from None
+
+    def _opened(self, found: StoredObject) -> Any:
+        """fsspec's file of an object, which is compared with the listing once; S3 compares each request as well."""
+        file = self._files.get(found)
+        if file is None:
+            with self._opening:
+                file = self._files.get(found)
+                if file is None:
+                    path = f"{self.address.path}/{found.name}" if found.name else self.address.path
+                    pinned = f"{path}#{found.etag}" if self.address.protocol == "gs" else path
+                    file = self._fs.open(pinned, "rb", cache_type="none")
+                    if (int(file.details["size"]), _etag(file.details)) != (found.size, found.etag):
+                        self._fs.invalidate_cache()
+                        raise self._changed(found)
+                    self._files[found] = file
+        return file
+
+    def _unchanged(self, found: StoredObject, request: Any) -> bytes:
+        try:
+            data: bytes = request()
+            return data
+        except OSError as error:
+            if type(error).__name__ == "FileExpired":  # of s3fs: the etag is another one
+                raise self._changed(found) from None
+            raise
+
+    def _changed(self, found: StoredObject) -> ChangedError:
+        return ChangedError(f"{self.where(found.name)}: changed since it was opened; run the command again")
+
+
+class _Ranges(io.RawIOBase):
+    """The raw file under the buffer of `Store.open`."""
+
+    def __init__(self, store: Store, found: StoredObject) -> None:
+        self._store, self._found, self._at = store, found, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._found.size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._store.read(self._found, self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def open_store(path: str | Path | Address) -> Store:
+    """The store of an address; one for each process and address, which keeps its connections.
+
+    Raises:
+        UserError: it is not a plain address, or the library of its protocol is not installed.
+    """
+    return _store(path if isinstance(path, Address) else parse_address(path), os.getpid())
+
+
+@lru_cache(maxsize=64)
+def _store(address: Address, process: int) -> Store:
+    return Store(address)
+
+
+@lru_cache(maxsize=8)
+def _file_system(protocol: str, process: int) -> Any:
+    try:
+        import fsspec
+
+        return fsspec.filesystem(protocol, **_OPTIONS[protocol])
+    except ImportError:
+        raise UserError(
+            f"{protocol}:// addresses need the extra {EXTRAS[protocol]!r}: {how_to_install(EXTRAS[protocol])}"
+        ) from None
+
+
+def _etag(info: Mapping[str, Any]) -> str:
+    value = next((info[name] for name in _STATES if info.get(name)), "")
+    return str(value).strip('"')
