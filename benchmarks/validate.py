@@ -437,9 +437,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=[])
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the `rows` part")
-    parser.add_argument(
-        "--images", type=int, default=20_000, help="rows of the `whole` part; a fifth for `unchanged`"
-    )
+    parser.add_argument("--images", type=int, default=20_000, help="rows of the `whole` part; a fifth for `unchanged`")
     parser.add_argument("--large-rows", type=int, default=1_000_000, help="rows of the `large` part, 3 KB each")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()

@@ -10,6 +10,7 @@ from phi3v_data.cli.base import Quiet, command_info
 from phi3v_data.cli.sets import EngineChoice, EngineOption, Images, ImagesName, RayAddress, RayResources, Workers
 from phi3v_data.errors import PROBLEMS, UserError
 from phi3v_data.messages import counted
+from phi3v_data.remote.address import is_remote, spelled
 
 CROISSANT = "croissant"
 
@@ -31,6 +32,7 @@ class ImageRefsName(StrEnum):
         "phi3v-data export hub DIR --out hub_data",
         "phi3v-data export webdataset DIR --out shards --shard_mb 1000",
         "phi3v-data export mosaicml DIR --out mds",
+        "phi3v-data export webdataset DIR --out s3://BUCKET/PREFIX",
         "phi3v-data export croissant DIR --out DIR/croissant.json",
     ],
     interrupted="Nothing was written to --out; the same command starts over.",
@@ -46,7 +48,11 @@ def export(
     ],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
     out: Annotated[
-        Path, typer.Option(metavar="PATH", help="Folder for the export; it appears complete or not at all.")
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="Folder for the export; it appears complete or not at all. Or an address, s3://BUCKET/PREFIX or gs://.",
+        ),
     ],
     image_refs: Annotated[
         ImageRefsName | None,
@@ -104,6 +110,8 @@ def export(
     if format_name == CROISSANT:
         if image_refs or url_prefix or target or layout:
             raise UserError("croissant describes DIR and writes no rows: it has only --out and --overwrite")
+        if is_remote(out):
+            raise UserError("croissant writes one file beside DIR: give --out FILE, a file on this machine")
         rows = write_croissant(directory, out, overwrite=overwrite)
         print(f"{out}: describes {counted(rows, 'row')}")
         return
@@ -133,12 +141,12 @@ def export(
     except LossyError as error:
         for sentence in refusals(error.lost, error.title):
             print(sentence)
-        print(f"{out}: nothing was written; --lossy writes the rows without what {error.title} cannot carry")
+        print(f"{spelled(out)}: nothing was written; --lossy writes the rows without what {error.title} cannot carry")
         raise typer.Exit(PROBLEMS) from None
     for sentence in () if quiet else (*warned(result), *result.notes):
         typer.echo(f"note: {sentence}", err=True)
     splits = ", ".join(f"{name} {rows:,}" for name, rows in result.rows.items())
-    line = f"{out}: {counted(sum(result.rows.values()), 'row')} ({splits}), {counted(result.images, 'image')}"
+    line = f"{spelled(out)}: {counted(sum(result.rows.values()), 'row')} ({splits}), {counted(result.images, 'image')}"
     if result.lost:
         line += "; lost: " + ", ".join(f"{code} {loss.rows:,}" for code, loss in result.lost.items())
     if result.left_out:

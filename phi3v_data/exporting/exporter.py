@@ -129,6 +129,10 @@ class Exporter:
         """Write the rows of a part; the number of images that were added to the export."""
         raise NotImplementedError
 
+    def shard_of(self, part: Part) -> str:
+        """Name of the shard of a part, of a kind that is sharded."""
+        raise NotImplementedError
+
     def count_images(self, stage: Path, rows: dict[str, int], added: int) -> int:
         """The number of images in the export, whose parts are all there; `added`: the sum of what `write_part` gave."""
         return added

@@ -100,10 +100,12 @@ class MosaicFiles(Exporter):
             "version": 2,
         }
 
+    def shard_of(self, part: Part) -> str:
+        return f"{part.split}/shard.{part.number:05}.mds"
+
     def write_part(self, part: Part, rows: Iterator[tuple[Sample, dict[str, Any]]], images: Images, stage: Path) -> int:
-        folder = stage / part.split
-        folder.mkdir(exist_ok=True)
-        path = folder / f"shard.{part.number:05}.mds"
+        path = stage / self.shard_of(part)
+        path.parent.mkdir(exist_ok=True)
         num_samples = part.stop - part.start - len(part.left_out)
         config = json.dumps(self.config(), sort_keys=True).encode()
         offsets = np.zeros(num_samples + 1, np.int64)

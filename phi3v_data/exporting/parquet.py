@@ -38,7 +38,7 @@ class HubFiles(Exporter):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = stage / self.file_of(part)
+        path = stage / self.shard_of(part)
         path.parent.mkdir(exist_ok=True)
         texts, schema = self.schema(pa.string()), self.schema(pa.json_())
         num_images = 0
@@ -62,7 +62,7 @@ class HubFiles(Exporter):
             writer.write_table(_table(group, texts).cast(schema))
         return num_images
 
-    def file_of(self, part: Part) -> str:
+    def shard_of(self, part: Part) -> str:
         """Name of the file of a part."""
         return f"data/{split_name(part.split)}-{part.number:05}-of-{part.num_parts:05}.parquet"
 
@@ -100,7 +100,7 @@ class HubFiles(Exporter):
 
     def finish(self, stage: Path, dataset: Dataset, parts: Sequence[Part], rows: dict[str, int]) -> tuple[str, ...]:
         self.write_manifest(stage, dataset)
-        files = {split: [self.file_of(part) for part in parts if part.split == split] for split in rows}
+        files = {split: [self.shard_of(part) for part in parts if part.split == split] for split in rows}
         return write_export_card(stage, dataset, files)
 
     def check_set(self, dataset: Dataset) -> None:

@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, Unpack
 
 import numpy as np
@@ -15,6 +16,7 @@ from phi3v_data.dataset import Dataset, Split
 from phi3v_data.engine.base import Engine, EngineSettings, Shared, Tick
 from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
+from phi3v_data.exporting.bucket import BucketTarget, staging, upload_shard
 from phi3v_data.exporting.exporter import Exporter, Part
 from phi3v_data.exporting.folder import check_free, new_folder, write_record
 from phi3v_data.exporting.images import Images
@@ -25,6 +27,7 @@ from phi3v_data.exporting.row_files import PARTS
 from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.consumers.base import Consumer
 from phi3v_data.formats.turns import to_chat
+from phi3v_data.remote.address import Address, is_remote, parse_address, spelled
 from phi3v_data.schema import Sample
 from phi3v_data.sets.writing import check_places
 from phi3v_data.shards.view import data_directory
@@ -70,34 +73,40 @@ def export_set(
     Raises:
         LossyError: the format cannot carry some rows; not raised if the request is `lossy`.
         UserError: a row or an image cannot be read, or `path` is not free.
+
+    `path` may be the address of a folder in a store (`s3://BUCKET/PREFIX`): `bucket.py`.
     """
     exporter = make_exporter(name, request or ExportRequest())
     dataset = Dataset(data_directory(directory))
     exporter.check_set(dataset)
     check_target(exporter)
     warned = check_references(exporter)
-    target = check_places(Path(path), [Path(directory)])
-    check_free(target, overwrite=overwrite)
+    bucket = BucketTarget(parse_address(path), overwrite=overwrite) if is_remote(path) else None
+    target = Path(path) if bucket else check_places(Path(path), [Path(directory)])
+    if bucket is None:
+        check_free(target, overwrite=overwrite)
     with open_engine(workers, few=FEW, **engine) as opened:
-        run = _Run(dataset, exporter, opened, progress or (lambda stage, done, total: None))
-        result = _export(run, name, directory, path, target, overwrite)
+        run = _Run(dataset, exporter, opened, progress or (lambda stage, done, total: None), bucket)
+        result = _export(run, name, path, target, overwrite)
     return replace(result, notes=(*warned, *result.notes))
 
 
-def _export(
-    run: "_Run", name: str, directory: str | Path, path: str | Path, target: Path, overwrite: bool
-) -> ExportResult:
+def _export(run: "_Run", name: str, path: str | Path, target: Path, overwrite: bool) -> ExportResult:
     dataset, exporter = run.dataset, run.exporter
     tally, sizes, advice = run.check()
     if tally.lost and not exporter.request.lossy:
         raise LossyError(exporter.readers, tally.lost)
     run.exporter = exporter.with_fields(frozenset(tally.present))
-    with new_folder(target, overwrite=overwrite) as stage:
+    with staging() if run.bucket else new_folder(target, overwrite=overwrite) as stage:
         parts = run.parts(sizes)
         rows, num_images = run.write(parts, stage)
-        notes = tuple(note.replace("PATH", str(path)) for note in run.exporter.finish(stage, dataset, parts, rows))
+        notes = tuple(note.replace("PATH", spelled(path)) for note in run.exporter.finish(stage, dataset, parts, rows))
         result = ExportResult(target, rows, num_images, tally.lost, tally.warnings, tally.left_out, (*advice, *notes))
-        write_record(stage, _record(name, exporter, result))
+        if run.bucket is None:
+            write_record(stage, _record(name, exporter, result))
+        else:
+            run.bucket.upload(stage)
+            run.bucket.finish(_record(name, exporter, result))
     return result
 
 
@@ -121,6 +130,7 @@ class _Run:
     exporter: Exporter
     engine: Engine
     progress: Progress
+    bucket: BucketTarget | None = None
 
     @property
     def row_check(self) -> RowCheck:
@@ -147,14 +157,19 @@ class _Run:
 
     def write(self, parts: Sequence[Part], stage: Path) -> tuple[dict[str, int], int]:
         """Write all parts: rows by split, and the number of images."""
-        if not self.exporter.sharded:
+        exporter, bucket = self.exporter, self.bucket if self.exporter.sharded else None
+        if not exporter.sharded:
             (stage / PARTS).mkdir()
+        if bucket is not None:
+            bucket.begin(set(map(exporter.shard_of, parts)))
         rows = dict.fromkeys(self.dataset, 0)
         num_images = 0
-        work = _Write(self.dataset, self.exporter, stage)
-        for part, (count, images) in self.each(work, parts, "write", Shared(self._read(), (stage,))):
+        work = _Write(self.dataset, exporter, stage, bucket.store.address if bucket else None)
+        for part, (count, images, size) in self.each(work, parts, "write", Shared(self._read(), (stage,))):
             rows[part.split] += count
             num_images += images
+            if bucket is not None:
+                bucket.objects[exporter.shard_of(part)] = size
         return rows, self.exporter.count_images(stage, rows, num_images)
 
     def _read(self) -> tuple[Path, ...]:
@@ -246,28 +261,40 @@ class _Check:
 
 @dataclass(frozen=True)
 class _Write:
-    """Writes the rows of a part."""
+    """Writes the rows of a part, and uploads its shard if the export is in a store.
+
+    Gives the numbers of rows and images, and the bytes of an uploaded shard.
+    """
 
     dataset: Dataset
     exporter: Exporter
     stage: Path
+    address: Address | None
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[Part, Tick], tuple[int, int]]]:
+    def open(self) -> Iterator[Callable[[Part, Tick], tuple[int, int, int]]]:
         images = Images(self.dataset)
         yield lambda part, tick: self.run(part, images)
 
-    def run(self, part: Part, images: Images) -> tuple[int, int]:
+    def run(self, part: Part, images: Images) -> tuple[int, int, int]:
+        if self.address is None:
+            return (*self._write(part, images, self.stage), 0)
+        with TemporaryDirectory(dir=self.stage) as folder:
+            counts = self._write(part, images, Path(folder))
+            size = upload_shard(self.address, Path(folder), self.exporter.shard_of(part), self.stage)
+        return (*counts, size)
+
+    def _write(self, part: Part, images: Images, stage: Path) -> tuple[int, int]:
         count = 0
 
         def rows() -> Iterator[tuple[Sample, dict[str, Any]]]:
             nonlocal count
             for _, sample in _samples(self.dataset[part.split], part):
-                chat = to_chat(sample, lambda name: self.exporter.refer(name, images, self.stage))
+                chat = to_chat(sample, lambda name: self.exporter.refer(name, images, stage))
                 count += 1
                 yield sample, self.exporter.row_format.write(chat).row
 
-        num_images = self.exporter.write_part(part, rows(), images, self.stage)
+        num_images = self.exporter.write_part(part, rows(), images, stage)
         return count, num_images
 
 

@@ -28,10 +28,13 @@ class WebDatasetFiles(Exporter):
     layouts: ClassVar[tuple[str, ...]] = (ENERGON, UNIFORM)
     sharded: ClassVar[bool] = True
 
+    def shard_of(self, part: Part) -> str:
+        return f"{part.split}-{part.number:06}.tar"
+
     def write_part(self, part: Part, rows: Iterator[tuple[Sample, dict[str, Any]]], images: Images, stage: Path) -> int:
         num_images = 0
         prefix = part.split.replace(".", "_")  # a key ends at the first dot
-        with open(stage / f"{part.split}-{part.number:06}.tar", "wb") as file:
+        with open(stage / self.shard_of(part), "wb") as file:
             for number, (sample, row) in enumerate(rows, part.start):
                 key, names = f"{prefix}-{number:09}", sample.images
                 members: list[tuple[str, bytes]] = []

@@ -45,6 +45,12 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "hf": {},
 }
 
+_UPLOAD: Mapping[str, Mapping[str, Any]] = {
+    "s3": {"chunksize": 16 << 20, "max_concurrency": 4},  # bytes in memory: their product
+    "gs": {"chunksize": 16 << 20},
+    "hf": {},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -138,7 +144,7 @@ class Store:
             StoreError: the store cannot be asked, or does not take it.
         """
         target, where = f"{self.address.path}/{name}", self.where(name)
-        patiently(where, lambda: self._fs.put_file(os.fspath(path), target))
+        patiently(where, lambda: self._fs.put_file(os.fspath(path), target, **_UPLOAD[self.address.protocol]))
         found = self.find(name)
         if found is None or found.size != path.stat().st_size:
             raise ChangedError(f"{where}: is not what was uploaded; another process writes there")
