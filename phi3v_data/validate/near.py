@@ -132,7 +132,8 @@ def _search(values: Hashes, num_bits: int, accept: Accept) -> None:
 
 def _are_near(left: Hashes, right: Hashes) -> npt.NDArray[np.bool_]:
     """Whether each two hashes are at most `MAX_DISTANCE` bits apart."""
-    return np.bitwise_count(left ^ right) <= MAX_DISTANCE
+    near: npt.NDArray[np.bool_] = np.bitwise_count(left ^ right) <= MAX_DISTANCE
+    return near
 
 
 def _compare_runs(values: Hashes, packed: Hashes, long_run: int, take: Accept) -> list[Indexes]:
