@@ -1,4 +1,4 @@
-"""What an export leaves in a store about itself: a marker before its first object, the record after its last one.
+"""Marker and record of an export in a store: the one is written before its first object, the other after the last.
 
 An export is complete if, and only if, the record is there. The marker names the objects that belong to it, so that a
 later run of the same command replaces what a killed one left, and nothing that others put beside it.

@@ -53,7 +53,7 @@ class RemoteFolder:
         return self.store.read(found, 0, found.size) if found is not None and found.size <= limit else None
 
     def states_of(self, shards: Sequence[str]) -> RemoteShards:
-        """What the index of their images says of shards."""
+        """States and etags of shards, for the index of their images."""
         found = [self.shards[name] for name in shards]
         states = [state_of_object(each.size, each.etag) for each in found]
         return RemoteShards(self.address, states, [each.etag for each in found])

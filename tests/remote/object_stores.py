@@ -26,7 +26,7 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to use it."""
+        """Environment variables of a process that uses it."""
         return {**KEYS, "AWS_ENDPOINT_URL": self.endpoint}
 
     def client(self) -> Any:
