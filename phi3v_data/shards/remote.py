@@ -88,7 +88,7 @@ def list_folder(address: Address, kinds: Sequence[str]) -> RemoteFolder:
 
 
 def _check_complete(store: Store, shards: Mapping[str, StoredObject], others: Mapping[str, StoredObject]) -> None:
-    """Refuse an export of ours that is not whole; shards of another origin have no record."""
+    """Refuse an export of phi3v that is not whole; shards of another origin have no record."""
     if RECORD not in others:
         if MARKER in others:
             raise UserError(f"{store}: an export to it is not complete; run it again, or wait for it")
