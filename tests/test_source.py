@@ -431,6 +431,28 @@ class TestRows:
         alone = Source.open(tmp_path / "nlvr2" / "train-00000-of-00001.parquet")
         assert (alone.kind, alone.splits()) == ("parquet", {"train": 50})
 
+    @pytest.mark.parametrize(("size", "batches"), [(100, 2), (400_000, 20)])
+    def test_small_rows_are_read_many_at_a_time_and_large_ones_few(
+        self, size: int, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [{"n": n, "image": os.urandom(size // 2) + bytes(size // 2)} for n in range(320)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+        source = Source.open(tmp_path)
+        asked = []
+        iter_batches = pq.ParquetFile.iter_batches
+
+        def count(file: pq.ParquetFile, *args: object, **more: object) -> object:
+            for batch in iter_batches(file, *args, **more):
+                asked.append(len(batch))
+                yield batch
+
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", count)
+        assert [place.read()["n"] for place in source.places("train")] == list(range(320))
+        assert (len(asked), sum(asked)) == (batches, 320)
+
     def test_a_damaged_parquet_file_is_one_sentence(self, tmp_path: Path) -> None:
         pytest.importorskip("pyarrow")
         (tmp_path / "train.parquet").write_bytes(b"PAR1 no PAR1")

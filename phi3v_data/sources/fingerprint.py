@@ -25,9 +25,43 @@ def fingerprint(value: object, roots: Roots = _NO_ROOTS) -> str:
     For strings and paths below one of `roots` only the rest is used, so that the source can be moved. Arrays and PIL
     images are digested by their pixels, other objects as `pickle` would store them.
     """
+    pieces: list[bytes] = []
+    if _feed_plain(pieces, value, roots, 0):
+        return xxhash.xxh3_128_hexdigest(b"".join(pieces))
     hasher = xxhash.xxh3_128()
     _feed(hasher, value, roots, 0)
     return hasher.hexdigest()
+
+
+def _feed_plain(pieces: list[bytes], value: Any, roots: Roots, depth: int) -> bool:
+    """Add the bytes that `_feed` hashes, in a third of its time; False for what is not plain data, as rows are."""
+    kind = type(value)
+    if kind is str:
+        label, rest = (roots.name(value) if value.startswith(roots.starts) else None) or ("", value)
+        text = rest.encode("utf-8", "surrogatepass")
+        pieces += (b"text %b %d\n" % (label.encode(), len(text)), text)
+    elif kind is bytes:
+        pieces += (b"bytes %d\n" % len(value), value)
+    elif value is None or kind in (bool, int, float):
+        text = repr(value).encode()
+        pieces += (b"%b %d\n" % (kind.__name__.encode(), len(text)), text)
+    elif depth >= MAX_DEPTH:
+        return False
+    elif kind is dict:
+        count = b"%d" % len(value)
+        pieces += (b"mapping %d\n" % len(count), count)
+        for key in sorted(value, key=repr):
+            if not _feed_plain(pieces, key, roots, depth + 1):
+                return False
+            if not _feed_plain(pieces, value[key], roots, depth + 1):
+                return False
+    elif kind is list or kind is tuple:
+        count = b"%d" % len(value)
+        pieces += (b"sequence %d\n" % len(count), count)
+        return all(_feed_plain(pieces, each, roots, depth + 1) for each in value)
+    else:
+        return False
+    return True
 
 
 def item_fingerprint(item: Item, roots: Roots) -> str:

@@ -57,8 +57,11 @@ class Roots:
     folders: tuple[tuple[str, str], ...] = ()
     as_json: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False, default=())
     """(what stands for a root, how a string below it starts) in JSON."""
+    starts: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
+    """Start of every path below a root, and of others: for `str.startswith`, before `name` is asked."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", tuple(folder for _, folder in self.folders))
         pairs = tuple((f'"{label}:'.encode(), _json_start(folder)) for label, folder in self.folders)
         object.__setattr__(self, "as_json", pairs)
 

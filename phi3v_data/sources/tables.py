@@ -23,8 +23,10 @@ from phi3v_data.sources.reads import folder_state, not_noting, note_row, state_o
 from phi3v_data.splits import canonical_split, lone_split, split_sort_key
 
 _SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(-[0-9a-f]+)?$")
-_BATCH = 16  # rows read together: images make rows large
+_BATCH = 16  # rows read together if they are large, as images make them
 _TEXT_BATCH = 1024
+_SMALL_BATCH, _SMALL_BYTES = 256, 4 << 20
+"""Rows read together if they are small, and at most how large they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ class _Parquet:
                     length = file.metadata.row_group(group).num_rows
                     if at + length > start:
                         place = at
-                        size = _BATCH if columns is None else _TEXT_BATCH
+                        size = _rows_at_once(file, group) if columns is None else _TEXT_BATCH
                         for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=wanted):
                             low = max(0, start - place)
                             high = len(batch) if stop is None else min(len(batch), stop - place)
@@ -225,12 +227,20 @@ class _Cursor:
         with _told(self._path):
             if group != self._group or row < self._first:
                 self._group, self._first, self._batch = group, 0, ()
-                self._batches = _parquet(self._path).iter_batches(batch_size=_BATCH, row_groups=[group])
+                file = _parquet(self._path)
+                self._batches = file.iter_batches(batch_size=_rows_at_once(file, group), row_groups=[group])
             while row >= self._first + len(self._batch):
                 self._first += len(self._batch)
                 self._batch = next(self._batches)
             found: dict[str, Any] = self._batch.slice(row - self._first, 1).to_pylist()[0]
             return found
+
+
+def _rows_at_once(file: Any, group: int) -> int:
+    """Rows of a row group to be read together: each batch takes time of its own, and all its rows are in memory."""
+    found = file.metadata.row_group(group)
+    each = found.total_byte_size // max(1, found.num_rows)
+    return max(_BATCH, min(_SMALL_BATCH, _SMALL_BYTES // max(1, each)))
 
 
 class _told:  # noqa: N801 - reads as a phrase: `with _told(path):`
