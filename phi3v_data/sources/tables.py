@@ -239,7 +239,7 @@ class _Cursor:
 def _rows_at_once(file: Any, group: int) -> int:
     """Rows of a row group to be read together: each batch takes time of its own, and all its rows are in memory."""
     found = file.metadata.row_group(group)
-    each = found.total_byte_size // max(1, found.num_rows)
+    each: int = found.total_byte_size // max(1, found.num_rows)
     return max(_BATCH, min(_SMALL_BATCH, _SMALL_BYTES // max(1, each)))
 
 
