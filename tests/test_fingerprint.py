@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from phi3v_data.sources import fingerprint as module
@@ -21,6 +21,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values)
 def test_the_fast_way_gives_the_same_digest(value: Any) -> None:
     fast = fingerprint(value, ROOTS)

@@ -72,3 +72,18 @@ def test_every_stage_on_few_rows(tmp_path: Path) -> None:
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines()[2:]] == EVERY_STAGE
+
+
+def test_the_arithmetic_of_files_and_shards() -> None:
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import arithmetic
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+    files, shards = arithmetic.files(1000, 1100, 42), arithmetic.shards(1000, 1100, 42)
+    assert (files.objects, files.disk_bytes) == (1000, 1000 * (4096 + 256 + 16 + 42))
+    assert (shards.objects, shards.disk_bytes) == (2, 1000 * (512 + 1536 + 64 + 42))
+    prices = arithmetic.Prices(storage=1, million_puts=1000, million_gets=10, egress=2)
+    assert arithmetic.money(files, 2, 3, prices) == {
+        "money_storage": 0.0, "money_puts": 1.0, "money_gets": 0.03, "money_gets_in_order": 0.03, "money_egress": 0.01,
+    }  # fmt: skip

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import machine, peak_bytes, save
+from common import RESULTS, machine, peak_bytes, save
 
 WORDS = 40  # bytes of text in a row's line besides its fixed parts
 
@@ -346,8 +346,10 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     results = {part: bench(part, args.sizes, args.gb, args.seconds, args.work) for part in args.parts or PARTS}
-    command = " ".join(["python benchmarks/scale/metadata.py", *sys.argv[1:]])
-    result = {"command": command, "machine": machine("phi3v", "numpy", "msgspec"), **results}
+    known = RESULTS / "scale_metadata.json"
+    before = json.loads(known.read_text()) if args.parts and known.exists() else {}  # other parts are kept
+    command = "python benchmarks/scale/metadata.py"
+    result = {**before, "command": command, "machine": machine("phi3v", "numpy", "msgspec"), **results}
     if args.no_save:
         print(json.dumps(result, indent=1))
     else:

@@ -33,6 +33,7 @@ _DEVICES = frozenset({"con", "prn", "aux", "nul", "com", "lpt"})
 _PLAIN_NAMES = re.compile(r"(?:(?!(?i:con|prn|aux|nul|com|lpt))[A-Za-z0-9_][A-Za-z0-9_. -]*+(?:/|\Z))*+")
 _STATS_AT_ONCE = 4096  # their objects are large
 _PACKED_AT_ONCE = 1 << 14
+_HASHED_AT_ONCE = 1 << 16
 _MAX_TIME = (1 << 63) - 1
 
 _get_name = attrgetter("name")
@@ -97,8 +98,7 @@ class ImageTree:
     def find(self, hashes: Ints) -> Ints:
         """Index of each path, given by its hash (`hashes.hash_texts`); -1 if there is none."""
         if self._sorted is None or self._order is None:
-            starts = np.concatenate(([0], self.ends))[:-1]
-            known = hash_spans(bytes(self.blob) + PADDING, starts, self.ends - starts)
+            known = self._hashes()
             self._order = np.argsort(known, kind="stable")
             self._sorted = known[self._order]
         if not len(self):
@@ -106,6 +106,18 @@ class ImageTree:
         place = np.searchsorted(self._sorted, hashes)
         place[place == len(self)] = 0
         return np.where(self._sorted[place] == hashes, self._order[place], -1)
+
+    def _hashes(self) -> Ints:
+        """Hash of each path; not of all at once, which takes some ten times the memory of the result."""
+        known = np.empty(len(self), np.int64)
+        begin = 0
+        for first in range(0, len(self), _HASHED_AT_ONCE):
+            ends = self.ends[first : first + _HASHED_AT_ONCE] - begin
+            text = bytes(self.blob[begin : begin + int(ends[-1])]) + PADDING
+            starts = np.concatenate(([0], ends[:-1]))
+            known[first : first + len(ends)] = hash_spans(text, starts, ends - starts)
+            begin += int(ends[-1])
+        return known
 
     def find_folded(self, path: str) -> int:
         """Index of a path that differs only in letter case or Unicode form; -1 if there is none."""

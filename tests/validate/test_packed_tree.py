@@ -1,5 +1,6 @@
 """Images in shards listed as files are: `ImageTree` over an index."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from phi3v_data.media.packed import PackedImage, open_pack, write_pack
 from phi3v_data.media.store_writer import StoreWriter
 from phi3v_data.media.stored import StoredPack
+from phi3v_data.validate.hashes import hash_texts
 from phi3v_data.validate.tree import FILE, UNSAFE, ImageTree
 
 NAMES = ["train/b.jpg", "train/a.jpg", "val/é/x y.png", "top.jpg", "train/deep/z.jpg", "val/é.png", "train/c.jpg"]
@@ -42,6 +44,23 @@ def test_the_order_and_the_sizes_are_those_of_files(
     assert set(packed.mtimes.tolist()) == {state.st_mtime_ns}
     assert set(packed.ctimes.tolist()) == {state.st_ctime_ns}
     assert len(set(packed.inodes.tolist())) == len(NAMES)
+
+
+def test_paths_are_found_with_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash, order and sorted hash of a path are 24 bytes, sorting takes half as much; the paths are not copied."""
+    names = [f"train/{number:040d}.jpg" for number in range(20_000)]
+    tree = store(tmp_path / "set", dict.fromkeys(names, b""))
+    monkeypatch.setattr("phi3v_data.validate.tree._HASHED_AT_ONCE", 1000)
+    wanted = hash_texts(names[::-7])
+    tracemalloc.start()
+    try:
+        found = tree.find(wanted)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [tree.path(index) for index in found.tolist()] == names[::-7]
+    assert peak / len(names) < 50
+    assert tree.index("train/none.jpg") == -1
 
 
 def test_another_content_or_place_is_another_state(tmp_path: Path) -> None:
