@@ -300,6 +300,15 @@ def find_packed(path: str | Path) -> tuple[Pack, int]:
     return pack, entry
 
 
+def is_remote_index(path: Path) -> bool:
+    """Whether this is the index of images in a store."""
+    try:
+        pack = open_pack(path) if path.is_file() else None
+    except OSError:
+        return False
+    return isinstance(pack, ExportPack) and "etags" in pack.header
+
+
 def known_size(path: Path) -> tuple[int, int]:
     """Width and height of a packed image as its index has them, without reading it; `NO_SIZE` if it has not."""
     try:

@@ -35,7 +35,7 @@ _STATES = ("generation", "ETag", "etag", "blob_id", "md5Hash", "sha256", "versio
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "s3": {
         "config_kwargs": {
-            "retries": {"max_attempts": 1},  # `patiently` repeats
+            "retries": {"max_attempts": 1},  # the longer pauses are those of `patiently`
             "connect_timeout": 10,
             "read_timeout": 30,
             "max_pool_connections": 64,
@@ -207,7 +207,8 @@ class Store:
             data: bytes = request()
             return data
         except OSError as error:
-            if type(error).__name__ == "FileExpired":  # of s3fs: the etag is another one
+            # The etag is another one: FileExpired of s3fs, which it makes of some servers' words only.
+            if type(error).__name__ == "FileExpired" or "PreconditionFailed" in str(error):
                 raise self._changed(found) from None
             raise
 

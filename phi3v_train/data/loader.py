@@ -3,6 +3,7 @@
     order.batch(step)          the samples of the step
       -> measure (workers)     length and tiles of each, from text and image headers
       -> partition             the micro-batches of this process
+      -> fetch ahead           images in a store, into the local cache
       -> encode, collate (workers), as far ahead as `prefetch` allows
       -> prepare, pin (a thread of this process), so that the step finds them ready for its copies
       -> StepBatch             in order
@@ -19,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from phi3v_train.data.collate import BatchShape, to_tensors
+from phi3v_train.data.fetch_ahead import SAMPLES_AHEAD, FetchAhead
 from phi3v_train.data.order import SampleOrder, SampleRef
 from phi3v_train.data.partition import Rates, partition
 from phi3v_train.data.reader import Measure, Reader
@@ -177,6 +179,7 @@ class TrainLoader:
         self.pin_memory = pin_memory
         self.prefetch = max(1, 2 * num_workers if prefetch is None else prefetch)
         self._workers = Workers(reader, num_workers)
+        self._fetch = FetchAhead(reader.sources)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare") if num_workers else None
 
     def start(self) -> None:
@@ -185,6 +188,7 @@ class TrainLoader:
 
     def close(self) -> None:
         """Stop the workers; work not yet started is dropped."""
+        self._fetch.close()
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
         self._workers.close()
@@ -222,7 +226,7 @@ class TrainLoader:
         Raises:
             UserError: a sample cannot be encoded, or a worker was killed.
         """
-        plans = self.plans(start, stop)
+        plans = self._fetched(self.plans(start, stop))
         planned: deque[StepPlan] = deque()
         jobs: deque[tuple[StepPlan, tuple[int, ...]]] = deque()
         running: deque[Future[MicroBatch]] = deque()
@@ -254,6 +258,19 @@ class TrainLoader:
             yield batch
             batch.pass_over()
             advance()
+
+    def _fetched(self, plans: Iterator[StepPlan]) -> Iterator[StepPlan]:
+        """The same plans; the images of this process in the coming ones are asked for, more and more steps ahead."""
+        most = SAMPLES_AHEAD * self.world_size // self.order.batch_size if self._fetch else 0
+        ahead: deque[StepPlan] = deque()
+        depth = 0  # steps; grows, so that the first step does not wait for others
+        for plan in plans:
+            self._fetch.want(plan.refs[index] for batch in plan.micro_batches for index in batch)
+            ahead.append(plan)
+            if len(ahead) > depth:
+                depth = min(depth + 1, most)
+                yield ahead.popleft()
+        yield from ahead
 
     def _plan(self, step: int, refs: tuple[SampleRef, ...], measures: tuple[Measure, ...]) -> StepPlan:
         shares = partition(

@@ -8,7 +8,10 @@ import pytest
 pytest.importorskip("moto")
 pytest.importorskip("s3fs")
 
-from object_stores import ObjectStore, running_store
+from object_stores import KEYS, ObjectStore, forget_stores, running_store
+from stub_store import Stub, running_stub
+
+from phi3v_data.remote import retry
 
 
 @pytest.fixture(scope="session")
@@ -23,4 +26,17 @@ def store(server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    forget_stores()
     return server
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    """A store that fails as a test wants it; pauses are short, and what was said is forgotten."""
+    with running_stub(Stub(tmp_path / "objects")) as running:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": running.endpoint, "XDG_CACHE_HOME": str(tmp_path)}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(retry, "first_pause", lambda: 0.001)
+        monkeypatch.setattr(retry, "_said", -retry.SAID_EVERY)
+        forget_stores()
+        yield running

@@ -69,6 +69,17 @@ def _client(endpoint: str) -> Any:
     )
 
 
+def forget_stores() -> None:
+    """Forget the connections of this process, which belong to one endpoint."""
+    import s3fs
+
+    from phi3v_data.remote import store
+
+    store._store.cache_clear()
+    store._file_system.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def free_port() -> int:
     """A port of this machine that is free now."""
     with socket.socket() as probe:

@@ -143,3 +143,32 @@ def test_killed_at_any_moment_an_export_is_refused_and_the_same_command_complete
     assert kills >= 2
     assert objects(store, "killed/set") == expected
     assert validate(address).ok
+
+
+@pytest.mark.slow
+def test_the_walk_through_runs_as_written(store: ObjectStore, directory: Path, tmp_path: Path) -> None:
+    """`examples/bucket.sh`, twice: the second time the export is there and the run is complete."""
+    pytest.importorskip("torch")
+    root = Path(__file__).parents[2]
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, package in (("phi3v-data", "phi3v_data"), ("phi3v-train", "phi3v_train")):
+        code = f"import sys; sys.argv[0] = {name!r}; from {package}.cli.app import main; main()"
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    options = "--model_name_or_path tiny --device cpu --num_crops 1 --max_steps 2 --batch_size 2 --report_to none"
+    address = f"s3://{BUCKET}/walk/set"
+    command = [
+        "bash",
+        str(root / "examples/bucket.sh"),
+        str(directory),
+        address,
+        str(tmp_path / "out"),
+        *options.split(),
+    ]
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "complete after 2 steps" in done.stdout
+    assert (tmp_path / "out/complete.json").exists()
