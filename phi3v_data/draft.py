@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, get_args, get_origin
 
+import msgspec
 from pydantic import BaseModel, ConfigDict
 
 from phi3v_data.schema import Scalar, Task, ToolStep
@@ -29,13 +30,12 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One planned sample.
+class Item(msgspec.Struct, frozen=True):
+    """One planned sample; a struct of msgspec, as a plan may have millions.
 
-    All fields are compared when a run is resumed, so use plain values that are the same in every run. Paths below the
-    source are compared relative to its root, so that the source can be moved. If `path` is a file, its content is
-    compared.
+    All fields but `made` are compared when a run is resumed, so use plain values that are the same in every run. Paths
+    below the source are compared relative to its root, so that the source can be moved. If `path` is a file, its
+    content is compared.
     """
 
     split: str
@@ -45,24 +45,10 @@ class Item:
     size: int = 0  # bytes of the source file or row, 0 if unknown
     bundle: str = ""  # consecutive items with one value are converted together, so that shared media are read once
     label: str = ""  # class, for stratified splits
-    data: Mapping[str, Any] = field(default_factory=dict)  # further input of `convert`; picklable
+    data: Mapping[str, Any] = msgspec.field(default_factory=dict)  # further input of `convert`; picklable
     reject: str = ""  # reason code if the plan already rejects the sample; `convert` is then not called
     message: str = ""  # message of the reject
-
-    def __reduce__(self) -> "tuple[type[Item], tuple[Any, ...]]":
-        """Plain arguments: faster to pickle than the state of a data class, and a plan may have millions of items."""
-        return Item, (
-            self.split,
-            self.key,
-            self.path,
-            self.group,
-            self.size,
-            self.bundle,
-            self.label,
-            self.data,
-            self.reject,
-            self.message,
-        )
+    made: bytes = b""  # JSON of its row from `conversations` on, if the plan knows it; `convert` is then not called
 
 
 @dataclass(frozen=True, slots=True, eq=False)

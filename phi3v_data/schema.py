@@ -191,14 +191,17 @@ class Sample(StrictModel):
         return cls.model_validate_json(line)
 
 
-def line_format(line: bytes) -> Literal[1, 2]:
-    """The oldest format that can hold a valid line; only lines that may need a newer one are parsed."""
+def lines_format(lines: bytes) -> Literal[1, 2]:
+    """The oldest format that can hold valid lines; only lines that may need a newer one are parsed."""
     first, second, third = _NEW_KEYS  # spelled out, as lines may be millions
-    if first not in line and second not in line and third not in line:
+    if first not in lines and second not in lines and third not in lines:
         return 1
-    row = json.loads(line)
-    turns = row.get("conversations", ())
-    return 2 if row.get("rejected") or row.get("tools") or any(turn.get("steps") for turn in turns) else 1
+    for line in lines.rstrip(b"\n").split(b"\n"):
+        row = json.loads(line)
+        turns = row.get("conversations", ())
+        if row.get("rejected") or row.get("tools") or any(turn.get("steps") for turn in turns):
+            return 2
+    return 1
 
 
 class SplitInfo(StrictModel):

@@ -10,14 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from itertools import repeat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import msgspec
-import xxhash
 
 from phi3v_data.converters.helpers.annotations import once_a_source
-from phi3v_data.converters.helpers.cell_images import cell_path
 from phi3v_data.draft import Converter, DatasetInfo, Draft, Item
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.formats.base import RowFormat
@@ -31,22 +29,16 @@ from phi3v_data.formats.plain import make_plain_rows
 from phi3v_data.formats.plain_fields import PlainReader
 from phi3v_data.formats.registry import all_formats, get_format
 from phi3v_data.formats.row_block import read_row
-from phi3v_data.formats.rows import RowPlace, RowReader, open_rows, read_rows, with_neighbours
+from phi3v_data.formats.row_items import digest_of, group_of, row_items
+from phi3v_data.formats.rows import RowReader, read_rows
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.unread import unread_columns
-from phi3v_data.json_text import JsonFault, field_path
 from phi3v_data.messages import join_words, shown
-from phi3v_data.sources.fingerprint import fingerprint
 from phi3v_data.sources.reads import not_noting
 from phi3v_data.sources.source import Source
 from phi3v_data.sources.tables import RowLocation
 
-_HARMLESS = ("bom", "blank-line")
-"""Faults of the text that no row suffers from."""
-
 _decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
-_digest_of = xxhash.xxh3_128_hexdigest
 
 
 class ImportRows(Converter[ImportSettings]):
@@ -67,7 +59,8 @@ class ImportRows(Converter[ImportSettings]):
             folder = "" if options.images_root else file.folder
             shared = {"format": format_name, "entry": entry, "root": root, "folder": folder}
             outside = root if options.images_root else ""  # what is read below an item's path is compared on resume
-            yield from _items(source, file, row_format, outside, shared, inner)
+            _, plain = _make_readers(format_name, options.format_file, entry, options.model)
+            yield from _items(source, file, row_format, outside, shared, inner, plain)
 
     def convert(self, item: Item, options: ImportSettings) -> Draft:
         data = item.data
@@ -107,7 +100,7 @@ class ImportRows(Converter[ImportSettings]):
             value = found[0] if found else None
         if "number" in data:
             value = value[data["number"]] if isinstance(value, list) and data["number"] < len(value) else None
-        if _digest(value) != data["digest"]:
+        if digest_of(value) != data["digest"]:
             raise UserError(f"{data['where']} changed while it was imported; run the same command again")
         return value
 
@@ -199,6 +192,7 @@ def _items(
     path: str,
     shared: Mapping[str, Any],
     inner: Mapping[str, str],
+    plain: PlainReader | None,
 ) -> Iterator[Item]:
     """The samples of one data file."""
     if file.file is None:
@@ -210,69 +204,12 @@ def _items(
                 split=file.split,
                 key=key,
                 path=path,
-                group=_group(value),
+                group=group_of(value),
                 bundle=location.bundle,
                 data={"row": location, "where": key, **shared},
             )
         return
-    name = PurePosixPath(file.file.path).name
-    is_array = (opened := open_rows(file.file.file)).layout == "array"
-    index = 0
-    for row, is_alone in with_neighbours(opened.rows()):
-        element = f"[{index}]" if is_array and not is_alone else ""
-        where = f"{name}{element}, line {row.line}"
-        if row.place is None:
-            if fault := first_fault(row.faults):
-                key = f"{file.file.path}: text in line {row.line}"
-                yield Item(file.split, key, path, reject=fault.code, message=_said(fault, where))
-            continue
-        assert isinstance(row.place, RowPlace)
-        key = f"{file.file.path}[{index}]" if is_array else f"{file.file.path}:{row.line}"
-        index += 1
-        if fault := first_fault(row.faults):
-            size = row.place.length
-            yield Item(file.split, key, path, size=size, reject=fault.code, message=_said(fault, where))
-            continue
-        place = tuple(row.place)
-        is_packed = isinstance(row.value, list) and bool(row.value)  # an empty array is one row, a reject
-        for number, value in enumerate(row.value if is_packed else (row.value,)):
-            digest = _digest_of(row.encoded) if row.encoded and not is_packed else _digest(value)
-            data: dict[str, Any] = {"row": place, "digest": digest, "where": where, **shared}
-            if is_packed:
-                data["number"] = number
-            if inner and isinstance(value, Mapping) and (found := _inner_files(value, row_format, file, inner)):
-                data["files"] = found
-            yield Item(
-                split=file.split,
-                key=f"{key}#{number}" if is_packed else key,
-                path=path,
-                group=_group(value),
-                size=row.place.length,
-                data=data,
-            )
-
-
-def _digest(value: Any) -> str:
-    """Digest of a row, to be compared when a run is resumed and when the row is read again."""
-    try:
-        return _digest_of(_encode(value))
-    except (UnicodeEncodeError, ValueError, OverflowError):  # half a character, or a number of any length
-        return fingerprint(value)
-
-
-def first_fault(faults: Iterable[JsonFault]) -> JsonFault | None:
-    """The first error in the text of a row, or between rows."""
-    return next((fault for fault in faults if fault.code not in _HARMLESS), None)
-
-
-def _said(fault: JsonFault, where: str) -> str:
-    """A fault of the text of a row, for its reject."""
-    return f"{where}{f', {field_path(fault.path)}' if fault.path else ''}: {fault.message}"
-
-
-def _group(row: Any) -> str:
-    group = row.get("group") if isinstance(row, Mapping) else None
-    return group if isinstance(group, str) else ""
+    yield from row_items(file.file.file, file, row_format, plain, path, shared, inner)
 
 
 def _image_root(source: Source, options: ImportSettings) -> str:
@@ -289,17 +226,3 @@ def _image_root(source: Source, options: ImportSettings) -> str:
 def _unpacked(source: Source) -> dict[str, str]:
     """The files of archives within the source: path as if unpacked in place -> where it is."""
     return {file.path: str(file.file) for file in source.all_files() if not file.file.is_relative_to(source.root)}
-
-
-def _inner_files(
-    row: Mapping[str, Any], row_format: RowFormat, file: DataFile, inner: Mapping[str, str]
-) -> dict[str, str]:
-    """Locations of a row's images that are in an archive within the source."""
-    chat = row_format.read(row).chat
-    found = {}
-    for ref in chat.images if chat is not None else ():
-        path = cell_path(ref.value)
-        for wanted in (f"{file.folder}/{path}" if file.folder else path, path):
-            if path and wanted in inner:
-                found[wanted] = inner[wanted]
-    return found

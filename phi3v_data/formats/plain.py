@@ -7,13 +7,20 @@ Most rows of most files are of this kind, and may be millions. A row that is in 
 from collections.abc import Iterable
 from typing import Any
 
-from phi3v_data.draft import DraftTurn
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.blocks import BlockFormat
 from phi3v_data.formats.chat import ImageRef
+from phi3v_data.formats.encoded_turns import EncodedTurns
 from phi3v_data.formats.placeholders import IMAGE, split_at_tags
 from phi3v_data.formats.plain_blocks import READING_BLOCKS, PlainBlocks
-from phi3v_data.formats.plain_fields import PlainReader, PlainRow, RowFields
+from phi3v_data.formats.plain_fields import (
+    PlainReader,
+    PlainRow,
+    PlainTurn,
+    RowFields,
+    with_turns,
+    written,
+)
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.formats.texts import marker_starts, own_marker
 from phi3v_data.json_text import invalid_character
@@ -36,6 +43,10 @@ class PlainRows:
         self._roles = dict(names.roles)
         self._model = model
         self._starts = tuple({"<", *marker_starts(model)})
+        own = set(row_format.own_columns or ())
+        self._encoded = EncodedTurns(
+            set(self._role_keys) - own, set(self._content_keys) - own, self._roles, self._starts
+        )
         self._has_other_tags = bool(row_format.other_tags)
         self._fields = RowFields(
             names.images, row_format.weight_key, row_format.own_columns or (), (*media, names.tools)
@@ -43,6 +54,18 @@ class PlainRows:
 
     def read(self, row: Any) -> PlainRow | None:
         """The system message and the turns, as `to_turns` gives them; None if the row needs a closer look."""
+        return with_turns(self._read(row))
+
+    def rewrite(self, row: Any) -> bytes | None:
+        """As `PlainReader.rewrite`."""
+        if type(row) is dict and len(row) == (2 if "id" in row else 1) and self._fields.is_usual(row):
+            for key in self._message_keys:
+                messages = row.get(key)
+                if type(messages) is list and (turns := self._encoded.rewrite(messages)) is not None:
+                    return b'"conversations": ' + turns
+        return written(self._read(row))
+
+    def _read(self, row: Any) -> tuple[str, list[PlainTurn]] | None:
         if type(row) is not dict or not self._fields.is_usual(row):
             return None
         messages = next((value for key in self._message_keys if (value := row.get(key)) is not None), None)
@@ -56,7 +79,7 @@ class PlainRows:
             return None
         roles = self._roles
         role_key = content_key = ""
-        turns: list[tuple[DraftTurn, list[ImageRef]]] = []
+        turns: list[PlainTurn] = []
         question: str | None = None
         is_trained = False
         refs: list[ImageRef] = []
@@ -80,7 +103,7 @@ class PlainRows:
             if role == "assistant":
                 if question is None or not text.strip() or self._is_special(text):
                     return None
-                turns.append((DraftTurn(question, text, (), offsets if any(offsets) else (), weight), refs))
+                turns.append((question, text, offsets, weight, refs))
                 is_trained = is_trained or weight == 1
                 question = None
                 if refs:

@@ -3,12 +3,18 @@
 from collections.abc import Iterable
 from typing import Any
 
-from phi3v_data.draft import DraftTurn
 from phi3v_data.formats.blocks import BlockFormat
 from phi3v_data.formats.chat import ImageRef
+from phi3v_data.formats.encoded_turns import EncodedTurns
 from phi3v_data.formats.fields import as_block
-from phi3v_data.formats.plain_fields import PlainRow, RowFields
-from phi3v_data.formats.texts import own_marker
+from phi3v_data.formats.plain_fields import (
+    PlainRow,
+    PlainTurn,
+    RowFields,
+    with_turns,
+    written,
+)
+from phi3v_data.formats.texts import marker_starts, own_marker
 from phi3v_data.json_text import invalid_character
 
 READING_BLOCKS = (
@@ -31,7 +37,8 @@ class PlainBlocks:
     """
 
     def __init__(self, row_format: BlockFormat, media: Iterable[str], model: str = "") -> None:
-        own_marker("", model)
+        own = set(row_format.own_columns or ())
+        self._encoded = EncodedTurns({"role"} - own, {"content"} - own, row_format.roles_read, marker_starts(model))
         self._message_keys = tuple(row_format.message_keys)
         self._roles = dict(row_format.roles_read)
         self._image_types = frozenset(row_format.image_types)
@@ -48,6 +55,18 @@ class PlainBlocks:
 
     def read(self, row: Any) -> PlainRow | None:
         """The system message and the turns, as `to_turns` gives them; None if the row needs a closer look."""
+        return with_turns(self._read(row))
+
+    def rewrite(self, row: Any) -> bytes | None:
+        """As `PlainReader.rewrite`."""
+        if type(row) is dict and len(row) == (2 if "id" in row else 1) and self._fields.is_usual(row):
+            for key in self._message_keys:
+                messages = row.get(key)
+                if type(messages) is list and (turns := self._encoded.rewrite(messages)) is not None:
+                    return b'"conversations": ' + turns
+        return written(self._read(row))
+
+    def _read(self, row: Any) -> tuple[str, list[PlainTurn]] | None:
         if type(row) is not dict or not self._fields.is_usual(row):
             return None
         key = next((key for key in self._message_keys if key in row), None)
@@ -56,7 +75,7 @@ class PlainBlocks:
         if type(messages) is not list or images is None:
             return None
         system = ""
-        turns: list[tuple[DraftTurn, list[ImageRef]]] = []
+        turns: list[PlainTurn] = []
         question: str | None = None
         is_trained = False
         refs: list[ImageRef] = []
@@ -92,7 +111,7 @@ class PlainBlocks:
             elif found:
                 return None
             elif role == "assistant" and question is not None and text.strip():
-                turns.append((DraftTurn(question, text, (), offsets if any(offsets) else (), weight), refs))
+                turns.append((question, text, offsets, weight, refs))
                 is_trained = is_trained or weight == 1
                 question = None
             elif role == "system" and not number:

@@ -1,6 +1,7 @@
 """Columns of a row beside its messages, as readers of plain rows take them, and the interface of these readers."""
 
 from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring
 from typing import Any, Protocol
 
 from phi3v_data.draft import DraftTurn
@@ -10,11 +11,49 @@ PlainRow = tuple[str, list[tuple[DraftTurn, list[ImageRef]]]]
 """The system message and the turns, as `turns.to_turns` gives them."""
 
 
+PlainTurn = tuple[str, str, list[int], int, list[ImageRef]]
+"""Question, answer, offsets of the images, weight and images of a turn."""
+
+
 class PlainReader(Protocol):
     """Reads the rows of one format that are of the usual kind."""
 
     def read(self, row: Any) -> PlainRow | None:
         """The system message and the turns of a row; None if it needs a closer look."""
+
+    def rewrite(self, row: Any) -> bytes | None:
+        """`conversations` and `system` of the sample of a row without images, as its line has them, without braces.
+
+        None if the row has images, or needs a closer look.
+        """
+
+
+def with_turns(found: tuple[str, list[PlainTurn]] | None) -> PlainRow | None:
+    """A row of plain values with turns of a draft."""
+    if found is None:
+        return None
+    system, turns = found
+    return system, [
+        (DraftTurn(user, assistant, (), offsets if any(offsets) else (), weight), refs)
+        for user, assistant, offsets, weight, refs in turns
+    ]
+
+
+def written(found: tuple[str, list[PlainTurn]] | None) -> bytes | None:
+    """A row of plain values as `PlainReader.rewrite` gives it."""
+    if found is None:
+        return None
+    system, turns = found
+    pieces = []
+    for user, assistant, _, weight, refs in turns:
+        if refs:
+            return None
+        end = "}" if weight else ', "weight": 0}'
+        pieces.append(
+            f'{{"images": [], "user": {encode_basestring(user)}, "assistant": {encode_basestring(assistant)}{end}'
+        )
+    more = f', "system": {encode_basestring(system)}' if system else ""
+    return f'"conversations": [{", ".join(pieces)}]{more}'.encode()
 
 
 class RowFields:

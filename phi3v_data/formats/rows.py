@@ -8,10 +8,9 @@
 Memory is bounded by the longest row and a few megabytes; a row over 64 MB is not read.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
@@ -29,11 +28,13 @@ from phi3v_data.messages import shown
 from phi3v_data.sources.reads import state_of
 from phi3v_data.sources.tables import RowLocation, open_tables
 
+VALUES_BYTES = 1 << 18
+"""Of rows whose values are wanted: these stay in the processor's cache."""
+
 Layout: TypeAlias = Literal["lines", "array", "parquet"]
 
 _LOOK_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 21
-_ROWS_BYTES = 1 << 18  # of rows whose values are wanted: these stay in the processor's cache
 _AHEAD_BYTES = 1 << 17
 
 
@@ -63,15 +64,13 @@ class RowPlace(NamedTuple):
 class FileRow(NamedTuple):
     """One row. `line` is its line, or its number from 1 on in a parquet file.
 
-    Without a `place`, there is no row, only faults of the text between rows. `encoded`: the value as msgspec encodes
-    it; empty if it was not encoded.
+    Without a `place`, there is no row, only faults of the text between rows.
     """
 
     line: int
     place: RowPlace | RowLocation | None
     value: Any
     faults: list[JsonFault]
-    encoded: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +105,14 @@ class RowFile:
             yield from self._table_rows()
             return
         path = str(self.path)
-        for block in self.blocks(_ROWS_BYTES):
+        for block in self.blocks(VALUES_BYTES):
             for line, fault in block.faults:
                 yield FileRow(line, None, None, [fault])
             places = zip(block.starts.tolist(), block.ends.tolist(), block.lines.tolist(), strict=True)
             offset, name = block.offset, block.name
-            for (start, end, line), (value, faults, encoded) in zip(places, block.encoded_values(), strict=True):
+            for (start, end, line), (value, faults) in zip(places, block.values(), strict=True):
                 place = RowPlace(path, line, offset + start, end - start, name)
-                yield FileRow(line, place, value[0] if value else None, faults, encoded)
+                yield FileRow(line, place, value[0] if value else None, faults)
 
     def _table_rows(self) -> Iterator[FileRow]:
         tables = open_tables("parquet", self.path)
@@ -125,16 +124,6 @@ class RowFile:
 def read_rows(path: str | Path) -> Iterator[FileRow]:
     """Yield the rows of a file. Raises as `open_rows` and `RowFile.rows`."""
     return open_rows(path).rows()
-
-
-def with_neighbours(rows: Iterable[FileRow]) -> Iterator[tuple[FileRow, bool]]:
-    """Yield each row, and whether it is the only one on its line."""
-    line = -1
-    for row, following in pairwise(chain(rows, (None,))):
-        assert row is not None
-        lines = (line, following.line if following is not None and following.place is not None else -1)
-        yield row, row.place is None or row.line not in lines
-        line = -1 if row.place is None else row.line
 
 
 def open_rows(path: str | Path) -> RowFile:

@@ -25,8 +25,9 @@ from phi3v_data.formats.chat import ImageRef
 from phi3v_data.formats.drafts import make_draft
 from phi3v_data.formats.images import ImagePlaces
 from phi3v_data.formats.import_options import AUTO, ImportSettings
-from phi3v_data.formats.importing import first_fault, make_format
+from phi3v_data.formats.importing import make_format
 from phi3v_data.formats.row_block import read_row
+from phi3v_data.formats.row_items import first_fault
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.formats.webdataset import WebDataset
 from phi3v_data.json_text import JsonFault

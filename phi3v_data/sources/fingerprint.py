@@ -17,6 +17,7 @@ _SAVED_NAMES = {"RowLocation": "RowLocation"}
 """Names under which classes that have another one now count in digests that journals hold."""
 
 _NO_ROOTS = Roots()
+_encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 def fingerprint(value: object, roots: Roots = _NO_ROOTS) -> str:
@@ -70,7 +71,7 @@ def item_fingerprint(item: Item, roots: Roots) -> str:
     rejected = (item.reject, item.message) if item.reject else ()
     content = (item.split, item.key, name, item.group, item.size, item.label, item.data, *rejected)
     try:  # most items are plain, and there may be millions of them
-        text = msgspec.json.encode(content, order="deterministic")
+        text = _encode(content)
     except (TypeError, ValueError, NotImplementedError, RecursionError):
         return fingerprint(content, roots)
     for label, start in roots.as_json:

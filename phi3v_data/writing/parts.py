@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +97,19 @@ def run_part(job: Job, converter: Converter[Any], options: Options, part: Part, 
     """Convert the items of one part and write its record."""
     scratch = job.journal.run / f"scratch-{os.getpid()}-{part.index}"
     writer = PartWriter(job.journal, part.index, job.settings, scratch)
-    for index, (digest, item) in enumerate(read_planned(job.plan_folder, part)):
+    takes_made = not job.settings.plain and not job.settings.is_unlabelled(part.split)
+    for index, planned in enumerate(chain.from_iterable(read_planned(job.plan_folder, part))):
+        if planned.made and takes_made:
+            writer.add_made(part.first + index, part.split, planned)
+            continue
         tick(index)
+        item = planned.item()
         slot = Slot(part.first + index, part.split, item_name(item), item.group)
         with noting(item_roots(job.roots, item)) as reads:
             if item.path:
                 reads.file(os.path.abspath(item.path))
             convert_item(writer, slot, converter, options, item)
-        writer.made_from(slot, digest, reads.records())
+        writer.made_from(slot, planned.digest, reads.records())
     record = writer.finish()
     return PartCounts(len(record.rows), len(record.rejects))
 

@@ -1,7 +1,8 @@
 """Divides a converter's items into numbered parts, in memory that does not depend on the content of items.
 
 Items are written, with their digests, to one spool file per split under the journal's scratch folder; memory is 9 bytes
-per item, and 8 for the check that keys are unique. Numbers and boundaries of parts depend only on the plan, never on
+per item, and 8 for the check that keys are unique. An item is spooled as elements of an array in MessagePack, so that
+those of a part are read at once. Numbers and boundaries of parts depend only on the plan, never on
 the workers.
 """
 
@@ -9,9 +10,12 @@ import hashlib
 import pickle
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any
+
+import msgspec
 
 from phi3v_data.draft import Item
 from phi3v_data.errors import UserError
@@ -49,7 +53,7 @@ class Part:
     index: int
     split: str
     spool: str
-    offset: int
+    offsets: tuple[int, ...]  # in the spool, of every `MAX_PART` items, and the end
     count: int
     first: int
 
@@ -69,6 +73,31 @@ class Plan:
         return sum(self.counts.values())
 
 
+class Planned(msgspec.Struct, frozen=True, array_like=True):
+    """An item in the spool: its digest by the roots of the plan, `Item.made`, its key, its other fields.
+
+    `made` and the key are empty if `convert` has to make it, or if its fields are no plain values.
+    """
+
+    digest: str
+    made: bytes
+    key: str
+    fields: msgspec.Raw
+
+    def item(self) -> Item:
+        """The item, without what is made of it; of one that is made, sequences in `data` are lists."""
+        fields = msgspec.msgpack.decode(self.fields)
+        return Item(*(pickle.loads(fields) if isinstance(fields, bytes) else fields))
+
+
+_BUFFER = 1 << 17
+_ARRAY = b"\xdc"
+"""First byte of an array in MessagePack whose length is the next two."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Planned]).decode
+
+
 @dataclass(slots=True)
 class _Spool:
     """Spools the items of one split."""
@@ -77,9 +106,15 @@ class _Spool:
     name: str
     digest: Any = field(default_factory=hashlib.sha256)
     content: Any = field(default_factory=hashlib.sha256)
+    size: int = 0
     offsets: "array[int]" = field(default_factory=lambda: array("Q"))
     joined: bytearray = field(default_factory=bytearray)  # 1 if an item belongs together with the previous one
     last_bundle: str = ""
+
+    def part(self, start: int, count: int) -> tuple[int, ...]:
+        """`Part.offsets` of consecutive items."""
+        end = start + count
+        return (*self.offsets[start:end:MAX_PART], self.offsets[end] if end < len(self.offsets) else self.size)
 
 
 def parse_split_shares(text: str) -> dict[str, float]:
@@ -150,12 +185,12 @@ def spool_plan(
                 item, split = _without_split(item, problem), UNNAMED_SPLIT
             if split not in spools:
                 name = f"items-{len(spools):04d}.pickle"
-                spools[split] = _Spool((folder / name).open("wb"), name)
+                spools[split] = _Spool((folder / name).open("wb", _BUFFER), name)
             spool = spools[split]
             if limit is not None and len(spool.offsets) >= limit:
                 continue
             keys.append(name_hash(item.key))
-            _add(spool, item if item.split == split else replace(item, split=split), roots)
+            _add(spool, item if item.split == split else msgspec.structs.replace(item, split=split), roots)
             if progress and index % 1000 == 0:
                 progress(index)
     finally:
@@ -169,24 +204,43 @@ def spool_plan(
 def _without_split(item: Item, problem: str) -> Item:
     """A reject among the rows of train, unless the item is one already."""
     if item.reject:
-        return replace(item, split=UNNAMED_SPLIT)
-    return replace(item, split=UNNAMED_SPLIT, reject="row-invalid", message=f"{item.key}: the split {problem}")
+        return msgspec.structs.replace(item, split=UNNAMED_SPLIT)
+    message = f"{item.key}: the split {problem}"
+    return msgspec.structs.replace(item, split=UNNAMED_SPLIT, reject="row-invalid", message=message, made=b"")
 
 
 def _add(spool: _Spool, item: Item, roots: Roots) -> None:
     spool.digest.update(f"{item.key}\0{item.size}\n".encode("utf-8", "surrogatepass"))
     digest = item_fingerprint(item, roots)
     spool.content.update(digest.encode())
-    spool.offsets.append(spool.file.tell())
+    spool.offsets.append(spool.size)
     spool.joined.append(bool(item.bundle) and item.bundle == spool.last_bundle)
     spool.last_bundle = item.bundle
-    try:
-        fields = item.__reduce__()[1]  # without the class, which takes as long to find as the fields to read
-        pickle.dump((digest, fields), spool.file, protocol=pickle.HIGHEST_PROTOCOL)
+    fields = (
+        item.split,
+        item.key,
+        item.path,
+        item.group,
+        item.size,
+        item.bundle,
+        item.label,
+        item.data,
+        item.reject,
+        item.message,
+    )
+    if item.made:
+        try:
+            spool.size += spool.file.write(_encode((digest, item.made, item.key, fields)))
+            return
+        except (TypeError, ValueError, OverflowError):  # such as a key that is not Unicode
+            pass
+    try:  # without the class, which takes as long to find as the fields to read
+        pickled = pickle.dumps(fields, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UserError(f"item {item.key!r} cannot be sent to a worker: {error}; keep plain values in Item.data") from (
             error
         )
+    spool.size += spool.file.write(_encode((digest, b"", "", pickled)))
 
 
 def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
@@ -207,7 +261,8 @@ def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
             end = min(count, start + size)
             while end < count and spool.joined[end]:
                 end += 1
-            parts.append(Part(len(parts), split, spool.name, spool.offsets[start], end - start, number + start))
+            offsets = spool.part(start, end - start)
+            parts.append(Part(len(parts), split, spool.name, offsets, end - start, number + start))
             start = end
         number += count
     return Plan(folder, tuple(parts), counts, digest.hexdigest(), content.hexdigest())
@@ -215,19 +270,21 @@ def _cut(spools: Mapping[str, _Spool], folder: Path) -> Plan:
 
 def read_items(folder: Path, part: Part) -> Iterator[Item]:
     """Yield the items of a part."""
-    return (item for _, item in read_planned(folder, part))
+    return (planned.item() for planned in chain.from_iterable(read_planned(folder, part)))
 
 
-def read_planned(folder: Path, part: Part) -> Iterator[tuple[str, Item]]:
-    """Yield the digest of each item of a part by the roots of the plan, and the item.
+def read_planned(folder: Path, part: Part) -> Iterator[list[Planned]]:
+    """Yield what is spooled of a part, up to `MAX_PART` items at a time.
 
     Only files written by this run are unpickled.
     """
     with (folder / part.spool).open("rb") as file:
-        file.seek(part.offset)
-        for _ in range(part.count):
-            digest, fields = pickle.load(file)
-            yield digest, Item(*fields)
+        file.seek(part.offsets[0])
+        left = part.count
+        for start, end in pairwise(part.offsets):
+            count = min(left, MAX_PART)
+            left -= count
+            yield _decode(_ARRAY + count.to_bytes(2, "big") + file.read(end - start))
 
 
 def _find_duplicate(keys: "array[int]", folder: Path, spools: Mapping[str, _Spool]) -> str:
@@ -240,7 +297,8 @@ def _find_duplicate(keys: "array[int]", folder: Path, spools: Mapping[str, _Spoo
     suspects = {int(value) for value in ordered[1:][ordered[1:] == ordered[:-1]]}
     seen: set[str] = set()
     for spool in spools.values() if suspects else ():
-        for item in read_items(folder, Part(0, "", spool.name, 0, len(spool.offsets), 0)):
+        count = len(spool.offsets)
+        for item in read_items(folder, Part(0, "", spool.name, spool.part(0, count), count, 0)):
             if name_hash(item.key) in suspects:
                 if item.key in seen:
                     return item.key

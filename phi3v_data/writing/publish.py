@@ -9,8 +9,10 @@ import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,14 +23,14 @@ from phi3v_data.errors import UserError
 from phi3v_data.files import SHARDS, inside, name_hash, read_json, sync_disk, sync_folder, write_json, write_text
 from phi3v_data.messages import counted, shown
 from phi3v_data.mounts import is_case_blind
-from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo, line_format
+from phi3v_data.schema import ConverterInfo, Manifest, SplitInfo, lines_format
 from phi3v_data.sources.reads import by_file
 from phi3v_data.splits import file_name, is_data_file, is_plain_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST, MARKER, Publication, is_marker, read_publishing
 from phi3v_data.writing.claims import remove_claims
 from phi3v_data.writing.journal import Journal, remove_tree
 from phi3v_data.writing.packing import Assembly
-from phi3v_data.writing.records import ImageRecord, PartRecord, RejectRecord, RowRecord
+from phi3v_data.writing.records import ImageRecord, RejectRecord, RowRecord
 from phi3v_data.writing.rows import WEIGHTS_DROPPED
 
 REJECTS, REMOVED, IMAGES = "rejects.jsonl", "removed.jsonl", "images"
@@ -49,13 +51,13 @@ class SplitFile:
     format: Literal[1, 2] = 1
     images: "array[int]" = field(default_factory=lambda: array("Q"))
 
-    def write(self, line: bytes, images: Iterable[str]) -> None:
-        """Add a row: its line, with the line end, and the names of its images."""
-        self.file.write(line)
-        self.digest.update(line)
-        self.rows += 1
+    def write(self, lines: bytes, images: Iterable[str], count: int = 1) -> None:
+        """Add rows: their lines, each with the line end, the names of their images, and how many rows these are."""
+        self.file.write(lines)
+        self.digest.update(lines)
+        self.rows += count
         if self.format == 1:
-            self.format = line_format(line)
+            self.format = lines_format(lines)
         for image in images:
             self.images.append(name_hash(image))
 
@@ -94,20 +96,23 @@ def merge(
     has_shards = False
     rejects = (journal.stage / REJECTS).open("wb")
     try:
-        for record in _settle(journal, num_parts, assembly):
-            if isinstance(record, RejectRecord):
-                rejects.write(_reject_line(record))
-                reasons[record.reason] += 1
-                first_reject = first_reject or record
-                continue
-            if record.split not in splits:
-                name = file_name(info.name, record.split)
-                splits[record.split] = SplitFile(name, inside(journal.stage, name).open("wb"))
-            splits[record.split].write(record.row.encode() + b"\n", [image.name for image in record.images])
-            if record.notes:
-                notes.update(record.notes)
-            if assembly is not None:
-                assembly.take(record)
+        for rows, rejected in _settle(journal, num_parts, assembly):
+            for reject in rejected:
+                rejects.write(_reject_line(reject))
+                reasons[reject.reason] += 1
+                first_reject = first_reject or reject
+            for split, group in groupby(rows, _split_of):
+                if split not in splits:
+                    name = file_name(info.name, split)
+                    splits[split] = SplitFile(name, inside(journal.stage, name).open("wb"))
+                records = tuple(group)
+                lines = "".join([f"{row.row}\n" for row in records]).encode()
+                splits[split].write(lines, [image.name for row in records for image in row.images], len(records))
+            for row in rows:
+                if row.notes:
+                    notes.update(row.notes)
+                if assembly is not None:
+                    assembly.take(row)
         has_shards = assembly is not None and assembly.finish()
     finally:
         rejects.close()
@@ -150,6 +155,9 @@ def merge(
     return manifest
 
 
+_number_of, _split_of = attrgetter("number"), attrgetter("split")
+
+
 def _reject_line(record: RejectRecord) -> bytes:
     value = {
         "id": f"{record.split}-{record.number:010d}",
@@ -160,11 +168,18 @@ def _reject_line(record: RejectRecord) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def _settle(journal: Journal, num_parts: int, assembly: Assembly | None) -> Iterator[RowRecord | RejectRecord]:
-    """Yield all records in the order of numbering; a name with two contents belongs to the first row that uses it."""
+def _settle(
+    journal: Journal, num_parts: int, assembly: Assembly | None
+) -> Iterator[tuple[Sequence[RowRecord], Sequence[RejectRecord]]]:
+    """Yield rows and rejects of each part in the order of numbering.
+
+    A name with two contents belongs to the first row that uses it.
+    """
     fold: Callable[[str], str] = str
     if assembly is not None:
         disputed = assembly.disputed
+    elif not journal.images.exists():
+        disputed = set()  # without an image; the records need not be read twice
     else:
         disputed = {name for part in range(num_parts) for name in journal.read_collided(part)}
         fold = str.lower if disputed and is_case_blind(journal.run) else str  # two spellings may be one file
@@ -174,31 +189,25 @@ def _settle(journal: Journal, num_parts: int, assembly: Assembly | None) -> Iter
     for part, part_record in enumerate(journal.part_records(num_parts)):
         if assembly is not None:
             assembly.begin(part, part_record)
-        for record in _in_order(part_record):
-            if isinstance(record, RejectRecord) or not disputed:
-                yield record
-                continue
+        rows, rejects = sorted(part_record.rows, key=_number_of), sorted(part_record.rejects, key=_number_of)
+        if not disputed:
+            yield rows, rejects
+            continue
+        kept = []
+        for record in rows:
             wanted = [image for image in record.images if fold(image.name) in disputed]
             lost = next((image for image in wanted if owners.get(fold(image.name), image) != image), None)
             if lost is None:
                 owners.update({fold(image.name): image for image in wanted})
-                yield record
+                kept.append(record)
                 continue
             orphans.update(fold(image.name) for image in record.images)
-            yield RejectRecord(
-                record.number,
-                record.split,
-                record.item,
-                "image-name-collision",
-                f"the image name {lost.name!r} is used by an earlier sample, with other content",
-            )
+            message = f"the image name {lost.name!r} is used by an earlier sample, with other content"
+            rejects.append(RejectRecord(record.number, record.split, record.item, "image-name-collision", message))
+        yield kept, sorted(rejects, key=_number_of)
     if disputed and assembly is None:
         _install_owners(journal, owners)
         _remove_orphans(journal, num_parts, owners, orphans, fold)
-
-
-def _in_order(part_record: PartRecord) -> Iterable[RowRecord | RejectRecord]:
-    return sorted([*part_record.rows, *part_record.rejects], key=lambda record: record.number)
 
 
 def _install_owners(journal: Journal, owners: dict[str, ImageRecord]) -> None:

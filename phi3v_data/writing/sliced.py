@@ -80,7 +80,7 @@ class SlicedPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parts: list[Part] = []
         first = 0
         for index, count in enumerate(self.parts):
-            parts.append(Part(index, "", "", 0, count, first))
+            parts.append(Part(index, "", "", (), count, first))
             first += count
         return parts
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from json.encoder import encode_basestring
 from pathlib import Path
 
 from phi3v_data.draft import Draft
@@ -19,6 +20,7 @@ from phi3v_data.writing.boot import boot_id
 from phi3v_data.writing.images import store_image
 from phi3v_data.writing.journal import Journal
 from phi3v_data.writing.packing import PartImages
+from phi3v_data.writing.plan import Planned
 from phi3v_data.writing.records import ImageRecord, PartRecord, RejectRecord, RowRecord, SourceRecord
 from phi3v_data.writing.rows import RowSettings, Slot, make_row
 
@@ -38,8 +40,10 @@ class PartWriter:
     collided: set[str] = field(default_factory=set)
     sources: list[SourceRecord] = field(default_factory=list)
     packed: PartImages | None = None
+    source: str = ""  # as JSON
 
     def __post_init__(self) -> None:
+        self.source = encode_basestring(self.settings.source)
         if self.settings.store == "shards":
             self.packed = PartImages(self.journal, self.part, self.scratch.with_name(f"{self.scratch.name}-images"))
 
@@ -61,6 +65,12 @@ class PartWriter:
                 self.collided.add(image.record.name)
         images: dict[str, ImageRecord] = {name: image.record for name, image in prepared.items()}
         self.rows.append(RowRecord(slot.number, slot.split, slot.name, line, tuple(images.values()), notes))
+
+    def add_made(self, number: int, split: str, planned: Planned) -> None:
+        """Add a row that the plan has made; nothing was read for it but what the plan reads."""
+        line = f'{{"id": "{split}-{number:010d}", "source": {self.source}, {planned.made.decode()}'
+        self.rows.append(RowRecord(number, split, planned.key, line))
+        self.sources.append(SourceRecord(number, planned.digest))
 
     def reject(self, slot: Slot, reason: str, message: str) -> None:
         """Record that a planned sample cannot be made."""
