@@ -55,6 +55,7 @@ class SliceResult:
         samples: rows of the slice, made by this process or found made.
         rejects: planned samples of it that could not be converted.
         resumed: planned samples of it that were done before.
+        notes: of the converter, such as the format that it guessed.
         missing: of the whole set, the parts that are still to be converted, in words; empty if there are none.
         whole: the whole set, if it is complete.
     """
@@ -67,6 +68,7 @@ class SliceResult:
     missing: str = ""
     whole: ConvertResult | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def convert_slice(
@@ -128,7 +130,7 @@ def _finished(request: Request, share: Slice, joined: Joined) -> SliceResult:
             raise UserError(f"{request.out_dir}: another process has removed the set meanwhile")
         notes = tuple(prepared.info.notes)
         whole = ConvertResult(request.out_dir, manifest, already_complete=True, notes=notes)
-    return SliceResult(request.out_dir, share, whole=whole, warnings=prepared.warnings)
+    return SliceResult(request.out_dir, share, whole=whole, warnings=prepared.warnings, notes=notes)
 
 
 def _convert(request: Request, share: Slice, joined: Joined) -> SliceResult:
@@ -176,6 +178,7 @@ def _convert(request: Request, share: Slice, joined: Joined) -> SliceResult:
         rejects=sum(rejects for _, rejects in counts),
         resumed=resumed,
         warnings=(*prepared.warnings, *(() if joining else starts_over(saved))),
+        notes=tuple(prepared.info.notes),
     )
     ours = {*done, *converted}
     others = {part.index for part in prepared.plan.parts} - ours

@@ -112,6 +112,8 @@ def report_slice(out_dir: str, result: Any, allow_rejects: int) -> NoReturn:
         if not result.whole.already_complete:
             typer.echo(text, err=True)
         report(out_dir, replace(result.whole, resumed=0), allow_rejects)
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     print(f"{text}; the set is not complete yet, {result.missing}")
     raise typer.Exit(PROBLEMS if result.rejects > allow_rejects else GOOD)
 

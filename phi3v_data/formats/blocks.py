@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Message, Part, Reading, Role, Written
 from phi3v_data.formats.fields import (
+    BASE64,
     as_block,
+    as_data_url,
     extra_columns,
     extras,
     image_refs,
@@ -170,7 +172,8 @@ class BlockFormat(RowFormat):
         """The image of a block: its own reference, or '' for the next image of the row."""
         for key in self.image_values:
             if block.get(key) is not None:
-                return image_refs(block[key], f"{where}.{key}", faults)
+                value = as_data_url(block[key]) if key == BASE64 else block[key]
+                return image_refs(value, f"{where}.{key}", faults)
         if self.image_columns:
             return [ImageRef("", where)]
         faults.append(Fault("missing-field", where, f"an image block has none of {', '.join(self.image_values)}"))
@@ -184,7 +187,9 @@ class BlockFormat(RowFormat):
         for key in self.image_values:
             value = block.get(key)
             if value is not None:
-                return (value, f".{key}") if type(value) is str and value else None
+                if type(value) is not str or not value:
+                    return None
+                return as_data_url(value) if key == BASE64 else value, f".{key}"
         return ("", "") if self.image_columns else None
 
     def weight_of(self, message: Mapping[str, Any], where: str, faults: list[Fault]) -> int:

@@ -80,7 +80,7 @@ class EncodedTurns:
         return _START + _NEXT.join(turns).replace(middle, _MIDDLE) + _END
 
     def _between(self, role_key: str, content_key: str, user: Any, assistant: Any) -> tuple[bytes, bytes, bytes] | None:
-        """What is before the first text, between a question and its answer, and before the next question.
+        """The bytes before the first text, between a question and its answer, and before the next question.
 
         None if these are no names of a format's roles and fields.
         """

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from phi3v_data.converters.helpers.cell_images import is_base64
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Role
 from phi3v_data.messages import shown
 
@@ -51,6 +52,17 @@ def list_field(row: Mapping[str, Any], key: str, faults: list[Fault]) -> list[An
     return None
 
 
+BASE64 = "base64"
+"""Key of a block whose value is the base64 text of an image, not a path."""
+
+
+def as_data_url(value: Any) -> Any:
+    """A text that is to be base64 as a data URL, unless it is seen to be an image: not to be taken for a path."""
+    if not isinstance(value, str) or not value or is_base64(value) or value[:5].lower() == "data:":
+        return value
+    return f"data:;base64,{value}"
+
+
 def image_refs(value: Any, field: str, faults: list[Fault]) -> list[ImageRef]:
     """Images of a field: null or empty for none, one reference, or an array of them.
 
@@ -63,7 +75,7 @@ def image_refs(value: Any, field: str, faults: list[Fault]) -> list[ImageRef]:
     for number, one in enumerate(value if several else (value,)):
         where = f"{field}[{number}]" if several else field
         if isinstance(one, Mapping) and ("bytes" in one or "path" in one):
-            one = one.get("bytes") or one.get("path")
+            one = as_data_url(one.get("bytes")) or one.get("path")
         if isinstance(one, str | bytes) and one:
             refs.append(ImageRef(one, where))
         else:

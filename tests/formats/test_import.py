@@ -20,6 +20,7 @@ from phi3v_data.exporting.run import export_set
 from phi3v_data.formats.import_options import ImportOptions, ImportSettings
 from phi3v_data.formats.importing import ImportRows
 from phi3v_data.importing import import_rows
+from phi3v_data.lint import lint_file
 from phi3v_data.sources.source import Source
 from phi3v_data.testing import check_converter
 
@@ -537,3 +538,42 @@ def test_control_tokens_of_the_named_model_are_rejects_and_others_are_not(cli: C
     code, _, error = cli("import", "swift", source, "--out_dir", tmp_path / "none", "--model", "qwen9")
     assert (code, (tmp_path / "none").exists()) == (2, False)
     assert "qwen9 is neither a model family nor a model directory" in error.replace("'", "")
+
+
+def test_a_slice_says_which_format_was_guessed(cli: Cli, tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"<image>{n}?"}, {"role": "assistant", "content": "Yes."}],
+             "images": ["cat.jpg"]} for n in range(8)]  # fmt: skip
+    write_rows(tmp_path / "s/rows.jsonl", rows)
+    shutil.copy(SAMPLES / "llava/images/cat.jpg", tmp_path / "s")
+    note = "note: read as format swift (ms-swift); give another one instead of auto if that is wrong\n"
+    for share in ("1/2", "2/2", "2/2"):
+        code, _, errors = cli("import", "auto", tmp_path / "s", "--out_dir", tmp_path / "o", "--slice", share)
+        assert (code, errors.count(note)) == (0, 1), errors
+
+
+@pytest.mark.parametrize("image", [{"base64": "not an image!"}, {"base64": "iVBORw0KGgo="}, {"base64": "images/cat"}])
+def test_base64_text_without_an_image_is_not_taken_for_a_path(image: dict[str, str], tmp_path: Path) -> None:
+    blocks = [{"type": "image", **image}, {"type": "text", "text": "What?"}]
+    good = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}]
+    bad = [{"role": "user", "content": blocks}, {"role": "assistant", "content": "A cat."}]
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": good}, {"messages": bad}])
+    result = import_rows("axolotl", path, tmp_path / "o", workers=0)
+    assert dict(result.manifest.rejects) == {"image-unreadable": 1}
+    codes = {problem.code for problem in lint_file(path, format="axolotl").problems}
+    assert "image-unreadable" in codes
+    assert "image-missing" not in codes
+
+
+def test_a_table_of_other_content_and_as_many_rows_is_a_changed_source(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def write(note: str) -> None:
+        pq.write_table(pa.Table.from_pylist([text_row(n, note=note) for n in (1, 2)]), tmp_path / "s/rows.parquet")
+
+    (tmp_path / "s").mkdir()
+    write("Yes.")
+    import_rows("swift", tmp_path / "s", tmp_path / "o", workers=0)
+    assert import_rows("swift", tmp_path / "s", tmp_path / "o", workers=0).already_complete
+    write("Not.")
+    with pytest.raises(UserError, match=r"the source has changed since: 'rows\.parquet' has other content"):
+        import_rows("swift", tmp_path / "s", tmp_path / "o", workers=0)
