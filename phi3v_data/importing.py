@@ -12,9 +12,11 @@ from phi3v_data.formats.import_options import AUTO
 from phi3v_data.formats.importing import ImportRows
 from phi3v_data.formats.registry import file_digest, get_format
 from phi3v_data.formats.webdataset import WebDataset
+from phi3v_data.remote.address import is_remote
 from phi3v_data.shards.importing import ImportShards
 from phi3v_data.shards.view import MANIFEST_OF_EXPORT, find_export
 from phi3v_data.slices import SliceResult, convert_slice
+from phi3v_data.sources.bucket import copy_here
 from phi3v_data.tokens.registry import find_family
 from phi3v_data.writing.request import ConvertSettings, Progress
 
@@ -32,7 +34,7 @@ def import_rows(
 
     Args:
         format_name: a format, `auto`, or `FILE.py:NAME` for one of the user's own.
-        source: a data file, or a folder, archive or Hub id with one; or WebDataset shards.
+        source: a data file, or a folder, archive, bucket or Hub id with one; or WebDataset shards.
         options: those of `ImportOptions`: `data`, `images_root`, `merge_turns`, `model`, `fetch`.
         progress: called as `progress(stage, done, total)`.
         settings: as for `convert`.
@@ -87,6 +89,8 @@ def _prepare(
             given["model"] = str(directory.absolute())
     if str(out_dir):
         given["downloads"] = str(Path(out_dir).expanduser().absolute() / HIDDEN / "convert" / "source" / "downloads")
+    if is_remote(source):
+        source = copy_here(str(source))
     if Path(source).name == "dataset_info.json" and Path(source).is_file():
         source = Path(source).parent
     if settings.get("unlabelled"):

@@ -50,7 +50,7 @@ class RemotePack(ExportPack):
     def _from_group(self, shard: int, group: int, row: int, number: int) -> bytes:
         """An image of a row group, which is read as a whole; all images of it are kept, as others will be wanted."""
         cache = range_cache()
-        with self._store.open(self._objects[shard]) as file:
+        with self._store.ranges(self._objects[shard]) as file:
             cells = read_column(file, group, self.column)
         for at, cell in enumerate(cells):
             value = cell.as_py()

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
 from phi3v_data.messages import shown
@@ -136,6 +136,10 @@ class Store:
     def open(self, found: StoredObject) -> IO[bytes]:
         """An object as a seekable file. Raises as `read`, when it is read."""
         return io.BufferedReader(_Ranges(self, found), AHEAD)
+
+    def ranges(self, found: StoredObject) -> IO[bytes]:
+        """As `open`, but only what is read is asked for: for readers that know their ranges, such as pyarrow."""
+        return cast("IO[bytes]", _Ranges(self, found))
 
     def put(self, path: Path, name: str) -> StoredObject:
         """Upload a file; the object is there as a whole or, if this process is killed, not at all.

@@ -22,7 +22,9 @@ import msgspec
 import xxhash
 
 from phi3v_data.errors import UserError
+from phi3v_data.remote.address import is_remote
 from phi3v_data.sources.archive import as_member
+from phi3v_data.sources.bucket import state_of_remote
 
 MISSING = "missing"
 """State of a file that does not exist."""
@@ -32,7 +34,7 @@ RACY_NS = 2_000_000_000
 
 _BLOCK = 1 << 20
 _MAX_KNOWN = 4096
-_REMOTE = "hf://"
+_HUB = "hf://"
 
 
 class ReadRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -69,7 +71,7 @@ class Roots:
     def of(cls, source: str, unpacked: Path) -> "Roots":
         """The roots of a source: its folder (or Hub address), and the folder where its archives are unpacked."""
         pairs = [("source", source), ("unpacked", str(unpacked.absolute()))]
-        if not source.startswith(_REMOTE):
+        if not is_remote(source):
             pairs = [("source", os.path.abspath(source)), ("source", os.path.realpath(source)), *pairs[1:]]
             pairs.append(("unpacked", os.path.realpath(unpacked)))
         return cls(tuple((label, folder) for label, folder in dict.fromkeys(pairs) if folder != "/"))
@@ -250,9 +252,11 @@ def _on_event(event: str, args: tuple[Any, ...]) -> None:
 
 
 def state_of(path: str) -> str | None:
-    """Size and times of a regular file, the commit of one on the Hub, `MISSING`; None for a folder, pipe or device."""
-    if path.startswith(_REMOTE):
+    """Size and times of a regular file, the state of a remote one, `MISSING`; None for a folder, pipe or device."""
+    if path.startswith(_HUB):
         return path.partition("@")[2].partition("/")[0]
+    if is_remote(path):
+        return state_of_remote(path)
     try:
         there = os.stat(path)
     except (OSError, ValueError):

@@ -3,6 +3,7 @@
 folder          used directly
 archive         tar, tar.gz, tar.bz2, tar.xz, zip: unpacked once into the working folder, with limits
 file            one table (CSV, TSV, JSON lines), used directly
+bucket          s3://BUCKET/PREFIX, gs://: parquet is read by byte ranges, anything else is copied to the user's cache
 Hub id          OWNER/NAME: parquet is read by byte ranges, anything else is downloaded and then one of the others
 parquet         a folder (a snapshot of a Hub dataset) or a file: rows
 save_to_disk    a folder written by `datasets`: rows
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import name_digest
+from phi3v_data.remote.address import is_remote
 from phi3v_data.sources.archive import INNER, extract, member_name, rejected_members
+from phi3v_data.sources.bucket import open_bucket
 from phi3v_data.sources.hub import RemoteFiles, fetch
 from phi3v_data.sources.members import Limits, RejectedMember, is_junk
 from phi3v_data.sources.reads import Roots, not_noting, note_folder
@@ -130,7 +133,8 @@ class Source:
         """Detect the type of `spec` and open it.
 
         Args:
-            spec: a path, or the id of a Hub dataset (`OWNER/NAME`); an existing path has precedence.
+            spec: a path, an address in a store, or the id of a Hub dataset (`OWNER/NAME`); an existing path has
+                precedence over an id.
             work_dir: where archives are unpacked, kept for the next run; None: a temporary folder that is deleted
                 with the returned object.
             shared: other processes read what is in `work_dir`: nothing in it is replaced.
@@ -143,6 +147,11 @@ class Source:
         path = Path(text).expanduser()
         hub_id = ""
         work = None if work_dir is None else Path(work_dir)
+        if is_remote(text):
+            taken = open_bucket(text)
+            if isinstance(taken, RemoteFiles):
+                return cls("parquet", Path(taken.root), text, remote=taken, work_dir=work, shared=shared)
+            path = taken
         try:
             there = path.exists()
         except OSError as error:

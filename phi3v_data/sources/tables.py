@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
+from phi3v_data.remote.address import is_remote
+from phi3v_data.sources import bucket
 from phi3v_data.sources.fingerprint import fingerprint
 from phi3v_data.sources.hub import REMOTE, RemoteFiles, open_remote, remote_errors
 from phi3v_data.sources.members import is_junk
@@ -48,8 +50,8 @@ class RowLocation:
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the row's file, to which paths in cells are relative; None on the Hub."""
-        if self.file.startswith(REMOTE):
+        """The folder of the row's file, to which paths in cells are relative; None on the Hub or in a bucket."""
+        if is_remote(self.file):
             return None
         return Path(self.file) if isinstance(self.chunk, str) else Path(self.file).parent
 
@@ -288,6 +290,8 @@ def _opened(path: str, state: str | None) -> Any:
     with _told(path):
         if path.startswith(REMOTE):
             return pyarrow.parquet.ParquetFile(open_remote(path), pre_buffer=True)
+        if is_remote(path):
+            return pyarrow.parquet.ParquetFile(bucket.open_remote(path), pre_buffer=True)
         return pyarrow.parquet.ParquetFile(path, memory_map=True)
 
 

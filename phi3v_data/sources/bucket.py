@@ -1,0 +1,170 @@
+"""Sources in a store: parquet files are read by ranges; anything else is copied to the user's cache first.
+
+The root of parquet files is `s3://BUCKET/PREFIX@DIGEST`, where DIGEST is of the names, sizes and etags of all of them,
+so that a plan names one state of the source. A copy is resumed object by object; one that changed is fetched again, and
+what an interrupted conversion made from the old one is then compared with it, as with any source.
+"""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.files import inside, name_digest
+from phi3v_data.messages import shown
+from phi3v_data.remote.address import parse_address
+from phi3v_data.remote.cache import cache_home
+from phi3v_data.remote.retry import ChangedError
+from phi3v_data.remote.store import Store, StoredObject, open_store
+from phi3v_data.sources.hub import RemoteFiles
+from phi3v_data.sources.members import is_junk
+
+BLOCK = 8 << 20
+AT_ONCE = 8
+"""Objects that are copied at the same time; each takes a block of memory."""
+
+_STATES = "states.jsonl"
+_ROOT = re.compile(r"(.*)@([0-9a-f]{16})(?:/(.*))?", re.DOTALL)
+
+
+def open_bucket(spec: str) -> RemoteFiles | Path:
+    """The parquet files below an address, or the path of a copy of what is there.
+
+    Raises:
+        NotFoundError: nothing is there.
+        UserError: the store cannot be asked, or an object has a name that no file can have.
+    """
+    store = open_store(parse_address(spec))
+    found = _listing(store)
+    files = [name for name in found if name.endswith(".parquet") and not is_junk(PurePosixPath(name))]
+    if files:
+        return RemoteFiles(f"{store}@{_digest(found, files)}", tuple(files))
+    return copy_here(spec)
+
+
+def copy_here(spec: str) -> Path:
+    """Copy all objects below an address, or the one that it names, to the user's cache; returns the folder or file.
+
+    Raises as `open_bucket`.
+    """
+    store = open_store(parse_address(spec))
+    single = store.find()
+    found = {"": single} if single is not None else _listing(store)
+    name = store.address.name
+    folder = cache_home() / "sources" / name_digest(str(store), 16)
+    target = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder / "lock"):
+        states = _read_states(folder / _STATES)
+        _remove_others(target, found)
+        wanted = [each for each in found.values() if not _is_here(_path(target, each), each, states.get(each.name))]
+        with open(folder / _STATES, "a", encoding="utf-8") as log, ThreadPoolExecutor(AT_ONCE) as pool:
+            for each in pool.map(lambda each: _fetch(store, each, _path(target, each)), wanted):
+                log.write(json.dumps([each.name, each.size, each.etag]) + "\n")
+                log.flush()
+    return target
+
+
+def open_remote(path: str) -> IO[bytes]:
+    """A file of `RemoteFiles`, read by ranges.
+
+    Raises:
+        ChangedError: the source is not in the state that the path names.
+    """
+    root, digest, name = _split(path)
+    store, found = _known(root, digest, os.getpid())
+    return store.ranges(found[name])
+
+
+def state_of_remote(path: str) -> str:
+    """The state that the path of a file of `RemoteFiles` names."""
+    return _split(path)[1]
+
+
+def _split(path: str) -> tuple[str, str, str]:
+    found = _ROOT.fullmatch(path)
+    if found is None:
+        raise UserError(f"{shown(path)}: not a file of a source in a store")
+    return found[1], found[2], found[3] or ""
+
+
+@lru_cache(maxsize=8)
+def _known(root: str, digest: str, process: int) -> tuple[Store, dict[str, StoredObject]]:
+    """The objects of a source that is in the state with this digest; looked at once per process."""
+    store = open_store(parse_address(root))
+    found = _listing(store)
+    files = [name for name in found if name.endswith(".parquet") and not is_junk(PurePosixPath(name))]
+    if _digest(found, files) != digest:
+        raise ChangedError(f"{store}: an object was changed, added or removed since the plan was made; run again")
+    return store, found
+
+
+def _listing(store: Store) -> dict[str, StoredObject]:
+    found = {each.name: each for each in store.objects()}
+    if not found and (single := store.find()) is not None:
+        return {"": single}
+    if not found:
+        raise NotFoundError(f"{store}: nothing is there")
+    return dict(sorted(found.items(), key=lambda item: item[0].encode()))
+
+
+def _digest(found: dict[str, StoredObject], names: Sequence[str]) -> str:
+    text = json.dumps([(name, found[name].size, found[name].etag) for name in names])
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _path(target: Path, found: StoredObject) -> Path:
+    return inside(target, found.name) if found.name else target
+
+
+def _is_here(path: Path, found: StoredObject, state: "tuple[int, str] | None") -> bool:
+    return state == (found.size, found.etag) and path.is_file() and path.stat().st_size == found.size
+
+
+def _fetch(store: Store, found: StoredObject, path: Path) -> StoredObject:
+    """Copy one object block by block, aside, then rename."""
+    aside = path.with_name(f"{path.name}.{name_digest(found.name, 8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            for start in range(0, found.size, BLOCK):
+                file.write(store.read(found, start, BLOCK))
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"{store.where(found.name)} cannot be copied to {path}: {error.strerror}") from None
+    return found
+
+
+def _remove_others(target: Path, found: dict[str, StoredObject]) -> None:
+    """Remove copies of objects that are no longer there, and what a killed copy left."""
+    for path in target.rglob("*") if target.is_dir() else ():
+        if path.is_file() and path.relative_to(target).as_posix() not in found:
+            path.unlink()
+
+
+def _read_states(path: Path) -> dict[str, tuple[int, str]]:
+    states: dict[str, tuple[int, str]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                name, size, etag = json.loads(line)
+            except ValueError:  # cut off by a kill
+                continue
+            states[name] = (size, etag)
+    return states
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

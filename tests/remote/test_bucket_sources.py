@@ -1,0 +1,119 @@
+"""Sources in a store: converted and imported with the bytes of the same folder; a changed object is named on resume."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from stub_store import Stub
+
+from phi3v_data.conversion import convert
+from phi3v_data.draft import Converter, DatasetInfo, Draft, Item, Options
+from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.importing import import_rows
+from phi3v_data.remote.cache import cache_home
+from phi3v_data.sources.bucket import copy_here
+from phi3v_data.sources.source import Source
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All files of a set but those of its journal."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".phi3v" not in path.parts
+    }
+
+
+def put_images(folder: Path, names: Iterable[str]) -> None:
+    """Write small images."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (number * 20, 90, 200)).save(folder / name)
+
+
+def test_a_folder_of_images_is_converted_with_the_same_bytes(stub: Stub, tmp_path: Path) -> None:
+    put_images(stub.folder / "pets", [f"train/{kind}/{number}.jpg" for kind in ("cat", "dog") for number in range(3)])
+    convert("image_folder", stub.folder / "pets", tmp_path / "here", workers=0)
+    convert("image_folder", "s3://b/pets", tmp_path / "there", workers=0)
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+    with pytest.raises(NotFoundError, match=r"^s3://b/nothing: nothing is there$"):
+        convert("image_folder", "s3://b/nothing", tmp_path / "none", workers=0)
+
+
+def test_a_file_of_rows_is_imported_with_the_same_bytes(stub: Stub, tmp_path: Path) -> None:
+    put_images(stub.folder / "rows", ["images/0.jpg"])
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "Blue."}]
+    (stub.folder / "rows/data.json").write_text(json.dumps([{"conversations": turns, "images": ["images/0.jpg"]}]))
+    import_rows("sharegpt", stub.folder / "rows", tmp_path / "here", workers=0)
+    import_rows("sharegpt", "s3://b/rows", tmp_path / "there", workers=0)
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+def test_parquet_is_read_by_ranges_and_not_copied(stub: Stub) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (stub.folder / "table/data").mkdir(parents=True)
+    path = stub.folder / "table/data/train-00000-of-00001.parquet"
+    table = pyarrow.table({"n": list(range(100)), "blob": [bytes([n]) * 40_000 for n in range(100)]})
+    parquet.write_table(table, path, row_group_size=10, compression="none", use_dictionary=False)
+    source = Source.open("s3://b/table")
+    assert (source.kind, dict(source.splits())) == ("parquet", {"train": 100})
+    assert [row["n"] for row in source.rows("train", columns=["n"])] == list(range(100))
+    assert stub.bodies < path.stat().st_size // 4  # the blobs were not asked for
+    places = list(source.places("train"))
+    assert places[57].read() == {"n": 57, "blob": bytes([57]) * 40_000}
+    assert not (cache_home() / "sources").exists()
+    parquet.write_table(table.slice(1), path)
+    with pytest.raises(UserError, match="changed since it was opened"):
+        places[90].read()
+
+
+def test_a_copy_is_resumed_object_by_object(stub: Stub) -> None:
+    put_images(stub.folder / "pets", ["a.png", "b.png", "c/d.png"])
+    folder = copy_here("s3://b/pets")
+    assert files(folder) == files(stub.folder / "pets")
+    asked = len(stub.gets)
+    copy_here("s3://b/pets")
+    assert len(stub.gets) == asked
+    (stub.folder / "pets/a.png").write_bytes(b"another")
+    (stub.folder / "pets/b.png").unlink()
+    assert files(copy_here("s3://b/pets")) == files(stub.folder / "pets") == files(folder)
+    assert [key for key, _ in stub.gets[asked:]] == ["pets/a.png"]
+
+
+class Lines(Converter[Options]):
+    """One sample for each line of a list, which is read by the plan."""
+
+    name = "lines"
+
+    def plan(self, source: Source, options: Options) -> Iterable[Item]:
+        for file in source.files((".txt",)):
+            for line in file.file.read_text().splitlines():
+                yield Item("train", line)
+
+    def convert(self, item: Item, options: Options) -> Draft:
+        return Draft(user="Which line?", assistant=item.key)
+
+    def describe(self, source: Source, options: Options) -> DatasetInfo:
+        return DatasetInfo("lines", task="chat")
+
+
+def test_an_object_that_changed_is_named_when_a_conversion_resumes(stub: Stub, tmp_path: Path) -> None:
+    (stub.folder / "lists").mkdir(parents=True)
+    (stub.folder / "lists/names.txt").write_text("one\ntwo\n")
+    settings: dict[str, Any] = {"workers": 0}
+
+    def interrupt(stage: str, done: int, total: int | None) -> None:
+        if stage == "finish":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(Lines, "s3://b/lists", tmp_path / "out", progress=interrupt, **settings)
+    (stub.folder / "lists/names.txt").write_text("one\nTWO\n")
+    with pytest.raises(UserError, match=r"names\.txt"):
+        convert(Lines, "s3://b/lists", tmp_path / "out", **settings)
+    (stub.folder / "lists/names.txt").write_text("one\ntwo\n")  # another etag, the same content
+    assert convert(Lines, "s3://b/lists", tmp_path / "out", **settings).resumed == 2
