@@ -71,7 +71,7 @@ def test_a_failing_store_changes_no_bit_and_a_killed_run_resumes(
     train(settings("s3://b/set", tmp_path / "remote", num_workers=2, data_cache_gb=0.0), quiet=True)
     assert same_weights(tmp_path / "remote", tmp_path / "local")
     assert "the store failed" in capfd.readouterr().err
-    assert "data_dir: [s3://b/set]" in (tmp_path / "remote/config.yaml").read_text()
+    assert "s3://b/set" in (tmp_path / "remote/config.yaml").read_text()
 
     def kill(line: Any) -> bool:
         if line["step"] == 2:
