@@ -159,9 +159,9 @@ def filled_table(count: int, folder: Path) -> Any:
         table.begin_file(f"x_{split}.jsonl", split)
         for first in range(begin, end, step):
             numbers = np.arange(first, min(first + step, end), dtype=np.int64)
-            mixed = numbers * np.int64(-7046029254386353131) + 1
+            ids, texts = hashes(len(numbers), first), hashes(len(numbers), first + 1)
             table.append(
-                lines=numbers, offsets=numbers * 200, ids=mixed, texts=mixed ^ 12345, groups=(numbers // 5 + 1) * 977,
+                lines=numbers, offsets=numbers * 200, ids=ids, texts=texts, groups=(numbers // 5 + 1) * 977,
                 units=numbers % 90, num_turns=np.ones_like(numbers), num_uses=np.ones_like(numbers), uses=numbers,
             )  # fmt: skip
     table.finish()
