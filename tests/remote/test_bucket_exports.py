@@ -170,5 +170,4 @@ def test_the_walk_through_runs_as_written(store: ObjectStore, directory: Path, t
     for _ in range(2):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert "complete after 2 steps" in done.stdout
     assert (tmp_path / "out/complete.json").exists()
