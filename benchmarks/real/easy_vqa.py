@@ -1,9 +1,10 @@
 """Real images and questions, from scratch: `python benchmarks/real/easy_vqa.py [--seeds 0 1 2] [--minutes M]`.
 
 The data is easy-vqa 1.0 (MIT, Victor Zhou): 5,000 images of one coloured shape, 48,248 questions, with a train and a
-test split; pip fetches the wheel by name. One question is one sample: several turns would give the answers of later
-ones away. For every seed a small Phi-3-vision is trained from scratch on a CPU, twice from the same weights: by
-`phi3v-train run`, and by a plain PyTorch loop (`plain_loop`). Both are scored on all test questions.
+test split; pip fetches the wheel by name. A test sample is one question, as several turns would give the answers of
+later ones away; a training sample is a conversation (`easy_vqa_rows`). For every seed a small Phi-3-vision is trained
+from scratch on a CPU, twice from the same weights: by `phi3v-train run`, and by a plain PyTorch loop (`plain_loop`).
+Both are scored on all test questions.
 
 The whole benchmark takes hours. It may be stopped at any moment, and with `--minutes M` it stops by itself: the same
 command resumes it. After each step the results so far are written to benchmarks/results/easy_vqa.json and .md, with the
@@ -17,10 +18,8 @@ below that of the plain loop.
 """
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,31 +27,18 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import easy_vqa_report as report
 import scratch
+from easy_vqa_rows import EasyVqa
 from plain_loop import train_plain
 from small_model import Recipe, Sizes
 from wheels import FetchError, fetch_wheel
 
-PACKAGE, VERSION = "easy-vqa", "1.0"
-SIZES = Sizes(width=64, layers=2, heads=2, tower_width=64, tower_layers=0, tower_heads=4, initializer_range=0.08)
-RECIPE = Recipe(epochs=4, batch_size=32, learning_rate=3e-3, warmup_steps=100)
-FIRST_HELD_OUT = 3600
-"""Number of the first image of the train split that `--held_out` scores."""
+import phi3v_data
 
+PACKAGE, VERSION = "easy-vqa", "1.0"
+SIZES = Sizes(width=64, layers=2, heads=4, tower_width=64, tower_layers=0, tower_heads=4, initializer_range=0.2)
+RECIPE = Recipe(epochs=4, batch_size=16, learning_rate=3e-3, warmup_steps=100)
 EVALUATION = ("--eval_split", "test", "--eval_limit", "500", "--eval_steps", "200")
 """For the learning curve; nothing is chosen by it."""
-
-MAP = """\
-name: easy_vqa
-task: vqa
-metrics: [accuracy]
-images: image
-user: "{question}"
-assistant: "{answer}"
-split: part
-group: image
-source: easy-vqa 1.0, Victor Zhou
-license: MIT
-"""
 
 
 def main() -> None:
@@ -67,7 +53,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=RECIPE.batch_size)
     parser.add_argument("--learning_rate", type=float, default=RECIPE.learning_rate)
     parser.add_argument("--initializer_range", type=float, default=SIZES.initializer_range)
-    parser.add_argument("--limit", type=int, help="questions of each split, to try the script")
+    parser.add_argument("--limit", type=int, default=0, help="images of each split, to try the script")
     parser.add_argument("--results", type=Path, help="folder for the results")
     args = parser.parse_args()
     results = args.results or (args.work / "results" if args.held_out else report.RESULTS)
@@ -78,7 +64,9 @@ def main() -> None:
         package = fetch_wheel(PACKAGE, VERSION, args.wheels)
     except FetchError as error:
         sys.exit(str(error))
-    data = make_data(package / "easy_vqa" / "data", args.work, args.limit, held_out=args.held_out)
+    data = args.work / "data"
+    options = {"held_out": args.held_out, "limit": args.limit}
+    phi3v_data.convert(EasyVqa, package / "easy_vqa" / "data", data, options=options)
     try:
         for seed in args.seeds:
             start = scratch.start_model(args.work, sizes, seed)
@@ -92,26 +80,6 @@ def main() -> None:
         print("stopped: the time is over; the same command resumes", file=sys.stderr)
     finally:
         report.write(args.work, data, recipe, sizes, args.seeds, results)
-
-
-def make_data(source: Path, work: Path, limit: int | None, *, held_out: bool) -> Path:
-    """The conversations directory: one sample for each question."""
-    table = work / "table"
-    scratch.write_table(table, MAP, rows(source, limit, held_out=held_out))
-    scratch.convert_table(table, work / "data", image_dir=str(source))
-    return work / "data"
-
-
-def rows(source: Path, limit: int | None, *, held_out: bool) -> Iterator[Sequence[object]]:
-    """The rows of the table, its head first; with `held_out` the split `test` is the last images of the train split."""
-    yield "image", "question", "answer", "part"
-    for part in ("train", "test"):
-        folder = "train" if held_out else part
-        questions = json.loads((source / folder / "questions.json").read_text(encoding="utf-8"))
-        if held_out:
-            questions = [row for row in questions if (row[2] < FIRST_HELD_OUT) == (part == "train")]
-        for question, answer, image in questions[:limit]:
-            yield f"{folder}/images/{image}.png", question, answer, part
 
 
 if __name__ == "__main__":

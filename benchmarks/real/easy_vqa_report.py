@@ -24,15 +24,20 @@ WANTED, MARGIN = 0.95, 0.01
 
 def baselines(train: Sequence[Row], test: Sequence[Row]) -> dict[str, float]:
     """Test accuracy of the most frequent answer of the training rows, over all and for each text of a question."""
-    [(frequent, _)] = Counter(answer for _, _, answer in train).most_common(1)
     answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for _, question, answer in train:
+    for question, answer in turns_of(train):
         answers[question][answer] += 1
+    [(frequent, _)] = sum(answers.values(), Counter()).most_common(1)
     best = {question: counts.most_common(1)[0][0] for question, counts in answers.items()}
     return {
-        "majority": sum(answer == frequent for _, _, answer in test) / len(test),
-        "question_only": sum(answer == best.get(question, frequent) for _, question, answer in test) / len(test),
+        "majority": sum(answer == frequent for _, answer in turns_of(test)) / len(test),
+        "question_only": sum(answer == best.get(question, frequent) for question, answer in turns_of(test)) / len(test),
     }
+
+
+def turns_of(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """All questions of some rows with their answers."""
+    return [turn for _, turns in rows for turn in turns]
 
 
 def plain_state(work: Path, seed: int) -> dict[str, Any]:
@@ -63,7 +68,11 @@ def write(work: Path, data: Path, recipe: Recipe, sizes: Sizes, seeds: Sequence[
     result = {
         "command": COMMAND,
         "machine": machine("torch", "transformers"),
-        "data": {"train": len(train), "test": len(test), "questions": len({question for _, question, _ in test})},
+        "data": {
+            "train": len(train),
+            "test": len(test),
+            "questions": len({question for question, _ in turns_of(test)}),
+        },
         "model": asdict(sizes),
         "training": {**asdict(recipe), "steps": math.ceil(math.ceil(len(train) / recipe.batch_size) * recipe.epochs)},
         "baselines": baselines(train, test),
@@ -85,8 +94,9 @@ def page(result: Mapping[str, Any]) -> str:
     lines = [
         "# easy-vqa from scratch",
         "",
-        f"`{result['command']}`; {result['data']['train']:,} training and {result['data']['test']:,} test questions, "
-        f"{total:,} steps of {result['training']['batch_size']} samples per run. Verdict: {result['verdict']}.",
+        f"`{result['command']}`; {result['data']['train']:,} training conversations, {result['data']['test']:,} test "
+        f"questions, {total:,} steps of {result['training']['batch_size']} conversations per run. "
+        f"Verdict: {result['verdict']}.",
         "",
         *TABLE_HEAD,
         *(state_row(name, state, total) for name in ("phi3v_train", "plain_loop") for state in result[name]),

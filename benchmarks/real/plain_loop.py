@@ -24,8 +24,8 @@ LOG_STEPS = 10
 BETAS, EPSILON, MAX_NORM = (0.9, 0.95), 1e-7, 1.0
 STATE, LOG, RESULT = "state.pt", "log.json", "eval.json"
 
-Row = tuple[Path, str, str]
-"""Image, question, answer."""
+Row = tuple[Path, list[tuple[str, str]]]
+"""An image, and the questions and answers about it."""
 
 
 def read_rows(data: Path, split: str) -> list[Row]:
@@ -33,8 +33,9 @@ def read_rows(data: Path, split: str) -> list[Row]:
     [file] = data.glob(f"*_{split}.jsonl")
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():
-        [turn] = json.loads(line)["conversations"]
-        rows.append((data / "images" / turn["images"][0], turn["user"], turn["assistant"]))
+        turns = json.loads(line)["conversations"]
+        image = data / "images" / turns[0]["images"][0]
+        rows.append((image, [(turn["user"], turn["assistant"]) for turn in turns]))
     return rows
 
 
@@ -43,31 +44,48 @@ def prompt(question: str) -> str:
     return f"<|user|>\n<|image_1|>\n{question}<|end|>\n<|assistant|>\n"
 
 
+def encode(processor: Any, row: Row) -> tuple[list[int], list[int], Any]:
+    """Ids and labels of a conversation, and the processor's output for the image.
+
+    Answers are labelled up to their end, the last one with what follows it.
+    """
+    tokenizer = processor.tokenizer
+    path, turns = row
+    inputs = processor(prompt(turns[0][0]), Image.open(path).convert("RGB"))
+    ids: list[int] = inputs["input_ids"][0].tolist()
+    labels = [-100] * len(ids)
+    for index, (question, answer) in enumerate(turns):
+        if index:
+            asked = tokenizer(f"<|user|>\n{question}<|end|>\n<|assistant|>\n", add_special_tokens=False)["input_ids"]
+            ids += asked
+            labels += [-100] * len(asked)
+        reply = tokenizer(f"{answer}<|end|>\n", add_special_tokens=False)["input_ids"]
+        if index == len(turns) - 1:
+            reply.append(tokenizer.pad_token_id)
+            end = len(reply)
+        else:
+            end = reply.index(tokenizer.convert_tokens_to_ids("<|end|>")) + 1
+        ids += reply
+        labels += [*reply[:end], *[-100] * (len(reply) - end)]
+    return ids, labels, inputs
+
+
 def make_batch(processor: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
     """Inputs and labels of some rows, padded on the right."""
-    tokenizer = processor.tokenizer
-    images = [Image.open(path).convert("RGB") for path, _, _ in rows]
-    sequences, starts, pixels = [], [], []
-    for image, (_, question, answer) in zip(images, rows, strict=True):
-        inputs = processor(prompt(question), image)
-        ids = inputs["input_ids"][0].tolist()
-        reply = tokenizer(f"{answer}<|end|>\n", add_special_tokens=False)["input_ids"] + [tokenizer.pad_token_id]
-        sequences.append(ids + reply)
-        starts.append(len(ids))
-        pixels.append((inputs["pixel_values"], inputs["image_sizes"]))
-    longest = max(map(len, sequences))
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    encoded = [encode(processor, row) for row in rows]
+    longest = max(len(sequence) for sequence, _, _ in encoded)
+    ids = torch.full((len(rows), longest), processor.tokenizer.pad_token_id)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for index, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+    for index, (sequence, labelled, _) in enumerate(encoded):
         ids[index, : len(sequence)] = torch.tensor(sequence)
-        labels[index, start : len(sequence)] = torch.tensor(sequence[start:])
+        labels[index, : len(sequence)] = torch.tensor(labelled)
         mask[index, : len(sequence)] = 1
     return {
         "input_ids": ids,
         "attention_mask": mask,
         "labels": labels,
-        "pixel_values": torch.cat([values for values, _ in pixels]),
-        "image_sizes": torch.cat([sizes for _, sizes in pixels]),
+        "pixel_values": torch.cat([inputs["pixel_values"] for _, _, inputs in encoded]),
+        "image_sizes": torch.cat([inputs["image_sizes"] for _, _, inputs in encoded]),
     }
 
 
@@ -140,14 +158,14 @@ def train_plain(folder: Path, data: Path, start: Path, recipe: Recipe, seed: int
 
 @torch.no_grad()
 def score(model: Any, processor: Any, rows: Sequence[Row], batch_size: int) -> list[bool]:
-    """Whether the greedy answer to each question is the true one."""
+    """Whether the greedy answer to the first question of each row is the true one."""
     right = []
     processor.tokenizer.padding_side = "left"
     for begin in range(0, len(rows), batch_size):
         chosen = rows[begin : begin + batch_size]
-        images = [Image.open(path).convert("RGB") for path, _, _ in chosen]
-        inputs = processor([prompt(question) for _, question, _ in chosen], images, padding=True)
+        images = [Image.open(path).convert("RGB") for path, _ in chosen]
+        inputs = processor([prompt(turns[0][0]) for _, turns in chosen], images, padding=True)
         output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += [text.strip() == answer for text, (_, _, answer) in zip(texts, chosen, strict=True)]
+        right += [text.strip() == turns[0][1] for text, (_, turns) in zip(texts, chosen, strict=True)]
     return right

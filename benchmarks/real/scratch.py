@@ -63,9 +63,9 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-def convert_table(table: Path, data: Path, **options: str) -> None:
-    """Convert a table, with further options of the converter; what is converted already is kept."""
-    phi3v_data.convert("table", table / "rows.csv", data, options={"map": table / "map.yaml", **options})
+def convert_table(table: Path, data: Path) -> None:
+    """Convert a table; what is converted already is kept."""
+    phi3v_data.convert("table", table / "rows.csv", data, options={"map": table / "map.yaml"})
 
 
 def start_model(work: Path, sizes: Sizes, seed: int) -> Path:

@@ -1,0 +1,86 @@
+"""The converter of easy-vqa: conversations of up to ten questions to train on, single questions to be scored.
+
+The tokens of an image cost far more than those of a question, so several questions share one image in training. Each
+image is in several conversations, with its questions in a random order that depends on image and conversation alone:
+those after the first can partly be answered by what was said before. A test sample is one question.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+import phi3v_data
+
+CONVERSATIONS, TURNS = 4, 10
+"""Of a training image, and of a conversation at most."""
+
+FIRST_HELD_OUT = 3600
+"""Number of the first image of the train split that `held_out` scores."""
+
+Question = tuple[str, str]
+"""Its text and its answer."""
+
+
+class EasyVqaOptions(phi3v_data.Options):
+    """Options of the converter."""
+
+    held_out: bool = Field(False, description="Score the last images of the train split instead of the test split.")
+    limit: int = Field(0, ge=0, description="Images of each split; 0 for all.")
+
+
+class EasyVqa(phi3v_data.Converter[EasyVqaOptions]):
+    """easy-vqa 1.0 as its package holds it: `train` and `test`, each with `questions.json` and `images/`."""
+
+    name = "easy-vqa"
+    version = "1"
+
+    def plan(self, source: phi3v_data.Source, options: EasyVqaOptions) -> Iterable[phi3v_data.Item]:
+        """Yield the training conversations, then the single questions of the test split."""
+        splits: tuple[Literal["train"], Literal["test"]] = ("train", "test")
+        for split in splits:
+            folder = source.root / ("train" if options.held_out else split)
+            images = by_image(folder)
+            if options.held_out:
+                images = [found for found in images if (found[0] < FIRST_HELD_OUT) == (split == "train")]
+            for number, questions in images[: options.limit or None]:
+                path = folder / "images" / f"{number}.png"
+                rows = shuffled(number, questions) if split == "train" else [[question] for question in questions]
+                for index, turns in enumerate(rows):
+                    yield phi3v_data.Item(
+                        split=split,
+                        key=f"{folder.name}/{number}/{index}",
+                        path=str(path),
+                        group=f"{folder.name}/{number}",
+                        size=path.stat().st_size,
+                        data={"turns": turns},
+                    )
+
+    def convert(self, item: phi3v_data.Item, options: EasyVqaOptions) -> phi3v_data.Draft:
+        """The image before the first question."""
+        image = [phi3v_data.DraftImage(Path(item.path), name=f"{item.group}.png")]
+        (question, answer), *others = item.data["turns"]
+        turns = [phi3v_data.DraftTurn(question, answer, image), *(phi3v_data.DraftTurn(*turn) for turn in others)]
+        return phi3v_data.Draft(turns=turns, group=item.group)
+
+    def describe(self, source: phi3v_data.Source, options: EasyVqaOptions) -> phi3v_data.DatasetInfo:
+        """Name, metric, origin and licence."""
+        origin = "easy-vqa 1.0, Victor Zhou"
+        return phi3v_data.DatasetInfo("easy_vqa", task="vqa", metrics=["accuracy"], source=origin, license="MIT")
+
+
+def by_image(folder: Path) -> list[tuple[int, list[Question]]]:
+    """Number and questions of each image, in the order of the numbers."""
+    found: dict[int, list[Question]] = {}
+    for question, answer, number in json.loads((folder / "questions.json").read_text(encoding="utf-8")):
+        found.setdefault(number, []).append((question, answer))
+    return sorted(found.items())
+
+
+def shuffled(number: int, questions: list[Question]) -> Iterator[list[Question]]:
+    """The conversations about a training image."""
+    for index in range(CONVERSATIONS):
+        yield random.Random(f"{number}/{index}").sample(questions, min(TURNS, len(questions)))
