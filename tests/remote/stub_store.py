@@ -25,6 +25,7 @@ class Stub:
             (the connection ends before the answer).
         gets: byte ranges that were asked for, by key.
         bodies: bytes that were sent.
+        lists: pages of keys that were sent.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class Stub:
     fail: Callable[[int], str] = lambda number: ""
     gets: list[tuple[str, str]] = field(default_factory=list)
     bodies: int = 0
+    lists: int = 0
     endpoint: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -123,6 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, query: dict[str, list[str]]) -> None:
         time.sleep(self.stub.latency)
+        self.stub.lists += 1
         prefix, first = query.get("prefix", [""])[0], int(query.get("continuation-token", ["0"])[0])
         if self.stub.count:
             total = self.stub.count
