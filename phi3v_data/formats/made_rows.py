@@ -24,15 +24,13 @@ def make_row(row: Any, key: str, reader: PlainReader) -> bytes:
         key: kept as `source_id` if the row has no id.
         reader: of the format's plain rows.
     """
-    turns = reader.rewrite(row)
-    if turns is None or len(turns) > MAX_BYTES:
-        return b""
-    rest = _other_columns(row, key)
-    if "\\u0000" in rest:
-        return b""
     try:
-        return turns + rest.encode()
-    except UnicodeEncodeError:
+        turns = reader.rewrite(row)
+        if turns is None or len(turns) > MAX_BYTES:
+            return b""
+        rest = _other_columns(row, key)
+        return b"" if "\\u0000" in rest else turns + rest.encode()
+    except Exception:  # half a character, or whatever a format of the user's own raises: `convert` says what is wrong
         return b""
 
 
@@ -44,6 +42,8 @@ def _other_columns(row: Mapping[str, Any], key: str) -> str:
             name = str(name) if type(name) is int else ""
         return f', "meta": {{"source_id": {encode_basestring(name or key)}}}}}'
     found = extras(row)
+    if "\0" in found.get("id", ""):  # of which nothing is seen if `meta` has another `source_id`
+        return "\\u0000"
     meta = {"source_id": found.get("id") or key, **found.get("meta", {})}
     if any(isinstance(value, float) for value in meta.values()):
         return "\\u0000"

@@ -16,6 +16,7 @@ from phi3v_data.formats.importing import ImportRows
 from phi3v_data.formats.made_rows import MAX_BYTES, make_row
 from phi3v_data.formats.openai import OpenAI
 from phi3v_data.formats.plain import make_plain_rows
+from phi3v_data.formats.plain_fields import PlainReader
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.swift import Swift
 from phi3v_data.importing import import_rows
@@ -145,11 +146,32 @@ def test_the_plan_makes_rows_of_text_alone(tmp_path: Path) -> None:
                 row("a\0b"),
                 row("What?", id="\ud800"),
                 row("What?", tools="[]"),
+                row("What?", id="a\0", meta={"source_id": "b"}),
+                row("What?", id="b"),
             ]
         )
     )
     items = list(ImportRows().plan(Source.open(path), ImportSettings(format="sharegpt")))
-    assert [bool(item.made) for item in items] == [True, True, False, False, False, False, False, False]
+    assert [bool(item.made) for item in items] == [True, True, *[False] * 7, True]
     assert items[0].made == (
         b'"conversations": [{"images": [], "user": "What?", "assistant": "Yes."}], "meta": {"source_id": "a"}}'
     )
+
+
+def test_a_format_of_the_users_own_that_raises_is_left_to_the_conversion() -> None:
+    class Raises(PlainReader):
+        def rewrite(self, row: Any) -> bytes | None:
+            raise KeyError("nope")
+
+    assert make_row({"messages": []}, "key", Raises.__new__(Raises)) == b""
+
+
+def test_metadata_of_endless_depth_costs_the_metadata_alone(tmp_path: Path) -> None:
+    """Among the first rows, whose columns are described, and behind them."""
+    rows = [text_row(number) for number in range(1, 300)]
+    for number in (1, 250):
+        rows[number]["meta"] = "[" * 200_000
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    result = import_rows("sharegpt", path, tmp_path / "out", workers=0)
+    assert result.manifest.rejects == {"empty-text": 42}
