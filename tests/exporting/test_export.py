@@ -450,7 +450,7 @@ def test_the_examples_in_the_help_and_on_the_page_run(
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8").partition("## Export")[2]
     commands = [*export.examples, *re.findall(r"phi3v-data export [^`\n]*", page)]  # type: ignore[attr-defined]
     assert len(commands) > 10
-    for command_line in commands:
+    for command_line in (each for each in commands if "s3://" not in each):  # tests/remote has a store for those
         _, _, *words = shlex.split(command_line)
         code, out, err = command(capsys, *words, *(() if "--overwrite" in words else ("--overwrite",)))
         assert (code, err.startswith("error")) == (0, False), (command_line, err)
