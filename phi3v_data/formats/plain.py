@@ -14,12 +14,10 @@ from phi3v_data.formats.encoded_turns import EncodedTurns
 from phi3v_data.formats.placeholders import IMAGE, split_at_tags
 from phi3v_data.formats.plain_blocks import READING_BLOCKS, PlainBlocks
 from phi3v_data.formats.plain_fields import (
+    MessageReader,
     PlainReader,
-    PlainRow,
     PlainTurn,
     RowFields,
-    with_turns,
-    written,
 )
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.formats.texts import marker_starts, own_marker
@@ -29,7 +27,7 @@ READING = ("read", "lines_of", "messages_of", "message_of", "weight_of", "images
 """Methods that read a row; a class that overrides one says by `own_columns` which rows need it."""
 
 
-class PlainRows:
+class PlainRows(MessageReader):
     """Reads plain rows of one format.
 
     `media`: columns of what a sample cannot hold, such as videos. `model`: as `own_marker`, with the same errors.
@@ -51,19 +49,6 @@ class PlainRows:
         self._fields = RowFields(
             names.images, row_format.weight_key, row_format.own_columns or (), (*media, names.tools)
         )
-
-    def read(self, row: Any) -> PlainRow | None:
-        """The system message and the turns, as `to_turns` gives them; None if the row needs a closer look."""
-        return with_turns(self._read(row))
-
-    def rewrite(self, row: Any) -> bytes | None:
-        """As `PlainReader.rewrite`."""
-        if type(row) is dict and len(row) == (2 if "id" in row else 1) and self._fields.is_usual(row):
-            for key in self._message_keys:
-                messages = row.get(key)
-                if type(messages) is list and (turns := self._encoded.rewrite(messages)) is not None:
-                    return b'"conversations": ' + turns
-        return written(self._read(row))
 
     def _read(self, row: Any) -> tuple[str, list[PlainTurn]] | None:
         if type(row) is not dict or not self._fields.is_usual(row):

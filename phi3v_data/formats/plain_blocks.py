@@ -8,11 +8,9 @@ from phi3v_data.formats.chat import ImageRef
 from phi3v_data.formats.encoded_turns import EncodedTurns
 from phi3v_data.formats.fields import as_block
 from phi3v_data.formats.plain_fields import (
-    PlainRow,
+    MessageReader,
     PlainTurn,
     RowFields,
-    with_turns,
-    written,
 )
 from phi3v_data.formats.texts import marker_starts, own_marker
 from phi3v_data.json_text import invalid_character
@@ -30,7 +28,7 @@ READING_BLOCKS = (
 """Methods that read a row; a class that overrides one says by `own_columns` which rows need it."""
 
 
-class PlainBlocks:
+class PlainBlocks(MessageReader):
     """Reads plain rows of one format: role and content in each message, a text or blocks.
 
     `media`: columns of what a sample cannot hold, such as videos. `model`: as `own_marker`, with the same errors.
@@ -52,19 +50,6 @@ class PlainBlocks:
             (*media, row_format.tools_key),
         )
         self._model = model
-
-    def read(self, row: Any) -> PlainRow | None:
-        """The system message and the turns, as `to_turns` gives them; None if the row needs a closer look."""
-        return with_turns(self._read(row))
-
-    def rewrite(self, row: Any) -> bytes | None:
-        """As `PlainReader.rewrite`."""
-        if type(row) is dict and len(row) == (2 if "id" in row else 1) and self._fields.is_usual(row):
-            for key in self._message_keys:
-                messages = row.get(key)
-                if type(messages) is list and (turns := self._encoded.rewrite(messages)) is not None:
-                    return b'"conversations": ' + turns
-        return written(self._read(row))
 
     def _read(self, row: Any) -> tuple[str, list[PlainTurn]] | None:
         if type(row) is not dict or not self._fields.is_usual(row):

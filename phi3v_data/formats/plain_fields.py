@@ -1,11 +1,13 @@
 """Columns of a row beside its messages, as readers of plain rows take them, and the interface of these readers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from json.encoder import encode_basestring
 from typing import Any, Protocol
 
 from phi3v_data.draft import DraftTurn
 from phi3v_data.formats.chat import ImageRef
+from phi3v_data.formats.encoded_turns import EncodedTurns
 
 PlainRow = tuple[str, list[tuple[DraftTurn, list[ImageRef]]]]
 """The system message and the turns, as `turns.to_turns` gives them."""
@@ -19,7 +21,7 @@ class PlainReader(Protocol):
     """Reads the rows of one format that are of the usual kind."""
 
     def read(self, row: Any) -> PlainRow | None:
-        """The system message and the turns of a row; None if it needs a closer look."""
+        """The system message and the turns of a row, as `to_turns` gives them; None if it needs a closer look."""
 
     def rewrite(self, row: Any) -> bytes | None:
         """`conversations` and `system` of the sample of a row without images, as its line has them, without braces.
@@ -100,3 +102,28 @@ class RowFields:
         if weight is None:
             return 1
         return int(weight) if type(weight) in (bool, int, float) and weight in (0, 1) else -1
+
+
+class MessageReader(ABC):
+    """A `PlainReader` of a format whose turns are one list of messages."""
+
+    _message_keys: tuple[str, ...]
+    _fields: RowFields
+    _encoded: EncodedTurns
+
+    def read(self, row: Any) -> PlainRow | None:
+        """As `PlainReader.read`."""
+        return with_turns(self._read(row))
+
+    def rewrite(self, row: Any) -> bytes | None:
+        """As `PlainReader.rewrite`."""
+        if type(row) is dict and len(row) == (2 if "id" in row else 1) and self._fields.is_usual(row):
+            for key in self._message_keys:
+                messages = row.get(key)
+                if type(messages) is list and (turns := self._encoded.rewrite(messages)) is not None:
+                    return b'"conversations": ' + turns
+        return written(self._read(row))
+
+    @abstractmethod
+    def _read(self, row: Any) -> tuple[str, list[PlainTurn]] | None:
+        """The system message and the turns; None if the row needs a closer look."""
