@@ -435,7 +435,7 @@ class TestRows:
     def test_small_rows_are_read_many_at_a_time_and_large_ones_few(
         self, size: int, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import pyarrow as pa
+        pa = pytest.importorskip("pyarrow")
         import pyarrow.parquet as pq
 
         rows = [{"n": n, "image": os.urandom(size // 2) + bytes(size // 2)} for n in range(320)]
