@@ -158,6 +158,23 @@ def test_the_plan_makes_rows_of_text_alone(tmp_path: Path) -> None:
     )
 
 
+def test_a_further_text_of_a_message_does_not_become_part_of_the_answer(tmp_path: Path) -> None:
+    """Behind the answer, and before the next question, as in exports of other tools."""
+    messages = [
+        {"from": "human", "value": "What?"},
+        {"from": "gpt", "value": "Yes.", "note": "sure"},
+        {"from": "human", "value": "And?", "note": "asked"},
+        {"from": "gpt", "value": "No.", "note": "sure"},
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"id": "a", "conversations": messages}]))
+    (item,) = ImportRows().plan(Source.open(path), ImportSettings(format="sharegpt"))
+    assert item.made == (
+        b'"conversations": [{"images": [], "user": "What?", "assistant": "Yes."}, '
+        b'{"images": [], "user": "And?", "assistant": "No."}], "meta": {"source_id": "a"}}'
+    )
+
+
 def test_a_format_of_the_users_own_that_raises_is_left_to_the_conversion() -> None:
     class Raises(PlainReader):
         def rewrite(self, row: Any) -> bytes | None:
