@@ -13,17 +13,19 @@ library's own settings. A request that fails is repeated (`retry.py`).
 import io
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import EXTRAS, Address, name_below, parse_address
-from phi3v_data.remote.retry import ChangedError, patiently
+from phi3v_data.remote.retry import ATTEMPTS, ChangedError, patiently
+
+T = TypeVar("T")
 
 AHEAD = 8 << 20
 """Bytes that a file of `Store.open` asks for at once."""
@@ -32,23 +34,18 @@ _PAGE = 1000
 _STATES = ("generation", "ETag", "etag", "blob_id", "md5Hash", "sha256", "version_id")
 """Fields of fsspec's description of an object of which one changes with its content, the best one first."""
 
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "s3": {
-        "config_kwargs": {
-            "retries": {"max_attempts": 1},  # the longer pauses are those of `patiently`
-            "connect_timeout": 10,
-            "read_timeout": 30,
-            "max_pool_connections": 64,
-        },
-    },
-    "gs": {"version_aware": True},
-    "hf": {},
-}
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 30
+"""Seconds without a connection, and without a byte of an answer, after which a request has failed (S3, Google's)."""
+
+_ATTEMPTS = {"s3": ATTEMPTS, "gs": 2, "hf": 2}
+"""Requests in all; the libraries of the others repeat each of them five times by themselves."""
+
+_PART_ATTEMPTS = 3
+"""Requests of each part of an upload to S3, so that one failure does not repeat the whole."""
 
 _UPLOAD: Mapping[str, Mapping[str, Any]] = {
     "s3": {"chunksize": 16 << 20, "max_concurrency": 4},  # bytes in memory: their product
     "gs": {"chunksize": 16 << 20},
-    "hf": {},
 }
 
 
@@ -61,12 +58,18 @@ class StoredObject:
     etag: str
 
 
+def longest_upload(size: int) -> float:
+    """Seconds after which an upload has failed, at 50 kB/s; that a store stopped reading is not noticed otherwise."""
+    return 60 + size / 50_000
+
+
 class Store:
     """The objects below an address."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self._fs = _file_system(address.protocol, os.getpid())
+        self._attempts = _ATTEMPTS[address.protocol]
         self._files: dict[StoredObject, Any] = {}
         self._opening = threading.Lock()
 
@@ -98,7 +101,7 @@ class Store:
         """One object, or the one that the address itself names; None if there is none."""
         path = f"{self.address.path}/{name}" if name else self.address.path
         try:
-            info = patiently(self.where(name), lambda: self._fs.info(path, refresh=True))
+            info = self._patiently(self.where(name), lambda: self._fs.info(path, refresh=True))
         except FileNotFoundError:
             return None
         if info["type"] != "file":
@@ -125,7 +128,7 @@ class Store:
             return data
 
         try:
-            return patiently(where, lambda: self._unchanged(found, request))
+            return self._patiently(where, lambda: self._unchanged(found, request))
         except FileNotFoundError:
             raise ChangedError(f"{where}: was removed while it was read; run the command again") from None
 
@@ -147,28 +150,34 @@ class Store:
         Raises:
             StoreError: the store cannot be asked, or does not take it.
         """
-        target, where = f"{self.address.path}/{name}", self.where(name)
-        patiently(where, lambda: self._fs.put_file(os.fspath(path), target, **_UPLOAD[self.address.protocol]))
+        target, where, size = f"{self.address.path}/{name}", self.where(name), path.stat().st_size
+        options = {**_UPLOAD[self.address.protocol], "timeout": longest_upload(size)}
+        fs = _file_system(self.address.protocol, os.getpid(), _PART_ATTEMPTS)
+        self._patiently(where, lambda: fs.put_file(os.fspath(path), target, **options))
         found = self.find(name)
-        if found is None or found.size != path.stat().st_size:
+        if found is None or found.size != size:
             raise ChangedError(f"{where}: is not what was uploaded; another process writes there")
         return found
 
     def write(self, name: str, data: bytes) -> None:
         """Upload a small object. Raises as `put`."""
-        patiently(self.where(name), lambda: self._fs.pipe_file(f"{self.address.path}/{name}", data))
+        path, timeout = f"{self.address.path}/{name}", longest_upload(len(data))
+        self._patiently(self.where(name), lambda: self._fs.pipe_file(path, data, timeout=timeout))
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; one that is not there is removed already. Raises as `put`."""
         for name in names:
             with suppress(FileNotFoundError):
-                patiently(self.where(name), partial(self._fs.rm_file, f"{self.address.path}/{name}"))
+                self._patiently(self.where(name), partial(self._fs.rm_file, f"{self.address.path}/{name}"))
+
+    def _patiently(self, where: str, request: Callable[[], T]) -> T:
+        return patiently(where, request, self._attempts)
 
     def _listed(self) -> Iterator[tuple[str, int, str]]:
         if self.address.protocol != "s3":
             self._fs.invalidate_cache()
             try:
-                found = patiently(str(self), lambda: self._fs.find(self.address.path, detail=True))
+                found = self._patiently(str(self), lambda: self._fs.find(self.address.path, detail=True))
             except FileNotFoundError:
                 return
             yield from ((path.partition("#")[0], int(info["size"]), _etag(info)) for path, info in found.items())
@@ -177,7 +186,7 @@ class Store:
         self._fs.invalidate_cache()  # what it knows of objects that may have changed
         more: dict[str, str] = {}
         while True:
-            page = patiently(str(self), partial(self._page, bucket, f"{prefix}/" if prefix else "", more))
+            page = self._patiently(str(self), partial(self._page, bucket, f"{prefix}/" if prefix else "", more))
             for entry in page.get("Contents", ()):
                 yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["ETag"].strip('"')
             if not page.get("IsTruncated"):
@@ -261,15 +270,32 @@ def _store(address: Address, process: int) -> Store:
 
 
 @lru_cache(maxsize=8)
-def _file_system(protocol: str, process: int) -> Any:
+def _file_system(protocol: str, process: int, attempts: int = 1) -> Any:
+    """fsspec's file system; that of S3 sends each request `attempts` times."""
     try:
         import fsspec
 
-        return fsspec.filesystem(protocol, **_OPTIONS[protocol])
+        made = fsspec.filesystem(protocol, skip_instance_cache=True, **_options(protocol))
+        if protocol == "s3":
+            made.retries = attempts
+        return made
     except ImportError:
         raise UserError(
             f"{protocol}:// addresses need the extra {EXTRAS[protocol]!r}: {how_to_install(EXTRAS[protocol])}"
         ) from None
+
+
+def _options(protocol: str) -> Mapping[str, Any]:
+    """Options of a file system. Raises ImportError."""
+    if protocol == "s3":
+        times = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT}
+        return {"config_kwargs": {"retries": {"max_attempts": 0}, "max_pool_connections": 64, **times}}
+    if protocol == "gs":
+        from aiohttp import ClientTimeout
+
+        limits = ClientTimeout(sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT)  # without, it waits for ever
+        return {"version_aware": True, "requests_timeout": limits}
+    return {}
 
 
 def _etag(info: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 The order of a run is known, so its requests need not wait for each other. Whether an image was fetched in time changes
 only how long a worker waits for it: a worker reads it from the cache, waits for the request that is under way, or asks
-itself. An error is left to the worker, which names the row.
+itself. An error is left to the worker, which repeats the request, and at last names the row.
 """
 
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.media.pack import Pack
 from phi3v_data.media.packed import find_packed, is_remote_index
 from phi3v_data.remote.cache import cache_limit
+from phi3v_data.remote.retry import impatiently
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.sources import Source
 
@@ -51,7 +52,7 @@ class FetchAhead:
 
     def _fetch(self, ref: SampleRef) -> None:
         split = self._remote[ref.source].split
-        with suppress(UserError, OSError):
+        with suppress(UserError, OSError), impatiently():
             for name in split[ref.row].images:
                 pack, entry = find_packed(split.image_path(name))
                 _bring_near(pack, entry)

@@ -21,8 +21,8 @@ class Stub:
     Attributes:
         latency: seconds before each answer.
         fail: called with the number of a GET of an object, from 0; what is wrong with the answer, or empty:
-            `503`, `500`, `drop` (the connection ends in the middle of the body), `hang` (no answer for 60 s), `cut`
-            (the connection ends before the answer).
+            `503`, `500`, `drop` (the connection ends in the middle of the body), `stall` (nothing more comes in the middle
+            of the body), `hang` (no answer comes), `cut` (the connection ends before the answer).
         gets: byte ranges that were asked for, by key.
         bodies: bytes that were sent.
         lists: pages of keys that were sent.
@@ -37,6 +37,7 @@ class Stub:
     lists: int = 0
     endpoint: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def etag(self, path: Path) -> str:
         """Another one if the file is."""
@@ -55,6 +56,7 @@ def running_stub(stub: Stub) -> Iterator[Stub]:
     try:
         yield stub
     finally:
+        stub.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -100,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(int(fault), b"<Error><Code>InternalError</Code><Message>try later</Message></Error>")
                 return
             if fault == "hang":
-                time.sleep(60)
+                self.stub.ended.wait()
             if fault in ("hang", "cut"):
                 self.close_connection = True
                 return
@@ -113,10 +115,12 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = int(found[1]), min(int(found[2] or len(data)), len(data) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
             data, code = data[start : end + 1], 206
-        if body and fault == "drop":
+        if body and fault in ("drop", "stall"):
             self._head(code, len(data), headers)
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
+            if fault == "stall":
+                self.stub.ended.wait()
             self.close_connection = True
             return
         with self.stub.lock:

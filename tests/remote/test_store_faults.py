@@ -1,6 +1,7 @@
 """A store that fails, drops connections or lists a million keys: repeated, said in one line, never other bytes."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pytest
 from colour_sets import colour_directory
+from in_process import make_cli
+from object_stores import forget_stores
 from shard_files import write_shards
 from stub_store import Stub
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.media.images import read_image_file
 from phi3v_data.remote import retry
+from phi3v_data.remote import store as store_module
 from phi3v_data.remote.address import parse_address
 from phi3v_data.remote.cache import RangeCache
 from phi3v_data.remote.retry import ChangedError, StoreError
@@ -67,6 +71,46 @@ def test_a_store_that_stays_down_is_one_sentence_and_no_fault_of_the_data(
     with pytest.raises(StoreError, match=r"^s3://b/set/\S+: the store failed 8 times in a row \(.*\); run the same"):
         validate("s3://b/set")
     assert len(stub.gets) - asked >= retry.ATTEMPTS
+
+
+@pytest.mark.parametrize("fault", ["hang", "stall"])
+def test_a_store_that_hangs_is_asked_eight_times_and_is_one_sentence(
+    stub: Stub, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No request is repeated by the library of the store as well: its 50 for each of the 8 would take hours."""
+    write_shards(colour_directory(tmp_path / "colours"), stub.folder / "set", "tar")
+    monkeypatch.setattr(store_module, "READ_TIMEOUT", 0.1)
+    stub.fail = lambda number: fault
+    code, _, err = make_cli(capsys, monkeypatch)("validate", "s3://b/set")
+    repeated, ended = err.splitlines()
+    assert (code, len(stub.gets)) == (2, 8)
+    assert repeated.startswith("s3://b/set/train-000000.tar: the store failed (")
+    assert ended.startswith("error: s3://b/set/train-000000.tar: the store failed 8 times in a row (")
+    assert ended.endswith("); run the same command again later")
+
+
+def test_an_upload_that_the_store_does_not_read_ends(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that accepts connections and never reads: no limit of the library's own ends that."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        forget_stores()
+        monkeypatch.setattr(store_module, "longest_upload", lambda size: 0.2)
+        monkeypatch.setitem(store_module._ATTEMPTS, "s3", 2)
+        with open(tmp_path / "shard.tar", "wb") as file:
+            file.truncate(24 << 20)
+        with pytest.raises(StoreError, match=r"^s3://b/set/shard.tar: the store failed 2 times in a row"):
+            open_store(parse_address("s3://b/set")).put(tmp_path / "shard.tar", "shard.tar")
+
+
+def test_a_setting_that_no_repetition_corrects_is_not_repeated(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match=r"^s3://no bucket!: the address or a setting of the store is wrong \(.*bucket"):
+        next(open_store(parse_address("s3://no bucket!")).objects())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nowhere")
+    forget_stores()
+    with pytest.raises(StoreError, match=r"^s3://b/set: the address or a setting of the store is wrong \(Invalid end"):
+        next(open_store(parse_address("s3://b/set")).objects())
 
 
 def test_an_object_that_changes_while_it_is_read_is_named(stub: Stub) -> None:
