@@ -55,7 +55,7 @@ def serve(folder: Path, latency: float) -> None:
 
 def measure_loader(data_dir: str, kind: str) -> float:
     """Images per second of one epoch, from the first step on."""
-    from phi3v_data.remote.cache import cache_home
+    from phi3v_data.remote.cache_folders import cache_home
     from phi3v_train.data import fetch_ahead
     from phi3v_train.data.encode import Encoder
     from phi3v_train.data.loader import TrainLoader

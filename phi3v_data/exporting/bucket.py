@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import msgspec
-
 from phi3v_data.errors import UserError
 from phi3v_data.messages import counted, shown
 from phi3v_data.remote.address import Address
@@ -81,13 +79,11 @@ class BucketTarget:
         if not found:
             return set()
         known: set[str] = set()
-        try:
-            if RECORD in found:
-                known |= read_record(self.store, found[RECORD]).objects.keys()
-            if MARKER in found:
-                known |= set(read_marker(self.store, found[MARKER]).objects)
-        except msgspec.MsgspecError:
-            raise UserError(f"{self.store}: {RECORD} or {MARKER} is damaged; choose another --out") from None
+        for name, read in ((RECORD, read_record), (MARKER, read_marker)):
+            if name in found:
+                if (noted := read(self.store, found[name])) is None:
+                    raise UserError(f"{self.store}: {name} is damaged; choose another --out, or an empty folder")
+                known |= set(noted.objects)
         if RECORD in found and not overwrite:
             raise UserError(f"{self.store}: has an export already; --overwrite replaces it, or choose another --out")
         if others := sorted(found.keys() - known - {RECORD, MARKER}):

@@ -1,7 +1,8 @@
 """The index of an export's shards that are objects in a store: each image is one ranged read, kept in the local cache.
 
-Such an index is read only where `shards/view.py` makes it, in the user's cache: one that came along with a directory of
-someone else could make this machine ask any store with the user's credentials.
+Such an index is read only where `shards/view.py` makes it, among the views in the user's cache: one that came along
+with a directory of someone else, or with a source that was copied to the cache, could make this machine ask any store
+with the user's credentials.
 """
 
 import errno
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from phi3v_data.media.packed import ExportPack, cell_offset, image_in_cell, place_in_parquet, read_column
 from phi3v_data.remote.address import parse_address
-from phi3v_data.remote.cache import cache_home, range_cache
+from phi3v_data.remote.cache import range_cache
+from phi3v_data.remote.cache_folders import VIEWS, cache_home
 from phi3v_data.remote.store import StoredObject, open_store
 
 
@@ -18,7 +20,7 @@ class RemotePack(ExportPack):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        if not path.resolve().is_relative_to(cache_home().resolve()):
+        if not path.resolve().is_relative_to((cache_home() / VIEWS).resolve()):
             raise NotADirectoryError(
                 errno.ENOTDIR, "is an index of images in a store, made on another machine; give its address", str(path)
             )

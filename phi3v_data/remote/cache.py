@@ -2,12 +2,15 @@
 
 One file for each range, named by a hash of address, etag, offset and size, so that a changed object has other names.
 It begins with the digest of its bytes: a damaged one is fetched again. Files are written aside and renamed. When they
-exceed the limit, those that were not used for the longest time are removed. A range that two processes or threads want
-at once is fetched once.
+exceed the limit, those that were not used for the longest time are removed, and no file with another name than these. A
+range that two processes or threads want at once is fetched once. Locks are released before their file is closed, as a
+process that was forked meanwhile has it open as well.
 """
 
 import fcntl
 import os
+import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +19,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import xxhash
+
+from phi3v_data.errors import UserError
+from phi3v_data.messages import shown
+from phi3v_data.remote.cache_folders import cache_home, make_private
 
 LIMIT_VARIABLE = "PHI3V_CACHE_GB"
 """Environment variable with the limit, in units of 1e9 bytes; 0: nothing is kept."""
@@ -26,19 +33,21 @@ _DIGEST = 16
 _STRIPES = 1024  # locks for ranges that are being fetched
 _KEPT = 0.8  # of the limit, after files were removed
 _ABANDONED = 3600.0  # seconds after which a file that is being written belongs to a killed process
-
-
-def cache_home() -> Path:
-    """The user's cache folder of this package."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "phi3v"
+_NAME = re.compile(r"[0-9a-f]{30}(\.\d+-\d+)?")  # the second one is being written
+_COUNT_DIGITS = 20
 
 
 def cache_limit() -> int:
-    """Bytes that the cache may have."""
+    """Bytes that the cache may have.
+
+    Raises:
+        UserError: the variable has no number.
+    """
+    text = os.environ.get(LIMIT_VARIABLE) or USUAL_GB
     try:
-        return max(0, int(float(os.environ.get(LIMIT_VARIABLE) or USUAL_GB) * 1e9))
-    except ValueError:
-        return int(USUAL_GB * 1e9)
+        return max(0, int(float(text) * 1e9))
+    except (ValueError, OverflowError):
+        raise UserError(f"{LIMIT_VARIABLE} is {shown(text)}; give a number of GB, such as 20") from None
 
 
 class RangeCache:
@@ -52,6 +61,7 @@ class RangeCache:
         self.folder = folder
         self.limit = limit
         self.hits = self.misses = 0
+        self._warned = False
 
     def get(self, key: str, fetch: Callable[[], bytes], *, together: str = "") -> bytes:
         """The bytes of a key, from the disk or else from `fetch`, whose result is kept.
@@ -108,31 +118,42 @@ class RangeCache:
         return data
 
     def _write(self, path: Path, data: bytes) -> None:
-        """Keep bytes; a disk that is full or cannot be written to costs only time."""
+        """Keep bytes; a disk that is full or cannot be written to costs only time, and is said once."""
         if len(data) + _DIGEST > self.limit // 2:
             return
         aside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._make_room(len(data) + _DIGEST)
-            with open(aside, "wb", buffering=0) as file:
-                file.write(xxhash.xxh3_128_digest(data) + data)
+            with open(aside, "wb") as file:
+                file.write(xxhash.xxh3_128_digest(data))
+                file.write(data)
             os.rename(aside, path)
-        except OSError:
+        except OSError as error:
             with suppress(OSError):
                 aside.unlink()
+            if not self._warned:
+                self._warned = True
+                print(
+                    f"{self.folder}: nothing can be kept ({error.strerror}); images in a store are fetched each time",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def _make_room(self, size: int) -> None:
-        """Add to the bytes that all processes have counted, and remove old files if they would exceed the limit."""
-        with open(self.folder / "bytes", "a+b") as count:
-            fcntl.flock(count, fcntl.LOCK_EX)
-            count.seek(0)
-            text = count.read()
-            total = int(text) if text.isdigit() else self.size()
+        """Add to the bytes that all processes have counted, and remove old files if they would exceed the limit.
+
+        The number is written in place, which a full disk allows.
+        """
+        descriptor = os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with _locked(descriptor):
+            text = os.pread(descriptor, _COUNT_DIGITS + 1, 0)
+            total = int(text) if text.isdigit() and len(text) <= _COUNT_DIGITS else self.size()
             if total + size > self.limit:
                 total = self._remove_old(int(self.limit * _KEPT) - size)
-            count.truncate(0)
-            count.write(b"%d" % (total + size))
+            os.pwrite(descriptor, b"%0*d" % (_COUNT_DIGITS, total + size), 0)
+            if len(text) > _COUNT_DIGITS:
+                os.ftruncate(descriptor, _COUNT_DIGITS)
 
     def _remove_old(self, limit: int) -> int:
         """Remove the files that were not used for the longest time down to a limit; the bytes that are left."""
@@ -151,7 +172,11 @@ class RangeCache:
     def _files(self) -> Iterator[tuple[float, int, str]]:
         """Time of the last use, bytes and path of each file."""
         try:
-            folders = [entry.path for entry in os.scandir(self.folder) if len(entry.name) == 2 and entry.is_dir()]
+            folders = [
+                entry.path
+                for entry in os.scandir(self.folder)
+                if len(entry.name) == 2 and entry.is_dir(follow_symlinks=False)
+            ]
         except FileNotFoundError:
             return
         for folder in folders:
@@ -159,7 +184,8 @@ class RangeCache:
                 for entry in os.scandir(folder):
                     with suppress(FileNotFoundError):
                         state = entry.stat(follow_symlinks=False)
-                        yield state.st_mtime, state.st_size, entry.path
+                        if _NAME.fullmatch(entry.name):
+                            yield state.st_mtime, state.st_size, entry.path
 
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -171,12 +197,21 @@ class RangeCache:
         except OSError:
             yield
             return
-        try:
-            with suppress(OSError):  # no locks on this file system: fetched twice at worst
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with _locked(descriptor):
             yield
-        finally:
-            os.close(descriptor)
+
+
+@contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """Lock an open file, and close it at the end; without locks on its file system, ranges may be fetched twice."""
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 def range_cache() -> RangeCache:
@@ -186,4 +221,6 @@ def range_cache() -> RangeCache:
 
 @lru_cache(maxsize=4)
 def _cache(folder: Path, limit: int) -> RangeCache:
+    with suppress(OSError):
+        make_private(folder)
     return RangeCache(folder, limit)

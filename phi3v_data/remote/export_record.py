@@ -5,7 +5,8 @@ later run of the same command replaces what a killed one left, and nothing that 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +16,8 @@ RECORD = ".phi3v/stored_export.json"
 MARKER = ".phi3v/unfinished.json"
 
 _LIMIT = 1 << 28
+
+T = TypeVar("T")
 
 
 class ExportRecord(msgspec.Struct, frozen=True):
@@ -30,14 +33,14 @@ class ExportMarker(msgspec.Struct, frozen=True):
     objects: list[str]
 
 
-def read_record(store: Store, found: StoredObject) -> ExportRecord:
-    """The record in an object. Raises msgspec.MsgspecError, StoreError."""
-    return msgspec.json.decode(_read(store, found), type=ExportRecord)
+def read_record(store: Store, found: StoredObject) -> ExportRecord | None:
+    """The record in an object; None if it is damaged. Raises StoreError."""
+    return _read(store, found, ExportRecord)
 
 
-def read_marker(store: Store, found: StoredObject) -> ExportMarker:
-    """The marker in an object. Raises msgspec.MsgspecError, StoreError."""
-    return msgspec.json.decode(_read(store, found), type=ExportMarker)
+def read_marker(store: Store, found: StoredObject) -> ExportMarker | None:
+    """The marker in an object; None if it is damaged. Raises StoreError."""
+    return _read(store, found, ExportMarker)
 
 
 def write_record(store: Store, record: ExportRecord) -> None:
@@ -50,5 +53,9 @@ def write_marker(store: Store, names: Iterable[str]) -> None:
     store.write(MARKER, msgspec.json.encode(ExportMarker(sorted(names))))
 
 
-def _read(store: Store, found: StoredObject) -> bytes:
-    return store.read(found, 0, found.size) if found.size <= _LIMIT else b""
+def _read(store: Store, found: StoredObject, kind: type[T]) -> T | None:
+    if found.size > _LIMIT:
+        return None
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.decode(store.read(found, 0, found.size), type=kind)
+    return None

@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar, cast
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import EXTRAS, Address, name_below, parse_address
-from phi3v_data.remote.retry import ATTEMPTS, ChangedError, patiently
+from phi3v_data.remote.retry import ATTEMPTS, ChangedError, StoreError, patiently
 
 T = TypeVar("T")
 
@@ -95,6 +95,8 @@ class Store:
                 raise UserError(
                     f"{self}: the object {shown(path)} has a name that no file can have; remove or rename it"
                 )
+            if not etag:
+                raise UserError(f"{self.where(name)}: the store gives no etag, so a change would not be noticed")
             yield StoredObject(name, size, etag)
 
     def find(self, name: str = "") -> StoredObject | None:
@@ -180,7 +182,7 @@ class Store:
                 found = self._patiently(str(self), lambda: self._fs.find(self.address.path, detail=True))
             except FileNotFoundError:
                 return
-            yield from ((path.partition("#")[0], int(info["size"]), _etag(info)) for path, info in found.items())
+            yield from ((path, int(info["size"]), _etag(info)) for path, info in found.items())
             return
         bucket, _, prefix = self.address.path.partition("/")
         self._fs.invalidate_cache()  # what it knows of objects that may have changed
@@ -188,10 +190,13 @@ class Store:
         while True:
             page = self._patiently(str(self), partial(self._page, bucket, f"{prefix}/" if prefix else "", more))
             for entry in page.get("Contents", ()):
-                yield f"{bucket}/{entry['Key']}", int(entry["Size"]), entry["ETag"].strip('"')
+                yield f"{bucket}/{entry.get('Key', '')}", int(entry.get("Size", 0)), _etag(entry)
             if not page.get("IsTruncated"):
                 return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            following = {"ContinuationToken": page.get("NextContinuationToken", "")}
+            if following == more or not following["ContinuationToken"]:
+                raise StoreError(f"{self}: the store's list of keys does not end")
+            more = following
 
     def _page(self, bucket: str, prefix: str, more: Mapping[str, str]) -> Any:
         try:

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import msgspec
-
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.media.packed import RemoteShards
 from phi3v_data.messages import shown
@@ -93,10 +91,9 @@ def _check_complete(store: Store, shards: Mapping[str, StoredObject], others: Ma
         if MARKER in others:
             raise UserError(f"{store}: an export to it is not complete; run it again, or wait for it")
         return
-    try:
-        record = read_record(store, others[RECORD])
-    except msgspec.MsgspecError:
-        raise UserError(f"{store}: {RECORD} is not the record of an export; export again, with --overwrite") from None
+    record = read_record(store, others[RECORD])
+    if record is None:
+        raise UserError(f"{store}: {RECORD} is not the record of an export; move it away, and export again")
     for name, size in record.objects.items():
         known = shards.get(name) or others.get(name)
         if name.endswith((".tar", ".parquet")) and (known is None or known.size != size):

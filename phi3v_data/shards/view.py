@@ -32,7 +32,7 @@ from phi3v_data.media.pack import RepeatedNameError, ShardState
 from phi3v_data.media.packed import Kind, PackedImage, write_pack
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import is_remote, parse_address
-from phi3v_data.remote.cache import cache_home
+from phi3v_data.remote.cache_folders import VIEWS, cache_home, held, hold, make_private, remove_old, remove_unused
 from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
 from phi3v_data.shards.files import LocalShard, ShardFile
 from phi3v_data.shards.parquet import IMAGES, read_parquet
@@ -51,7 +51,6 @@ from phi3v_data.splits import (
 from phi3v_data.unfinished import MANIFEST
 
 MANIFEST_OF_EXPORT = "phi3v.json"
-FOLDER = "view"
 VIEW_FORMAT = 2
 
 _READERS: Mapping[Kind, ShardReader] = {"tar": read_tar, "parquet": read_parquet}
@@ -95,13 +94,20 @@ def data_directory(path: str | Path) -> Path:
         return Path(path)
     digest = _digest(export)
     obstacle: OSError | None = None
-    for folder in _folders(export):
-        if (folder / digest / MANIFEST).is_file():
-            return folder / digest
-    for folder in _folders(export):
+    for folder, is_cache in _folders(export):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return _make(export, folder, digest)
+            if is_cache:
+                hold(folder)
+                hold(folder / digest)
+            if (folder / digest / MANIFEST).is_file():
+                return folder / digest
+            make_private(folder) if is_cache else folder.mkdir(parents=True, exist_ok=True)
+            made = _make(export, folder, digest)
+            if is_cache:
+                remove_old(folder.parent)
+                hold(folder)
+                hold(made)
+            return made
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise UserError(f"{folder}: the view of {export} cannot be written: {error.strerror}") from None
@@ -181,11 +187,11 @@ def shards_by_split(shards: Sequence[str]) -> dict[str, list[str]]:
     return {names[name]: found[name] for name in sorted(found, key=lambda name: split_sort_key(names[name]))}
 
 
-def _folders(export: Export) -> Iterator[Path]:
-    """Where a view may be: beside the shards, else in the user's cache."""
-    if export.remote is None and (beside := hidden_path(export.root, FOLDER)) is not None:
-        yield beside
-    yield cache_home() / FOLDER / sha256(os.fsencode(_place(export))).hexdigest()[:16]
+def _folders(export: Export) -> Iterator[tuple[Path, bool]]:
+    """Where a view may be, beside the shards, else in the user's cache, and whether it is the cache."""
+    if export.remote is None and (beside := hidden_path(export.root, VIEWS)) is not None:
+        yield beside, False
+    yield cache_home() / VIEWS / sha256(os.fsencode(_place(export))).hexdigest()[:16], True
 
 
 def _place(export: Export) -> str:
@@ -214,17 +220,18 @@ def _state_of_manifest(export: Export) -> ShardState | None:
 
 def _make(export: Export, folder: Path, digest: str) -> Path:
     """Make the view aside, then rename it; another process may have been faster."""
-    for old in folder.iterdir():  # of shards that have changed since, or unfinished
-        if old.name != digest and not old.name.startswith(f"{digest}."):
-            shutil.rmtree(old, ignore_errors=True)
+    for old in folder.iterdir():  # of shards that have changed since, or left by a killed process
+        if old.name != digest:
+            remove_unused(old, 60.0 if "." in old.name else 0.0)  # another process may be about to lock it
     aside = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=folder))
     try:
-        _write(export, aside)
-        try:
-            os.rename(aside, folder / digest)
-        except OSError:
-            if not (folder / digest / MANIFEST).is_file():
-                raise
+        with held(aside):
+            _write(export, aside)
+            try:
+                os.rename(aside, folder / digest)
+            except OSError:
+                if not (folder / digest / MANIFEST).is_file():
+                    raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder / digest

@@ -2,26 +2,30 @@
 
 The root of parquet files is `s3://BUCKET/PREFIX@DIGEST`, where DIGEST is of the names, sizes and etags of all of them,
 so that a plan names one state of the source. A copy is resumed object by object; one that changed is fetched again, and
-what an interrupted conversion made from the old one is then compared with it, as with any source.
+what an interrupted conversion made from the old one is then compared with it, as with any source. A copy that nobody
+has used for `UNUSED_DAYS` is removed by the next one.
 """
 
 import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import msgspec
+
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside, name_digest
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import parse_address
-from phi3v_data.remote.cache import cache_home
+from phi3v_data.remote.cache_folders import SOURCES, cache_home, hold, make_private, remove_old
 from phi3v_data.remote.retry import ChangedError
 from phi3v_data.remote.store import Store, StoredObject, open_store
 from phi3v_data.sources.hub import RemoteFiles
@@ -31,8 +35,10 @@ BLOCK = 8 << 20
 AT_ONCE = 8
 """Objects that are copied at the same time; each takes a block of memory."""
 
-_STATES = "states.jsonl"
-_ROOT = re.compile(r"(.*)@([0-9a-f]{16})(?:/(.*))?", re.DOTALL)
+FILES, ASIDE, _STATES = "files", "aside", "states.jsonl"
+"""In the folder of a copy: what was copied, what is being copied, and the state of each copied object."""
+
+_ROOT = re.compile(r"(.*?)@([0-9a-f]{16})(?:/(.*))?", re.DOTALL)
 
 
 def open_bucket(spec: str) -> RemoteFiles | Path:
@@ -45,7 +51,7 @@ def open_bucket(spec: str) -> RemoteFiles | Path:
     store = open_store(parse_address(spec))
     found = _listing(store)
     files = [name for name in found if name.endswith(".parquet") and not is_junk(PurePosixPath(name))]
-    if files:
+    if files and not _ROOT.fullmatch(str(store)):  # such an address would be taken for one with a digest
         return RemoteFiles(f"{store}@{_digest(found, files)}", tuple(files))
     return copy_here(spec)
 
@@ -58,16 +64,20 @@ def copy_here(spec: str) -> Path:
     store = open_store(parse_address(spec))
     single = store.find()
     found = {"": single} if single is not None else _listing(store)
-    name = store.address.name
-    folder = cache_home() / "sources" / name_digest(str(store), 16)
-    target = folder / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache_home() / SOURCES / name_digest(str(store), 16)
+    make_private(folder.parent)
+    remove_old(folder.parent)
+    while not hold(folder):
+        make_private(folder)
+    target, aside = folder / FILES / store.address.name, folder / ASIDE
     with _alone(folder / "lock"):
         states = _read_states(folder / _STATES)
+        shutil.rmtree(aside, ignore_errors=True)  # of a killed copy
+        aside.mkdir()
         _remove_others(target, found)
         wanted = [each for each in found.values() if not _is_here(_path(target, each), each, states.get(each.name))]
         with open(folder / _STATES, "a", encoding="utf-8") as log, ThreadPoolExecutor(AT_ONCE) as pool:
-            for each in pool.map(lambda each: _fetch(store, each, _path(target, each)), wanted):
+            for each in pool.map(lambda each: _fetch(store, each, _path(target, each), aside), wanted):
                 log.write(json.dumps([each.name, each.size, each.etag]) + "\n")
                 log.flush()
     return target
@@ -129,9 +139,9 @@ def _is_here(path: Path, found: StoredObject, state: "tuple[int, str] | None") -
     return state == (found.size, found.etag) and path.is_file() and path.stat().st_size == found.size
 
 
-def _fetch(store: Store, found: StoredObject, path: Path) -> StoredObject:
-    """Copy one object block by block, aside, then rename."""
-    aside = path.with_name(f"{path.name}.{name_digest(found.name, 8)}.part")
+def _fetch(store: Store, found: StoredObject, path: Path, folder: Path) -> StoredObject:
+    """Copy one object block by block, into `folder`, then rename."""
+    aside = folder / name_digest(found.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "wb") as file:
@@ -145,21 +155,26 @@ def _fetch(store: Store, found: StoredObject, path: Path) -> StoredObject:
 
 
 def _remove_others(target: Path, found: dict[str, StoredObject]) -> None:
-    """Remove copies of objects that are no longer there, and what a killed copy left."""
-    for path in target.rglob("*") if target.is_dir() else ():
-        if path.is_file() and path.relative_to(target).as_posix() not in found:
+    """Remove copies of objects that are no longer there, and folders that this leaves empty."""
+    if "" in found or not target.is_dir():
+        with suppress(OSError):
+            shutil.rmtree(target) if "" in found else target.unlink()
+        return
+    for path in sorted(target.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):
+                path.rmdir()
+        elif path.relative_to(target).as_posix() not in found:
             path.unlink()
 
 
 def _read_states(path: Path) -> dict[str, tuple[int, str]]:
     states: dict[str, tuple[int, str]] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                name, size, etag = json.loads(line)
-            except ValueError:  # cut off by a kill
-                continue
-            states[name] = (size, etag)
+        for line in path.read_bytes().splitlines():
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError):  # cut off by a kill
+                name, size, etag = msgspec.json.decode(line, type=tuple[str, int, str])
+                states[name] = (size, etag)
     return states
 
 
@@ -167,4 +182,7 @@ def _read_states(path: Path) -> dict[str, tuple[int, str]]:
 def _alone(path: Path) -> Iterator[None]:
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a process that was forked meanwhile has it open as well

@@ -21,7 +21,7 @@ class Stub:
     Attributes:
         latency: seconds before each answer.
         fail: called with the number of a GET of an object, from 0; what is wrong with the answer, or empty:
-            `503`, `500`, `drop` (the connection ends in the middle of the body), `stall` (half of the body comes), `hang`
+            `503`, `500`, `drop` (the connection ends in the middle of the body), `stall` (half of it comes), `hang`
             (no answer comes), `cut` (the connection ends before the answer).
         gets: byte ranges that were asked for, by key.
         bodies: bytes that were sent.

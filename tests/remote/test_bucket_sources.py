@@ -13,7 +13,7 @@ from phi3v_data.conversion import convert
 from phi3v_data.draft import Converter, DatasetInfo, Draft, Item, Options
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.importing import import_rows
-from phi3v_data.remote.cache import cache_home
+from phi3v_data.remote.cache_folders import cache_home
 from phi3v_data.sources.bucket import copy_here
 from phi3v_data.sources.source import Source
 

@@ -1,11 +1,6 @@
 """A store that fails, drops connections or lists a million keys: repeated, said in one line, never other bytes."""
 
-import os
 import socket
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,11 +11,12 @@ from shard_files import write_shards
 from stub_store import Stub
 
 from phi3v_data.dataset import Dataset
+from phi3v_data.errors import UserError
+from phi3v_data.exporting.bucket import BucketTarget
 from phi3v_data.media.images import read_image_file
 from phi3v_data.remote import retry
 from phi3v_data.remote import store as store_module
 from phi3v_data.remote.address import parse_address
-from phi3v_data.remote.cache import RangeCache
 from phi3v_data.remote.retry import ChangedError, StoreError
 from phi3v_data.remote.store import open_store
 from phi3v_data.shards.view import data_directory
@@ -153,68 +149,32 @@ def test_keys_are_listed_page_by_page(stub: Stub) -> None:
     assert stub.lists == 5
 
 
-def test_the_cache_is_bounded_drops_the_oldest_and_finds_damage(tmp_path: Path) -> None:
-    cache = RangeCache(tmp_path / "ranges", 100_000)
-    fetched: list[int] = []
-
-    def get(number: int) -> bytes:
-        def fetch() -> bytes:
-            fetched.append(number)
-            return bytes([number]) * 9_984  # 10,000 with the digest
-
-        return cache.get(str(number), fetch)
-
-    for number in range(8):
-        assert get(number) == bytes([number]) * 9_984
-    assert fetched == list(range(8))
-    for number in range(8):
-        os.utime(cache._path(str(number)), (number, number))
-    assert get(0) == bytes([0]) * 9_984  # used now: no longer the oldest
-    for number in range(8, 13):
-        get(number)
-        assert cache.size() <= cache.limit
-    assert fetched == list(range(13))
-    assert cache.has("0")
-    assert not cache.has("1")
-    path = cache._path("12")
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert get(12) == bytes([12]) * 9_984
-    assert fetched[-1] == 12
-    left = path.with_name(f"{path.name}.1-1")  # of a killed process, long ago
-    left.write_bytes(b"x")
-    os.utime(left, (1, 1))
-    for number in range(20, 30):
-        get(number)
-    assert not left.exists()
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"IsTruncated": True}, "s3://b/set: the store's list of keys does not end"),
+        ({"IsTruncated": True, "NextContinuationToken": "again"}, "s3://b/set: the store's list of keys does not end"),
+        ({"Contents": [{"Key": "set/a.tar", "Size": 1}]}, "s3://b/set/a.tar: the store gives no etag"),
+        ({"Contents": [{"Key": "", "Size": 1, "ETag": "e"}, {"Key": "a"}]}, "'b/a' has a name that no file can have"),
+    ],
+)
+def test_a_listing_that_cannot_be_right_is_one_sentence(
+    stub: Stub, answer: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(parse_address("s3://b/set"))
+    monkeypatch.setattr(store, "_page", lambda *args: answer)
+    with pytest.raises(UserError) as caught:
+        list(store.objects())
+    assert message in str(caught.value)
 
 
-def test_several_processes_share_the_cache_within_its_limit(tmp_path: Path) -> None:
-    """Real processes that want the same ranges in another order each."""
-    program = (
-        "import random, sys; from pathlib import Path; from phi3v_data.remote.cache import RangeCache\n"
-        "cache = RangeCache(Path(sys.argv[1]), 200_000)\n"
-        "numbers = list(range(60)); random.Random(int(sys.argv[2])).shuffle(numbers)\n"
-        "for n in numbers * 3:\n"
-        "    assert cache.get(str(n), lambda: bytes([n]) * 5000) == bytes([n]) * 5000\n"
-        "    assert cache.size() <= 210_000, cache.size()\n"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "ranges"), str(seed)]) for seed in range(3)
-    ]
-    assert [process.wait() for process in processes] == [0, 0, 0]
-
-
-def test_a_range_that_two_threads_want_is_fetched_once(tmp_path: Path) -> None:
-    cache, fetched = RangeCache(tmp_path / "ranges", 1_000_000), []
-
-    def fetch() -> bytes:
-        fetched.append(1)
-        time.sleep(0.05)
-        return b"data"
-
-    threads = [threading.Thread(target=cache.get, args=("key", fetch)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(fetched) == 1
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"1}} more"])
+def test_a_damaged_record_of_an_export_is_one_sentence(stub: Stub, content: bytes) -> None:
+    (stub.folder / "set/.phi3v").mkdir(parents=True)
+    (stub.folder / "set/train.tar").write_bytes(b"x")
+    for name in ("stored_export", "unfinished"):
+        (stub.folder / f"set/.phi3v/{name}.json").write_bytes(b'{"objects": {}, "export": {"deep": ' + content)
+    with pytest.raises(UserError, match="is not the record of an export; move it away"):
+        data_directory("s3://b/set")
+    with pytest.raises(UserError, match=r"stored_export.json is damaged; choose another --out"):
+        BucketTarget(parse_address("s3://b/set"), overwrite=True)
