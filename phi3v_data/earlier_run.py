@@ -1,18 +1,16 @@
 """Detects an earlier run in a directory, complete or interrupted, and whether this run can resume it."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from phi3v_data.draft import Item
 from phi3v_data.errors import UserError
 from phi3v_data.messages import counted, join_words
 from phi3v_data.registry import own_file_digest
 from phi3v_data.same_source import SourceCheck
 from phi3v_data.schema import Manifest
 from phi3v_data.sources.reads import ReadRecord, Reads, Roots, by_file
-from phi3v_data.sources.tables import RowLocation
 from phi3v_data.writing.differences import differences
 from phi3v_data.writing.output import Output
 from phi3v_data.writing.plan import Plan, read_items
@@ -153,19 +151,11 @@ def _changed_shards(before: Iterable[ReadRecord], planned: Reads, plan: Plan, si
     newer = {path for path in planned.paths() if _is_newer(path, since)}
     if not newer:
         return ""
-    shards = newer & {path for part in plan.parts for item in read_items(plan.folder, part) for path in _files_of(item)}
+    shards = {item.path for part in plan.parts for item in read_items(plan.folder, part)} | planned.tables
     then = {(read.root, read.path): read.digest for read in before}
-    now = [read for read in by_file(planned.records()) if planned.roots.locate(read) in shards]
+    now = [read for read in by_file(planned.records()) if planned.roots.locate(read) in newer & shards]
     changed = [read for read in now if then.get((read.root, read.path), read.digest) != read.digest]
     return join_words([f"'{planned.roots.where(read)}' has other content" for read in changed], limit=3)
-
-
-def _files_of(item: Item) -> Iterator[str]:
-    """The file of an item, and those of the rows of tables that it is made from."""
-    yield item.path
-    for value in item.data.values():
-        if isinstance(value, RowLocation):
-            yield value.file
 
 
 def _as_old(identity: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,12 +97,13 @@ def done_before(request: Request, output: Output, prepared: Prepared, saved: Beg
         done = finished_parts(journal, prepared.plan.parts)
         check = SourceCheck(request.out_dir, planned.roots)
         try:
-            check.check_plan(journal, prepared.plan, done, saved.planned)
+            is_other = check.check_plan(journal, prepared.plan, done, saved.planned, planned.tables)
         except SourceChangedError:
             if not request.overwrite:
                 raise
         else:
-            journal.write_identity(prepared.identity, overwrite=saved.overwrite, planned=saved.planned)
+            now = planned.records() if is_other else saved.planned
+            journal.write_identity(prepared.identity, overwrite=saved.overwrite, planned=now)
             return done
     overwrite = request.overwrite or (saved is not None and saved.overwrite)
     journal.start(prepared.identity, overwrite=overwrite, planned=planned.records())

@@ -35,13 +35,27 @@ class SourceCheck:
     roots: Roots
     _states: dict[str, str] = field(default_factory=dict)
 
-    def check_plan(self, journal: Journal, plan: Plan, done: AbstractSet[int], planned: Sequence[ReadRecord]) -> None:
+    def check_plan(
+        self,
+        journal: Journal,
+        plan: Plan,
+        done: AbstractSet[int],
+        planned: Sequence[ReadRecord],
+        tables: AbstractSet[str] = frozenset(),
+    ) -> bool:
         """Compare the files that the plan was made from, then each finished sample.
+
+        Args:
+            tables: files that may have other content, though not in a row that a finished sample was made from.
+
+        Returns:
+            Whether one of `tables` has other content.
 
         Raises:
             SourceChangedError: names the first file and item that differ.
         """
-        changed = self.changed_file(planned)
+        differing = [read for read in planned if self.differs(read)]
+        changed = next((read for read in differing if self.roots.locate(read) not in tables), None)
         finished = self._finished(journal, plan, done)
         if changed is not None:
             item = next((key for key, record, digest, _ in finished if record.digest != digest), "")
@@ -50,10 +64,7 @@ class SourceCheck:
             self.check_reads(record, key, roots)
             if record.digest != digest:
                 raise self._refusal(f"item {key!r}", " (the converter now reads other values for it)")
-
-    def changed_file(self, planned: Sequence[ReadRecord]) -> ReadRecord | None:
-        """The first of the files that a plan was made from that has other content now."""
-        return next((read for read in planned if self.differs(read)), None)
+        return bool(differing)
 
     def changed_read(self, journal: Journal) -> ReadRecord | None:
         """The first of the source's files that finished samples were made from that has other content now."""

@@ -173,6 +173,32 @@ def test_a_changed_image_of_a_table_is_named(tmp_path: Path, name: str) -> None:
     assert ("'1.bmp' of the source" if name == "rows.csv" else "'rows.parquet', group 0:1 of the source") in message
 
 
+@pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])
+def test_a_table_whose_images_changed_after_a_complete_run_is_named(tmp_path: Path, kind: str) -> None:
+    """The plan reads no images, so that it is the same."""
+    datasets = pytest.importorskip("datasets")
+
+    def write(last: int) -> Path:
+        cells = [{**row, "photo": {"bytes": image(n), "path": None}} for n, row in enumerate(samples("aaaaaa"))]
+        cells[5]["photo"]["bytes"] = image(last)
+        shutil.rmtree(source, ignore_errors=True)
+        rows = datasets.Dataset.from_list(cells, split="train")
+        if kind == "parquet":
+            source.mkdir()
+            rows.to_parquet(str(source / "train.parquet"), batch_size=2)
+        else:
+            rows.save_to_disk(str(source))
+        return source
+
+    source = tmp_path / "source"
+    interrupt("table", write(5), tmp_path / "out", options={"map": MAP})
+    assert resume("table", write(77), tmp_path / "out", options={"map": MAP}).resumed == 4
+    assert resume("table", write(77), tmp_path / "out", options={"map": MAP}).already_complete
+    said = refusal("table", write(5), tmp_path / "out", options={"map": MAP})
+    file = "train.parquet" if kind == "parquet" else "data-00000-of-00001.arrow"
+    assert f"is complete, but the source has changed since: '{file}' has other content; --overwrite" in said
+
+
 def test_images_outside_the_source_may_move_but_not_change(tmp_path: Path) -> None:
     source = table(tmp_path / "source", "rows.csv", "aaaaaa")
     (tmp_path / "photos").mkdir()

@@ -6,7 +6,6 @@ The plan reads each row once, for its location, its group and its digest; the wo
 A format is one `RowFormat`; nothing here depends on which.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -35,7 +34,7 @@ from phi3v_data.formats.rows import RowReader, read_rows
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.formats.unread import unread_columns
 from phi3v_data.messages import join_words, shown
-from phi3v_data.sources.reads import not_noting, note_file
+from phi3v_data.sources.reads import not_noting
 from phi3v_data.sources.source import Source
 from phi3v_data.sources.tables import RowLocation
 
@@ -199,12 +198,7 @@ def _items(
     if file.file is None:
         groups = ["group"] if "group" in source.columns(file.name) else []
         values: Iterator[Mapping[str, Any]] = source.rows(file.name, columns=groups) if groups else repeat({})
-        table = ""
         for index, (location, value) in enumerate(zip(source.places(file.name), values, strict=False)):
-            if location.file != table:
-                table = location.file
-                if os.path.isfile(table):
-                    note_file(table)  # what is in its rows is not compared by the plan
             key = f"{file.name}[{index}]"
             yield Item(
                 split=file.split,

@@ -111,9 +111,13 @@ class _Note:
 
 @dataclass(slots=True)
 class Reads:
-    """Collects the files that are read; `records` returns their states and digests."""
+    """Collects the files that are read; `records` returns their states and digests.
+
+    `tables` are those whose rows are compared too, as the samples are made from them.
+    """
 
     roots: Roots
+    tables: set[str] = field(default_factory=set)
     _notes: dict[tuple[str, str], _Note] = field(default_factory=dict)
 
     def file(self, path: str) -> None:
@@ -224,6 +228,14 @@ def note_file(path: str | Path) -> None:
     """Record a file that is about to be read, at any location."""
     if _active is not None:
         _active.file(os.path.abspath(path))
+
+
+def note_table(path: str | Path) -> None:
+    """Record a file of rows that is planned from: the plan may read no column in which it changes."""
+    if _active is not None:
+        file = os.path.abspath(path)
+        _active.file(file)
+        _active.tables.add(file)
 
 
 def note_row(path: str, place: str, digest: Callable[[], str]) -> None:

@@ -21,7 +21,7 @@ from phi3v_data.sources import bucket
 from phi3v_data.sources.fingerprint import fingerprint
 from phi3v_data.sources.hub import REMOTE, RemoteFiles, open_remote, remote_errors
 from phi3v_data.sources.members import is_junk
-from phi3v_data.sources.reads import folder_state, not_noting, note_row, state_of
+from phi3v_data.sources.reads import folder_state, not_noting, note_row, note_table, state_of
 from phi3v_data.splits import canonical_split, lone_split, split_sort_key
 
 _SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(-[0-9a-f]+)?$")
@@ -162,6 +162,8 @@ class _Parquet:
     def places(self, split: str) -> Iterator[RowLocation]:
         self._read.update(self._of(split))
         for path in self._of(split):
+            if not is_remote(path):
+                note_table(path)
             metadata = _parquet(path).metadata
             for group in range(metadata.num_row_groups):
                 for row in range(metadata.row_group(group).num_rows):
@@ -203,6 +205,8 @@ class _SavedTables:
             yield from table[first : min(first + size, end)].to_pylist()
 
     def places(self, split: str) -> Iterator[RowLocation]:
+        for file in self._of(split).cache_files:
+            note_table(file["filename"])
         for row in range(self._of(split).num_rows):
             yield RowLocation(str(self._root), split, row)
 
