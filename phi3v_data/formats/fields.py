@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from phi3v_data.converters.helpers.cell_images import is_base64
+from phi3v_data.converters.helpers.cell_images import is_inline
 from phi3v_data.formats.chat import Chat, Fault, ImageRef, Role
 from phi3v_data.messages import shown
 
@@ -58,7 +58,7 @@ BASE64 = "base64"
 
 def as_data_url(value: Any) -> Any:
     """A text that is to be base64 as a data URL, unless it is seen to be an image: not to be taken for a path."""
-    if not isinstance(value, str) or not value or is_base64(value) or value[:5].lower() == "data:":
+    if not isinstance(value, str) or not value or is_inline(value):
         return value
     return f"data:;base64,{value}"
 

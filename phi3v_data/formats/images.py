@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from phi3v_data.converters.helpers.cell_images import cell_image, is_base64
+from phi3v_data.converters.helpers.cell_images import cell_image, is_inline
 from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.formats.chat import ImageRef
@@ -54,7 +54,7 @@ class ImagePlaces:
             from phi3v_data.formats.fetch import fetch_image  # with TLS, which few imports need
 
             return DraftImage(fetch_image(value, what, self.downloads), where=what), ()
-        if is_base64(value):
+        if is_inline(value):
             return cell_image(value, what, ())
         path = self.relative(value)
         places = (f"{self.folder}/{path}", path) if self.folder and not path.startswith("/") else (path,)

@@ -4,7 +4,6 @@ import base64
 import binascii
 import difflib
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from phi3v_data.converters.helpers.cell_images import is_base64
+from phi3v_data.converters.helpers.cell_images import DATA_URL, WRITE_BASE64, is_data_url, is_inline
 from phi3v_data.engine.base import FunctionWork, Work
 from phi3v_data.engine.local import LocalEngine
 from phi3v_data.files import unsafe_reason
@@ -46,7 +45,6 @@ SIZE = "size"
 """In place of a code: message and hint are the width and height of the image."""
 
 _URL = ("http://", "https://")
-_DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 _AS_FILE = "save the image as a file, and give its path"
 _MAX_NAMES = 5000
 _MAX_KEPT = 100_000  # images whose messages are kept for their other uses
@@ -87,12 +85,11 @@ def _check(root: str, ref: str | bytes, pixels: bool, opener: str) -> Iterator[t
             yield "image-source", f"{opener} opens files only, not the URL {shown(ref, 160)}", _AS_FILE
         yield URL, "", ""
         return
-    data_url = _DATA_URL.match(ref[:300])
-    if data_url is not None or is_base64(ref):
+    if is_inline(ref):
         if opener:
-            what = "a data URL" if data_url else "base64 text"
+            what = "a data URL" if is_data_url(ref) else "base64 text"
             yield "image-source", f"{opener} opens files only, not {what}", _AS_FILE
-        yield from _check_encoded(ref, data_url, pixels)
+        yield from _check_encoded(ref, pixels)
         return
     path = unquote(ref[7:]) if ref.lower().startswith("file://") else ref
     name = shown(ref, 160)
@@ -108,14 +105,15 @@ def _check(root: str, ref: str | bytes, pixels: bool, opener: str) -> Iterator[t
         yield from _look(full, name, pixels)
 
 
-def _check_encoded(ref: str, data_url: re.Match[str] | None, pixels: bool) -> Iterator[tuple[str, str, str]]:
+def _check_encoded(ref: str, pixels: bool) -> Iterator[tuple[str, str, str]]:
+    data_url = DATA_URL.match(ref)
     name = "the data URL" if data_url else "the base64 text"
-    encoded = ref[data_url.end() :] if data_url else ref
-    if data_url and ";base64" not in data_url[2].lower():
-        yield "image-unreadable", "the data URL is not base64", "write data:image/jpeg;base64,..."
+    if data_url is None and is_data_url(ref):
+        yield "image-unreadable", f"the data URL {shown(ref, 40)} is not base64", WRITE_BASE64
         return
+    encoded = ref[data_url.end() :] if data_url else ref
     try:
-        data = base64.b64decode(encoded, validate=True)
+        data = base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):
         yield "image-unreadable", f"{name} is not valid base64", "was it cut off?"
         return

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from phi3v_data.converters.helpers.annotations import once_a_source
-from phi3v_data.converters.helpers.cell_images import is_base64
+from phi3v_data.converters.helpers.cell_images import is_inline
 from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, Item
 from phi3v_data.errors import NotFoundError, Reject, UserError
 from phi3v_data.files import unreadable
@@ -165,7 +165,7 @@ class ShardImages(ImagePlaces):
         member = self.members.get(value) if isinstance(value, str) else None
         if member is not None:
             return DraftImage(self.read(member.offset, member.size), where=f"{where}: {shown(member.name)}"), ()
-        if isinstance(value, bytes) or value.lower().startswith(_URL) or is_base64(value):
+        if isinstance(value, bytes) or value.lower().startswith(_URL) or is_inline(value):
             return ImagePlaces.load(self, ref, where)
         what = f"{where}, {ref.field}" if ref.field else where
         raise Reject("image-missing", f"{what}: the image {shown(value)} is not in the shard")
@@ -240,4 +240,4 @@ def _with_images(
 
 
 def _is_path(name: str) -> bool:
-    return not (name.lower().startswith(_URL) or is_base64(name))
+    return not (name.lower().startswith(_URL) or is_inline(name))

@@ -23,6 +23,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+from phi3v_data.converters.helpers.cell_images import WRITE_BASE64, is_data_url
 from phi3v_data.dataset import list_directory, parse_manifest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import MAX_JSON, hidden_path, read_regular
@@ -290,11 +291,11 @@ def _sample(row: ShardRow, name: str, number: str) -> tuple[Sample, list[PackedI
         for reference in references:
             found = row.images.get(reference.value) if isinstance(reference.value, str) else None
             if found is None:
-                raise BadRowError(
-                    row.where,
-                    f"{reference.field}: the image {shown(reference.value)} is not in the shard; "
-                    "only images inside the shards can be read",
-                )
+                value = reference.value
+                said = f"the image {shown(value)} is not in the shard; only images inside the shards can be read"
+                if isinstance(value, str) and is_data_url(value):
+                    said = f"the data URL {shown(value, 40)} is not base64; {WRITE_BASE64}"
+                raise BadRowError(row.where, f"{reference.field}: {said}")
             used[found.name] = found
             names.append(found.name)
         made.append(

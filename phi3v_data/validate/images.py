@@ -226,6 +226,9 @@ class ImageReport:
         return known
 
     def _explain(self, path: str) -> tuple[str, str, str]:
+        if path[:5].lower() == "data:":
+            said = f"{shown(path, 40)} is a data URL, not a path below images/"
+            return "image-missing", said, "save the image as a file there"
         name = shown(path, 160)
         reason = unsafe_reason(path)
         if reason:

@@ -564,6 +564,25 @@ def test_base64_text_without_an_image_is_not_taken_for_a_path(image: dict[str, s
     assert "image-missing" not in codes
 
 
+def test_a_data_url_without_base64_is_named_as_one(cli: Cli, tmp_path: Path) -> None:
+    """Percent-encoded, which no trainer reads, or cut off."""
+    for number, url in enumerate(("data:image/png,%89PNG%0D%0A", "DATA:image/png;base64")):
+        message = f"the data URL '{url}' is not base64"
+        row = {"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cat."}],
+               "images": [url]}  # fmt: skip
+        source = write_rows(tmp_path / f"{number}.jsonl", [row, text_row(1)])
+        result = import_rows("swift", source, tmp_path / f"o{number}", workers=0)
+        assert dict(result.manifest.rejects) == {"image-unreadable": 1}
+        said = json.loads((tmp_path / f"o{number}/rejects.jsonl").read_text())["message"]
+        assert said == f"{number}.jsonl, line 1, images[0]: {message}; write data:image/jpeg;base64,..."
+        found = [item for item in lint_file(source, format="swift").problems if item.severity == "error"]
+        assert [(item.code, item.line, item.message) for item in found] == [("image-unreadable", 1, message)]
+        own = {"id": "a", "source": "t", "conversations": [{"images": [url], "user": "What?", "assistant": "A cat."}]}
+        directory = write_rows(tmp_path / f"d{number}/train.jsonl", [own]).parent
+        (directory / "images").mkdir()
+        assert f"'{url}' is a data URL, not a path below images/" in cli("validate", directory)[1]
+
+
 def test_a_table_of_other_content_and_as_many_rows_is_a_changed_source(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 

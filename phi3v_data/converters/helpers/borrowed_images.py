@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from phi3v_data.converters.helpers.cell_images import is_base64
+from phi3v_data.converters.helpers.cell_images import is_inline
 from phi3v_data.converters.helpers.table_rows import TableRow
 from phi3v_data.converters.helpers.values import text_of
 
@@ -39,7 +39,7 @@ class BorrowedImages:
             index = text_of(row.cells.get(INDEX)).strip()
             for name in images:
                 cell = row.cells.get(name)
-                if (name, index) in wanted and isinstance(cell, str) and is_base64(cell):
+                if (name, index) in wanted and isinstance(cell, str) and is_inline(cell):
                     found._images[name, index] = cell
         return found
 

@@ -22,7 +22,13 @@ from phi3v_data.suffixes import SOURCE_IMAGE_SUFFIXES
 MAX_PATH = 4096
 """Longest text that is treated as a path, in characters."""
 
-_DATA_URI = re.compile(r"data:[^,]{0,100};base64,", re.IGNORECASE)
+WRITE_BASE64 = "write data:image/jpeg;base64,..."
+"""What is to be done about a data URL that is not base64."""
+
+DATA_URL = re.compile(r"data:([^;,]{0,100})[^,]{0,200};base64,", re.IGNORECASE)
+"""Start of a data URL in base64, with the type that it names."""
+
+
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{32,}")
 _HEAD = 32  # characters of base64: 24 bytes
 
@@ -52,14 +58,19 @@ def cell_path(value: Any) -> str:
     """The relative path in a value, with `/`; empty if it is something else."""
     if isinstance(value, Mapping) and not value.get("bytes"):
         value = value.get("path")
-    if not isinstance(value, str) or not value or len(value) > MAX_PATH or "://" in value[:10] or is_base64(value):
+    if not isinstance(value, str) or not value or len(value) > MAX_PATH or "://" in value[:10] or is_inline(value):
         return ""
     return str(PurePosixPath(value.replace("\\", "/")))
 
 
-def is_base64(text: str) -> bool:
-    """Whether a text is a base64 image: by its `data:` prefix, or because its start decodes to that of an image."""
-    if _DATA_URI.match(text[:120]):
+def is_data_url(text: str) -> bool:
+    """Whether a text is a data URL, in base64 or not."""
+    return text[:5].lower() == "data:"
+
+
+def is_inline(text: str) -> bool:
+    """Whether a text is the image itself: a data URL, or base64 whose start decodes to that of an image."""
+    if is_data_url(text):
         return True
     head = text[:_HEAD]
     if _BASE64.fullmatch(head) is None:
@@ -88,7 +99,7 @@ def cell_image(
     text = value.get("path") if isinstance(value, Mapping) else value
     if not isinstance(text, str) or not text:
         raise Reject("image-missing", f"{what} contains no image")
-    if is_base64(text):
+    if is_inline(text):
         return DraftImage(_decoded(text, what), where=what), ()
     if "://" in text[:10]:
         raise Reject("image-missing", f"{what} contains a URL; download the images first")
@@ -101,7 +112,10 @@ def cell_image(
 
 
 def _decoded(text: str, what: str) -> bytes:
-    packed = "".join(_DATA_URI.sub("", text, count=1).split())
+    data_url = DATA_URL.match(text)
+    if data_url is None and is_data_url(text):
+        raise Reject("image-unreadable", f"{what}: the data URL {shown(text, 40)} is not base64; {WRITE_BASE64}")
+    packed = "".join(text[data_url.end() if data_url else 0 :].split())
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError):

@@ -133,7 +133,7 @@ class Service(Consumer):
         elif view.is_export:
             yield from self._check_file(image.field, view.root / value)
         elif limits.data_urls_only or not value.lower().startswith("https://"):
-            wanted = "base64 data URLs only" if limits.data_urls_only else "https and data URLs"
+            wanted = "base64 data URLs only" if limits.data_urls_only else "https and base64 data URLs"
             yield Fault(
                 "image-source",
                 image.field,
