@@ -16,7 +16,10 @@ from phi3v_data.remote.address import is_remote
 from phi3v_data.shards.importing import ImportShards
 from phi3v_data.shards.view import MANIFEST_OF_EXPORT, find_export
 from phi3v_data.slices import SliceResult, convert_slice
+from phi3v_data.sources.archive import archive_kind
 from phi3v_data.sources.bucket import copy_here
+from phi3v_data.sources.source import SPREADSHEETS
+from phi3v_data.suffixes import is_table
 from phi3v_data.tokens.registry import find_family
 from phi3v_data.writing.request import ConvertSettings, Progress
 
@@ -96,11 +99,20 @@ def _prepare(
     if settings.get("unlabelled"):
         raise UserError("an import has no setting unlabelled: a row without its last answer is rejected")
     path = Path(source)
+    _check_kind(path)
     converter: type[ImportRows | ImportShards] = ImportShards if _is_webdataset(path) else ImportRows
     if format_name == WebDataset.name and path.suffix == ".tar" and path.is_file():
         converter, source = ImportShards, path.absolute().parent  # as an archive, it would be unpacked
         given["data"] = path.name
     return converter, source, given
+
+
+def _check_kind(path: Path) -> None:
+    """Raise UserError for a file that is neither one of rows by its name, nor a table, nor an archive."""
+    known = (".parquet", *SPREADSHEETS)
+    if path.is_file() and not is_table(path.name) and path.suffix.lower() not in known and not archive_kind(path):
+        kinds = "'.jsonl', '.json' or '.parquet'"
+        raise UserError(f"'{path}' is not an archive, and a file of rows has a name that ends in {kinds}: rename it")
 
 
 def _is_webdataset(source: Path) -> bool:

@@ -24,7 +24,8 @@ from phi3v_data.cli.sets import (
     given,
     num_workers,
 )
-from phi3v_data.errors import GOOD, PROBLEMS, UserError
+from phi3v_data.errors import GOOD, PROBLEMS, NotFoundError, UserError
+from phi3v_data.remote.address import is_remote
 
 
 class LevelName(StrEnum):
@@ -140,6 +141,8 @@ def validate(
         }
         options["lengths"] = LengthSettings(max_tokens, num_crops, image_options, tokenizer)
     else:
+        if not os.path.lexists(path) and not is_remote(path):
+            raise NotFoundError(f"{path}: no such file or directory")
         if os.path.lexists(path) and not path.is_dir():
             raise UserError(f"{path}: is neither a file nor a folder; give a conversations directory or a file of rows")
         refuse_options({"format": row_format, "images_root": images_root}, f"a directory: {path} is not a file")

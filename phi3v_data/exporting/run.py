@@ -31,6 +31,7 @@ from phi3v_data.remote.address import Address, is_remote, parse_address, spelled
 from phi3v_data.schema import Sample
 from phi3v_data.sets.writing import check_places
 from phi3v_data.shards.view import data_directory
+from phi3v_data.validate.foreign import refuse_foreign
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
@@ -77,7 +78,9 @@ def export_set(
     `path` may be the address of a folder in a store (`s3://BUCKET/PREFIX`): `bucket.py`.
     """
     exporter = make_exporter(name, request or ExportRequest())
-    dataset = Dataset(data_directory(directory))
+    folder = data_directory(directory)
+    refuse_foreign(folder)
+    dataset = Dataset(folder)
     exporter.check_set(dataset)
     check_target(exporter)
     warned = check_references(exporter)

@@ -100,6 +100,8 @@ def find_data_files(source: Source, only: str = "") -> tuple[DataFile, ...]:
         kinds = ", ".join(SUFFIXES[:3])
         table = any(is_table(file.path) for file in source.files())
         hint = "`phi3v-data convert table` reads a table of texts and images" if table else "give the file itself"
+        if not table and source.files(SOURCE_IMAGE_SUFFIXES):
+            hint = "images alone have no texts: `phi3v-data convert image_folder` takes names of folders for answers"
         raise NotFoundError(f"'{source.spec}' contains no data file ({kinds}, .parquet); {hint}")
     return _with_splits(source, found)
 

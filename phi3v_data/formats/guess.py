@@ -9,7 +9,7 @@ from typing import Any
 from phi3v_data.errors import UserError
 from phi3v_data.formats.chat import Reading
 from phi3v_data.formats.registry import all_formats, get_format
-from phi3v_data.messages import shown
+from phi3v_data.messages import join_words, shown
 
 GUESSED_FROM = 100
 """Rows from whose fields a format is guessed."""
@@ -20,6 +20,7 @@ class Guess:
     """`name` is empty if the format is not plain; `rows` of `num_rows` have it. `others` have been recognized too.
 
     `own_rows` are rows of this package's own format. `within`: the rows are in an array under this key of the only one.
+    `keys` are those of the first row, for messages.
     """
 
     name: str
@@ -28,16 +29,25 @@ class Guess:
     others: tuple[str, ...] = ()
     own_rows: int = 0
     within: str = ""
+    keys: tuple[str, ...] = ()
+
+    @property
+    def fields(self) -> str:
+        """What the first row has instead, as words in brackets; empty if it is not an object."""
+        return f" (its fields: {join_words(self.keys, 6, each=lambda key: shown(key, 40))})" if self.keys else ""
 
 
 def guess_from(values: Iterable[Any]) -> Guess:
     """The format that most of the first rows have; plain if it is that of more rows than any other."""
     counts: Counter[str] = Counter()
     num_rows = own_rows = 0
+    keys: tuple[str, ...] = ()
     formats = {name: cls() for name, cls in all_formats().items()}
     for value in islice(values, GUESSED_FROM):
         num_rows += 1
         row = value[0] if isinstance(value, list | tuple) and value else value
+        if isinstance(row, Mapping) and not keys:
+            keys = tuple(row)
         if is_own(row):
             own_rows += 1
         elif isinstance(row, Mapping):
@@ -46,7 +56,7 @@ def guess_from(values: Iterable[Any]) -> Guess:
     if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
         ties = tuple(name for name, count in ranked if count == ranked[0][1])
         within = _key_of_rows(row) if num_rows == 1 and not ranked else ""
-        return Guess("", 0, num_rows, ties, own_rows, within)
+        return Guess("", 0, num_rows, ties, own_rows, within, keys)
     return Guess(ranked[0][0], ranked[0][1], num_rows, tuple(name for name, _ in ranked[1:]), own_rows)
 
 

@@ -73,7 +73,11 @@ class ImagePlaces:
                     raise
                 missing = reject
         assert missing is not None
-        raise missing
+        if not self.root or path.startswith("/"):
+            raise missing
+        folder = os.path.join(self.root, self.folder).rstrip("/")
+        said = f"{missing.message} in {shown(folder, 80)}, where paths start; --images_root gives another folder"
+        raise Reject(missing.code, said)
 
     def relative(self, path: str) -> str:
         """A path relative to the root, if it is absolute and below it; others unchanged."""

@@ -175,7 +175,7 @@ def guess_format(source: Source, file: DataFile) -> str:
         raise nested(file.name, guess.within)
     if guess.own_rows:
         raise UserError(f"{shown(file.name)} has rows of a conversations directory already, which need no import")
-    said = f"has rows of no known format in its first {guess.num_rows}"
+    said = f"has rows of no known format in its first {guess.num_rows}{guess.fields}"
     raise UserError(f"{shown(file.name)} {said}; give the format instead of auto: {', '.join(all_formats())}")
 
 

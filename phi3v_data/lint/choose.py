@@ -50,7 +50,7 @@ def choose_format(rows: RowFile, name: str | None) -> ChosenFormat:
     if guess.own_rows:
         raise UserError(f"'{rows.path}' is a file of a conversations directory: validate its folder")
     names = ", ".join(guess.others or all_formats())
-    said = f"may be {' or '.join(guess.others)}" if guess.others else "is of no known format"
+    said = f"may be {' or '.join(guess.others)}" if guess.others else f"is of no known format{guess.fields}"
     raise UserError(f"'{rows.path}' {said}: give --format, one of {names}")
 
 

@@ -11,6 +11,9 @@ import pytest
 from in_process import Cli, make_cli
 
 from phi3v_data.cli.import_rows import EXAMPLES
+from phi3v_data.dataset import Dataset
+from phi3v_data.exporting import ExportRequest, export_set
+from phi3v_data.importing import import_rows
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
@@ -58,6 +61,35 @@ def test_the_commands_of_the_section_on_import_run(cli: Cli, place: Path) -> Non
         code, said, errors = cli(*shlex.split(command)[1:], "--workers", "0")
         assert code == 0, errors
         assert "sample" in said
+
+
+def test_the_sample_of_the_page_is_written_and_read_as_it_says(tmp_path: Path) -> None:
+    [own, written] = re.findall(r"```(?:json|text)\n(\{.*?|llava, qwen: .*?)```", PAGE, re.DOTALL)
+    (tmp_path / "set/images").mkdir(parents=True)
+    for name in ("cat.jpg", "cup.jpg"):
+        shutil.copy(SAMPLES / "llava/images" / name, tmp_path / "set/images")
+    (tmp_path / "set/train.jsonl").write_text(json.dumps(json.loads(own)) + "\n")
+    [sample] = Dataset(tmp_path / "set")["train"]
+    [turn] = sample.conversations
+    expected = {
+        name: json.loads(row)
+        for names, row in re.findall(r"^([\w, ]+): (\{.*?\})$(?=\n[\w, ]+: |\n?\Z)", written, re.DOTALL | re.MULTILINE)
+        for name in names.split(", ")
+    }
+    assert list(expected) == ["llava", "qwen", "sharegpt", "swift", "openai", "trl", "axolotl"]
+    for name, row in expected.items():
+        is_folded = name in ("llava", "qwen")
+        export_set(name, tmp_path / "set", tmp_path / name, ExportRequest(lossy=is_folded))
+        [file] = tmp_path.glob(f"{name}/train.json*")
+        found = json.loads(re.sub(r"(?<=base64,)[^\"]+", "...", file.read_text()))
+        assert (found[0] if isinstance(found, list) else found) == row
+        import_rows(name, file, tmp_path / f"back {name}", workers=0)
+        [again] = Dataset(tmp_path / f"back {name}")["train"]
+        [back] = again.conversations
+        text = f"{sample.system}\n\n{turn.user}" if is_folded else turn.user
+        offsets = tuple(at and at + len(text) - len(turn.user) for at in turn.image_offsets)
+        assert (again.system, back.user, back.assistant) == ("" if is_folded else sample.system, text, turn.assistant)
+        assert (back.image_offsets, len(back.images)) == (offsets, 2)
 
 
 def test_the_examples_in_the_help_run(cli: Cli, place: Path) -> None:

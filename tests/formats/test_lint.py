@@ -11,6 +11,7 @@ import pytest
 from broken_files import BAD, CASES, PNG, Broken, write_images
 from in_process import Cli, make_cli
 from more_broken_files import MORE
+from PIL import Image
 
 from phi3v_data.lint import images, lint_file, runner
 
@@ -147,6 +148,51 @@ def test_an_entry_of_dataset_info_gives_names_of_columns_and_roles(tmp_path: Pat
         ("role-unknown", "talk[1].who"),
         ("image-missing", "pics[0]"),
     ]
+
+
+SETTINGS: list[tuple[str, dict[str, object], list[tuple[str, str]]]] = [
+    ("formatting openai", {"formatting": "openai", "columns": {"messages": "messages"}},
+     [("system-text-added", "formatting")]),
+    ("columns without messages", {"columns": {"images": "images"}}, [("settings-invalid", "columns.messages")]),
+    ("tags without roles",
+     {"columns": {"messages": "messages"}, "tags": {"role_tag": "role", "content_tag": "content"}},
+     [("settings-invalid", "tags.user_tag"), ("settings-invalid", "tags.assistant_tag")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "expected"), [case[1:] for case in SETTINGS], ids=[case[0] for case in SETTINGS])
+def test_an_entry_that_llama_factory_reads_otherwise_is_named(
+    settings: dict[str, object], expected: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([chat("Hi")]))
+    entry = {"file_name": "rows.json", "formatting": "sharegpt", **settings}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    found = [item for item in lint_file(tmp_path / "rows.json").problems if item.file == "dataset_info.json"]
+    assert [(item.code, item.field) for item in found] == [(code, f"mine.{field}") for code, field in expected]
+
+
+def test_images_that_a_model_sees_otherwise_are_named_with_the_codes_of_a_directory(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (8, 6)), Image.new("RGB", (8, 6), "red")
+    first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
+    Image.new("I;16", (8, 6)).save(tmp_path / "deep.png")
+    turned = Image.Exif()
+    turned[274] = 6
+    first.save(tmp_path / "turned.jpg", exif=turned)
+    first.save(tmp_path / "other.png", "JPEG")
+    first.save(tmp_path / "stray.jpg")
+    data = (tmp_path / "stray.jpg").read_bytes()
+    (tmp_path / "stray.jpg").write_bytes(data[:20] + bytes(6) + data[20:])  # behind its first segment
+    names = {
+        "two.gif": "image-animated",
+        "deep.png": "image-mode",
+        "turned.jpg": "image-orientation",
+        "other.png": "image-format-mismatch",
+        "stray.jpg": "image-stray-bytes",
+    }
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(chat(f"{name}?", name)) + "\n" for name in names))
+    found = [(item.line, item.code, item.field) for item in lint_file(path).problems]
+    assert found == [(line, code, "images[0]") for line, code in enumerate(names.values(), 1)]
 
 
 def test_a_folder_with_a_file_of_another_tool_is_told_so_in_one_sentence(lint: Cli, tmp_path: Path) -> None:

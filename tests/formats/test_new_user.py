@@ -280,6 +280,38 @@ def test_a_file_in_place_of_a_directory_is_told_the_command_that_makes_one(cli: 
     assert (code, f"`phi3v-data import auto {path} --out_dir DIR`" in error) == (2, True)
 
 
+def test_sources_that_no_import_can_read_are_told_what_to_do(cli: Cli, folder: Path) -> None:
+    text = write(folder / "rows.txt", {"messages": [ask("Hi"), say()]})
+    alpaca = write(folder / "alpaca.jsonl", {"instruction": "Hi", "input": "", "output": "Ho"})
+    for source, said in (
+        (
+            text,
+            f"'{text}' is not an archive, and a file of rows has a name that ends in '.jsonl', '.json' or '.parquet'",
+        ),
+        (folder / "images", "images alone have no texts: `phi3v-data convert image_folder` takes names of folders"),
+        (alpaca, "has rows of no known format in its first 1 (its fields: 'instruction', 'input', 'output')"),
+    ):
+        code, _, error = cli("import", "auto", source, "--out_dir", folder / "o")
+        assert (code, said in error, (folder / "o").exists()) == (2, True, False), error
+    code, _, error = cli("validate", alpaca)
+    assert (code, "is of no known format (its fields: 'instruction', 'input', 'output'): give" in error) == (2, True)
+    code, _, error = cli("validate", folder / "none.json")
+    assert (code, error) == (2, f"error: {folder}/none.json: no such file or directory\n")
+
+
+def test_a_reject_names_the_folder_in_which_an_image_was_looked_for(cli: Cli, folder: Path) -> None:
+    path = write(folder / "rows.jsonl", {"images": ["none.jpg"], "messages": [ask("<image>Hi"), say()]})
+    code, _, error = cli("import", "swift", path, "--images_root", folder / "images", "--out_dir", folder / "o")
+    said = "images[0]: there is no image 'none.jpg' in 'images', where paths start; --images_root gives another folder"
+    assert (code, said in error) == (2, True), error
+
+
+def test_an_export_of_files_of_another_tool_is_told_the_command_that_imports_them(cli: Cli, folder: Path) -> None:
+    path = write(folder / "train.jsonl", {"images": [], "messages": [ask("Hi"), say()]})
+    code, _, error = cli("export", "sharegpt", folder, "--out", folder.with_name("out"))
+    assert (code, f"`phi3v-data import swift {path} --out_dir OUT` converts it" in error) == (2, True), error
+
+
 def test_help_names_every_format(cli: Cli) -> None:
     from phi3v_data.formats.registry import all_formats
 

@@ -523,5 +523,5 @@ def test_a_page_makes_no_folder_for_a_set_that_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, _, err = make_cli(capsys, monkeypatch)("validate", tmp_path / "no", "--html", tmp_path / "no/report.html")
-    assert (code, err) == (2, f"error: {tmp_path}/no: no such directory\n")
+    assert (code, err) == (2, f"error: {tmp_path}/no: no such file or directory\n")
     assert not (tmp_path / "no").exists()

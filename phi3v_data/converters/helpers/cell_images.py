@@ -23,7 +23,7 @@ MAX_PATH = 4096
 """Longest text that is treated as a path, in characters."""
 
 WRITE_BASE64 = "write data:image/jpeg;base64,..."
-"""What is to be done about a data URL that is not base64."""
+"""Advice about a data URL that is not base64."""
 
 DATA_URL = re.compile(r"data:([^;,]{0,100})[^,]{0,200};base64,", re.IGNORECASE)
 """Start of a data URL in base64, with the type that it names."""

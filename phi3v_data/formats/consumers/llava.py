@@ -40,7 +40,8 @@ class LLaVA(Consumer):
             )
         for where, message in view.messages:
             if message.get("from") == "system":
-                yield Fault("system-message", f"{where}.from", "LLaVA stops at a system message with a KeyError")
+                words = "LLaVA stops at a system message with a KeyError"
+                yield Fault("system-message", f"{where}.from", words, "put its text before the first user text")
             if "role" in message and "from" not in message:
                 words = "LLaVA reads 'from' and 'value', not 'role' and 'content'"
                 yield Fault("missing-field", f"{where}.from", words)
