@@ -24,6 +24,7 @@ from phi3v_data.engine.ray import Held, RayEngine, run_task
 from phi3v_data.engine.witness import package_versions, witnesses
 from phi3v_data.engine.worker import Failure, Success
 from phi3v_data.exporting import ExportRequest, export_set
+from phi3v_data.importing import import_rows
 from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.stats import set_stats
 from phi3v_data.validate import validate
@@ -125,6 +126,14 @@ def test_an_export_has_the_bytes_of_the_local_engine(cleaned: Path, on_ray: dict
         assert tree(tmp_path / f"{name}-ray", hidden=True) == tree(tmp_path / f"{name}-local", hidden=True)
         # of 900, ten are cut and 19 of test are those of train: the first of these 20 is cut there
         assert rayed.images == local.images == 871
+
+
+def test_an_import_has_the_bytes_of_the_local_engine(cleaned: Path, on_ray: dict[str, Any], tmp_path: Path) -> None:
+    export_set("llava", cleaned, tmp_path / "llava", ExportRequest())
+    imports = (("ray", on_ray), ("local", {"workers": 2}))
+    rayed, local = (import_rows("llava", tmp_path / "llava", tmp_path / out, **options) for out, options in imports)
+    assert tree(tmp_path / "ray", hidden=True) == tree(tmp_path / "local", hidden=True)
+    assert rayed.samples == local.samples > 0
 
 
 def test_tasks_are_bounded_and_their_results_in_order(cluster: Any) -> None:

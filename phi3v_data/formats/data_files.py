@@ -19,7 +19,7 @@ from phi3v_data.encodings import read_text
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import unsafe_reason
 from phi3v_data.formats.dataset_info import FILE, Entry, read_dataset_info
-from phi3v_data.messages import shown
+from phi3v_data.messages import join_words, shown
 from phi3v_data.sources.source import Source, SourceFile
 from phi3v_data.splits import KNOWN_SPLITS, MAX_NAME_BYTES, SPLIT_FOLDERS, canonical_split, lone_split, parse_file_name
 from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, is_table
@@ -187,12 +187,17 @@ def _text(file: Path, where: str) -> str:
 def _from_info(source: Source, info: SourceFile, files: dict[str, SourceFile]) -> list[DataFile]:
     """The entries of LLaMA-Factory's list whose files are there."""
     found = []
-    for name, entry in read_dataset_info(_text(info.file, info.where), info.where).items():
+    entries = read_dataset_info(_text(info.file, info.where), info.where)
+    for name, entry in entries.items():
         path = _joined(info.path, entry.file_name, f"'{info.where}', entry '{name}', file_name")
         if path in files:
             found.append(DataFile(name, "", files[path], folder=_folder(path), entry=entry))
     if not found:
-        raise NotFoundError(f"'{source.spec}': no entry of '{info.where}' names a JSON file that is there")
+        each = [f"{shown(name, 40)} names {shown(entry.file_name)}" for name, entry in entries.items()]
+        named = f" ({join_words(each, 3)})" if each else ""
+        raise NotFoundError(
+            f"'{source.spec}': no entry of '{info.where}' names a JSON file that is there{named}; give the file itself"
+        )
     return found
 
 

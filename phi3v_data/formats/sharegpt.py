@@ -102,6 +102,10 @@ class ShareGPT(TaggedFormat):
         values = [row.get(column) for column in columns]
         if self.entry is None and not all(isinstance(value, Mapping) for value in values):
             return chat
+        missing = [column for value, column in zip(values, columns, strict=True) if value is None]
+        if missing:
+            faults += [Fault("missing-field", column, f"'{column}' is missing") for column in missing]
+            return chat
         read = [self.message_of(value, column, faults) for value, column in zip(values, columns, strict=True)]
         pair = [Message(line[0], (line[1],) if line[1] else (), field=line[2]) for line in read if line is not None]
         if len(pair) < 2:

@@ -299,6 +299,21 @@ def test_sources_that_no_import_can_read_are_told_what_to_do(cli: Cli, folder: P
     assert (code, error) == (2, f"error: {folder}/none.json: no such file or directory\n")
 
 
+def test_entries_of_dataset_info_are_told_what_is_missing(cli: Cli, folder: Path) -> None:
+    info = {"a": {"file_name": "none.json", "formatting": "sharegpt"}}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    code, _, error = cli("import", "auto", folder, "--out_dir", folder.with_name("o"))
+    said = (
+        "no entry of 'dataset_info.json' names a JSON file that is there ('a' names 'none.json'); give the file itself"
+    )
+    assert (code, said in error) == (2, True), error
+    path = write(folder / "pairs.jsonl", {"conversations": [{"from": "human", "value": "Hi"}], "chosen": ask("Ho")})
+    info = {"a": {"file_name": "pairs.jsonl", "formatting": "sharegpt", "ranking": True}}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    found = [(item.code, item.field, item.message) for item in lint_file(path).problems]
+    assert ("missing-field", "rejected", "'rejected' is missing") in found
+
+
 def test_a_reject_names_the_folder_in_which_an_image_was_looked_for(cli: Cli, folder: Path) -> None:
     path = write(folder / "rows.jsonl", {"images": ["none.jpg"], "messages": [ask("<image>Hi"), say()]})
     code, _, error = cli("import", "swift", path, "--images_root", folder / "images", "--out_dir", folder / "o")

@@ -15,6 +15,7 @@ from colour_sets import colour_directory
 from processes import train_together
 from run_dirs import arguments, command, read_lines, settings_for
 from safetensors.torch import load_file
+from shard_files import write_shards
 
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
@@ -104,7 +105,9 @@ def test_loss_and_weights_are_those_of_one_process(cases: Path, name: str) -> No
 
 @pytest.mark.slow
 def test_torchrun_is_the_same_run(data_dir: Path, tmp_path: Path) -> None:
-    settings = settings_for(data_dir, tmp_path / "two", learning_rate=1e-4, max_steps=4)
+    """Of two processes that read WebDataset shards, too."""
+    shards = write_shards(data_dir, tmp_path / "shards", "tar")
+    settings = settings_for(shards, tmp_path / "two", learning_rate=1e-4, max_steps=4)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     result = subprocess.run(
         [*launcher, "-m", "phi3v_train", "run", *arguments(settings), "--skip_validation"],
