@@ -117,6 +117,8 @@ def _hint(error: json.JSONDecodeError, text: str, name: str) -> str:
     in_line = name == "line"
     if error.msg == "Extra data":
         return "two objects on one line? put a line end between them" if in_line else "is a comma missing?"
+    if text.startswith(("'", "None", "True", "False"), error.pos):
+        return "this is Python: JSON has double quotes, null, true and false; write rows with a JSON library"
     if error.pos < len(text.rstrip()):
         return ""
     other = "the object spread over several lines" if in_line else "is a bracket missing"

@@ -33,7 +33,7 @@ class Guess:
 
     @property
     def fields(self) -> str:
-        """What the first row has instead, as words in brackets; empty if it is not an object."""
+        """The fields of the first row, as words in brackets; empty if it is not an object."""
         return f" (its fields: {join_words(self.keys, 6, each=lambda key: shown(key, 40))})" if self.keys else ""
 
 

@@ -314,6 +314,15 @@ def test_entries_of_dataset_info_are_told_what_is_missing(cli: Cli, folder: Path
     assert ("missing-field", "rejected", "'rejected' is missing") in found
 
 
+def test_rows_that_were_printed_by_python_are_told_so(folder: Path) -> None:
+    path = folder / "rows.jsonl"
+    rows = [{"messages": [ask("Hi"), say()], "images": None}] * 2
+    path.write_text(f"{json.dumps(rows[0])}\n{rows[1]}\n{json.dumps(rows[1]).replace('null', 'None')}\n")
+    found = [item for item in lint_file(path, format="swift").problems if item.code == "json-syntax"]
+    assert [item.line for item in found] == [2, 3]
+    assert all(item.hint.startswith("this is Python: JSON has double quotes, null, true and false") for item in found)
+
+
 def test_a_reject_names_the_folder_in_which_an_image_was_looked_for(cli: Cli, folder: Path) -> None:
     path = write(folder / "rows.jsonl", {"images": ["none.jpg"], "messages": [ask("<image>Hi"), say()]})
     code, _, error = cli("import", "swift", path, "--images_root", folder / "images", "--out_dir", folder / "o")
