@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from in_process import Cli, make_cli
 from more_broken_files import MORE
 from PIL import Image
 
+from phi3v_data.formats.consumers.azure import Azure
+from phi3v_data.formats.consumers.limits import LIMITS
 from phi3v_data.lint import images, lint_file, runner
 
 
@@ -60,6 +63,29 @@ def test_an_unknown_detail_of_an_image_is_named_among_many_rows_that_are_alike(t
     (found,) = lint_file(path, format="openai").problems
     assert (found.code, found.line, found.field) == ("wrong-type", 41, "messages[0].content[0].image_url.detail")
     assert "'detail' is 'best', OpenAI takes low, high, auto" in found.message
+
+
+def test_numbers_of_rows_and_sizes_of_images_are_limits_of_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With limits that a short file exceeds; the image has 79 bytes."""
+    limits = replace(LIMITS["azure"], max_rows=30, rows_with_images=20, image_bytes=60)
+    monkeypatch.setattr(Azure, "limits", limits)
+    image = {"type": "image_url", "image_url": {"url": PNG}}
+    lines = []
+    for number in range(31):
+        content = [*([image] if number < 21 else []), {"type": "text", "text": f"What is {number}?"}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": f"It is {number}."}]
+        lines.append(json.dumps({"messages": messages}) + "\n")
+    (path := tmp_path / "rows.jsonl").write_text("".join(lines))
+    found = lint_file(path, format="openai", consumer="azure").problems
+    assert {item.code for item in found} == {"over-limit"}
+    field = "messages[0].content[0].image_url.url"
+    assert [(item.line, item.field) for item in found if item.line] == [(line, field) for line in range(1, 22)]
+    assert [item.message for item in found if not item.line] == [
+        "the file has 31 rows, Azure takes 30 (2026-11-28)",
+        "the file has 21 rows with images, Azure takes 20 (2026-11-28)",
+    ]
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import base64
 import binascii
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from phi3v_data.converters.helpers.cell_images import DATA_URL
 from phi3v_data.formats.chat import Fault, ImageRef
 from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, blocks_of
 from phi3v_data.media.formats import HEAD_BYTES, UnreadableImageError, identify
@@ -52,7 +52,6 @@ LIMITS = {
     ),
 }  # fmt: skip
 
-_DATA_URL = re.compile(r"data:([^;,]*);base64,", re.IGNORECASE)
 DETAILS = ("low", "high", "auto")
 _ROW_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 _MESSAGE_KEYS = frozenset(
@@ -126,7 +125,7 @@ class Service(Consumer):
         limits, value = self.limits, image.value
         if isinstance(value, bytes):
             return
-        data_url = _DATA_URL.match(value)
+        data_url = DATA_URL.match(value)
         if data_url is not None:
             encoded = value[data_url.end() :]
             yield from self._check_size(image.field, len(encoded) * 3 // 4, _decoded(encoded))
