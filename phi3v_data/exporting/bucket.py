@@ -8,6 +8,7 @@ one is not readable until it is complete. A killed upload leaves no object: a st
 there.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from phi3v_data.remote.export_record import (
     write_marker,
     write_record,
 )
-from phi3v_data.remote.store import Store, open_store
+from phi3v_data.remote.store import Store, StoredObject, open_store
 
 AT_ONCE = 16
 """Small files that are uploaded at the same time."""
@@ -45,7 +46,8 @@ class BucketTarget:
                 f"{address}: on the Hub each file would be a commit; export to a folder, then `hf upload` it in one"
             )
         self.store: Store = open_store(address)
-        self.objects: dict[str, int] = {}  # that are there, of this export
+        self.uploaded: dict[str, StoredObject] = {}
+        self._run = os.urandom(8).hex()
         self._planned: set[str] = set()
         self._had_record = False
         self._before = self._check_free(overwrite)
@@ -54,7 +56,7 @@ class BucketTarget:
         """Say which objects will be written, before the first one is."""
         if not names <= self._planned:
             self._planned |= names
-            write_marker(self.store, self._planned | self._before)
+            write_marker(self.store, self._planned | self._before, self._run)
         if self._had_record:
             self.store.remove([RECORD])
             self._had_record = False
@@ -65,13 +67,28 @@ class BucketTarget:
         self.begin(set(files))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for name, found in zip(files, pool.map(self.store.put, files.values(), files), strict=True):
-                self.objects[name] = found.size
+                self.uploaded[name] = found
 
     def finish(self, export: Mapping[str, object]) -> None:
-        """Make the export complete."""
-        self.store.remove(sorted(self._before - self.objects.keys()))
-        write_record(self.store, ExportRecord(dict(sorted(self.objects.items())), dict(export)))
+        """Make the export complete.
+
+        Raises:
+            UserError: another process has exported to the same folder meanwhile; it is left incomplete.
+        """
+        self.store.remove(sorted(self._before - self.uploaded.keys()))
+        self._check_alone()
+        sizes = {name: found.size for name, found in sorted(self.uploaded.items())}
+        write_record(self.store, ExportRecord(sizes, dict(export)))
         self.store.remove([MARKER])
+
+    def _check_alone(self) -> None:
+        there = {each.name: each for each in self.store.objects()}
+        marker = read_marker(self.store, there[MARKER]) if MARKER in there else None
+        if marker and marker.run == self._run and all(there.get(name) == each for name, each in self.uploaded.items()):
+            return
+        write_marker(self.store, self._planned | self._before, self._run)
+        self.store.remove([RECORD])  # of the other one, some objects of which may be ours now
+        raise UserError(f"{self.store}: another export wrote to it at the same time; run one of them again")
 
     def _check_free(self, overwrite: bool) -> set[str]:
         """The objects of an earlier export, which may be replaced. Raises UserError."""
@@ -90,6 +107,8 @@ class BucketTarget:
             many = f"{counted(len(others), 'object')} that no export wrote, such as {shown(others[0])}"
             raise UserError(f"{self.store}: has {many}; choose another --out, or an empty folder")
         self._had_record = RECORD in found
+        if MARKER in found:
+            self.store.drop_unfinished(known)
         return known & found.keys()
 
 
@@ -100,11 +119,8 @@ def staging() -> Iterator[Path]:
         yield Path(folder)
 
 
-def upload_shard(address: Address, part: Path, name: str, stage: Path) -> int:
-    """Upload the shard of a part from the folder it was written to; what is beside it moves to `stage`.
-
-    Returns its bytes.
-    """
+def upload_shard(address: Address, part: Path, name: str, stage: Path) -> StoredObject:
+    """Upload the shard of a part from the folder it was written to; what is beside it moves to `stage`."""
     found = open_store(address).put(part / name, name)
     (part / name).unlink()
     for path in part.rglob("*"):
@@ -112,4 +128,4 @@ def upload_shard(address: Address, part: Path, name: str, stage: Path) -> int:
             target = stage / path.relative_to(part)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
-    return found.size
+    return found

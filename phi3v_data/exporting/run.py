@@ -28,6 +28,7 @@ from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.consumers.base import Consumer
 from phi3v_data.formats.turns import to_chat
 from phi3v_data.remote.address import Address, is_remote, parse_address, spelled
+from phi3v_data.remote.store import StoredObject
 from phi3v_data.schema import Sample
 from phi3v_data.sets.writing import check_places
 from phi3v_data.shards.view import data_directory
@@ -168,11 +169,11 @@ class _Run:
         rows = dict.fromkeys(self.dataset, 0)
         num_images = 0
         work = _Write(self.dataset, exporter, stage, bucket.store.address if bucket else None)
-        for part, (count, images, size) in self.each(work, parts, "write", Shared(self._read(), (stage,))):
+        for part, (count, images, uploaded) in self.each(work, parts, "write", Shared(self._read(), (stage,))):
             rows[part.split] += count
             num_images += images
             if bucket is not None:
-                bucket.objects[exporter.shard_of(part)] = size
+                bucket.uploaded[exporter.shard_of(part)] = uploaded
         return rows, self.exporter.count_images(stage, rows, num_images)
 
     def _read(self) -> tuple[Path, ...]:
@@ -266,7 +267,7 @@ class _Check:
 class _Write:
     """Writes the rows of a part, and uploads its shard if the export is in a store.
 
-    Gives the numbers of rows and images, and the bytes of an uploaded shard.
+    Gives the numbers of rows and images, and the uploaded object.
     """
 
     dataset: Dataset
@@ -275,17 +276,17 @@ class _Write:
     address: Address | None
 
     @contextmanager
-    def open(self) -> Iterator[Callable[[Part, Tick], tuple[int, int, int]]]:
+    def open(self) -> Iterator[Callable[[Part, Tick], tuple[int, int, StoredObject | None]]]:
         images = Images(self.dataset)
         yield lambda part, tick: self.run(part, images)
 
-    def run(self, part: Part, images: Images) -> tuple[int, int, int]:
+    def run(self, part: Part, images: Images) -> tuple[int, int, StoredObject | None]:
         if self.address is None:
-            return (*self._write(part, images, self.stage), 0)
+            return (*self._write(part, images, self.stage), None)
         with TemporaryDirectory(dir=self.stage) as folder:
             counts = self._write(part, images, Path(folder))
-            size = upload_shard(self.address, Path(folder), self.exporter.shard_of(part), self.stage)
-        return (*counts, size)
+            uploaded = upload_shard(self.address, Path(folder), self.exporter.shard_of(part), self.stage)
+        return (*counts, uploaded)
 
     def _write(self, part: Part, images: Images, stage: Path) -> tuple[int, int]:
         count = 0

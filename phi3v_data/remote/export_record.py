@@ -28,9 +28,10 @@ class ExportRecord(msgspec.Struct, frozen=True):
 
 
 class ExportMarker(msgspec.Struct, frozen=True):
-    """The marker: names of the objects that the export writes."""
+    """The marker: names of the objects that the export writes, and which run of a command it is of."""
 
     objects: list[str]
+    run: str = ""
 
 
 def read_record(store: Store, found: StoredObject) -> ExportRecord | None:
@@ -48,9 +49,9 @@ def write_record(store: Store, record: ExportRecord) -> None:
     store.write(RECORD, msgspec.json.encode(record))
 
 
-def write_marker(store: Store, names: Iterable[str]) -> None:
+def write_marker(store: Store, names: Iterable[str], run: str) -> None:
     """Write the marker. Raises StoreError."""
-    store.write(MARKER, msgspec.json.encode(ExportMarker(sorted(names))))
+    store.write(MARKER, msgspec.json.encode(ExportMarker(sorted(names), run)))
 
 
 def _read(store: Store, found: StoredObject, kind: type[T]) -> T | None:

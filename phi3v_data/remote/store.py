@@ -13,7 +13,7 @@ library's own settings. A request that fails is repeated (`retry.py`).
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar, cast
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import EXTRAS, Address, name_below, parse_address
-from phi3v_data.remote.retry import ATTEMPTS, ChangedError, StoreError, patiently
+from phi3v_data.remote.retry import ATTEMPTS, ChangedError, StoreError, impatiently, patiently
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ _ATTEMPTS = {"s3": ATTEMPTS, "gs": 2, "hf": 2}
 
 _PART_ATTEMPTS = 3
 """Requests of each part of an upload to S3, so that one failure does not repeat the whole."""
+
+_MOST_PARTS = 10_000  # of an upload to S3
 
 _UPLOAD: Mapping[str, Mapping[str, Any]] = {
     "s3": {"chunksize": 16 << 20, "max_concurrency": 4},  # bytes in memory: their product
@@ -72,6 +74,7 @@ class Store:
         self._attempts = _ATTEMPTS[address.protocol]
         self._files: dict[StoredObject, Any] = {}
         self._opening = threading.Lock()
+        self._commit = ""  # of the Hub, which all reads of this process name
 
     def __str__(self) -> str:
         return str(self.address)
@@ -154,6 +157,7 @@ class Store:
         """
         target, where, size = f"{self.address.path}/{name}", self.where(name), path.stat().st_size
         options = {**_UPLOAD[self.address.protocol], "timeout": longest_upload(size)}
+        options["chunksize"] = max(options["chunksize"], -(-size // _MOST_PARTS))
         fs = _file_system(self.address.protocol, os.getpid(), _PART_ATTEMPTS)
         self._patiently(where, lambda: fs.put_file(os.fspath(path), target, **options))
         found = self.find(name)
@@ -171,6 +175,23 @@ class Store:
         for name in names:
             with suppress(FileNotFoundError):
                 self._patiently(self.where(name), partial(self._fs.rm_file, f"{self.address.path}/{name}"))
+
+    def drop_unfinished(self, names: Collection[str]) -> None:
+        """Remove the parts that killed uploads of objects left in S3, which are not visible but cost money.
+
+        Nothing is done where this is not supported or not allowed.
+        """
+        if self.address.protocol != "s3":
+            return
+        bucket, _, prefix = self.address.path.partition("/")
+        with suppress(StoreError, FileNotFoundError), impatiently():
+            call = partial(self._fs.call_s3, Bucket=bucket)
+            listed = partial(call, "list_multipart_uploads", Prefix=f"{prefix}/" if prefix else "")
+            for upload in self._patiently(str(self), listed).get("Uploads", ()):
+                key = upload.get("Key", "")
+                if name_below(self.address.path, f"{bucket}/{key}") in names:
+                    abort = partial(call, "abort_multipart_upload", Key=key, UploadId=upload.get("UploadId", ""))
+                    self._patiently(str(self), abort)
 
     def _patiently(self, where: str, request: Callable[[], T]) -> T:
         return patiently(where, request, self._attempts)
@@ -212,13 +233,27 @@ class Store:
                 file = self._files.get(found)
                 if file is None:
                     path = f"{self.address.path}/{found.name}" if found.name else self.address.path
-                    pinned = f"{path}#{found.etag}" if self.address.protocol == "gs" else path
-                    file = self._fs.open(pinned, "rb", cache_type="none")
+                    file = self._open_pinned(path, found.etag)
                     if (int(file.details["size"]), _etag(file.details)) != (found.size, found.etag):
                         self._fs.invalidate_cache()
                         raise self._changed(found)
                     self._files[found] = file
         return file
+
+    def _open_pinned(self, path: str, etag: str) -> Any:
+        """Open an object in one state, by its generation or the commit of now; S3 compares the etag in each read."""
+        if self.address.protocol == "gs":
+            return self._fs.open(f"{path}#{etag}", "rb", cache_type="none")
+        if self.address.protocol != "hf" or not hasattr(resolved := self._fs.resolve_path(path), "repo_id"):
+            return self._fs.open(path, "rb", cache_type="none")
+        if not self._commit:
+            from huggingface_hub import HfApi
+
+            info = HfApi().repo_info(resolved.repo_id, repo_type=resolved.repo_type, revision=resolved.revision)
+            self._commit = str(info.sha)
+        prefix = "" if resolved.repo_type == "model" else f"{resolved.repo_type}s/"
+        plain = f"{prefix}{resolved.repo_id}/{resolved.path_in_repo}"
+        return self._fs.open(plain, "rb", revision=self._commit, cache_type="none")
 
     def _unchanged(self, found: StoredObject, request: Any) -> bytes:
         try:

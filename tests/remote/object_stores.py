@@ -94,6 +94,7 @@ def running_store() -> Iterator[ObjectStore]:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        env={**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "256"},  # bytes, so that small objects can have parts
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -105,6 +105,30 @@ def test_a_shard_that_is_missing_cut_or_foreign_is_refused(store: ObjectStore, d
         data_directory(address)
 
 
+def test_of_two_exports_to_one_address_at_once_neither_passes_for_complete(
+    store: ObjectStore, directory: Path, tmp_path: Path
+) -> None:
+    """The second one begins and ends after the first shard of the first one; tar files of other rows have its sizes."""
+    address = f"s3://{BUCKET}/twice/set"
+    other = colour_directory(tmp_path / "other", rows=9)
+    rows = (other / "colours_train.jsonl").read_text()
+    (other / "colours_train.jsonl").write_text(rows.replace("Which colour", "What colour!"))
+    request = ExportRequest(shard_bytes=4000)
+    begun: list[str] = []
+
+    def progress(stage: str, done: int, total: int | None) -> None:
+        if stage == "write" and not begun:
+            begun.append(stage)
+            export_set("webdataset", other, address, request)
+
+    with pytest.raises(UserError, match="another export wrote to it at the same time; run one of them again"):
+        export_set("webdataset", directory, address, request, progress=progress)
+    with pytest.raises(UserError, match="an export to it is not complete"):
+        data_directory(address)
+    export_set("webdataset", directory, address, request)
+    assert validate(address).ok
+
+
 def test_the_hub_is_refused_before_anything_is_read(directory: Path) -> None:
     with pytest.raises(UserError, match="on the Hub each file would be a commit"):
         export_set("hub", directory, "hf://datasets/me/set")
@@ -171,3 +195,42 @@ def test_the_walk_through_runs_as_written(store: ObjectStore, directory: Path, t
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/complete.json").exists()
+
+
+@pytest.mark.slow
+def test_killed_within_an_upload_no_half_object_is_visible_and_no_part_is_left(
+    store: ObjectStore, directory: Path, tmp_path: Path
+) -> None:
+    """A shard of several parts, of which some are there; the same command completes it, and removes them."""
+    expected = export_set("webdataset", directory, tmp_path / "out")
+    prefix = "parts/set"
+    program = (
+        "import os, signal, sys\n"
+        "from s3fs import S3FileSystem\n"
+        "from phi3v_data.exporting import export_set\n"
+        "from phi3v_data.remote import store\n"
+        "store._UPLOAD = {'s3': {'chunksize': 4096, 'max_concurrency': 1}}\n"
+        "real, calls = S3FileSystem._call_s3, []\n"
+        "async def call_s3(self, method, *args, **kwargs):\n"
+        "    calls.append(method)\n"
+        "    if calls.count('upload_part') == int(sys.argv[3]):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return await real(self, method, *args, **kwargs)\n"
+        "S3FileSystem._call_s3 = call_s3\n"
+        "export_set('webdataset', sys.argv[1], sys.argv[2])\n"
+    )
+    address = f"s3://{BUCKET}/{prefix}"
+    command = [sys.executable, "-c", program, str(directory), address]
+    assert subprocess.run([*command, "3"], check=False).returncode == -signal.SIGKILL
+    assert store.names(f"{prefix}/") == [f"{prefix}/.phi3v/unfinished.json"]
+
+    def unfinished() -> list[str]:
+        return [found["Key"] for found in store.client().list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())]
+
+    assert unfinished() == [f"{prefix}/train-000000.tar"]
+    with pytest.raises(UserError, match="an export to it is not complete; run it again"):
+        data_directory(address)
+    assert subprocess.run([*command, "99"], check=False).returncode == 0
+    assert unfinished() == []
+    assert objects(store, prefix) == files(tmp_path / "out")
+    assert expected.images == validate(address).summary.images

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from colour_sets import colour_directory
 from kills import fork, wait
+from processes import train_together
+from run_dirs import read_lines, settings_for, without_times
 from shard_files import write_shards
 from stub_store import Stub
 
@@ -22,29 +24,9 @@ def put_set(stub: Stub, tmp_path: Path) -> None:
     write_shards(colour_directory(tmp_path / "colours", rows=9), stub.folder / "set", "tar")
 
 
-def settings(data_dir: object, output_dir: Path, **changes: Any) -> Any:
-    from phi3v_train.settings import resolve
-
-    values = {
-        "data_dir": [str(data_dir)],
-        "output_dir": str(output_dir),
-        "model_name_or_path": "tiny",
-        "device": "cpu",
-        "num_crops": 1,
-        "batch_size": 4,
-        "batch_size_per_gpu": 2,
-        "learning_rate": 1e-3,
-        "warmup_steps": 1,
-        "num_workers": 0,
-        "gradient_checkpointing": False,
-        "eval_before": False,
-        "eval_after": False,
-        "report_to": ["none"],
-        "max_steps": 3,
-        "logging_steps": 1,
-        "save_steps": 1,
-    }
-    return resolve({**values, **changes})
+def settings(data_dir: object, output_dir: Path, **changes: Any) -> dict[str, Any]:
+    """Options of a run of three steps, each of which is logged."""
+    return settings_for(Path(str(data_dir)), output_dir, max_steps=3, logging_steps=1, **changes)
 
 
 def weights(output_dir: Path) -> Any:
@@ -62,11 +44,12 @@ def same_weights(one: Path, other: Path) -> bool:
 def test_a_failing_store_changes_no_bit_and_a_killed_run_resumes(stub: Stub, tmp_path: Path) -> None:
     """The second run keeps no image, so that all requests fail by turns until its end."""
     from phi3v_train.run import run as train
+    from phi3v_train.settings import resolve
 
     put_set(stub, tmp_path)
-    train(settings(stub.folder / "set", tmp_path / "local"), quiet=True)
+    train(resolve(settings(stub.folder / "set", tmp_path / "local")), quiet=True)
     stub.fail = lambda number: "503" if number % 4 == 1 else "drop" if number % 4 == 3 else ""
-    train(settings("s3://b/set", tmp_path / "remote", num_workers=2, data_cache_gb=0.0), quiet=True)
+    train(resolve(settings("s3://b/set", tmp_path / "remote", num_workers=2, data_cache_gb=0.0)), quiet=True)
     assert same_weights(tmp_path / "remote", tmp_path / "local")
     assert len(stub.gets) > 20  # half of which failed
     assert "s3://b/set" in (tmp_path / "remote/config.yaml").read_text()
@@ -76,10 +59,24 @@ def test_a_failing_store_changes_no_bit_and_a_killed_run_resumes(stub: Stub, tmp
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    killed = settings("s3://b/set", tmp_path / "killed", data_cache_gb=1.0)
+    killed = resolve(settings("s3://b/set", tmp_path / "killed", data_cache_gb=1.0, save_steps=1))
     assert wait(fork(lambda: train(killed, quiet=True, hooks=[kill]))) == -signal.SIGKILL
     train(killed, quiet=True)
     assert same_weights(tmp_path / "killed", tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_two_processes_train_from_a_bucket_as_from_a_folder(stub: Stub, tmp_path: Path) -> None:
+    """Real processes over gloo; no image is kept, so that each asks the store for its own, which fails now and then."""
+    put_set(stub, tmp_path)
+    stub.fail = lambda number: "503" if number % 5 == 4 else ""
+    remote = settings("s3://b/set", tmp_path / "remote", parallel="ddp", data_cache_gb=0.0)
+    train_together(2, [remote, settings(stub.folder / "set", tmp_path / "local", parallel="ddp")], tmp_path / "work")
+    metrics = [without_times(read_lines(tmp_path / name / "metrics.jsonl")) for name in ("remote", "local")]
+    assert metrics[0] == metrics[1]
+    assert [line["step"] for line in metrics[0]] == [1, 2, 3]
+    assert same_weights(tmp_path / "remote", tmp_path / "local")
+    assert len(stub.gets) > 20
 
 
 def test_images_of_coming_samples_are_fetched_in_the_order_of_the_run(stub: Stub, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "train"
+"""Folder of the scripts that are started."""
+
 MODULE = ("-m", "phi3v_train")
 TIMEOUT = 240
 
