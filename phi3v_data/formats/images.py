@@ -73,7 +73,7 @@ class ImagePlaces:
                     raise
                 missing = reject
         assert missing is not None
-        if not self.root or path.startswith("/"):
+        if not self.root or path.startswith("/") or "://" in path[:10]:
             raise missing
         folder = os.path.join(self.root, self.folder).rstrip("/")
         said = f"{missing.message} in {shown(folder, 80)}, where paths start; --images_root gives another folder"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from phi3v_data.converters.helpers.cell_images import DATA_URL, WRITE_BASE64, is_data_url, is_inline
+from phi3v_data.converters.helpers.cell_images import DATA_URL, WRITE_BASE64, is_data_url, is_inline, lacks_base64
 from phi3v_data.engine.base import FunctionWork, Work
 from phi3v_data.engine.local import LocalEngine
 from phi3v_data.files import unsafe_reason
@@ -106,11 +106,11 @@ def _check(root: str, ref: str | bytes, pixels: bool, opener: str) -> Iterator[t
 
 
 def _check_encoded(ref: str, pixels: bool) -> Iterator[tuple[str, str, str]]:
-    data_url = DATA_URL.match(ref)
-    name = "the data URL" if data_url else "the base64 text"
-    if data_url is None and is_data_url(ref):
+    if lacks_base64(ref):
         yield "image-unreadable", f"the data URL {shown(ref, 40)} is not base64", WRITE_BASE64
         return
+    data_url = DATA_URL.match(ref)
+    name = "the data URL" if data_url else "the base64 text"
     encoded = ref[data_url.end() :] if data_url else ref
     try:
         data = base64.b64decode("".join(encoded.split()), validate=True)

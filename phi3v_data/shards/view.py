@@ -23,7 +23,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from phi3v_data.converters.helpers.cell_images import WRITE_BASE64, is_data_url
+from phi3v_data.converters.helpers.cell_images import WRITE_BASE64, lacks_base64
 from phi3v_data.dataset import list_directory, parse_manifest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import MAX_JSON, hidden_path, read_regular
@@ -293,7 +293,7 @@ def _sample(row: ShardRow, name: str, number: str) -> tuple[Sample, list[PackedI
             if found is None:
                 value = reference.value
                 said = f"the image {shown(value)} is not in the shard; only images inside the shards can be read"
-                if isinstance(value, str) and is_data_url(value):
+                if isinstance(value, str) and lacks_base64(value):
                     said = f"the data URL {shown(value, 40)} is not base64; {WRITE_BASE64}"
                 raise BadRowError(row.where, f"{reference.field}: {said}")
             used[found.name] = found

@@ -247,6 +247,11 @@ def lacks_image(row: dict[str, Any]) -> None:
         row["images"] = ["https://example.org/cat.jpg"]
 
 
+def has_percent_encoded_image(row: dict[str, Any]) -> None:
+    if row["images"]:
+        row["images"] = ["data:image/png,%89PNG"]
+
+
 def test_what_no_view_can_be_made_of(directory: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
 
@@ -258,6 +263,8 @@ def test_what_no_view_can_be_made_of(directory: Path, tmp_path: Path) -> None:
 
     elsewhere = write_shards(directory, tmp_path / "elsewhere", "tar", change=lacks_image)
     assert "'https://example.org/cat.jpg' is not in the shard" in refusal(elsewhere)
+    encoded = write_shards(directory, tmp_path / "encoded", "tar", change=has_percent_encoded_image)
+    assert "the data URL 'data:image/png,%89PNG' is not base64; write data:image/jpeg;base64,..." in refusal(encoded)
     packed = tmp_path / "packed"
     packed.mkdir()
     whole = write_shards(directory, tmp_path / "whole", "tar", shards=1)

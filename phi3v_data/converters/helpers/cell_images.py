@@ -68,6 +68,11 @@ def is_data_url(text: str) -> bool:
     return text[:5].lower() == "data:"
 
 
+def lacks_base64(text: str) -> bool:
+    """Whether a text is a data URL that is not base64."""
+    return is_data_url(text) and DATA_URL.match(text) is None
+
+
 def is_inline(text: str) -> bool:
     """Whether a text is the image itself: a data URL, or base64 whose start decodes to that of an image."""
     if is_data_url(text):
@@ -112,9 +117,9 @@ def cell_image(
 
 
 def _decoded(text: str, what: str) -> bytes:
-    data_url = DATA_URL.match(text)
-    if data_url is None and is_data_url(text):
+    if lacks_base64(text):
         raise Reject("image-unreadable", f"{what}: the data URL {shown(text, 40)} is not base64; {WRITE_BASE64}")
+    data_url = DATA_URL.match(text)
     packed = "".join(text[data_url.end() if data_url else 0 :].split())
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
