@@ -77,7 +77,8 @@ def lint_file(
         raise NotFoundError(f"--images_root '{images_root}' is not a folder")
     chosen = choose_format(rows, format)
     tool = _consumer(consumer, chosen.format)
-    if format is None and tool.formats and chosen.format.name not in tool.formats:
+    is_its_own = chosen.format.name in tool.formats or chosen.format.consumer == tool.name
+    if format is None and tool.formats and not is_its_own:
         chosen = ChosenFormat(get_format(tool.formats[0])(), f"as {tool.title} reads it")
     wanted = lengths if lengths is not None and lengths.are_given else None
     chosen_model = choose_model(model, wanted.tokenizer if wanted else None)

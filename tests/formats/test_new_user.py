@@ -273,6 +273,18 @@ def test_an_import_of_an_export_warns_of_no_file_that_the_export_wrote(name: str
     assert (code, [line for line in error.splitlines() if "warning" in line or "left out" in line]) == (0, [])
 
 
+@pytest.mark.parametrize("name", ["hub", "imagefolder"])
+def test_rows_that_datasets_reads_are_clean_in_the_format_of_their_export(name: str, cli: Cli, folder: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [{"images": [], "messages": [ask("Hi"), say()]}, {"images": [CAT], "messages": [ask("<image>Hi"), say()]}]
+    cli("import", "swift", write(folder / "rows.jsonl", *rows), "--out_dir", folder / "in")
+    cli("export", name, folder / "in", "--out", folder / "out")
+    [path] = [*(folder / "out").rglob("metadata.jsonl"), *(folder / "out").rglob("*.parquet")]
+    for options in ((), ("--for", "trl")):
+        code, out, error = cli("validate", path, *options, "--strict")
+        assert (code, f"format {name} (as 2 of the first 2 rows), checked for trl" in error) == (0, True), out
+
+
 def test_a_file_in_place_of_a_directory_is_told_the_command_that_makes_one(cli: Cli, folder: Path) -> None:
     path = folder / "train.json"
     path.write_text("[]")
