@@ -119,10 +119,9 @@ def _with_splits(source: Source, found: Sequence[DataFile]) -> tuple[DataFile, .
             split = "train"  # shards of one file
         if not split or stems.setdefault(split, path) != path:
             names = ", ".join(other.name for other in found[:8])
-            raise UserError(
-                f"'{source.spec}' contains several data files, which do not name different splits: {names}; choose "
-                "one with --data"
-            )
+            said = f"'{source.spec}' contains several data files, which do not name different splits: {names}"
+            shard = "; `phi3v-data import webdataset` reads a shard of WebDataset"
+            raise UserError(f"{said}; choose one with --data{shard if source.spec.lower().endswith('.tar') else ''}")
         result.append(replace(each, split=split))
     return tuple(result)
 

@@ -176,6 +176,8 @@ def _layout(path: Path, head: bytes) -> Layout:
     if rest[:1] == b"{" and _is_complete(first):
         return "lines"  # the first of which is not a row
     hint = "; a CSV table has to be converted first" if path.suffix.lower() in (".csv", ".tsv") else ""
+    if path.suffix.lower() == ".tar":
+        hint = "; shards of WebDataset are validated by their folder"
     raise UserError(
         f"'{path}' is not JSON Lines, a JSON array, gzip of these, or parquet: it begins with "
         f"{shown(text[:20].decode(errors='replace'))}{hint}"

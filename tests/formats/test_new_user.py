@@ -335,6 +335,16 @@ def test_rows_that_were_printed_by_python_are_told_so(folder: Path) -> None:
     assert all(item.hint.startswith("this is Python: JSON has double quotes, null, true and false") for item in found)
 
 
+def test_a_single_shard_is_told_how_it_is_read(cli: Cli, folder: Path) -> None:
+    row = {"images": [CAT], "messages": [ask("<image>What?"), say()]}
+    cli("import", "swift", write(folder / "rows.jsonl", row, row), "--out_dir", folder / "in")
+    cli("export", "webdataset", folder / "in", "--out", folder / "out")
+    [shard] = (folder / "out").glob("*.tar")
+    assert cli("validate", shard)[2].endswith("; shards of WebDataset are validated by their folder\n")
+    code, _, error = cli("import", "auto", shard, "--out_dir", folder / "o")
+    assert (code, "`phi3v-data import webdataset` reads a shard of WebDataset" in error) == (2, True), error
+
+
 def test_a_reject_names_the_folder_in_which_an_image_was_looked_for(cli: Cli, folder: Path) -> None:
     path = write(folder / "rows.jsonl", {"images": ["none.jpg"], "messages": [ask("<image>Hi"), say()]})
     code, _, error = cli("import", "swift", path, "--images_root", folder / "images", "--out_dir", folder / "o")
