@@ -139,6 +139,7 @@ def push(upload: Upload, repo: str, *, private: bool = False, revision: str | No
 
     api = HfApi(token=read_token())
     failures: tuple[type[Exception], ...] = (HfHubHTTPError, ValueError, RuntimeError, *remote_errors())
+    reached = False
     try:
         api.whoami()
         api.create_repo(repo, private=True if private else None, exist_ok=True)
@@ -146,18 +147,19 @@ def push(upload: Upload, repo: str, *, private: bool = False, revision: str | No
             raise UserError(f"{repo}: is public on the Hub; make it private there, or leave out --private")
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
+        reached = True
         operations = [CommitOperationAdd(name, path) for name, path in upload.files.items()]
         message = f"Upload {counted(len(operations), 'file')} with phi3v-train push"
         return str(api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url)
     except failures as error:
         # Only our own words: the library's may quote a request.
-        raise UserError(explain(error, repo)) from None
+        raise UserError(explain(error, repo, reached=reached)) from None
 
 
-def explain(error: BaseException, repo: str) -> str:
-    """One sentence on why an upload failed."""
+def explain(error: BaseException, repo: str, *, reached: bool) -> str:
+    """One sentence on why an upload failed; `reached` if the Hub had answered before."""
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        return explain(error.__cause__, repo)  # of one file's upload
+        return explain(error.__cause__, repo, reached=reached)  # of one file's upload
     response: Any = getattr(error, "response", None)
     code = getattr(response, "status_code", None)
     if code == 401:
@@ -172,4 +174,9 @@ def explain(error: BaseException, repo: str) -> str:
         return f"{repo}: the Hub refuses the header of the model card: correct the lines between --- in {CARD}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: cannot be read ({error.strerror})"
+    if reached:
+        return (
+            f"{repo}: the Hub answers, but the upload failed; run the same command again, with HF_HUB_DISABLE_XET=1 if "
+            "the Hub has no Xet storage for large files"
+        )
     return f"{repo}: the Hub cannot be reached; check the network and HF_HUB_OFFLINE, then run the same command again"

@@ -178,10 +178,14 @@ def is_public(address: str, port: int = 0) -> bool:
     if port in LOCAL_TEST_PORTS and address == "127.0.0.1":
         return True
     there = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(there, "ipv4_mapped", None) or getattr(there, "sixtofour", None)
-    if isinstance(there, ipaddress.IPv6Address) and there in _NAT64:
-        there = ipaddress.IPv4Address(int(there) & 0xFFFFFFFF)
-    return all(each.is_global and not each.is_multicast for each in (there, inner) if each is not None)
+    if isinstance(there, ipaddress.IPv6Address):
+        if there in _NAT64:
+            there = ipaddress.IPv4Address(int(there) & 0xFFFFFFFF)
+        else:
+            there = there.ipv4_mapped or there.sixtofour or there
+    # Reserved ones hold addresses of IPv4 in further ways: `::127.0.0.1`, NAT64 with the prefix of a local network.
+    own = getattr(there, "is_site_local", False)
+    return there.is_global and not (there.is_multicast or there.is_reserved or own)
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

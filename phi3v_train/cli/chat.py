@@ -48,7 +48,7 @@ def chat(
     served = load(config, base=base, max_batch=1)
     say_notes(served.notes, quiet=quiet)
     try:
-        served.answerer.refuse_markers(system, num_images=0)
+        served.answerer.check_text(system, num_images=0)
     except UserError as error:
         raise UserError(f"--system: {error}") from None
     sampling = Sampling(settings.config.eval.max_new_tokens, temperature, seed=seed)

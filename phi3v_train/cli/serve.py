@@ -62,7 +62,7 @@ def serve(
     never files or private addresses. On another address than loopback clients need a key, which is taken from the
     environment variable PHI3V_API_KEY.
     """
-    key = os.environ.get(KEY_VARIABLE, "")
+    key = os.environ.get(KEY_VARIABLE, "").strip()
     require_key(host, key)
     listening = bind(host, port)
     from phi3v_train.serving.app import ServerSettings, make_app

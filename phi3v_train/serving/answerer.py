@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from phi3v_data.errors import UserError
+from phi3v_data.json_text import invalid_character
 from phi3v_data.messages import shown
 from phi3v_data.schema import Sample
 from phi3v_data.validate.control import build_control_tokens
@@ -68,8 +69,9 @@ class Answerer:
 
     @property
     def num_waiting(self) -> int:
-        """Requests whose answer has not begun."""
-        return len(self._waiting)
+        """Requests whose answer has not begun, without those that are not wanted any more."""
+        with self._changed:
+            return sum(request.is_open for request in self._waiting)
 
     @property
     def num_running(self) -> int:
@@ -82,15 +84,19 @@ class Answerer:
         with self._changed:
             return sum(request.is_open for request in (*self._waiting, *self._running))
 
-    def refuse_markers(self, text: str, *, num_images: int) -> None:
-        """Refuse a text that the model would read as more than text: the marker of a turn's end would end a question.
+    def check_text(self, text: str, *, num_images: int) -> None:
+        """Refuse a text that no row may have, or that the model would read as more than text.
+
+        The marker of a turn's end would end a question.
 
         Args:
             num_images: of the whole conversation; images need no tags.
 
         Raises:
-            UserError: it has a control token or an image tag of the model.
+            UserError: it has a lone surrogate, a NUL, a control token or an image tag of the model.
         """
+        if (problem := invalid_character(text)) is not None:
+            raise UserError(f"the text has {problem}")
         found = self._markers.search(text)
         if found is None:
             return
@@ -121,6 +127,7 @@ class Answerer:
         with self._changed:
             if self._closing:
                 raise ShuttingDownError
+            self._waiting = [each for each in self._waiting if each.is_open]
             if len(self._waiting) >= self.max_waiting:
                 raise QueueFullError
             self._waiting.append(request)
@@ -140,7 +147,6 @@ class Answerer:
             self._closing = self._cut = True
             left = [request for request in (*self._waiting, *self._running) if request.is_open]
             for request in left:
-                request.cancel()
                 request.put(ShuttingDownError())
             self._changed.notify()
         return len(left)
@@ -152,10 +158,7 @@ class Answerer:
                     self._changed.wait()
                 taken = self._waiting[: self.max_batch]
                 del self._waiting[: self.max_batch]
-                batch = [request for request in taken if not request.cancelled]
-                for request in taken:
-                    if request.cancelled:
-                        request.put(Piece("", "stop"))  # for a thread that waits for it
+                batch = [request for request in taken if request.is_open]
                 if not batch and self._closing and not self._waiting:
                     return
                 self._running = tuple(batch)
@@ -167,16 +170,19 @@ class Answerer:
     def _answer(self, batch: Sequence[Request]) -> None:
         try:
             self._generate(batch)
+            return
         except Exception as error:
-            if is_out_of_memory(error) and len(batch) > 1:
-                for request in batch:  # nothing was said of any answer if not even the prompts fit
-                    self._answer([request])
+            if not is_out_of_memory(error):
+                for request in batch:
+                    request.put(error)
                 return
-            told: BaseException = error
-            if is_out_of_memory(error):
-                told = UserError(f"the model ran out of memory on a prompt of {batch[0].num_prompt_tokens} tokens")
-            for request in batch:
-                request.put(told)
+        # Only here, as the exception's traceback keeps the batch's tensors.
+        for request in batch:
+            if len(batch) > 1 and not request.begun:  # what was said of an answer cannot be taken back
+                self._answer([request])
+            else:
+                length = request.num_prompt_tokens
+                request.put(UserError(f"the model ran out of memory on a prompt of {length} tokens"))
 
     @torch.no_grad()
     def _generate(self, batch: Sequence[Request]) -> None:
@@ -231,8 +237,8 @@ class Row:
         """The next token of the answer; ignored after its end."""
         if self.done:
             return
-        if self.request.cancelled:
-            self._finish("stop")
+        if not self.request.is_open:
+            self.done = True
             return
         if token in self.stop_ids:
             self._finish("stop")
@@ -314,7 +320,9 @@ class Sampler:
 
     def draw(self, logits: Tensor) -> int:
         """A token by the logits (vocabulary,), computed on the CPU in fp64, so that a seed means the same anywhere."""
-        values = torch.softmax(logits.cpu().double() / self.temperature, dim=-1)
+        below = logits.cpu().double()
+        below -= below.max()  # before the division, which would overflow at temperatures near 0
+        values = torch.softmax(below / self.temperature, dim=-1)
         ordered, ids = torch.sort(values, descending=True, stable=True)
         before = torch.cumsum(ordered, dim=-1) - ordered
         ordered[before >= self.top_p] = 0.0  # the most likely one stays

@@ -1,53 +1,51 @@
 """The server: OpenAI's chat completions over HTTP, with a page to try it, `/health` and `/metrics`."""
 
-import asyncio
 import hmac
 import json
-import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from phi3v_data.errors import UserError
+from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.fetch import FetchLimits, fetch_image
 from phi3v_data.messages import shown
-from phi3v_train.serving import request as answers
+from phi3v_train.data.encode import EncodedPrompt
 from phi3v_train.serving.address import LOOPBACK, host_name
 from phi3v_train.serving.answerer import Answerer
+from phi3v_train.serving.body import read_body
+from phi3v_train.serving.metrics import Metrics
 from phi3v_train.serving.protocol import (
     ApiError,
     Body,
     Limits,
-    chunk,
-    completion,
+    decode_images,
     in_messages,
-    load_images,
     parse_body,
     read_chat,
+    read_images,
     sample_of,
-    usage,
 )
-from phi3v_train.serving.request import Piece, QueueFullError, ShuttingDownError
+from phi3v_train.serving.request import QueueFullError, ShuttingDownError
+from phi3v_train.serving.responses import Answer, failure, refusal
 
-JSON = "application/json"
 OPEN_PATHS = ("/", "/health")
 """Paths that need no key: the page, which asks for one, and the sign of life."""
-POLL = 0.5  # seconds between two looks at whether the client is still there
+ENCODED = 2  # requests whose images are decoded and encoded at once, as they take many times the memory of their files
 FETCH = FetchLimits(max_bytes=20 << 20, connect=5.0, total=15.0, attempts=2, wait=0.5)
 
 
@@ -69,22 +67,6 @@ class ServerSettings:
     origins: Sequence[str] = ()
     allow_url: bool = False
     limits: Limits = field(default_factory=Limits)
-
-
-class Metrics:
-    """Counts for Prometheus."""
-
-    def __init__(self, answerer: Answerer) -> None:
-        self.registry = CollectorRegistry()
-        make = partial(Counter, registry=self.registry)
-        self.requests = make("phi3v_requests", "Requests for answers, by status of the response.", ["status"])
-        self.prompt_tokens = make("phi3v_prompt_tokens", "Tokens of prompts, image tokens included.")
-        self.answer_tokens = make("phi3v_answer_tokens", "Tokens of answers.")
-        self.seconds = Histogram("phi3v_request_seconds", "Time from request to last token.", registry=self.registry)
-        waiting = Gauge("phi3v_waiting", "Requests whose answer has not begun.", registry=self.registry)
-        waiting.set_function(lambda: answerer.num_waiting)
-        running = Gauge("phi3v_running", "Requests that are being answered.", registry=self.registry)
-        running.set_function(lambda: answerer.num_running)
 
 
 def make_app(answerer: Answerer, settings: ServerSettings) -> FastAPI:
@@ -162,8 +144,9 @@ class Guard:
         if not own and origin not in self.settings.origins:
             return ApiError(403, f"pages of {shown(origin, 80)} may not ask here; `serve --origins` allows them")
         if self.settings.api_key and path not in OPEN_PATHS:
-            given = headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self.settings.api_key.encode()):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(given.strip().encode("latin-1"), self.settings.api_key.encode())
+            if scheme.lower() != "bearer" or not right:
                 return ApiError(401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'")
         return None
 
@@ -176,6 +159,8 @@ class Server:
         self.settings = settings
         self.metrics = Metrics(answerer)
         self.started = now()
+        self.num_prepared = 0
+        self.encoding = CapacityLimiter(ENCODED)
 
     async def page(self) -> Response:
         """The page to try the model."""
@@ -194,7 +179,7 @@ class Server:
 
     async def metrics_text(self) -> Response:
         """Counts in Prometheus' text format."""
-        return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _model(self) -> dict[str, Any]:
         return {"id": self.settings.name, "object": "model", "created": self.started, "owned_by": "phi3v"}
@@ -213,60 +198,48 @@ class Server:
         """Answer a conversation, as a whole or in pieces."""
         start = time.perf_counter()
         try:
-            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != JSON:
-                raise ApiError(415, f"the Content-Type is {shown(kind, 80)}; send {JSON}")
-            body = parse_body(await self._body(request))
-            if body.model not in ("", self.settings.name):
-                raise ApiError(404, f"there is no model '{body.model}' here, only '{self.settings.name}'", "model")
-            sampling = body.sampling(self.settings.limits)
-            prompt = await run_in_threadpool(self._prompt, body)
-            try:
-                asked = self.answerer.submit(prompt, sampling)
-            except QueueFullError:
-                raise ApiError(429, "too many requests wait; try again later") from None
-            except ShuttingDownError:
-                raise ApiError(503, "the server is shutting down") from None
+            with self._place():
+                body = parse_body(await read_body(request, self.settings.limits.body_bytes))
+                if body.model not in ("", self.settings.name):
+                    raise ApiError(404, f"there is no model '{body.model}' here, only '{self.settings.name}'", "model")
+                sampling = body.sampling(self.settings.limits)
+                prompt = await self._prompt(body)
+                try:
+                    asked = self.answerer.submit(prompt, sampling)
+                except QueueFullError:
+                    raise too_many() from None
+                except ShuttingDownError:
+                    raise ApiError(503, "the server is shutting down") from None
         except ApiError as error:
-            self.metrics.requests.labels(str(error.status)).inc()
+            self.metrics.count(error.status)
             return refusal(error)
         self.metrics.prompt_tokens.inc(asked.num_prompt_tokens)
         identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": now(), "model": self.settings.name}
-        answer = Answer(self, request, asked, start)
+        answer = Answer(asked, request, identity, start, self.metrics)
         if body.stream:
-            return StreamingResponse(answer.stream(identity, body), media_type="text/event-stream")
-        return await answer.whole(identity)
+            return answer.streamed(with_usage=body.stream_options is not None and body.stream_options.include_usage)
+        return await answer.whole()
 
-    async def _body(self, request: Request) -> bytes:
-        """The bytes of a request, up to the limit."""
-        limit = self.settings.limits.body_bytes
-        parts = []
-        size = 0
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Counts a request that is read and prepared among those that wait, as it takes memory like them.
+
+        Raises:
+            ApiError: as many wait as may wait.
+        """
+        if self.num_prepared + self.answerer.num_waiting >= self.answerer.max_waiting:
+            raise too_many()
+        self.num_prepared += 1
         try:
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise ApiError(413, f"the request has more than {limit:,} bytes")
-                parts.append(part)
-        except ClientDisconnect:
-            raise ApiError(499, "the client has left") from None
-        return b"".join(parts)
+            yield
+        finally:
+            self.num_prepared -= 1
 
-    def _prompt(self, body: Body) -> Any:
-        """The encoded prompt of a request; images are read here, in a thread."""
+    async def _prompt(self, body: Body) -> EncodedPrompt:
+        """The encoded prompt of a request; images are fetched, decoded and encoded in threads."""
         limits = self.settings.limits
-        chat = read_chat(body.messages, limits)
-        for message in chat.messages:
-            try:
-                self.answerer.refuse_markers(message.text, num_images=len(chat.images))
-            except UserError as error:
-                raise ApiError(400, f"{message.field}: {error}", "messages") from None
-        fetch = partial(fetch_image, limits=FETCH) if self.settings.allow_url else None
-        images = load_images(chat, limits, fetch)
-        try:
-            prompt = self.answerer.encode(sample_of(chat), images)
-        except UserError as error:
-            raise ApiError(400, in_messages(str(error), chat), "messages") from None
+        chat, files = await run_in_threadpool(self._read, body)
+        prompt = await to_thread.run_sync(self._encode, chat, files, limiter=self.encoding)
         if len(prompt.input_ids) > limits.prompt_tokens:
             raise ApiError(
                 400,
@@ -276,102 +249,30 @@ class Server:
             )
         return prompt
 
+    def _read(self, body: Body) -> tuple[Chat, list[bytes]]:
+        """The conversation of a request, and its images as files."""
+        limits = self.settings.limits
+        chat = read_chat(body.messages, limits)
+        for message in chat.messages:
+            try:
+                self.answerer.check_text(message.text, num_images=len(chat.images))
+            except UserError as error:
+                raise ApiError(400, f"{message.field}: {error}", "messages") from None
+        fetch = partial(fetch_image, limits=FETCH) if self.settings.allow_url else None
+        return chat, read_images(chat, limits, fetch)
 
-class Answer:
-    """One answer on its way to a client; it is cancelled when the client has left."""
-
-    def __init__(self, server: Server, request: Request, asked: answers.Request, start: float) -> None:
-        self.server = server
-        self.request = request
-        self.asked = asked
-        self.start = start
-
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Yield the pieces as they come; ends early if the client has left."""
-        waiting = iter(self.asked)
+    def _encode(self, chat: Chat, files: Sequence[bytes]) -> EncodedPrompt:
+        """The prompt of a conversation."""
+        images = decode_images(chat, files)
         try:
-            while True:
-                nextone = asyncio.ensure_future(run_in_threadpool(next, waiting, None))
-                while not nextone.done():
-                    await asyncio.wait([nextone], timeout=POLL)
-                    if not nextone.done() and await self.request.is_disconnected():
-                        self.asked.cancel()
-                        nextone.cancel()
-                        return
-                piece = nextone.result()
-                if piece is None:
-                    return
-                if piece.finish is not None:
-                    self.server.metrics.answer_tokens.inc(piece.num_tokens)
-                    self.server.metrics.seconds.observe(time.perf_counter() - self.start)
-                yield piece
-        finally:
-            self.asked.cancel()
-
-    async def whole(self, identity: dict[str, Any]) -> Response:
-        """The response with the whole answer."""
-        text: list[str] = []
-        last: Piece | None = None
-        try:
-            async for piece in self.pieces():
-                text.append(piece.text)
-                last = piece
-        except Exception as error:
-            return self._failed(failure(error))
-        if last is None or last.finish is None:
-            return self._failed(ApiError(499, "the client has left"))
-        self._count(200)
-        tokens = usage(self.asked.num_prompt_tokens, last.num_tokens)
-        return JSONResponse(completion(identity, "".join(text), last.finish, tokens))
-
-    async def stream(self, identity: dict[str, Any], body: Body) -> AsyncIterator[bytes]:
-        """Server-sent events."""
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        more: dict[str, Any] = {"usage": None} if with_usage else {}
-        yield event({**chunk(identity, {"role": "assistant", "content": ""}), **more})
-        try:
-            async for piece in self.pieces():
-                if piece.text:
-                    yield event({**chunk(identity, {"content": piece.text}), **more})
-                if piece.finish is not None:
-                    yield event({**chunk(identity, {}, piece.finish), **more})
-                    if with_usage:
-                        tokens = usage(self.asked.num_prompt_tokens, piece.num_tokens)
-                        yield event({**chunk(identity, {}), "choices": [], "usage": tokens})
-        except Exception as error:
-            told = failure(error)
-            self._count(told.status)
-            yield event(told.body())
-            return
-        self._count(200)
-        yield b"data: [DONE]\n\n"
-
-    def _count(self, status: int) -> None:
-        self.server.metrics.requests.labels(str(status)).inc()
-
-    def _failed(self, error: ApiError) -> Response:
-        self._count(error.status)
-        return refusal(error)
+            return self.answerer.encode(sample_of(chat), images)
+        except UserError as error:
+            raise ApiError(400, in_messages(str(error), chat), "messages") from None
 
 
-def event(value: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
-
-
-def refusal(error: ApiError) -> Response:
-    """The response of a request that is refused."""
-    return JSONResponse(error.body(), status_code=error.status)
-
-
-def failure(error: Exception) -> ApiError:
-    """The error that a client gets for an answer that failed; an unexpected one goes to the log with its traceback."""
-    if isinstance(error, ShuttingDownError):
-        return ApiError(503, "the server is shutting down; the answer was cut off")
-    if isinstance(error, UserError):
-        return ApiError(503, str(error))
-    logging.getLogger("uvicorn.error").error("a request failed", exc_info=error)
-    return ApiError(500, "the server failed on this request; its log says why")
+def too_many() -> ApiError:
+    """The refusal of a request for which there is no room."""
+    return ApiError(429, "too many requests wait; try again later")
 
 
 def now() -> int:

@@ -7,7 +7,8 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from phi3v_data.formats.openai import OpenAI
 from phi3v_data.formats.turns import check_turns, offsets_of
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import load_image, probe
-from phi3v_data.messages import counted, short, shown
+from phi3v_data.messages import counted, escaped, short, shown
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.serving.request import Sampling
 
@@ -55,16 +56,21 @@ OF_MESSAGES = frozenset({"role", "content"})
 OF_BLOCKS = {"text": frozenset({"type", "text"}), "image_url": frozenset({"type", "image_url"})}
 
 MAX_STOPS = 4
+MAX_STOP = 1000
+"""Characters of a stop string, which is looked for after each token."""
+MAX_TOKEN = 16
+"""Characters per token of the limit on prompts; a longer text is refused before it is tokenized."""
 
 
 class ApiError(Exception):
-    """A request that is refused."""
+    """A request that is refused; `close` if the rest of it is not worth waiting for."""
 
-    def __init__(self, status: int, message: str, param: str | None = None) -> None:
+    def __init__(self, status: int, message: str, param: str | None = None, *, close: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.message = short(message)
-        self.param = param
+        self.param = None if param is None else escaped(param[:80])
+        self.close = close
 
     def body(self) -> dict[str, Any]:
         """The JSON of the response."""
@@ -80,6 +86,7 @@ class Limits:
         body_bytes: size of the request, data URLs included.
         images: images in all messages.
         pixels: of one image.
+        all_pixels: of all images together.
         prompt_tokens: tokens before the answer.
         new_tokens: tokens of the answer; also the default.
     """
@@ -87,6 +94,7 @@ class Limits:
     body_bytes: int = 64 << 20
     images: int = 16
     pixels: int = 50_000_000
+    all_pixels: int = 200_000_000
     prompt_tokens: int = 16_384
     new_tokens: int = 1024
 
@@ -101,16 +109,14 @@ class StreamOptions(BaseModel):
 class Body(BaseModel):
     """The parameters that are used."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: StrictStr = ""
     messages: list[dict[str, Any]] = Field(min_length=1)
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: StrictInt | None = Field(None, ge=1)
     max_completion_tokens: StrictInt | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float | None = Field(None, ge=0, le=2, strict=True)
+    top_p: float | None = Field(None, gt=0, le=1, strict=True)
     seed: StrictInt | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     stop: StrictStr | list[StrictStr] | None = None
 
@@ -120,8 +126,8 @@ class Body(BaseModel):
         With a seed or `top_p` alone, the temperature is 1, as it always is at OpenAI.
         """
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if len(stop) > MAX_STOPS or not all(stop):
-            raise ApiError(400, f"'stop' has 1 to {MAX_STOPS} strings, none of them empty", "stop")
+        if len(stop) > MAX_STOPS or not all(0 < len(each) <= MAX_STOP for each in stop):
+            raise ApiError(400, f"'stop' has 1 to {MAX_STOPS} strings of 1 to {MAX_STOP:,} characters", "stop")
         name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         asked: int | None = getattr(self, name)
         if self.max_tokens not in (None, asked):
@@ -152,15 +158,14 @@ def parse_body(data: bytes) -> Body:
         if given is not None and given not in harmless:
             raise ApiError(400, f"'{name}' {why}: leave it out", name)
     kept = {name: each for name, each in value.items() if name not in IGNORED}
+    if (unknown := next((name for name in kept if name not in Body.model_fields), None)) is not None:
+        raise ApiError(400, f"{shown(unknown)} is not a parameter of this server", unknown)
     try:
         return Body.model_validate(kept)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        name = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
-            raise ApiError(400, f"{shown(name)} is not a parameter of this server", name) from None
         where = ".".join(map(str, first["loc"]))
-        raise ApiError(400, f"{shown(where)}: {first['msg']}", name) from None
+        raise ApiError(400, f"{shown(where)}: {first['msg']}", where.partition(".")[0]) from None
 
 
 def read_chat(messages: Sequence[Mapping[str, Any]], limits: Limits) -> Chat:
@@ -178,8 +183,11 @@ def read_chat(messages: Sequence[Mapping[str, Any]], limits: Limits) -> Chat:
     if not chat.messages or chat.messages[-1].role != "user":
         raise ApiError(400, "the last message must be the user's", "messages")
     for fault in check_turns(chat):
-        if fault.code not in ("no-turns", "last-turn-open"):
+        if fault.code not in ("no-turns", "last-turn-open", "empty-text"):  # a model may have answered nothing
             raise fault_error(fault)
+    length = sum(len(message.text) for message in chat.messages)
+    if length > (most := MAX_TOKEN * limits.prompt_tokens):
+        raise ApiError(400, f"the messages have {length:,} characters, over the limit of {most:,}", "messages")
     if len(chat.images) > limits.images:
         raise ApiError(400, f"{counted(len(chat.images), 'image')}, over the limit of {limits.images}", "messages")
     return chat
@@ -196,10 +204,11 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
     refuse_others(message, OF_MESSAGES, where)
     content = message.get("content")
     for index, block in enumerate(content if isinstance(content, list) else []):
-        if not isinstance(block, dict) or block.get("type") not in OF_BLOCKS:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if not isinstance(kind, str) or kind not in OF_BLOCKS:
             continue  # said when the message is read
         place = f"{where}.content[{index}]"
-        refuse_others(block, OF_BLOCKS[block["type"]], place)
+        refuse_others(block, OF_BLOCKS[kind], place)
         image = block.get("image_url")
         if isinstance(image, dict) and image.get("detail") not in (None, "auto"):
             detail = shown(image["detail"], 40)
@@ -249,8 +258,8 @@ def in_messages(text: str, chat: Chat) -> str:
     return re.sub(r"conversations\[(\d+)\]\.(user|images)", lambda found: asked[int(found[1])], text)
 
 
-def load_images(chat: Chat, limits: Limits, fetch: Callable[[str, str], bytes] | None) -> list[Any]:
-    """The images of a conversation as Pillow images, in order.
+def read_images(chat: Chat, limits: Limits, fetch: Callable[[str, str], bytes] | None) -> list[bytes]:
+    """The images of a conversation as files, in order; their sizes are checked by their headers.
 
     Args:
         fetch: downloads a URL; None if URLs are not allowed.
@@ -258,31 +267,58 @@ def load_images(chat: Chat, limits: Limits, fetch: Callable[[str, str], bytes] |
     Raises:
         ApiError: an image that cannot be read, is too large, or whose URL is not allowed.
     """
-    return [_load(image, limits, fetch) for image in chat.images]
+    files = []
+    left = limits.all_pixels
+    for image in chat.images:
+        data = _read(image, fetch)
+        with _refusing(image):
+            info = probe(data)
+        pixels = info.width * info.height
+        if pixels > limits.pixels:
+            size = f"{info.width} x {info.height} pixels"
+            raise ApiError(400, f"{image.field}: has {size}, over the limit of {limits.pixels:,}", "messages")
+        left -= pixels
+        if left < 0:
+            most = f"{limits.all_pixels:,} pixels in all"
+            raise ApiError(400, f"{image.field}: with it the images are over the limit of {most}", "messages")
+        files.append(data)
+    return files
 
 
-def _load(image: ImageRef, limits: Limits, fetch: Callable[[str, str], bytes] | None) -> Any:
+def decode_images(chat: Chat, files: Sequence[bytes]) -> list[Any]:
+    """The images of a conversation as Pillow images.
+
+    Raises:
+        ApiError: an image is damaged.
+    """
+    images = []
+    for image, data in zip(chat.images, files, strict=True):
+        with _refusing(image):
+            images.append(load_image(data))
+    return images
+
+
+@contextmanager
+def _refusing(image: ImageRef) -> Iterator[None]:
+    try:
+        yield
+    except UnreadableImageError as error:
+        raise ApiError(400, f"{image.field}: {error}", "messages") from None
+
+
+def _read(image: ImageRef, fetch: Callable[[str, str], bytes] | None) -> bytes:
     url = image.value
     assert isinstance(url, str)
     if url[:5].lower() == "data:":
-        data = _data_url(url, image.field)
-    elif url[:7].lower() == "http://" or url[:8].lower() == "https://":
-        if fetch is None:
-            raise ApiError(400, f"{image.field}: URLs are not fetched by this server; send a data URL", "messages")
-        try:
-            data = fetch(url, image.field)
-        except Reject as error:
-            raise ApiError(400, error.message, "messages") from None
-    else:
+        return _data_url(url, image.field)
+    if url[:7].lower() != "http://" and url[:8].lower() != "https://":
         raise ApiError(400, f"{image.field}: {shown(url)} is neither a data URL nor an http(s) URL", "messages")
+    if fetch is None:
+        raise ApiError(400, f"{image.field}: URLs are not fetched by this server; send a data URL", "messages")
     try:
-        info = probe(data)
-        if info.width * info.height > limits.pixels:
-            size = f"{info.width} x {info.height} pixels"
-            raise ApiError(400, f"{image.field}: has {size}, over the limit of {limits.pixels:,}", "messages")
-        return load_image(data)
-    except UnreadableImageError as error:
-        raise ApiError(400, f"{image.field}: {error}", "messages") from None
+        return fetch(url, image.field)
+    except Reject as error:
+        raise ApiError(400, error.message, "messages") from None
 
 
 def _data_url(url: str, field: str) -> bytes:

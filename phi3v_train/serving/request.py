@@ -1,7 +1,7 @@
 """A question on its way to the model, how it is to be answered, and the pieces of its answer."""
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -48,12 +48,17 @@ class Piece:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One question on its way."""
+    """One question on its way.
+
+    `on_piece` is called after each piece, in the thread that put it: for who cannot wait in a thread.
+    """
 
     prompt: EncodedPrompt
     sampling: Sampling
     pieces: "queue.SimpleQueue[Piece | BaseException]" = field(default_factory=queue.SimpleQueue)
+    on_piece: Callable[[], None] | None = None
     cancelled: bool = False
+    begun: bool = False
     ended: bool = False
 
     @property
@@ -68,19 +73,35 @@ class Request:
 
     def put(self, piece: Piece | BaseException) -> None:
         """Hand over a part of the answer, its end, or why there is none."""
+        self.begun = True
         self.ended = self.ended or isinstance(piece, BaseException) or piece.finish is not None
         self.pieces.put(piece)
+        if self.on_piece is not None:
+            self.on_piece()
 
     def cancel(self) -> None:
-        """The answer is not wanted any more."""
-        self.cancelled = True
+        """The answer is not wanted any more; who waits for it gets its end at once."""
+        if self.is_open:
+            self.cancelled = True
+            self.put(Piece("", "stop"))
+
+    def take(self) -> Piece | None:
+        """The next piece; None if there is none yet. Raises what went wrong in the model's thread."""
+        try:
+            return self._checked(self.pieces.get_nowait())
+        except queue.Empty:
+            return None
 
     def __iter__(self) -> Iterator[Piece]:
         """Yield the pieces of the answer; waits for each. Raises what went wrong in the model's thread."""
         while True:
-            piece = self.pieces.get()
-            if isinstance(piece, BaseException):
-                raise piece
+            piece = self._checked(self.pieces.get())
             yield piece
             if piece.finish is not None:
                 return
+
+    @staticmethod
+    def _checked(piece: Piece | BaseException) -> Piece:
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece

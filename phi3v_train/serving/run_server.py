@@ -29,7 +29,16 @@ class GracefulServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, answerer: Answerer, *, grace: float, say: Callable[[str], None]) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on"))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",  # limits the size of headers, which httptools does not
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="on",
+            )
+        )
         self.answerer = answerer
         self.grace = grace
         self.say = say

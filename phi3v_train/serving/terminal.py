@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Conversation:
             UserError: the question or an image cannot be taken; it is not part of the conversation then.
         """
         new = [image for _, image in self.waiting]
-        self.answerer.refuse_markers(question, num_images=len(self.images) + len(new))
+        self.answerer.check_text(question, num_images=len(self.images) + len(new))
         names = tuple(str(len(self.images) + number) for number in range(len(new)))
         turns = (*self.turns, Turn(images=names, user=question, assistant=""))
         sample = Sample(id="chat", source="chat", conversations=turns, system=self.system)
@@ -80,6 +81,8 @@ class Conversation:
 def talk(conversation: Conversation) -> None:
     """Read lines from stdin until its end or `/quit`; an error in one line does not end the conversation."""
     interactive = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not text is refused, and not the end
     while True:
         try:
             line = input("> " if interactive else "").strip()

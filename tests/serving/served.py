@@ -2,10 +2,13 @@
 
 import base64
 import io
+import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.request import Request, urlopen
 
 import uvicorn
 from fastapi import FastAPI
@@ -46,6 +49,25 @@ def ask_about(text: str, *images: Any) -> list[dict[str, Any]]:
     """The messages of such a question."""
     blocks = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
     return [{"role": "user", "content": [*blocks, {"type": "text", "text": text}]}]
+
+
+def post(address: str, body: Any, **headers: str) -> tuple[int, Any]:
+    """Status and JSON of a request."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = Request(f"{address}/v1/chat/completions", data, {"Content-Type": "application/json", **headers})
+    try:
+        with urlopen(request) as response:
+            return response.status, json.load(response)
+    except OSError as error:
+        return error.code, json.load(error)  # type: ignore[attr-defined]
+
+
+def until(condition: Any, seconds: float = 60.0) -> None:
+    """Wait for a condition; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @contextmanager

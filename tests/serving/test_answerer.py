@@ -6,6 +6,7 @@ import pytest
 import torch
 from served import BLUE, RED, question, small_answerer
 
+from phi3v_data.errors import UserError
 from phi3v_train.evaluation.generate import Generator
 from phi3v_train.serving.answerer import Answerer, certain, first_stop
 from phi3v_train.serving.request import Piece, QueueFullError, Sampling, ShuttingDownError
@@ -72,6 +73,12 @@ def test_a_small_top_p_is_the_most_likely_token(answerer: Answerer) -> None:
     assert text_of(ask(answerer, QUESTIONS[1], narrow)) == text_of(ask(answerer, QUESTIONS[1]))
 
 
+def test_a_temperature_near_zero_is_the_most_likely_token(answerer: Answerer) -> None:
+    """Logits over it are infinite, which failed the whole batch."""
+    cold = Sampling(max_new_tokens=12, temperature=5e-324, seed=1)
+    assert text_of(ask(answerer, QUESTIONS[1], cold)) == text_of(ask(answerer, QUESTIONS[1]))
+
+
 def test_an_answer_ends_before_a_stop_string(answerer: Answerer) -> None:
     whole = text_of(ask(answerer, QUESTIONS[1]))
     string = whole[9:14]
@@ -114,6 +121,7 @@ def test_a_request_that_is_cancelled_in_the_queue_is_not_answered(answerer: Answ
     waits = ask(answerer, QUESTIONS[1])
     waits.cancel()
     assert list(waits) == [Piece("", "stop")]
+    assert answerer.num_waiting == 0
     text_of(blocker)
 
 
@@ -125,6 +133,8 @@ def test_too_many_requests_are_refused_and_a_closed_answerer_takes_none() -> Non
     waiting = [ask(answerer, QUESTIONS[1]) for _ in range(2)]
     with pytest.raises(QueueFullError):
         ask(answerer, QUESTIONS[1])
+    waiting[0].cancel()  # which leaves its place to another
+    waiting[0] = ask(answerer, QUESTIONS[1])
     answerer.close()
     assert all(list(request)[-1].finish == "length" for request in waiting)  # what was taken is answered
     with pytest.raises(ShuttingDownError):
@@ -143,4 +153,37 @@ def test_an_error_of_the_model_reaches_its_requests_and_no_others(monkeypatch: p
         with pytest.raises(Exception, match="ran out of memory on a prompt of 332 tokens"):
             text_of(ask(answerer, QUESTIONS[0]))
     assert text_of(ask(answerer, QUESTIONS[0])) == expected
+    answerer.close()
+
+
+def test_a_batch_that_runs_out_of_memory_is_answered_one_by_one_unless_answers_had_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answerer = small_answerer()
+    real = answerer.model.generate
+    expected = [text_of(ask(answerer, QUESTIONS[number])) for number in (1, 0)]
+    begins = 0
+
+    def scarce(**inputs: Any) -> None:
+        if len(inputs["input_ids"]) > 1:
+            if begins:
+                inputs["generation_config"].max_new_tokens = begins
+                real(**inputs)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(**inputs)
+
+    def asked_together() -> list[Any]:
+        blocker = ask(answerer, QUESTIONS[0])
+        next(iter(blocker))  # it runs, and the others wait for its end
+        return [ask(answerer, QUESTIONS[number]) for number in (1, 0)]
+
+    monkeypatch.setattr(answerer.model, "generate", scarce)
+    assert [text_of(request) for request in asked_together()] == expected
+    begins = 4
+    for request, whole in zip(asked_together(), expected, strict=True):
+        said: list[str] = []
+        with pytest.raises(UserError, match="ran out of memory"):
+            said.extend(piece.text for piece in request)
+        assert whole.startswith("".join(said))
+        assert said
     answerer.close()

@@ -26,7 +26,7 @@ import pytest
 from fastapi import Request as HttpRequest
 from fastapi.responses import HTMLResponse
 from report_browser import CHROMIUM, FLAGS
-from served import BLUE, RED, ask_about, data_url, question, running, served, small_answerer
+from served import BLUE, RED, ask_about, data_url, post, question, running, served, small_answerer, until
 
 from phi3v_data.formats import fetch
 from phi3v_train.serving.address import bind
@@ -172,7 +172,17 @@ FIELD = "messages[0].content[0].image_url.url"
      "'max_tokens' and 'max_completion_tokens' differ: give one of them", "max_tokens"),
     ({"max_tokens": 0}, 400, "'max_tokens': Input should be greater than or equal to 1", "max_tokens"),
     ({"temperature": 3}, 400, "'temperature': Input should be less than or equal to 2", "temperature"),
-    ({"stop": ["a", ""]}, 400, "'stop' has 1 to 4 strings, none of them empty", "stop"),
+    ({"temperature": "1"}, 400, "'temperature': Input should be a valid number", "temperature"),
+    ({"stop": ["a", ""]}, 400, "'stop' has 1 to 4 strings of 1 to 1,000 characters", "stop"),
+    ({"stop": "a" * 1001}, 400, "'stop' has 1 to 4 strings of 1 to 1,000 characters", "stop"),
+    ({"stream_options": {"x": 1}}, 400, "'stream_options.x': Extra inputs are not permitted", "stream_options"),
+    ({"\ud800": 1}, 400, "'\\ud800' is not a parameter of this server", "\\ud800"),
+    ({"messages": ask_about("a\ud800")}, 400,
+     "messages[0].content: the text has a lone surrogate (\\ud800) at character 1", "messages"),
+    ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, 400,
+     "messages[0].content[0].type: a block of type an array of 1, not text, image_url", "messages"),
+    ({"messages": ask_about("x" * 32_001)}, 400,
+     "the messages have 32,001 characters, over the limit of 32,000", "messages"),
     ({"messages": []}, 400, "'messages': List should have at least 1 item after validation, not 0", "messages"),
     ({"messages": [{"role": "assistant", "content": "Hi"}]}, 400, "the last message must be the user's", "messages"),
     ({"messages": [{"role": "tool", "content": "5"}]}, 400, "messages[0]: tools are not supported here", "messages"),
@@ -221,6 +231,8 @@ def test_what_is_accepted_without_effect(address: str) -> None:
     more = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "store": False, "n": 1, "tools": [],
             "parallel_tool_calls": True, "safety_identifier": "x", "prompt_cache_key": "k"}  # fmt: skip
     asked = {"messages": [first, sent_back, {"role": "user", "content": "Sure?"}], "max_tokens": 2}
+    nothing = [first, {**sent_back, "content": ""}, {"role": "user", "content": "Sure?"}]
+    assert post(address, {"messages": nothing, "max_tokens": 2})[0] == 200
     assert post(address, {**asked, **more})[1]["choices"] == post(address, asked)[1]["choices"]
 
 
@@ -237,17 +249,6 @@ def test_a_seed_or_top_p_alone_samples_at_temperature_one(
 ) -> None:
     sampling = parse_body(json.dumps({"messages": ask_about("Hi"), **given}).encode()).sampling(LIMITS)
     assert (sampling.temperature, sampling.top_p) == (temperature, top_p)
-
-
-def post(address: str, body: Any, **headers: str) -> tuple[int, Any]:
-    """Status and JSON of a request."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = Request(f"{address}/v1/chat/completions", data, {"Content-Type": "application/json", **headers})
-    try:
-        with urlopen(request) as response:
-            return response.status, json.load(response)
-    except OSError as error:
-        return error.code, json.load(error)  # type: ignore[attr-defined]
 
 
 def test_a_body_that_is_not_json(address: str) -> None:
@@ -326,6 +327,7 @@ def test_a_key_is_asked_for(tmp_path: Path) -> None:
         assert post(address, {"messages": ask_about("Hi"), "max_tokens": 1})[0] == 401
         assert post(address, {"messages": ask_about("Hi"), "max_tokens": 1}, Authorization="Bearer secre")[0] == 401
         assert post(address, {"messages": ask_about("Hi"), "max_tokens": 1}, Authorization="Bearer secret")[0] == 200
+        assert post(address, {"messages": ask_about("Hi"), "max_tokens": 1}, Authorization="bearer secret")[0] == 200
         assert json.load(urlopen(f"{address}/health")) == {"status": "ok", "model": "tiny"}
         with pytest.raises(OSError, match="401"):
             urlopen(f"{address}/metrics")
@@ -371,14 +373,6 @@ def metric(address: str, name: str) -> float:
     found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     assert found is not None, text
     return float(found[1])
-
-
-def until(condition: Any, seconds: float = 60.0) -> None:
-    """Wait for a condition; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -534,11 +528,12 @@ def test_a_taken_port_is_told_before_anything_slow_is_imported(address: str) -> 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
-    """As in a browser: an image is dropped, a question typed, the answer streams; a second question follows."""
+    """As in a browser: an image is dropped, a question typed, the answer streams; others follow, and new chats."""
     answerer = small_answerer()
     app = make_app(answerer, ServerSettings(name="tiny", limits=Limits(new_tokens=8)))
     script = f"""
     (async () => {{
+      const real = window.fetch;
       const bytes = Uint8Array.from(atob({json.dumps(data_url(RED).partition(",")[2])}), (char) => char.charCodeAt(0));
       const files = new DataTransfer();
       files.items.add(new File([bytes], "red.png", {{ type: "image/png" }}));
@@ -553,7 +548,23 @@ def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
       }}
       const answers = [...document.querySelectorAll(".answer")].map((each) => each.textContent);
       const asked = document.querySelectorAll(".user img").length;
-      await fetch("/seen", {{ method: "POST", body: JSON.stringify({{ answers, asked }}) }});
+      const sent = [];
+      window.fetch = async (path, options) => {{  // an answer that begins and does not end
+        if (path !== "/v1/chat/completions") return real(path, options);
+        sent.push(JSON.parse(options.body).messages.length);
+        return new Response(new ReadableStream({{ start(stream) {{
+          stream.enqueue(new TextEncoder().encode('data: {{"choices": [{{"delta": {{"content": "half"}}}}]}}\n\n'));
+          options.signal.addEventListener("abort", () => stream.error(new DOMException("", "AbortError")));
+        }} }}));
+      }};
+      for (const question of ["And now?", "A new question"]) {{
+        document.getElementById("question").value = question;
+        document.getElementById("form").requestSubmit();
+        await wait(() => [...document.querySelectorAll(".answer")].at(-1)?.textContent === "half");
+        document.getElementById("new").click();
+        await new Promise((next) => setTimeout(next, 50));
+      }}
+      await real("/seen", {{ method: "POST", body: JSON.stringify({{ answers, asked, sent }}) }});
     }})();
     """
 
@@ -582,3 +593,4 @@ def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
     assert found["answers"][0] == direct("What colour?", RED)
     assert len(found["answers"]) == 2
     assert found["asked"] == 1
+    assert found["sent"] == [5, 1]  # New chat during an answer forgets the conversation

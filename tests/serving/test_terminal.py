@@ -55,6 +55,13 @@ def test_an_error_in_a_line_does_not_end_the_conversation(
     assert len(out.splitlines()) == 1
 
 
+def test_a_line_that_is_not_text_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nHello\n"), encoding="utf-8"))
+    code, out, err = cli("chat", "tiny", "--num_crops", "1", "--max_new_tokens", "4", main=main)
+    assert (code, err) == (0, "error: the text has a lone surrogate (\\udce9) at character 3\n")
+    assert len(out.splitlines()) == 1
+
+
 def test_images_belong_to_the_next_question_and_new_forgets_all(tmp_path: Path) -> None:
     BLUE.save(tmp_path / "blue.png")
     RED.save(tmp_path / "red.png")

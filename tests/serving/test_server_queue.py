@@ -1,0 +1,175 @@
+"""Requests on their way to the model: their bodies, the queue, clients that leave. The model is a stand-in."""
+
+import json
+import queue
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from served import RED, ask_about, post, running, until
+
+from phi3v_train.data.encode import EncodedPrompt
+from phi3v_train.serving import body
+from phi3v_train.serving.answerer import NOWHERE
+from phi3v_train.serving.app import ServerSettings, make_app
+from phi3v_train.serving.protocol import Limits
+from phi3v_train.serving.request import Piece, Request, Sampling
+
+LIMITS = Limits(body_bytes=100_000, pixels=10_000, all_pixels=15_000)
+
+
+class StandIn:
+    """In place of an answerer: `asked` are the requests that came; tests answer them. `go` lets prompts be encoded."""
+
+    def __init__(self, max_waiting: int = 64) -> None:
+        self.max_waiting = max_waiting
+        self.num_waiting = self.num_running = 0
+        self.asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self.encoding = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.go.set()
+
+    def check_text(self, text: str, *, num_images: int) -> None:
+        """Takes any text."""
+
+    def encode(self, *_: Any) -> EncodedPrompt:
+        self.encoding.release()
+        assert self.go.wait(60)
+        return EncodedPrompt(np.arange(5), (), 0, (), NOWHERE)
+
+    def submit(self, prompt: EncodedPrompt, sampling: Sampling) -> Request:
+        self.num_waiting += 1
+        self.asked.put(made := Request(prompt, sampling))
+        return made
+
+    def close(self) -> None:
+        self.go.set()
+
+
+@pytest.fixture
+def stand_in() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+def address(stand_in: StandIn) -> Iterator[str]:
+    with running(make_app(stand_in, ServerSettings(name="tiny", limits=LIMITS))) as made:  # type: ignore[arg-type]
+        yield made
+
+
+def connect(address: str, content: dict[str, Any]) -> socket.socket:
+    """A connection on which a request was sent."""
+    host, port = address.removeprefix("http://").split(":")
+    text = json.dumps(content)
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_before_its_prompt_is_encoded_is_not_answered(
+    address: str, stand_in: StandIn, stream: bool
+) -> None:
+    stand_in.go.clear()
+    with connect(address, {"messages": ask_about("Hi"), "stream": stream}):
+        assert stand_in.encoding.acquire(timeout=60)
+    stand_in.go.set()
+    request = stand_in.asked.get(timeout=60)
+    until(lambda: request.cancelled, 10)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_in_the_middle_of_a_fast_answer_ends_it(
+    address: str, stand_in: StandIn, stream: bool
+) -> None:
+    """Pieces that come without a pause leave no time to look after the client."""
+    with connect(address, {"messages": ask_about("Hi"), "stream": stream}):
+        request = stand_in.asked.get(timeout=60)
+        request.put(Piece("a"))
+
+    def more() -> bool:
+        request.put(Piece("a"))
+        return request.cancelled
+
+    until(more, 10)
+
+
+def test_requests_that_wait_hold_up_neither_answers_nor_refusals(address: str, stand_in: StandIn) -> None:
+    """More of them than the server has threads, forty; the last one that came is answered first."""
+    waiting = [connect(address, {"messages": ask_about("Hi"), "stream": True}) for _ in range(50)]
+    requests = [stand_in.asked.get(timeout=60) for _ in waiting]
+    with ThreadPoolExecutor(1) as pool:
+        last = pool.submit(post, address, {"messages": ask_about("Hi")})
+        stand_in.asked.get(timeout=10).put(Piece("yes", "stop", 1))
+        assert last.result(10)[1]["choices"][0]["message"]["content"] == "yes"
+    assert post(address, {"messages": "no"})[0] == 400
+    for connection, request in zip(waiting, requests, strict=True):
+        request.put(Piece("", "stop"))
+        connection.close()
+
+
+def test_requests_that_are_read_and_encoded_count_among_those_that_wait(address: str, stand_in: StandIn) -> None:
+    stand_in.max_waiting = 2
+    stand_in.go.clear()
+    with connect(address, {"messages": ask_about("Hi")}), connect(address, {"messages": ask_about("Hi")}):
+        assert stand_in.encoding.acquire(timeout=60)
+        assert stand_in.encoding.acquire(timeout=60)
+        status, told = post(address, {"messages": ask_about("Hi")})
+    assert (status, told["error"]["message"]) == (429, "too many requests wait; try again later")
+
+
+def test_images_of_two_requests_are_decoded_at_once_at_most(address: str, stand_in: StandIn) -> None:
+    stand_in.go.clear()
+    connections = [connect(address, {"messages": ask_about("Hi", RED)}) for _ in range(4)]
+    assert stand_in.encoding.acquire(timeout=60)
+    assert stand_in.encoding.acquire(timeout=60)
+    assert not stand_in.encoding.acquire(timeout=0.5)
+    stand_in.go.set()
+    for connection in connections:
+        stand_in.asked.get(timeout=60).put(Piece("", "stop"))
+        connection.close()
+
+
+def talk(address: str, *parts: bytes) -> bytes:
+    """All that the server sends to a client that sends these parts after its first line, until it closes."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        )
+        for part in parts:
+            connection.sendall(part)
+        received = b""
+        with suppress(ConnectionResetError):  # not all that was sent was read
+            while block := connection.recv(1 << 16):
+                received += block
+    return received
+
+
+def test_a_body_without_end_is_cut_off(address: str) -> None:
+    block = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
+    received = talk(address, b"Transfer-Encoding: chunked\r\n\r\n", *[block] * 7)
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert b"the request has more than 100,000 bytes" in received
+    assert b"413" in talk(address, b"Content-Length: 99999999999\r\n\r\n{")  # told before any of it is read
+
+
+def test_a_body_that_stops_coming_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "STALLED", 0.3)
+    received = talk(address, b"Content-Length: 500\r\n\r\n", b'{"messages": ')
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b"no more of the request has come for 0.3 s" in received
+
+
+def test_all_images_together_have_a_limit(address: str) -> None:
+    image = RED.resize((90, 90))
+    status, told = post(address, {"messages": ask_about("?", image, image)})
+    assert (status, told["error"]["message"]) == (
+        400, "messages[0].content[1].image_url.url: with it the images are over the limit of 15,000 pixels in all"
+    )  # fmt: skip
