@@ -5,7 +5,9 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
+from phi3v_train.models.directory import shapes_in
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA = ".lora_"
 """Part of the names of an adapter's tensors; what else a file may hold, such as trained embeddings, is not compared."""
 
@@ -16,11 +18,13 @@ def attach_adapter(model: Any, adapter: Path) -> Any:
     PEFT only warns of tensors for layers that the model does not have.
 
     Raises:
-        UserError: the adapter was tuned on another model.
+        UserError: its file is not whole, or the adapter was tuned on another model.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
 
+    if (weights := adapter / ADAPTER_WEIGHTS).is_file():
+        shapes_in(weights)
     try:
         wrapped = PeftModel.from_pretrained(model, adapter)
     except (RuntimeError, ValueError, KeyError) as error:

@@ -1,12 +1,13 @@
 """A model directory's files: its family, its configuration, and the tensors in its safetensors files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, load_json
+from phi3v_data.messages import counted
 from phi3v_data.tokens.model_files import ADAPTER_CONFIG, PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from phi3v_train.models.family import ModelFamily
 from phi3v_train.models.meant import TINY
@@ -15,6 +16,8 @@ from phi3v_train.models.registry import get_family
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 SHARDS = "shards"
+LAYERS = ("num_hidden_layers", "num_layers", "depth")
+"""Numbers of layers in `config.json`, as the families call them."""
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -149,17 +152,52 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         UserError: a file is not there, or is not of this format.
     """
-    from safetensors import SafetensorError, safe_open
-
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(path):
-        try:
-            with safe_open(path / file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  # no mapping: it cannot be iterated itself
-                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path / file}: cannot be read as safetensors ({error})") from None
+        shapes |= shapes_in(path / file)
     return shapes
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in one safetensors file, by its header, which fits the file's size.
+
+    Raises:
+        UserError: it is not there, not whole, or not of this format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = tensors.keys()
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read as safetensors ({error}); copy or download it again") from None
+
+
+def check_weights(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse weights that are not whole, and more layers in `config.json` than there are tensors.
+
+    The layers are made one by one before the weights are looked at, and a stranger's file may ask for any number.
+
+    Raises:
+        UserError: of either kind.
+    """
+    stored = len(stored_shapes(path))
+    for name, number in layer_counts(config):
+        if number > stored:
+            raise UserError(
+                f"{path / 'config.json'}: {name} is {number:,}, but the weights have {counted(stored, 'tensor')}; "
+                "copy it from the model's original files"
+            )
+
+
+def layer_counts(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the numbers of layers in a configuration and those within it, with their names."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from layer_counts(value, f"{before}{name}.")
+        elif name in LAYERS and isinstance(value, int):
+            yield before + name, value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.messages import short
 from phi3v_data.tokens.model_files import other_processor
 from phi3v_train.models.adapters import another_base, attach_adapter
-from phi3v_train.models.directory import ModelFiles, stored_shapes, tiny_family, tiny_name
+from phi3v_train.models.directory import ModelFiles, check_weights, stored_shapes, tiny_family, tiny_name
 from phi3v_train.models.family import OtherFamilyError
 from phi3v_train.models.machine import Compute
 from phi3v_train.models.stored_keys import stored_keys
@@ -32,13 +33,13 @@ def load_processor(files: ModelFiles, *, budget: int | None = None, options: Map
     else:
         try:
             processor = family.load_processor(files.processor_directory)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{files.processor_directory}: the processor's files cannot be used: {error}") from None
         except UserError as error:
             if files.adapter is not None and isinstance(error, OtherFamilyError):
                 reason = f"the adapter's processor is not one of {family.title}"
                 raise UserError(another_base(files.adapter, str(files.directory), reason)) from None
             raise
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError(f"{files.processor_directory}: the processor's files cannot be used: {error}") from None
     family.set_budget(processor, budget)
     for name, value in (options or {}).items():
         if name in family.tokens.other_options:
@@ -75,13 +76,26 @@ def load_base(files: ModelFiles, compute: Compute, *, seed: int = 0) -> Any:
     """The model without its adapter, on the CPU, all weights in the compute dtype."""
     import torch
 
+    from phi3v_train.device import is_out_of_memory
+
     quieten_libraries()
     dtype = getattr(torch, TORCH_DTYPES[compute.dtype.value])
     if files.directory is None:
         model: Any = files.family.tiny_model(seed if files.seed is None else files.seed).to(dtype)
         model.set_attn_implementation(compute.attn_implementation)
         return named(model, tiny_name(files.family))
-    model = files.family.load_model(files.directory, dtype=dtype, attn_implementation=compute.attn_implementation)
+    check_weights(files.directory, files.config())
+    try:
+        model = files.family.load_model(files.directory, dtype=dtype, attn_implementation=compute.attn_implementation)
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # transformers raises anything on values that do not fit
+        if is_out_of_memory(error):
+            raise
+        reason = short(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if "mismatched_sizes" in reason:  # it points to a report in the log
+            reason = "tensors have other sizes than it says"
+        raise UserError(f"{files.directory}: config.json and the weights do not make a model: {reason}") from error
     return named(model, files.name if files.adapter is None else str(files.directory))
 
 
@@ -95,6 +109,7 @@ def model_without_weights(files: ModelFiles, compute: Compute) -> Any:
 
     assert files.directory is not None
     quieten_libraries()
+    check_weights(files.directory, files.config())
     with init_empty_weights(include_buffers=False):
         model = files.family.empty_model(
             files.directory,

@@ -12,6 +12,9 @@ from run_dirs import arguments, command, settings_for
 from phi3v_data.errors import UserError
 from phi3v_train import build
 from phi3v_train.models import machine
+from phi3v_train.models.adapters import attach_adapter
+from phi3v_train.models.loading import load_model
+from phi3v_train.models.locate import locate
 from phi3v_train.models.phi3v.tiny import tiny_model, tiny_processor
 from phi3v_train.run import run
 from phi3v_train.settings import resolve
@@ -103,6 +106,45 @@ def test_an_index_that_names_files_elsewhere(data_dir: Path, model_dir: Path, tm
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     words = refused(data_dir, model_name_or_path=str(tmp_path / "model"))
     assert ("the name" if isinstance(name, str) else "expected `weight_map`") in words
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("half", "model.safetensors: cannot be read as safetensors (Error while deserializing header: incomplete metadata"),
+    ("pointer", "model.safetensors: cannot be read as safetensors ("),
+    ({"num_hidden_layers": 10**9}, "config.json: num_hidden_layers is 1,000,000,000, but the weights have "),
+    ({"vision_config": {"num_hidden_layers": 10**9}}, "config.json: vision_config.num_hidden_layers is 1,000,000,000"),
+    ({"num_attention_heads": 0}, "config.json and the weights do not make a model: ZeroDivisionError"),
+    ({"vocab_size": "x"}, "config.json and the weights do not make a model: StrictDataclassFieldValidationError"),
+    ({"num_key_value_heads": 3}, "do not make a model: tensors have other sizes than it says"),
+])  # fmt: skip
+def test_a_half_written_or_false_model_directory_is_not_loaded(
+    model_dir: Path, tmp_path: Path, change: Any, words: str
+) -> None:
+    """A stranger's config.json may name any number of layers, each of which would be made."""
+    directory = tmp_path / "model"
+    shutil.copytree(model_dir, directory)
+    if isinstance(change, str):
+        weights = (directory / "model.safetensors").read_bytes()
+        content = weights[: len(weights) // 2] if change == "half" else b"version https://git-lfs.github.com/spec/v1\n"
+        (directory / "model.safetensors").write_bytes(content)
+    else:
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**config, **change}))
+    files = locate(str(directory))
+    with pytest.raises(UserError) as caught:
+        load_model(files, machine.choose_compute(settings_of(directory)))
+    assert words in str(caught.value)
+
+
+def test_a_half_written_adapter_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x10")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: cannot be read as safetensors"):
+        attach_adapter(None, tmp_path)
+
+
+def settings_of(directory: Path) -> Any:
+    """Settings of a model on the CPU."""
+    return resolve({"model_name_or_path": str(directory), "device": "cpu"}).config.model
 
 
 def test_a_checkpoint_that_counts_files_elsewhere_is_not_complete(tmp_path: Path) -> None:
