@@ -553,7 +553,7 @@ def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
         if (path !== "/v1/chat/completions") return real(path, options);
         sent.push(JSON.parse(options.body).messages.length);
         return new Response(new ReadableStream({{ start(stream) {{
-          stream.enqueue(new TextEncoder().encode('data: {{"choices": [{{"delta": {{"content": "half"}}}}]}}\n\n'));
+          stream.enqueue(new TextEncoder().encode('data: {{"choices": [{{"delta": {{"content": "half"}}}}]}}\\n\\n'));
           options.signal.addEventListener("abort", () => stream.error(new DOMException("", "AbortError")));
         }} }}));
       }};
