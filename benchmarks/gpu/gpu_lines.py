@@ -1,6 +1,6 @@
 """The lines of phi3v_train that run on a CUDA GPU only, each with the check of `gpu_checks.py` that runs it.
 
-tests/gpu/test_gpu_lines.py fails for a line that is not here, for an entry that no line has, and for an unknown check.
+tests/gpu/test_gpu_checks.py fails for a line that is not here, for an entry that no line has, and for an unknown check.
 """
 
 import re
@@ -10,13 +10,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[2] / "phi3v_train"
 GPU_ONLY = re.compile(
     r'is_cuda|torch\.cuda\.|[!=]= "cuda"|\["cuda"\]|device\("cuda"|"nccl"|\bon_gpu\b|\.pin_memory\b|capability [<>]'
-    r'|\("flash_attention'
+    r'|\("flash_attention|Chosen\("flash"|varlen_attn|return varlen\(|PagedAdamW|\.is_fused|get\("fused"\)'
 )
 
 LINES: dict[str, tuple[str, ...]] = {
     "attention": (
         "models/phi3v/packing.py: return query.is_cuda and query.dtype in",
         'models/phi3v/packing.py: if implementation.startswith("flash_attention"):',
+        "models/phi3v/packing.py: return varlen(",
+        "models/phi3v/packing.py: from torch.nn.attention.varlen import varlen_attn",
+        "models/phi3v/packing.py: kernel: Callable[..., Any] = varlen_attn",
     ),
     "resume": (
         'build.py: on_gpu = plan.compute.device.value == "cuda"',
@@ -40,6 +43,10 @@ LINES: dict[str, tuple[str, ...]] = {
         'training/folder.py: result["gpu"] = torch.cuda.get_device_name()',
         'training/folder.py: result["cuda"] = torch.version.cuda',
         "training/optimizer.py: fused = fused or parameter.is_cuda",
+        "training/parallel/torch_engine.py: return rows.to(parameter.device) if self.is_fused",
+        'training/parallel/torch_engine.py: return bool(self.optimizer.defaults.get("fused"))',
+        'models/machine.py: return Chosen("flash", "asked for")',
+        'models/machine.py: return Chosen("sdpa", f"no flash: {obstacle}") if obstacle else Chosen("flash"',
         'models/machine.py: capability = torch.cuda.get_device_capability() if device.value == "cuda"',
         'models/machine.py: card = torch.cuda.get_device_name() if device.value == "cuda"',
         "models/machine.py: if torch.cuda.is_available():",
@@ -65,6 +72,7 @@ LINES: dict[str, tuple[str, ...]] = {
         "distributed/group.py: device_id=device if on_gpu else None,",
     ),
     "qlora": (
+        "training/eight_bit.py: make = bnb.optim.PagedAdamW8bit if",
         "training/eight_bit.py: if parameter.is_cuda:",
         "training/eight_bit.py: torch.cuda.synchronize(parameter.device)",
     ),
@@ -76,6 +84,11 @@ LINES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Check -> `FILE: beginning of a line`."""
+
+NOT_RUN: dict[str, str] = {
+    'training/parallel/zero.py: on_device = bool(self.adam.defaults.get("fused"))': "the script needs no DeepSpeed",
+}
+"""Lines that no check runs -> why."""
 
 
 def gpu_lines() -> Iterator[str]:
