@@ -96,5 +96,5 @@ def gpu_lines() -> Iterator[str]:
     for path in sorted(PACKAGE.rglob("*.py")):
         for line in path.read_text(encoding="utf-8").splitlines():
             text = line.strip()
-            if GPU_ONLY.search(text) and not text.startswith("#"):
+            if GPU_ONLY.search(text) and not text.startswith(("#", '"""')):
                 yield f"{path.relative_to(PACKAGE).as_posix()}: {text}"
