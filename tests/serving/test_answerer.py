@@ -1,13 +1,18 @@
 """Answers in batches: the same as one by one and as evaluation generates them; sampling, stop strings, cancelling."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from served import BLUE, RED, question, small_answerer
 
 from phi3v_data.errors import UserError
 from phi3v_train.evaluation.generate import Generator
+from phi3v_train.models.phi3v.tiny import tiny_model
+from phi3v_train.models.registry import built_in
 from phi3v_train.serving.answerer import Answerer, certain, first_stop
 from phi3v_train.serving.request import Piece, QueueFullError, Sampling, ShuttingDownError
 
@@ -35,10 +40,14 @@ def text_of(request: Any) -> str:
     return "".join(piece.text for piece in request)
 
 
-@pytest.mark.parametrize("model", ["tiny", "tiny:qwen3_vl", "tiny:gemma3", "tiny:idefics3", "tiny:llava_next"])
-def test_greedy_answers_do_not_depend_on_the_batch(model: str) -> None:
+QUICK = ("phi3v", "qwen3_vl", "gemma3", "idefics3", "llava_next")
+ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in built_in() if name != "other"]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_greedy_answers_do_not_depend_on_the_batch(family: str) -> None:
     """Alone, four together, and as `eval` generates them."""
-    answerer = small_answerer(model, max_batch=4)
+    answerer = small_answerer("tiny" if family == "phi3v" else f"tiny:{family}", max_batch=4)
     alone = [text_of(ask(answerer, asked)) for asked in QUESTIONS]
     blocker = ask(answerer, QUESTIONS[0])
     together = [ask(answerer, asked) for asked in QUESTIONS]  # wait until the first is answered, then go together
@@ -48,6 +57,23 @@ def test_greedy_answers_do_not_depend_on_the_batch(model: str) -> None:
     generator = Generator(answerer.model, answerer.encoder.renderer, max_new_tokens=12)
     assert [answer.text for answer in generator([answerer.encode(*asked) for asked in QUESTIONS])] == alone
     assert len(set(alone)) > 1
+
+
+def test_an_adapter_answers_as_its_model_does(tmp_path: Path) -> None:
+    """By its directory; on top of the base that it names."""
+    wrapped = get_peft_model(
+        tiny_model(), LoraConfig(r=4, target_modules=["qkv_proj", "o_proj"], init_lora_weights=False)
+    )
+    wrapped.save_pretrained(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "tiny"}))
+    answerer, base = small_answerer(str(tmp_path)), small_answerer()
+    text = text_of(ask(answerer, QUESTIONS[0]))
+    generate = Generator(wrapped.eval().base_model.model, answerer.encoder.renderer, max_new_tokens=12)
+    assert [answer.text for answer in generate([answerer.encode(*QUESTIONS[0])])] == [text]
+    assert text != text_of(ask(base, QUESTIONS[0]))
+    answerer.close()
+    base.close()
 
 
 def test_a_streamed_answer_is_the_whole_one_in_pieces(answerer: Answerer) -> None:
@@ -118,6 +144,7 @@ def test_a_cancelled_request_ends_and_the_others_are_answered(answerer: Answerer
 
 def test_a_request_that_is_cancelled_in_the_queue_is_not_answered(answerer: Answerer) -> None:
     blocker = ask(answerer, QUESTIONS[0])
+    next(iter(blocker))  # it runs
     waits = ask(answerer, QUESTIONS[1])
     waits.cancel()
     assert list(waits) == [Piece("", "stop")]

@@ -1,6 +1,7 @@
 """Memory arithmetic over several devices, and what processes really hold."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from processes import HERE, finish, start_ranks
 from run_dirs import settings_for
 
 from phi3v_train.config import MethodConfig
+from phi3v_train.models.machine import Chosen
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.plan import make_plan
@@ -80,7 +82,18 @@ def test_host_memory_of_loading_is_that_of_the_whole_model_in_each_process(tmp_p
     assert loading_bytes(SIZE, full, dtype="bf16") == 16_561_289_216
     assert loading_bytes(SIZE, lora, dtype="bf16") == pytest.approx(8.293e9 + 4 * 60e6, rel=0.01)
     settings = settings_for(colour_directory(tmp_path, rows=4), tmp_path / "out", parallel="fsdp", num_processes=2)
-    lines = dict(plan_lines(make_plan(resolve(settings), world_size=2), run_state="begins"))
+    plan = make_plan(resolve(settings), world_size=2)
     model = tiny_model()
     each = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())) * 4 / 1e9
-    assert f"about {each:,.2f} GB, {2 * each:,.2f} GB for 2 processes of a machine" in lines["host"]
+    needed = f"about {each:,.2f} GB, {2 * each:,.2f} GB for 2 processes of a machine"
+    assert needed in dict(plan_lines(plan, run_state="begins"))["host"]
+    limits = {
+        "zero2": "zero2 keeps a whole copy of what computes in each",
+        "zero3": "zero3 shards a model that is loaded",
+        "ddp": "ddp keeps a whole copy in each",
+    }
+    for name, limit in limits.items():
+        other = replace(plan, row_source=None, strategy=replace(plan.strategy, name=Chosen(name, "asked for")))
+        assert dict(plan_lines(other, run_state="begins"))["host"] == (
+            f"each process loads the whole model into the machine's memory first ({limit}): {needed}"
+        )
