@@ -17,6 +17,7 @@ from phi3v_data.files import UnsafeNameError, inside, read_regular, unreadable, 
 from phi3v_data.line_index import FileState, LineIndex, open_index
 from phi3v_data.line_reader import LineReader, changed
 from phi3v_data.messages import counted, escaped, shown
+from phi3v_data.remote.address import spelled
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, canonical_split, find_splits
 from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_interrupted, refuse_marker, refuse_unfinished
@@ -54,21 +55,22 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     from pydantic import ValidationError
     from pydantic_core import from_json
 
+    where = spelled(path)
     try:
         value = from_json(text)
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        raise UserError(f"{where}: not JSON ({error})") from None
     refuse_marker(path.parent, value)
     version = value.get("format") if isinstance(value, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
-            f"{path}: format {version} was written by a newer phi3v than this one, which reads format "
+            f"{where}: format {version} was written by a newer phi3v than this one, which reads format "
             f"{FORMAT_VERSION}; upgrade phi3v"
         )
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(f"{path}: {first_error(error)}") from None
+        raise UserError(f"{where}: {first_error(error)}") from None
 
 
 def first_error(error: Any) -> str:

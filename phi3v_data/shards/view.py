@@ -32,7 +32,7 @@ from phi3v_data.formats.turns import to_turns
 from phi3v_data.media.pack import RepeatedNameError, ShardState
 from phi3v_data.media.packed import Kind, PackedImage, write_pack
 from phi3v_data.messages import shown
-from phi3v_data.remote.address import is_remote, parse_address
+from phi3v_data.remote.address import is_remote, parse_address, spelled
 from phi3v_data.remote.cache_folders import VIEWS, cache_home, held, hold, make_private, remove_old, remove_unused
 from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
 from phi3v_data.shards.files import LocalShard, ShardFile
@@ -332,7 +332,12 @@ def manifest_of(export: Export) -> Manifest | None:
     """
     path = export.root / MANIFEST_OF_EXPORT
     if export.remote is not None:
-        return parse_manifest(text, path) if (text := export.remote.read(MANIFEST_OF_EXPORT, MAX_JSON)) else None
+        if not export.remote.has(MANIFEST_OF_EXPORT):
+            return None
+        text = export.remote.read(MANIFEST_OF_EXPORT, MAX_JSON)
+        if text is None:
+            raise UserError(f"{spelled(path)}: is over the limit of {MAX_JSON:,} bytes")
+        return parse_manifest(text, path)
     try:
         return parse_manifest(read_regular(path), path)
     except FileNotFoundError:

@@ -65,6 +65,15 @@ def copy_here(spec: str) -> Path:
     single = store.find()
     found = {"": single} if single is not None else _listing(store)
     folder = cache_home() / SOURCES / name_digest(str(store), 16)
+    try:
+        return _copy(store, found, folder)
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error)
+        raise UserError(f"{store} cannot be copied to {folder} ({where}); XDG_CACHE_HOME is the place for it") from None
+
+
+def _copy(store: Store, found: dict[str, StoredObject], folder: Path) -> Path:
+    """Bring the copy in a folder of the cache to the state of the source; returns it. Raises OSError, UserError."""
     make_private(folder.parent)
     remove_old(folder.parent)
     while not hold(folder):

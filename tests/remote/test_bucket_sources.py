@@ -117,3 +117,14 @@ def test_an_object_that_changed_is_named_when_a_conversion_resumes(stub: Stub, t
         convert(Lines, "s3://b/lists", tmp_path / "out", **settings)
     (stub.folder / "lists/names.txt").write_text("one\ntwo\n")  # another etag, the same content
     assert convert(Lines, "s3://b/lists", tmp_path / "out", **settings).resumed == 2
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.folder.mkdir()
+    stub.count = 1  # each prefix has an object
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"^s3://b/set cannot be copied to .*; XDG_CACHE_HOME is the place for it$"):
+        copy_here("s3://b/set")

@@ -178,3 +178,13 @@ def test_a_damaged_record_of_an_export_is_one_sentence(stub: Stub, content: byte
         data_directory("s3://b/set")
     with pytest.raises(UserError, match=r"stored_export.json is damaged; choose another --out"):
         BucketTarget(parse_address("s3://b/set"), overwrite=True)
+
+
+@pytest.mark.parametrize(("text", "why"), [(b"", "not JSON"), (b"[" * 100_000, "not JSON"), (b'{"name": 5}', "name: ")])
+def test_a_damaged_description_of_a_set_is_named_by_its_address(
+    stub: Stub, tmp_path: Path, text: bytes, why: str
+) -> None:
+    write_shards(colour_directory(tmp_path / "colours"), stub.folder / "set", "tar", shards=1)
+    (stub.folder / "set/phi3v.json").write_bytes(text)
+    with pytest.raises(UserError, match=f"^s3://b/set/phi3v.json: {why}"):
+        data_directory("s3://b/set")
