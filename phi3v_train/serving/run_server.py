@@ -71,7 +71,11 @@ class GracefulServer(uvicorn.Server):
         for each in sockets or []:
             each.close()
         for connection in list(self.server_state.connections):
-            connection.shutdown()
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and cycle.more_body and not cycle.response_complete:
+                connection.transport.close()  # half a request, of which the rest may never come
+            else:
+                connection.shutdown()
         if unfinished := self.answerer.num_open:
             again = "; Ctrl-C again ends at once" if signal.SIGINT in self.signals else ""
             limit = f", at most {self.grace:g} s" if self.grace else ""

@@ -2,12 +2,14 @@
 
 import json
 import queue
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from served import RED, ask_about, post, running, until
 
 from phi3v_train.data.encode import EncodedPrompt
 from phi3v_train.serving import body
+from phi3v_train.serving.address import bind
 from phi3v_train.serving.answerer import NOWHERE
 from phi3v_train.serving.app import ServerSettings, make_app
 from phi3v_train.serving.protocol import Limits
 from phi3v_train.serving.request import Piece, Request, Sampling
+from phi3v_train.serving.run_server import GracefulServer
 
 LIMITS = Limits(body_bytes=100_000, pixels=10_000, all_pixels=15_000)
 
@@ -28,7 +32,7 @@ class StandIn:
 
     def __init__(self, max_waiting: int = 64) -> None:
         self.max_waiting = max_waiting
-        self.num_waiting = self.num_running = 0
+        self.num_waiting = self.num_running = self.num_open = 0
         self.asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self.encoding = threading.Semaphore(0)
         self.go = threading.Event()
@@ -82,6 +86,7 @@ def test_a_client_that_leaves_before_its_prompt_is_encoded_is_not_answered(
     stand_in.go.set()
     request = stand_in.asked.get(timeout=60)
     until(lambda: request.cancelled, 10)
+    until(lambda: b'phi3v_requests_total{status="499"} 1.0' in urlopen(f"{address}/metrics").read(), 10)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -121,6 +126,7 @@ def test_requests_that_are_read_and_encoded_count_among_those_that_wait(address:
         assert stand_in.encoding.acquire(timeout=60)
         assert stand_in.encoding.acquire(timeout=60)
         status, told = post(address, {"messages": ask_about("Hi")})
+    stand_in.go.set()
     assert (status, told["error"]["message"]) == (429, "too many requests wait; try again later")
 
 
@@ -165,6 +171,24 @@ def test_a_body_that_stops_coming_is_given_up(address: str, monkeypatch: pytest.
     received = talk(address, b"Content-Length: 500\r\n\r\n", b'{"messages": ')
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b"no more of the request has come for 0.3 s" in received
+
+
+def test_half_a_request_does_not_hold_up_the_end(stand_in: StandIn) -> None:
+    app = make_app(stand_in, ServerSettings(name="tiny"))  # type: ignore[arg-type]
+    server = GracefulServer(app, stand_in, grace=600.0, say=print)  # type: ignore[arg-type]
+    listening = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    with socket.create_connection(listening.getsockname(), timeout=60) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        )
+        connection.sendall(b"Content-Length: 500\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # it is being read
+        server.handle_exit(signal.SIGINT, None)
+        thread.join(20)
+        assert not thread.is_alive()
+    assert server.num_cut == 0
 
 
 def test_all_images_together_have_a_limit(address: str) -> None:
