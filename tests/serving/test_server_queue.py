@@ -175,7 +175,7 @@ def test_a_body_that_stops_coming_is_given_up(address: str, monkeypatch: pytest.
 
 def test_half_a_request_does_not_hold_up_the_end(stand_in: StandIn) -> None:
     app = make_app(stand_in, ServerSettings(name="tiny"))  # type: ignore[arg-type]
-    server = GracefulServer(app, stand_in, grace=600.0, say=print)  # type: ignore[arg-type]
+    server = GracefulServer(app, stand_in, grace=60.0, say=print)  # type: ignore[arg-type]
     listening = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
