@@ -127,7 +127,9 @@ def first_fault(faults: Iterable[JsonFault]) -> JsonFault | None:
 
 def _said(fault: JsonFault, where: str) -> str:
     """A fault of the text of a row, for its reject."""
-    return f"{where}{f', {field_path(fault.path)}' if fault.path else ''}: {fault.message}"
+    field = f", {field_path(fault.path)}" if fault.path else ""
+    hint = f"; {fault.hint}" if fault.hint else ""
+    return f"{where}{field}: {fault.message}{hint}"
 
 
 def _inner_files(

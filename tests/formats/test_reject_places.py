@@ -39,7 +39,7 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (row(human("Hi"), gpt(), meta={"k": "\ud800"}), "invalid-text", "meta.k",
      "the text has a lone surrogate (\\ud800) at character 0"),
     (row(human("Hi"), gpt(), meta={"k": float("inf")}), "non-finite-number", "meta.k",
-     "inf is not a valid number in JSON"),
+     "inf is not a valid number in JSON; use null or leave the key out"),
     (row(human("<image>Hi"), gpt(), images=["cut.png"]), "image-unreadable", "images[0]",
      "'cut.png' is damaged or cut short: the file ends before its last chunk"),
 ]  # fmt: skip
@@ -73,8 +73,20 @@ def test_a_reject_names_file_line_and_field_as_the_linter_does(layout: str, tmp_
     errors = sorted(
         (each.line, each.code, each.field, each.message) for each in report.problems if each.severity == "error"
     )
-    assert errors == sorted(
-        (line, code, field, words) for line, (_, code, field, words) in zip(lines[1:], CASES, strict=True)
+    assert errors == sorted(  # which have their advice apart
+        (line, code, field, words.partition("; ")[0]) for line, (_, code, field, words) in zip(lines[1:], CASES, strict=True)
+    )
+
+
+def test_a_reject_of_a_row_that_is_not_json_has_the_linters_advice(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row(human("Hi"), gpt())) + "\n" + repr(row(human("Hi"), gpt())) + "\n")
+    import_rows("sharegpt", path, tmp_path / "out")
+    [found] = rejects(tmp_path / "out")
+    assert found["reason"] == "json-syntax"
+    assert found["message"].startswith("a.jsonl, line 2: not JSON at character 2: ")
+    assert found["message"].endswith(
+        "; this is Python: JSON has double quotes, null, true and false; write rows with a JSON library"
     )
 
 
