@@ -1,8 +1,8 @@
-"""The converter of easy-vqa: conversations of up to ten questions to train on, single questions to be scored.
+"""The converter of easy-vqa: conversations of one to ten questions to train on, single questions to be scored.
 
-The tokens of an image cost far more than those of a question, so several questions share one image in training. Each
-image is in several conversations, with its questions in a random order that depends on image and conversation alone:
-those after the first can partly be answered by what was said before. A test sample is one question.
+The tokens of an image cost far more than those of a question, so up to ten questions share one image in training. Most
+of those after the first can be answered by what was said before, so half of the conversations are short. Each image is
+in four, with questions in a random order that depends on image and conversation alone. A test sample is one question.
 """
 
 import json
@@ -15,8 +15,8 @@ from pydantic import Field
 
 import phi3v_data
 
-CONVERSATIONS, TURNS = 4, 10
-"""Of a training image, and of a conversation at most."""
+TURNS = (10, 10, 2, 1)
+"""Of each conversation about a training image, at most."""
 
 FIRST_HELD_OUT = 3600
 """Number of the first image of the train split that `held_out` scores."""
@@ -82,5 +82,5 @@ def by_image(folder: Path) -> list[tuple[int, list[Question]]]:
 
 def shuffled(number: int, questions: list[Question]) -> Iterator[list[Question]]:
     """The conversations about a training image."""
-    for index in range(CONVERSATIONS):
-        yield random.Random(f"{number}/{index}").sample(questions, min(TURNS, len(questions)))
+    for index, turns in enumerate(TURNS):
+        yield random.Random(f"{number}/{index}").sample(questions, min(turns, len(questions)))
