@@ -74,7 +74,9 @@ def test_twenty_kills_on_real_clips(tmp_path: Path, seed: int) -> None:
     assert kill_and_resume(args, tmp_path / "out", kills=20, seed=seed) >= 10
 
 
-@pytest.mark.parametrize("mode", ["fresh", "overwrite", pytest.param("shards", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode", ["fresh", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("overwrite", "shards"))]
+)
 def test_a_kill_before_any_file_operation_does_no_harm(tmp_path: Path, mode: str) -> None:
     """Also: while an old set is overwritten, no mixture of old and new ever counts as complete."""
     source = make_source(

@@ -73,8 +73,12 @@ def test_a_reject_names_file_line_and_field_as_the_linter_does(layout: str, tmp_
     errors = sorted(
         (each.line, each.code, each.field, each.message) for each in report.problems if each.severity == "error"
     )
-    assert errors == sorted(  # which have their advice apart
-        (line, code, field, words.partition("; ")[0]) for line, (_, code, field, words) in zip(lines[1:], CASES, strict=True)
+    assert (
+        errors
+        == sorted(  # which have their advice apart
+            (line, code, field, words.partition("; ")[0])
+            for line, (_, code, field, words) in zip(lines[1:], CASES, strict=True)
+        )
     )
 
 

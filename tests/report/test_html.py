@@ -133,6 +133,7 @@ def write_many(directory: Path, rows: int, problems: int) -> Report:
     return Report(dir=str(directory), ok=False, level="full", summary=summary, problems=found)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_give_a_page_under_thirty_megabytes(tmp_path: Path) -> None:
     report = write_many(tmp_path / "many", 100_000, 40_000)
     page = make_html(report, tmp_path / "many")
@@ -144,6 +145,7 @@ def test_a_hundred_thousand_rows_give_a_page_under_thirty_megabytes(tmp_path: Pa
     assert len({finding["row"] for problem in data["problems"] for finding in problem["list"]}) > 1000
 
 
+@pytest.mark.slow
 def test_the_largest_rows_and_messages_stay_under_thirty_megabytes(tmp_path: Path) -> None:
     long = '\u6587\u5b57<"\\' * 1000
     meta = {f"{k}{long}": long for k in range(9)}

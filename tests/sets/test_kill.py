@@ -12,7 +12,7 @@ from set_builders import row, run, write_set
 SCRIPT = Path(__file__).with_name("set_kills.py")
 
 
-@pytest.mark.parametrize("mode", ["fresh", "overwrite"])
+@pytest.mark.parametrize("mode", ["fresh", pytest.param("overwrite", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", ["split", "merge", "clean"])
 def test_a_kill_before_any_file_operation_does_no_harm(command: str, mode: str) -> None:
     memory = Path("/dev/shm")  # where there is one, the many runs need not wait for the disk

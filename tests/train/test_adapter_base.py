@@ -88,6 +88,7 @@ def test_the_adapter_names_its_task_and_where_its_base_is(tuned: tuple[Path, Pat
         assert config["revision"] is None
 
 
+@pytest.mark.slow
 def test_peft_loads_it_from_another_folder(tuned: tuple[Path, Path], tmp_path: Path) -> None:
     """A process of its own, elsewhere, that imports nothing of this project but `phi3v_train`."""
     _, adapter = tuned

@@ -194,6 +194,7 @@ SAID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISAGREEMENTS)
 def test_processes_that_were_started_differently_end_before_the_first_step(done: dict[str, Done], name: str) -> None:
     """With exit code 2 on every rank, each of which stands for a machine here and says why."""
@@ -219,6 +220,7 @@ def test_three_differences_are_named_and_the_rest_counted(number: int, expected:
     assert first_difference({0: mine, 1: mine}) == ""
 
 
+@pytest.mark.slow
 def test_processes_in_different_exchanges_say_so(done: dict[str, Done]) -> None:
     """gloo ends the one that receives too much, with its error; the other one points there."""
     codes, errors = done["mismatched"]
@@ -234,6 +236,7 @@ def test_a_mismatch_that_is_an_error_is_shown_with_advice() -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_error_of_nccl_is_shown_where_nobody_has_died(done: dict[str, Done]) -> None:
     codes, errors = done["out of memory"]
     assert codes == [FOLLOWED, 1]
@@ -245,6 +248,7 @@ def test_an_error_of_nccl_is_shown_where_nobody_has_died(done: dict[str, Done]) 
     )
 
 
+@pytest.mark.slow
 def test_a_rank_with_an_error_ends_the_one_that_waits_for_it(done: dict[str, Done]) -> None:
     """Silently: the error has been said."""
     codes, errors = done["in an exchange"]
@@ -252,6 +256,7 @@ def test_a_rank_with_an_error_ends_the_one_that_waits_for_it(done: dict[str, Don
     assert [errors_in(text) for text in errors] == [[], ["error: rank 1: rank 1 has had enough"]]
 
 
+@pytest.mark.slow
 def test_predictions_are_gathered_to_rank_0_only(done: dict[str, Done]) -> None:
     codes, errors = done["predictions"]
     assert codes == [0, 0], errors

@@ -273,6 +273,7 @@ def test_submissions(data_dir, call, tmp_path, name):
     assert (tmp_path / "again" / Path(document["files"]["submission"]).name).read_text() == submission
 
 
+@pytest.mark.slow
 def test_two_processes_predict_what_one_does(data_dir, scored, tmp_path):
     arguments = ("eval", "--data_dir", data_dir, "--output_dir", tmp_path, "--loss", "--json", "--eval_batch_size", 2)
     done = evaluate(*arguments, "--num_processes", 2, *SMALL)

@@ -160,6 +160,7 @@ def children(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return sorted(found, key=lambda child: int(child.environ()["RANK"]))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_says_how_to_resume(data_dir: Path, tmp_path: Path) -> None:
     settings = settings_for(data_dir, tmp_path / "out", max_steps=100000, save_steps=2, batch_size_per_gpu=2)
     process = subprocess.Popen(

@@ -279,6 +279,7 @@ RUN = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_with_evaluations_trains_to_the_same_bits(data_dir, tmp_path):
     plain = {**RUN, "eval_before": False, "eval_after": False}
     del plain["eval_steps"]

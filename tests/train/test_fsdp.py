@@ -84,6 +84,7 @@ def assert_same(one: Path, other: Path, tolerance: float = 1e-6) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one_does(data_dir: Path, tmp_path: Path) -> None:
     """Before a step, with equal weights, predictions are equal to the last digit."""
     changes = {**ACCUMULATED, "gradient_checkpointing": True, "eval_before": True, "eval_batch_size": 2}
@@ -246,6 +247,7 @@ def assert_same_files(one: Path, two: Path) -> None:
         assert (two / "model" / name).read_bytes() == (one / "model" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_processes_read_their_rows_of_a_model_directory(data_dir: Path, tmp_path: Path) -> None:
     """No process makes the whole model; losses and weights are those of one process, which does."""
     base = model_directory("phi3v", tmp_path / "base")

@@ -82,6 +82,7 @@ def rank_of(launcher: Any) -> Any:
     return rank
 
 
+@pytest.mark.slow
 def test_two_machines_are_one_run(data_dir: Path, tmp_path: Path) -> None:
     changes = {"learning_rate": 1e-4, "max_steps": 3, "batch_size_per_gpu": 1}
     train(resolve(settings_for(data_dir, tmp_path / "one", **changes)), quiet=True)
@@ -175,6 +176,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_other_machines_wait_while_the_first_one_checks_the_data(data_dir: Path, tmp_path: Path) -> None:
     """Longer than they look for it: the check here ends when the other process has said that it waits."""
     options = arguments(settings_for(data_dir, tmp_path / "out", max_steps=2, batch_size_per_gpu=1))

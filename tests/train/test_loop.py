@@ -298,6 +298,7 @@ def test_the_logged_rates_of_warm_up_and_decay(data_dir: Path) -> None:
     assert [each.lr for each in results] == pytest.approx([0.0, 1e-3, 6.6667e-4, 3.3333e-4], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_differs_from_epoch_to_epoch_for_the_same_rows(data_dir: Path) -> None:
     """A rate too small to move an fp32 weight: nothing but the mask of an epoch can move the loss."""
     found = {}

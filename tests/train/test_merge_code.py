@@ -63,6 +63,7 @@ def merged(base: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_merged_directory_with_code_answers_the_same_without_this_package(merged: Path, tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     make_image(0).save(image)

@@ -80,6 +80,7 @@ def test_killed_at_many_random_moments_full_weights(data_dir: Path, tmp_path: Pa
     assert kill_run(data_dir, tmp_path, "random", 12, 3, use_lora=False, lora_dropout=0) >= 12
 
 
+@pytest.mark.slow
 def test_killed_before_file_operations(data_dir: Path, tmp_path: Path) -> None:
     assert kill_run(data_dir, tmp_path, "operations", 10, 40) >= 3
 

@@ -100,6 +100,7 @@ def test_each_source_has_the_mean_loss_of_its_tokens(
     assert_lines(tmp_path / "out", expected)
 
 
+@pytest.mark.slow
 def test_two_processes_sum_the_losses_of_each_source(data_dirs: list[str], tmp_path: Path) -> None:
     """With accumulation."""
     one = settings(data_dirs, tmp_path / "one", batch_size_per_gpu=1)

@@ -208,6 +208,7 @@ def wait_for_a_step(output_dir: Path, process: "subprocess.Popen[str]") -> None:
             continue
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_workers_leaves_no_warning(data_dir: Path, tmp_path: Path) -> None:
     settings = settings_for(data_dir, tmp_path / "out", **{**ENDLESS, "num_workers": 1})
     process = start(*MODULE, "run", *arguments(settings))
