@@ -48,7 +48,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.cli.app import leave
-from phi3v_train.config import RunConfig, parse_config
+from phi3v_train.config import RunConfig
 from phi3v_train.data import loader as loader_module
 from phi3v_train.data.encode import Encoder
 from phi3v_train.data.loader import StepBatch, TrainLoader
@@ -63,6 +63,7 @@ from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 from phi3v_train.models.phi3v.tiny import tiny_processor
 from phi3v_train.models.size import ModelSize
+from phi3v_train.parse_config import parse_config
 from phi3v_train.precision import Precision
 from phi3v_train.training.checkpoints import write_checkpoint
 from phi3v_train.training.loop import TrainLoop

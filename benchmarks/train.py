@@ -34,7 +34,7 @@ from plain import Levers, PlainModel
 from torch import Tensor
 
 from phi3v_data.schema import Sample, Turn
-from phi3v_train.config import RunConfig, parse_config
+from phi3v_train.config import RunConfig
 from phi3v_train.data.encode import Encoder
 from phi3v_train.data.loader import TrainLoader
 from phi3v_train.data.order import SampleOrder, SampleRef
@@ -44,6 +44,7 @@ from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiles import pad_tiles, tiles_from_canvases
 from phi3v_train.models.phi3v.tiny import tiny_processor
+from phi3v_train.parse_config import parse_config
 from phi3v_train.precision import Precision
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.methods import apply_method

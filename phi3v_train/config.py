@@ -4,14 +4,11 @@ Field names are the options' names. Names are unique over the groups, so a YAML 
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationError, field_serializer, model_validator
+from pydantic import Field, field_serializer, model_validator
 
-from phi3v_data.errors import UserError
 from phi3v_data.remote.address import spelled
 from phi3v_train.foreign_names import own_names
 from phi3v_train.setting_group import Group, spell_out
@@ -369,43 +366,3 @@ class RunConfig(Group):
 def home_groups() -> dict[str, str]:
     """Name of each setting -> its group."""
     return {name: group for group, model in RunConfig.GROUPS.items() for name in model.model_fields}
-
-
-def parse_config(values: dict[str, Any], files: Mapping[str, str] = {}) -> RunConfig:
-    """Make a `RunConfig` of grouped or flat values.
-
-    Args:
-        values: of the settings.
-        files: name of a setting -> the file that gave it, of those that are not options.
-
-    Raises:
-        UserError: all mistakes in one sentence, each with its option, or with its file and key.
-    """
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError("; ".join(_sentences(error, files))) from None
-
-
-def _sentences(error: ValidationError, files: Mapping[str, str]) -> Iterator[str]:
-    """Each finding of Pydantic in the words of the command line, or of the file that the value came from."""
-    for item in error.errors():
-        names = [str(part) for part in item["loc"]]
-        if names and names[0] in RunConfig.GROUPS:
-            del names[0]
-        message = item["msg"].removeprefix("Value error, ").partition(", unable to parse string")[0]
-        file = files.get(names[0], "") if names else ""
-        if item["type"] == "extra_forbidden":
-            where = f"{file}: " if file else ""
-            yield f"{where}{'.'.join(names)!r} is not a setting of a run{_nearest(names[-1])}"
-        elif names:
-            lowered = message[:1].lower() + message[1:]
-            where = f"{file}: {names[0]}" if file else f"--{names[0]}"
-            yield f"{where}: {lowered.replace('input should', 'should')}, got {item['input']!r}"
-        else:
-            yield message
-
-
-def _nearest(name: str) -> str:
-    matches = get_close_matches(name, home_groups(), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_train.config import RunConfig, home_groups, parse_config
+from phi3v_train.config import RunConfig, home_groups
 from phi3v_train.foreign_names import ADVICE, ALIASES, own_names, refusal
+from phi3v_train.parse_config import parse_config
 from phi3v_train.recipes import load_recipe
 from phi3v_train.setting_group import spell_out
 

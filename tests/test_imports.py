@@ -68,6 +68,7 @@ TRAIN_FLOORS = (
     ("precision", "device"),
     ("settings",),
     ("recipes", "launch"),
+    ("parse_config",),
     ("config",),
     ("foreign_names", "setting_group"),
 )

@@ -29,7 +29,6 @@ from common import machine, save
 from PIL import Image
 
 from phi3v_data.schema import Sample, Turn
-from phi3v_train.config import parse_config
 from phi3v_train.data.encode import Encoder
 from phi3v_train.data.loader import TrainLoader
 from phi3v_train.data.order import SampleOrder
@@ -38,6 +37,7 @@ from phi3v_train.data.sources import open_sources
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.locate import locate
 from phi3v_train.models.registry import get_family, make_renderer
+from phi3v_train.parse_config import parse_config
 from phi3v_train.precision import Precision
 from phi3v_train.training.loop import TrainLoop
 from phi3v_train.training.methods import apply_method

@@ -3,11 +3,9 @@
 One file for each range, named by a hash of address, etag, offset and size, so that a changed object has other names.
 It begins with the digest of its bytes: a damaged one is fetched again. Files are written aside and renamed. When they
 exceed the limit, those that were not used for the longest time are removed, and no file with another name than these. A
-range that two processes or threads want at once is fetched once. Locks are released before their file is closed, as a
-process that was forked meanwhile has it open as well.
+range that two processes or threads want at once is fetched once, or twice where the file system has no locks.
 """
 
-import fcntl
 import os
 import re
 import sys
@@ -22,7 +20,7 @@ import xxhash
 
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
-from phi3v_data.remote.cache_folders import cache_home, make_private
+from phi3v_data.remote.cache_folders import cache_home, locked, make_private
 
 LIMIT_VARIABLE = "PHI3V_CACHE_GB"
 """Environment variable with the limit, in units of 1e9 bytes; 0: nothing is kept."""
@@ -146,7 +144,7 @@ class RangeCache:
         The number is written in place, which a full disk allows.
         """
         descriptor = os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with _locked(descriptor):
+        with locked(descriptor):
             text = os.pread(descriptor, _COUNT_DIGITS + 1, 0)
             total = int(text) if text.isdigit() and len(text) <= _COUNT_DIGITS else self.size()
             if total + size > self.limit:
@@ -197,21 +195,8 @@ class RangeCache:
         except OSError:
             yield
             return
-        with _locked(descriptor):
+        with locked(descriptor):
             yield
-
-
-@contextmanager
-def _locked(descriptor: int) -> Iterator[None]:
-    """Lock an open file, and close it at the end; without locks on its file system, ranges may be fetched twice."""
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
 
 
 def range_cache() -> RangeCache:

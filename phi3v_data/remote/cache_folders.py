@@ -87,10 +87,19 @@ def hold(folder: Path) -> bool:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keep a folder from being removed inside the block. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with locked(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC), fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def locked(descriptor: int, lock: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Lock an open file or folder inside the block, then close it; a file system without locks is no error.
+
+    It is unlocked before it is closed, as a process that was forked meanwhile has it open as well.
+    """
     try:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            fcntl.flock(descriptor, lock)
         yield
     finally:
         with suppress(OSError):

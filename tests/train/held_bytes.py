@@ -8,11 +8,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from phi3v_train.cli.app import leave
-from phi3v_train.config import parse_config
 from phi3v_train.distributed.group import make_group
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model
+from phi3v_train.parse_config import parse_config
 from phi3v_train.precision import Precision
 from phi3v_train.training.memory import estimate
 from phi3v_train.training.methods import apply_method

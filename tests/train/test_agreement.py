@@ -16,12 +16,12 @@ from processes import HERE, environment, finish, free_ports, start
 from run_dirs import arguments, command, settings_for
 
 from phi3v_data.errors import UserError
-from phi3v_train.config import parse_config
 from phi3v_train.distributed.agreement import Fact, first_difference
 from phi3v_train.distributed.group import SingleProcess, choose_interface, refuse_missing_gpu
 from phi3v_train.distributed.rank_errors import last_lines
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.launch import FOLLOWED, processes_to_start, wait
+from phi3v_train.parse_config import parse_config
 
 
 class Job(NamedTuple):

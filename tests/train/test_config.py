@@ -13,7 +13,8 @@ from phi3v_data.cli.base import run
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_train.cli.app import ALIASES as COMMAND_ALIASES
 from phi3v_train.cli.app import COMMANDS, HELP, make_group
-from phi3v_train.config import RunConfig, home_groups, parse_config
+from phi3v_train.config import RunConfig, home_groups
+from phi3v_train.parse_config import parse_config
 from phi3v_train.settings import resolve
 from phi3v_train.training.folder import config_text
 

@@ -16,10 +16,11 @@ from torch import nn
 
 from phi3v_data.errors import UserError
 from phi3v_train.cli.app import main
-from phi3v_train.config import MethodConfig, OptimConfig, OptimName, parse_config
+from phi3v_train.config import MethodConfig, OptimConfig, OptimName
 from phi3v_train.distributed.facts import package_facts
 from phi3v_train.fits import fit_table
 from phi3v_train.models.phi3v.family import PHI3V
+from phi3v_train.parse_config import parse_config
 from phi3v_train.plan import make_plan
 from phi3v_train.run import run
 from phi3v_train.settings import resolve

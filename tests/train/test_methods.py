@@ -15,11 +15,12 @@ from run_dirs import settings_for
 from safetensors.torch import load_file, save_file
 
 from phi3v_data.errors import UserError
-from phi3v_train.config import MethodConfig, parse_config
+from phi3v_train.config import MethodConfig
 from phi3v_train.data.loader import TrainLoader
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model
+from phi3v_train.parse_config import parse_config
 from phi3v_train.plan import Plan, make_plan
 from phi3v_train.precision import Precision
 from phi3v_train.settings import resolve

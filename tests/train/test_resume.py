@@ -17,11 +17,11 @@ from run_dirs import read_lines, settings_for, without_times
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.lock import lock_file
-from phi3v_train.config import parse_config
 from phi3v_train.data.encode import EncodedSample
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
 from phi3v_train.distributed.group import SingleProcess
+from phi3v_train.parse_config import parse_config
 from phi3v_train.plan import make_plan
 from phi3v_train.run import run
 from phi3v_train.settings import resolve

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from phi3v_data.errors import UserError
-from phi3v_train.config import parse_config
 from phi3v_train.models.phi3v.family import PHI3V
+from phi3v_train.parse_config import parse_config
 from phi3v_train.training.memory import Memory, Parallel, estimate
 from phi3v_train.training.parallel.strategy import ParallelStrategy, choose_strategy
 
