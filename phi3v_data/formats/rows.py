@@ -64,7 +64,7 @@ class RowPlace(NamedTuple):
 class FileRow(NamedTuple):
     """One row. `line` is its line, or its number from 1 on in a parquet file.
 
-    Without a `place` there is no row, only what is wrong with the text between rows.
+    If `place` is None, there is no row, only what is wrong with the text between rows.
     """
 
     line: int
