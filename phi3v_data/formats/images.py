@@ -76,7 +76,7 @@ class ImagePlaces:
         if not self.root or path.startswith("/") or "://" in path[:10]:
             raise missing
         folder = os.path.join(self.root, self.folder).rstrip("/")
-        said = f"{missing.message} in {shown(folder, 80)}, the folder that paths start from; --images_root sets another one"
+        said = f"{missing.message} in {shown(folder, 80)}, where paths begin; --images_root sets another"
         raise Reject(missing.code, said)
 
     def relative(self, path: str) -> str:

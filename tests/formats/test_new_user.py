@@ -348,7 +348,7 @@ def test_a_single_shard_is_told_how_it_is_read(cli: Cli, folder: Path) -> None:
 def test_a_reject_names_the_folder_in_which_an_image_was_looked_for(cli: Cli, folder: Path) -> None:
     path = write(folder / "rows.jsonl", {"images": ["none.jpg"], "messages": [ask("<image>Hi"), say()]})
     code, _, error = cli("import", "swift", path, "--images_root", folder / "images", "--out_dir", folder / "o")
-    said = "images[0]: there is no image 'none.jpg' in 'images', the folder that paths start from; --images_root sets another one"
+    said = "images[0]: there is no image 'none.jpg' in 'images', where paths begin; --images_root sets another"
     assert (code, said in error) == (2, True), error
 
 
