@@ -93,7 +93,7 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(descriptor: int, lock: int = fcntl.LOCK_EX) -> Iterator[None]:
-    """Lock an open file or folder inside the block, then close it; a file system without locks is no error.
+    """Lock an open file or folder inside the block, then close it; where the file system has no locks, only close it.
 
     It is unlocked before it is closed, as a process that was forked meanwhile has it open as well.
     """
