@@ -184,14 +184,25 @@ class Store:
         if self.address.protocol != "s3":
             return
         bucket, _, prefix = self.address.path.partition("/")
+        call = partial(self._fs.call_s3, Bucket=bucket)
+        listed = partial(call, "list_multipart_uploads", Prefix=f"{prefix}/" if prefix else "")
         with suppress(StoreError, FileNotFoundError), impatiently():
-            call = partial(self._fs.call_s3, Bucket=bucket)
-            listed = partial(call, "list_multipart_uploads", Prefix=f"{prefix}/" if prefix else "")
-            for upload in self._patiently(str(self), listed).get("Uploads", ()):
+            for upload in list(self._uploads(listed)):  # all of them, as what is removed changes the pages
                 key = upload.get("Key", "")
                 if name_below(self.address.path, f"{bucket}/{key}") in names:
                     abort = partial(call, "abort_multipart_upload", Key=key, UploadId=upload.get("UploadId", ""))
                     self._patiently(str(self), abort)
+
+    def _uploads(self, listed: Callable[..., Any]) -> Iterator[Mapping[str, Any]]:
+        """Unfinished uploads; `listed` asks for a page of them."""
+        following: dict[str, str] = {}
+        while True:
+            page = self._patiently(str(self), partial(listed, **following))
+            yield from page.get("Uploads", ())
+            behind = {"KeyMarker": page.get("NextKeyMarker", ""), "UploadIdMarker": page.get("NextUploadIdMarker", "")}
+            if not page.get("IsTruncated") or behind == following or not behind["KeyMarker"]:
+                return
+            following = behind
 
     def _patiently(self, where: str, request: Callable[[], T]) -> T:
         return patiently(where, request, self._attempts)

@@ -13,6 +13,7 @@ of life did not change in `LEASE_SECONDS` of watching. A process that was only s
 two convert the same part, which writes the same bytes twice.
 """
 
+import errno
 import os
 import re
 import socket
@@ -44,6 +45,9 @@ LEASE_SECONDS = 60.0
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0
 _TRIES = 10
 _ID = re.compile(r"[0-9a-f]{32}")
+_LONGEST = 64
+"""Bytes of a claim that are read; one of this module has 32, or none yet."""
+
 _NOBODY = "nobody"
 """Owner of a claim whose content is not an id: a process without hard links was killed right before it wrote it."""
 
@@ -182,9 +186,13 @@ class Claims:
 
     def _owner(self, name: str) -> str | None:
         try:
-            content = read_regular(self._path(name), limit=64).decode("ascii", "replace")
+            content = read_regular(self._path(name), limit=_LONGEST).decode("ascii", "replace")
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise self.journal.foreign(self._path(name), "it is longer than a claim") from None
         return content if _ID.fullmatch(content) else _NOBODY
 
     def _create(self, name: str) -> bool:

@@ -2,15 +2,16 @@
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import serving
 
 REPO = "someone/set"
 COMMITS = "0123456789" * 4, "9876543210" * 4
@@ -108,14 +109,5 @@ def running(stores: OtherStores) -> Iterator[OtherStores]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    stores.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(Handler) as stores.url:
         yield stores
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

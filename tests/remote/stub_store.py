@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from loopback import serving
+
 PAGE = 1000
+UPLOADS_PAGE = 2
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Stub:
         gets: byte ranges that were asked for, by key.
         bodies: bytes that were sent.
         lists: pages of keys that were sent.
+        uploads: keys and ids of unfinished uploads, in the order in which they are listed.
     """
 
     folder: Path
@@ -35,6 +39,7 @@ class Stub:
     gets: list[tuple[str, str]] = field(default_factory=list)
     bodies: int = 0
     lists: int = 0
+    uploads: list[tuple[str, str]] = field(default_factory=list)
     endpoint: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -48,18 +53,8 @@ class Stub:
 @contextmanager
 def running_stub(stub: Stub) -> Iterator[Stub]:
     """Serve in threads of this process."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: _Handler(stub, *args))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    stub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(lambda *args: _Handler(stub, *args), end=stub.ended.set) as stub.endpoint:
         yield stub
-    finally:
-        stub.ended.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,8 +76,17 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if "list-type" in url.query:
             self._list(parse_qs(url.query))
+        elif parse_qs(url.query, keep_blank_values=True).get("uploads") is not None:
+            self._list_uploads(parse_qs(url.query))
         else:
             self._object(body=True)
+
+    def do_DELETE(self) -> None:
+        """End an unfinished upload."""
+        url = urlsplit(self.path)
+        key = unquote(url.path).lstrip("/").partition("/")[2]
+        self.stub.uploads.remove((key, parse_qs(url.query)["uploadId"][0]))
+        self._answer(204, b"")
 
     def _object(self, *, body: bool) -> None:
         time.sleep(self.stub.latency)
@@ -155,6 +159,22 @@ class _Handler(BaseHTTPRequestHandler):
             f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}</ListBucketResult>"
         )
         self._answer(200, text.encode(), {"Content-Type": "application/xml"})
+
+    def _list_uploads(self, query: dict[str, list[str]]) -> None:
+        prefix = query.get("prefix", [""])[0]
+        marker = query.get("key-marker", [""])[0], query.get("upload-id-marker", [""])[0]
+        found = [upload for upload in self.stub.uploads if upload[0].startswith(prefix) and upload > marker]
+        page = found[:UPLOADS_PAGE]
+        more = len(found) > len(page)
+        key, number = page[-1] if more else ("", "")
+        behind = f"<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{number}</NextUploadIdMarker>"
+        entries = "".join(f"<Upload><Key>{key}</Key><UploadId>{number}</UploadId></Upload>" for key, number in page)
+        text = (
+            '<?xml version="1.0"?><ListMultipartUploadsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Bucket>b</Bucket><IsTruncated>{str(more).lower()}</IsTruncated>{behind if more else ''}{entries}"
+            "</ListMultipartUploadsResult>"
+        )
+        self._answer(200, text.encode())
 
     def _answer(self, code: int, data: bytes, headers: "dict[str, str] | None" = None, *, body: bool = True) -> None:
         self._head(code, len(data), headers or {"Content-Type": "application/xml"})

@@ -168,6 +168,13 @@ def test_a_listing_that_cannot_be_right_is_one_sentence(
     assert message in str(caught.value)
 
 
+def test_unfinished_uploads_are_removed_from_every_page_of_their_list(stub: Stub) -> None:
+    stub.uploads = [(f"set/train-{number // 2:06d}.tar", f"id{number}") for number in range(7)]
+    stub.uploads += [("set/train-000009.tar", "id9"), ("sets/train-000000.tar", "id")]
+    open_store(parse_address("s3://b/set")).drop_unfinished([f"train-{number:06d}.tar" for number in range(4)])
+    assert stub.uploads == [("set/train-000009.tar", "id9"), ("sets/train-000000.tar", "id")]
+
+
 @pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"1}} more"])
 def test_a_damaged_record_of_an_export_is_one_sentence(stub: Stub, content: bytes) -> None:
     (stub.folder / "set/.phi3v").mkdir(parents=True)
