@@ -118,7 +118,7 @@ class ImportRows(Converter[ImportSettings]):
             entry = file.entry.model_dump_json(exclude_defaults=True) if file.entry else ""
             columns = unread_columns(_first_values(source, file), make_format(name, options.format_file, entry))
             if left := [shown(column, 40) for column in columns if column not in MEDIA]:  # rows with media are rejects
-                notes.append(f"{shown(file.name)} has columns that are not imported: {join_words(left)}")
+                notes.append(f"{shown(file.name)} has fields that are not imported: {join_words(left)}")
         return DatasetInfo(
             name=set_name([file for file, _ in found], source),
             task="chat",

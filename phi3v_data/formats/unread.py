@@ -1,4 +1,4 @@
-"""Columns of rows that a format does not read, found by watching it read."""
+"""Columns of rows, and keys of their messages, that a format does not read, found by watching it read."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -10,16 +10,26 @@ LOOKED_AT = 100
 """Rows whose columns are looked at."""
 
 
-class _Watched(Mapping[str, Any]):
-    """A row that records the keys that are asked for."""
+_MESSAGES = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected")
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_BY_ORDER = "tool_call_id"  # results follow their calls, whose ids are kept
 
-    def __init__(self, row: Mapping[str, Any]) -> None:
+
+class _Watched(Mapping[str, Any]):
+    """An object that records the keys that are asked for; so do the objects in the arrays `inner`."""
+
+    def __init__(self, row: Mapping[str, Any], inner: Iterable[str] = ()) -> None:
         self._row = row
-        self.asked: set[str] = set()
+        self._asked: set[str] = set()
+        self.inner = {
+            key: [_Watched(each) if isinstance(each, Mapping) else each for each in row[key]]
+            for key in inner
+            if isinstance(row.get(key), list | tuple)
+        }
 
     def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
-        return self._row[key]
+        self._asked.add(key)
+        return self.inner[key] if key in self.inner else self._row[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._row)
@@ -27,17 +37,28 @@ class _Watched(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._row)
 
+    def unread(self) -> list[str]:
+        """Keys with content that nobody asked for; none of an object of which nobody asked for any."""
+        if not self._asked:
+            return []
+        return [key for key, value in self._row.items() if key not in self._asked and value not in _EMPTY]
+
 
 def unread_columns(values: Iterable[Any], row_format: RowFormat) -> tuple[str, ...]:
-    """The columns with content in the first rows that the format does not read, in the order of the rows."""
+    """The columns, and keys of messages, with content in the first rows that the format does not read, in their order.
+
+    A key of messages is `messages[].weight`.
+    """
+    names = getattr(row_format, "names", None)
+    columns = dict.fromkeys((*_MESSAGES, *(() if names is None else names.messages)))
     found: dict[str, None] = {}
     for value in islice(values, LOOKED_AT):
         for row in value if isinstance(value, list | tuple) else (value,):
             if isinstance(row, Mapping):
-                watched = _Watched(row)
+                watched = _Watched(row, columns)
                 row_format.read(watched)
-                found |= {key: None for key, cell in row.items() if key not in watched.asked and cell not in _EMPTY}
+                found |= dict.fromkeys(watched.unread())
+                for column, messages in watched.inner.items():
+                    keys = [key for message in messages if isinstance(message, _Watched) for key in message.unread()]
+                    found |= {f"{column}[].{key}": None for key in keys if key != _BY_ORDER}
     return tuple(found)
-
-
-_EMPTY: tuple[Any, ...] = (None, "", [], {})

@@ -110,7 +110,7 @@ class RowCheck:
             faults += self._of_texts(chat, _placeholders(row))
             if view is not None and is_read and count:
                 self.over_rows.row(view, number, count)
-        own = list(self.consumer.check(view)) if view is not None else []
+        own = [*self.consumer.check(view), *self.consumer.check_weights(view)] if view is not None else []
         judged = [fault for fault in (self.consumer.judge(fault, view) for fault in faults) if fault is not None]
         result.faults += _once(judged, own)
 

@@ -35,7 +35,7 @@ FORMATS = (
         "error",
         "messages of the user and answers do not take turns",
         "Two user messages or two answers in a row, or an answer first. Rows with tools have an order of their own.",
-        "LLaMA-Factory drops the row, LLaVA stops or drops its first message, ms-swift joins the answers. OpenAI's "
+        "LLaMA-Factory drops the row, LLaVA stops or drops its first message, ms-swift joins them. OpenAI's "
         "format allows several user messages.",
         _file({"messages": [_ask("Look."), _ask(), _ANSWER]}, format="sharegpt"),
         "Join them with a blank line, as `phi3v-data import --merge_turns` does, or drop the row.",
@@ -84,7 +84,7 @@ FORMATS = (
         "error",
         "the last message of a row is the user's",
         "The conversation ends with a question, and has no answer to it.",
-        "LLaMA-Factory drops the row; TRL accepts it and trains nothing of it, without a word.",
+        "LLaMA-Factory drops the row; LLaVA and TRL train nothing of it; others train the answers before.",
         _file({"messages": [_ask(), _ANSWER, _ask("And here?")]}, format="sharegpt"),
         "Add the answer, or remove the message.",
     ),
@@ -117,7 +117,8 @@ FORMATS = (
         "a text has a string that the tool replaces",
         "`<image>`, `<video>`, `<audio>`, and in ms-swift `<bbox>` and others, have no escape: in any text they stand "
         "for a file or a box.",
-        "The tool looks for a file that is not there and stops, or puts the wrong one there.",
+        "LLaMA-Factory looks for a file that is not there and stops, Qwen's trainer trains the next row instead, "
+        "ms-swift puts a file of the row there.",
         _file({"messages": [_ask("Describe the <video>."), _ANSWER]}, format="sharegpt"),
         "Write it with a space, as in `< video>`, as `phi3v-data export --lossy` does.",
     ),
@@ -251,8 +252,8 @@ FORMATS = (
         "formats",
         "warning",
         "the tool ignores a key that has a meaning elsewhere",
-        "ms-swift drops keys of a message that it does not know, `weight` among them; TRL drops `tools` of rows with "
-        "images.",
+        "ms-swift drops keys of a message that it does not know, `weight` among them; LLaVA, Qwen's trainer, "
+        "LLaMA-Factory, TRL and axolotl train every answer; TRL drops `tools` of rows with images.",
         "The answer is trained although its weight is 0, or the model never sees the tools.",
         _file({"messages": [_ask(), {**_ANSWER, "weight": 0}], "images": []}, format="swift"),
         "Use the tool's own key: `loss` in ms-swift.",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from in_process import Cli, make_cli
+from PIL import Image
 from test_import import SAMPLES, rejects_of, rows_of, write_rows
 
 import phi3v_data
@@ -85,6 +86,40 @@ def test_rows_that_need_it_make_the_set_format_2(mixed: Path, cli: Cli) -> None:
     assert cli("validate", mixed, "--workers", 1)[0] == 0
     sample = Dataset(mixed)["train"][1]
     assert sample.conversations[0].steps == (ToolStep(calls=(CALL,), results=("rain",)),)
+
+
+def loaded(directory: Path, name: str, split: str) -> list[tuple[list[Image.Image], str, str]]:
+    """Images, prompt and answer of each turn, as the loader of the Phi-3.5-vision sample reads a directory.
+
+    It opens `NAME_SPLIT.jsonl` and the images below `images/`, and knows neither a manifest nor any other key.
+    """
+    turns = []
+    for line in (directory / f"{name}_{split}.jsonl").read_text(encoding="utf-8").splitlines():
+        for turn in json.loads(line)["conversations"]:
+            images = [Image.open(directory / "images" / path).convert("RGB") for path in turn["images"]]
+            tags = "".join(f"<|image_{number}|>" for number in range(1, len(images) + 1))
+            turns.append((images, f"{tags}\n{turn['user']}", f"{turn['assistant']}<|end|>\n<|endoftext|>"))
+    return turns
+
+
+@pytest.mark.parametrize("kind", ["ms_swift", "trl"])
+def test_the_loader_of_the_sample_reads_a_set_of_format_1(tmp_path: Path, kind: str) -> None:
+    import_rows({"ms_swift": "swift"}.get(kind, kind), SAMPLES / kind, tmp_path / "set", workers=0)
+    name = manifest_of(tmp_path / "set")["name"]
+    assert manifest_of(tmp_path / "set")["format"] == 1
+    turns = loaded(tmp_path / "set", name, "train")
+    assert [(len(images), prompt, answer) for images, prompt, answer in turns[:2]] == [
+        (1, "<|image_1|>\nWhat animal is this?", "A tabby cat.<|end|>\n<|endoftext|>"),
+        (
+            2,
+            "<|image_1|><|image_2|>\nWhich of the two pictures shows money?",
+            "The second one: it shows rows of old coins.<|end|>\n<|endoftext|>",
+        ),
+    ]
+    names = ["cat", "cup", "coins", "cat", "rocket"]
+    found = [image.tobytes() for images, _, _ in turns for image in images]
+    assert found[:5] == [Image.open(SAMPLES / kind / f"images/{each}.jpg").convert("RGB").tobytes() for each in names]
+    assert len(turns) == 7
 
 
 def test_other_rows_stay_format_1_also_after_the_rows_of_format_2_are_gone(

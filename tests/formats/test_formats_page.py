@@ -63,6 +63,34 @@ def test_the_commands_of_the_section_on_import_run(cli: Cli, place: Path) -> Non
         assert "sample" in said
 
 
+def test_each_bad_row_of_the_page_is_found_and_fixed_as_it_says(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file of each block is the bad row; of `validate`, the page shows the findings."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("cat.jpg", "cup.jpg"):
+        shutil.copy(SAMPLES / "llava/images" / name, tmp_path)
+    section = PAGE.partition("### A bad row of each")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    read_by = ["llava", "qwen", "sharegpt", "swift", "trl", "axolotl", "openai"]
+    assert [re.findall(r"\$ cat (\w+)\.jsonl", block) for block in blocks] == [[name] for name in read_by]
+    for block in blocks:
+        for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)+)", block, re.MULTILINE):
+            program, *words = shlex.split(command)
+            if program == "cat":
+                file = Path(words[0])
+                if not file.exists():
+                    file.write_text(shown)
+                said = re.sub(r"(?<=base64,)[^\"]+", "...", file.read_text())
+            else:
+                code, said, _ = cli(*words, *(["--workers", 0] if words[0] == "import" else []))
+                is_clean = words[0] != "validate" or "key-ignored" in said
+                assert code == (0 if is_clean else 1)
+                said = said.partition("\n\n")[0].rstrip("\n") + "\n"
+            assert said == shown
+
+
 def test_the_sample_of_the_page_is_written_and_read_as_it_says(tmp_path: Path) -> None:
     [own, written] = re.findall(r"```(?:json|text)\n(\{.*?|llava, qwen: .*?)```", PAGE, re.DOTALL)
     (tmp_path / "set/images").mkdir(parents=True)

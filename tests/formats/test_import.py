@@ -324,9 +324,40 @@ def test_columns_that_are_not_imported_are_named(cli: Cli, tmp_path: Path) -> No
     row = text_row(1, width=3, height=None, id="a", score={"x": 1}, images=[], system="Be terse.")
     write_rows(tmp_path / "rows.jsonl", [row, text_row(2, height=4)])
     _, _, errors = cli("import", "swift", tmp_path / "rows.jsonl", "--out_dir", tmp_path / "o")
-    assert "note: 'rows.jsonl' has columns that are not imported: 'width', 'score', 'height'\n" in errors
+    assert "note: 'rows.jsonl' has fields that are not imported: 'width', 'score', 'height'\n" in errors
     _, _, errors = cli("import", "swift", SAMPLES / "ms_swift", "--out_dir", tmp_path / "p")
     assert "not imported" not in errors
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "is_read"),
+    [("swift", "weight", False), ("swift", "loss", True), ("sharegpt", "loss", False), ("trl", "weight", False),
+     ("openai", "weight", True), ("openai", "loss", False), ("axolotl", "weight", False)],
+)  # fmt: skip
+def test_keys_of_messages_that_are_not_imported_are_named(
+    cli: Cli, tmp_path: Path, name: str, key: str, is_read: bool
+) -> None:
+    row = text_row(1)
+    row["messages"] += [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "b", key: 0}]
+    write_rows(tmp_path / "rows.jsonl", [row])
+    code, _, errors = cli("import", name, tmp_path / "rows.jsonl", "--out_dir", tmp_path / "o")
+    note = f"note: 'rows.jsonl' has fields that are not imported: 'messages[].{key}'\n"
+    assert (code, note in errors) == (0, not is_read)
+    [_, turn] = rows_of(tmp_path / "o")[0]["conversations"]
+    assert turn.get("weight", 1) == (0 if is_read else 1)
+
+
+def test_objects_in_other_columns_and_ids_of_calls_are_not_named(cli: Cli, tmp_path: Path) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "1"},
+        {"role": "assistant", "content": "b"},
+    ]
+    write_rows(tmp_path / "rows.jsonl", [{"messages": messages, "tools": [{"type": "function", "function": {}}]}])
+    code, _, errors = cli("import", "openai", tmp_path / "rows.jsonl", "--out_dir", tmp_path / "o")
+    assert (code, "not imported" in errors) == (0, False)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,32 @@ def test_an_unknown_detail_of_an_image_is_named_among_many_rows_that_are_alike(t
     assert "'detail' is 'best', OpenAI takes low, high, auto" in found.message
 
 
+@pytest.mark.parametrize("tool", ["llama-factory", "trl", "axolotl"])
+def test_an_answer_of_weight_0_that_is_trained_is_named_among_many_rows_that_are_alike(
+    tool: str, tmp_path: Path
+) -> None:
+    rows = []
+    for number in range(60):
+        texts = [{"role": role, "content": [{"type": "text", "text": f"{number}?"}]} for role in ("user", "assistant")]
+        if tool == "llama-factory":
+            texts = [{**each, "content": f"{number}?"} for each in texts]
+        rows.append({"images": [], "messages": [*texts, *texts]})
+        if number > 20:
+            rows[-1]["messages"][1] = {**texts[1], "weight": int(number != 40)}
+    (path := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = lint_file(path, format={"llama-factory": "sharegpt"}.get(tool, tool), consumer=tool).problems
+    assert [(item.code, item.line, item.field) for item in found] == [("key-ignored", 41, "messages[1].weight")]
+
+
+def test_blocks_in_a_file_of_ms_swift_are_told_the_formats_that_have_them(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Ho"}]
+    (path := tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    [found] = lint_file(path, format="swift").problems
+    assert (found.code, found.hint) == ("wrong-type", "give --format openai or axolotl")
+    assert found.message.endswith("not a text: ms-swift reads blocks, which other formats have")
+    assert lint_file(path, format="openai", consumer="ms-swift").problems == ()
+
+
 def test_numbers_of_rows_and_sizes_of_images_are_limits_of_a_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ class Axolotl(Consumer):
     name = "axolotl"
     title = "axolotl"
     formats = ("axolotl",)
+    trains_all = True
     effects: ClassVar = {
         "turn-order": Effect("leaves it to the chat template, which may refuse it", "warning"),
         "system-message-place": Effect("leaves it to the chat template, which may refuse it", "warning"),

@@ -14,7 +14,10 @@ from typing import Any, ClassVar
 
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault
+from phi3v_data.messages import shown
 from phi3v_data.schema import Severity
+
+_WEIGHTS = ("weight", "loss", "loss_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Consumer:
     suspect: ClassVar[re.Pattern[bytes] | None] = None  # JSON text of rows that `check` has to look at
     checks_images: ClassVar[bool] = False  # `check` looks at what an image is given as: rows with images
     files_only: ClassVar[bool] = False  # it opens images as files: neither URLs nor data URLs
+    trains_all: ClassVar[bool] = False  # it reads no weights of answers
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         """A fault that any reader would find, with what this tool does; None if it does not mind."""
@@ -102,6 +106,15 @@ class Consumer:
     def check(self, view: RowView) -> Iterator[Fault]:
         """Faults that only this tool has with a row."""
         yield from ()
+
+    def check_weights(self, view: RowView) -> Iterator[Fault]:
+        """Faults of answers that must not be trained, which this tool trains."""
+        for where, message in view.messages if self.trains_all else ():
+            for key in _WEIGHTS:
+                value = message.get(key)
+                if isinstance(value, int | float) and not value:
+                    text = f"{self.title} does not read {shown(key)}: it trains the answer"
+                    yield Fault("key-ignored", f"{where}.{key}", text, "leave the row out if it must not be trained")
 
     def check_settings(self, format_: RowFormat) -> Iterator[Fault]:
         """Faults of the settings beside the file."""

@@ -20,6 +20,7 @@ class LlamaFactory(Consumer):
     title = "LLaMA-Factory"
     formats = ("sharegpt",)
     files_only = True
+    trains_all = True
     effects: ClassVar = {
         "turn-order": Effect(DROPPED),
         "last-turn-open": Effect(DROPPED),
@@ -28,10 +29,20 @@ class LlamaFactory(Consumer):
         "no-turns": Effect(DROPPED),
         "image-count": Effect("stops, and names neither the file nor the line"),
         "placeholder-in-text": Effect("counts it as the place of a file, finds none, and stops"),
+        "image-missing": Effect("tries its working directory then, with one warning for all files, and stops"),
         "wrong-type": Effect("stops"),
     }
 
     def check(self, view: RowView) -> Iterator[Fault]:
+        columns = view.format.names.images if isinstance(view.format, ShareGPT) else ()
+        for column in columns:
+            if view.row.get(column) == "":
+                yield Fault(
+                    "wrong-type",
+                    column,
+                    "LLaMA-Factory takes an empty text for an image without a tag, and stops",
+                    "write null or [], or leave the key out",
+                )
         roles = [message.role for message in view.chat.messages]
         if "tool" in roles or "tool_call" in roles:
             turns = roles[1:] if roles[:1] == ["system"] else roles

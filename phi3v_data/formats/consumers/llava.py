@@ -17,9 +17,14 @@ class LLaVA(Consumer):
     title = "LLaVA"
     formats = ("llava",)
     files_only = True
+    trains_all = True
     effects: ClassVar = {
         "turn-order": Effect("drops a first message that is not the user's without a word, and stops at any other"),
         "role-unknown": Effect("stops with a KeyError"),
+        "last-turn-open": Effect("trains nothing of the row, and prints 'tokenization mismatch'"),
+        "image-missing": Effect("stops"),
+        "wrong-type": Effect("stops"),
+        "missing-field": Effect("stops with a KeyError"),
     }
     suspect = re.compile(
         rb'"images"|(?<![^\\]")(?<!<image>)(?<!<image>\\n)<image>|"image"\s*:\s*(?:null|""|\[\s*\])|"(?:role|content)"\s*:'
@@ -31,7 +36,7 @@ class LLaVA(Consumer):
             yield Fault(
                 "wrong-type",
                 "image",
-                "a row without images has the key 'image': LLaVA tests for the key alone, and opens a file of no name",
+                "a row without images has the key 'image': LLaVA tests for the key only, and stops",
                 "leave the key out",
             )
         if "image" not in row and row.get("images") not in (None, "", []):

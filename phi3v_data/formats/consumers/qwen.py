@@ -20,7 +20,11 @@ class Qwen(Consumer):
     title = "Qwen's trainer"
     formats = ("qwen", "llava")
     files_only = True
+    trains_all = True
     effects: ClassVar = {
+        "turn-order": Effect("leaves it to the chat template", "warning"),
+        "last-turn-open": Effect("trains the answers before it"),
+        "placeholder-in-text": Effect(REPLACED),
         "image-count": Effect(REPLACED),
         "image-missing": Effect(REPLACED),
         "missing-field": Effect(REPLACED),

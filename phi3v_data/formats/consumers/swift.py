@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import ClassVar
 
 from phi3v_data.formats.chat import Fault
-from phi3v_data.formats.consumers.base import Consumer, Effect, RowView
+from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, content_key
 from phi3v_data.messages import shown
 
 DELETED = "deletes the row, in silence after ten of them"
+REPLACED = "cannot encode the row, and trains another, chosen at random, in its place"
 _KNOWN_KEYS = frozenset({"role", "content", "from", "value", "loss", "loss_scale", "tool_calls"})
 _MESSAGES = ("messages", "conversation", "conversations")
 
@@ -20,29 +21,37 @@ class Swift(Consumer):
     title = "ms-swift"
     formats = ("swift", "sharegpt", "openai")
     effects: ClassVar = {
-        "wrong-type": Effect(DELETED),
+        "turn-order": Effect("joins messages of one role, and puts an empty user message before an answer", "warning"),
+        "system-message-place": Effect(REPLACED),
+        "last-turn-open": Effect("trains the answers before it"),
+        "wrong-type": Effect(f"{DELETED}, or {REPLACED}"),
         "missing-field": Effect(DELETED),
         "role-unknown": Effect(DELETED),
-        "placeholder-in-text": Effect("puts a file, a box or nothing in its place"),
-        "image-missing": Effect("reads the path as base64 then, and speaks of padding"),
+        "placeholder-in-text": Effect("puts a file or a box of the row in its place, or keeps it if there is none"),
+        "image-missing": Effect(REPLACED),
     }
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         if fault.code == "image-in-answer":
             return None  # for models that generate images
-        if fault.code == "turn-order" and "two answers" in fault.message:
-            return replace(fault, message=f"{fault.message}: ms-swift joins them", severity="warning")
         if fault.code == "image-count" and view is not None:
             tags = sum(message.text.count("<image>") + len(message.images) for message in view.chat.messages)
             words = (
-                "ms-swift puts the missing tags before the first message in silence"
+                "ms-swift puts the missing tags before the first message but the system's in silence"
                 if "fewer" in fault.message or tags < _num_images(view)
                 else "ms-swift keeps the surplus tags as text"
             )
             return replace(fault, message=f"{fault.message}: {words}")
+        if fault.code == "wrong-type" and view is not None and _has_blocks(view, fault.field):
+            words = f"{fault.message}: ms-swift reads blocks, which other formats have"
+            return replace(fault, message=words, hint="give --format openai or axolotl")
         return super().judge(fault, view)
 
     def check(self, view: RowView) -> Iterator[Fault]:
+        for column in ("images", "image"):
+            if view.row.get(column) == "":
+                text = f"ms-swift takes an empty text for the path of a folder: it {REPLACED}"
+                yield Fault("wrong-type", column, text, "write null or [], or leave the key out")
         answers = [message for message in view.chat.messages if message.role == "assistant"]
         last = view.chat.messages[-1] if view.chat.messages else None
         if last in answers and last.weight == 0 and any(answer.weight for answer in answers):
@@ -63,6 +72,12 @@ class Swift(Consumer):
                     f"the row has no messages, so ms-swift takes the column {shown(field)} for the answer",
                     "give 'messages', or name the column 'response'",
                 )
+
+
+def _has_blocks(view: RowView, field: str) -> bool:
+    """Whether a field is a message's content, and an array."""
+    found = (each for where, each in view.messages if field == f"{where}.{content_key(each)}")
+    return any(isinstance(message.get(content_key(message)), list | tuple) for message in found)
 
 
 def _num_images(view: RowView) -> int:

@@ -14,9 +14,11 @@ class TRL(Consumer):
     name = "trl"
     title = "TRL"
     formats = ("trl",)
+    trains_all = True
     effects: ClassVar = {
         "last-turn-open": Effect("accepts the row, and trains nothing of it"),
         "no-turns": Effect("accepts the row, and trains nothing of it"),
+        "role-unknown": Effect("stops, if the row has images"),
         "image-count": Effect("stops, and names the counts but not the row"),
         "turn-order": Effect("leaves it to the chat template, which may refuse it", "warning"),
         "system-message-place": Effect("leaves it to the chat template, which may refuse it", "warning"),
