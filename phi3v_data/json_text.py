@@ -108,7 +108,7 @@ def _parse(text: str, name: str, faults: list[JsonFault]) -> tuple[Any] | None:
                 message = f"the key {shown(key)} is in the object twice; readers keep only one of the values"
                 faults.append(JsonFault("duplicate-key", message, path=(*path, key)))
         elif isinstance(item, float) and not math.isfinite(item):
-            message = f"{item} is not a valid number in JSON"
+            message = "nan is not a valid number in JSON" if math.isnan(item) else "a number is infinite, or too large"
             faults.append(JsonFault("non-finite-number", message, "use null or leave the key out", path))
     return (value,)
 

@@ -81,6 +81,10 @@ class BlockFormat(RowFormat):
             key = "value" if "value" in value and "content" not in value else "content"
             found = value.get("tool_calls") if role == "assistant" else None
             calls = found if isinstance(found, list | tuple) else []
+            if found is not None and not isinstance(found, list | tuple):
+                faults.append(
+                    Fault("wrong-type", f"{field}.tool_calls", f"'tool_calls' is {shown(found)}, not an array")
+                )
             parts = [] if calls and value.get(key) is None else self.parts_of(value, field, faults, key)
             if role is not None and (parts or not calls):
                 messages.append(Message(role, tuple(parts), self.weight_of(value, field, faults), f"{field}.{key}"))

@@ -1,5 +1,6 @@
 """Plans the rows of a JSON file of another tool: an item for each, and its sample if that is text alone."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, pairwise, repeat
 from pathlib import Path, PurePosixPath
@@ -50,12 +51,14 @@ def row_items(
     own, name, whole_path = file.file.path, PurePosixPath(file.file.path).name, str(path)
     is_array = (opened := open_rows(path)).layout == "array"
     index, before = 0, -1
+    texts: Counter[int] = Counter()  # faults between rows, by line
     for block, following in pairwise(chain(opened.blocks(VALUES_BYTES), (None,))):
         assert block is not None
         for line, fault in block.faults:
             if first_fault([fault]):
-                message = _said(fault, f"{name}, line {line}")
-                yield Item(file.split, f"{own}: text in line {line}", below, reject=fault.code, message=message)
+                texts[line] += 1
+                key = f"{own}: text in line {line}" + (f" ({texts[line]})" if texts[line] > 1 else "")
+                yield Item(file.split, key, below, reject=fault.code, message=_said(fault, f"{name}, line {line}"))
         after = -1 if following is None or following.faults or not len(following) else int(following.lines[0])
         crowded = _crowded(block.lines, -1 if block.faults else before, after) if is_array else repeat(False)
         before = int(block.lines[-1]) if len(block) else (-1 if block.faults else before)

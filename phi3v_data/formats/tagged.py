@@ -111,7 +111,8 @@ class TaggedFormat(RowFormat):
             if isinstance(value, list | tuple):
                 return [(f"{key}[{number}]", message) for number, message in enumerate(value)]
             if value is not None:
-                faults.append(Fault("wrong-type", key, f"'{key}' is {shown(value)}, not an array of messages"))
+                hint = "write the array itself, not its JSON text" if isinstance(value, str) else ""
+                faults.append(Fault("wrong-type", key, f"'{key}' is {shown(value)}, not an array of messages", hint))
                 return None
         key = self.names.messages[0]
         faults.append(Fault("missing-field", key, f"'{key}' is missing"))

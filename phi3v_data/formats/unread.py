@@ -56,7 +56,8 @@ def unread_columns(values: Iterable[Any], row_format: RowFormat) -> tuple[str, .
         for row in value if isinstance(value, list | tuple) else (value,):
             if isinstance(row, Mapping):
                 watched = _Watched(row, columns)
-                row_format.read(watched)
+                if row_format.read(watched).chat is None:
+                    continue  # it is a reject, and was not read to its end
                 found |= dict.fromkeys(watched.unread())
                 for column, messages in watched.inner.items():
                     keys = [key for message in messages if isinstance(message, _Watched) for key in message.unread()]

@@ -39,7 +39,7 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     (row(human("Hi"), gpt(), meta={"k": "\ud800"}), "invalid-text", "meta.k",
      "the text has a lone surrogate (\\ud800) at character 0"),
     (row(human("Hi"), gpt(), meta={"k": float("inf")}), "non-finite-number", "meta.k",
-     "inf is not a valid number in JSON; use null or leave the key out"),
+     "a number is infinite, or too large; use null or leave the key out"),
     (row(human("<image>Hi"), gpt(), images=["cut.png"]), "image-unreadable", "images[0]",
      "'cut.png' is damaged or cut short: the file ends before its last chunk"),
 ]  # fmt: skip

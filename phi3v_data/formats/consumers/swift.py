@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from phi3v_data.formats.chat import Fault
-from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, content_key
-from phi3v_data.messages import shown
+from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, content_key
+from phi3v_data.messages import counted, shown
 
 DELETED = "deletes the row, in silence after ten of them"
 REPLACED = "cannot encode the row, and trains another, chosen at random, in its place"
@@ -24,7 +24,7 @@ class Swift(Consumer):
         "turn-order": Effect("joins messages of one role, and puts an empty user message before an answer", "warning"),
         "system-message-place": Effect(REPLACED),
         "last-turn-open": Effect("trains the answers before it"),
-        "wrong-type": Effect(f"{DELETED}, or {REPLACED}"),
+        "wrong-type": Effect("deletes the row, or trains another, chosen at random, in its place"),
         "missing-field": Effect(DELETED),
         "role-unknown": Effect(DELETED),
         "placeholder-in-text": Effect("puts a file or a box of the row in its place, or keeps it if there is none"),
@@ -42,10 +42,15 @@ class Swift(Consumer):
                 else "ms-swift keeps the surplus tags as text"
             )
             return replace(fault, message=f"{fault.message}: {words}")
+        if fault.code == "wrong-type" and view is None and fault.hint:
+            return fault  # it parses the JSON text of messages
         if fault.code == "wrong-type" and view is not None and _has_blocks(view, fault.field):
             words = f"{fault.message}: ms-swift reads blocks, which other formats have"
             return replace(fault, message=words, hint="give --format openai or axolotl")
         return super().judge(fault, view)
+
+    def over_rows(self) -> OverRows:
+        return _OneForm()
 
     def check(self, view: RowView) -> Iterator[Fault]:
         for column in ("images", "image"):
@@ -56,6 +61,11 @@ class Swift(Consumer):
         last = view.chat.messages[-1] if view.chat.messages else None
         if last in answers and last.weight == 0 and any(answer.weight for answer in answers):
             yield Fault("end-trained", last.field, "ms-swift trains the end token of a last answer with loss false")
+        rejected = view.chat.rejected
+        if rejected is not None and last is not None and rejected.text == last.text:
+            yield Fault(
+                "nothing-trained", rejected.field, "the rejected answer is the chosen one: ms-swift deletes the row"
+            )
         for where, message in view.messages:
             for key in message:
                 if key not in _KNOWN_KEYS:
@@ -72,6 +82,25 @@ class Swift(Consumer):
                     f"the row has no messages, so ms-swift takes the column {shown(field)} for the answer",
                     "give 'messages', or name the column 'response'",
                 )
+
+
+class _OneForm(OverRows):
+    """ms-swift reads one column of messages in a whole file."""
+
+    def __init__(self) -> None:
+        self._forms: dict[str, list[int]] = {}  # column of messages -> place of the first row, number of rows
+
+    def row(self, view: RowView, place: int, count: int = 1) -> None:
+        form = self._forms.setdefault(next((key for key in _MESSAGES if view.row.get(key) is not None), ""), [place, 0])
+        form[0] = min(form[0], place)
+        form[1] += count
+
+    def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
+        read = next((key for key in _MESSAGES if key in self._forms), "")
+        for form, (place, count) in self._forms.items():
+            if form != read:
+                words = f"ms-swift reads {shown(read)} of the whole file, and drops {counted(count, 'row')} without it"
+                yield place, Fault("missing-field", form, words, "write all rows in one form")
 
 
 def _has_blocks(view: RowView, field: str) -> bool:
