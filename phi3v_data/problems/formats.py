@@ -263,7 +263,7 @@ FORMATS = (
         "formats",
         "warning",
         "the tool takes a column for the answer by its name",
-        "In a row without messages, ms-swift takes the first of many names for the answer: `answers`, `text`, "
+        "In a file without messages, ms-swift takes the first of many names for the answer: `answers`, `text`, "
         "`content`, `solution`, `completion` and others.",
         "The model is trained on a column that was not meant.",
         _file({"query": "What is shown?", "text": "A shape."}, format="swift"),
@@ -313,8 +313,8 @@ FORMATS = (
         "formats",
         "error",
         "a row, an image or the file is over a limit of the service",
-        "Services limit the number of images of a row, their size and format, and the number of rows. The limits are "
-        "those of their documentation on the date that the message gives.",
+        "Services limit the number of images of a row, their size, format and mode, and the number of rows. The limits "
+        "are those of their documentation on the date that the message gives.",
         "The service refuses the file, or leaves the row out.",
         _file({"messages": [_ask(), _ANSWER]}, **{"format": "openai", "for": "fireworks"}),
         "Split the row, store the image smaller, or add rows.",

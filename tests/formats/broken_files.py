@@ -213,7 +213,7 @@ CASES = [
     Broken("loss of 0 everywhere", "swift", {"images": [], "messages": [user("Hi"), answer(loss=False)]},
            "nothing-trained",
            "messages"),
-    Broken("answer by another name", "swift", {"query": "Hi", "solution": "Hello"}, "column-mistaken", "solution"),
+    Broken("another form", "swift", {"query": "Hi", "solution": "Hello"}, "missing-field", None),
     # TRL
     Broken("nothing trained", "trl", {"images": [], "messages": [user([text("Hi")]), answer([text("Ho")]),
            user([text("And?")])]}, "last-turn-open", "messages[2].content"),

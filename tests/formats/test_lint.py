@@ -1,6 +1,8 @@
 """Files of other tools are checked where they are: each fault at its line and field, no good row blamed."""
 
+import base64
 import gzip
+import io
 import json
 import os
 import shlex
@@ -63,6 +65,23 @@ def test_an_unknown_detail_of_an_image_is_named_among_many_rows_that_are_alike(t
     (found,) = lint_file(path, format="openai").problems
     assert (found.code, found.line, found.field) == ("wrong-type", 41, "messages[0].content[0].image_url.detail")
     assert "'detail' is 'best', OpenAI takes low, high, auto" in found.message
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGB", "WEBP"), ("RGBA", "PNG")]
+)
+def test_azure_takes_images_of_two_modes(mode: str, kind: str, tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new(mode, (8, 6)).save(data, kind)
+    value = f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": value}}, {"type": "text", "text": "What?"}]
+    ask = {"role": "user", "content": content}
+    rows = [{"messages": [ask, {"role": "assistant", "content": str(number)}]} for number in range(10)]
+    (path := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [(item.line, item.message) for item in lint_file(path, format="openai", consumer="azure").problems]
+    said = f"the image has mode {mode}, Azure takes RGB and RGBA (2026-11-28)"
+    expected = [] if mode in ("RGB", "RGBA") else [(line, said) for line in range(1, 11)]
+    assert [each for each in found if "image" in each[1]] == expected
 
 
 @pytest.mark.parametrize("tool", ["llama-factory", "trl", "axolotl"])

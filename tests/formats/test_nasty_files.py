@@ -61,6 +61,8 @@ def test_rows_of_several_forms_in_a_file_of_ms_swift(tmp_path: Path) -> None:
     ]
     assert found_in(write(path, question, other), format="swift") == [("missing-field", 1, None)]
     assert found_in(write(path, question, {**question, "query": "You?"}), format="swift") == []
+    mistaken = {"query": "Hi", "solution": "Ho"}
+    assert found_in(write(path, question, mistaken), format="swift") == [("column-mistaken", 2, "solution")]
 
 
 def test_messages_as_a_json_text(cli: Cli, tmp_path: Path) -> None:

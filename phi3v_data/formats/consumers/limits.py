@@ -11,7 +11,7 @@ from phi3v_data.converters.helpers.cell_images import DATA_URL
 from phi3v_data.formats.chat import Fault, ImageRef
 from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, blocks_of
 from phi3v_data.media.formats import HEAD_BYTES, UnreadableImageError, identify
-from phi3v_data.media.images import read_image_file
+from phi3v_data.media.images import probe, read_image_file
 from phi3v_data.messages import counted, shown
 from phi3v_data.schema import Severity
 
@@ -20,11 +20,12 @@ MB = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one service; None, or no format, where its documentation gives none."""
+    """Limits of one service; None, or no format or mode, where its documentation gives none."""
 
     images_per_row: int | None
     image_bytes: int | None
     formats: tuple[str, ...]
+    modes: tuple[str, ...]
     rows_with_images: int | None
     min_rows: int | None
     max_rows: int | None
@@ -35,19 +36,19 @@ class Limits:
 
 LIMITS = {
     "openai": Limits(
-        10, None, (), None, None, None, False,
+        10, None, (), (), None, None, None, False,
         "2026-11-24", "developers.openai.com/api/docs/guides/vision-fine-tuning.md (closed to new users)",
     ),
     "azure": Limits(
-        64, 10 * MB, ("JPEG", "PNG", "WEBP"), 50_000, 10, None, False,
+        64, 10 * MB, ("JPEG", "PNG", "WEBP"), ("RGB", "RGBA"), 50_000, 10, None, False,
         "2026-11-28", "Azure AI Foundry, vision fine-tuning (gpt-4o-2024-08-06, gpt-4.1-2025-04-14)",
     ),
     "together": Limits(
-        10, 10 * MB, ("JPEG", "PNG", "WEBP"), None, None, None, True,
+        10, 10 * MB, ("JPEG", "PNG", "WEBP"), (), None, None, None, True,
         "2026-11-28", "Together, vision-language fine-tuning",
     ),
     "fireworks": Limits(
-        None, None, ("JPEG", "PNG"), None, 3, 3_000_000, True,
+        None, None, ("JPEG", "PNG"), (), None, 3, 3_000_000, True,
         "2026-11-28", "Fireworks, vision fine-tuning",
     ),
 }  # fmt: skip
@@ -128,7 +129,9 @@ class Service(Consumer):
         data_url = DATA_URL.match(value)
         if data_url is not None:
             encoded = value[data_url.end() :]
-            yield from self._check_size(image.field, len(encoded) * 3 // 4, _decoded(encoded))
+            yield from self._check_size(image.field, len(encoded) * 3 // 4, _decoded(encoded[: HEAD_BYTES // 3 * 4]))
+            if limits.modes:
+                yield from self._check_mode(image.field, _decoded(encoded))
         elif view.is_export:
             yield from self._check_file(image.field, view.root / value)
         elif limits.data_urls_only or not value.lower().startswith("https://"):
@@ -145,6 +148,8 @@ class Service(Consumer):
         """An image that an export would write as a data URL."""
         try:
             yield from self._check_size(field, path.stat().st_size, read_image_file(path, head=True))
+            if self.limits.modes:
+                yield from self._check_mode(field, path)
         except (OSError, UnreadableImageError):
             return  # the validator has named it
 
@@ -160,6 +165,17 @@ class Service(Consumer):
         if kind and kind not in limits.formats:
             text = f"the image is {kind}, {self.title} takes {', '.join(limits.formats)} ({limits.date})"
             yield Fault("over-limit", field, text, "store it in one of these formats")
+
+    def _check_mode(self, field: str, source: bytes | Path) -> Iterator[Fault]:
+        """A grey image, one of a palette, or of CMYK."""
+        try:
+            mode = probe(source).mode
+        except UnreadableImageError:
+            return  # the check of images has named it
+        if mode not in self.limits.modes:
+            modes = " and ".join(self.limits.modes)
+            text = f"the image has mode {mode}, {self.title} takes {modes} ({self.limits.date})"
+            yield Fault("over-limit", field, text, "store it in one of these modes")
 
     def over_rows(self) -> OverRows:
         return _Totals(self.title, self.limits)
@@ -192,8 +208,8 @@ class _Totals(OverRows):
 
 
 def _decoded(encoded: str) -> bytes:
-    """The first bytes of a base64 text; none if it is not base64."""
+    """The bytes of a base64 text; none if it is not base64."""
     try:
-        return base64.b64decode(encoded[: HEAD_BYTES // 3 * 4])
+        return base64.b64decode(encoded)
     except (binascii.Error, ValueError):
         return b""

@@ -72,35 +72,35 @@ class Swift(Consumer):
                     hint = "ms-swift reads 'loss'" if key == "weight" else ""
                     text = f"ms-swift drops the key {shown(key)} of a message without a word"
                     yield Fault("key-ignored", f"{where}.{key[:60]}", text, hint)
-        if not any(view.row.get(key) is not None for key in _MESSAGES):
-            answers = [message for message in view.chat.messages if message.role == "assistant"]
-            field = answers[-1].field if answers else ""
-            if field and field not in ("response", "output", "answer"):
-                yield Fault(
-                    "column-mistaken",
-                    field,
-                    f"the row has no messages, so ms-swift takes the column {shown(field)} for the answer",
-                    "give 'messages', or name the column 'response'",
-                )
 
 
 class _OneForm(OverRows):
-    """ms-swift reads one column of messages in a whole file."""
+    """ms-swift reads one column of messages in a whole file, or finds the answer by the name of its column."""
 
     def __init__(self) -> None:
-        self._forms: dict[str, list[int]] = {}  # column of messages -> place of the first row, number of rows
+        self._forms: dict[str, tuple[int, int]] = {}  # column of messages -> place of the first row, number of rows
+        self._answer: tuple[int, str] | None = None  # place and column of the first answer without messages
 
     def row(self, view: RowView, place: int, count: int = 1) -> None:
-        form = self._forms.setdefault(next((key for key in _MESSAGES if view.row.get(key) is not None), ""), [place, 0])
-        form[0] = min(form[0], place)
-        form[1] += count
+        form = next((key for key in _MESSAGES if view.row.get(key) is not None), "")
+        first, number = self._forms.get(form, (place, 0))
+        self._forms[form] = min(first, place), number + count
+        column = next((each.field for each in view.chat.messages[::-1] if each.role == "assistant"), "")
+        is_mistaken = not form and column not in ("", "response", "output", "answer")
+        if is_mistaken and (self._answer is None or place < self._answer[0]):
+            self._answer = place, column
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
         read = next((key for key in _MESSAGES if key in self._forms), "")
-        for form, (place, count) in self._forms.items():
+        for form, (place, number) in self._forms.items():
             if form != read:
-                words = f"ms-swift reads {shown(read)} of the whole file, and drops {counted(count, 'row')} without it"
+                words = f"ms-swift reads {shown(read)} of the whole file, and drops {counted(number, 'row')} without it"
                 yield place, Fault("missing-field", form, words, "write all rows in one form")
+        if self._answer is not None and not read:
+            place, column = self._answer
+            words = f"the file has no messages, so ms-swift takes the column {shown(column)} for the answer"
+            hint = "give 'messages', or name the column 'response'"
+            yield place, Fault("column-mistaken", column, words, hint)
 
 
 def _has_blocks(view: RowView, field: str) -> bool:
