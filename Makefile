@@ -75,10 +75,13 @@ docs schemas: $(VENV)/.dev
 # these, and those of kills, slices, pages and wording, which take a third of the time and depend on no version.
 NOT_ON_FLOORS := models train converters serving real report/test_html.py sets/test_kill.py test_convert_kill.py \
 	test_slices.py test_engine.py test_hostile_directories.py test_file_systems.py test_imports.py test_words.py
-floors:
+$(VENV)-floors/.installed: pyproject.toml .ci/floors.py
 	$(PYTHON) -m venv $(VENV)-floors
 	$(VENV)-floors/bin/python .ci/floors.py > $(VENV)-floors/floors.txt
 	$(VENV)-floors/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-floors/floors.txt -e '.[video]' pytest pytest-xdist hypothesis psutil
+	@touch $@
+
+floors: $(VENV)-floors/.installed
 	$(VENV)-floors/bin/python -m pytest -q -n 2 -m "not slow and not gpu" tests $(NOT_ON_FLOORS:%=--ignore tests/%)
 
 dist: $(VENV)/.dev

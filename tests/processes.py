@@ -7,10 +7,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from warm import Process
 
 HERE = Path(__file__).parent / "train"
 """Folder of the scripts that are started."""
+
+AnyProcess: TypeAlias = "Process | subprocess.Popen[str]"
 
 MODULE = ("-m", "phi3v_train")
 TIMEOUT = 240
@@ -50,26 +54,36 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def start(
-    *arguments: str | Path, stdin: int | None = None, new_session: bool = False, **variables: str
-) -> "subprocess.Popen[str]":
-    """Start python with these arguments."""
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    stdin: int | None = None,
+    new_session: bool = False,
+    fresh: bool = False,
+    **variables: str,
+) -> AnyProcess:
+    """Start python with these arguments; `fresh` is an interpreter that has imported nothing, as users start it."""
+    env = environment(**variables)
+    if not fresh:
+        return Process(*arguments, env=env, cwd=cwd, stdin=stdin, new_session=new_session)
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
+        cwd=cwd,
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(**variables),
+        env=env,
         start_new_session=new_session,
     )
 
 
-def start_ranks(number: int, *arguments: str | Path, ports: int = 1) -> "list[subprocess.Popen[str]]":
+def start_ranks(number: int, *arguments: str | Path, ports: int = 1, fresh: bool = False) -> list[AnyProcess]:
     """Start the processes of a group, with nobody to look after them, as on as many machines."""
     port = free_ports(ports)
     return [
         start(
             *arguments,
+            fresh=fresh,
             RANK=str(rank),
             LOCAL_RANK="0",
             WORLD_SIZE=str(number),
@@ -81,7 +95,7 @@ def start_ranks(number: int, *arguments: str | Path, ports: int = 1) -> "list[su
     ]
 
 
-def finish(processes: "Sequence[subprocess.Popen[str]]", timeout: float = TIMEOUT) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[AnyProcess], timeout: float = TIMEOUT) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each; none is left running."""
     try:
         results = []

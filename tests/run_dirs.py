@@ -1,11 +1,11 @@
 """Directories small enough to be trained on many times, and the command line that does it."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from processes import MODULE, finish, start
 
 
 def settings_for(data_dir: Path, output_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -45,13 +45,8 @@ def arguments(settings: dict[str, Any]) -> list[str]:
 
 def command(*args: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run `phi3v-train ARGS` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "phi3v_train", *args],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **variables},
-        check=False,
-    )
+    ((code, output, errors),) = finish([start(*MODULE, *args, **variables)])
+    return subprocess.CompletedProcess(args, code, output, errors)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -99,6 +99,40 @@ def test_a_validation_gives_the_report_of_the_local_engine_and_its_receipt(
     assert (again, calls) == (rayed, [])  # from the receipt
 
 
+def test_a_part_whose_worker_or_node_dies_is_converted_again(
+    cluster: Any, on_ray: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker is killed by SIGKILL, then the whole node, processes and all, on which a part never ends."""
+    source = plain_source(tmp_path / "source", {"train": 24, "val": 4})
+    killed, reached = tmp_path / "killed", tmp_path / "reached"
+    doomed = {f"train/g{n:02}/s{2 * n:03}.txt": f"doomed {reached}\nimage {n}" for n in range(3, 12)}
+    make_source(source, {"train/g01/s002.txt": f"once {killed}\nimage 1", **doomed})
+    node = cluster.add_node(num_cpus=1, env_vars={"DOOMED": "1"})
+    removed = []
+
+    def progress(stage: str, done: int, total: int | None) -> None:
+        if reached.exists() and not removed:
+            removed.append(node)
+            cluster.remove_node(node, allow_graceful=False)
+
+    phi3v_data.convert(Toy, source, tmp_path / "ray", progress=progress, **on_ray)
+    assert removed
+    assert killed.exists()
+    assert capsys.readouterr().out == ""  # Ray says there that a worker died
+    phi3v_data.convert(Toy, source, tmp_path / "local", workers=1)
+    assert tree(tmp_path / "ray", hidden=True) == tree(tmp_path / "local", hidden=True)
+
+
+@pytest.fixture(scope="module")
+def connected(cluster: Any) -> Iterator[None]:
+    """This process is connected, so that all commands share their workers, as in a program that uses Ray itself."""
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture(scope="module")
 def cleaned(directory: Path) -> Path:
     """A valid copy of it, made by the local engine."""
@@ -106,6 +140,7 @@ def cleaned(directory: Path) -> Path:
     return directory.parent / "clean"
 
 
+@pytest.mark.usefixtures("connected")
 def test_clean_and_stats_give_what_the_local_engine_gives(
     directory: Path, cleaned: Path, on_ray: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -116,6 +151,7 @@ def test_clean_and_stats_give_what_the_local_engine_gives(
     assert found[0]["duplicates"]["near"]["groups"] > 0
 
 
+@pytest.mark.usefixtures("connected")
 def test_an_export_has_the_bytes_of_the_local_engine(cleaned: Path, on_ray: dict[str, Any], tmp_path: Path) -> None:
     request = ExportRequest(shard_bytes=100_000)
     for name in ("webdataset", "llava"):
@@ -128,6 +164,7 @@ def test_an_export_has_the_bytes_of_the_local_engine(cleaned: Path, on_ray: dict
         assert rayed.images == local.images == 871
 
 
+@pytest.mark.usefixtures("connected")
 def test_an_import_has_the_bytes_of_the_local_engine(cleaned: Path, on_ray: dict[str, Any], tmp_path: Path) -> None:
     export_set("llava", cleaned, tmp_path / "llava", ExportRequest())
     imports = (("ray", on_ray), ("local", {"workers": 2}))
@@ -159,30 +196,7 @@ def test_tasks_are_bounded_and_their_results_in_order(cluster: Any) -> None:
         engine.close()
 
 
-def test_a_part_whose_worker_or_node_dies_is_converted_again(
-    cluster: Any, on_ray: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A worker is killed by SIGKILL, then the whole node, processes and all, on which a part never ends."""
-    source = plain_source(tmp_path / "source", {"train": 24, "val": 4})
-    killed, reached = tmp_path / "killed", tmp_path / "reached"
-    doomed = {f"train/g{n:02}/s{2 * n:03}.txt": f"doomed {reached}\nimage {n}" for n in range(3, 12)}
-    make_source(source, {"train/g01/s002.txt": f"once {killed}\nimage 1", **doomed})
-    node = cluster.add_node(num_cpus=1, env_vars={"DOOMED": "1"})
-    removed = []
-
-    def progress(stage: str, done: int, total: int | None) -> None:
-        if reached.exists() and not removed:
-            removed.append(node)
-            cluster.remove_node(node, allow_graceful=False)
-
-    phi3v_data.convert(Toy, source, tmp_path / "ray", progress=progress, **on_ray)
-    assert removed
-    assert killed.exists()
-    assert capsys.readouterr().out == ""  # Ray says there that a worker died
-    phi3v_data.convert(Toy, source, tmp_path / "local", workers=1)
-    assert tree(tmp_path / "ray", hidden=True) == tree(tmp_path / "local", hidden=True)
-
-
+@pytest.mark.usefixtures("connected")
 def test_a_killed_driver_is_resumed(cluster: Any, on_ray: dict[str, Any], tmp_path: Path) -> None:
     source = plain_source(tmp_path / "source", {"train": 60})
     phi3v_data.convert(Toy, source, tmp_path / "local", workers=1)
@@ -194,6 +208,7 @@ def test_a_killed_driver_is_resumed(cluster: Any, on_ray: dict[str, Any], tmp_pa
     assert tree(tmp_path / "ray", hidden=True) == tree(tmp_path / "local", hidden=True)
 
 
+@pytest.mark.usefixtures("connected")
 def test_a_killed_driver_of_a_validation_or_export_leaves_nothing_in_the_way(
     directory: Path, cleaned: Path, cluster: Any, on_ray: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -216,6 +231,7 @@ BLIND_NODE = (
 )
 
 
+@pytest.mark.usefixtures("connected")
 def test_a_node_that_does_not_see_the_files_is_one_sentence(
     directory: Path, cluster: Any, on_ray: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -229,10 +245,8 @@ def test_a_node_that_does_not_see_the_files_is_one_sentence(
         cluster.wait_for_nodes(timeout=60)
         import ray
 
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         while not ray.cluster_resources().get("blind"):
             assert node.poll() is None
-        ray.shutdown()
         with pytest.raises(phi3v_data.UserError) as error:
             validate(directory, fresh=True, **on_ray)
         words = str(error.value)
@@ -264,6 +278,7 @@ def test_a_worker_process_that_does_not_see_the_files_refuses_its_task(tmp_path:
     assert re.match(r"the Ray node '[0-9.]+' does not see '.*/a' as this machine does", str(refused.error))
 
 
+@pytest.mark.usefixtures("connected")
 def test_resources_that_no_node_has_are_one_sentence(directory: Path, on_ray: dict[str, Any]) -> None:
     with pytest.raises(phi3v_data.UserError, match=r"nodes of the Ray cluster has 'CPU=1, fast_disk=2', which a task"):
         validate(directory, fresh=True, ray_resources="fast_disk=2", **on_ray)

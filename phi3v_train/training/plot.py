@@ -1,4 +1,4 @@
-"""`loss.png`: the run on one page, drawn again at every checkpoint."""
+"""`loss.png`: the run on one page, drawn again while it trains."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -43,6 +43,10 @@ the last. All processes must decide the same.
 """
 
 
+PLOT_SECONDS = 60.0
+"""A plot takes longer to draw than a step of a small model: after a checkpoint, only if the last one is so old."""
+
+
 class UnsavedError(UserError):
     """All steps are done, and the model could not be written."""
 
@@ -103,7 +107,7 @@ class Session:
         self._trackers: Trackers | None = None
         self._warned = ""
         self._was_ended = False
-        self._clock = time.monotonic()
+        self._clock = self._drawn = time.monotonic()
         self._line: dict[str, Any] | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -208,7 +212,7 @@ class Session:
         else:
             self.saved, self.unsaved = self.step, False
             self._clock = time.monotonic()
-            if self.is_main:
+            if self.is_main and self._clock - self._drawn >= PLOT_SECONDS:
                 self._draw()
         # The main process deletes old checkpoints: the others wait here, not in an exchange of gradients.
         self.loop.group.barrier()
@@ -216,6 +220,8 @@ class Session:
     def stop(self) -> None:
         """End a run that was stopped by a signal."""
         self._close_logs()
+        if self.is_main:
+            self._draw()
         self.loop.group.barrier()
 
     def _close_logs(self) -> None:
@@ -365,6 +371,7 @@ class Session:
         self._trackers.log(values, self.step)
 
     def _draw(self) -> None:
+        self._drawn = time.monotonic()
         try:
             metrics = list(read_metrics(self.output_dir / folder.METRICS))
             draw_loss(metrics, self.output_dir / folder.PLOT, title=self.title)

@@ -1,21 +1,19 @@
 """docs/converters.md: every command in it is run, and what it prints is what the page says."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from converter_sources import cauldron, class_folders, docvqa_official, memes_official, nlvr2_official, put
+from processes import MODULE, finish, start
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "converters.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = {
-    "phi3v-data": [sys.executable, "-c", "from phi3v_data.cli.app import main; main()"],
-    "phi3v-train": [sys.executable, "-m", "phi3v_train"],
+    "phi3v-data": ("-c", "from phi3v_data.cli.app import main; main()"),
+    "phi3v-train": MODULE,
 }
 SCORES = re.compile(r"(?<=\w )\d+(\.\d+)?(?=,|$)", re.MULTILINE)
 
@@ -23,12 +21,11 @@ SCORES = re.compile(r"(?<=\w )\d+(\.\d+)?(?=,|$)", re.MULTILINE)
 def run(line: str, folder: Path) -> str:
     """Output of a command, with its exit code if that is not 0."""
     words = shlex.split(line)
-    words = [*COMMANDS.get(words[0], words[:1]), *words[1:]]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
-    code = f"[exit code {done.returncode}]\n" if done.returncode else ""
-    said = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("step ")]  # scores on the way
-    return "".join(said) + done.stdout + code
+    if words[0] == "cat":
+        return (folder / words[1]).read_text(encoding="utf-8")
+    ((code, output, errors),) = finish([start(*COMMANDS[words[0]], *words[1:], cwd=folder)])
+    said = [line for line in errors.splitlines(keepends=True) if not line.startswith("step ")]  # scores on the way
+    return "".join(said) + output + (f"[exit code {code}]\n" if code else "")
 
 
 def without_scores(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_dirs import command
 from smollm2_model import ANSWERS, REAL, WHEELS, answers, licence_text, token_losses, unpacked
 from transformers import (
     AutoConfig,
@@ -146,9 +147,7 @@ def test_tuning_lowers_the_loss_and_the_merged_model_still_answers(
 
 def train(*arguments: str) -> None:
     """Run `phi3v-train` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "phi3v_train", *arguments], capture_output=True, text=True, check=False
-    )
+    done = command(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -25,6 +25,7 @@ import openai
 import pytest
 from fastapi import Request as HttpRequest
 from fastapi.responses import HTMLResponse
+from processes import MODULE, AnyProcess, start
 from report_browser import CHROMIUM, FLAGS
 from served import BLUE, RED, ask_about, data_url, post, question, running, served, small_answerer, until
 
@@ -416,16 +417,13 @@ def test_many_clients_at_once_get_their_own_answers() -> None:
         assert metric(address, "phi3v_answer_tokens_total") == 240
 
 
-def start(*args: str, **variables: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "phi3v_train", "serve", *args], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
-    )  # fmt: skip
+def start_server(*args: str, **variables: str) -> AnyProcess:
+    return start(*MODULE, "serve", *args, **variables)
 
 
 def test_sigterm_lets_an_answer_end(tmp_path: Path) -> None:
     """The command itself, in a process of its own."""
-    server = start("tiny", "--port", "0", "--num_crops", "1", "--name", "mine")
+    server = start_server("tiny", "--port", "0", "--num_crops", "1", "--name", "mine")
     assert server.stdout is not None
     line = server.stdout.readline()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+  mine, fp32 on cpu\n", line)
@@ -484,7 +482,7 @@ def test_answers_that_are_cut_off_are_told_so(
 
 def test_a_second_ctrl_c_ends_at_once_with_one_line() -> None:
     """The command itself; the first one says what is waited for."""
-    server = start("tiny", "--port", "0", "--num_crops", "1", "--quiet", "--max_new_tokens", "100000")
+    server = start_server("tiny", "--port", "0", "--num_crops", "1", "--quiet", "--max_new_tokens", "100000")
     assert server.stdout is not None
     assert server.stderr is not None
     address = server.stdout.readline().split()[0]
@@ -506,7 +504,7 @@ def test_a_second_ctrl_c_ends_at_once_with_one_line() -> None:
     (["tiny", "--host", "256.1.1.1"], "secret", "--host 256.1.1.1 --port 8000: "),
 ])  # fmt: skip
 def test_what_keeps_a_server_from_starting(args: list[str], key: str, message: str) -> None:
-    server = start(*args, PHI3V_API_KEY=key)
+    server = start_server(*args, PHI3V_API_KEY=key)
     out, told = server.communicate(timeout=120)
     assert (server.returncode, out) == (2, "")
     assert message in told

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from colour_sets import colour_directory
-from processes import HERE, environment, finish, free_ports, start
+from processes import HERE, AnyProcess, finish, free_ports, start
 from run_dirs import arguments, command, settings_for
 
 from phi3v_data.errors import UserError
@@ -163,13 +163,10 @@ def done(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
             }
         )
     (work / "jobs.json").write_text(json.dumps(jobs))
-    result = subprocess.run(
-        [sys.executable, HERE / "forked_runs.py", work / "jobs.json", work],
-        capture_output=True, text=True, check=False, timeout=300,
-        env=environment(TORCH_CPP_LOG_LEVEL="ERROR"),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    codes = json.loads(result.stdout.splitlines()[-1])
+    process = start(HERE / "forked_runs.py", work / "jobs.json", work, TORCH_CPP_LOG_LEVEL="ERROR")
+    ((code, output, errors),) = finish([process], timeout=300)
+    assert code == 0, errors
+    codes = json.loads(output.splitlines()[-1])
     return {
         name: Done(codes[number], [(work / f"job{number}-{rank}.err").read_text() for rank in range(2)])
         for number, name in enumerate(JOBS)
@@ -262,7 +259,7 @@ def test_predictions_are_gathered_to_rank_0_only(done: dict[str, Done]) -> None:
     assert codes == [0, 0], errors
 
 
-def start_pair(code: str) -> "list[subprocess.Popen[str]]":
+def start_pair(code: str) -> list[AnyProcess]:
     """Two processes of one machine that run the same code."""
     port = str(free_ports())
     return [

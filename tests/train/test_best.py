@@ -37,7 +37,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_plot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every checkpoint a plot is drawn, which takes longer than the steps here."""
+    """With every run a plot is drawn, which takes longer than the steps here."""
     monkeypatch.setattr("phi3v_train.training.session.draw_loss", lambda *args, **kwargs: None)
 
 

@@ -1,15 +1,14 @@
 """`phi3v-train eval` and `predict` as a user has them, killed in the middle too."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import MODULE, finish, start
 from run_dirs import read_lines
 from sample_dirs import save_image, write_rows
 
@@ -87,14 +86,9 @@ def scored(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 def evaluate(*args: object, program: str = "") -> "subprocess.CompletedProcess[str]":
     """Run the program in a process of its own."""
-    start = [sys.executable, *(("-c", program) if program else ("-m", "phi3v_train"))]
-    return subprocess.run(
-        [*start, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
+    process = start(*(("-c", program) if program else MODULE), *map(str, args))
+    ((code, output, errors),) = finish([process])
+    return subprocess.CompletedProcess(args, code, output, errors)
 
 
 def test_json_holds_one_document(scored, data_dir):

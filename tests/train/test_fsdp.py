@@ -199,15 +199,24 @@ def test_an_adapter_is_in_its_checkpoint_as_from_one_process(data_dir: Path, tmp
     assert files[0] == files[1]
 
 
+@pytest.fixture(scope="module")
+def whole(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes, of which none is killed."""
+    work = tmp_path_factory.mktemp("whole")
+    train_together(2, [settings(data_dir, work / "whole", **KILLED)], work)
+    return work / "whole"
+
+
+KILLED = {**ACCUMULATED, "save_steps": 2, "parallel": "fsdp"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "call", "number"), [(1, "fsync", 2), (0, "rename", 2)], ids=["writing its part", "putting it in place"]
 )
-def test_killed_while_saving(data_dir: Path, tmp_path: Path, rank: int, call: str, number: int) -> None:
+def test_killed_while_saving(data_dir: Path, whole: Path, tmp_path: Path, rank: int, call: str, number: int) -> None:
     """One process dies in the second checkpoint; the other ends by itself and says so; the run ends bit-equal."""
-    changes = {**ACCUMULATED, "save_steps": 2, "parallel": "fsdp"}
-    train_together(2, [settings(data_dir, tmp_path / "whole", **changes)], tmp_path)
-    options = arguments(settings(data_dir, tmp_path / "out", **changes))
+    options = arguments(settings(data_dir, tmp_path / "out", **KILLED))
     ranks = start_ranks(2, HERE / "killed_rank.py", str(rank), call, str(number), "run", *options, "--skip_validation")
     results = finish(ranks, timeout=100)
     code, _, errors = results[1 - rank]
@@ -216,11 +225,11 @@ def test_killed_while_saving(data_dir: Path, tmp_path: Path, rank: int, call: st
     assert errors.count("error: ") == 1, errors
     assert f"The same command resumes from {tmp_path / 'out' / 'checkpoint-000002'}." in errors
     assert [each.step for each in list_checkpoints(tmp_path / "out")] == [2]
-    again = shared(data_dir, tmp_path / "out", **changes)
+    again = shared(data_dir, tmp_path / "out", **KILLED)
     assert again.returncode == 0, again.stderr
     assert "resumes from checkpoint-000002" in again.stderr
-    assert_same(tmp_path / "whole", tmp_path / "out", tolerance=0)
-    lines = [without_times(read_lines(tmp_path / name / "metrics.jsonl")) for name in ("whole", "out")]
+    assert_same(whole, tmp_path / "out", tolerance=0)
+    lines = [without_times(read_lines(path / "metrics.jsonl")) for path in (whole, tmp_path / "out")]
     assert lines[0] == lines[1]
 
 

@@ -43,7 +43,7 @@ print(before > 0, count())
 
 
 def test_exchanges_under_way_do_not_abort_a_process() -> None:
-    results = finish(start_ranks(2, "-c", SCRIPT))
+    results = finish(start_ranks(2, "-c", SCRIPT, fresh=True))
     assert [(code, output) for code, output, _ in results] == [(0, "done\n")] * 2, results
 
 

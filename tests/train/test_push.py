@@ -405,7 +405,7 @@ def test_of_several_processes_one_uploads_once(data_dir: Path, hub: Hub, tmp_pat
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *MODULE)
     variables = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
     options = run_options(data_dir, tmp_path / "out")
-    ((code, output, errors),) = finish([start(*launcher, *options, "--push_to_hub", REPO, **variables)])
+    ((code, output, errors),) = finish([start(*launcher, *options, "--push_to_hub", REPO, fresh=True, **variables)])
     assert code == 0, errors
     assert TOKEN not in output + errors
     assert output.count(f"{REPO}: ") == 1
@@ -427,7 +427,7 @@ def test_large_files_go_to_xet_storage_where_the_hub_has_it(
         "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "0", "HF_TOKEN": TOKEN,
         "HF_HOME": str(tmp_path / "home"), "HF_XET_XORB_COMPRESSION_POLICY": "none",
     }  # fmt: skip
-    ((code, output, errors),) = finish([start(*MODULE, "push", finished, "--repo", REPO, **variables)])
+    ((code, output, errors),) = finish([start(*MODULE, "push", finished, "--repo", REPO, fresh=True, **variables)])
     assert TOKEN not in output + errors
     if not speaks_xet:
         assert (code, output, hub.commits) == (2, "", [])

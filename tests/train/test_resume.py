@@ -2,10 +2,8 @@
 
 import errno
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from colour_sets import colour_directory
+from processes import HERE, finish, start
 from run_dirs import read_lines, settings_for, without_times
 
 from phi3v_data.errors import NotFoundError, UserError
@@ -31,7 +30,6 @@ from phi3v_train.training.loop import StepResult
 from phi3v_train.training.metrics_log import MetricsLog
 from phi3v_train.training.session import Session
 
-HERE = Path(__file__).parent
 ALONE = SingleProcess(torch.device("cpu"))
 
 EVERYTHING = {
@@ -57,13 +55,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill_run(data_dir: Path, tmp_path: Path, mode: str, first: int, second: int, **changes: Any) -> int:
     settings = settings_for(data_dir, tmp_path, **{**EVERYTHING, **changes})
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    result = subprocess.run(
-        [sys.executable, HERE / "kill_run.py", tmp_path / "settings.json", tmp_path, mode, str(first), str(second)],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return int(result.stdout.splitlines()[-1])
+    process = start(HERE / "kill_run.py", tmp_path / "settings.json", tmp_path, mode, str(first), str(second))
+    ((code, output, errors),) = finish([process], timeout=1200)
+    assert code == 0, errors
+    return int(output.splitlines()[-1])
 
 
 def test_killed_at_random_moments(data_dir: Path, tmp_path: Path) -> None:

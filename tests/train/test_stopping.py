@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from colour_sets import colour_directory
-from processes import MODULE, finish, free_ports, start
+from processes import MODULE, AnyProcess, finish, free_ports, start
 from run_dirs import arguments, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 
@@ -195,7 +195,37 @@ def test_save_minutes_saves_by_the_clock(data_dir: Path, tmp_path: Path, monkeyp
     assert saved == [[], [], [3], [3], [3, 5], [3, 5, 6]]
 
 
-def wait_for_a_step(output_dir: Path, process: "subprocess.Popen[str]") -> None:
+def test_the_plot_is_drawn_once_a_minute_and_when_the_run_ends(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 25 s, each with a checkpoint, that of step 7 in the second start: the first one is stopped after 6."""
+    import phi3v_train.training.session as session
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(session, "time", clock)
+    drawn: list[int] = []
+    monkeypatch.setattr(session, "draw_loss", lambda metrics, path, title: drawn.append(metrics[-1]["step"]))
+
+    def tick(line: Mapping[str, Any]) -> bool:
+        clock.now += 25
+        if line["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)  # heard of in the sixth step
+        return False
+
+    changes = {"max_steps": 7, "save_steps": 1}
+    assert short(data_dir, tmp_path / "out", tick, **changes).stopped == signal.SIGTERM
+    assert drawn == [3, 6]
+    assert short(data_dir, tmp_path / "out", tick, **changes).step == 7
+    assert drawn == [3, 6, 7]
+
+
+def wait_for_a_step(output_dir: Path, process: AnyProcess) -> None:
     while process.poll() is None:
         try:
             if (output_dir / "metrics.jsonl").stat().st_size:
