@@ -32,7 +32,7 @@ servers: dict[int, tuple[socket.socket, "subprocess.Popen[bytes]"]] = {}
 
 
 class Process:
-    """Like a `subprocess.Popen` with pipes of text; it is no child of this process."""
+    """Like a `subprocess.Popen` with pipes of text, but a child of the server."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Process:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What was not yet read of stdout and stderr, to their ends; the process has ended."""
+        """The rest of stdout and of stderr, to their ends; waits for the end of the process."""
         if self.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.stdin.close()
@@ -174,7 +174,7 @@ def serve(control: socket.socket) -> dict[str, Any]:
 
 
 def become(request: dict[str, Any]) -> None:
-    """Do what python does with these arguments."""
+    """Act as python started with these arguments."""
     import numpy as np
 
     np.random.seed()  # of its own, as in a process that imports numpy
