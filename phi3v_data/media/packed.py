@@ -26,6 +26,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
+from phi3v_data.media.cells import CellReader, Cells
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.pack import IN_MEMORY, Pack, ShardState, hash_of_name, is_regular, order_of_names
 from phi3v_data.media.stored import StoredPack
@@ -95,7 +96,8 @@ class ExportPack(Pack):
         self.ends, self.shard_of, self.offsets, self.sizes, self.is_base64, *others = columns
         self._image_sizes, self._hashes, self._order = others
         self.blob = body[8 * count * len(_COLUMNS) :]
-        self._group: tuple[tuple[int, int], Any] = ((-1, -1), ())
+        self._reader = -1, CellReader(self.column)  # of the shard that was read last
+        self._group: tuple[tuple[int, int], Cells | None] = (-1, -1), None  # the row group that was read last
         starts = np.concatenate(([0], self.ends))[:-1]
         if bool((np.frombuffer(self.blob, np.uint8)[starts] == ord("/")).any()):
             raise NotADirectoryError(errno.ENOTDIR, "is an index with an absolute path as a name", str(path))
@@ -144,11 +146,14 @@ class ExportPack(Pack):
     def _from_parquet(self, shard: int, offset: int) -> bytes:
         group, row, number = place_in_parquet(offset)
         known, cells = self._group
-        if known != (shard, group):
-            with self._shard(shard) as file:
-                cells = read_column(file, group, self.column)
-            self._group = ((shard, group), cells)
-        return image_in_cell(cells[row].as_py(), number)
+        if cells is None or known != (shard, group):
+            reader = self._reader
+            if reader[0] != shard:
+                reader = self._reader = shard, CellReader(self.column)
+            with self._shard(shard) as file:  # which has one position, so each process opens its own `Pack`
+                cells = reader[1].read(file, group)
+            self._group = (shard, group), cells
+        return cells.image(row, number)
 
 
 def place_in_parquet(offset: int) -> tuple[int, int, int]:
@@ -157,22 +162,8 @@ def place_in_parquet(offset: int) -> tuple[int, int, int]:
     return group, *divmod(rest, _ROW)
 
 
-def image_in_cell(value: Any, number: int) -> bytes:
-    """The bytes of an image of a cell."""
-    image = value[number] if isinstance(value, list) else value
-    data: bytes = image["bytes"]
-    return data
-
-
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
-
-
-def read_column(file: IO[bytes], group: int, column: str) -> Any:
-    """The cells of one column in one row group. The file has one position, so each process opens its own `Pack`."""
-    import pyarrow.parquet
-
-    return pyarrow.parquet.ParquetFile(file).read_row_group(group, columns=[column]).column(0).combine_chunks()
 
 
 def _stale(path: Path) -> OSError:

@@ -8,7 +8,8 @@ with the user's credentials.
 import errno
 from pathlib import Path
 
-from phi3v_data.media.packed import ExportPack, cell_offset, image_in_cell, place_in_parquet, read_column
+from phi3v_data.media.cells import CellReader
+from phi3v_data.media.packed import ExportPack, cell_offset, place_in_parquet
 from phi3v_data.remote.address import parse_address
 from phi3v_data.remote.cache import range_cache
 from phi3v_data.remote.cache_folders import VIEWS, cache_home
@@ -53,10 +54,7 @@ class RemotePack(ExportPack):
         """An image of a row group, which is read as a whole; all images of it are kept, as others will be wanted."""
         cache = range_cache()
         with self._store.ranges(self._objects[shard]) as file:
-            cells = read_column(file, group, self.column)
-        for at, cell in enumerate(cells):
-            value = cell.as_py()
-            for index in range(len(value) if isinstance(value, list) else value is not None):
-                data = image_in_cell(value, index)
-                cache.put(self._key_of(shard, cell_offset(group, at, index), len(data)), data)
-        return image_in_cell(cells[row].as_py(), number)
+            cells = CellReader(self.column).read(file, group)
+        for at, index, data in cells.images():
+            cache.put(self._key_of(shard, cell_offset(group, at, index), len(data)), data)
+        return cells.image(row, number)

@@ -1,7 +1,7 @@
 """Parquet shards as `datasets` writes them: a column `images` of `{bytes, path}`, the other columns are the row."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from phi3v_data.errors import UserError, how_to_install
@@ -15,6 +15,7 @@ from phi3v_data.suffixes import STORED_IMAGES
 
 IMAGES = "images"
 _BATCH = 64
+_SUFFIXES = frozenset(suffix for suffixes in STORED_IMAGES.values() for suffix in suffixes)
 
 
 def read_parquet(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]:
@@ -22,7 +23,7 @@ def read_parquet(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]
 
     Raises:
         UserError: the file is damaged, or pyarrow is not installed.
-        BadRowError: a row that has an image without bytes.
+        BadRowError: a row that has an image without bytes, or a text that is not UTF-8.
     """
     try:
         import pyarrow
@@ -34,13 +35,23 @@ def read_parquet(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]
             first = 0
             for group in range(file.num_row_groups):
                 at = 0
-                for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group]):
-                    for value in batch.to_pylist():
+                for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group], use_threads=False):
+                    for value in _values(batch, shard, first + at):
                         yield _row(shard, value, number, stem, (group, at, first + at))
                         at += 1
                 first += at
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{shard} is damaged or not a parquet file ({str(error)[:80]}); download it again") from None
+
+
+def _values(batch: Any, shard: ShardFile, first: int) -> list[dict[str, Any]]:
+    """The rows of a batch whose first one is row `first`."""
+    try:
+        values: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:  # pyarrow believes what the file says is a text
+        where = f"{shard.name}: rows {first} to {first + len(batch) - 1}"
+        raise BadRowError(where, "a text is not UTF-8") from None
+    return values
 
 
 def _row(shard: ShardFile, value: dict[str, Any], number: int, stem: str, place: tuple[int, int, int]) -> ShardRow:
@@ -66,9 +77,10 @@ def _row(shard: ShardFile, value: dict[str, Any], number: int, stem: str, place:
 
 def _suffix(path: Any, data: bytes) -> str:
     """The suffix of an image's own name, else of what its bytes are."""
-    suffix = Path(path).suffix.lower() if isinstance(path, str) else ""
-    if any(suffix in suffixes for suffixes in STORED_IMAGES.values()):
-        return suffix
+    if isinstance(path, str):
+        suffix = PurePath(path).suffix.lower()
+        if suffix in _SUFFIXES:
+            return suffix
     try:
         return STORED_IMAGES[identify_readable(data)][0]
     except UnreadableImageError:

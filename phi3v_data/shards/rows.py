@@ -4,13 +4,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from phi3v_data.converters.helpers.cell_images import WRITE_BASE64, lacks_base64
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.registry import all_formats
-from phi3v_data.formats.turns import check_turns
+from phi3v_data.formats.turns import check_characters, check_turns, to_turns
 from phi3v_data.media.packed import PackedImage
 from phi3v_data.messages import shown
+from phi3v_data.schema import Sample, Turn
 from phi3v_data.shards.files import ShardFile
+
+_HALF = "surrogate"
+"""A word of what `check_characters` says of half a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,67 @@ def chat_of(row: ShardRow) -> Chat:
         fault = faults[0]
         raise BadRowError(row.where, f"{fault.field}: {fault.message}" if fault.field else fault.message)
     return reading.chat
+
+
+def line_of(row: ShardRow, source: str, number: str) -> tuple[bytes, list[PackedImage], int]:
+    """The line of a row's sample with its line end, the images that it uses, each once, and the format of the row.
+
+    Args:
+        source: name of the set.
+        number: the id of a row without one.
+
+    Raises:
+        BadRowError: as `chat_of`; an image is not in the shard; a text has half a character.
+    """
+    chat = chat_of(row)
+    sample, images = _sample_of(chat, row, source, number)
+    try:
+        return sample.to_json().encode() + b"\n", images, sample.format
+    except UnicodeEncodeError:
+        halves = (f"{fault.field}: {fault.message}" for fault in check_characters(chat) if _HALF in fault.message)
+        raise BadRowError(row.where, next(halves, "the name of an image is not UTF-8")) from None
+
+
+def _sample_of(chat: Chat, row: ShardRow, source: str, number: str) -> tuple[Sample, list[PackedImage]]:
+    system, turns = to_turns(chat)
+    used: dict[str, PackedImage] = {}
+    made = []
+    for turn, references in turns:
+        names = []
+        for reference in references:
+            found = row.images.get(reference.value) if isinstance(reference.value, str) else None
+            if found is None:
+                value = reference.value
+                said = f"the image {shown(value)} is not in the shard; only images inside the shards can be read"
+                if isinstance(value, str) and lacks_base64(value):
+                    said = f"the data URL {shown(value, 40)} is not base64; {WRITE_BASE64}"
+                raise BadRowError(row.where, f"{reference.field}: {said}")
+            used[found.name] = found
+            names.append(found.name)
+        made.append(
+            Turn(
+                images=tuple(names),
+                user=turn.user,
+                assistant=turn.assistant,
+                image_offsets=tuple(turn.image_offsets),
+                weight=turn.weight,
+                steps=tuple(turn.steps),
+            )
+        )
+    return (
+        Sample(
+            id=chat.id or number,
+            source=source,
+            conversations=tuple(made),
+            system=system,
+            answers=chat.answers,
+            group=chat.group,
+            meta=dict(chat.meta),
+            rejected=chat.rejected.text if chat.rejected is not None else "",
+            tools=chat.tools,
+        ),
+        list(used.values()),
+    )
 
 
 def format_of(value: Mapping[str, Any]) -> RowFormat | None:

@@ -13,6 +13,7 @@ of a directory.
 """
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -23,22 +24,20 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from phi3v_data.converters.helpers.cell_images import WRITE_BASE64, lacks_base64
 from phi3v_data.dataset import list_directory, parse_manifest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import MAX_JSON, hidden_path, read_regular
-from phi3v_data.formats.chat import Chat
-from phi3v_data.formats.turns import to_turns
 from phi3v_data.media.pack import RepeatedNameError, ShardState
 from phi3v_data.media.packed import Kind, PackedImage, write_pack
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import is_remote, parse_address, spelled
 from phi3v_data.remote.cache_folders import VIEWS, cache_home, held, hold, make_private, remove_old, remove_unused
-from phi3v_data.schema import Manifest, Sample, SplitInfo, Turn
+from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.shards.files import LocalShard, ShardFile
 from phi3v_data.shards.parquet import IMAGES, read_parquet
+from phi3v_data.shards.plain import plain_line
 from phi3v_data.shards.remote import RemoteFolder, list_folder
-from phi3v_data.shards.rows import BadRowError, ShardReader, ShardRow, chat_of
+from phi3v_data.shards.rows import BadRowError, ShardReader, line_of
 from phi3v_data.shards.tar import read_tar
 from phi3v_data.splits import (
     MAX_NAME_BYTES,
@@ -241,6 +240,7 @@ def _make(export: Export, folder: Path, digest: str) -> Path:
 def _write(export: Export, view: Path) -> None:
     given = manifest_of(export)
     name = given.name if given and given.name else name_of_export(export)
+    source = json.dumps(name)
     images: list[PackedImage] = []
     splits: dict[str, SplitInfo] = {}
     formats: set[int] = {1}  # of the rows
@@ -255,12 +255,12 @@ def _write(export: Export, view: Path) -> None:
                 with open(view / file, "wb") as out:
                     stem = re.sub(r"\.(tar|parquet)$", "", shard)
                     for row in _READERS[export.kind](export.file(shard), numbers[shard], stem):
-                        sample, used = _sample(row, name, f"{split}-{rows:010d}")
-                        line = sample.to_json().encode() + b"\n"
+                        number = f"{split}-{rows:010d}"
+                        line, used, row_format = plain_line(row, source, number) or line_of(row, name, number)
                         hasher.update(line)
                         out.write(line)
                         images += used
-                        formats.add(sample.format)
+                        formats.add(row_format)
                         rows += 1
                     out.flush()
                     os.fsync(out.fileno())
@@ -278,50 +278,6 @@ def _write(export: Export, view: Path) -> None:
     manifest = given or Manifest(name=name, task="chat", splits={})
     manifest = manifest.model_copy(update={"format": max(formats), "name": name, "splits": splits})
     (view / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _sample(row: ShardRow, name: str, number: str) -> tuple[Sample, list[PackedImage]]:
-    """The sample of a row, and the images that it uses, each once."""
-    chat: Chat = chat_of(row)
-    system, turns = to_turns(chat)
-    used: dict[str, PackedImage] = {}
-    made = []
-    for turn, references in turns:
-        names = []
-        for reference in references:
-            found = row.images.get(reference.value) if isinstance(reference.value, str) else None
-            if found is None:
-                value = reference.value
-                said = f"the image {shown(value)} is not in the shard; only images inside the shards can be read"
-                if isinstance(value, str) and lacks_base64(value):
-                    said = f"the data URL {shown(value, 40)} is not base64; {WRITE_BASE64}"
-                raise BadRowError(row.where, f"{reference.field}: {said}")
-            used[found.name] = found
-            names.append(found.name)
-        made.append(
-            Turn(
-                images=tuple(names),
-                user=turn.user,
-                assistant=turn.assistant,
-                image_offsets=tuple(turn.image_offsets),
-                weight=turn.weight,
-                steps=tuple(turn.steps),
-            )
-        )
-    return (
-        Sample(
-            id=chat.id or number,
-            source=name,
-            conversations=tuple(made),
-            system=system,
-            answers=chat.answers,
-            group=chat.group,
-            meta=dict(chat.meta),
-            rejected=chat.rejected.text if chat.rejected is not None else "",
-            tools=chat.tools,
-        ),
-        list(used.values()),
-    )
 
 
 def manifest_of(export: Export) -> Manifest | None:

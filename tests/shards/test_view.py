@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -284,6 +285,33 @@ def test_what_no_view_can_be_made_of(directory: Path, tmp_path: Path) -> None:
     with tarfile.open(captions / "train.tar", "w") as shard:
         add(shard, "0.jpg", b"x")
     assert "the sample has no .json" in refusal(captions)
+
+
+def test_half_a_character_is_named_at_its_row(tmp_path: Path) -> None:
+    """It can only come from JSON inside of JSON; of the former, it is no JSON."""
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A \ud83d."}]},
+    ]
+    for name, row, said in (
+        ("inside", {"images": "[]", "messages": json.dumps(messages)}, "messages[1].content: the text has a lone"),
+        ("outside", {"images": [], "messages": messages}, "is not JSON"),
+    ):
+        tmp_path.joinpath(name).mkdir()
+        with tarfile.open(tmp_path / name / "train.tar", "w") as shard:
+            add(shard, "0.json", json.dumps(row).encode())
+        with pytest.raises(UserError, match=re.escape(said)):
+            data_directory(tmp_path / name)
+
+
+def test_a_text_of_parquet_that_is_not_utf8_is_named_at_its_rows(tmp_path: Path) -> None:
+    """pyarrow writes and reads such a file without a word."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    ids = pyarrow.array([b"1", b"\xff"], pyarrow.binary()).view(pyarrow.string())
+    tmp_path.joinpath("export").mkdir()
+    parquet.write_table(pyarrow.table({"id": ids}), tmp_path / "export/train.parquet", store_schema=False)
+    with pytest.raises(UserError, match=r"train\.parquet: rows 0 to 1: a text is not UTF-8; correct the export"):
+        data_directory(tmp_path / "export")
 
 
 @pytest.fixture
