@@ -66,13 +66,16 @@ def _flat(cells: Any) -> tuple[Any, Any, memoryview] | None:
 
     if not isinstance(cells, pa.ListArray) or cells.null_count:
         return None
-    images = cells.flatten()
+    images = cells.values
     at = images.type.get_field_index("bytes") if isinstance(images, pa.StructArray) else -1
     if at < 0 or images.null_count:
         return None
-    data = images.flatten()[at]
+    data = images.field(at)
     if not isinstance(data, pa.BinaryArray) or data.null_count or data.buffers()[2] is None:
         return None
-    _, starts, content = data.buffers()
-    first = np.asarray(cells.offsets)
-    return first - first[0], np.frombuffer(starts, np.int32, len(data) + 1, 4 * data.offset), memoryview(content)
+    _, starts, content = data.buffers()  # pyarrow's own arrays of numbers would import pandas
+    return (
+        np.frombuffer(cells.buffers()[1], np.int32, len(cells) + 1, 4 * cells.offset),
+        np.frombuffer(starts, np.int32, len(data) + 1, 4 * data.offset),
+        memoryview(content),
+    )

@@ -20,6 +20,9 @@ ROWS = [[IMAGE], [], [{"bytes": b"two", "path": None}, {"bytes": b"", "path": "b
 CASES = {
     "lists": pa.array(ROWS, pa.list_(struct(pa.binary(), path=pa.string()))),
     "a part of them": pa.array([[IMAGE], *ROWS, [IMAGE]], pa.list_(struct(pa.binary(), path=pa.string())))[1:-1],
+    "a part of the images": pa.ListArray.from_arrays(
+        pa.array([0, 1, 1, 3], pa.int32()), pa.array([{"bytes": b"zero"}, *ROWS[0], *ROWS[2]], struct(pa.binary()))[1:]
+    ),
     "the path first": pa.array(ROWS, pa.list_(pa.struct([("path", pa.string()), ("bytes", pa.binary())]))),
     "null cells": pa.array([None, *ROWS, None], pa.list_(struct(pa.binary(), path=pa.string()))),
     "null images": pa.array([[None, IMAGE], *ROWS], pa.list_(struct(pa.binary(), path=pa.string()))),
