@@ -16,6 +16,7 @@ import binascii
 import errno
 import os
 import stat
+from array import array
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,9 @@ def write_pack(
     column: str = "",
     remote: RemoteShards | None = None,
 ) -> None:
-    """Write the index of `images`, whose shards are in `root`, atomically.
+    """Write the index of `images`, whose shards are in `root`, atomically; images are taken one by one.
+
+    The state of the shards is that before the first image is taken.
 
     Args:
         column: the column of a parquet file that has the images.
@@ -192,13 +195,13 @@ def write_pack(
     """
     states = remote.states if remote else [ShardState.of(os.stat(root / shard)) for shard in shards]
     blob = bytearray()
-    rows: list[tuple[int, ...]] = []
+    numbers = array("q")
     for image in images:
         blob += image.name.encode()
         width, height = image.image_size
         place = (len(blob), image.shard, image.offset, image.size, image.is_base64)
-        rows.append((*place, (width << 32) + height, hash_of_name(image.name)))
-    table = np.array(rows, np.int64).reshape(-1, 7)
+        numbers.extend((*place, (width << 32) + height, hash_of_name(image.name)))
+    table = np.frombuffer(numbers, np.int64).reshape(-1, 7)
     hashes, order = order_of_names(blob, table[:, 0], table[:, 6])
     header = {
         "kind": kind,
@@ -206,7 +209,7 @@ def write_pack(
         "root": str(remote.address) if remote else os.path.abspath(root),
         "shards": list(shards),
         "states": [[state.size, state.mtime, state.ctime, state.inode] for state in states],
-        "count": len(rows),
+        "count": len(table),
         **({"etags": list(remote.etags)} if remote else {}),
     }
     columns = [*(np.ascontiguousarray(table[:, number]) for number in range(6)), hashes, order]

@@ -28,12 +28,7 @@ _VISIBLE = frozenset(map(chr, range(0x21, 0x7F))) - {"\\"}
 
 
 def plain_line(row: ShardRow, source: str, number: str) -> tuple[bytes, list[PackedImage], int] | None:
-    """As `rows.line_of`; None if the row needs a closer look.
-
-    Args:
-        source: name of the set, as JSON text.
-        number: the id of a row without one.
-    """
+    """As `rows.line_of`; None if the row needs a closer look."""
     value = row.value
     name = value.get("id")
     if name is None or name == "":
@@ -51,7 +46,11 @@ def plain_line(row: ShardRow, source: str, number: str) -> tuple[bytes, list[Pac
     if len(images) > 1:
         images = list({image.name: image for image in images}.values())
     try:
-        return f'{{"id": {encode_basestring(name)}, "source": {source}, {turns}{others}}}\n'.encode(), images, 1
+        return (
+            f'{{"id": {encode_basestring(name)}, "source": {encode_basestring(source)}, {turns}{others}}}\n'.encode(),
+            images,
+            1,
+        )
     except UnicodeEncodeError:  # half a character
         return None
 

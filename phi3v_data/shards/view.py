@@ -13,7 +13,6 @@ of a directory.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -240,15 +239,15 @@ def _make(export: Export, folder: Path, digest: str) -> Path:
 def _write(export: Export, view: Path) -> None:
     given = manifest_of(export)
     name = given.name if given and given.name else name_of_export(export)
-    source = json.dumps(name)
-    images: list[PackedImage] = []
     splits: dict[str, SplitInfo] = {}
     formats: set[int] = {1}  # of the rows
-    numbers = {shard: number for number, shard in enumerate(export.shards)}
-    try:
+
+    def rows_written() -> Iterator[PackedImage]:
+        """Write the rows of all shards; their images are yielded, as they may be millions."""
+        numbers = {shard: number for number, shard in enumerate(export.shards)}
         for split, shards in export.splits.items():
             files: dict[str, str] = {}
-            rows, before = 0, len(images)
+            rows = num_images = 0
             for index, shard in enumerate(shards):
                 file = file_name("", split, index, len(shards)) if len(shards) > 1 else file_name("", split)
                 hasher = sha256()
@@ -256,19 +255,22 @@ def _write(export: Export, view: Path) -> None:
                     stem = re.sub(r"\.(tar|parquet)$", "", shard)
                     for row in _READERS[export.kind](export.file(shard), numbers[shard], stem):
                         number = f"{split}-{rows:010d}"
-                        line, used, row_format = plain_line(row, source, number) or line_of(row, name, number)
+                        line, used, row_format = plain_line(row, name, number) or line_of(row, name, number)
                         hasher.update(line)
                         out.write(line)
-                        images += used
                         formats.add(row_format)
                         rows += 1
+                        num_images += len(used)
+                        yield from used
                     out.flush()
                     os.fsync(out.fileno())
                 files[file] = f"sha256:{hasher.hexdigest()}"
             labelled = given.splits[split].labelled if given and split in given.splits else True
-            splits[split] = SplitInfo(rows=rows, images=len(images) - before, files=files, labelled=labelled)
-        remote = export.remote.states_of(export.shards) if export.remote else None
-        write_pack(view / IMAGES, export.kind, export.root, export.shards, images, column=IMAGES, remote=remote)
+            splits[split] = SplitInfo(rows=rows, images=num_images, files=files, labelled=labelled)
+
+    remote = export.remote.states_of(export.shards) if export.remote else None
+    try:
+        write_pack(view / IMAGES, export.kind, export.root, export.shards, rows_written(), column=IMAGES, remote=remote)
     except BadRowError as error:
         raise UserError(
             f"{export}: {error}; correct the export, or import it with `phi3v-data import`, which lists such rows"

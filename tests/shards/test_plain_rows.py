@@ -32,7 +32,7 @@ def careful_line(row: ShardRow) -> tuple[bytes, list[PackedImage], int] | str:
 def assert_same(value: dict[str, Any]) -> bool:
     """Compare both ways; whether the short one took the row."""
     row = ShardRow("train.tar: 7", value, KNOWN)
-    found = plain_line(row, '"set"', "train-0000000007")
+    found = plain_line(row, "set", "train-0000000007")
     if found is not None:
         assert found == careful_line(row)
     return found is not None

@@ -304,6 +304,39 @@ def test_half_a_character_is_named_at_its_row(tmp_path: Path) -> None:
             data_directory(tmp_path / name)
 
 
+def test_names_of_images_in_parquet_end_as_their_paths_do(directory: Path, tmp_path: Path) -> None:
+    """If that is the extension of an image; else as their content is."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    image = (directory / "images/train0.png").read_bytes()
+    paths = {
+        "a.jpg": ".jpg",
+        "a/b.c.JPEG": ".jpeg",
+        "a.webp/": ".webp",
+        "a.webp/.": ".webp",
+        "..gif": ".gif",
+        "a.jpg/b": ".png",
+        "a.txt": ".png",
+        ".jpg": ".png",
+        "a/.jpg": ".png",
+        "jpg": ".png",
+        "a.": ".png",
+        "..": ".png",
+        "": ".png",
+        None: ".png",
+    }
+    images = [{"bytes": image, "path": path} for path in paths]
+    contents = [[{"type": "image"}] * len(paths), [{"type": "text", "text": "Red."}]]
+    messages = [
+        {"role": role, "content": list(map(json.dumps, content))}
+        for role, content in zip(("user", "assistant"), contents, strict=True)
+    ]
+    tmp_path.joinpath("export").mkdir()
+    table = pyarrow.Table.from_pylist([{"images": images, "messages": messages}])
+    parquet.write_table(table, tmp_path / "export/train.parquet")
+    [sample] = Dataset(data_directory(tmp_path / "export"))["train"]
+    assert sample.images == tuple(f"train/00000000.{at}{suffix}" for at, suffix in enumerate(paths.values()))
+
+
 def test_a_text_of_parquet_that_is_not_utf8_is_named_at_its_rows(tmp_path: Path) -> None:
     """pyarrow writes and reads such a file without a word."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
