@@ -32,6 +32,7 @@ MAX_JSON = 64 << 20
 """Bytes of the JSON of one sample, as of a line of a JSONL file."""
 
 _END_MARK = 1024
+_NO_FOLDER = PurePosixPath()
 _DATA_URL = re.compile(rb"data:image/([A-Za-z0-9.+-]+);base64,([A-Za-z0-9+/]+={0,2})")
 _SUFFIX_OF = {kind.lower(): suffixes[0] for kind, suffixes in STORED_IMAGES.items()}
 _SUFFIXES = frozenset(suffix for suffixes in STORED_IMAGES.values() for suffix in suffixes)
@@ -106,7 +107,7 @@ def read_tar(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]:
         for at, (name, field_, offset, size) in enumerate(sample.images):
             found = sample.image_sizes[at] if sample.image_sizes else NO_SIZE
             image = PackedImage(f"{stem}/{name}", number, offset, size, image_size=found)
-            images |= dict.fromkeys((name, PurePosixPath(name).name, field_), image)
+            images |= dict.fromkeys((name, _split(name)[1], field_), image)
         if not isinstance(row, dict):
             raise BadRowError(where, "the sample has no .json with an object, which would be its conversation")
         yield ShardRow(where, row, images)
@@ -128,11 +129,13 @@ def _ends_in_zeros(file: IO[bytes]) -> bool:
 def _samples(packed: tarfile.TarFile, shard: ShardFile) -> Iterator[TarSample]:
     sample: TarSample | None = None
     for member in tar_members(packed):
-        name = PurePosixPath(member.name)
-        if not member.isreg() or name.name.startswith(".") or "__MACOSX" in name.parts:
+        if not member.isreg():
             continue
-        base, _, suffix = name.name.partition(".")
-        key = str(name.parent / base)
+        folder, name = _split(member.name)
+        if name.startswith(".") or "__MACOSX" in (*folder.parts, name):
+            continue
+        base, _, suffix = name.partition(".")
+        key = base if folder is _NO_FOLDER else str(folder / base)
         if sample is None or key != sample.key:
             if sample is not None:
                 yield sample
@@ -155,6 +158,14 @@ def _samples(packed: tarfile.TarFile, shard: ShardFile) -> Iterator[TarSample]:
             sample.others.append(suffix)
     if sample is not None:
         yield sample
+
+
+def _split(name: str) -> tuple[PurePosixPath, str]:
+    """The folder of a member and its name in it; paths take time, and most members are in no folder."""
+    if "/" not in name and name not in ("", "."):
+        return _NO_FOLDER, name
+    path = PurePosixPath(name)
+    return path.parent, path.name
 
 
 def _data_urls(data: bytes, member: str, start: int, number: int, stem: str) -> dict[str, PackedImage]:

@@ -181,6 +181,29 @@ def test_all_that_a_row_says_is_in_the_view(directory: Path, tmp_path: Path) -> 
     }
 
 
+def test_members_in_folders_are_samples_and_what_archivers_add_is_none(directory: Path, tmp_path: Path) -> None:
+    image = (directory / "images/train0.png").read_bytes()
+    messages = [
+        {"role": "user", "content": [{"type": "image"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Red."}]},
+    ]
+    tmp_path.joinpath("export").mkdir()
+    with tarfile.open(tmp_path / "export/train.tar", "w") as shard:
+        for key in ("0", "a/0", "./b//0", "c.d/0"):
+            row = {"id": key, "images": ["0.png"], "messages": messages}
+            add(shard, f"{key}.json", json.dumps(row).encode())
+            add(shard, f"{key}.0.png", image)
+            for name in (".hidden.json", f"{key[:-1]}._0.json", f"__MACOSX/{key}.json"):
+                add(shard, name, b"no JSON")
+    samples = Dataset(data_directory(tmp_path / "export"))["train"]
+    assert [(sample.id, sample.images) for sample in samples] == [
+        ("0", ("train/0.0.png",)),
+        ("a/0", ("train/a/0.0.png",)),
+        ("./b//0", ("train/./b//0.0.png",)),
+        ("c.d/0", ("train/c.d/0.0.png",)),
+    ]
+
+
 def test_images_in_the_text_of_the_json_are_read_from_there(directory: Path, tmp_path: Path) -> None:
     """As in shards for `datasets`, where all samples have the same members; also in an array that is JSON in JSON."""
     names = ["train0.png", "train1.png", "train0.png"]
