@@ -1,6 +1,9 @@
 """Images in the cells of a parquet column, whatever its types are."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,3 +78,16 @@ def test_the_description_of_all_row_groups_is_read_once() -> None:
     assert [reader.read(file, 0).image(0, 0), file.count > 20_000] == [b"one", True]
     file.count = 0
     assert [reader.read(file, 99).image(2, 2), file.count < 1_000] == [b"three", True]
+
+
+def test_images_are_read_without_what_else_pyarrow_may_import(tmp_path: Path) -> None:
+    """Each worker would spend the time of some thousand images on it."""
+    pq.write_table(pa.table({"images": CASES["lists"]}), tmp_path / "file")
+    code = """
+import sys
+from phi3v_data.media.cells import CellReader
+assert CellReader("images").read(open(sys.argv[1], "rb"), 0).image(0, 0) == b"one"
+print({"pandas", "pyarrow.compute"} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
