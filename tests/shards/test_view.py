@@ -181,7 +181,7 @@ def test_all_that_a_row_says_is_in_the_view(directory: Path, tmp_path: Path) -> 
     }
 
 
-def test_members_in_folders_are_samples_and_what_archivers_add_is_none(directory: Path, tmp_path: Path) -> None:
+def test_members_in_folders_are_samples_and_what_archivers_add_is_not(directory: Path, tmp_path: Path) -> None:
     image = (directory / "images/train0.png").read_bytes()
     messages = [
         {"role": "user", "content": [{"type": "image"}]},
@@ -311,7 +311,7 @@ def test_what_no_view_can_be_made_of(directory: Path, tmp_path: Path) -> None:
 
 
 def test_half_a_character_is_named_at_its_row(tmp_path: Path) -> None:
-    """It can only come from JSON inside of JSON; of the former, it is no JSON."""
+    """It can only come from JSON inside of JSON: outside, the row is not JSON."""
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "What is it?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "A \ud83d."}]},
