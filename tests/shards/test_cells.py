@@ -51,6 +51,15 @@ def test_images_are_those_of_the_values(name: str) -> None:
     assert [cells.image(*place) for place, _ in images] == [data for _, data in images]
 
 
+@pytest.mark.parametrize("name", ["lists", "null cells", "large lists"])
+def test_all_images_have_their_rows_and_numbers(name: str) -> None:
+    first = 1 if name == "null cells" else 0
+    assert list(Cells(CASES[name]).images()) == [
+        (first, 0, b"one"), (first + 2, 0, b"two"), (first + 2, 1, b""), (first + 2, 2, b"three")
+    ]  # fmt: skip
+    assert list(Cells(CASES["one image per cell"]).images()) == [(0, 0, b"one"), (1, 0, b"two")]
+
+
 @pytest.mark.parametrize("name", ["lists", "large lists"])
 def test_an_image_that_is_not_there_is_not_that_of_the_next_cell(name: str) -> None:
     cells = Cells(CASES[name])

@@ -181,6 +181,22 @@ def test_all_that_a_row_says_is_in_the_view(directory: Path, tmp_path: Path) -> 
     }
 
 
+def test_a_view_has_the_format_that_its_rows_need(tmp_path: Path) -> None:
+    def text(role: str, words: str) -> list[dict[str, Any]]:
+        return [{"role": role, "content": [{"type": "text", "text": words}]}]
+
+    plain = {"images": [], "messages": text("user", "Red?") + text("assistant", "Yes.")}
+    pair = {"prompt": text("user", "Red?"), "chosen": text("assistant", "Yes."), "rejected": text("assistant", "No.")}
+    for name, rows, expected in (("plain", [plain], 1), ("pairs", [plain, pair, plain], 2)):
+        tmp_path.joinpath(name).mkdir()
+        with tarfile.open(tmp_path / name / "train.tar", "w") as shard:
+            for number, row in enumerate(rows):
+                add(shard, f"{number}.json", json.dumps(row).encode())
+        view = data_directory(tmp_path / name)
+        assert json.loads((view / "dataset.json").read_text())["format"] == expected
+        assert [sample.rejected for sample in Dataset(view)["train"]] == ["No." if row is pair else "" for row in rows]
+
+
 def test_members_in_folders_are_samples_and_what_archivers_add_is_not(directory: Path, tmp_path: Path) -> None:
     image = (directory / "images/train0.png").read_bytes()
     messages = [
