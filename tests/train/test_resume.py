@@ -76,8 +76,8 @@ def test_killed_at_random_moments_full_weights(data_dir: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_killed_before_every_third_file_operation(data_dir: Path, tmp_path: Path) -> None:
-    assert kill_run(data_dir, tmp_path, "operations", 1, 3) > 30
+def test_killed_before_every_seventh_file_operation(data_dir: Path, tmp_path: Path) -> None:
+    assert kill_run(data_dir, tmp_path, "operations", 1, 7) > 12
 
 
 def short(data_dir: Path, output_dir: Path, **changes: Any) -> Any:
