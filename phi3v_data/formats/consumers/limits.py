@@ -167,14 +167,14 @@ class Service(Consumer):
             yield Fault("over-limit", field, text, "store it in one of these formats")
 
     def _check_mode(self, field: str, source: bytes | Path) -> Iterator[Fault]:
-        """A grey image, one of a palette, or of CMYK."""
+        """A grey image, one of a palette, or of CMYK, of a format that the service takes."""
         try:
-            mode = probe(source).mode
+            info = probe(source)
         except UnreadableImageError:
             return  # the check of images has named it
-        if mode not in self.limits.modes:
+        if info.format in self.limits.formats and info.mode not in self.limits.modes:
             modes = " and ".join(self.limits.modes)
-            text = f"the image has mode {mode}, {self.title} takes {modes} ({self.limits.date})"
+            text = f"the image has mode {info.mode}, {self.title} takes {modes} ({self.limits.date})"
             yield Fault("over-limit", field, text, "store it in one of these modes")
 
     def over_rows(self) -> OverRows:
