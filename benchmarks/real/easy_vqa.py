@@ -36,8 +36,8 @@ import phi3v_data
 
 PACKAGE, VERSION = "easy-vqa", "1.0"
 SIZES = Sizes(width=64, layers=2, heads=4, tower_width=64, tower_layers=0, tower_heads=4, initializer_range=0.2)
-RECIPE = Recipe(epochs=5, batch_size=16, learning_rate=3e-3, warmup_steps=100)
-EVALUATION = ("--eval_split", "test", "--eval_limit", "500", "--eval_steps", "200")
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1.5e-3, warmup_steps=100)
+EVALUATION = ("--eval_split", "test", "--eval_limit", "500", "--eval_steps", "500")
 """For the learning curve; nothing is chosen by it."""
 
 
