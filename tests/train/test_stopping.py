@@ -172,18 +172,25 @@ def test_a_hook_may_end_a_run_which_is_then_complete(data_dir: Path, tmp_path: P
     assert short(data_dir, tmp_path / "more", max_steps=5, **constant).step == 5, "more steps are asked for"
 
 
-def test_save_minutes_saves_by_the_clock(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Clock:
+    """Stands still, but for what is added to `now`."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """That of a session."""
+    made = Clock()
+    monkeypatch.setattr("phi3v_train.training.session.time", made)
+    return made
+
+
+def test_save_minutes_saves_by_the_clock(data_dir: Path, tmp_path: Path, clock: Clock) -> None:
     """A clock that gains 70 s with each look at it after a step."""
-    import phi3v_train.training.session as session
-
-    class Clock:
-        now = 0.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(session, "time", clock)
 
     def tick(line: Mapping[str, Any]) -> bool:
         clock.now += 70
@@ -196,21 +203,15 @@ def test_save_minutes_saves_by_the_clock(data_dir: Path, tmp_path: Path, monkeyp
 
 
 def test_the_plot_is_drawn_once_a_minute_and_when_the_run_ends(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of 25 s, each with a checkpoint, that of step 7 in the second start: the first one is stopped after 6."""
-    import phi3v_train.training.session as session
-
-    class Clock:
-        now = 0.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(session, "time", clock)
     drawn: list[int] = []
-    monkeypatch.setattr(session, "draw_loss", lambda metrics, path, title: drawn.append(metrics[-1]["step"]))
+
+    def draw(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
+        drawn.append(metrics[-1]["step"])
+
+    monkeypatch.setattr("phi3v_train.training.session.draw_loss", draw)
 
     def tick(line: Mapping[str, Any]) -> bool:
         clock.now += 25
