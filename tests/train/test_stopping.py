@@ -173,7 +173,7 @@ def test_a_hook_may_end_a_run_which_is_then_complete(data_dir: Path, tmp_path: P
 
 
 class Clock:
-    """Stands still, but for what is added to `now`."""
+    """Of one time only, until something is added to `now`."""
 
     now = 0.0
 
