@@ -109,6 +109,13 @@ def finish(processes: Sequence[AnyProcess], timeout: float = TIMEOUT) -> list[tu
             process.communicate()
 
 
+def run_data(*arguments: object, cwd: Path | None = None, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    """Run `phi3v-data ARGUMENTS` in a process of its own, with the environment of this one."""
+    process = Process("-c", "from phi3v_data.cli.app import main; main()", *map(str, arguments), env=os.environ, cwd=cwd)
+    ((code, output, errors),) = finish([process], timeout)
+    return subprocess.CompletedProcess(arguments, code, output, errors)
+
+
 def train_together(number: int, runs: Sequence[dict[str, Any]], work: Path) -> None:
     """Train runs one after another, each shared by the same `number` processes."""
     work.mkdir(parents=True, exist_ok=True)

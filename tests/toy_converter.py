@@ -211,7 +211,11 @@ COMMAND = (sys.executable, "-c", "from phi3v_data.cli.app import main; main()")
 
 
 def run_cli(*args: object, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
-    """Run `phi3v-data` in a process of its own."""
+    """Run `phi3v-data` in a process of its own; one with another environment is started afresh."""
+    if not kwargs.keys() - {"cwd"}:
+        from processes import run_data  # this file is also read as a converter, where that one is not found
+
+        return run_data(*args, **kwargs)
     return subprocess.run(
         [*COMMAND, *map(str, args)], capture_output=True, text=True, encoding="utf-8", timeout=120, **kwargs
     )

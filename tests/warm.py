@@ -10,6 +10,7 @@ by an import (HF_ENDPOINT), the memory of a process, or what a command imports.
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -200,14 +201,21 @@ def become(request: dict[str, Any]) -> None:
         runpy.run_path(kind, run_name="__main__")
 
 
+PRELOADED = (
+    *(f"phi3v_data.cli.{name}" for name in ("app", "card", "clean", "convert", "export", "import_rows", "merge")),
+    *(f"phi3v_data.cli.{name}" for name in ("preview", "split", "stats", "store", "validate")),
+    "peft",
+    "phi3v_train.cli.app",
+    "phi3v_train.evaluation.generate",
+    "phi3v_train.models.phi3v.modeling_phi3_v",
+    "phi3v_train.training.session",
+)
+
+
 if __name__ == "__main__":
-    import peft  # noqa: F401 - loaded once, before the forks
-
-    import phi3v_train.cli.app
-    import phi3v_train.evaluation.generate
-    import phi3v_train.models.phi3v.modeling_phi3_v
-    import phi3v_train.training.session  # noqa: F401 - as above
-
+    for module in PRELOADED:
+        with contextlib.suppress(ImportError):  # without torch, the commands of phi3v_data are warm
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()  # what was imported is not looked at again by each process, nor copied for it
     become(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -4,13 +4,13 @@ import hashlib
 import io
 import json
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from processes import run_data
 
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import parse_file_name
@@ -100,5 +100,4 @@ def tree(folder: Path, *, hidden: bool = False) -> dict[str, str]:
 
 def run(*args: object) -> "subprocess.CompletedProcess[str]":
     """`phi3v-data ARGS` in a process of its own."""
-    command = [sys.executable, "-c", "from phi3v_data.cli.app import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return run_data(*args)
