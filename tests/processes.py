@@ -111,7 +111,9 @@ def finish(processes: Sequence[AnyProcess], timeout: float = TIMEOUT) -> list[tu
 
 def run_data(*arguments: object, cwd: Path | None = None, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
     """Run `phi3v-data ARGUMENTS` in a process of its own, with the environment of this one."""
-    process = Process("-c", "from phi3v_data.cli.app import main; main()", *map(str, arguments), env=os.environ, cwd=cwd)
+    process = Process(
+        "-c", "from phi3v_data.cli.app import main; main()", *map(str, arguments), env=os.environ, cwd=cwd
+    )
     ((code, output, errors),) = finish([process], timeout)
     return subprocess.CompletedProcess(arguments, code, output, errors)
 

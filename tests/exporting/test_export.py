@@ -371,6 +371,8 @@ WARNED = [
     ("llava", Turn(images=("a.png",), user="See this.", assistant="Yes.", image_offsets=(3,)), ("image-moved",)),
     ("axolotl", Turn(user="Sure?", assistant="\nYes."), ("answer-newline",)),
     ("axolotl", Turn(user="Sure?", assistant="Yes.\n"), ()),
+    ("trl", Turn(user="What does <image> mean?", assistant="A place."), ("placeholder-in-text",)),
+    ("trl", Turn(images=("a.png",), user="See this.", assistant="< image>"), ()),
     ("swift", Turn(user="Sure?", assistant="Yes.", weight=0), ("end-trained",)),
     ("swift", Turn(user="Sure?", assistant="Yes."), ()),
 ]

@@ -238,6 +238,20 @@ MORE = [
         "image-in-answer",
         "completion[0].content",
     ),
+    Broken(
+        "tag in a block of text",
+        "trl",
+        {"images": ["a.png"], "messages": [user([{"type": "image"}, text("Hi <image>")]), answer([text("Ho")])]},
+        "placeholder-in-text",
+        "messages[0].content[1].text",
+    ),
+    Broken(
+        "tag in a text without images",
+        "trl",
+        {"images": [], "messages": [user("Hi"), answer("<image>")]},
+        "placeholder-in-text",
+        "messages[1].content",
+    ),
     Broken("messages null", "trl", {"images": [], "messages": None}, "wrong-type", "messages"),
     Broken(
         "unknown role",

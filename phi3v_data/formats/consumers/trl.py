@@ -31,8 +31,8 @@ class TRL(Consumer):
 
     def check(self, view: RowView) -> Iterator[Fault]:
         row = view.row
-        if view.has_images:
-            yield from _moved(view)
+        moved = list(_moved(view)) if view.has_images else []
+        yield from moved or _literal(view)
         for field in _keyed_blocks(view):
             yield Fault(
                 "image-ignored",
@@ -87,6 +87,20 @@ def _moved(view: RowView) -> Iterator[Fault]:
         f"TRL puts all images before the first user message that is a text{literal}",
         "write blocks: {'type': 'image'} where each image belongs",
     )
+
+
+def _literal(view: RowView) -> Iterator[Fault]:
+    """A warning if a text has a tag, which means nothing to TRL."""
+    for where, message in view.messages:
+        field = f"{where}.{content_key(message)}"
+        texts = [(field, text_of(message))]
+        texts += [(f"{field}[{number}].text", block.get("text")) for number, block in blocks_of(message)]
+        for place, text in texts:
+            if isinstance(text, str) and IMAGE in text:
+                said = f"TRL keeps {IMAGE} in a text, where models with this placeholder (LLaVA, Idefics3, SmolVLM)"
+                said += " look for an image and stop"
+                yield Fault("placeholder-in-text", place, said, "write it with a space, as in '< image>'", "warning")
+                return
 
 
 def _keyed_blocks(view: RowView) -> list[str]:
