@@ -93,7 +93,7 @@ def _literal(view: RowView) -> Iterator[Fault]:
     """A warning if a text has a tag, which means nothing to TRL."""
     for where, message in view.messages:
         field = f"{where}.{content_key(message)}"
-        texts = [(field, text_of(message))]
+        texts: list[tuple[str, object]] = [(field, text_of(message))]
         texts += [(f"{field}[{number}].text", block.get("text")) for number, block in blocks_of(message)]
         for place, text in texts:
             if isinstance(text, str) and IMAGE in text:
