@@ -2,14 +2,14 @@
 
 The tokens of an image cost far more than those of a question, so up to ten questions share one image in training. Most
 of those after the first can be answered by what was said before, so half of the conversations are short. A question for
-yes or no has one answer in up to 89 % of the rows: in short conversations those with the rarer one mostly come first.
-Each image is in 20 conversations, with questions that depend on image and conversation alone. A test sample is one
-question.
+yes or no has one answer in up to 89 % of the rows, which is no reason to look at the image: the rarer its answer to these
+words is, the earlier a question comes. Each image is in 20 conversations, with questions that depend on image and
+conversation alone. A test sample is one question.
 """
 
 import json
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -20,9 +20,6 @@ import phi3v_data
 
 TURNS = (10, 10, 2, 1) * 5
 """Of each conversation about a training image, at most."""
-
-LONG = 10
-"""Turns of a conversation that has all questions."""
 
 FIRST_HELD_OUT = 3600
 """Number of the first image of the train split that `held_out` scores."""
@@ -50,12 +47,12 @@ class EasyVqa(phi3v_data.Converter[EasyVqaOptions]):
         for split in splits:
             folder = source.root / ("train" if options.held_out else split)
             images = by_image(folder)
-            rare = rare_answers(question for _, questions in images for question in questions)
             if options.held_out:
                 images = [found for found in images if (found[0] < FIRST_HELD_OUT) == (split == "train")]
+            counts = Counter(question for _, questions in images for question in questions)
             for number, questions in images[: options.limit or None]:
                 path = folder / "images" / f"{number}.png"
-                rows = conversations(number, questions, rare) if split == "train" else [[each] for each in questions]
+                rows = conversations(number, questions, counts) if split == "train" else [[each] for each in questions]
                 for index, turns in enumerate(rows):
                     yield phi3v_data.Item(
                         split=split,
@@ -87,20 +84,9 @@ def by_image(folder: Path) -> list[tuple[int, list[Question]]]:
     return sorted(found.items())
 
 
-def rare_answers(questions: Iterable[Question]) -> set[Question]:
-    """The questions for yes or no with the answer that they have less often."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for question, answer in questions:
-        if answer in ("yes", "no"):
-            counts[question][answer] += 1
-    return {(question, min(found, key=found.__getitem__)) for question, found in counts.items() if len(found) > 1}
-
-
-def conversations(number: int, questions: list[Question], rare: set[Question]) -> Iterator[list[Question]]:
-    """The conversations about a training image."""
+def conversations(number: int, questions: list[Question], counts: Counter[Question]) -> Iterator[list[Question]]:
+    """The conversations about a training image: questions drawn by one over their number with this answer."""
     for index, turns in enumerate(TURNS):
         chance = random.Random(f"{number}/{index}")
-        left = chance.sample(questions, len(questions))
-        if turns < LONG:
-            left.sort(key=lambda question: chance.random() + (question not in rare) * chance.choice((0, 1, 1, 1)))
-        yield left[:turns]
+        # An exponential clock for each: the first to ring is drawn with a chance in proportion to its rate.
+        yield sorted(questions, key=lambda question: chance.expovariate(1 / counts[question]))[:turns]
