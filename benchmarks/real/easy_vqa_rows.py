@@ -2,8 +2,8 @@
 
 The tokens of an image cost far more than those of a question, so up to ten questions share one image in training. Most
 of those after the first can be answered by what was said before, so half of the conversations are short. A question for
-yes or no has one answer in up to 89 % of the rows, which is no reason to look at the image: the rarer its answer to these
-words is, the earlier a question comes. Each image is in 20 conversations, with questions that depend on image and
+yes or no has one answer in up to 89 % of the rows, which is no reason to look at the image: the rarer its answer to
+these words is, the earlier a question comes. Each image is in 20 conversations, with questions that depend on image and
 conversation alone. A test sample is one question.
 """
 
