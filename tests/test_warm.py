@@ -3,10 +3,12 @@
 import os
 import signal
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from processes import start
+from processes import run_data, start
+from warm import PRELOADED
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -44,3 +46,13 @@ def test_a_signal_ends_it(number: int, code: int) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
+
+
+def test_all_that_is_to_be_imported_exists() -> None:
+    assert [name for name in PRELOADED if find_spec(name) is None] == []
+
+
+def test_a_command_of_phi3v_data_runs_in_the_folder_that_is_given(tmp_path: Path) -> None:
+    done = run_data("schema", "--out_dir", "made", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sample.schema.json" in os.listdir(tmp_path / "made")

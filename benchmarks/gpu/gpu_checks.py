@@ -108,7 +108,8 @@ def write(place: Path, described: dict[str, Any], results: dict[str, dict[str, A
     lines += ["| check | outcome | seconds | figures |", "| --- | --- | --- | --- |"]
     for name, each in results.items():
         figures = "; ".join([*flat(each.get("figures", {})), *([each["reason"]] if "reason" in each else [])])
-        lines.append(f"| {name} | {each['outcome']} | {each['seconds']} | {figures.replace('|', '/')} |")
+        cell = " ".join(figures.replace("|", "/").split())  # a reason may be the last lines of a run's log
+        lines.append(f"| {name} | {each['outcome']} | {each['seconds']} | {cell} |")
     (place / "gpu.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 

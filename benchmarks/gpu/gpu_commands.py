@@ -111,6 +111,11 @@ def scored(options: Options, data: Path, name: str, settings: list[str]) -> dict
     return result
 
 
+def trained(metrics: Path) -> bool:
+    """Whether a run has written figures of a step; it makes the file before the first one."""
+    return metrics.is_file() and metrics.stat().st_size > 0
+
+
 def data(options: Options) -> dict[str, Any]:
     """A small model from scratch on a real set for as long as `--data-seconds` says, then its accuracy.
 
@@ -138,7 +143,7 @@ def data(options: Options) -> dict[str, Any]:
     try:
         begun = time.monotonic()
         until = min(begun + options.data_seconds, options.deadline - SCORING_SECONDS)
-        while process.poll() is None and (time.monotonic() < until or not metrics.is_file()):
+        while process.poll() is None and (time.monotonic() < until or not trained(metrics)):
             time.sleep(0.1)
     finally:
         seconds = round(time.monotonic() - begun)

@@ -322,6 +322,22 @@ def test_rows_of_parquet_are_named_by_their_number_and_their_images_checked(tmp_
     assert (report.summary.samples, report.summary.images, report.stats["format"]) == (4, 2, "swift")
 
 
+def test_trl_is_warned_once_of_a_row_with_literal_placeholders(tmp_path: Path) -> None:
+    texts = ["<image> here?", "An <image>.", [{"type": "text", "text": "And <image>?"}], "Ho"]
+    roles = ["user", "assistant"] * 2
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    rows = [{"messages": messages[:1] + messages[3:]}, {"messages": messages}, {"messages": messages[2:]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = lint_file(tmp_path / "rows.jsonl", format="trl")
+    assert report.ok
+    found = [item for item in report.problems if item.code == "placeholder-in-text"]
+    assert [(item.severity, item.line, item.field) for item in found] == [
+        ("warning", 1, "messages[0].content"),
+        ("warning", 2, "messages[0].content"),
+        ("warning", 3, "messages[0].content[0].text"),
+    ]
+
+
 def test_gzip_is_read_and_equal_rows_and_ids_are_named(tmp_path: Path) -> None:
     rows = [{"id": f"r{number}", **chat("What is it?" * (number + 1))} for number in range(30)]
     rows[20]["messages"] = rows[3]["messages"]

@@ -66,6 +66,15 @@ def test_checks_of_the_model_pass_on_a_cpu_and_those_without_files_say_what_is_m
     assert "--data" in found["data"]["reason"]
 
 
+def test_a_reason_of_several_lines_is_one_row_of_the_table(tmp_path: Path) -> None:
+    import gpu_checks
+
+    failed = {"outcome": "failed", "seconds": 1.5, "figures": {"at": 3}, "reason": "no checkpoint: a\n\nb | c\n"}
+    gpu_checks.write(tmp_path, {"device": "cpu", "packages": {"torch": "2"}}, {"data": failed})
+    rows = (tmp_path / "gpu.md").read_text(encoding="utf-8").splitlines()[6:]
+    assert rows == ["| data | failed | 1.5 | at: 3; no checkpoint: a b / c |"]
+
+
 @pytest.mark.slow
 def test_all_other_checks_pass_on_a_cpu(tmp_path: Path) -> None:
     """A small model stands for the real decoder, a set of colours for the real one."""

@@ -3,14 +3,12 @@
 import hashlib
 import io
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from processes import run_data
 
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import parse_file_name
@@ -96,8 +94,3 @@ def tree(folder: Path, *, hidden: bool = False) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (hidden or not path.relative_to(folder).as_posix().startswith(".phi3v"))
     }
-
-
-def run(*args: object) -> "subprocess.CompletedProcess[str]":
-    """`phi3v-data ARGS` in a process of its own."""
-    return run_data(*args)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from set_builders import encoded, make_image, png, read_rows, row, row_paths, run, split_of, tree, write_set
+from processes import run_data
+from set_builders import encoded, make_image, png, read_rows, row, row_paths, split_of, tree, write_set
 
 from phi3v_data.errors import UserError
 from phi3v_data.problems import PROBLEMS, Repeat, write_example
@@ -155,14 +156,14 @@ def test_fix_changes_what_needs_no_guessing(ill: Path, tmp_path: Path) -> None:
 
 
 def test_without_fix_only_what_is_wrong_goes(ill: Path, tmp_path: Path) -> None:
-    done = run("clean", ill, tmp_path / "out")
+    done = run_data("clean", ill, tmp_path / "out")
     assert done.returncode == 0
     assert done.stdout == (
         f"{tmp_path}/out: 4 samples (train 4), 5 images, 2 left out (1 image-name-mismatch, 1 image-unreadable; see "
         f"{tmp_path}/out/removed.jsonl)\n"
     )
     assert "--fix corrects the letter case" in done.stderr
-    assert run("validate", tmp_path / "out").returncode == 0
+    assert run_data("validate", tmp_path / "out").returncode == 0
 
 
 def test_two_files_that_may_be_meant_are_not_fixed(tmp_path: Path) -> None:
@@ -178,14 +179,14 @@ def test_fixed_images_are_never_written_through_a_link(ill: Path, tmp_path: Path
 
 def test_a_second_run_is_complete_and_overwrite_forgets_the_old_list(tmp_path: Path) -> None:
     source = write_set(tmp_path / "in", {"train.jsonl": [row("a"), "{"]})
-    assert run("clean", source, tmp_path / "out").returncode == 0
-    again = run("clean", source, tmp_path / "out")
+    assert run_data("clean", source, tmp_path / "out").returncode == 0
+    again = run_data("clean", source, tmp_path / "out")
     assert "already complete" in again.stdout
     assert "1 left out" in again.stdout
     shutil.rmtree(source)
     write_set(source, {"train.jsonl": [row("a")]})
-    assert run("clean", source, tmp_path / "out").returncode == 2
-    assert run("clean", source, tmp_path / "out", "--overwrite").returncode == 0
+    assert run_data("clean", source, tmp_path / "out").returncode == 2
+    assert run_data("clean", source, tmp_path / "out", "--overwrite").returncode == 0
     assert not (tmp_path / "out/removed.jsonl").exists()
 
 

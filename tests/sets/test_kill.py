@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from set_builders import row, run, write_set
+from processes import run_data
+from set_builders import row, write_set
 
 SCRIPT = Path(__file__).with_name("set_kills.py")
 
@@ -30,6 +31,6 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out/.phi3v").mkdir(parents=True)
     with open(tmp_path / "out/.phi3v/convert.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = run("clean", source, tmp_path / "out")
+        done = run_data("clean", source, tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: another run is writing {tmp_path}/out")

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from set_builders import png, read_rows, row, row_paths, run, tree, write_set
+from processes import run_data
+from set_builders import png, read_rows, row, row_paths, tree, write_set
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
@@ -148,11 +149,11 @@ def test_the_command(tmp_path: Path) -> None:
     a = write_set(tmp_path / "a", {"x_train.jsonl": [row("1")]}, name="x")
     b = write_set(tmp_path / "b", {"x_train.jsonl": [row("1", user="b")]}, name="x")
     before = tree(a), tree(b)
-    done = run("merge", a, b, tmp_path / "out")
+    done = run_data("merge", a, b, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path}/out: 2 samples (train 2), 0 images\n"
     assert "note: split train joins x/train, x-2/train" in done.stderr
     assert (tree(a), tree(b)) == before
-    assert run("merge", a).returncode == 2
+    assert run_data("merge", a).returncode == 2
     with pytest.raises(UserError, match="given twice"):
         merge_sets([a, a], tmp_path / "twice")

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from in_process import make_cli
 from markdown_it import MarkdownIt
-from set_builders import encoded, make_image, png, row, run, write_set
+from processes import run_data
+from set_builders import encoded, make_image, png, row, write_set
 
 
 @pytest.fixture
@@ -27,16 +28,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_row_in_the_terminal(folder: Path) -> None:
-    done = run("preview", folder, "--num_crops", 4)
+    done = run_data("preview", folder, "--num_crops", 4)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "docs_train.jsonl:1  row 0 of 2 in split train"
     assert "image    train/a b.png  48 x 40 PNG, " in done.stdout
     assert "image    gone.png  (No such file or directory)" in done.stdout
-    red = run("preview", folder, "--row", -1)
+    red = run_data("preview", folder, "--row", -1)
     assert "\x1b" not in red.stdout
     assert "answer   \\x1b[31mred" in red.stdout
-    assert run("preview", folder, "--split", "dev-x", "--row", 2).stdout.startswith("docs_dev-x.jsonl:3  row 2 of 3")
+    assert run_data("preview", folder, "--split", "dev-x", "--row", 2).stdout.startswith(
+        "docs_dev-x.jsonl:3  row 2 of 3"
+    )
 
 
 def test_a_damaged_image_is_said_in_the_terminal(
@@ -51,19 +54,19 @@ def test_a_damaged_image_is_said_in_the_terminal(
 
 
 def test_rows_that_are_not_there(folder: Path, tmp_path: Path) -> None:
-    assert "no row 9 in split 'train', which has 2 rows" in run("preview", folder, "--row", 9).stderr
-    assert "no split 'tran'" in run("preview", folder, "--split", "tran").stderr
-    assert run("preview", folder, "--row", 1, "--html", tmp_path / "x.html").returncode == 2
+    assert "no row 9 in split 'train', which has 2 rows" in run_data("preview", folder, "--row", 9).stderr
+    assert "no split 'tran'" in run_data("preview", folder, "--split", "tran").stderr
+    assert run_data("preview", folder, "--row", 1, "--html", tmp_path / "x.html").returncode == 2
 
 
 def test_the_gallery(folder: Path, tmp_path: Path) -> None:
-    done = run("preview", folder, "--html", tmp_path / "page.html")
+    done = run_data("preview", folder, "--html", tmp_path / "page.html")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/page.html\n")
     assert (tmp_path / "page.html").read_bytes().startswith(b"<!doctype html>")
 
 
 def test_the_card_has_a_header_for_the_hub_and_plain_text(folder: Path) -> None:
-    done = run("card", folder)
+    done = run_data("card", folder)
     assert (done.returncode, done.stdout) == (0, f"{folder}/README.md\n"), done.stderr
     text = (folder / "README.md").read_text()
     header = yaml.safe_load(text.split("---\n")[1])
@@ -78,19 +81,19 @@ def test_the_card_has_a_header_for_the_hub_and_plain_text(folder: Path) -> None:
     assert '<img src="images/train/a%20b.png"' in text
     assert "<script>" not in text
     assert "Source: made up" in text
-    assert run("validate", folder, "--json").stdout.count("README") == 0
+    assert run_data("validate", folder, "--json").stdout.count("README") == 0
 
 
 def test_the_card_can_contain_its_images_and_never_replaces_a_readme_that_phi3v_did_not_write(folder: Path) -> None:
-    assert run("card", folder, "--embed", "--license", "my own terms").returncode == 0
+    assert run_data("card", folder, "--embed", "--license", "my own terms").returncode == 0
     text = (folder / "README.md").read_text()
     assert 'src="data:image/' in text
     assert yaml.safe_load(text.split("---\n")[1])["license_name"] == "my-own-terms"
     (folder / "README.md").write_text("mine")
-    refused = run("card", folder)
+    refused = run_data("card", folder)
     assert refused.returncode == 2
     assert (folder / "README.md").read_text() == "mine"
-    assert run("card", folder, "--overwrite", "--samples", 0).returncode == 0
+    assert run_data("card", folder, "--overwrite", "--samples", 0).returncode == 0
     assert "## Samples" not in (folder / "README.md").read_text()
 
 
@@ -112,7 +115,7 @@ def test_no_name_or_text_makes_markup_in_the_card(tmp_path: Path) -> None:
         history=[{"name": evil, "version": evil, "options": {evil: evil}}],
         classes=[f"0 {evil}", f"1 {evil}"],
     )
-    done = run("card", folder)
+    done = run_data("card", folder)
     assert done.returncode == 0, done.stderr
     text = (folder / "README.md").read_text()
     start, header, body = text.split("---\n", 2)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from set_builders import encoded, make_image, png, read_rows, row, run, split_of, tree, write_set
+from processes import run_data
+from set_builders import encoded, make_image, png, read_rows, row, split_of, tree, write_set
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
@@ -93,7 +94,7 @@ def test_the_first_hashes_fill_the_first_split(tmp_path: Path) -> None:
 
 def test_a_split_of_few_rows_is_noted(tmp_path: Path) -> None:
     write_set(tmp_path / "in", {"train.jsonl": [row(f"r{n}") for n in range(50)]})
-    done = run("split", tmp_path / "in", tmp_path / "out", "--split", "train=0.9,val=0.08,test=0.02")
+    done = run_data("split", tmp_path / "in", tmp_path / "out", "--split", "train=0.9,val=0.08,test=0.02")
     assert (done.returncode, done.stdout) == (
         0,
         f"{tmp_path / 'out'}: 50 samples (train 45, val 4, test 1), 0 images\n",
@@ -207,7 +208,7 @@ def test_free_text_is_not_a_label(tmp_path: Path) -> None:
 def test_one_image_in_all_rows_cannot_be_split(tmp_path: Path) -> None:
     rows = [row(f"r{n}", "logo.png", f"{n}.png") for n in range(12)]
     write_set(tmp_path / "in", {"train.jsonl": rows}, {f"{n}.png": png(n) for n in range(12)} | {"logo.png": png(99)})
-    done = run("split", tmp_path / "in", tmp_path / "out", "--split", "train=0.8,val=0.2")
+    done = run_data("split", tmp_path / "in", tmp_path / "out", "--split", "train=0.8,val=0.2")
     assert (done.returncode, done.stdout) == (2, "")
     assert "the rows with 'r0' (they share images, such as 'logo.png'): 12 of 12 rows" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -248,15 +249,15 @@ def test_other_content_is_refused_and_overwrite_replaces_a_set(grouped: Path, tm
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").touch()
     args = ("split", grouped, tmp_path / "out", "--split")
-    assert "mine.txt" in run(*args, "train=0.5,val=0.5").stderr
+    assert "mine.txt" in run_data(*args, "train=0.5,val=0.5").stderr
     (tmp_path / "out/mine.txt").unlink()
-    assert run(*args, "train=0.5,val=0.5").returncode == 0
-    again = run(*args, "train=0.5,val=0.5")
+    assert run_data(*args, "train=0.5,val=0.5").returncode == 0
+    again = run_data(*args, "train=0.5,val=0.5")
     assert "already complete" in again.stdout
-    other = run(*args, "train=0.5,test=0.5")
+    other = run_data(*args, "train=0.5,test=0.5")
     assert other.returncode == 2
     assert "options.split.val" in other.stderr
-    assert run(*args, "train=0.5,test=0.5", "--overwrite").returncode == 0
+    assert run_data(*args, "train=0.5,test=0.5", "--overwrite").returncode == 0
     assert {path.name for path in (tmp_path / "out").glob("*.jsonl")} == {"test_train.jsonl", "test_test.jsonl"}
     assert json.loads((tmp_path / "out/dataset.json").read_text())["splits"].keys() == {"train", "test"}
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import make_cli
 from PIL import Image
-from set_builders import encoded, make_image, png, row, run, write_set
+from processes import run_data
+from set_builders import encoded, make_image, png, row, write_set
 
 from phi3v_data.sets.components import image_links, join_rows
 from phi3v_data.sets.stats import set_stats
@@ -62,7 +63,7 @@ def test_duplicates_within_and_across_splits(counted: Path) -> None:
 
 
 def test_the_command_prints_text_and_json(counted: Path) -> None:
-    done = run("stats", counted)
+    done = run_data("stats", counted)
     assert done.returncode == 0, done.stderr
     for words in (
         "11 samples, 11 turns, 10 images",
@@ -71,9 +72,9 @@ def test_the_command_prints_text_and_json(counted: Path) -> None:
         "'yes' 6",
     ):
         assert words in done.stdout
-    stats = json.loads(run("stats", counted, "--json", "--level", "quick").stdout)
+    stats = json.loads(run_data("stats", counted, "--json", "--level", "quick").stdout)
     assert (stats["level"], stats["duplicates"]) == ("quick", None)
-    assert run("stats", counted / "nowhere").returncode == 2
+    assert run_data("stats", counted / "nowhere").returncode == 2
 
 
 @pytest.mark.parametrize(("number", "more"), [(5, ""), (6, " and 1 more size"), (7, " and 2 more sizes")])
