@@ -6,6 +6,7 @@ with the user's credentials.
 """
 
 import errno
+from functools import lru_cache
 from pathlib import Path
 
 from phi3v_data.media.cells import CellReader
@@ -14,6 +15,9 @@ from phi3v_data.remote.address import parse_address
 from phi3v_data.remote.cache import range_cache
 from phi3v_data.remote.cache_folders import VIEWS, cache_home
 from phi3v_data.remote.store import StoredObject, open_store
+
+_DESCRIBED = 64
+"""Parquet shards whose descriptions stay in memory: a kilobyte or two for each row group, and a request saved."""
 
 
 class RemotePack(ExportPack):
@@ -30,6 +34,7 @@ class RemotePack(ExportPack):
             StoredObject(name, state.size, etag)
             for name, state, etag in zip(self.shards, self._states, self.header["etags"], strict=True)
         ]
+        self._reader_of = lru_cache(_DESCRIBED)(lambda shard: CellReader(self.column))
 
     def is_near(self, entry: int) -> bool:
         """Whether an image is in the cache."""
@@ -54,7 +59,7 @@ class RemotePack(ExportPack):
         """An image of a row group, which is read as a whole; all images of it are kept, as others will be wanted."""
         cache = range_cache()
         with self._store.ranges(self._objects[shard]) as file:
-            cells = CellReader(self.column).read(file, group)
+            cells = self._reader_of(shard).read(file, group)
         for at, index, data in cells.images():
             cache.put(self._key_of(shard, cell_offset(group, at, index), len(data)), data)
         return cells.image(row, number)

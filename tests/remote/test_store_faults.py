@@ -1,5 +1,6 @@
 """A store that fails, drops connections or lists a million keys: repeated, said in one line, never other bytes."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -54,6 +55,24 @@ def test_half_of_the_requests_fail_and_all_bytes_are_right(
     assert said[0].startswith("s3://b/set/")
     assert "the store failed (" in said[0]
     assert said[0].endswith("); trying again, up to 8 times")
+
+
+def test_the_description_of_a_parquet_shard_is_asked_for_once(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four row groups with one image each, none is kept."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setenv("PHI3V_CACHE_GB", "0")
+    cells = [{"bytes": os.urandom(70_000), "path": f"{number}.png"} for number in range(4)]
+    turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Yes."}]
+    shard = stub.folder / "set" / "train-00000-of-00001.parquet"
+    shard.parent.mkdir(parents=True)
+    table = pa.Table.from_pylist([{"images": [cell], "messages": turns} for cell in cells])
+    pq.write_table(table, shard, row_group_size=1, compression="none")
+    data_directory("s3://b/set")
+    asked = len(stub.gets)
+    assert images("s3://b/set") == [cell["bytes"] for cell in cells]
+    assert len(stub.gets) - asked == 5
 
 
 def test_a_store_that_stays_down_is_one_sentence_and_no_fault_of_the_data(
