@@ -1,11 +1,15 @@
 """Formats text from data for messages: printable, quoted and short, without raw cells or escape codes."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 MAX_MESSAGE = 300
-"""Longest error or reject message, in characters."""
+"""Longest message that is recorded, in characters."""
+
+MAX_ERROR = 1000
+"""Longest line that is printed about why a command could not run: it has paths, and commands to copy."""
 
 _SHOWN = 80
 _TAIL = 100
@@ -64,12 +68,17 @@ def _escape(match: "re.Match[str]") -> str:
     return f"\\x{code:02x}" if code < 32 else f"\\u{code:04x}"
 
 
-def short(message: str) -> str:
-    """A message ready to be printed or recorded: escaped, and at most 300 characters.
+def shown_path(path: "str | os.PathLike[str]") -> str:
+    """A path that the user gave, in quotes: whole, as its end tells it from others, and escaped."""
+    return f"'{escaped(os.fspath(path))}'"
+
+
+def short(message: str, limit: int = MAX_MESSAGE) -> str:
+    """A message ready to be printed or recorded: escaped, and at most `limit` characters.
 
     A longer one is cut in the middle: its start says where the problem is, its end what to do.
     """
-    text = escaped(message[: MAX_MESSAGE * 4] + message[-MAX_MESSAGE:] if len(message) > MAX_MESSAGE * 5 else message)
-    if len(text) <= MAX_MESSAGE:
+    text = escaped(message[: limit * 4] + message[-limit:] if len(message) > limit * 5 else message)
+    if len(text) <= limit:
         return text
-    return f"{text[: MAX_MESSAGE - _TAIL - 3]} … {text[-_TAIL:]}"
+    return f"{text[: limit - _TAIL - 3]} … {text[-_TAIL:]}"

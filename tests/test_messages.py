@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from in_process import make_cli
 
 from phi3v_data import convert
 from phi3v_data.draft import Converter, Draft, Item, Options
 from phi3v_data.encodings import encoding_of, open_utf8
 from phi3v_data.errors import Reject, UserError
-from phi3v_data.messages import counted, escaped, join_words, short, shown
+from phi3v_data.messages import counted, escaped, join_words, short, shown, shown_path
 from phi3v_data.sources.source import Source
 
 
@@ -23,6 +24,18 @@ def test_a_long_message_keeps_its_start_and_its_end() -> None:
     assert cut.endswith("xxx save it as UTF-8")
     assert " … " in cut
     assert short("fine: it fits") == "fine: it fits"
+
+
+def test_a_command_of_an_error_is_whole_however_long_its_paths_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("deep" * 20) / ("er" * 60)
+    folder.mkdir(parents=True)
+    (folder / "train.json").write_text("[]")
+    code, _, error = make_cli(capsys, monkeypatch)("stats", folder / "train.json")
+    assert code == 2
+    assert f"`phi3v-data import auto {folder}/train.json --out_dir DIR`" in error
+    assert shown_path(folder / "a\nb") == f"'{folder}/a\\nb'"
 
 
 def test_no_escape_code_gets_through() -> None:

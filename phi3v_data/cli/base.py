@@ -26,7 +26,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from phi3v_data.errors import BROKEN_PIPE, COULD_NOT_RUN, GOOD, INTERRUPTED, UserError, how_to_install
-from phi3v_data.messages import short
+from phi3v_data.messages import MAX_ERROR, short
 from phi3v_data.streams import PrintableStream, drop_output, open_streams, printable_streams
 
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors, no progress.")]
@@ -271,7 +271,7 @@ def as_typed(message: str, words: Sequence[str]) -> str:
 
 def fail(message: str) -> NoReturn:
     """Print on stderr why the command could not run, and exit with code 2."""
-    lines = "\n".join(map(short, message.split("\n")))
+    lines = "\n".join(short(line, MAX_ERROR) for line in message.split("\n"))
     print(f"error: {lines}", file=sys.stderr)
     raise typer.Exit(COULD_NOT_RUN)
 

@@ -13,7 +13,7 @@ import xxhash
 from phi3v_data.engine.base import Shared
 from phi3v_data.errors import UserError
 from phi3v_data.files import open_regular
-from phi3v_data.messages import shown
+from phi3v_data.messages import shown, shown_path
 
 PACKAGES = ("phi3v", "pillow", "simplejpeg", "opencv-python-headless", "av")
 """Packages that decide the bytes of an image, or what is found in it."""
@@ -69,7 +69,7 @@ def difference(wanted: Sequence[Witness], packages: Sequence[str], folder: str) 
         os.chdir(folder or ".")
     except OSError as error:
         reason = (error.strerror or "").lower()
-        return f"cannot enter {shown(folder, 120)} ({reason}), in which relative paths begin; give absolute paths"
+        return f"cannot enter {shown_path(folder)} ({reason}), in which relative paths begin; give absolute paths"
     for witness in wanted:
         state = look(witness.path)
         if state != witness.state:

@@ -11,7 +11,7 @@ from phi3v_data.converters.helpers.cell_images import cell_image, is_inline
 from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.formats.chat import ImageRef
-from phi3v_data.messages import shown
+from phi3v_data.messages import shown, shown_path
 
 _URL = ("http://", "https://")
 _FILE_URL = "file://"
@@ -62,7 +62,7 @@ class ImagePlaces:
             straightened(place) for place in places if not self.root or not leads_out(self.root, place)
         )
         if not inside:
-            said = f"{what}: {shown(value, 160)} leads out of {shown(self.root, 80)}"
+            said = f"{what}: {shown(value, 160)} leads out of {shown_path(self.root)}"
             raise Reject("image-path-unsafe", f"{said}, the folder of images; {OUTSIDE_HINT}")
         missing: Reject | None = None
         for wanted in inside:
@@ -76,7 +76,7 @@ class ImagePlaces:
         if not self.root or path.startswith("/") or "://" in path[:10]:
             raise missing
         folder = os.path.join(self.root, self.folder).rstrip("/")
-        said = f"{missing.message} in {shown(folder, 80)}, where paths begin; --images_root sets another"
+        said = f"{missing.message} in {shown_path(folder)}, where paths begin; --images_root sets another"
         raise Reject(missing.code, said)
 
     def relative(self, path: str) -> str:

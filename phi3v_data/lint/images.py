@@ -24,7 +24,7 @@ from phi3v_data.formats.images import leads_out
 from phi3v_data.lint.seen import SeenHashes
 from phi3v_data.media import integrity
 from phi3v_data.media.formats import HEAD_BYTES, UnreadableImageError, identify
-from phi3v_data.messages import shown
+from phi3v_data.messages import shown, shown_path
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts
 from phi3v_data.validate.images import IMAGE_CODES
@@ -160,7 +160,7 @@ def _missing(root: str, path: str, name: str) -> tuple[str, str, str]:
         return "image-missing", f"{name} is not a file", ""
     return (
         "image-missing",
-        f"{name} is not in {shown(root, 80)}",
+        f"{name} is not in {shown_path(root)}",
         "paths start there; --images_root gives another folder",
     )
 

@@ -21,7 +21,7 @@ from phi3v_data.lint.lengths import Lengths, LengthSettings
 from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.lint.scan import FileScan, images_folder
 from phi3v_data.lint.templates import Templates
-from phi3v_data.messages import counted, shown
+from phi3v_data.messages import counted, shown_path
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.tokens.choose import choose_model
 from phi3v_data.tokens.family import TokenFamily
@@ -126,7 +126,7 @@ def lint_file(
     if images.num_outside:
         findings.add(
             "image-path-unsafe",
-            f"{counted(images.num_outside, 'image')} outside of {shown(str(root), 80)}, such as {images.outside}: "
+            f"{counted(images.num_outside, 'image')} outside of {shown_path(root)}, such as {images.outside}: "
             "`import` refuses such paths",
             file=path.name,
             hint=OUTSIDE_HINT,

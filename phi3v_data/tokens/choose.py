@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi3v_data.errors import UserError
-from phi3v_data.messages import shown
+from phi3v_data.messages import shown_path
 from phi3v_data.tokens.family import TokenFamily
 from phi3v_data.tokens.model_files import has_processor_settings
 from phi3v_data.tokens.registry import default_family, family_of_type, find_family, read_model_type
@@ -50,8 +50,8 @@ def choose_model(model: str | Path | None, tokenizer: str | Path | None) -> Chos
         family = owner or default_family()
     elif owner is not None and owner.name != family.name:
         raise UserError(
-            f"--tokenizer {shown(str(tokenizer), 80)} is of the model family {owner.name}, but --model "
-            f"{shown(str(model), 80)} is of {family.name}: name a tokenizer of {family.name}, or leave --tokenizer out"
+            f"--tokenizer {shown_path(tokenizer)} is of the model family {owner.name}, but --model "
+            f"{shown_path(str(model))} is of {family.name}: name a tokenizer of {family.name}, or leave --tokenizer out"
         )
     return ChosenModel(family, Path(tokenizer), tokenizer_required=True, without_settings=bare)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import load_json
-from phi3v_data.messages import shown
+from phi3v_data.messages import shown, shown_path
 from phi3v_data.tokens.family import SettingsError, TokenFamily
 
 PREPROCESSOR_CONFIG = "preprocessor_config.json"
@@ -29,7 +29,7 @@ def configured(family: TokenFamily, directory: Path) -> TokenFamily:
     try:
         return family.configured(read_values(directory / "config.json"), processor_settings(directory))
     except SettingsError as error:
-        raise UserError(f"{shown(str(directory), 120)}: the image processor's {error}") from None
+        raise UserError(f"{shown_path(directory)}: the image processor's {error}") from None
 
 
 def processor_settings(directory: Path) -> Values:
@@ -82,7 +82,7 @@ def read_values(path: Path) -> Values:
         return {}
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
-        raise UserError(f"{shown(str(path), 120)}: cannot be read: {reason}") from None
+        raise UserError(f"{shown_path(path)}: cannot be read: {reason}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{shown(str(path), 120)}: must be a JSON object")
+        raise UserError(f"{shown_path(path)}: must be a JSON object")
     return values

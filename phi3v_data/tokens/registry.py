@@ -15,7 +15,7 @@ from pkgutil import iter_modules
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import load_json
-from phi3v_data.messages import escaped, join_words, shown
+from phi3v_data.messages import escaped, join_words, shown, shown_path
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
 from phi3v_data.tokens.meant import TINY, hint
 from phi3v_data.tokens.model_files import ADAPTER_CONFIG, configured, other_processor, read_values
@@ -114,12 +114,12 @@ def adapter_base(directory: Path) -> TokenFamily | None:
     family = None if model_type is None else family_of_type(model_type)
     if family is None:
         raise NotFoundError(
-            f"{shown(str(directory), 80)} is an adapter on {shown(base, 80)}, which is not a model directory on this "
+            f"{shown_path(directory)} is an adapter on {shown(base, 80)}, which is not a model directory on this "
             f"machine: give its family; families: {_listed()}"
         )
     if reason := other_processor(directory, Path(base)):
         raise UserError(
-            f"{shown(str(directory), 60)}: was not tuned on the model that is now in {shown(base, 60)}: {reason}; give "
+            f"{shown_path(directory)}: was not tuned on the model that is now in {shown(base, 60)}: {reason}; give "
             "the family that it was tuned on"
         )
     return family
@@ -138,14 +138,14 @@ def read_model_type(directory: Path) -> str | None:
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
-        raise UserError(f"{shown(str(path), 120)}: cannot be read: {reason}") from error
+        raise UserError(f"{shown_path(path)}: cannot be read: {reason}") from error
     if not isinstance(config, dict):
-        raise UserError(f"{shown(str(path), 120)}: must be a JSON object")
+        raise UserError(f"{shown_path(path)}: must be a JSON object")
     if "model_type" not in config:
         return None
     model_type = config["model_type"]
     if not isinstance(model_type, str):
-        raise UserError(f"{shown(str(path), 120)}: model_type must be a string, not {shown(model_type, 40)}")
+        raise UserError(f"{shown_path(path)}: model_type must be a string, not {shown(model_type, 40)}")
     return model_type
 
 

@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from phi3v_data.errors import NotFoundError, how_to_install
 from phi3v_data.media.integrity import TOO_LARGE, UNREADABLE
-from phi3v_data.messages import short, shown
+from phi3v_data.messages import short, shown, shown_path
 from phi3v_data.tokens.chat import TurnText
 from phi3v_data.tokens.choose import ChosenModel
 from phi3v_data.tokens.family import ImageShapeError, TokenFamily
@@ -101,7 +101,7 @@ def load_tokenizer(
             raise NotFoundError(f"{directory}: no tokenizer.json there; --tokenizer takes the directory of a model")
         findings.add(
             "check-skipped",
-            f"text tokens are estimated: {shown(str(directory), 160)} has no tokenizer.json",
+            f"text tokens are estimated: {shown_path(directory)} has no tokenizer.json",
             hint="name a directory that has one with --tokenizer",
         )
         return None
@@ -119,7 +119,7 @@ def load_tokenizer(
     except Exception as error:  # the library raises plain Exception on a file that it cannot read
         findings.add(
             "check-skipped",
-            f"text tokens are estimated: {shown(str(file))} cannot be read ({shown(str(error))})",
+            f"text tokens are estimated: {shown_path(file)} cannot be read ({shown(str(error))})",
             hint="name the directory of a tokenizer that `tokenizers` reads",
         )
         return None
@@ -131,7 +131,7 @@ def report_settings(chosen: ChosenModel, findings: Findings) -> None:
         findings.add(
             "check-skipped",
             f"image tokens are counted with the defaults of the family {chosen.family.name}: "
-            f"{shown(str(chosen.without_settings), 120)} has neither {PREPROCESSOR_CONFIG} nor {PROCESSOR_CONFIG}",
+            f"{shown_path(chosen.without_settings)} has neither {PREPROCESSOR_CONFIG} nor {PROCESSOR_CONFIG}",
             hint="copy them from the model's original files",
         )
 
