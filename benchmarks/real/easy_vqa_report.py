@@ -105,6 +105,8 @@ def page(result: Mapping[str, Any]) -> str:
         "",
         "![Learning curves](easy_vqa_curves.png)",
         "",
+        "How the recipe was chosen: [easy_vqa_recipes.md](easy_vqa_recipes.md).",
+        "",
     ]
     return "\n".join(lines)
 
