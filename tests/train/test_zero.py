@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from colour_sets import colour_directory
+from processes import HERE, finish, start
 from run_dirs import arguments, command, read_lines, settings_for, without_times
 from safetensors.torch import load_file
 
@@ -21,8 +22,6 @@ from phi3v_train.plan import Plan, make_plan
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import list_checkpoints, open_checkpoint
-
-HERE = Path(__file__).parent
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,17 +82,14 @@ def run_jobs(data_dir: Path, work: Path, jobs: list[Job]) -> list[Done]:
         for number, job in enumerate(jobs)
     ]
     (work / "jobs.json").write_text(json.dumps(described))
-    result = subprocess.run(
-        [sys.executable, HERE / "forked_runs.py", work / "jobs.json", work, "deepspeed"],
-        capture_output=True, text=True, check=False, timeout=300,
-        env={
-            **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-        },
+    process = start(
+        HERE / "forked_runs.py", work / "jobs.json", work, "deepspeed",
+        DS_ACCELERATOR="cpu", TORCH_CPP_LOG_LEVEL="ERROR",
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    ((code, output, errors),) = finish([process], timeout=300)
+    assert code == 0, errors
     done = []
-    for number, codes in enumerate(json.loads(result.stdout.splitlines()[-1])):
+    for number, codes in enumerate(json.loads(output.splitlines()[-1])):
         texts = {
             kind: "".join((work / f"job{number}-{rank}.{kind}").read_text() for rank in range(len(codes)))
             for kind in ("out", "err")
