@@ -350,6 +350,10 @@ def test_a_reject_names_the_folder_in_which_an_image_was_looked_for(cli: Cli, fo
     code, _, error = cli("import", "swift", path, "--images_root", folder / "images", "--out_dir", folder / "o")
     said = "images[0]: there is no image 'none.jpg' in 'images', where paths begin; --images_root sets another"
     assert (code, said in error) == (2, True), error
+    elsewhere = folder.with_name("root" * 15)  # whose end tells it from others
+    elsewhere.mkdir()
+    code, _, error = cli("import", "swift", path, "--images_root", elsewhere, "--out_dir", folder / "o", "--overwrite")
+    assert (code, f"no image 'none.jpg' in '{elsewhere}', where" in error) == (2, True), error
 
 
 def test_an_export_of_files_of_another_tool_is_told_the_command_that_imports_them(cli: Cli, folder: Path) -> None:
