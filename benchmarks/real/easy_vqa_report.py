@@ -139,12 +139,12 @@ def draw_curves(work: Path, seeds: Sequence[int], known: Mapping[str, float], pa
     upper.set_ylabel("training loss, smoothed")
     for name, label in (("majority", "most frequent answer"), ("question_only", "without the image")):
         lower.axhline(known[name], color="#6b7280", linewidth=0.8, linestyle=":", label=f"{label}: {known[name]:.1%}")
-    lower.set_ylim(0, 1)
+    lower.set_ylim(0, 1.03)
     lower.set_ylabel("accuracy, 500 test questions")
     lower.set_xlabel("step")
-    for axes in (upper, lower):
+    for axes, place in ((upper, "upper right"), (lower, "lower right")):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, loc=place)
     figure.savefig(path, metadata={"Software": None})
 
 
