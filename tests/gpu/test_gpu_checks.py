@@ -75,6 +75,18 @@ def test_a_reason_of_several_lines_is_one_row_of_the_table(tmp_path: Path) -> No
     assert rows == ["| data | failed | 1.5 | at: 3; no checkpoint: a b / c |"]
 
 
+def test_a_run_has_trained_when_its_metrics_have_a_line(tmp_path: Path) -> None:
+    """The file is there, empty, before the first step: a run that is stopped then leaves no checkpoint."""
+    from gpu_commands import trained
+
+    metrics = tmp_path / "metrics.jsonl"
+    assert not trained(metrics)
+    metrics.touch()
+    assert not trained(metrics)
+    metrics.write_text('{"step": 10}\n')
+    assert trained(metrics)
+
+
 @pytest.mark.slow
 def test_all_other_checks_pass_on_a_cpu(tmp_path: Path) -> None:
     """A small model stands for the real decoder, a set of colours for the real one."""

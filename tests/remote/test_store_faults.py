@@ -57,22 +57,25 @@ def test_half_of_the_requests_fail_and_all_bytes_are_right(
     assert said[0].endswith("); trying again, up to 8 times")
 
 
-def test_the_description_of_a_parquet_shard_is_asked_for_once(
+def test_the_description_of_each_parquet_shard_is_asked_for_once(
     stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of four row groups with one image each, none is kept."""
+    """Of four and two row groups with one image each, of other sizes, none is kept."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.setenv("PHI3V_CACHE_GB", "0")
-    cells = [{"bytes": os.urandom(70_000), "path": f"{number}.png"} for number in range(4)]
     turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Yes."}]
-    shard = stub.folder / "set" / "train-00000-of-00001.parquet"
-    shard.parent.mkdir(parents=True)
-    table = pa.Table.from_pylist([{"images": [cell], "messages": turns} for cell in cells])
-    pq.write_table(table, shard, row_group_size=1, compression="none")
+    (stub.folder / "set").mkdir(parents=True)
+    cells = []
+    for number, (groups, size) in enumerate([(4, 70_000), (2, 90_000)]):
+        made = [{"bytes": os.urandom(size), "path": f"{group}.png"} for group in range(groups)]
+        table = pa.Table.from_pylist([{"images": [cell], "messages": turns} for cell in made])
+        shard = stub.folder / "set" / f"train-{number:05d}-of-00002.parquet"
+        pq.write_table(table, shard, row_group_size=1, compression="none")
+        cells += made
     data_directory("s3://b/set")
     asked = len(stub.gets)
     assert images("s3://b/set") == [cell["bytes"] for cell in cells]
-    assert len(stub.gets) - asked == 5
+    assert len(stub.gets) - asked == 5 + 3
 
 
 def test_a_store_that_stays_down_is_one_sentence_and_no_fault_of_the_data(
