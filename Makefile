@@ -49,8 +49,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow and not gpu"
 
+# A module's tests run in one process, as what they share takes minutes to make.
 test-slow: $(VENV)/.slow
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) --dist loadscope -m "slow and not gpu"
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m gpu

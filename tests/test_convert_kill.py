@@ -69,9 +69,9 @@ def test_killed_conversions_end_with_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not CLIPS.exists(), reason="needs the mini set")
 @pytest.mark.parametrize("seed", [1, 2])
-def test_twenty_kills_on_real_clips(tmp_path: Path, seed: int) -> None:
+def test_kills_on_real_clips(tmp_path: Path, seed: int) -> None:
     args: list[object] = ["ucf101", "--source", CLIPS, "--workers", 1 + seed]
-    assert kill_and_resume(args, tmp_path / "out", kills=20, seed=seed) >= 10
+    assert kill_and_resume(args, tmp_path / "out", kills=12, seed=seed) >= 6
 
 
 @pytest.mark.parametrize(
