@@ -1,4 +1,7 @@
-"""The APIs of Google's store and of the Hub, as far as their libraries need them to read: the files of a folder."""
+"""The APIs of Google's store and of the Hub, as far as their libraries need them: the files of a folder.
+
+Google's takes uploads and deletions too.
+"""
 
 import json
 import re
@@ -9,7 +12,7 @@ from hashlib import sha1
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from loopback import serving
 
@@ -26,6 +29,7 @@ class OtherStores:
         moved: the branch main is at the second commit, whose files are those of `folder`; those of the first one are in
             `first`.
         requests: paths that were asked for, with their queries.
+        fail: how many of the next parts of uploads are answered with an error.
     """
 
     folder: Path
@@ -33,6 +37,8 @@ class OtherStores:
     moved: bool = False
     url: str = ""
     requests: list[str] = field(default_factory=list)
+    fail: int = 0
+    parts: dict[str, bytes] = field(default_factory=dict)  # of unfinished uploads
 
     def files(self, revision: str = "main") -> dict[str, Path]:
         """Names and paths."""
@@ -65,6 +71,46 @@ class OtherStores:
             return each.read_bytes() if each else None
         return None
 
+    def upload(
+        self, path: str, query: dict[str, list[str]], place: str, body: bytes
+    ) -> tuple[int, dict[str, str], Any]:
+        """Answer to an upload: code, headers and JSON; an object is there when its last byte is."""
+        if query.get("uploadType") == ["multipart"]:
+            # --==0==\nHEADERS\n\nJSON\n--==0==\nHEADERS\n\nDATA\n--==0==--
+            head, data = body.removesuffix(b"\n--==0==--").split(b"\n--==0==\n", 1)
+            return 200, {}, self._write(json.loads(head.split(b"\n\n", 1)[1])["name"], data.split(b"\n\n", 1)[1])
+        if query.get("uploadType") == ["resumable"]:
+            name = json.loads(body)["name"]
+            self.parts[name] = b""
+            return 200, {"Location": f"{self.url}{path}?upload_name={quote(name)}"}, {}
+        name = query["upload_name"][0]
+        if self.fail:
+            self.fail -= 1
+            return 503, {}, {"error": {"code": 503, "message": "try again"}}
+        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", place)
+        assert found, place
+        begin, last, size = map(int, found.groups())
+        assert (begin, last + 1 - begin) == (len(self.parts[name]), len(body))
+        assert last + 1 == size or len(body) % 262144 == 0, "a part must be a multiple of 256 KiB"
+        self.parts[name] += body
+        if last + 1 < size:
+            return 308, {"Range": f"bytes=0-{last}"}, {}
+        return 200, {}, self._write(name, self.parts.pop(name))
+
+    def remove(self, path: str) -> bool:
+        """Remove an object; whether it was there."""
+        name = unquote(path.partition("/o/")[2])
+        there = self.files().get(name)
+        if there:
+            there.unlink()
+        return bool(there)
+
+    def _write(self, name: str, data: bytes) -> dict[str, Any]:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return self._object(name, path)
+
     def _object(self, name: str, path: Path) -> dict[str, Any]:
         state = path.stat()
         return {
@@ -87,11 +133,19 @@ def running(stores: OtherStores) -> Iterator[OtherStores]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             url = urlsplit(self.path)
             stores.requests.append(self.path)
-            found = stores.answer(url.path, parse_qs(url.query))
-            code, headers = 200 if found is not None else 404, {}
+            headers: dict[str, str] = {}
+            if self.command == "POST" and url.path.startswith("/upload/"):
+                place = self.headers.get("Content-Range", "")
+                code, headers, found = stores.upload(url.path, parse_qs(url.query), place, body)
+            elif self.command == "DELETE":
+                found = b"" if stores.remove(url.path) else None
+                code = 204 if found is not None else 404
+            else:
+                found = stores.answer(url.path, parse_qs(url.query))
+                code = 200 if found is not None else 404
             content = found if isinstance(found, bytes) else b"" if found is None else json.dumps(found).encode()
             if isinstance(found, bytes) and (
                 asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -104,7 +158,7 @@ def running(stores: OtherStores) -> Iterator[OtherStores]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, *args: object) -> None:
             pass

@@ -1,5 +1,6 @@
 """Shards in Google's store and on the Hub, as their libraries read them from servers on loopback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import pytest
 from colour_sets import colour_directory
 from object_stores import forget_stores
 from other_stores import COMMITS, REPO, OtherStores, running
+from PIL import Image
 from shard_files import write_shards
 
 from phi3v_data.dataset import Dataset
+from phi3v_data.exporting import export_set
 from phi3v_data.media.images import read_image_file
 from phi3v_data.shards.view import data_directory
 from phi3v_data.validate import validate
@@ -19,24 +22,59 @@ from phi3v_data.validate import validate
 MAIN = "from phi3v_data.cli.app import main; main()"
 
 
-def test_a_set_in_googles_store_is_read_by_generation(tmp_path: Path) -> None:
-    """In a process of its own, as gcsfs reads its environment once."""
+def run_with_google(stores: OtherStores, *words: object) -> "subprocess.CompletedProcess[str]":
+    """Run `phi3v-data` in a process of its own, as gcsfs reads its environment once."""
     pytest.importorskip("gcsfs")
+    variables = {
+        "STORAGE_EMULATOR_HOST": stores.url,
+        "FSSPEC_GS_TOKEN": "anon",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        "XDG_CACHE_HOME": str(stores.folder.parent / "cache"),
+    }
+    command = [sys.executable, "-c", MAIN, *map(str, words)]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+
+
+def test_a_set_in_googles_store_is_read_by_generation(tmp_path: Path) -> None:
     write_shards(colour_directory(tmp_path / "colours"), tmp_path / "objects/set", "tar", shards=1)
     with running(OtherStores(tmp_path / "objects", tmp_path / "objects")) as stores:
-        variables = {
-            "STORAGE_EMULATOR_HOST": stores.url,
-            "FSSPEC_GS_TOKEN": "anon",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        }
-        command = [sys.executable, "-c", MAIN, "validate", "gs://bucket/set"]
-        done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+        done = run_with_google(stores, "validate", "gs://bucket/set")
     assert (done.returncode, done.stderr) == (0, "")
     assert "ok: gs://bucket/set, 11 samples, level full; no findings" in done.stdout
     reads = [request for request in stores.requests if request.startswith("/download/")]
     assert len(reads) >= 2
     assert all("alt=media&generation=" in request for request in reads)
+
+
+def test_an_export_to_googles_store_has_the_bytes_of_one_to_a_folder(tmp_path: Path) -> None:
+    """One shard is uploaded at once, one in two parts of which the first is sent again; then the export is replaced."""
+    directory, objects = colour_directory(tmp_path / "colours"), tmp_path / "objects"
+    noise = Image.frombytes("RGB", (2500, 2500), os.urandom(2500 * 2500 * 3))
+    noise.save(directory / "images/train0.png", compress_level=0)  # 18.75 MB
+    objects.mkdir()
+    (objects / "of others.txt").write_text("kept")
+    export_set("webdataset", directory, tmp_path / "out")
+    expected = {
+        path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file() and ".phi3v" not in path.parts
+    }
+    assert max(map(len, expected.values())) > 16 << 20
+    with running(OtherStores(objects, objects, fail=1)) as stores:
+        done = run_with_google(stores, "export", "webdataset", directory, "--out", "gs://bucket/a/set", "--quiet")
+        assert (done.returncode, done.stderr) == (0, "")
+        found = {name.removeprefix("a/set/"): path.read_bytes() for name, path in stores.files().items()}
+        record = json.loads(found.pop(".phi3v/stored_export.json"))
+        assert record["objects"] == {name: len(data) for name, data in sorted(expected.items())}
+        assert found == {**expected, "of others.txt": b"kept"}
+        assert len([each for each in stores.requests if "upload_name=" in each]) == 3
+        done = run_with_google(stores, "export", "hub", directory, "--out", "gs://bucket/a/set", "--quiet")
+        assert (done.returncode, "gs://bucket/a/set: has an export already" in done.stderr) == (2, True)
+        words = ("export", "sharegpt", directory, "--out", "gs://bucket/a/set", "--quiet", "--overwrite")
+        assert run_with_google(stores, *words).returncode == 0
+        names = set(stores.files())
+    assert not [name for name in names if name.endswith(".tar")]
+    assert {"of others.txt", "a/set/dataset_info.json", "a/set/.phi3v/stored_export.json"} <= names
 
 
 def test_a_set_on_the_hub_is_read_at_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
