@@ -53,6 +53,9 @@ MANIFEST_OF_EXPORT = "phi3v.json"
 VIEW_FORMAT = 2
 
 _READERS: Mapping[Kind, ShardReader] = {"tar": read_tar, "parquet": read_parquet}
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of one folder after which the next one is tried."""
+
 _NUMBER = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?$")
 
 
@@ -92,7 +95,7 @@ def data_directory(path: str | Path) -> Path:
     if export is None:
         return Path(path)
     digest = _digest(export)
-    obstacle: OSError | None = None
+    obstacle = ""
     for folder, is_cache in _folders(export):
         try:
             if is_cache:
@@ -108,10 +111,12 @@ def data_directory(path: str | Path) -> Path:
                 hold(made)
             return made
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno not in _NO_PLACE:
                 raise UserError(f"{folder}: the view of {export} cannot be written: {error.strerror}") from None
-            obstacle = error
-    raise UserError(f"{export}: no place for the view: {obstacle}; set XDG_CACHE_HOME to a folder that can be written")
+            obstacle = f"{folder}: {error.strerror}"
+    raise UserError(
+        f"{export}: no place for the view: {obstacle}; set XDG_CACHE_HOME to a folder that can be written and has room"
+    )
 
 
 def find_export(path: Path) -> Export | None:

@@ -1,15 +1,18 @@
 """The cache on the local disk: bounded, shared, private, whole after any kill; copies that nobody uses are removed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from colour_sets import colour_directory
 from kills import fork, wait
+from PIL import Image
 from shard_files import write_shards
 from stub_store import Stub
 
@@ -20,6 +23,7 @@ from phi3v_data.remote.cache import RangeCache, range_cache
 from phi3v_data.remote.cache_folders import UNUSED_DAYS, cache_home, hold
 from phi3v_data.shards.view import data_directory
 from phi3v_data.sources.bucket import copy_here
+from phi3v_data.validate import validate
 
 LONG_AGO = time.time() - (UNUSED_DAYS + 1) * 86400
 
@@ -148,6 +152,66 @@ def test_a_folder_that_cannot_be_written_to_is_said_once(tmp_path: Path, capsys:
     assert capsys.readouterr().err == (
         f"{tmp_path}/ranges: nothing can be kept (Not a directory); images in a store are fetched each time\n"
     )
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str, str], Path]]:
+    """Mounts a small disk, a folder of its name, with some options; only root may."""
+    disks: list[Path] = []
+
+    def make(name: str, options: str) -> Path:
+        disk = tmp_path / name
+        disk.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip("mounting a small disk needs root")
+        disks.append(disk)
+        return disk
+
+    yield make
+    for disk in disks:
+        subprocess.run(["umount", "--lazy", disk], check=True)  # this process holds files on it
+
+
+def test_a_full_disk_costs_only_time_and_no_room_at_all_is_said(
+    stub: Stub,
+    tmp_path: Path,
+    mount: Callable[[str, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    directory = colour_directory(tmp_path / "colours")
+    noise = Image.frombytes("RGB", (300, 300), os.urandom(270_000))
+    noise.save(directory / "images/train0.png", compress_level=0)
+    write_shards(directory, stub.folder / "set", "tar", shards=1)
+    full = f"{mount('full', 'size=200k')}"
+    monkeypatch.setenv("XDG_CACHE_HOME", full)
+    assert validate("s3://b/set", workers=0).ok
+    assert capfd.readouterr().err == (
+        f"{full}/phi3v/ranges: nothing can be kept (No space left on device); images in a store are fetched each time\n"
+    )
+    for name, options, reason in (
+        ("tiny", "size=8k", "phi3v/view/[0-9a-f]+: No space left on device"),
+        ("kept", "ro", "phi3v/view/[0-9a-f]+: Read-only file system"),
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{mount(name, options)}")
+        expected = (
+            f"^s3://b/set: no place for the view: {tmp_path / name}/{reason}; "
+            "set XDG_CACHE_HOME to a folder that can be written and has room$"
+        )
+        with pytest.raises(UserError, match=expected):
+            validate("s3://b/set", workers=0)
+
+
+def test_an_export_on_a_full_disk_has_its_view_in_the_users_cache(
+    tmp_path: Path, mount: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    disk = mount("disk", "size=1m")
+    write_shards(colour_directory(tmp_path / "colours"), disk / "set", "tar", shards=1)
+    (disk / "hog").write_bytes(b"x" * shutil.disk_usage(disk).free)
+    assert data_directory(disk / "set").is_relative_to(tmp_path / "cache/phi3v/view")
+    assert validate(disk / "set", workers=0).ok
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "9" * 5000, "\0\0\0"])

@@ -43,7 +43,9 @@ def test_parquet_in_a_store_is_converted_by_the_workers(store: ObjectStore, tmp_
     rows = []
     for number in range(60):
         Image.new("RGB", (40, 30), (number * 4, 90, 200)).save(data := io.BytesIO(), "PNG")
-        rows.append({"image": {"bytes": data.getvalue(), "path": f"{number}.png"}, "question": "What?", "answer": str(number)})
+        rows.append(
+            {"image": {"bytes": data.getvalue(), "path": f"{number}.png"}, "question": "What?", "answer": str(number)}
+        )
     (tmp_path / "source").mkdir()
     path = tmp_path / "source/train-00000-of-00001.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=7)
