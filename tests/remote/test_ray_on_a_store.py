@@ -20,7 +20,7 @@ MAIN = "from phi3v_data.cli.app import main; main()"
 
 
 def on_ray(*words: object) -> str:
-    """What a command says that starts a cluster of two workers for itself."""
+    """Output of a command that starts a cluster of two workers for itself."""
     command = [sys.executable, "-c", MAIN, *map(str, words), "--engine", "ray", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ})
     assert done.returncode == 0, done.stderr
