@@ -23,6 +23,7 @@ class RowFormat:
     title: ClassVar[str]  # for people: the tools that read it
     consumer: ClassVar[str]  # name of the tool whose rules a file of this format is checked against by default
     reserved: ClassVar[tuple[str, ...]] = ()  # strings that the format's readers take for placeholders in any text
+    files_below: ClassVar[bool] = False  # its readers take paths below the folder of the file only
     suffix: ClassVar[str] = ".jsonl"  # of the file that `export` writes: .json (an array) or .jsonl
 
     always: tuple[str, ...] = ()  # optional fields (id, answers, group, meta, weight) that every row written has

@@ -21,6 +21,7 @@ ROLES: Mapping[str, Role] = {
     "observation": "tool",
     "tool": "tool",
     "tool_response": "tool",
+    "function_response": "tool",
     "function_call": "tool_call",
     "tool_call": "tool_call",
 }

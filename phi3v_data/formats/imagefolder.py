@@ -24,6 +24,7 @@ class ImageFolder(BlockFormat):
 
     image_columns = ("images_file_names",)
     weight_key = "weight"
+    files_below = True
     keeps = ("id", "answers", "group", "meta")
 
     def recognizes(self, row: Mapping[str, Any]) -> bool:

@@ -169,8 +169,8 @@ def _layout(path: Path, head: bytes) -> Layout:
     if text[:1] == b"{":
         if rest[:1] not in (b"{", b"", b"[") and not _is_complete(first):
             raise UserError(
-                f"'{path}' is a single JSON object over several lines, not rows: put the rows into an array, or write "
-                "one object per line"
+                f"'{path}' begins with a JSON object over several lines, not rows: put the rows into an array, or "
+                "write one object per line"
             )
         return "lines"
     if rest[:1] == b"{" and _is_complete(first):

@@ -87,7 +87,10 @@ class ShareGPT(TaggedFormat):
         label = row.get(self.entry.columns.kto_tag or "" if self.entry else "kto_tag")
         if label is not None and label is not True:
             field = (self.entry.columns.kto_tag if self.entry else None) or "kto_tag"
-            faults.append(Fault("nothing-trained", field, f"the answer is labelled {shown(label)}, not a good one"))
+            if label is False:
+                faults.append(Fault("nothing-trained", field, "the answer is labelled false, not a good one"))
+            else:
+                faults.append(Fault("wrong-type", field, f"{shown(field)} is {shown(label)}, not true or false"))
         columns = ("chosen", "rejected")
         if self.entry is not None:
             if not self.entry.ranking:

@@ -86,7 +86,11 @@ class TaggedFormat(RowFormat):
         texts: list[Line] = []
         system = row.get(names.system) if names.system else None
         if isinstance(system, str) and system:
-            texts.append(("system", system, names.system, 1))
+            if not lines or lines[0][0] != "system":
+                texts.append(("system", system, names.system, 1))
+            elif lines[0][1] != system:
+                said = f"{shown(names.system)} is not the system message among the messages"
+                faults.append(Fault("key-ignored", names.system, said, "keep one of the two"))
         texts += lines
         images, field = self.images_of(row, faults)
         parts, wrong = self.fill([(text, where) for _, text, where, _ in texts], images, field)

@@ -46,6 +46,7 @@ SIZE = "size"
 
 _URL = ("http://", "https://")
 _AS_FILE = "save the image as a file, and give its path"
+_AS_RELATIVE = "put the image into that folder, and give its path from there"
 _MAX_NAMES = 5000
 _MAX_KEPT = 100_000  # images whose messages are kept for their other uses
 
@@ -64,19 +65,22 @@ Judge: TypeAlias = Callable[[Verdict], tuple[str, str]]
 
 
 def check_refs(
-    root: str, refs: list[str | bytes], *, pixels: bool, sizes: bool = False, opener: str = ""
+    root: str, refs: list[str | bytes], *, pixels: bool, sizes: bool = False, opener: str = "", below: bool = False
 ) -> list[Verdict]:
     """Check images as rows refer to them; nothing is reported of good ones but, if wanted, their sizes.
 
-    `opener`: title of a tool that opens nothing but files.
+    `opener`: title of a tool that opens nothing but files; with `below`, only those below the folder.
     """
     found = []
     for position, ref in enumerate(refs):
-        found += [Verdict(position, *words) for words in _check(root, ref, pixels, opener) if sizes or words[0] != SIZE]
+        verdicts = _check(root, ref, pixels, opener, below=below)
+        found += [Verdict(position, *words) for words in verdicts if sizes or words[0] != SIZE]
     return found
 
 
-def _check(root: str, ref: str | bytes, pixels: bool, opener: str) -> Iterator[tuple[str, str, str]]:
+def _check(
+    root: str, ref: str | bytes, pixels: bool, opener: str, *, below: bool = False
+) -> Iterator[tuple[str, str, str]]:
     if isinstance(ref, bytes):
         yield from _look(ref, "the image", pixels)
         return
@@ -95,6 +99,9 @@ def _check(root: str, ref: str | bytes, pixels: bool, opener: str) -> Iterator[t
     name = shown(ref, 160)
     if "\0" in path or "\n" in path:
         yield "image-path-unsafe", f"the path {name} has a control character", ""
+        return
+    if below and (os.path.isabs(path) or os.path.normpath(path).startswith("..") or "://" in path):
+        yield "image-path-unsafe", f"{name} is not below the folder of the file: {opener} refuses it", _AS_RELATIVE
         return
     full = os.path.join(root, path)
     if not os.path.exists(full):
@@ -207,9 +214,10 @@ class ImageChecks:
         judge: Judge,
         sizes: bool = False,
         opener: str = "",
+        below: bool = False,
     ) -> None:
         self._findings = findings
-        self._check = partial(check_refs, root, pixels=pixels, sizes=sizes, opener=opener)
+        self._check = partial(check_refs, root, pixels=pixels, sizes=sizes, opener=opener, below=below)
         self._workers = workers
         self._seen = SeenHashes()
         self._bad: dict[int, list[Verdict]] = {}

@@ -47,16 +47,25 @@ class RowCheck:
         markers: special strings that must not be in a text.
         own_is_error: the model is known, so that its own special strings are errors.
         root: folder that paths of images are relative to.
+        hidden: codes of faults that are not reported of rows, as settings of the file cause them.
     """
 
     def __init__(
-        self, format_: RowFormat, consumer: Consumer, markers: ControlTokens, root: Path, *, own_is_error: bool = False
+        self,
+        format_: RowFormat,
+        consumer: Consumer,
+        markers: ControlTokens,
+        root: Path,
+        *,
+        own_is_error: bool = False,
+        hidden: frozenset[str] = frozenset(),
     ) -> None:
         self.format = format_
         self.consumer = consumer
         self.markers = markers
         self.root = root
         self.own_is_error = own_is_error
+        self.hidden = hidden
         self.over_rows: OverRows = consumer.over_rows()
 
     def check(self, value: Any, number: int, text_faults: Iterable[JsonFault] = (), *, count: int = 1) -> CheckedRow:
@@ -64,8 +73,9 @@ class RowCheck:
 
         `value` is None if it has none; with a `count` of 0 it is not counted with others.
         """
-        result = CheckedRow(faults=[_as_fault(fault) for fault in text_faults])
-        if value is None and result.faults:
+        found = [_as_fault(fault) for fault in text_faults]
+        result = CheckedRow(faults=self._judged(found, None))
+        if value is None and found:
             return result
         if isinstance(value, list) and value and self.format.name == "qwen":
             self._check_packed(value, number, count, result)
@@ -96,23 +106,33 @@ class RowCheck:
         if isinstance(row_id, str | int) and not isinstance(row_id, bool):
             result.id = str(row_id)
         reading = self.format.read(row)
-        faults, chat = list(reading.faults), reading.chat
+        chat = reading.chat
         view = None if chat is None else RowView(row, chat, self.format, self.root)
+        judged = self._judged(reading.faults, view)
         if chat is not None:
             result.view = view
             result.images = list(chat.images)
             result.num_turns = sum(message.role == "assistant" for message in chat.messages)
-            is_read = not any(fault.code in _UNREAD for fault in faults)
+            is_read = not any(fault.code in _UNREAD for fault in judged)
             if is_read:
-                faults += self._of_turns(chat)
+                judged += self._judged(self._of_turns(chat), view)
             else:  # what would only follow from a message that was not read
-                faults = [fault for fault in faults if fault.code != "image-count"]
-            faults += self._of_texts(chat, _placeholders(row))
-            if view is not None and is_read and count:
-                self.over_rows.row(view, number, count)
+                judged = [fault for fault in judged if fault.code != "image-count"]
+            judged += self._judged(self._of_texts(chat, _placeholders(row)), view)
+            if view is not None:
+                named = {fault.field for fault in judged}
+                roles = (fault for fault in self.consumer.check_roles(view) if fault.field not in named)
+                judged += self._judged(roles, view)
+                if is_read:
+                    judged += self._judged(self.consumer.check_media(view), view)
+                    if count:
+                        self.over_rows.row(view, number, count)
         own = [*self.consumer.check(view), *self.consumer.check_weights(view)] if view is not None else []
-        judged = [fault for fault in (self.consumer.judge(fault, view) for fault in faults) if fault is not None]
-        result.faults += _once(judged, own)
+        result.faults += [fault for fault in _once(judged, own) if fault.code not in self.hidden]
+
+    def _judged(self, faults: Iterable[Fault], view: RowView | None) -> list[Fault]:
+        """The faults that the consumer minds, with what it does."""
+        return [fault for fault in (self.consumer.judge(fault, view) for fault in faults) if fault is not None]
 
     def _of_turns(self, chat: Chat) -> Iterator[Fault]:
         """Order of messages, empty texts, answers that are not trained."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phi3v_data.encodings import file_encoding
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Fault
@@ -12,7 +13,7 @@ from phi3v_data.formats.dataset_info import FILE
 from phi3v_data.formats.images import OUTSIDE_HINT
 from phi3v_data.formats.placeholders import IMAGE
 from phi3v_data.formats.registry import get_format
-from phi3v_data.formats.rows import open_rows
+from phi3v_data.formats.rows import RowFile, open_rows
 from phi3v_data.formats.tagged import TaggedFormat
 from phi3v_data.lint.choose import ChosenFormat, choose_format
 from phi3v_data.lint.elements import inside
@@ -31,6 +32,9 @@ from phi3v_data.validate.findings import Findings
 
 if TYPE_CHECKING:
     from phi3v_data.validate.survey import Progress
+
+_HIDDEN = frozenset({"missing-field", "role-unknown"})
+"""Codes of what rows seem to lack where settings hide it."""
 
 _MANY_IMAGES = 1 << 20
 """Bytes of a file from which on its images are read by several processes."""
@@ -85,9 +89,12 @@ def lint_file(
     markers = control_tokens(chosen_model.family)
     root = images_folder(path, Path(images_root) if images_root is not None else None)
     findings = Findings(max_problems)
+    for fault in tool.check_file(path.name, _kind(rows)):
+        add_fault(findings, fault, path.name, "")
     for fault in tool.check_settings(chosen.format):
         add_fault(findings, fault, FILE, f"{chosen.info}.{fault.field}")
-    check = RowCheck(chosen.format, tool, markers, root, own_is_error=model is not None)
+    hidden = _HIDDEN if findings.counts["settings-invalid"] else frozenset[str]()
+    check = RowCheck(chosen.format, tool, markers, root, own_is_error=model is not None, hidden=hidden)
     counted_tokens = Lengths(path.name, chosen_model, wanted, findings) if wanted else None
     scan = FileScan(rows, check, _templates(check, chosen_model.family), findings, counted_tokens)
     size = path.stat().st_size
@@ -102,7 +109,8 @@ def lint_file(
         pixels=level == "full",
         workers=workers if size > _MANY_IMAGES else 1,
         judge=_judge(tool),
-        opener=tool.title if tool.files_only else "",
+        opener=chosen.format.title if chosen.format.files_below else tool.title if tool.files_only else "",
+        below=chosen.format.files_below,
         sizes=counted_tokens is not None,
     )
     bytes(8 << 20)  # freed at once: from then on glibc keeps blocks of this size instead of mapping each again
@@ -160,6 +168,11 @@ def _consumer(name: str | None, format_: RowFormat) -> Consumer:
     if name is None and format_.consumer not in all_consumers():
         return Consumer()
     return get_consumer(name or format_.consumer)()
+
+
+def _kind(rows: RowFile) -> str:
+    """The layout of a file, or `gzip`."""
+    return "gzip" if rows.layout != "parquet" and file_encoding(rows.path) == "gzip" else rows.layout
 
 
 def _templates(check: RowCheck, family: TokenFamily) -> Templates:

@@ -154,7 +154,10 @@ class FileScan:
         ids[known] = hash_texts([row.id for row in checked if row.id])
 
     def _add_text_fault(self, line: int, fault: JsonFault) -> None:
-        self.findings.add(fault.code, fault.message, file=self.file, line=line, hint=fault.hint)
+        for found in self.check.check(None, 0, [fault]).faults:
+            self.findings.add(
+                found.code, found.message, file=self.file, line=line, hint=found.hint, severity=found.severity
+            )
 
 
 @dataclass(slots=True)

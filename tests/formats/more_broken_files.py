@@ -325,11 +325,11 @@ MORE = [
         "image",
     ),
     Broken(
-        "loss_scale of a half",
+        "loss a text",
         "swift",
-        {"images": [], "messages": [user("Hi"), answer(loss_scale=0.5)]},
+        {"images": [], "messages": [user("Hi"), answer(loss="false")]},
         "wrong-type",
-        "messages[1].loss_scale",
+        "messages[1].loss",
     ),
     Broken(
         "path null",

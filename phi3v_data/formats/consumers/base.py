@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault
-from phi3v_data.messages import shown
+from phi3v_data.messages import counted, shown
 from phi3v_data.schema import Severity
 
 _WEIGHTS = ("weight", "loss", "loss_scale")
+_NOT_KNOWN = " is not one of "
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +93,21 @@ class Consumer:
     checks_images: ClassVar[bool] = False  # `check` looks at what an image is given as: rows with images
     files_only: ClassVar[bool] = False  # it opens images as files: neither URLs nor data URLs
     trains_all: ClassVar[bool] = False  # it reads no weights of answers
+    roles: ClassVar[tuple[str, ...]] = ()  # names of roles that it knows, if it knows fewer than others
+    role_keys: ClassVar[tuple[str, ...]] = ("role", "from")
+    media: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # tag -> columns of its files, which it counts
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         """A fault that any reader would find, with what this tool does; None if it does not mind."""
         if fault.code in self.legal:
             return None
         effect = self.effects.get(fault.code)
+        said = fault.message
+        if fault.code == "role-unknown" and self.roles:
+            said = f"{said.partition(_NOT_KNOWN)[0]}{_NOT_KNOWN}{', '.join(self.roles)}"
         if effect is None:
-            return fault
-        message = f"{fault.message}: {self.title} {effect.words}"
+            return replace(fault, message=said)
+        message = f"{said}: {self.title} {effect.words}"
         return replace(fault, message=message, severity=effect.severity or fault.severity)
 
     def check(self, view: RowView) -> Iterator[Fault]:
@@ -116,6 +123,35 @@ class Consumer:
                     text = f"{self.title} does not read {shown(key)}: it trains the answer"
                     yield Fault("key-ignored", f"{where}.{key}", text, "leave the row out if it must not be trained")
 
+    def check_roles(self, view: RowView) -> Iterator[Fault]:
+        """Faults of roles that other tools know under this name; a system message has its own."""
+        for where, message in view.messages if self.roles else ():
+            key = next((key for key in self.role_keys if key in message), "")
+            name = message.get(key)
+            if isinstance(name, str) and name not in (*self.roles, "system"):
+                yield Fault("role-unknown", f"{where}.{key}", f"the role {shown(name)}{_NOT_KNOWN}")
+
+    def check_media(self, view: RowView) -> Iterator[Fault]:
+        """Faults of videos and other files of which there are more or fewer than their tags in the texts."""
+        yield from self.count_media(view, self.media)
+
+    def count_media(self, view: RowView, media: Mapping[str, tuple[str, ...]]) -> Iterator[Fault]:
+        """`check_media` for tags and the columns of their files."""
+        for tag, columns in media.items():
+            column = next((name for name in columns if view.row.get(name)), "")
+            num_files, num_tags = num_refs(view.row.get(column)), self.num_tags(view, tag)
+            if column and num_files != num_tags:
+                said = f"the texts have {counted(num_tags, f'{tag} tag')} for {counted(num_files, tag.strip('<>'))}"
+                yield Fault("image-count", column, said, f"give one {tag} per file, where it belongs")
+
+    def num_tags(self, view: RowView, tag: str) -> int:
+        """Tags in the texts that it reads them in."""
+        return sum(message.text.count(tag) for message in view.chat.messages)
+
+    def check_file(self, name: str, kind: str) -> Iterator[Fault]:
+        """Faults of a file as a whole: of its name, and of its kind (`lines`, `array`, `gzip` or `parquet`)."""
+        yield from ()
+
     def check_settings(self, format_: RowFormat) -> Iterator[Fault]:
         """Faults of the settings beside the file."""
         yield from ()
@@ -123,6 +159,16 @@ class Consumer:
     def over_rows(self) -> OverRows:
         """A fresh state for one file."""
         return OverRows()
+
+
+def packed_file(reads: str) -> Fault:
+    """The fault of a gzip file, which may be kept so as long as it is not read; `reads`: what its reader wants."""
+    return Fault("file-encoding", "", f"{reads}, and stops at a gzip file", "unpack it first", "warning")
+
+
+def num_refs(value: Any) -> int:
+    """How many files a column of a row names: one or an array of them, each a path or an array of frames."""
+    return len(value) if isinstance(value, list | tuple) else int(value not in (None, ""))
 
 
 def text_of(message: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from phi3v_data.converters.helpers.cell_images import DATA_URL
 from phi3v_data.formats.chat import Fault, ImageRef
-from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, blocks_of
+from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, blocks_of, packed_file
 from phi3v_data.media.formats import HEAD_BYTES, UnreadableImageError, identify
 from phi3v_data.media.images import probe, read_image_file
 from phi3v_data.messages import counted, shown
@@ -73,6 +73,13 @@ class Service(Consumer):
         "wrong-type": Effect("refuses the file"),
         "missing-field": Effect("refuses the file"),
     }
+
+    def check_file(self, name: str, kind: str) -> Iterator[Fault]:
+        if kind == "array":
+            words = f"{self.title} takes JSON Lines, and refuses an array"
+            yield Fault("json-syntax", "", words, "write one row per line")
+        elif kind == "gzip":
+            yield packed_file(f"{self.title} takes JSON Lines")
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         if fault.code == "turn-order" and "two user" in fault.message:

@@ -1,16 +1,23 @@
 """LLaMA-Factory (git ff6d4d1 of 2026-08-18; its converter and loader are those of 0.9.5 on PyPI)."""
 
+import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Fault
-from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView
+from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, packed_file
+from phi3v_data.formats.dataset_info import Columns
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.messages import shown
 
 DROPPED = "makes the row empty with a warning, and skips it"
+_KINDS = ("arrow", "csv", "json", "jsonl", "parquet", "txt")
+_MEDIA = Columns(videos="videos", audios="audios")
+_THOUGHT = re.compile("<think>.*?</think>", re.DOTALL)
 
 
 class LlamaFactory(Consumer):
@@ -31,7 +38,20 @@ class LlamaFactory(Consumer):
         "placeholder-in-text": Effect("counts it as the place of a file, finds none, and stops"),
         "image-missing": Effect("tries its working directory then, with one warning for all files, and stops"),
         "wrong-type": Effect("stops"),
+        "key-ignored": Effect("takes the message, and ignores this column"),
     }
+
+    def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
+        if view is not None and fault.field == _label_column(view):
+            if fault.code == "nothing-trained":
+                return None  # of KTO
+            return replace(fault, message=f"{fault.message}: LLaMA-Factory reads the row as one without it")
+        return super().judge(fault, view)
+
+    def check_media(self, view: RowView) -> Iterator[Fault]:
+        columns = view.format.entry.columns if isinstance(view.format, ShareGPT) and view.format.entry else _MEDIA
+        named = {"<video>": columns.videos, "<audio>": columns.audios}
+        yield from self.count_media(view, {tag: (column,) for tag, column in named.items() if column})
 
     def check(self, view: RowView) -> Iterator[Fault]:
         columns = view.format.names.images if isinstance(view.format, ShareGPT) else ()
@@ -43,6 +63,8 @@ class LlamaFactory(Consumer):
                     "LLaMA-Factory takes an empty text for an image without a tag, and stops",
                     "write null or [], or leave the key out",
                 )
+        yield from _hidden(view)
+        yield from _tools(view)
         roles = [message.role for message in view.chat.messages]
         if "tool" in roles or "tool_call" in roles:
             turns = roles[1:] if roles[:1] == ["system"] else roles
@@ -83,8 +105,16 @@ class LlamaFactory(Consumer):
                     "give all tags",
                 )
 
+    def check_file(self, name: str, kind: str) -> Iterator[Fault]:
+        suffix = Path(name).suffix
+        if kind == "gzip":
+            yield packed_file("LLaMA-Factory goes by the end of a file's name")
+        elif suffix.removeprefix(".") not in _KINDS:
+            words = f"LLaMA-Factory reads files whose names end in {', '.join(_KINDS)}, and stops at {shown(suffix)}"
+            yield Fault("file-encoding", "", words, "rename it")
+
     def over_rows(self) -> OverRows:
-        return UniformTypes("LLaMA-Factory loads the file with a version of datasets that stops at it")
+        return _OverRows("LLaMA-Factory loads the file with a version of datasets that stops at it")
 
 
 class UniformTypes(OverRows):
@@ -98,9 +128,7 @@ class UniformTypes(OverRows):
         for field, column, value in _fields(view):
             if kind := _kind(value):
                 seen = self._columns.setdefault(column, {}).setdefault(kind, _Seen(place, field))
-                seen.count += count
-                if place < seen.place:
-                    seen.place, seen.field = place, field
+                seen.add(place, field, count)
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
         for column, kinds in self._columns.items():
@@ -111,6 +139,79 @@ class UniformTypes(OverRows):
                     yield seen.place, Fault("mixed-types", seen.field, message, "use one type in all rows")
 
 
+class _OverRows(UniformTypes):
+    """Reports also a role that is spelled in two ways: an entry of `dataset_info.json` names one."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self._spellings: dict[str, dict[str, _Seen]] = {}  # role -> name
+
+    def row(self, view: RowView, place: int, count: int = 1) -> None:
+        super().row(view, place, count)
+        if not isinstance(view.format, ShareGPT) or view.format.entry is not None:
+            return
+        for where, message in view.messages:
+            key = "role" if "role" in message else "from"
+            name = str(message.get(key))
+            names = self._spellings.setdefault(view.format.names.roles.get(name, ""), {})
+            names.setdefault(name, _Seen(place, f"{where}.{key}")).add(place, f"{where}.{key}", count)
+
+    def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
+        yield from super().end(num_rows)
+        for names in self._spellings.values():
+            usual = max(names, key=lambda name: names[name].count)
+            for name, seen in names.items():
+                if name != usual:
+                    said = f"the role {shown(usual)} is {shown(name)} here: LLaMA-Factory reads one name, and {DROPPED}"
+                    yield seen.place, Fault("role-unknown", seen.field, said, "use one name in all rows")
+
+
+def _label_column(view: RowView) -> str | None:
+    """The column that says whether an answer is good."""
+    if not isinstance(view.format, ShareGPT):
+        return None
+    return view.format.entry.columns.kto_tag if view.format.entry is not None else "kto_tag"
+
+
+def _hidden(view: RowView) -> Iterator[Fault]:
+    """Faults of columns that an entry without `columns` does not name: only that of messages has a usual name."""
+    entry = view.format.entry if isinstance(view.format, ShareGPT) else None
+    if entry is None or "columns" in entry.model_fields_set:
+        return
+    for column in ("images", "system", "tools", "kto_tag"):
+        if view.row.get(column):
+            words = f"the entry of dataset_info.json has no 'columns': LLaMA-Factory does not see {shown(column)}"
+            code = "image-ignored" if column == "images" else "key-ignored"
+            yield Fault(code, column, words, "name the columns, 'messages' among them")
+
+
+def _tools(view: RowView) -> Iterator[Fault]:
+    """Faults of tools and of calls that LLaMA-Factory cannot parse."""
+    if not isinstance(view.format, ShareGPT):
+        return
+    column, entry = view.format.names.tools, view.format.entry
+    tools = view.row.get(column) if column else None
+    is_open = entry is not None and entry.formatting == "openai"  # takes an array, too
+    if tools and not (_parsed(tools) is not None or (is_open and not isinstance(tools, str))):
+        words = f"{shown(column)} is {shown(tools)}, not JSON text: LLaMA-Factory stops"
+        yield Fault("wrong-type", column, words, "write the JSON text of an array")
+    for message in view.chat.messages:
+        if message.role == "tool_call":
+            calls = _parsed(_THOUGHT.sub("", message.text))
+            calls = calls if isinstance(calls, list) else [calls]
+            if not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):
+                words = "a call of tools is not JSON text with 'name' and 'arguments': LLaMA-Factory stops"
+                yield Fault("wrong-type", message.field, words)
+
+
+def _parsed(text: Any) -> Any:
+    """The value of a JSON text; None if it is not one."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
 @dataclass(slots=True)
 class _Seen:
     """First place of a type in a column, and how often it is there."""
@@ -118,6 +219,12 @@ class _Seen:
     place: int
     field: str
     count: int = 0
+
+    def add(self, place: int, field: str, count: int) -> None:
+        """Count rows from a place on."""
+        self.count += count
+        if place < self.place:
+            self.place, self.field = place, field
 
 
 def _fields(view: RowView) -> Iterator[tuple[str, str, Any]]:

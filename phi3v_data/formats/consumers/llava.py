@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from phi3v_data.formats.chat import Fault
-from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, text_of
+from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, num_refs, packed_file, text_of
 
 IMAGE = "<image>"
 
@@ -18,6 +18,8 @@ class LLaVA(Consumer):
     formats = ("llava",)
     files_only = True
     trains_all = True
+    roles = ("human", "gpt")
+    role_keys = ("from",)
     effects: ClassVar = {
         "turn-order": Effect("drops a first message that is not the user's without a word, and stops at any other"),
         "role-unknown": Effect("stops with a KeyError"),
@@ -25,10 +27,24 @@ class LLaVA(Consumer):
         "image-missing": Effect("stops"),
         "wrong-type": Effect("stops"),
         "missing-field": Effect("stops with a KeyError"),
+        "bom": Effect("stops", "error"),
     }
     suspect = re.compile(
         rb'"images"|(?<![^\\]")(?<!<image>)(?<!<image>\\n)<image>|"image"\s*:\s*(?:null|""|\[\s*\])|"(?:role|content)"\s*:'
     )
+
+    def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
+        if fault.code == "image-count" and view is not None and view.row.get("video"):
+            num_tags = sum(text_of(message).count(IMAGE) for _, message in view.messages)
+            if num_tags == num_refs(view.row.get("image")) + num_refs(view.row["video"]):
+                return None  # a video has this tag, too
+        return super().judge(fault, view)
+
+    def check_file(self, name: str, kind: str) -> Iterator[Fault]:
+        if kind == "gzip":
+            yield packed_file("LLaVA reads JSON")
+        elif kind == "parquet":
+            yield Fault("file-encoding", "", "LLaVA reads JSON, and stops at parquet", "write a JSON array")
 
     def check(self, view: RowView) -> Iterator[Fault]:
         row = view.row

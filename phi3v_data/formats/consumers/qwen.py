@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from phi3v_data.formats.chat import Fault
-from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, text_of
+from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, num_refs, packed_file, text_of
 from phi3v_data.messages import shown
 
 REPLACED = "tries the row three times, prints a line, and trains the next row instead"
 _STARTS_ANSWER = re.compile(r"(?<! )assistant")
 _TAG = re.compile("<image>|<video>")
+_IMAGE = "<image>"
 
 
 class Qwen(Consumer):
@@ -29,7 +31,11 @@ class Qwen(Consumer):
         "image-missing": Effect(REPLACED),
         "missing-field": Effect(REPLACED),
         "wrong-type": Effect(REPLACED),
+        "image-in-answer": Effect(f"reads no tag in an answer, has an image left, {REPLACED}"),
+        "blank-line": Effect("stops", "error"),
+        "bom": Effect("stops", "error"),
     }
+    media: ClassVar = {"<video>": ("video",)}
     suspect = re.compile(
         rb'assistant|"images"|"role"|<video>'
         rb'|"(?: |\\[ntr])| "(?=\s*[,}\]])|\\[ntr]"'  # white space at the start and at the end of a text
@@ -37,6 +43,29 @@ class Qwen(Consumer):
         rb"|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"  # others in Unicode
         rb"|\\u(?:00[aA]0|0085|1680|20[0-2]|205[fF]|3000)"
     )
+
+    def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
+        if fault.code == "image-count" and view is not None and fault.field in ("image", "images"):
+            tags = sum(text_of(message).count(_IMAGE) for _, message in view.messages if message.get("from") == "human")
+            if tags == num_refs(view.row.get("image")):
+                words = "Qwen's trainer reads those of the user, which fit, and keeps the others as text"
+                return replace(fault, message=f"{fault.message}: {words}", severity="warning")
+        return super().judge(fault, view)
+
+    def num_tags(self, view: RowView, tag: str) -> int:
+        return sum(message.text.count(tag) for message in view.chat.messages if message.role == "user")
+
+    def check_file(self, name: str, kind: str) -> Iterator[Fault]:
+        if kind == "gzip":
+            yield packed_file("Qwen's trainer reads JSON")
+        elif kind == "parquet":
+            yield Fault("file-encoding", "", "Qwen's trainer reads JSON, and stops at parquet", "write JSON Lines")
+        elif kind == "array" and name.endswith("jsonl"):
+            words = "Qwen's trainer reads a file with this name line by line, and stops at an array"
+            yield Fault("json-syntax", "", words, "let its name end in .json")
+        elif kind == "lines" and not name.endswith("jsonl"):
+            words = "Qwen's trainer reads JSON Lines only if the name ends in 'jsonl', and stops"
+            yield Fault("json-syntax", "", words, "let its name end in .jsonl")
 
     def check(self, view: RowView) -> Iterator[Fault]:
         row = view.row

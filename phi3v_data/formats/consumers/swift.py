@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from phi3v_data.formats.chat import Fault
-from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, content_key
+from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, content_key, num_refs, packed_file
 from phi3v_data.messages import counted, shown
 
 DELETED = "deletes the row, in silence after ten of them"
@@ -20,6 +20,11 @@ class Swift(Consumer):
     name = "ms-swift"
     title = "ms-swift"
     formats = ("swift", "sharegpt", "openai")
+    roles = (
+        "system", "user", "human", "assistant", "gpt", "bot", "tool_call", "function_call", "tool_response", "tool",
+        "function_response", "observation", "observations",
+    )  # fmt: skip
+    media: ClassVar = {"<video>": ("videos", "video"), "<audio>": ("audios", "audio")}
     effects: ClassVar = {
         "turn-order": Effect("joins messages of one role, and puts an empty user message before an answer", "warning"),
         "system-message-place": Effect(REPLACED),
@@ -29,19 +34,26 @@ class Swift(Consumer):
         "role-unknown": Effect(DELETED),
         "placeholder-in-text": Effect("puts a file or a box of the row in its place, or keeps it if there is none"),
         "image-missing": Effect(REPLACED),
+        "key-ignored": Effect("takes the message, and ignores this column"),
     }
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         if fault.code == "image-in-answer":
             return None  # for models that generate images
+        if fault.code == "nothing-trained" and fault.field == "label":
+            return None  # of KTO
         if fault.code == "image-count" and view is not None:
-            tags = sum(message.text.count("<image>") + len(message.images) for message in view.chat.messages)
+            tag = next((tag for tag, columns in self.media.items() if fault.field in columns), "")
+            tags = self.num_tags(view, tag or "<image>") + (0 if tag else len(view.chat.images))
+            files = num_refs(view.row.get(fault.field)) if tag else _num_images(view)
             words = (
                 "ms-swift puts the missing tags before the first message but the system's in silence"
-                if "fewer" in fault.message or tags < _num_images(view)
+                if tags < files
                 else "ms-swift keeps the surplus tags as text"
             )
             return replace(fault, message=f"{fault.message}: {words}")
+        if fault.code == "wrong-type" and view is not None and fault.field.endswith((".loss", ".loss_scale")):
+            return _of_weight(fault, view)
         if fault.code == "wrong-type" and view is None and fault.hint:
             return fault  # it parses the JSON text of messages
         if fault.code == "wrong-type" and view is not None and _has_blocks(view, fault.field):
@@ -51,6 +63,10 @@ class Swift(Consumer):
 
     def over_rows(self) -> OverRows:
         return _OneForm()
+
+    def check_file(self, name: str, kind: str) -> Iterator[Fault]:
+        if kind == "gzip":
+            yield packed_file("ms-swift goes by the end of a file's name")
 
     def check(self, view: RowView) -> Iterator[Fault]:
         for column in ("images", "image"):
@@ -103,6 +119,17 @@ class _OneForm(OverRows):
             yield place, Fault("column-mistaken", column, words, hint)
 
 
+def _of_weight(fault: Fault, view: RowView) -> Fault | None:
+    """The fault of a `loss` that is not true or false, as ms-swift takes it; None for a `loss_scale`, any number."""
+    where, _, key = fault.field.rpartition(".")
+    value = next((message.get(key) for place, message in view.messages if place == where), None)
+    if key == "loss_scale":
+        return None if isinstance(value, int | float) else fault
+    said = "false, and does not train" if not value else "true, and trains"
+    words = f"{fault.message}: ms-swift takes it for {said} the answer"
+    return replace(fault, message=words, hint="write true or false")
+
+
 def _has_blocks(view: RowView, field: str) -> bool:
     """Whether a field is a message's content, and an array."""
     found = (each for where, each in view.messages if field == f"{where}.{content_key(each)}")
@@ -110,5 +137,4 @@ def _has_blocks(view: RowView, field: str) -> bool:
 
 
 def _num_images(view: RowView) -> int:
-    value = view.row.get("images", view.row.get("image"))
-    return len(value) if isinstance(value, list | tuple) else int(bool(value))
+    return num_refs(view.row.get("images", view.row.get("image")))

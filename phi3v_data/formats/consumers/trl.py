@@ -1,11 +1,13 @@
 """TRL 1.16 with transformers' chat templates."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 from phi3v_data.formats.chat import Fault
 from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, blocks_of, content_key, text_of
 from phi3v_data.formats.placeholders import IMAGE
+from phi3v_data.messages import shown
 
 
 class TRL(Consumer):
@@ -27,6 +29,8 @@ class TRL(Consumer):
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         if fault.code == "image-count" and view is not None and _keyed_blocks(view):
             return None  # `check` says more
+        if fault.code == "image-in-answer" and view is not None and "completion" in view.row:
+            return replace(fault, message=f"{fault.message}: TRL wants all images in the prompt")
         return super().judge(fault, view)
 
     def check(self, view: RowView) -> Iterator[Fault]:
@@ -42,9 +46,6 @@ class TRL(Consumer):
             )
         if row.get("tools") and (view.has_images or "images" in row):
             yield Fault("key-ignored", "tools", "TRL drops 'tools' of rows with images")
-        for answer in view.chat.messages:
-            if answer.role == "assistant" and answer.images and "completion" in row:
-                yield Fault("image-in-answer", answer.field, "TRL wants all images in the prompt")
 
     def over_rows(self) -> OverRows:
         return _FirstRow()
@@ -65,9 +66,10 @@ class _FirstRow(OverRows):
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
         if self._found is not None and self._first is not None and not self._first[1]:
-            place, field = self._found
-            message = "the first row has no column 'images', so TRL reads the whole set without images"
-            yield place, Fault("text-only-set", field, message, "give the first row 'images': []")
+            field = self._found[1]
+            message = f"the first row has no column {shown(field)}, which later ones have"
+            message = f"{message}: TRL reads the whole set without images"
+            yield self._first[0], Fault("text-only-set", field, message, f"give the first row {shown(field)}: []")
 
 
 def _moved(view: RowView) -> Iterator[Fault]:
