@@ -209,6 +209,15 @@ def test_a_killed_driver_is_resumed(cluster: Any, on_ray: dict[str, Any], tmp_pa
 
 
 @pytest.mark.usefixtures("connected")
+def test_shards_have_the_bytes_of_the_local_engine(on_ray: dict[str, Any], tmp_path: Path) -> None:
+    source = plain_source(tmp_path / "source", {"train": 30, "val": 6})
+    for out, options in (("ray", on_ray), ("local", {"workers": 1})):
+        phi3v_data.convert(Toy, source, tmp_path / out, store="shards", **options)
+    assert tree(tmp_path / "ray", hidden=True) == tree(tmp_path / "local", hidden=True)
+    assert [name for name in tree(tmp_path / "local", hidden=True) if name.endswith(".tar")]
+
+
+@pytest.mark.usefixtures("connected")
 def test_a_killed_driver_of_a_validation_or_export_leaves_nothing_in_the_way(
     directory: Path, cleaned: Path, cluster: Any, on_ray: dict[str, Any], tmp_path: Path
 ) -> None:
