@@ -69,7 +69,7 @@ def measure_loader(data_dir: str, kind: str) -> float:
     if kind in ("bucket_one_by_one", "bucket_ahead"):
         shutil.rmtree(cache_home() / "ranges", ignore_errors=True)
     if kind == "bucket_one_by_one":
-        fetch_ahead.FetchAhead.want = lambda self, refs: None
+        fetch_ahead.FetchAhead.want = lambda self, refs: None  # type: ignore[method-assign]
     order = SampleOrder((len(source),), BATCH)
     with TrainLoader(
         Reader([source], Encoder(PHI3V.renderer(tiny_processor()))), order, micro_batch_size=4, num_workers=2

@@ -35,6 +35,7 @@ from common import machine, save
 from PIL import Image
 
 from phi3v_data.converters.ucf101 import Ucf101, Ucf101Options
+from phi3v_data.draft import DraftImage
 from phi3v_data.media.encoding import encode
 from phi3v_data.sources.source import Source
 
@@ -73,35 +74,37 @@ def make_clips(root: Path) -> None:
 def straightforward(root: Path, *, how: str = "to_image") -> Images:
     """Decode and convert all frames, save eight."""
     reformatter = VideoReformatter()
-    images = {}
+    saved: Images = {}
     for path in sorted(root.rglob("*.avi")):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             if how == "one_thread":
                 stream.codec_context.thread_count = 1
-                images = [
+                frames = [
                     Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
                     for frame in container.decode(stream)
                 ]
             elif how == "ndarray":
-                images = [Image.fromarray(f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
+                frames = [Image.fromarray(f.to_ndarray(format="rgb24")) for f in container.decode(stream)]
             else:
-                images = [frame.to_image() for frame in container.decode(stream)]
+                frames = [frame.to_image() for frame in container.decode(stream)]
         for k in range(8):
             buffer = io.BytesIO()
-            images[k * len(images) // 8].save(buffer, "JPEG")
-            images[path.relative_to(root).with_suffix(f".{k}.jpg").as_posix()] = buffer.getvalue()
-    return images
+            frames[k * len(frames) // 8].save(buffer, "JPEG")
+            saved[path.relative_to(root).with_suffix(f".{k}.jpg").as_posix()] = buffer.getvalue()
+    return saved
 
 
 def ours(root: Path) -> Images:
     """Convert the clips as a worker does."""
     converter, options = Ucf101(), Ucf101Options()
-    return {
-        image.name: encode(image.content, image.format, image.quality)
-        for item in converter.plan(Source.open(root), options)
-        for image in converter.convert(item, options).images
-    }
+    saved: Images = {}
+    for item in converter.plan(Source.open(root), options):
+        for image in converter.convert(item, options).images:
+            assert isinstance(image, DraftImage)
+            assert isinstance(image.content, np.ndarray)
+            saved[image.name] = encode(image.content, "jpeg", image.quality)
+    return saved
 
 
 def write(images: Images, out: Path) -> None:

@@ -58,7 +58,8 @@ def write_rows(path: Path, rows: int) -> None:
 def probe(directory: Path, mode: str, rows: int) -> dict[str, float]:
     """Run one measurement in its own process."""
     command = [sys.executable, "-c", PROBE, str(directory), mode, str(rows)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
 
 
 def main() -> None:

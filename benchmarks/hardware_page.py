@@ -19,7 +19,7 @@ from phi3v_train.training.memory import GB, Parallel, estimate, fits
 PAGE = Path(__file__).parents[1] / "docs" / "hardware.md"
 RESULTS = Path(__file__).parent / "results"
 
-SAMPLE = {"tokens": 2443, "tiles": 17}
+TOKENS, TILES = 2443, 17
 """A large DocVQA sample at 16 crops."""
 
 DEVICES = (1, 2, 4, 8, 16, 32)
@@ -38,7 +38,9 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[Parallel, ...]]] = {
 def needed(method: str, parallel: Parallel, devices: int) -> Any:
     """Memory of one device, one sample at a time, with gradient checkpointing."""
     config = MethodConfig.model_validate(METHODS[method][0])
-    return estimate(PHI3V.size({}), config, dtype="bf16", **SAMPLE, parallel=parallel, world_size=devices)
+    return estimate(
+        PHI3V.size({}), config, dtype="bf16", tokens=TOKENS, tiles=TILES, parallel=parallel, world_size=devices
+    )
 
 
 def rows(header: list[str], lines: list[list[str]]) -> str:
@@ -133,7 +135,7 @@ def measured_table() -> str:
         [
             "packed rows against right padding",
             f"{packing['packed rows (ours)']} times faster",
-            "`python benchmarks/model/run.py packing`",
+            "`python benchmarks/model/model_speed.py packing`",
         ],
     ]
     digests = read("checkpoint_digest")
@@ -228,7 +230,7 @@ def filled(page: str) -> str:
         begin, end = f"<!-- {name}: written by benchmarks/hardware_page.py -->", f"<!-- end of {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         text = f"{begin}\n\n{table()}\n\n{end}"
-        page, found = pattern.subn(lambda _, text=text: text, page)
+        page, found = pattern.subn(text.replace("\\", r"\\"), page)
         if found != 1:
             raise SystemExit(f"{PAGE.name}: expected the comments of table {name} once, found them {found} times")
     return page

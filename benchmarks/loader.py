@@ -53,7 +53,9 @@ def page(seed: int) -> Image.Image:
 def photo(seed: int, width: int, height: int) -> Image.Image:
     """Soft shapes with grain, as compressible as a photograph."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)).resize((width, height), Image.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     return Image.fromarray(
         np.clip(np.asarray(coarse) + rng.integers(-9, 9, (height, width, 3)), 0, 255).astype(np.uint8)
     )
@@ -86,13 +88,14 @@ def straightforward(reader: Reader, ref: SampleRef) -> dict[str, Any]:
     """The same sample with Pillow and fp32 tiles."""
     source = reader.sources[ref.source]
     sample = source.split[ref.row]
+    num_crops = source.num_crops or 1
     tiles, sizes, pixels = [], [], []
     for name in sample.images:
         with Image.open(source.split.image_path(name)) as image:
             sizes.append(image.size)
-            view = fp32_tiles(image.convert("RGB"), source.num_crops)
+            view = fp32_tiles(image.convert("RGB"), num_crops)
         tiles.append(view)
-        geometry = crop_geometry(*sizes[-1], source.num_crops)
+        geometry = crop_geometry(*sizes[-1], num_crops)
         pixels.append(geometry.image_size)
     tokens = reader.encoder.tokenize(sample, sizes, num_crops=source.num_crops)
     return {

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -278,7 +278,7 @@ def choose(files: list[str], number: int, seed: int) -> list[Mutant]:
     every = [mutant for file in files for mutant in mutants_of(file)]
     random.Random(seed).shuffle(every)
     lines: set[tuple[str, int]] = set()
-    chosen = []
+    chosen: list[Mutant] = []
     for mutant in every:
         if len(chosen) == number:
             break
@@ -422,7 +422,7 @@ class Tests:
         """
         dotted = module.removesuffix(".py").replace("/", ".")
         folder = dotted.split(".")[1]
-        seconds: Counter[str] = Counter()
+        seconds: dict[str, float] = defaultdict(float)
         for name, duration in self.seconds.items():
             seconds[name.partition("::")[0]] += duration
         texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in seconds if (ROOT / file).exists()}

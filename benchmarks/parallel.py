@@ -146,13 +146,13 @@ class Watch:
         self.last_gradient = 0.0
         engine, accumulate = loop.engine, loop.engine.accumulate
 
-        def watched(inputs: Mapping[str, Any], count: float, *, last: bool) -> Any:
+        def watched(inputs: Mapping[str, Any], count: float, **options: Any) -> Any:
             begin = time.thread_time()
-            loss = accumulate(inputs, count, last=last)
+            loss = accumulate(inputs, count, **options)
             self.micro_batches.append(time.thread_time() - begin)
             return loss
 
-        engine.accumulate = watched  # type: ignore[method-assign]  # measured from outside
+        engine.accumulate = watched  # type: ignore[assignment, method-assign]  # measured from outside
         for parameter in engine.trained.model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._arrived)

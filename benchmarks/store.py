@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def measure_reading(directory: Path) -> dict[str, float]:
     split = Dataset(directory)["train"]
     names = [name for sample in split for name in sample.images]
     random.Random(0).shuffle(names)
-    result = {}
-    for what, read in (("bytes", read_image_file), ("decoded", load_image)):
+    result: dict[str, float] = {}
+    ways: dict[str, Callable[[Path], object]] = {"bytes": read_image_file, "decoded": load_image}
+    for what, read in ways.items():
         some = names if what == "bytes" else names[:5000]
         start = time.process_time()
         for name in some:
@@ -100,11 +102,11 @@ def measure(images: int, rounds: int) -> dict[str, Any]:
                 out, copy = Path(work, kind), Path(work, "copy")
                 shutil.rmtree(out, ignore_errors=True)
                 args = ("convert", "image_folder", "--source", source, "--out_dir", out, "--store", kind, "--quiet")
-                found: dict[str, Any] = {"convert": timed(lambda args=args: run_cli(*args))}
-                found["validate"] = timed(lambda out=out: run_cli("validate", out, "--quiet"))
+                found: dict[str, Any] = {"convert": timed(partial(run_cli, *args))}
+                found["validate"] = timed(partial(run_cli, "validate", out, "--quiet"))
                 found["reading"] = in_process(out)
-                found["copy"] = timed(lambda out=out, copy=copy: subprocess.run(["cp", "-r", out, copy], check=True))
-                found["remove"] = timed(lambda copy=copy: subprocess.run(["rm", "-r", copy], check=True))
+                found["copy"] = timed(partial(subprocess.run, ["cp", "-r", out, copy], check=True))
+                found["remove"] = timed(partial(subprocess.run, ["rm", "-r", copy], check=True))
                 found["size"] = count(out)
                 best(result[kind], found)
     return result

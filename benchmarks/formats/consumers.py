@@ -114,7 +114,7 @@ def make_rows(number: int, suffixes: tuple[str, ...], *, weights: bool, system: 
 
     rows = []
     for index in range(number):
-        turns = []
+        turns: list[Turn] = []
         for _ in range(rng.randint(1, 4)):
             user = text(6)
             offsets = sorted(rng.randint(0, len(user)) if rng.random() < 0.5 else 0 for _ in range(rng.randint(0, 3)))

@@ -76,8 +76,9 @@ def resume(options: Options) -> dict[str, Any]:
     finish(line)
     whole, again = weights(options.work / "whole"), weights(out)
     differences = torch.cat([(whole[name].float() - again[name].float()).abs().flatten() for name in whole])
-    figures = {"killed at": found, "largest": differences.max().item(), "mean": differences.mean().item()}
-    require(figures["mean"] < RATE / 20, "the weights differ", figures)
+    mean = differences.mean().item()
+    figures = {"killed at": found, "largest": differences.max().item(), "mean": mean}
+    require(mean < RATE / 20, "the weights differ", figures)
     return figures
 
 

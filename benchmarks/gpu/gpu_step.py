@@ -14,7 +14,7 @@ import torch
 from fake_step import Watch
 from gpu_outcome import Options, require
 from inputs import NUM_ANSWER_TOKENS, Batch, full_config
-from run import step_flops
+from model_speed import step_flops
 from step import METHODS, SAMPLE, SMALL_SAMPLE, host_batch, planned, small_config, trained_model
 
 from phi3v_train.config import MethodConfig, OptimConfig

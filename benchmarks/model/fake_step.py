@@ -57,8 +57,17 @@ class Backend(_DummyBackendModule):
         return [torch.bfloat16, torch.float16]
 
 
-LOW = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d", "scaled_dot_product_attention")
-HIGH = ("layer_norm", "nll_loss", "cross_entropy_loss", "log_softmax.int", "softmax.int", "rsqrt", "exp", "log")
+LOW: tuple[str, ...] = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d", "scaled_dot_product_attention")
+HIGH: tuple[str, ...] = (
+    "layer_norm",
+    "nll_loss",
+    "cross_entropy_loss",
+    "log_softmax.int",
+    "softmax.int",
+    "rsqrt",
+    "exp",
+    "log",
+)
 HIGH += ("pow.Tensor_Scalar", "sum", "sum.dim_IntList", "cumsum", "upsample_bicubic2d")
 """The operations of this model that CUDA's autocast computes in the low number format, and in fp32."""
 

@@ -68,8 +68,11 @@ def build(config: Phi3VConfig, device: str, dtype: torch.dtype) -> Phi3VForCondi
     """Random weights on the device, in training mode."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = Phi3VForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=dtype)
-    return model.train()
+        model: Phi3VForConditionalGeneration = Phi3VForConditionalGeneration._from_config(
+            config, attn_implementation="sdpa", dtype=dtype
+        )
+    model.train()
+    return model
 
 
 def image_batch(name: str, device: str, dtype: torch.dtype) -> Batch:

@@ -81,13 +81,14 @@ class PlainModel(nn.Module):
             features = found.new_zeros((num_images, max_tiles, *found.shape[1:]))
             features[places] = found
         else:
-            features = self._features(tiles).unflatten(0, (num_images, max_tiles))
+            found = self._features(tiles)
+            features = found.view(num_images, max_tiles, *found.shape[1:])
         return torch.cat([self._sequence(f, size) for f, size in zip(features, image_sizes.tolist(), strict=True)])
 
     def _features(self, tiles: Tensor) -> Tensor:
-        if self.levers.no_last_layer:
-            return self.tower(tiles, output_hidden_states=True).hidden_states[-1][:, 1:]
-        return self.tower(tiles, output_hidden_states=True).hidden_states[-2][:, 1:]
+        layer = -1 if self.levers.no_last_layer else -2
+        hidden: Tensor = self.tower(tiles, output_hidden_states=True).hidden_states[layer]
+        return hidden[:, 1:]
 
     def _sequence(self, features: Tensor, size: list[int]) -> Tensor:
         rows, cols = size[0] // TILE, size[1] // TILE
@@ -101,7 +102,8 @@ class PlainModel(nn.Module):
             torch.cat((block, self.separators[0].expand(len(block), 1, -1)), dim=1).flatten(0, 1)
             for block in (grid, merged[0])
         ]
-        return self.projector(torch.cat((blocks[0], self.separators[1][None], blocks[1])))
+        projected: Tensor = self.projector(torch.cat((blocks[0], self.separators[1][None], blocks[1])))
+        return projected
 
     def forward(
         self,
@@ -114,7 +116,7 @@ class PlainModel(nn.Module):
     ) -> Tensor:
         """The mean loss over labelled tokens."""
         embeds = self.decoder.model.embed_tokens(input_ids.clamp_min(0))
-        if pixel_values is not None:
+        if pixel_values is not None and image_sizes is not None:
             placed = self.image_embeddings(pixel_values, image_sizes)
             embeds = embeds.masked_scatter((input_ids < 0)[..., None], placed.to(embeds.dtype))
         hidden = self.decoder.model(

@@ -25,7 +25,7 @@ IMAGE_TOKENS = 313
 TEXT_TOKENS = 7
 
 
-class UnwindowedConfig(Phi3VConfig):  # type: ignore[misc]
+class UnwindowedConfig(Phi3VConfig):
     """A configuration that keeps its window: the tests shorten every `sliding_window`, which this model refuses."""
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -28,6 +28,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def single(family: str, work: Path, cells: Cells) -> None:
     home = work / family
     model = f"tiny:{family}"
     for name, changes in METHODS.items():
-        cells.run(name, lambda name=name, changes=changes: learned(options(data_dir, home / name, model, **changes)))
+        cells.run(name, partial(learned, options(data_dir, home / name, model, **changes)))
     cells.run("counts", lambda: counts(data_dir, home, model))
     for method in ("full", "LoRA"):
         journey(method, family, data_dir, home, cells)

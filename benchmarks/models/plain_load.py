@@ -6,6 +6,7 @@ difference of the logits of each, or the error.
 
 import json
 import sys
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 def difference(job: dict[str, str]) -> float:
     """The largest difference of the logits."""
-    model = AutoModelForImageTextToText.from_pretrained(job["model"], dtype=torch.float32)
+    model: Any = AutoModelForImageTextToText.from_pretrained(job["model"], dtype=torch.float32)
     if job.get("adapter"):
         from peft import PeftModel
 
@@ -31,7 +32,7 @@ def main() -> None:
     """Go through the jobs."""
     with open(sys.argv[1], encoding="utf-8") as file:
         jobs = json.load(file)
-    results = {}
+    results: dict[str, float | str] = {}
     for name, job in jobs.items():
         try:
             results[name] = difference(job)

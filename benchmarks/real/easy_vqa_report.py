@@ -65,7 +65,7 @@ def write(work: Path, data: Path, recipe: Recipe, sizes: Sizes, seeds: Sequence[
     train, test = read_rows(data, "train"), read_rows(data, "test")
     product = [run_state(work, seed) for seed in seeds]
     plain = [plain_state(work, seed) for seed in seeds]
-    result = {
+    result: dict[str, Any] = {
         "command": COMMAND,
         "machine": machine("torch", "transformers"),
         "data": {

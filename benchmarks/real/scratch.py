@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from small_model import Recipe, Sizes, save_small
 
 import phi3v_data
 from phi3v_train.evaluation.confusion import confusion
 from phi3v_train.evaluation.confusion_plot import draw_confusion
+from phi3v_train.evaluation.records import Prediction
 
 Z = 1.959964
 """Two-sided 95 % of the normal distribution."""
@@ -182,5 +183,7 @@ def draw_mistakes(work: Path, seeds: Sequence[int], path: Path, title: str) -> N
     for seed in seeds:
         predictions = score_folder(work, seed) / "predictions.jsonl"
         if (score_folder(work, seed) / "eval.json").is_file():
-            draw_confusion(confusion(read_lines(predictions)), path, title=f"{title}, test, seed {seed}")
+            draw_confusion(
+                confusion(cast("list[Prediction]", read_lines(predictions))), path, title=f"{title}, test, seed {seed}"
+            )
             return

@@ -45,10 +45,12 @@ def main() -> None:
     import pyarrow.parquet
 
     rows = sum(pyarrow.parquet.read_metadata(path).num_rows for path in args.export.rglob("*.parquet"))
-    rounds = []
+    rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as aside:
         for _ in range(args.rounds):
-            found = {name: run_once(name, args.export, args.workers, Path(aside)) for name in ("validate", "datasets")}
+            found: dict[str, Any] = {
+                name: run_once(name, args.export, args.workers, Path(aside)) for name in ("validate", "datasets")
+            }
             ours, theirs = found["validate"], found["datasets"]
             found["rows_per_cpu_s"] = round(theirs["cpu_s"] / ours["cpu_s"], 2)
             at_once = 1 + args.workers  # `datasets` starts new workers for each split

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def per_image(call: Callable[[], object], count: int) -> float:
     return round((time.process_time() - start) / count * 1e6, 1)
 
 
+def read_all(paths: list[Path]) -> None:
+    """Read the bytes of each image."""
+    for path in paths:
+        read_image_file(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("small", type=Path)
@@ -48,8 +55,8 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, (root, names) in sets.items():
             paths = [root / each for each in names]
-            found[name]["read_us"].append(per_image(lambda paths=paths: list(map(read_image_file, paths)), len(names)))
-            check = per_image(lambda r=root, n=names: check_images(os.fspath(r), n, pixels=True), len(names))
+            found[name]["read_us"].append(per_image(partial(read_all, paths), len(names)))
+            check = per_image(partial(check_images, os.fspath(root), names, pixels=True), len(names))
             found[name]["check_us"].append(check)
     for name, path in (("small", args.small), ("large", args.large)):
         data = Dataset(path)

@@ -22,9 +22,9 @@ from PIL import Image
 from starlette.responses import HTMLResponse
 
 from phi3v_data.errors import UserError
+from phi3v_train.serving.address import bind
 from phi3v_train.serving.app import ServerSettings, make_app
 from phi3v_train.serving.load import load
-from phi3v_train.serving.run_server import bind
 from phi3v_train.settings import resolve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -1,4 +1,4 @@
-"""Step time and memory of the model: `python benchmarks/model/run.py [levers] [packing] [generation] [full-size]`.
+"""Time and memory of a step: `python benchmarks/model/model_speed.py [levers] [packing] [generation] [full-size]`.
 
 levers      each saving alone, and ours (all together), against the plain composition on the same batch and weights
 packing     packed rows against right padding in data set order, lengths 400 to 2,600, batches of 8, and length-grouped
@@ -121,7 +121,7 @@ def train_step(model: torch.nn.Module, batch: Batch) -> Callable[[], float]:
         model.zero_grad(set_to_none=True)
         output = model(**batch.inputs)
         loss: Tensor = output if isinstance(output, Tensor) else output.loss
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.item()
 
     return step
