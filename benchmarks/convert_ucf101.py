@@ -44,14 +44,19 @@ Images: TypeAlias = dict[str, bytes]
 CLIPS, FRAMES, WIDTH, HEIGHT = 20, 186, 320, 240
 
 
-def make_clips(root: Path) -> None:
-    """Write clips of 186 frames: moving windows of Big Buck Bunny, played forwards and backwards."""
+def make_clips(root: Path, clips: int = CLIPS, frames: int = FRAMES) -> None:
+    """Write clips: moving windows of Big Buck Bunny, played forwards and backwards."""
     sys.path.insert(0, str(EXAMPLES))
     from make_data import film_path, read_film
 
     film = read_film(film_path())
-    for number in range(CLIPS):
-        path = root / "train" / f"Class{number % 4}" / f"v_Class{number % 4}_g{number:02d}_c01.avi"
+    for number in range(clips):
+        path = (
+            root
+            / "train"
+            / f"Class{number % 4}"
+            / f"v_Class{number % 4}_g{number % 25:02d}_c{number // 25 + 1:02d}.avi"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=25)
@@ -59,7 +64,7 @@ def make_clips(root: Path) -> None:
             stream.codec_context.codec_tag = "XVID"
             stream.codec_context.time_base = Fraction(1, 25)
             stream.codec_context.options = {"bf": "2", "g": "250", "qmin": "4", "qmax": "4"}
-            for place in range(FRAMES):
+            for place in range(frames):
                 at = (place + number * 6) % (2 * len(film) - 2)
                 image = film[at if at < len(film) else 2 * len(film) - 2 - at]
                 x, y = 40 * number % 600 + place, 11 * number % 220
