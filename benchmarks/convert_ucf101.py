@@ -51,12 +51,8 @@ def make_clips(root: Path, clips: int = CLIPS, frames: int = FRAMES) -> None:
 
     film = read_film(film_path())
     for number in range(clips):
-        path = (
-            root
-            / "train"
-            / f"Class{number % 4}"
-            / f"v_Class{number % 4}_g{number % 25:02d}_c{number // 25 + 1:02d}.avi"
-        )
+        kind = f"Class{number % 4}"
+        path = root / "train" / kind / f"v_{kind}_g{number % 25:02d}_c{number // 25 + 1:02d}.avi"
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=25)
