@@ -29,7 +29,7 @@ def merge(
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Number format; auto: the base's own.")
     ] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, if it is a model directory.")] = False,
     with_code: Annotated[
         bool, typer.Option("--with_code", help="Add the code of Phi-3-vision: OUT then loads without this package.")
     ] = False,

@@ -1,6 +1,7 @@
 """Adapters merged into their base, shards joined: model directories that load wherever a base model does."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def merge_to(
     Raises:
         UserError: `out` is taken, the disk does not take the model, or its family has no code of its own.
     """
-    refuse_taken(out, overwrite)
+    target = free_target(out, [files.adapter, files.directory], overwrite=overwrite)
     code = code_of(files.family) if with_code else None
     name = stored_dtype(files.config()) if dtype == "auto" else dtype
     reason = Chosen("cpu", "merging needs no GPU")
@@ -48,7 +49,7 @@ def merge_to(
     files.family.match_processor(model, processor)
     if files.adapter is not None:
         model = merge_adapter(model, files.adapter)
-    write_out(model, processor, out, name, files, code=code)
+    write_out(model, processor, target, name, files, code=code)
     return name
 
 
@@ -61,7 +62,7 @@ def join_shards(
         UserError: the checkpoint is not whole, `out` is taken, the disk does not take the model, or its family has no
             code of its own.
     """
-    refuse_taken(out, overwrite)
+    target = free_target(out, [checkpoint], overwrite=overwrite)
     opened = open_checkpoint(checkpoint)
     reason = why_damaged(checkpoint) if opened is None else verify(SingleProcess(torch.device("cpu")), opened)
     if opened is None or reason:
@@ -75,18 +76,28 @@ def join_shards(
     with torch.device("meta"):
         model = files.family.empty_model(checkpoint)
     state = {key: cast(shards.rows(f"model/{key}"), DTYPES[name]) for key in own_state(model)}
-    write_out(model, load_processor(files), out, name, files, state, code)
+    write_out(model, load_processor(files), target, name, files, state, code)
     return name
 
 
-def refuse_taken(out: Path, overwrite: bool) -> None:
-    """Never write over what is there, unless asked to.
+def free_target(out: Path, sources: Sequence[Path | None], *, overwrite: bool) -> Path:
+    """The directory to write for `out`, links followed; with `overwrite` in place of a model directory there.
 
     Raises:
-        UserError: something is there.
+        UserError: something else is there, or one of `sources`, which are read.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+    target = Path(os.path.realpath(out))
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return target
+    if not overwrite:
         raise UserError(f"{out}: exists already; choose another directory or give --overwrite")
+    if not (target / "config.json").is_file() or not any(target.glob("*.safetensors")):
+        raise UserError(f"{out}: is not a model directory, and --overwrite replaces nothing else; choose another one")
+    for source in sources:
+        real = None if source is None else Path(os.path.realpath(source))
+        if real is not None and target in (real, *real.parents):
+            raise UserError(f"{out}: --overwrite would delete {source}, which is read; choose another directory")
+    return target
 
 
 def code_of(family: ModelFamily) -> Callable[[Path], None]:

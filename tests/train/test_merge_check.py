@@ -192,6 +192,34 @@ def test_a_directory_that_lacks_something(copy: Path, fault: str, capsys: pytest
     assert out.endswith("not ok: see the lines above\n")
 
 
+ODD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "architectures": ("config.json", {"architectures": 5}, "missing:   config.json: architectures with"),
+    "heads": ("config.json", {"num_attention_heads": 0}, "config.json: does not make a model: 'ZeroDivisionError: "),
+    "activation": ("config.json", {"hidden_act": "nosuch"}, "config.json: does not make a model: 'KeyError: "),
+    "dtype": ("config.json", {"dtype": "float99"}, "config.json: does not make a model: "),
+    "tokens": ("tokenizer.json", {"added_tokens": [5, {"content": 5, "id": "x"}]}, "the token <|image|>, whose id"),
+    "vocabulary": ("tokenizer.json", {"model": 5, "added_tokens": 5}, "tokenizer.json: the token <s>\n"),
+    "stop": ("generation_config.json", {"eos_token_id": {"a": [1]}}, "eos_token_id with 32007"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_values_of_other_types_are_findings(copy: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file, values, expected = ODD[case]
+    change(copy / file, lambda content: content.update(values))
+    (copy / "other.json").write_text("[1]")  # not read
+    assert command(str(copy), "--check", "vllm") == 1
+    assert expected in capsys.readouterr().out
+
+
+def test_a_config_with_any_number_of_layers_is_refused_before_they_are_made(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(copy / "config.json", lambda config: config.update(num_hidden_layers=10**9))
+    assert command(str(copy), "--check", "vllm") == 2
+    assert "config.json: num_hidden_layers is 1,000,000,000, but the weights have " in capsys.readouterr().err
+
+
 def test_weights_that_are_missing_or_unknown_or_of_another_shape(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +250,28 @@ def test_tiny_is_written_and_checked_and_has_another_tower(tmp_path: Path, capsy
     capsys.readouterr()
     assert command(str(out), "--check", "transformers") == 1
     assert "missing:   modeling_phi3_v.py, which auto_map names\n" in capsys.readouterr().out
+
+
+def test_overwrite_replaces_a_model_directory_and_nothing_else(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not what is around the working directory, whatever its name, nor the model that is read; links are followed."""
+    work, link = tmp_path / "around" / "work", tmp_path / "around" / "link"
+    work.mkdir(parents=True)
+    (work.parent / "notes.txt").write_text("kept")
+    (work.parent / "config.json").write_text("{}")
+    monkeypatch.chdir(work)
+    for out in ("..", "../../around", str(served), str(served.parent)):
+        assert command(str(served), out, "--overwrite") == 2
+        assert capsys.readouterr().err.startswith(f"error: {out}: ")
+    assert (work.parent / "notes.txt").read_text() == "kept"
+    assert (served / "config.json").is_file()
+    assert not list(tmp_path.rglob("*.partial"))
+    link.symlink_to("made")
+    for _ in range(2):
+        assert command("tiny", str(link), "--overwrite") == 0
+    assert link.is_symlink()
+    assert sorted(path.name for path in work.parent.iterdir()) == ["config.json", "link", "made", "notes.txt", "work"]
 
 
 def test_an_engine_that_lost_a_name_is_said(

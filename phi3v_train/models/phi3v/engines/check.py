@@ -3,18 +3,15 @@
 Nothing is loaded: JSON files are parsed, and of the weights the headers are read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
-from phi3v_data.errors import UserError
-from phi3v_data.files import load_json
 from phi3v_data.messages import shown
 from phi3v_data.tokens.model_files import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from phi3v_data.tokens.phi3v import CHAT
+from phi3v_train.models.directory import check_weights, read_json, stored_shapes
 from phi3v_train.models.family import DIFFERENT, MISSING, NOTE, EngineReport
 from phi3v_train.models.phi3v.bundle import AUTO_MAPS, CODE_FILE
 from phi3v_train.models.phi3v.configuration_phi3_v import ARCHITECTURE, OFFICIAL_EMBD_LAYER, Phi3VConfig
@@ -25,6 +22,11 @@ from phi3v_train.models.phi3v.register import MODEL_TYPE
 IMAGE_TOKEN = "<|image|>"
 TRANSFORMERS = "transformers"
 PROCESSOR_CLASS = "Phi3VProcessor"
+FILES = (
+    *("config.json", "generation_config.json", PREPROCESSOR_CONFIG, PROCESSOR_CONFIG),
+    *("tokenizer.json", "tokenizer_config.json"),
+)
+"""The files that are compared; others in the directory are not read."""
 IGNORED_WEIGHTS = ("position_ids",)
 """Endings of the names of tensors that every engine leaves out."""
 
@@ -35,9 +37,9 @@ def check(directory: Path, engine: str) -> EngineReport:
     """Everything that `engine` needs of a model directory and does not find there, and what to know of its rope.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or config.json has more layers than the weights.
     """
-    content = {path.name: read_object(path) for path in sorted(directory.glob("*.json"))}
+    content = {name: read_json(directory / name) for name in FILES if (directory / name).is_file()}
     config = content.get("config.json", {})
     if engine == TRANSFORMERS:
         known = Facts(version(TRANSFORMERS))
@@ -46,43 +48,31 @@ def check(directory: Path, engine: str) -> EngineReport:
         known, installed = facts_of(engine)
         origin = f"{engine} {known.version}, " + ("installed here" if installed else "by phi3v's table: not installed")
     fields = [*check_fields(config, known, engine)]
+    check_weights(directory, config)
     try:
         ours = Phi3VConfig.from_dict(dict(config))
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        return EngineReport(origin, (*fields, (DIFFERENT, f"config.json: {reason}")))
+        expected = expected_weights(ours)
+    except Exception as error:  # transformers and torch raise anything on values that do not fit
+        cause = error.__cause__ or error
+        reason = shown(f"{type(cause).__name__}: {' '.join(str(cause).split())}", 200)
+        return EngineReport(origin, (*fields, (DIFFERENT, f"config.json: does not make a model: {reason}")))
     findings = [
         *fields,
         *check_values(config, known, ours, engine),
         *(check_code(directory, content, known) if engine == TRANSFORMERS else ()),
         *check_processor(content, known, engine),
         *check_tokens(directory, content, known, engine),
-        *check_weights(directory, known, engine),
+        *compare_weights(expected, stored_shapes(directory), known, engine),
         *check_rope(ours, known, engine),
     ]
     return EngineReport(origin, tuple(findings))
-
-
-def read_object(path: Path) -> Mapping[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: it is not one.
-    """
-    try:
-        value = load_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return value
 
 
 def check_fields(config: Mapping[str, Any], known: Facts, engine: str) -> Iterator[Finding]:
     """Fields of config.json that an engine reads without a default."""
     if config.get("model_type") != MODEL_TYPE:
         yield MISSING, f"config.json: model_type {MODEL_TYPE!r}; it is {shown(config.get('model_type'))}"
-    if ARCHITECTURE not in (config.get("architectures") or ()):
+    if ARCHITECTURE not in items(config.get("architectures")):
         yield MISSING, f"config.json: architectures with {ARCHITECTURE!r}, by which the class is found"
     without_factors = config.get("rope_scaling") is None
     for name in known.config:
@@ -114,6 +104,11 @@ def check_values(config: Mapping[str, Any], known: Facts, ours: Phi3VConfig, eng
     feature = int(ours.img_processor.get("layer_idx", -2))
     if engine == "mlx" and feature != -2:
         yield DIFFERENT, f"config.json: img_processor.layer_idx is {feature}; mlx takes -2, whatever the file says"
+
+
+def items(value: Any) -> Sequence[Any]:
+    """The items of a JSON array; none of anything else."""
+    return value if isinstance(value, list) else ()
 
 
 def value_at(values: Mapping[str, Any], name: str) -> Any:
@@ -169,8 +164,7 @@ def check_tokens(
     if tokenizer is None:
         yield MISSING, "tokenizer.json"
         return
-    ids: dict[str, int] = dict((tokenizer.get("model") or {}).get("vocab") or {})
-    ids |= {str(each.get("content")): int(each.get("id", -1)) for each in tokenizer.get("added_tokens") or ()}
+    ids = token_ids(tokenizer)
     roles = ["<|user|>", CHAT.assistant.strip(), CHAT.end_of_turn]
     for token in ["<s>", *roles]:
         if token not in ids:
@@ -190,19 +184,26 @@ def check_tokens(
     if not template.is_file() and not content.get("tokenizer_config.json", {}).get("chat_template"):
         yield MISSING, "chat_template.jinja, or chat_template in tokenizer_config.json"
     end = ids.get(CHAT.end_of_turn)
-    stops: set[Any] = {*known.stops} if known.stops and ids and max(ids.values()) >= max(known.stops) else set()
+    stops: set[int] = {*known.stops} if known.stops and ids and max(ids.values()) >= max(known.stops) else set()
     for name in ("config.json", "generation_config.json"):
         value = content.get(name, {}).get("eos_token_id")
-        stops |= {*value} if isinstance(value, list) else {value}
+        stops |= {each for each in (value, *items(value)) if isinstance(each, int)}
     if end is not None and end not in stops:
         yield MISSING, f"generation_config.json: eos_token_id with {end}, {CHAT.end_of_turn}: answers would not end"
 
 
-def check_weights(directory: Path, known: Facts, engine: str) -> Iterator[Finding]:
-    """Names and shapes of the weights against those of the model that config.json describes."""
-    from phi3v_train.models.directory import stored_shapes
+def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens of a tokenizer.json and their ids; entries of other types are left out."""
+    vocabulary = value_at(tokenizer, "model.vocab")
+    pairs = [*vocabulary.items()] if isinstance(vocabulary, Mapping) else []
+    pairs += [(value_at(each, "content"), value_at(each, "id")) for each in items(tokenizer.get("added_tokens"))]
+    return {token: number for token, number in pairs if isinstance(token, str) and isinstance(number, int)}
 
-    expected, found = expected_weights(directory), stored_shapes(directory)
+
+def compare_weights(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], known: Facts, engine: str
+) -> Iterator[Finding]:
+    """Names and shapes of the weights against those of the model that config.json describes."""
     absent = sorted(expected.keys() - found.keys())
     unknown = sorted(name for name in found.keys() - expected.keys() if not name.endswith(IGNORED_WEIGHTS))
     if absent:
@@ -223,13 +224,12 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
-def expected_weights(directory: Path) -> dict[str, tuple[int, ...]]:
+def expected_weights(config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the official layout, by config.json."""
     import torch
 
     from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 
-    config = Phi3VConfig.from_pretrained(directory)
     with torch.device("meta"):
         model = Phi3VForConditionalGeneration(config)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
