@@ -18,7 +18,10 @@ from phi3v_train.training.checkpoints import open_checkpoint
 from phi3v_train.training.folder import CARD, DONE, MODEL, PLOT
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+REPO = re.compile(f"{_NAME}/{_NAME}")
+LATER = (408, 409, 412, 423, 425, 429)
+"""Refusals, beside those from 500 on, that the same request may not meet again."""
 TOKEN = re.compile(r"[!-~]+")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -43,7 +46,7 @@ def check_repo(option: str, repo: str) -> None:
     Raises:
         UserError: it is not.
     """
-    if not REPO.fullmatch(repo) or "--" in repo or ".." in repo or repo.endswith((".git", ".", "-")):
+    if not REPO.fullmatch(repo) or "--" in repo or ".." in repo or repo.endswith(".git"):
         raise UserError(f"{option} {repo}: expected OWNER/NAME, of letters, digits, '-', '_' and '.'")
 
 
@@ -169,7 +172,9 @@ def explain(error: BaseException, repo: str, *, reached: bool) -> str:
     if code == 404:
         return f"{repo}: the Hub has no such owner, repository or branch for this token (404): check the name"
     if code is not None:
-        return f"{repo}: the Hub refused the upload ({code}); run the same command again later"
+        if code in LATER or code >= 500:
+            return f"{repo}: the Hub refused the upload ({code}); run the same command again later"
+        return f"{repo}: the Hub refused the upload ({code}); check the names, the branch and the account's storage"
     if isinstance(error, ValueError):
         return f"{repo}: the Hub refuses the header of the model card: correct the lines between --- in {CARD}"
     if isinstance(error, OSError) and error.filename is not None:

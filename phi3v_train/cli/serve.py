@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, escaped
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import IMAGE_OPTIONS, ModelConfig
-from phi3v_train.serving.address import KEY_VARIABLE, LOOPBACK, bind, require_key
+from phi3v_train.serving.address import KEY_VARIABLE, LOOPBACK, bind, host_name, require_key, web_origin
 from phi3v_train.settings import Settings
 
 
@@ -64,6 +64,7 @@ def serve(
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     require_key(host, key)
+    pages = tuple(map(web_origin, origins or ()))
     listening = bind(host, port)
     from phi3v_train.serving.app import ServerSettings, make_app
     from phi3v_train.serving.load import load
@@ -77,17 +78,16 @@ def serve(
             print(f"loading {model}", file=sys.stderr)
         served = load(config, base=base, max_batch=max_batch, max_waiting=max_waiting)
         say_notes(served.notes, quiet=quiet)
-        names = (*(hosts or ()), *LOOPBACK) if host in LOOPBACK or hosts else ()
+        names = (*map(host_name, hosts or ()), *LOOPBACK) if host in LOOPBACK or hosts else ()
         limits = Limits(new_tokens=max_new_tokens, images=max_images, prompt_tokens=max_prompt_tokens)
+        name = escaped(name or served.name)  # a directory's name may be other than text
         app = make_app(
             served.answerer,
-            ServerSettings(
-                name or served.name, api_key=key, hosts=names, origins=origins or (), allow_url=allow_url, limits=limits
-            ),
+            ServerSettings(name, api_key=key, hosts=names, origins=pages, allow_url=allow_url, limits=limits),
         )
         address = f"[{where[0]}]" if ":" in where[0] else where[0]
         computes = f"{served.compute.dtype.value} on {served.compute.device.value}"
-        print(f"http://{address}:{where[1]}  {name or served.name}, {computes}")
+        print(f"http://{address}:{where[1]}  {name}, {computes}")
         sys.stdout.flush()
         number, num_cut = run(app, served.answerer, listening, grace=grace_seconds)
     if num_cut:

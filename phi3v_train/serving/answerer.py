@@ -7,7 +7,7 @@ they were generated in, beyond what the arithmetic of the dtype does; sampled on
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ class Answerer:
         self.num_crops = num_crops
         self.max_batch = max_batch
         self.max_waiting = max_waiting
+        self.context = context_of(model)
         self.stop_ids = frozenset(family.stop_ids(model, encoder.renderer.tokenizer))
         self._markers = build_control_tokens(encoder.renderer.tokens.special_strings, ()).own
         self._waiting: list[Request] = []
@@ -111,18 +112,28 @@ class Answerer:
         """The prompt of a conversation whose last turn has no answer yet; `images` are Pillow images, in order.
 
         Raises:
-            UserError: a text contains image tags, or an image has a shape that the model cannot take.
+            UserError: a text contains image tags, an image has a shape that the model cannot take, or there is no room
+                for an answer.
         """
         [prompt] = self.encoder.encode_prompts(sample, images, num_crops=self.num_crops, provenance=NOWHERE)
+        length = len(prompt.input_ids)
+        if self.context is not None and length >= self.context:
+            raise UserError(
+                f"the conversation has {length:,} tokens, images included, and the model takes {self.context:,} with "
+                "the answer"
+            )
         return prompt
 
     def submit(self, prompt: EncodedPrompt, sampling: Sampling) -> Request:
-        """Put a question into the queue.
+        """Put a question into the queue; its answer ends where the positions of the model do.
 
         Raises:
             QueueFullError: too many wait.
             ShuttingDownError: the answerer is closing.
         """
+        if self.context is not None:
+            room = self.context - len(prompt.input_ids)
+            sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         request = Request(prompt, sampling)
         with self._changed:
             if self._closing:
@@ -210,6 +221,12 @@ class Answerer:
             row.finish_if_open()
 
 
+def context_of(model: Any) -> int | None:
+    """Positions that a model has by its configuration, for prompt and answer together; None if it does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) else None
+
+
 class Row:
     """One row of a batch: the text of its answer as far as it is certain, and whether it has ended."""
 
@@ -269,8 +286,8 @@ class Row:
     def _finish(self, reason: FinishReason, text: str | None = None) -> None:
         self.done = True
         whole = (self._text() if text is None else text).rstrip()
-        rest = whole[len(self.sent) :] if whole.startswith(self.sent) else ""
-        self.request.put(Piece(rest, reason, len(self.ids)))
+        # Bytes that are no text change how those before them are shown: what was sent stays, and the rest follows.
+        self.request.put(Piece(whole[len(self.sent) :], reason, len(self.ids)))
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:

@@ -22,22 +22,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from phi3v_data.errors import UserError
 from phi3v_data.formats.chat import Chat
-from phi3v_data.formats.fetch import FetchLimits, fetch_image
 from phi3v_data.messages import shown
 from phi3v_train.data.encode import EncodedPrompt
 from phi3v_train.serving.address import LOOPBACK, host_name
 from phi3v_train.serving.answerer import Answerer
 from phi3v_train.serving.body import read_body
+from phi3v_train.serving.images import decode_images, is_url, read_images
 from phi3v_train.serving.metrics import Metrics
 from phi3v_train.serving.protocol import (
     ApiError,
     Body,
     Limits,
-    decode_images,
     in_messages,
     parse_body,
     read_chat,
-    read_images,
     sample_of,
 )
 from phi3v_train.serving.request import QueueFullError, ShuttingDownError
@@ -46,7 +44,6 @@ from phi3v_train.serving.responses import Answer, failure, refusal
 OPEN_PATHS = ("/", "/health")
 """Paths that need no key: the page, which asks for one, and the sign of life."""
 ENCODED = 2  # requests whose images are decoded and encoded at once, as they take many times the memory of their files
-FETCH = FetchLimits(max_bytes=20 << 20, connect=5.0, total=15.0, attempts=2, wait=0.5)
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class ServerSettings:
     Attributes:
         name: of the model, as clients may call it.
         api_key: what clients send as bearer token; empty if none is needed.
-        hosts: names by which clients may call this server; empty for any.
+        hosts: names by which clients may call this server, in lower case; empty for any.
         origins: web pages of other servers that may ask, as browsers call them: `https://example.com`.
         allow_url: fetch images from public http and https URLs.
     """
@@ -85,7 +82,7 @@ def make_app(answerer: Answerer, settings: ServerSettings) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Stainless-*"],
+            allow_headers=["*"],  # clients send names of their own, openai's `X-Stainless-Os` and others
         )
     app.add_exception_handler(HTTPException, no_such_request)
     app.add_exception_handler(Exception, failed_request)
@@ -161,6 +158,7 @@ class Server:
         self.started = now()
         self.num_prepared = 0
         self.encoding = CapacityLimiter(ENCODED)
+        self.fetching = CapacityLimiter(max(1, answerer.max_waiting // 2))
 
     async def page(self) -> Response:
         """The page to try the model."""
@@ -210,9 +208,10 @@ class Server:
                     raise too_many() from None
                 except ShuttingDownError:
                     raise ApiError(503, "the server is shutting down") from None
-        except ApiError as error:
-            self.metrics.count(error.status)
-            return refusal(error)
+        except Exception as error:
+            told = error if isinstance(error, ApiError) else failure(error)
+            self.metrics.count(told.status)
+            return refusal(told)
         self.metrics.prompt_tokens.inc(asked.num_prompt_tokens)
         identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": now(), "model": self.settings.name}
         answer = Answer(asked, request, identity, start, self.metrics)
@@ -237,8 +236,13 @@ class Server:
 
     async def _prompt(self, body: Body) -> EncodedPrompt:
         """The encoded prompt of a request; images are fetched, decoded and encoded in threads."""
-        limits = self.settings.limits
-        chat, files = await run_in_threadpool(self._read, body)
+        limits, allow_url = self.settings.limits, self.settings.allow_url
+        chat = await run_in_threadpool(self._chat, body)
+        slow = allow_url and any(is_url(image) for image in chat.images)
+        if slow and self.fetching.available_tokens < 1:  # half of the places are for requests that bring all
+            raise ApiError(429, "too many requests wait for downloads of their images; try again later")
+        read = partial(read_images, chat, limits, allow_url=allow_url)
+        files = await to_thread.run_sync(read, limiter=self.fetching if slow else None)
         prompt = await to_thread.run_sync(self._encode, chat, files, limiter=self.encoding)
         if len(prompt.input_ids) > limits.prompt_tokens:
             raise ApiError(
@@ -249,17 +253,15 @@ class Server:
             )
         return prompt
 
-    def _read(self, body: Body) -> tuple[Chat, list[bytes]]:
-        """The conversation of a request, and its images as files."""
-        limits = self.settings.limits
-        chat = read_chat(body.messages, limits)
+    def _chat(self, body: Body) -> Chat:
+        """The conversation of a request."""
+        chat = read_chat(body.messages, self.settings.limits)
         for message in chat.messages:
             try:
                 self.answerer.check_text(message.text, num_images=len(chat.images))
             except UserError as error:
                 raise ApiError(400, f"{message.field}: {error}", "messages") from None
-        fetch = partial(fetch_image, limits=FETCH) if self.settings.allow_url else None
-        return chat, read_images(chat, limits, fetch)
+        return chat
 
     def _encode(self, chat: Chat, files: Sequence[bytes]) -> EncodedPrompt:
         """The prompt of a conversation."""

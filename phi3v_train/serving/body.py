@@ -9,6 +9,7 @@ from phi3v_data.messages import shown
 from phi3v_train.serving.protocol import ApiError
 
 STALLED = 30.0  # seconds without a byte of the body, after which the client is told to come again
+SLOWEST = 10_000  # bytes per second that a body comes with at least, after as many seconds
 JSON = "application/json"
 
 
@@ -30,9 +31,10 @@ async def read_body(request: Request, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     stream = request.stream()
+    start = now = asyncio.get_running_loop().time()
     try:
         while True:
-            async with asyncio.timeout(STALLED):
+            async with asyncio.timeout_at(STALLED + min(now, start + size / SLOWEST)):
                 part = await anext(stream, None)
             if part is None:
                 return b"".join(parts)
@@ -40,7 +42,9 @@ async def read_body(request: Request, limit: int) -> bytes:
             if size > limit:
                 raise too_large
             parts.append(part)
+            now = asyncio.get_running_loop().time()
     except TimeoutError:
-        raise ApiError(408, f"no more of the request has come for {STALLED:g} s", close=True) from None
+        slow = f"no more of the request has come for {STALLED:g} s, or less than {SLOWEST:,} bytes a second"
+        raise ApiError(408, slow, close=True) from None
     except ClientDisconnect:
         raise ApiError(499, "the client has left") from None

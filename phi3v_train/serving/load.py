@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from phi3v_train.config import DEFAULT_NUM_CROPS, ModelConfig
 from phi3v_train.data.encode import Encoder
@@ -40,7 +41,15 @@ def load(config: ModelConfig, *, base: str | None = None, max_batch: int = 8, ma
     processor = load_processor(files, budget=budget, options=options)
     notes = model_notes(files, processor, [], compute=compute)
     model = load_model(files, compute)
+    leave_files(model)
     family.match_processor(model, processor)
     encoder = Encoder(make_renderer(family, processor))
     answerer = Answerer(model, encoder, family, num_crops=budget, max_batch=max_batch, max_waiting=max_waiting)
     return Served(files.name, answerer, compute, notes)
+
+
+def leave_files(model: Any) -> None:
+    """Copy the weights that are mapped from files: whoever writes over these changes answers, or ends the process."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()

@@ -3,23 +3,17 @@
 A refusal is an `ApiError`: a status and one sentence, and the parameter that it is about.
 """
 
-import base64
-import binascii
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from phi3v_data.errors import Reject
-from phi3v_data.formats.chat import Chat, Fault, ImageRef
+from phi3v_data.formats.chat import Chat, Fault
 from phi3v_data.formats.openai import OpenAI
 from phi3v_data.formats.turns import check_turns, offsets_of
-from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.images import load_image, probe
 from phi3v_data.messages import counted, escaped, short, shown
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.serving.request import Sampling
@@ -83,11 +77,11 @@ class Limits:
     """Limits of one request.
 
     Attributes:
-        body_bytes: size of the request, data URLs included.
+        body_bytes: size of the request, data URLs included; also of all images together, downloads included.
         images: images in all messages.
         pixels: of one image.
         all_pixels: of all images together.
-        prompt_tokens: tokens before the answer.
+        prompt_tokens: tokens before the answer; also the number of messages.
         new_tokens: tokens of the answer; also the default.
     """
 
@@ -174,6 +168,8 @@ def read_chat(messages: Sequence[Mapping[str, Any]], limits: Limits) -> Chat:
     Raises:
         ApiError: a message is not as expected, or the order of roles is not one that models are tuned on.
     """
+    if len(messages) > limits.prompt_tokens:  # those without text cost time, too
+        raise ApiError(400, f"{len(messages):,} messages, over the limit of {limits.prompt_tokens:,}", "messages")
     for index, message in enumerate(messages):
         check_message(message, f"messages[{index}]")
     reading = OpenAI().read({"messages": list(messages)})
@@ -256,79 +252,6 @@ def in_messages(text: str, chat: Chat) -> str:
     """A text that names turns of the sample of a conversation, with the client's own names for them."""
     asked = [message.field.partition(".")[0] for message in chat.messages if message.role == "user"]
     return re.sub(r"conversations\[(\d+)\]\.(user|images)", lambda found: asked[int(found[1])], text)
-
-
-def read_images(chat: Chat, limits: Limits, fetch: Callable[[str, str], bytes] | None) -> list[bytes]:
-    """The images of a conversation as files, in order; their sizes are checked by their headers.
-
-    Args:
-        fetch: downloads a URL; None if URLs are not allowed.
-
-    Raises:
-        ApiError: an image that cannot be read, is too large, or whose URL is not allowed.
-    """
-    files = []
-    left = limits.all_pixels
-    for image in chat.images:
-        data = _read(image, fetch)
-        with _refusing(image):
-            info = probe(data)
-        pixels = info.width * info.height
-        if pixels > limits.pixels:
-            size = f"{info.width} x {info.height} pixels"
-            raise ApiError(400, f"{image.field}: has {size}, over the limit of {limits.pixels:,}", "messages")
-        left -= pixels
-        if left < 0:
-            most = f"{limits.all_pixels:,} pixels in all"
-            raise ApiError(400, f"{image.field}: with it the images are over the limit of {most}", "messages")
-        files.append(data)
-    return files
-
-
-def decode_images(chat: Chat, files: Sequence[bytes]) -> list[Any]:
-    """The images of a conversation as Pillow images.
-
-    Raises:
-        ApiError: an image is damaged.
-    """
-    images = []
-    for image, data in zip(chat.images, files, strict=True):
-        with _refusing(image):
-            images.append(load_image(data))
-    return images
-
-
-@contextmanager
-def _refusing(image: ImageRef) -> Iterator[None]:
-    try:
-        yield
-    except UnreadableImageError as error:
-        raise ApiError(400, f"{image.field}: {error}", "messages") from None
-
-
-def _read(image: ImageRef, fetch: Callable[[str, str], bytes] | None) -> bytes:
-    url = image.value
-    assert isinstance(url, str)
-    if url[:5].lower() == "data:":
-        return _data_url(url, image.field)
-    if url[:7].lower() != "http://" and url[:8].lower() != "https://":
-        raise ApiError(400, f"{image.field}: {shown(url)} is neither a data URL nor an http(s) URL", "messages")
-    if fetch is None:
-        raise ApiError(400, f"{image.field}: URLs are not fetched by this server; send a data URL", "messages")
-    try:
-        return fetch(url, image.field)
-    except Reject as error:
-        raise ApiError(400, error.message, "messages") from None
-
-
-def _data_url(url: str, field: str) -> bytes:
-    head, comma, text = url.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise ApiError(400, f"{field}: a data URL begins with data:image/TYPE;base64,", "messages")
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ApiError(400, f"{field}: the base64 text of the data URL is damaged", "messages") from None
 
 
 def usage(num_prompt: int, num_answer: int) -> dict[str, int]:

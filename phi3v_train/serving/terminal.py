@@ -1,6 +1,9 @@
 """A conversation in the terminal: lines in, answers out as they come."""
 
+import os
+import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -8,10 +11,10 @@ from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.media.formats import UnreadableImageError
-from phi3v_data.media.images import load_image
 from phi3v_data.messages import counted, printable
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.serving.answerer import Answerer
+from phi3v_train.serving.images import load_upright
 from phi3v_train.serving.request import Sampling
 
 COMMANDS = "/image FILE, /new, /history, /quit"
@@ -35,11 +38,13 @@ class Conversation:
             UserError: it cannot be read.
         """
         try:
-            self.waiting.append((path, load_image(path.expanduser())))
+            self.waiting.append((path, load_upright(path.expanduser())))
         except UnreadableImageError as error:
             raise UserError(f"{path}: {error}") from None
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
+        except (RuntimeError, ValueError):  # no such user behind ~, a NUL
+            raise UserError(f"{path}: is not the path of a file") from None
 
     def start_over(self) -> None:
         """Forget everything but the system message."""
@@ -109,7 +114,7 @@ def obey(conversation: Conversation, line: str) -> None:
     if command == "/image":
         if not rest.strip():
             raise UserError("/image needs the path of a file")
-        conversation.add_image(Path(rest.strip()))
+        conversation.add_image(typed_path(rest.strip()))
         print(f"{counted(len(conversation.waiting), 'image')} for the next question", file=sys.stderr)
     elif command == "/new":
         conversation.start_over()
@@ -121,6 +126,14 @@ def obey(conversation: Conversation, line: str) -> None:
     else:
         conversation.ask(line, write)
         print()
+
+
+def typed_path(text: str) -> Path:
+    """The path of a file as it is, or in quotes or with backslashes, as terminals write one that is dropped on them."""
+    with suppress(OSError, ValueError):
+        [word] = [text] if os.path.lexists(text) else shlex.split(text)
+        return Path(word)
+    return Path(text)
 
 
 def write(text: str) -> None:

@@ -41,7 +41,7 @@ def question(text: str, *images: Any) -> tuple[Sample, list[Any]]:
 def data_url(image: Any, kind: str = "PNG") -> str:
     """An image as a data URL."""
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, exif=image.getexif())
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -2,19 +2,22 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from served import BLUE, RED, question, small_answerer
 
 from phi3v_data.errors import UserError
+from phi3v_train.data.encode import EncodedPrompt
 from phi3v_train.evaluation.generate import Generator
-from phi3v_train.models.phi3v.tiny import tiny_model
+from phi3v_train.models.phi3v.tiny import save_tiny, tiny_model
 from phi3v_train.models.registry import built_in
-from phi3v_train.serving.answerer import Answerer, certain, first_stop
-from phi3v_train.serving.request import Piece, QueueFullError, Sampling, ShuttingDownError
+from phi3v_train.serving.answerer import NOWHERE, Answerer, Row, certain, first_stop
+from phi3v_train.serving.request import Piece, QueueFullError, Request, Sampling, ShuttingDownError
 
 QUESTIONS = [
     question("What colour is it?", RED),
@@ -76,6 +79,18 @@ def test_an_adapter_answers_as_its_model_does(tmp_path: Path) -> None:
     base.close()
 
 
+def test_weights_that_are_written_over_change_no_answer(answerer: Answerer, tmp_path: Path) -> None:
+    """As by a copy into the directory that is served; safetensors maps the file."""
+    save_tiny(tmp_path)
+    own = small_answerer(str(tmp_path))
+    weights = tmp_path / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(b"\0" * (weights.stat().st_size // 4))
+    assert text_of(ask(own, QUESTIONS[1])) == text_of(ask(answerer, QUESTIONS[1]))
+    own.close()
+
+
 def test_a_streamed_answer_is_the_whole_one_in_pieces(answerer: Answerer) -> None:
     pieces = list(ask(answerer, QUESTIONS[1]))
     assert len(pieces) > 3
@@ -128,6 +143,29 @@ def test_what_may_still_change_is_kept_back(text: str, stop: tuple[str, ...], ex
 def test_the_first_stop_string_counts() -> None:
     assert first_stop("one two three", ("three", "two")) == 4
     assert first_stop("one", ("two",)) is None
+
+
+def test_an_answer_ends_with_the_positions_of_the_model(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that leaves no room for one is refused, in place of an answer from positions that it never saw."""
+    assert answerer.context == 131_072  # of config.json
+    length = len(answerer.encode(*QUESTIONS[1]).input_ids)
+    monkeypatch.setattr(answerer, "context", length + 3)
+    last = list(ask(answerer, QUESTIONS[1]))[-1]
+    assert (last.finish, last.num_tokens) == ("length", 3)
+    monkeypatch.setattr(answerer, "context", length)
+    with pytest.raises(UserError, match=f"^the conversation has {length} tokens, images included, and the model takes"):
+        ask(answerer, QUESTIONS[1])
+
+
+def test_nothing_is_lost_behind_bytes_that_are_no_text() -> None:
+    """A tokenizer of bytes shows all of a run anew when its end is damaged."""
+    texts = ["\u00e9", "\u00e9\ufffd", "\ufffd\ufffd\ufffdb"]
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: texts[len(ids) - 1])
+    request = Request(EncodedPrompt(np.arange(2), (), 0, (), NOWHERE), Sampling(3))
+    row = Row(request, tokenizer, frozenset())
+    for token in (1, 2, 3):
+        row.take(token)
+    assert text_of(request) == "\u00e9\ufffd\ufffdb"
 
 
 def test_a_cancelled_request_ends_and_the_others_are_answered(answerer: Answerer) -> None:

@@ -29,8 +29,9 @@ from processes import MODULE, AnyProcess, start
 from report_browser import CHROMIUM, FLAGS
 from served import BLUE, RED, ask_about, data_url, post, question, running, served, small_answerer, until
 
+from phi3v_data.errors import UserError
 from phi3v_data.formats import fetch
-from phi3v_train.serving.address import bind
+from phi3v_train.serving.address import bind, host_name, web_origin
 from phi3v_train.serving.app import ServerSettings, make_app
 from phi3v_train.serving.protocol import Limits, parse_body
 from phi3v_train.serving.request import Sampling
@@ -184,6 +185,8 @@ FIELD = "messages[0].content[0].image_url.url"
      "messages[0].content[0].type: a block of type an array of 1, not text, image_url", "messages"),
     ({"messages": ask_about("x" * 32_001)}, 400,
      "the messages have 32,001 characters, over the limit of 32,000", "messages"),
+    ({"messages": [{"role": "user", "content": ""}] * 2001}, 400,
+     "2,001 messages, over the limit of 2,000", "messages"),
     ({"messages": []}, 400, "'messages': List should have at least 1 item after validation, not 0", "messages"),
     ({"messages": [{"role": "assistant", "content": "Hi"}]}, 400, "the last message must be the user's", "messages"),
     ({"messages": [{"role": "tool", "content": "5"}]}, 400, "messages[0]: tools are not supported here", "messages"),
@@ -292,7 +295,7 @@ def test_a_page_that_is_allowed_may_ask(address: str) -> None:
     with running(app) as own:
         ask = Request(f"{own}/v1/chat/completions", method="OPTIONS", headers={
             "Origin": "https://good.example", "Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "content-type,authorization"})  # fmt: skip
+            "Access-Control-Request-Headers": "content-type,authorization,x-stainless-os"})  # fmt: skip
         assert urlopen(ask).headers["Access-Control-Allow-Origin"] == "https://good.example"
         answer = urlopen(Request(f"{own}/v1/models", headers={"Origin": "https://good.example"}))
         assert answer.headers["Access-Control-Allow-Origin"] == "https://good.example"
@@ -301,7 +304,7 @@ def test_a_page_that_is_allowed_may_ask(address: str) -> None:
 
 def make_unused() -> Any:
     """In place of an answerer that is never asked."""
-    return SimpleNamespace(close=lambda: None, num_waiting=0, num_running=0)
+    return SimpleNamespace(close=lambda: None, num_waiting=0, num_running=0, max_waiting=1)
 
 
 def test_a_failure_of_the_model_is_an_error_in_json(capfd: pytest.CaptureFixture[str]) -> None:
@@ -313,6 +316,7 @@ def test_a_failure_of_the_model_is_an_error_in_json(capfd: pytest.CaptureFixture
         assert body["error"]["type"] == "server_error"
         answerer.encode = lambda *args: 1 / 0  # type: ignore[assignment,return-value]
         assert post(address, {"messages": ask_about("Hi")}) == (500, body)
+        assert metric(address, 'phi3v_requests_total{status="500"}') == 2
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
@@ -320,7 +324,16 @@ def test_another_host_is_refused(address: str) -> None:
     """A page of another site whose name leads to this machine gets nothing."""
     status, body = post(address, {"messages": ask_about("Hi")}, Host="evil.example")
     assert (status, body["error"]["message"]) == (421, "this server answers to 127.0.0.1, localhost, ::1 only")
-    assert urlopen(Request(f"{address}/health", headers={"Host": "localhost:1"})).status == 200
+    for name in ("localhost:1", "LocalHost", "localhost.:80", "[::1]:80"):
+        assert urlopen(Request(f"{address}/health", headers={"Host": name})).status == 200
+    for name in ("localhost:80:80", "evil.example:localhost", "127.0.0.1@evil.example", ""):
+        assert post(address, {}, Host=name)[0] == 421
+
+
+def test_a_host_is_named_without_port_and_in_lower_case() -> None:
+    """Of a header, and as `--hosts` may be given."""
+    names = ("GPU.example.com:8000", "gpu.example.com.", "gpu.example.com", "[FE80::1]:80", "fe80::1")
+    assert [host_name(name) for name in names] == ["gpu.example.com"] * 3 + ["fe80::1"] * 2
 
 
 def test_a_key_is_asked_for(tmp_path: Path) -> None:
@@ -422,14 +435,14 @@ def start_server(*args: str, **variables: str) -> AnyProcess:
 
 
 def test_sigterm_lets_an_answer_end(tmp_path: Path) -> None:
-    """The command itself, in a process of its own."""
-    server = start_server("tiny", "--port", "0", "--num_crops", "1", "--name", "mine")
+    """The command itself, in a process of its own; a name that is not text, as a directory's may be, is escaped."""
+    server = start_server("tiny", "--port", "0", "--num_crops", "1", "--name", "m\udcffne")
     assert server.stdout is not None
     line = server.stdout.readline()
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+  mine, fp32 on cpu\n", line)
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+  m\\udcffne, fp32 on cpu\n", line)
     client = openai.OpenAI(base_url=f"{line.split()[0]}/v1", api_key="any", max_retries=0)
     chunks = iter(client.chat.completions.create(
-        model="mine", messages=ask_about("Hello"), max_tokens=40, stream=True, temperature=2, seed=2
+        model="m\\udcffne", messages=ask_about("Hello"), max_tokens=40, stream=True, temperature=2, seed=2
     ))  # fmt: skip
     next(chunks)
     server.send_signal(signal.SIGTERM)
@@ -522,6 +535,23 @@ def test_a_taken_port_is_told_before_anything_slow_is_imported(address: str) -> 
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", server.stderr, re.MULTILINE))
     assert "phi3v_train.serving.address" in imported
     assert imported.isdisjoint({"torch", "fastapi", "transformers", "uvicorn"})
+
+
+@pytest.mark.parametrize(("given", "origin"), [
+    ("https://Example.com/", "https://example.com"),
+    ("HTTPS://example.com:443", "https://example.com"),
+    ("http://localhost:3000", "http://localhost:3000"),
+    ("http://[::1]:80", "http://[::1]"),
+    ("chrome-extension://abc", "chrome-extension://abc"),
+    ("*", None), ("https://*.example.com", None), ("https://example.com/page", None), ("https://a@example.com", None),
+    ("https://example.com:x", None), ("null", None),
+])  # fmt: skip
+def test_an_origin_is_taken_as_browsers_write_it(given: str, origin: str | None) -> None:
+    if origin is not None:
+        assert web_origin(given) == origin
+        return
+    with pytest.raises(UserError, match=r"^--origins .*: expected SCHEME://HOST"):
+        web_origin(given)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -1,7 +1,9 @@
 """Requests on their way to the model: their bodies, the queue, clients that leave. The model is a stand-in."""
 
+import io
 import json
 import queue
+import select
 import signal
 import socket
 import threading
@@ -13,14 +15,16 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from PIL import Image
 from served import RED, ask_about, post, running, until
 
+from phi3v_data.errors import Reject
 from phi3v_train.data.encode import EncodedPrompt
-from phi3v_train.serving import body
+from phi3v_train.serving import body, images
 from phi3v_train.serving.address import bind
 from phi3v_train.serving.answerer import NOWHERE
 from phi3v_train.serving.app import ServerSettings, make_app
-from phi3v_train.serving.protocol import Limits
+from phi3v_train.serving.protocol import ApiError, Limits, read_chat
 from phi3v_train.serving.request import Piece, Request, Sampling
 from phi3v_train.serving.run_server import GracefulServer
 
@@ -28,12 +32,16 @@ LIMITS = Limits(body_bytes=100_000, pixels=10_000, all_pixels=15_000)
 
 
 class StandIn:
-    """In place of an answerer: `asked` are the requests that came; tests answer them. `go` lets prompts be encoded."""
+    """In place of an answerer: `asked` are the requests that came, `images` those of the last one; tests answer them.
+
+    `go` lets prompts be encoded.
+    """
 
     def __init__(self, max_waiting: int = 64) -> None:
         self.max_waiting = max_waiting
         self.num_waiting = self.num_running = self.num_open = 0
         self.asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self.images: list[Any] = []
         self.encoding = threading.Semaphore(0)
         self.go = threading.Event()
         self.go.set()
@@ -41,7 +49,8 @@ class StandIn:
     def check_text(self, text: str, *, num_images: int) -> None:
         """Takes any text."""
 
-    def encode(self, *_: Any) -> EncodedPrompt:
+    def encode(self, sample: Any, images: list[Any]) -> EncodedPrompt:
+        self.images = images
         self.encoding.release()
         assert self.go.wait(60)
         return EncodedPrompt(np.arange(5), (), 0, (), NOWHERE)
@@ -66,13 +75,13 @@ def address(stand_in: StandIn) -> Iterator[str]:
         yield made
 
 
-def connect(address: str, content: dict[str, Any]) -> socket.socket:
-    """A connection on which a request was sent."""
+def connect(address: str, content: dict[str, Any], unsent: int = 0) -> socket.socket:
+    """A connection on which a request was sent, but for `unsent` further bytes of its body."""
     host, port = address.removeprefix("http://").split(":")
     text = json.dumps(content)
     connection = socket.create_connection((host, int(port)), timeout=60)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
+    connection.sendall(f"{head}Content-Length: {len(text) + unsent}\r\n\r\n{text}".encode())
     return connection
 
 
@@ -173,6 +182,17 @@ def test_a_body_that_stops_coming_is_given_up(address: str, monkeypatch: pytest.
     assert b"no more of the request has come for 0.3 s" in received
 
 
+def test_a_body_that_drips_is_given_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte at a time would hold a place of those that may wait for hours."""
+    monkeypatch.setattr(body, "STALLED", 0.3)
+    with connect(address, {}, unsent=500) as connection:
+        for _ in range(500):
+            connection.sendall(b" ")
+            if select.select([connection], [], [], 0.05)[0]:
+                break
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 408 ")
+
+
 def test_half_a_request_does_not_hold_up_the_end(stand_in: StandIn) -> None:
     app = make_app(stand_in, ServerSettings(name="tiny"))  # type: ignore[arg-type]
     server = GracefulServer(app, stand_in, grace=60.0, say=print)  # type: ignore[arg-type]
@@ -197,3 +217,63 @@ def test_all_images_together_have_a_limit(address: str) -> None:
     assert (status, told["error"]["message"]) == (
         400, "messages[0].content[1].image_url.url: with it the images are over the limit of 15,000 pixels in all"
     )  # fmt: skip
+
+
+def photo() -> Any:
+    """Two pixels, red left of blue; by its EXIF orientation shown turned to the right, red above blue."""
+    image = Image.new("RGB", (2, 1), (255, 0, 0))
+    image.putpixel((1, 0), (0, 0, 255))
+    image.getexif()[0x0112] = 6
+    return image
+
+
+def test_a_photo_is_seen_as_browsers_show_it(address: str, stand_in: StandIn) -> None:
+    with connect(address, {"messages": ask_about("Hi", photo())}):
+        stand_in.asked.get(timeout=60).put(Piece("", "stop"))
+    (seen,) = stand_in.images
+    assert (seen.size, seen.convert("RGB").tobytes()) == ((1, 2), b"\xff\0\0\0\0\xff")
+
+
+def links(*names: str) -> list[dict[str, Any]]:
+    """A question about images at URLs."""
+    blocks = [{"type": "image_url", "image_url": {"url": f"https://example.com/{name}"}} for name in names]
+    return [{"role": "user", "content": blocks}]
+
+
+def test_downloads_of_a_request_have_a_limit_on_bytes_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together, as sixteen of 20 MiB in 15 s each would be five times what a request may bring."""
+    buffer = io.BytesIO()
+    Image.effect_noise((200, 200), 90).save(buffer, "PNG")
+    assert 30_000 < len(buffer.getvalue()) < 50_000
+    monkeypatch.setattr(images, "fetch_image", lambda *args, **limits: buffer.getvalue())
+    chat = read_chat(links("a.png", "b.png", "c.png"), limits := Limits(body_bytes=100_000))
+    url = "messages[0].content[{}].image_url.url"
+    with pytest.raises(ApiError) as error:
+        images.read_images(chat, limits, allow_url=True)
+    assert error.value.message == f"{url.format(2)}: with it the images are over the limit of 100,000 bytes in all"
+    monkeypatch.setattr(images, "FETCH_ALL", 0.0)
+    with pytest.raises(ApiError) as error:
+        images.read_images(chat, limits, allow_url=True)
+    assert error.value.message == f"{url.format(0)}: the images have not been downloaded within 0 s; send data URLs"
+
+
+def test_slow_downloads_leave_places_to_requests_that_bring_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in, begun, go = StandIn(max_waiting=2), threading.Semaphore(0), threading.Event()
+
+    def fetch(*args: Any, **limits: Any) -> bytes:
+        begun.release()
+        assert go.wait(60)
+        raise Reject("image-missing", "gone")
+
+    monkeypatch.setattr(images, "fetch_image", fetch)
+    app = make_app(stand_in, ServerSettings(name="tiny", allow_url=True))  # type: ignore[arg-type]
+    with running(app) as address, connect(address, {"messages": links("a.png")}) as slow:
+        assert begun.acquire(timeout=60)
+        status, told = post(address, {"messages": links("b.png")})
+        assert (status, told["error"]["message"]) == (
+            429, "too many requests wait for downloads of their images; try again later"
+        )  # fmt: skip
+        with connect(address, {"messages": ask_about("Hi", RED)}):
+            stand_in.asked.get(timeout=60).put(Piece("", "stop"))
+        go.set()
+        assert slow.recv(1 << 16).startswith(b"HTTP/1.1 400 ")

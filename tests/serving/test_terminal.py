@@ -55,6 +55,23 @@ def test_an_error_in_a_line_does_not_end_the_conversation(
     assert len(out.splitlines()) == 1
 
 
+@pytest.mark.parametrize("typed", [
+    "/image {folder}/my red.png", "/image '{folder}/my red.png'", '/image "{folder}/my red.png"',
+    "/image {folder}/my\\ red.png",
+])  # fmt: skip
+def test_a_path_is_taken_as_terminals_write_a_dropped_file(tmp_path: Path, typed: str) -> None:
+    RED.save(tmp_path / "my red.png")
+    conversation = Conversation(None, Sampling(4))  # type: ignore[arg-type]
+    obey(conversation, typed.format(folder=tmp_path))
+    assert [path for path, _ in conversation.waiting] == [tmp_path / "my red.png"]
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/a.png", "a\0b", "it's.png", "'a.png"])
+def test_a_path_that_cannot_be_is_one_sentence(path: str) -> None:
+    with pytest.raises(UserError, match=r"No such file|is not the path of a file"):
+        obey(Conversation(None, Sampling(4)), f"/image {path}")  # type: ignore[arg-type]
+
+
 def test_a_line_that_is_not_text_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nHello\n"), encoding="utf-8"))
     code, out, err = cli("chat", "tiny", "--num_crops", "1", "--max_new_tokens", "4", main=main)
@@ -100,6 +117,21 @@ def test_a_model_that_is_not_there_is_called_as_it_was_given(cli: Cli, tmp_path:
     (tmp_path / "dataset.json").write_text("{}")
     code, _, err = cli("serve", tmp_path, "--quiet", "--port", "0", main=main)
     assert (code, f"{tmp_path}: is a dataset directory, not a model; " in err) == (2, True)
+
+
+def test_a_key_or_a_page_that_clients_cannot_send_is_told_before_a_model_is_loaded(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = cli("serve", "nosuch", "--origins", "example.com", main=main)
+    assert (code, err) == (
+        2, "error: --origins example.com: expected SCHEME://HOST or SCHEME://HOST:PORT, as https://example.com\n"
+    )  # fmt: skip
+    for key in ("s\u00e9cret", "a\nb", "\udcff"):
+        monkeypatch.setenv("PHI3V_API_KEY", key)
+        code, _, err = cli("serve", "nosuch", main=main)
+        assert (code, err) == (
+            2, "error: PHI3V_API_KEY: a key has letters, digits and signs of ASCII, which every client can send\n"
+        )  # fmt: skip
 
 
 def test_ctrl_c_keeps_what_there_is_of_an_answer() -> None:

@@ -323,7 +323,8 @@ def test_a_card_of_others_gives_its_licence_only(finished: Path, call: Call, tmp
         (("/commit/", 403), "the token may not write there (403)"),
         (("/preupload/", 404), "the Hub has no such owner, repository or branch for this token (404)"),
         (("/upload/", 403), "the token may not write there (403)"),
-        (("/commit/", 413), "the Hub refused the upload (413)"),
+        (("/commit/", 413), "the Hub refused the upload (413); check the names, the branch and the storage"),
+        (("/commit/", 409), "the Hub refused the upload (409); run the same command again later"),
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(
@@ -348,6 +349,8 @@ def test_no_network_no_token_and_no_model_are_one_sentence(
         "--repo colours: expected OWNER/NAME": (finished, "colours"),
         "--repo a/b/c: expected OWNER/NAME": (finished, "a/b/c"),
         "--repo a/../b: expected OWNER/NAME": (finished, "a/../b"),
+        "--repo a-/b: expected OWNER/NAME": (finished, "a-/b"),
+        "--repo a/b.: expected OWNER/NAME": (finished, "a/b."),
     }
     for sentence, (model, repo) in wrong.items():
         code, out, err = call("push", model, "--repo", repo)
