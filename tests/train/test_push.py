@@ -323,7 +323,7 @@ def test_a_card_of_others_gives_its_licence_only(finished: Path, call: Call, tmp
         (("/commit/", 403), "the token may not write there (403)"),
         (("/preupload/", 404), "the Hub has no such owner, repository or branch for this token (404)"),
         (("/upload/", 403), "the token may not write there (403)"),
-        (("/commit/", 413), "the Hub refused the upload (413); check the names, the branch and the storage"),
+        (("/commit/", 413), "the Hub refused the upload (413); check the names, the branch and the account's storage"),
         (("/commit/", 409), "the Hub refused the upload (409); run the same command again later"),
     ],
 )
