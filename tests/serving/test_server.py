@@ -581,7 +581,7 @@ def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
         if (path !== "/v1/chat/completions") return real(path, options);
         sent.push(JSON.parse(options.body).messages.length);
         return new Response(new ReadableStream({{ start(stream) {{
-          stream.enqueue(new TextEncoder().encode('data: {{"choices": [{{"delta": {{"content": "half"}}}}]}}\\n\\n'));
+          if (!options.body.includes("Never mind")) stream.enqueue(new TextEncoder().encode('data: {{"choices": [{{"delta": {{"content": "half"}}}}]}}\\n\\n'));
           options.signal.addEventListener("abort", () => stream.error(new DOMException("", "AbortError")));
         }} }}));
       }};
@@ -592,7 +592,15 @@ def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
         document.getElementById("new").click();
         await new Promise((next) => setTimeout(next, 50));
       }}
-      await real("/seen", {{ method: "POST", body: JSON.stringify({{ answers, asked, sent }}) }});
+      document.dispatchEvent(new DragEvent("drop", {{ dataTransfer: files, bubbles: true }}));
+      await wait(() => document.querySelectorAll("#waiting img").length === 1);
+      document.getElementById("question").value = "Never mind";
+      for (const told of [2, 0]) {{  // ask, and stop before there is a word: all is as before
+        document.getElementById("form").requestSubmit();
+        await wait(() => document.querySelectorAll("#talk > *").length === told);
+      }}
+      const kept = [document.getElementById("question").value, document.querySelectorAll("#waiting img").length];
+      await real("/seen", {{ method: "POST", body: JSON.stringify({{ answers, asked, sent, kept }}) }});
     }})();
     """
 
@@ -621,4 +629,5 @@ def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
     assert found["answers"][0] == direct("What colour?", RED)
     assert len(found["answers"]) == 2
     assert found["asked"] == 1
-    assert found["sent"] == [5, 1]  # New chat during an answer forgets the conversation
+    assert found["sent"] == [5, 1, 1]  # New chat during an answer forgets the conversation
+    assert found["kept"] == ["Never mind", 1]
