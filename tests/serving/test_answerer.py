@@ -158,7 +158,7 @@ def test_an_answer_ends_with_the_positions_of_the_model(answerer: Answerer, monk
 
 
 def test_nothing_is_lost_behind_bytes_that_are_no_text() -> None:
-    """A tokenizer of bytes shows all of a run anew when its end is damaged."""
+    """A tokenizer of bytes shows all of a run differently when its end is damaged."""
     texts = ["\u00e9", "\u00e9\ufffd", "\ufffd\ufffd\ufffdb"]
     tokenizer = SimpleNamespace(decode=lambda ids, **_: texts[len(ids) - 1])
     request = Request(EncodedPrompt(np.arange(2), (), 0, (), NOWHERE), Sampling(3))
