@@ -44,7 +44,7 @@ async def read_body(request: Request, limit: int) -> bytes:
             parts.append(part)
             now = asyncio.get_running_loop().time()
     except TimeoutError:
-        slow = f"no more of the request has come for {STALLED:g} s, or less than {SLOWEST:,} bytes a second"
+        slow = f"no more of the request has come for {STALLED:g} s, or less than {SLOWEST:,} bytes per second"
         raise ApiError(408, slow, close=True) from None
     except ClientDisconnect:
         raise ApiError(499, "the client has left") from None
