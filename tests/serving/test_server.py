@@ -581,7 +581,9 @@ def test_the_page_asks_about_a_dropped_image(tmp_path: Path) -> None:
         if (path !== "/v1/chat/completions") return real(path, options);
         sent.push(JSON.parse(options.body).messages.length);
         return new Response(new ReadableStream({{ start(stream) {{
-          if (!options.body.includes("Never mind")) stream.enqueue(new TextEncoder().encode('data: {{"choices": [{{"delta": {{"content": "half"}}}}]}}\\n\\n'));
+          const silent = options.body.includes("Never mind");
+          const half = 'data: {{"choices": [{{"delta": {{"content": "half"}}}}]}}\\n\\n';
+          if (!silent) stream.enqueue(new TextEncoder().encode(half));
           options.signal.addEventListener("abort", () => stream.error(new DOMException("", "AbortError")));
         }} }}));
       }};
