@@ -281,6 +281,21 @@ def test_calls_without_their_place_are_faults(roles: list[str], text: str) -> No
     assert text in next(fault.message for fault in check_turns(chat))
 
 
+@pytest.mark.parametrize(
+    ("between", "lost"),
+    [("ct", ()), ("ctct", ()), ("cctt", ("tool-turn",)), ("ctt", ("tool-turn",)), ("cct", ("tool-turn",))],
+)
+def test_llama_factory_takes_one_result_per_call(between: str, lost: tuple[str, ...]) -> None:
+    names = {"c": ("tool_call", CALL), "t": ("tool_response", "rain")}
+    messages = [("user", "Rain?"), *(names[letter] for letter in between), ("assistant", "Yes.")]
+    row = {"messages": [{"role": role, "content": text} for role, text in messages]}
+    chat = all_formats()["swift"]().read(row).chat
+    assert chat is not None
+    assert check_turns(chat) == []
+    assert all_formats()["sharegpt"]().write(chat).lost == lost
+    assert all_formats()["swift"]().write(chat).lost == ()
+
+
 def test_plain_rows_cannot_hold_them(tmp_path: Path, cli: Cli) -> None:
     write_rows(tmp_path / "rows.jsonl", [tool_row(), {"messages": pair_row()["messages"][1:] * 0 or [
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])  # fmt: skip

@@ -160,6 +160,16 @@ def test_folders_named_after_splits_become_splits_with_images_of_their_own(tmp_p
         assert path.read_bytes() == (SAMPLES / "llava/images" / image).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("path", "split"), [("test/val/rows.jsonl", "val"), ("test/my-validation-rows.jsonl", "val"),
+                        ("test/train-and-val.jsonl", "train"), ("Dev/rows.jsonl", "dev")],
+)  # fmt: skip
+def test_a_file_has_the_split_of_its_name_else_of_the_nearest_folder(path: str, split: str, tmp_path: Path) -> None:
+    write_rows(tmp_path / "s" / path, [text_row(1)])
+    run(tmp_path / "s", tmp_path / "o")
+    assert list(json.loads((tmp_path / "o/dataset.json").read_text())["splits"]) == [split]
+
+
 def test_shards_are_one_split_in_their_order(tmp_path: Path) -> None:
     for shard in range(2):
         write_rows(tmp_path / f"s/chat-0000{shard}-of-00002.jsonl", [text_row(10 * shard + n) for n in range(2)])

@@ -251,6 +251,15 @@ def test_the_first_row_is_named_if_it_has_no_column_of_images(tmp_path: Path) ->
     assert found[1:4] == ("text-only-set", 1, "images")
 
 
+def test_ms_swift_deletes_rows_without_a_rejected_answer_beside_others_with_one(tmp_path: Path) -> None:
+    rows = [chat((ASK[0], f"What is {number}?"), SAY) for number in range(5)]
+    rows[0]["rejected_response"] = rows[3]["rejected_response"] = "A dog."
+    [found] = found_in(tmp_path, rows, "swift")
+    assert found[:4] == ("error", "missing-field", 2, "rejected_response")
+    assert "ms-swift deletes 3 rows without one" in found[4]
+    assert found_in(tmp_path, rows[1:3], "swift") == []
+
+
 KINDS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("qwen", "rows.json", "lines", [("error", "json-syntax")]),
     ("qwen", "rows.jsonl", "array", [("error", "json-syntax")]),
@@ -299,6 +308,25 @@ def test_an_image_folder_takes_paths_below_it_only(tmp_path: Path) -> None:
         ("error", "image-source", 5, "images_file_names[0]"),
     ]
     assert "'../a.png' is not below the folder of the file: datasets refuses it" in found[0][4]
+
+
+def test_a_missing_image_is_told_what_may_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("cat_1.png", "a b.png"):
+        Image.new("RGB", (8, 6)).save(tmp_path / "images" / name)
+    hints = {
+        "images\\cat_1.png": "did you mean 'images/cat_1.png'?",
+        "images/a%20b.png": "did you mean 'images/a b.png'?",
+        "images/cat_1.pgn": "did you mean 'images/cat_1.png'?",
+        "images/CAT_1.png": "did you mean 'images/cat_1.png'?",
+        "dog.png": "paths start there; --images_root gives another folder",
+        "/none/dog.png": "",
+    }
+    rows = [chat(("user", f"<image>{ref}"), SAY, images=[ref]) for ref in hints]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = lint_file(tmp_path / "rows.jsonl", format="swift").problems
+    assert [each.hint for each in problems] == list(hints.values())
+    assert [each.code for each in problems if each.code != "image-missing"] == ["image-name-mismatch"]
 
 
 def test_objects_over_several_lines_are_told_so(tmp_path: Path) -> None:

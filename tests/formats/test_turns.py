@@ -3,7 +3,7 @@
 import pytest
 
 from phi3v_data.formats.swift import Swift
-from phi3v_data.formats.turns import check_turns
+from phi3v_data.formats.turns import check_turns, merged
 
 TEXTS = {"s": ("system", "Be terse."), "u": ("user", "Hi"), "a": ("assistant", "Hello"), "e": ("assistant", " ")}
 
@@ -37,3 +37,12 @@ def test_joined_messages_are_not_a_fault() -> None:
     chat = Swift().read({"messages": messages}).chat
     assert chat is not None
     assert check_turns(chat, merge_turns=True) == []
+
+
+def test_an_answer_joined_with_one_that_is_not_trained_is_not_trained() -> None:
+    texts = [("a", True), ("b", False), ("c", True)]
+    messages = [{"role": "assistant", "content": text, "loss": loss} for text, loss in texts]
+    chat = Swift().read({"messages": messages}).chat
+    assert chat is not None
+    assert [(message.text, message.weight) for message in merged(chat.messages[:2])] == [("a\n\nb", 0)]
+    assert [(message.text, message.weight) for message in merged(chat.messages[1:])] == [("b\n\nc", 0)]

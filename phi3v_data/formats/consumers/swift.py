@@ -12,6 +12,7 @@ DELETED = "deletes the row, in silence after ten of them"
 REPLACED = "cannot encode the row, and trains another, chosen at random, in its place"
 _KNOWN_KEYS = frozenset({"role", "content", "from", "value", "loss", "loss_scale", "tool_calls"})
 _MESSAGES = ("messages", "conversation", "conversations")
+_REJECTED = "rejected_response"
 
 
 class Swift(Consumer):
@@ -91,16 +92,23 @@ class Swift(Consumer):
 
 
 class _OneForm(OverRows):
-    """ms-swift reads one column of messages in a whole file, or finds the answer by the name of its column."""
+    """ms-swift reads one column of messages in a whole file, or finds the answer by the name of its column.
+
+    If a row has a rejected answer, it deletes those without.
+    """
 
     def __init__(self) -> None:
         self._forms: dict[str, tuple[int, int]] = {}  # column of messages -> place of the first row, number of rows
         self._answer: tuple[int, str] | None = None  # place and column of the first answer without messages
+        self._pairs: dict[bool, tuple[int, int]] = {}  # has a rejected answer -> place of the first row, number of rows
 
     def row(self, view: RowView, place: int, count: int = 1) -> None:
         form = next((key for key in _MESSAGES if view.row.get(key) is not None), "")
         first, number = self._forms.get(form, (place, 0))
         self._forms[form] = min(first, place), number + count
+        is_pair = view.row.get(_REJECTED) is not None
+        first, number = self._pairs.get(is_pair, (place, 0))
+        self._pairs[is_pair] = min(first, place), number + count
         column = next((each.field for each in view.chat.messages[::-1] if each.role == "assistant"), "")
         is_mistaken = not form and column not in ("", "response", "output", "answer")
         if is_mistaken and (self._answer is None or place < self._answer[0]):
@@ -112,6 +120,10 @@ class _OneForm(OverRows):
             if form != read:
                 words = f"ms-swift reads {shown(read)} of the whole file, and drops {counted(number, 'row')} without it"
                 yield place, Fault("missing-field", form, words, "write all rows in one form")
+        if len(self._pairs) > 1:
+            place, number = self._pairs[False]
+            words = f"other rows have a rejected answer, so that ms-swift deletes {counted(number, 'row')} without one"
+            yield place, Fault("missing-field", _REJECTED, words, "put them into a file of their own")
         if self._answer is not None and not read:
             place, column = self._answer
             words = f"the file has no messages, so ms-swift takes the column {shown(column)} for the answer"
