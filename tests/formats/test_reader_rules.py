@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_files import PNG, url
 from PIL import Image
 
 from phi3v_data.errors import Reject
@@ -136,6 +137,24 @@ FAULTS: dict[str, tuple[str, list[Row], list[tuple[str, str, int, str]], str]] =
         [("error", "image-in-answer", 1, "completion[0].content")],
         "an answer has 1 image: TRL wants all images in the prompt",
     ),
+    "trl, a text for images": (
+        "trl",
+        [chat(ASK, SAY, images=["a.png"]), chat(("user", "And it?"), SAY, images="a.png")],
+        [("error", "wrong-type", 2, "images")],
+        "TRL takes each of its characters for an image, and stops",
+    ),
+    "trl, an array for an image": (
+        "trl",
+        [chat(ASK, SAY, image="a.png"), chat(("user", "And it?"), SAY, image=["a.png"])],
+        [("error", "wrong-type", 2, "image")],
+        "TRL takes the whole array for an image, and stops",
+    ),
+    "openai, an image in the system message": (
+        "openai",
+        [chat(("system", [url(PNG)]), ASK, SAY)],
+        [("error", "image-in-answer", 1, "messages[0].content")],
+        "the system message has an image: OpenAI takes images in user messages only",
+    ),
     "qwen, a tag in an answer": (
         "qwen",
         [talk(HUMAN, ("gpt", "It is <image>"), image="a.png")],
@@ -222,12 +241,15 @@ def test_columns_that_an_entry_does_not_name_are_not_seen(folder: Path) -> None:
     rows = [talk(HUMAN, GPT, images=[]), talk(("human", "<image>Hi"), GPT, images=["a.png"], system="Be brief.")]
     (folder / "set").mkdir()
     (folder / "set/a.png").hardlink_to(folder / "a.png")
-    found = found_in(folder / "set", rows, None, info={"formatting": "sharegpt"})
-    assert [each[:4] for each in found] == [
-        ("error", "image-ignored", 2, "images"),
-        ("warning", "key-ignored", 2, "system"),
-    ]
-    assert "has no 'columns': LLaMA-Factory does not see 'images'" in found[0][4]
+    for columns in ({}, {"columns": {"messages": "conversations"}}):
+        found = found_in(folder / "set", rows, None, info={"formatting": "sharegpt", **columns})
+        assert [each[:4] for each in found] == [
+            ("error", "image-ignored", 2, "images"),
+            ("warning", "key-ignored", 2, "system"),
+        ]
+        assert "do not name 'images': LLaMA-Factory does not see it" in found[0][4]
+    named = {"messages": "conversations", "images": "images", "system": "system"}
+    assert found_in(folder / "set", rows, None, info={"formatting": "sharegpt", "columns": named}) == []
 
 
 def test_a_label_and_videos_have_the_names_of_the_settings(tmp_path: Path) -> None:

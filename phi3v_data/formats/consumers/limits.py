@@ -115,11 +115,9 @@ class Service(Consumer):
                 yield Fault("unknown-field", f"{where}.weight", text, "remove it")
             for number, block in blocks_of(message):
                 if block.get("type") == "image_url":
-                    yield from self._check_block(block, message, f"{where}.content[{number}]")
+                    yield from self._check_block(block, f"{where}.content[{number}]")
 
-    def _check_block(self, block: Mapping[str, Any], message: Mapping[str, Any], where: str) -> Iterator[Fault]:
-        if message.get("role") == "system":
-            yield Fault("image-in-answer", where, f"{self.title} takes images in user messages only")
+    def _check_block(self, block: Mapping[str, Any], where: str) -> Iterator[Fault]:
         value = block.get("image_url")
         if isinstance(value, str):
             text = f"'image_url' is a text, {self.title} takes an object with 'url'"

@@ -42,6 +42,8 @@ class LlamaFactory(Consumer):
     }
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
+        if fault.code == "image-count" and view is not None and any(_hidden(view)):
+            return None  # `check` says why
         if view is not None and fault.field == _label_column(view):
             if fault.code == "nothing-trained":
                 return None  # of KTO
@@ -174,15 +176,16 @@ def _label_column(view: RowView) -> str | None:
 
 
 def _hidden(view: RowView) -> Iterator[Fault]:
-    """Faults of columns that an entry without `columns` does not name: only that of messages has a usual name."""
+    """Faults of columns that the entry of a file does not name: only that of messages has a usual name."""
     entry = view.format.entry if isinstance(view.format, ShareGPT) else None
-    if entry is None or "columns" in entry.model_fields_set:
+    if entry is None:
         return
-    for column in ("images", "system", "tools", "kto_tag"):
-        if view.row.get(column):
-            words = f"the entry of dataset_info.json has no 'columns': LLaMA-Factory does not see {shown(column)}"
+    named = entry.columns if "columns" in entry.model_fields_set else Columns()
+    for column in ("images", "system", "tools"):
+        if view.row.get(column) and getattr(named, column) is None:
+            words = f"'columns' in dataset_info.json do not name {shown(column)}: LLaMA-Factory does not see it"
             code = "image-ignored" if column == "images" else "key-ignored"
-            yield Fault(code, column, words, "name the columns, 'messages' among them")
+            yield Fault(code, column, words, f"add {shown(column)}, beside 'messages'")
 
 
 def _tools(view: RowView) -> Iterator[Fault]:

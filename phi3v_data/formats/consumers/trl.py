@@ -44,6 +44,11 @@ class TRL(Consumer):
                 "TRL does not take a block with a key 'image' for the place of an image, even if it is null",
                 "write {'type': 'image'} alone",
             )
+        for key, kind, words in (("images", str, "each of its characters"), ("image", list | tuple, "the whole array")):
+            value = row.get(key)
+            if value and isinstance(value, kind):
+                text = f"{shown(key)} is {shown(value)}: TRL takes {words} for an image, and stops"
+                yield Fault("wrong-type", key, text, "write an array of images under 'images'")
         if row.get("tools") and (view.has_images or "images" in row):
             yield Fault("key-ignored", "tools", "TRL drops 'tools' of rows with images")
 
