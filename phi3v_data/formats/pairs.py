@@ -32,6 +32,8 @@ def read_pairs(
             lines += [("user", pair[0], f"{where}[0]", 1), ("assistant", pair[1], f"{where}[1]", 1)]
         else:
             faults.append(Fault("wrong-type", where, f"a pair is {shown(pair)}, not a question and an answer"))
+    if earlier and not isinstance(earlier, list | tuple):
+        faults.append(Fault("wrong-type", history, f"'{history}' is {shown(earlier)}, not an array of pairs"))
     texts = []
     for column in query:
         value = row.get(column)

@@ -67,6 +67,10 @@ class Swift(TaggedFormat):
         response = next((key for key in RESPONSES if row.get(key) is not None and key not in query), "")
         if not query or not response:
             return super().lines_of(row, faults)
+        if isinstance(answers := row[response], list | tuple):
+            said = f"{shown(response)} is {shown(answers)}, not a text"
+            faults.append(Fault("wrong-type", response, said, "ms-swift takes the first text of it: write that alone"))
+            return None
         return read_pairs(row, query, response, "history", faults)
 
     def weight_of(self, message: Mapping[str, Any], where: str, faults: list[Fault]) -> int:

@@ -112,6 +112,18 @@ FAULTS: dict[str, tuple[str, list[Row], list[tuple[str, str, int, str]], str]] =
         [("error", "image-count", 1, "video")],
         "the texts have 0 <video> tags for 1 video: Qwen's trainer tries the row three times",
     ),
+    "ms-swift, a text as history": (
+        "swift",
+        [{"query": "Hi", "response": "Ho", "history": [["a", "b"]]}, {"query": "A", "response": "B", "history": "[]"}],
+        [("warning", "wrong-type", 2, "history")],
+        "'history' is '[]', not an array of pairs: ms-swift reads the text of a Python list, others do not",
+    ),
+    "ms-swift, several answers": (
+        "swift",
+        [{"query": "Hi", "response": "Ho"}, {"query": "Hi", "response": ["Ho", "Hu"]}],
+        [("error", "wrong-type", 2, "response")],
+        "'response' is an array of 2, not a text",
+    ),
     "llama-factory, two system messages": (
         "sharegpt",
         [talk(("system", "Be kind."), HUMAN, GPT, system="Be brief."), talk(("human", "Or?"), GPT, system="Be brief.")],
@@ -224,6 +236,18 @@ def test_two_system_messages_are_not_imported_as_one(tmp_path: Path) -> None:
     assert found.value.code == "key-ignored"
     row["system"] = "Be kind."
     assert make_draft(row, get_format("sharegpt")(), "rows.jsonl:1", places, key="1").system == "Be kind."
+
+
+@pytest.mark.parametrize("history", ["[['Hi', 'Ho']]", {"Hi": "Ho"}])
+def test_earlier_turns_that_are_not_read_are_not_left_out(history: object, tmp_path: Path) -> None:
+    row = {"query": "Hi", "response": "Ho", "history": history}
+    with pytest.raises(Reject, match=r"rows\.jsonl:1, history: 'history' is .*, not an array of pairs") as found:
+        make_draft(row, get_format("swift")(), "rows.jsonl:1", ImagePlaces(str(tmp_path)), key="1")
+    assert found.value.code == "wrong-type"
+    entry = {"columns": {"prompt": "query", "response": "response", "history": "history"}}
+    [seen] = found_in(tmp_path, [row], None, info=entry)
+    assert seen[1:4] == ("wrong-type", 1, "history")
+    assert seen[4].endswith(", not an array of pairs: LLaMA-Factory ignores it")
 
 
 def test_rows_are_not_blamed_for_what_the_settings_of_their_file_hide(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from phi3v_data.messages import shown
 
 DROPPED = "makes the row empty with a warning, and skips it"
 _KINDS = ("arrow", "csv", "json", "jsonl", "parquet", "txt")
-_MEDIA = Columns(videos="videos", audios="audios")
+_USUAL = Columns(videos="videos", audios="audios", kto_tag="kto_tag")
 _THOUGHT = re.compile("<think>.*?</think>", re.DOTALL)
 
 
@@ -44,14 +44,16 @@ class LlamaFactory(Consumer):
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
         if fault.code == "image-count" and view is not None and any(_hidden(view)):
             return None  # `check` says why
-        if view is not None and fault.field == _label_column(view):
+        if view is not None and fault.field and fault.field == _columns(view).history:
+            return replace(fault, message=f"{fault.message}: LLaMA-Factory ignores it")
+        if view is not None and fault.field and fault.field == _columns(view).kto_tag:
             if fault.code == "nothing-trained":
                 return None  # of KTO
             return replace(fault, message=f"{fault.message}: LLaMA-Factory reads the row as one without it")
         return super().judge(fault, view)
 
     def check_media(self, view: RowView) -> Iterator[Fault]:
-        columns = view.format.entry.columns if isinstance(view.format, ShareGPT) and view.format.entry else _MEDIA
+        columns = _columns(view)
         named = {"<video>": columns.videos, "<audio>": columns.audios}
         yield from self.count_media(view, {tag: (column,) for tag, column in named.items() if column})
 
@@ -168,11 +170,10 @@ class _OverRows(UniformTypes):
                     yield seen.place, Fault("role-unknown", seen.field, said, "use one name in all rows")
 
 
-def _label_column(view: RowView) -> str | None:
-    """The column that says whether an answer is good."""
-    if not isinstance(view.format, ShareGPT):
-        return None
-    return view.format.entry.columns.kto_tag if view.format.entry is not None else "kto_tag"
+def _columns(view: RowView) -> Columns:
+    """The columns that the entry of a file names, else some of those that are usual."""
+    entry = view.format.entry if isinstance(view.format, ShareGPT) else None
+    return _USUAL if entry is None else entry.columns
 
 
 def _hidden(view: RowView) -> Iterator[Fault]:

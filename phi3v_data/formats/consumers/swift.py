@@ -56,7 +56,10 @@ class Swift(Consumer):
         if fault.code == "wrong-type" and view is not None and fault.field.endswith((".loss", ".loss_scale")):
             return _of_weight(fault, view)
         if fault.code == "wrong-type" and view is None and fault.hint:
-            return fault  # it parses the JSON text of messages
+            return fault  # it parses the JSON text of messages, and takes the first of several answers
+        if fault.field == "history" and view is not None and isinstance(view.row["history"], str):
+            words = f"{fault.message}: ms-swift reads the text of a Python list, others do not"
+            return replace(fault, message=words, severity="warning")
         if fault.code == "wrong-type" and view is not None and _has_blocks(view, fault.field):
             words = f"{fault.message}: ms-swift reads blocks, which other formats have"
             return replace(fault, message=words, hint="give --format openai or axolotl")
