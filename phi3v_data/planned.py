@@ -178,9 +178,12 @@ def all_notes(request: Request, info: DatasetInfo, manifest: Manifest) -> tuple[
     """Notes of the converter, and those about the shares of the splits."""
     if not request.shares:
         return tuple(info.notes)
+    from phi3v_data.dataset import Dataset
     from phi3v_data.sets.shares import share_notes  # with all that validates a set, which few runs need
 
-    return (*info.notes, *share_notes(request.shares, manifest, request.limit))
+    splits = Dataset(request.out_dir)
+    grouped = any(split[0].group for split in splits.values())
+    return (*info.notes, *share_notes(request.shares, manifest, request.limit, grouped=grouped))
 
 
 def rejected_members(source: Source) -> Iterator[Item]:

@@ -1,9 +1,11 @@
 """`phi3v-data convert` as a user types it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from toy_converter import FILE, TOY, Toy, make_source, plain_source, rows, run_cli, tree
 
 import phi3v_data
@@ -171,6 +173,31 @@ def test_the_shares_that_a_split_by_hash_got_are_printed(tmp_path: Path) -> None
     assert stderr == (
         "note: hashing the groups gave train 70.0 %, val 30.0 % instead of train 68 %, val 32 %; "
         "`phi3v-data split` meets shares exactly\n"
+    )
+
+
+def test_rows_of_one_image_that_a_split_may_part_are_noted(tmp_path: Path) -> None:
+    """Ten images with four questions each; with a group per image there is nothing to note."""
+    (tmp_path / "pages").mkdir()
+    lines = ["image,question,answer,group"]
+    for number in range(40):
+        name = f"{number % 10}.png"
+        Image.new("RGB", (30, 20), (20 * (number % 10), 0, 0)).save(tmp_path / "pages" / name)
+        lines.append(f"{name},What is {number}?,it,{name}")
+    (tmp_path / "pages/with.csv").write_text("\n".join(lines))
+    (tmp_path / "pages/without.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    said = {}
+    for table in ("with", "without"):
+        words = ("--source", str(tmp_path / f"pages/{table}.csv"), "--out_dir", str(tmp_path / table), "--workers", "0")
+        done = run_cli("convert", "table", *words, "--split", "train=0.5,val=0.5")
+        assert done.returncode == 0, done.stderr
+        said[table] = done.stderr
+    assert "without groups" not in said["with"]
+    [note] = [line for line in said["without"].splitlines() if "without groups" in line]
+    assert re.fullmatch(
+        r"note: 40 rows without groups share 1\d images, and those of one image may be in different splits; "
+        r"`phi3v-data split` keeps them together",
+        note,
     )
 
 

@@ -107,7 +107,7 @@ SPLITS = (
         "equal paths are found.",
         "The model has seen the image with another question, and may answer from memory.",
         _files(row("a", "a.png"), row("b", "b.png", user="Is it round?", assistant="No."), a=_A, b=_A),
-        "Keep an image in one split: give its rows the same `group` and split by it.",
+        "Keep an image in one split, as `phi3v-data split` does; `convert --split` needs the same `group` in its rows.",
         severity_note="an error if one row of train contains all images of the held-out row; a warning if train "
         "contains only some of them, or between two held-out splits",
     ),

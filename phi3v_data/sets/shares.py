@@ -129,8 +129,13 @@ def note_few_rows(rows: Mapping[str, int]) -> list[str]:
     ]
 
 
-def share_notes(shares: Mapping[str, float], manifest: Manifest, limit: int | None = None) -> list[str]:
-    """Notes on the shares that hashing the groups gave, and on splits that are small or missing."""
+def share_notes(
+    shares: Mapping[str, float], manifest: Manifest, limit: int | None = None, *, grouped: bool = True
+) -> list[str]:
+    """Notes on the shares that hashing the groups gave, and on splits that are small, missing or may share images.
+
+    `grouped`: rows have groups.
+    """
     rows = {name: manifest.splits[name].rows for name in shares if name in manifest.splits}
     total = sum(rows.values())
     got = ", ".join(f"{name} {100 * rows.get(name, 0) / total:.1f} %" for name in shares)
@@ -143,8 +148,17 @@ def share_notes(shares: Mapping[str, float], manifest: Manifest, limit: int | No
         off = f"--limit {limit}, which is per split, gave {got} instead of {asked}; leave out --limit"
     else:
         off = f"hashing the groups gave {got} instead of {asked}; `phi3v-data split` meets shares exactly"
+    num_images = sum(manifest.splits[name].images for name in rows)
+    if 0 < num_images < total and not grouped:
+        shared = (
+            f"{counted(total, 'row')} without groups share {counted(num_images, 'image')}, and those of one image may "
+            "be in different splits; `phi3v-data split` keeps them together"
+        )
+    else:
+        shared = ""
     return [
         *([off] if is_off else []),
+        *([shared] if shared else []),
         *(f"split {name} has no samples: there are too few groups for its share" for name in empty),
         *note_few_rows(rows),
     ]

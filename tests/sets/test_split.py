@@ -297,3 +297,4 @@ def test_the_note_names_what_made_the_shares_differ() -> None:
     assert share_notes(shares, manifest) == [f"hashing the groups gave {got}; `phi3v-data split` meets shares exactly"]
     assert share_notes(shares, manifest, limit=6) == [f"--limit 6, which is per split, gave {got}; leave out --limit"]
     assert share_notes(shares, manifest, limit=7)[0].startswith("hashing the groups")
+    assert share_notes(shares, manifest, grouped=False) == share_notes(shares, manifest)  # no images
