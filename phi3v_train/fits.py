@@ -1,10 +1,13 @@
 """Which methods and recipes fit a device's memory, at the sizes of a planned run."""
 
+from functools import partial
 from typing import NamedTuple
 
 from phi3v_train.config import MethodConfig
+from phi3v_train.models.directory import ModelFiles
+from phi3v_train.models.meant import TINY
 from phi3v_train.plan import Plan
-from phi3v_train.recipes import load_recipe, recipe_names
+from phi3v_train.recipes import FAMILY, Recipe, load_recipe, recipe_names
 from phi3v_train.training.memory import estimate, fits
 
 
@@ -20,7 +23,7 @@ class Fit(NamedTuple):
 def fit_table(plan: Plan, available: int, *, dtype: str | None = None) -> list[Fit]:
     """Every method, at this run's sizes and dtype (or another), against `available` bytes.
 
-    Recipes are listed with the method and rank that they use.
+    Recipes for this model are listed with the method and rank that they use.
     """
     base = [
         {},
@@ -30,7 +33,7 @@ def fit_table(plan: Plan, available: int, *, dtype: str | None = None) -> list[F
     ]
     methods = {method.name: method for method in (MethodConfig.model_validate(values) for values in base)}
     names: dict[str, list[str]] = {name: [] for name in methods}
-    for recipe in map(load_recipe, recipe_names()):
+    for recipe in filter(partial(_is_for, plan.files), map(load_recipe, recipe_names())):
         values = {k: v for k, v in recipe.settings.items() if k in MethodConfig.model_fields}
         method = MethodConfig.model_validate(values)
         methods.setdefault(method.name, method)
@@ -50,3 +53,9 @@ def fit_table(plan: Plan, available: int, *, dtype: str | None = None) -> list[F
         )
         rows.append(Fit(name, memory.total, fits(memory, available), tuple(names[name])))
     return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _is_for(files: ModelFiles, recipe: Recipe) -> bool:
+    """Whether a recipe is for such a model: the tiny one, or those of the family as they are published."""
+    tiny = recipe.settings.get("model_name_or_path") == TINY
+    return files.family.name == FAMILY and tiny == (files.directory is None)

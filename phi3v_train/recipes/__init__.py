@@ -15,6 +15,9 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_train.config import home_groups
 from phi3v_train.setting_group import Group
 
+FAMILY = "phi3v"
+"""The model family that all of them are for."""
+
 
 class Published(Group):
     """A result that somebody published for these settings."""
