@@ -44,7 +44,7 @@ DATA_FLOORS = (
     ("files", "user_code"),
     ("console",),
     ("mounts", "markdown", "streams", "metric_names"),
-    ("errors", "lazy", "messages", "suffixes"),
+    ("errors", "lazy", "licences", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.
 

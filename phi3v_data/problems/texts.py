@@ -63,7 +63,8 @@ TOKENS = (
             },
             {"num_crops": 16},
         ),
-        "For several images per sample, num_crops 4 is what phi3v was trained with.",
+        "Nothing has to be fixed. To stay below the limit give a smaller --num_crops; for several images per sample, phi3v "
+        "was trained with 4.",
     ),
 )
 

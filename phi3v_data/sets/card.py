@@ -1,7 +1,6 @@
 """Dataset cards: `README.md` with the header that the Hugging Face Hub reads, counts, sources and sample images."""
 
 import html
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
 from phi3v_data.files import read_regular, unsafe_reason, write_bytes
 from phi3v_data.jsonl import BOM, Line, read_line_at
+from phi3v_data.licences import licence_entries
 from phi3v_data.markdown import markdown_code, markdown_text
 from phi3v_data.messages import counted, join_words
 from phi3v_data.report.gallery import collect, parse_row, row_label, row_turns, turn_images
@@ -34,10 +34,6 @@ _TASKS = {
     "chat": ["image-text-to-text"],
 }
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_LICENSES = re.compile(
-    r"apache-2\.0|mit|bsd(-[23]-clause)?|unlicense|openrail|odc-by|odbl|pddl|gpl-[23]\.0|lgpl-[23]\.[01]|agpl-3\.0"
-    r"|cc0-1\.0|cc(-by(-nc)?(-sa|-nd)?-[1-4]\.[05])?|cdla-(sharing-1\.0|permissive-[12]\.0)|other|unknown"
-)
 
 
 def write_card(
@@ -125,13 +121,7 @@ def _header(
     manifest: Manifest, stats: Mapping[str, Any], license_id: str, data_files: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     """The metadata for the Hub: licence, task, size, and the files of each split."""
-    name = (license_id or manifest.license).strip()
-    if not name:
-        known = {"license": "unknown"}
-    elif _LICENSES.fullmatch(name.lower()):
-        known = {"license": name.lower()}
-    else:
-        known = {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")[:80]}
+    known = licence_entries([license_id or manifest.license]) or {"license": "unknown"}
     files = [
         {"split": split.replace("-", "_"), "path": list(names) if len(names) > 1 else names[0]}
         for split, names in data_files.items()

@@ -43,13 +43,17 @@ def locate(
     if path.is_file():
         meant = f"; did you mean {path.parent}?" if is_model(path.parent) else ""
         raise NotFoundError(f"{called} {name}: is a file; give a model directory{meant}")
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    meant = hint(name) if not is_hub_id or path.parent.is_dir() else ""
-    if meant or not is_hub_id:
+    meant = hint(name) if not is_hub_id(name) or path.parent.is_dir() else ""
+    if meant or not is_hub_id(name):
         usual = "; give a model directory, a Hub id such as microsoft/Phi-3.5-vision-instruct, or tiny"
         raise NotFoundError(f"{called} {name}: no such directory{meant or usual}")
     directory = fetch(name, weights=weights, called=called)
     return ModelFiles(name, check_directory(directory, weights=weights), directory)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be that of a repository on the Hub, OWNER/NAME; a directory may have it, too."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def is_adapter(path: Path) -> bool:

@@ -10,12 +10,14 @@ import yaml
 from phi3v_data.dataset import read_manifest
 from phi3v_data.errors import UserError
 from phi3v_data.files import read_regular
+from phi3v_data.licences import licence_entries
 from phi3v_data.markdown import markdown_code, markdown_text
 from phi3v_data.schema import Manifest
 from phi3v_data.shards.view import data_directory
 from phi3v_train.config import RunConfig
 from phi3v_train.models.directory import ModelFiles
 from phi3v_train.models.family import ModelFamily
+from phi3v_train.models.locate import is_hub_id
 from phi3v_train.settings import resolve
 from phi3v_train.training.checkpoints import open_checkpoint
 from phi3v_train.training.folder import CARD, CONFIG, DONE, MODEL
@@ -24,6 +26,7 @@ MADE_BY = "made by `phi3v-train "
 """In the first sentence of every card written here."""
 TUNED_ON = " tuned on "
 DATA_HEAD = ("| set | source | licence |", "| --- | --- | --- |")
+BASE_KEY, LOCAL_KEY = "base_model", "base_name"
 LICENCE_KEYS = ("license", "license_name", "license_link")
 CARD_BYTES = 1 << 20
 
@@ -68,7 +71,7 @@ def read_card(path: Path, base: str) -> Origin | None:
     licences = {key: header[key] for key in LICENCE_KEYS if is_names(header.get(key))}
     if MADE_BY not in text:
         return Origin(base, licences=licences)  # of a base: the model that it was made from is not this one's base
-    named, lines = header.get("base_model"), text.splitlines()
+    named, lines = header.get(BASE_KEY, header.get(LOCAL_KEY)), text.splitlines()
     title = next((line for line in lines if line.startswith("# ")), "")
     after = lines[lines.index(DATA_HEAD[0]) + len(DATA_HEAD) :] if DATA_HEAD[0] in lines else []
     sets = after[: next((number for number, line in enumerate(after) if not line.startswith("|")), len(after))]
@@ -125,6 +128,7 @@ def merged_card(origin: Origin, family: ModelFamily, budget: int | None, *, adap
             *family.card_usage(".", budget, adapter=False, with_code=with_code),
             "```",
             "",
+            *(["With phi3v installed:", ""] if with_code else []),
             "```bash",
             "phi3v-train serve .",
             "```",
@@ -202,14 +206,14 @@ def card_text(
 
 def licences_of(data: Iterable[Manifest]) -> dict[str, Any]:
     """Entries of a card's header about the licences of the sets; empty if none states one."""
-    licences = sorted({each.license for each in data if each.license})
-    return {"license": licences[0] if len(licences) == 1 else licences} if licences else {}
+    return licence_entries(each.license for each in data)
 
 
 def header_lines(base: str, library: str, family: ModelFamily, licences: Mapping[str, Any]) -> list[str]:
-    """The header of a card, which the Hub reads."""
+    """The header of a card, which the Hub reads; it refuses a base that cannot be the name of one there."""
+    named = BASE_KEY if is_hub_id(base) and not Path(base).is_dir() else LOCAL_KEY
     header: dict[str, Any] = {
-        "base_model": base,
+        named: short_name(base),
         "library_name": library,
         "pipeline_tag": "image-text-to-text",
         "tags": list(family.card_tags),
@@ -218,9 +222,17 @@ def header_lines(base: str, library: str, family: ModelFamily, licences: Mapping
     return ["---", yaml.safe_dump(header, sort_keys=False).rstrip(), "---", ""]
 
 
+def short_name(base: str) -> str:
+    """A base's name without the folders of the machine that it was on; of a run's model, the run's name."""
+    if is_hub_id(base) and not Path(base).is_dir():
+        return base
+    path = Path(base)
+    return path.parent.name if path.name == MODEL and path.parent.name else path.name
+
+
 def title_lines(base: str, task: str) -> list[str]:
     """The title of a card; `task` is Markdown, and empty if the data are unknown."""
-    return [f"# {markdown_text(base)}{TUNED_ON if task else ''}{task}", ""]
+    return [f"# {markdown_text(short_name(base))}{TUNED_ON if task else ''}{task}", ""]
 
 
 def set_row(manifest: Manifest) -> str:

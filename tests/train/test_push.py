@@ -30,6 +30,19 @@ NEWER_XET = ("/v1/chunks/", "/v1/xorb-grants/", "/v2/")
 """Parts of Xet's protocol that this Hub lacks, as older servers do."""
 
 
+def header_errors(text: str) -> list[dict[str, str]]:
+    """Faults that the Hub finds in the header of a card: of the base, which must be a name there, and the licence."""
+    header = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
+    faults = []
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", header.get("base_model", "some/base")):
+        faults.append('"base_model" is not valid. Use a model id from the Hub')
+    licences = header.get("license", "mit")
+    for name in licences if isinstance(licences, list) else [licences]:
+        if name not in ("apache-2.0", "cc-by-4.0", "mit", "openrail", "other"):
+            faults.append('"license" must be one of [...]')
+    return [{"message": fault} for fault in faults]
+
+
 @dataclass
 class Hub:
     """Requests that arrived, by method and path, files of each branch, repositories that were made."""
@@ -64,7 +77,7 @@ class Hub:
         if path == f"/api/models/{REPO}":
             return {"id": REPO, "private": not self.public}
         if path == "/api/validate-yaml":
-            return {"errors": [], "warnings": []}
+            return {"errors": header_errors(json.loads(body)["content"]), "warnings": []}
         if "/branch/" in path:
             return None
         if "/preupload/" in path:
@@ -114,7 +127,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
             refused = bool(word) and word in path
             reply = {"error": f"no, {TOKEN}"} if refused else state.answer(self.command, path, body)
             content = b"" if reply is None else json.dumps(reply).encode()
-            self.send_response(code if refused else 200)
+            invalid = path == "/api/validate-yaml" and reply["errors"]
+            self.send_response(code if refused else 400 if invalid else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -276,7 +290,7 @@ def test_the_card_of_a_merged_adapter_names_base_sets_and_licence_wherever_the_a
     shutil.copytree(finished / "model", download)
     shutil.copy(finished / "README.md", download)
     expected = {
-        "base_model": "tiny",
+        "base_name": "tiny",
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["phi-3-vision", "phi3v"],
@@ -311,9 +325,21 @@ def test_a_card_of_others_gives_its_licence_only(finished: Path, call: Call, tmp
     assert call("merge", alone, tmp_path / "merged")[0] == 0
     header, text = card(tmp_path / "merged")
     assert header.get("license") == ("mit" if "mit" in readme else None)
-    assert header["base_model"] == "tiny"
+    assert (header["base_name"], "base_model" in header) == ("tiny", False)
     assert "\n# tiny\n" in text
     assert "## Data" not in text
+
+
+@pytest.mark.parametrize("header", ["license: my own", "base_model: /home/me/models/base"])
+def test_a_header_that_the_hub_refuses_is_one_sentence(
+    finished: Path, hub: Hub, call: Call, tmp_path: Path, header: str
+) -> None:
+    shutil.copytree(finished / "model", tmp_path / "model")
+    (tmp_path / "model/README.md").write_text(f"---\n{header}\n---\n# Mine\n")
+    code, out, err = call("push", tmp_path / "model", "--repo", REPO)
+    said = "the Hub refuses the header of the model card: correct the lines between --- in README.md"
+    assert (code, out, err) == (2, "", f"error: {REPO}: {said}\n")
+    assert hub.commits == []
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,43 @@ def test_licences_of_several_sets_are_a_sorted_list_on_the_card(data_dir: Path, 
     assert yaml.safe_load(card.split("---")[1])["license"] == ["apache-2.0", "cc-by-4.0", "mit", "openrail"]
 
 
+@pytest.mark.parametrize(
+    ("base", "entry", "title"),
+    [
+        ("microsoft/Phi-3.5-vision-instruct", ("base_model", "microsoft/Phi-3.5-vision-instruct"), None),
+        ("tiny", ("base_name", "tiny"), "tiny"),
+        ("/home/me/models/Phi-3.5", ("base_name", "Phi-3.5"), "Phi-3.5"),
+        ("../runs/shapes/model", ("base_name", "shapes"), "shapes"),
+        ("here/base", ("base_name", "base"), "base"),  # a directory
+    ],
+)
+def test_the_header_of_a_card_is_one_that_the_hub_takes(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    base: str,
+    entry: tuple[str, str],
+    title: str | None,
+) -> None:
+    """A base that is not a name on the Hub is not called one, and a licence that the Hub does not know is another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here/base").mkdir(parents=True)
+    info = SplitInfo(rows=8, images=6, files={"colours_train.jsonl": f"sha256:{'0' * 64}"})
+    licences = ("MIT", "Ours: ask Kim")
+    sets = [Manifest(name="colours", task="vqa", splits={"train": info}, license=each) for each in licences]
+    card = card_text(
+        resolve(settings_for(data_dir, tmp_path / "out")).config, get_family("phi3v"), task="vqa", data=sets,
+        base=base, trained={}, steps=1, samples=8, before=None, after=None, last=None, ending={},
+    )  # fmt: skip
+    header = yaml.safe_load(card.split("---")[1])
+    found = [(key, header[key]) for key in ("base_model", "base_name") if key in header]
+    assert found == [entry]
+    assert (header["license"], header["license_name"]) == ("other", "mit-and-ours-ask-kim")
+    if title:
+        assert f"\n# {title} tuned on vqa\n" in card
+    assert "/home/me" not in card.partition("## Use")[0]
+
+
 def test_a_plot_that_cannot_be_written_is_a_warning(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
