@@ -63,8 +63,8 @@ TOKENS = (
             },
             {"num_crops": 16},
         ),
-        "Nothing has to be fixed. To stay below the limit give a smaller --num_crops; for several images per sample, phi3v "
-        "was trained with 4.",
+        "Nothing has to be fixed. To stay below the limit give a smaller --num_crops; for several images per sample, "
+        "phi3v was trained with 4.",
     ),
 )
 
