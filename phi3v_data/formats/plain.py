@@ -58,9 +58,9 @@ class PlainRows(MessageReader):
         if type(messages) is not list or images is None:
             return None
         system = row.get(self._system_key) if self._system_key else ""
-        if not isinstance(system, str):
+        if not system:
             system = ""
-        elif system and self._is_special(system):
+        elif not isinstance(system, str) or self._is_special(system):
             return None
         roles = self._roles
         role_key = content_key = ""

@@ -85,7 +85,9 @@ class TaggedFormat(RowFormat):
         names = self.names
         texts: list[Line] = []
         system = row.get(names.system) if names.system else None
-        if isinstance(system, str) and system:
+        if system and not isinstance(system, str):
+            faults.append(Fault("wrong-type", names.system, f"{shown(names.system)} is {shown(system)}, not a text"))
+        elif system:
             if not lines or lines[0][0] != "system":
                 texts.append(("system", system, names.system, 1))
             elif lines[0][1] != system:

@@ -12,6 +12,7 @@ LOOKED_AT = 100
 
 _MESSAGES = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected")
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
+_EXTRAS = ("id", "answers", "group", "meta")  # which `extras` leaves out if they have another type
 _BY_ORDER = "tool_call_id"  # results follow their calls, whose ids are kept
 
 
@@ -47,7 +48,7 @@ class _Watched(Mapping[str, Any]):
 def unread_columns(values: Iterable[Any], row_format: RowFormat) -> tuple[str, ...]:
     """The columns, and keys of messages, with content in the first rows that the format does not read, in their order.
 
-    A key of messages is `messages[].weight`.
+    So are `id`, `answers`, `group` and `meta` of another type than theirs. A key of messages is `messages[].weight`.
     """
     names = getattr(row_format, "names", None)
     columns = dict.fromkeys((*_MESSAGES, *(() if names is None else names.messages)))
@@ -56,9 +57,12 @@ def unread_columns(values: Iterable[Any], row_format: RowFormat) -> tuple[str, .
         for row in value if isinstance(value, list | tuple) else (value,):
             if isinstance(row, Mapping):
                 watched = _Watched(row, columns)
-                if row_format.read(watched).chat is None:
+                chat = row_format.read(watched).chat
+                if chat is None:
                     continue  # it is a reject, and was not read to its end
                 found |= dict.fromkeys(watched.unread())
+                left_out = (key for key in _EXTRAS if row.get(key) not in _EMPTY and not getattr(chat, key))
+                found |= dict.fromkeys(left_out)
                 for column, messages in watched.inner.items():
                     keys = [key for message in messages if isinstance(message, _Watched) for key in message.unread()]
                     found |= {f"{column}[].{key}": None for key in keys if key != _BY_ORDER}

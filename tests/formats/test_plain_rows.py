@@ -322,7 +322,7 @@ def chat_row(*texts: str, **more: Any) -> dict[str, Any]:
             "sharegpt",
             {"system": "Short.", "messages": [{"role": "system", "content": ""}, {"role": "user", "content": "What?"},
                                               {"role": "assistant", "content": "A cat."}]},
-            "system-message-place",
+            "key-ignored",
         ),
         ("swift", {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat.",
                                                                        "loss_scale": 0.5}]}, "wrong-type"),

@@ -9,11 +9,13 @@ import pytest
 from broken_files import PNG, url
 from PIL import Image
 
-from phi3v_data.errors import Reject
+from phi3v_data.errors import Reject, UserError
 from phi3v_data.formats.drafts import make_draft
 from phi3v_data.formats.images import ImagePlaces
 from phi3v_data.formats.registry import get_format
 from phi3v_data.formats.rows import open_rows
+from phi3v_data.formats.unread import unread_columns
+from phi3v_data.importing import import_rows
 from phi3v_data.lint import lint_file
 
 Row = dict[str, Any]
@@ -207,6 +209,10 @@ def test_what_a_tool_does_not_take_is_named_and_no_other_row(name: str, folder: 
 GOOD: dict[str, tuple[str, Row]] = {
     "ms-swift, a result of a function": ("swift", chat(ASK, CALL, ("function_response", "1"), SAY)),
     "ms-swift, a scaled loss": ("swift", chat(ASK, (*SAY, {"loss_scale": 0.5}))),
+    "ms-swift, a rejected answer as messages": (
+        "swift",
+        chat(ASK, SAY, rejected_response=[{"role": "assistant", "content": "A dog."}]),
+    ),
     "ms-swift, an answer labelled as bad": ("swift", chat(ASK, SAY, label=False)),
     "llama-factory, an answer labelled as bad": ("sharegpt", talk(HUMAN, GPT, kto_tag=False)),
     "llama-factory, frames of a video": ("sharegpt", talk(("human", "<video>Hi"), GPT, videos=[["1.png", "2.png"]])),
@@ -248,6 +254,22 @@ def test_earlier_turns_that_are_not_read_are_not_left_out(history: object, tmp_p
     [seen] = found_in(tmp_path, [row], None, info=entry)
     assert seen[1:4] == ("wrong-type", 1, "history")
     assert seen[4].endswith(", not an array of pairs: LLaMA-Factory ignores it")
+
+
+@pytest.mark.parametrize("system", [["Be brief."], {"text": "Be brief."}, 5])
+def test_a_system_message_that_is_not_a_text_is_not_left_out(system: object, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(chat(ASK, SAY, system=system)) + "\n")
+    with pytest.raises(UserError, match="1 wrong-type"):
+        import_rows("swift", tmp_path / "rows.jsonl", tmp_path / "out", workers=0)
+    [found] = found_in(tmp_path, [chat(ASK, SAY, system=system)], "swift")
+    assert found[:4] == ("error", "wrong-type", 1, "system")
+
+
+def test_columns_of_another_type_than_theirs_are_named_in_the_note_of_an_import() -> None:
+    rows = [chat(ASK, SAY, answers=["a"], group="g", meta={"a": 1}, id=3), chat(ASK, SAY, answers=[], meta="")]
+    assert unread_columns(rows, get_format("swift")()) == ()
+    rows = [chat(ASK, SAY, answers=[1]), chat(ASK, SAY, group=5, meta={"a": [1]}), chat(ASK, SAY, id=0.5)]
+    assert unread_columns(rows, get_format("swift")()) == ("answers", "group", "meta", "id")
 
 
 def test_rows_are_not_blamed_for_what_the_settings_of_their_file_hide(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class Swift(Consumer):
             return _of_weight(fault, view)
         if fault.code == "wrong-type" and view is None and fault.hint:
             return fault  # it parses the JSON text of messages, and takes the first of several answers
+        if fault.field == _REJECTED and view is not None and isinstance(view.row[_REJECTED], list | tuple):
+            return None  # messages in place of a text
         if fault.field == "history" and view is not None and isinstance(view.row["history"], str):
             words = f"{fault.message}: ms-swift reads the text of a Python list, others do not"
             return replace(fault, message=words, severity="warning")
