@@ -241,7 +241,7 @@ def test_faults_of_the_text_of_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.json", b'{\n  "a": 1\n}\n', "single JSON object"),
+        ("a.json", b'{\n  "a": 1\n}\n', "begins with a JSON object over several lines"),
         ("a.json", b"", "is empty"),
         ("a.jsonl", b" \n\n", "is empty"),
         ("a.csv", b"id,text\n1,a\n", "CSV"),
