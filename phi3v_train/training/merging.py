@@ -10,6 +10,7 @@ from torch import Tensor
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import write_text
+from phi3v_data.messages import shown
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.adapters import attach_adapter
 from phi3v_train.models.directory import ModelFiles, read_json
@@ -24,6 +25,8 @@ from phi3v_train.training.folder import CARD
 from phi3v_train.training.parallel.shards import Shards
 from phi3v_train.training.saving import cast, own_state, write_model_directory
 
+WRITTEN = frozenset({".json", ".jinja", ".safetensors", ".md", ".model", ".py", ".txt"})
+"""Suffixes of the files that make up a model directory."""
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -84,7 +87,7 @@ def free_target(out: Path, sources: Sequence[Path | None], *, overwrite: bool) -
     """The directory to write for `out`, links followed; with `overwrite` in place of a model directory there.
 
     Raises:
-        UserError: something else is there, or one of `sources`, which are read.
+        UserError: something else is there, beside a model too, or one of `sources`, which are read.
     """
     target = Path(os.path.realpath(out))
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -93,6 +96,11 @@ def free_target(out: Path, sources: Sequence[Path | None], *, overwrite: bool) -
         raise UserError(f"{out}: exists already; choose another directory or give --overwrite")
     if not (target / "config.json").is_file() or not any(target.glob("*.safetensors")):
         raise UserError(f"{out}: is not a model directory, and --overwrite replaces nothing else; choose another one")
+    others = (path.name for path in target.iterdir() if path.is_dir() or path.suffix not in WRITTEN)
+    if (other := min(others, default=None)) is not None:
+        raise UserError(
+            f"{out}: has {shown(other)}, which merge did not write; move it away or choose another directory"
+        )
     for source in sources:
         real = None if source is None else Path(os.path.realpath(source))
         if real is not None and target in (real, *real.parents):

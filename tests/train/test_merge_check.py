@@ -271,6 +271,10 @@ def test_overwrite_replaces_a_model_directory_and_nothing_else(
     for _ in range(2):
         assert command("tiny", str(link), "--overwrite") == 0
     assert link.is_symlink()
+    (link / "logs").mkdir()
+    capsys.readouterr()
+    assert command("tiny", str(link), "--overwrite") == 2
+    assert "link: has 'logs', which merge did not write; move it away" in capsys.readouterr().err
     assert sorted(path.name for path in work.parent.iterdir()) == ["config.json", "link", "made", "notes.txt", "work"]
 
 
