@@ -79,12 +79,6 @@ class Answerer:
         """Requests of the running batch."""
         return len(self._running)
 
-    @property
-    def num_open(self) -> int:
-        """Requests, waiting or running, whose answer someone waits for."""
-        with self._changed:
-            return sum(request.is_open for request in (*self._waiting, *self._running))
-
     def check_text(self, text: str, *, num_images: int) -> None:
         """Refuse a text that no row may have, or that the model would read as more than text.
 
@@ -152,15 +146,14 @@ class Answerer:
             self._changed.notify()
         self._thread.join(0.0 if self._cut else timeout)
 
-    def cut_off(self) -> int:
-        """Take no more requests and end those that are open, with a `ShuttingDownError`; the number of them."""
+    def cut_off(self) -> None:
+        """Take no more requests and end those that are open, with a `ShuttingDownError`."""
         with self._changed:
             self._closing = self._cut = True
-            left = [request for request in (*self._waiting, *self._running) if request.is_open]
-            for request in left:
-                request.put(ShuttingDownError())
+            for request in (*self._waiting, *self._running):
+                if request.is_open:
+                    request.put(ShuttingDownError())
             self._changed.notify()
-        return len(left)
 
     def _work(self) -> None:
         while True:

@@ -76,15 +76,21 @@ class GracefulServer(uvicorn.Server):
                 connection.transport.close()  # half a request, of which the rest may never come
             else:
                 connection.shutdown()
-        if unfinished := self.answerer.num_open:
+        if unfinished := self._num_unfinished():
             again = "; Ctrl-C again ends at once" if signal.SIGINT in self.signals else ""
             limit = f", at most {self.grace:g} s" if self.grace else ""
             self.say(f"finishing {counted(unfinished, 'answer')}{limit}{again}")
         if not await self._all_ended(self.grace):
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would show a traceback for each request
-            self.num_cut = self.answerer.cut_off()
+            self.num_cut = self._num_unfinished()
+            self.answerer.cut_off()
             await self._all_ended(TOLD, forced=False)
         await self.lifespan.shutdown()
+
+    def _num_unfinished(self) -> int:
+        """Requests that have come whole and are not answered to their end, those without a prompt yet among them."""
+        cycles = [getattr(connection, "cycle", None) for connection in self.server_state.connections]
+        return sum(cycle is not None and not (cycle.more_body or cycle.response_complete) for cycle in cycles)
 
     async def _all_ended(self, seconds: float, *, forced: bool = True) -> bool:
         """Whether all requests end within some seconds; no longer waited for at a second signal if `forced`."""

@@ -475,7 +475,7 @@ def test_answers_that_are_cut_off_are_told_so(
     with urlopen(request) as stream, ThreadPoolExecutor(1) as pool:
         assert b"assistant" in stream.readline()
         whole = pool.submit(post, address, asked)
-        until(lambda: answerer.num_open == 2)
+        until(lambda: answerer.num_running + answerer.num_waiting == 2)
         for _ in range(num_signals):
             server.handle_exit(signal.SIGINT, None)
         events = stream.read().split(b"\n\n")

@@ -39,7 +39,7 @@ class StandIn:
 
     def __init__(self, max_waiting: int = 64) -> None:
         self.max_waiting = max_waiting
-        self.num_waiting = self.num_running = self.num_open = 0
+        self.num_waiting = self.num_running = 0
         self.asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self.images: list[Any] = []
         self.encoding = threading.Semaphore(0)
@@ -59,6 +59,9 @@ class StandIn:
         self.num_waiting += 1
         self.asked.put(made := Request(prompt, sampling))
         return made
+
+    def cut_off(self) -> None:
+        """There is nothing to cut off."""
 
     def close(self) -> None:
         self.go.set()
@@ -209,6 +212,21 @@ def test_half_a_request_does_not_hold_up_the_end(stand_in: StandIn) -> None:
         thread.join(20)
         assert not thread.is_alive()
     assert server.num_cut == 0
+
+
+def test_a_request_that_is_being_prepared_counts_among_those_that_are_cut_off(stand_in: StandIn) -> None:
+    said: list[str] = []
+    app = make_app(stand_in, ServerSettings(name="tiny"))  # type: ignore[arg-type]
+    server = GracefulServer(app, stand_in, grace=0.0, say=said.append)  # type: ignore[arg-type]
+    listening = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    stand_in.go.clear()
+    with connect(f"http://127.0.0.1:{listening.getsockname()[1]}", {"messages": ask_about("Hi")}):
+        assert stand_in.encoding.acquire(timeout=60)
+        server.handle_exit(signal.SIGTERM, None)
+        thread.join(60)
+    assert (said, server.num_cut) == (["finishing 1 answer"], 1)
 
 
 def test_all_images_together_have_a_limit(address: str) -> None:
