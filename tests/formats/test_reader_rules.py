@@ -337,6 +337,7 @@ KINDS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("llava", "rows.json.gz", "gzip", [("warning", "file-encoding")]),
     ("llava", "rows.parquet", "parquet", [("error", "file-encoding")]),
     ("sharegpt", "rows.jsonl.gz", "gzip", [("warning", "file-encoding")]),
+    ("sharegpt", "rows.jsonl", "gzip", []),
     ("sharegpt", "rows.ndjson", "lines", [("error", "file-encoding")]),
     ("sharegpt", "rows.parquet", "parquet", []),
     ("openai", "rows.json", "array", [("error", "json-syntax")]),

@@ -111,7 +111,7 @@ class LlamaFactory(Consumer):
 
     def check_file(self, name: str, kind: str) -> Iterator[Fault]:
         suffix = Path(name).suffix
-        if kind == "gzip":
+        if suffix == ".gz":  # under another name, `datasets` unpacks it
             yield packed_file("LLaMA-Factory goes by the end of a file's name")
         elif suffix.removeprefix(".") not in _KINDS:
             words = f"LLaMA-Factory reads files whose names end in {', '.join(_KINDS)}, and stops at {shown(suffix)}"
