@@ -22,6 +22,7 @@ from PIL import Image
 from starlette.responses import HTMLResponse
 
 from phi3v_data.errors import UserError
+from phi3v_train.models.locate import locate
 from phi3v_train.serving.address import bind
 from phi3v_train.serving.app import ServerSettings, make_app
 from phi3v_train.serving.load import load
@@ -70,7 +71,7 @@ def main() -> None:
         sys.exit("Chromium is not installed")
     try:
         settings = resolve({"model_name_or_path": args.model, "device": "cpu"})
-        answerer = load(settings.config.model).answerer
+        answerer = load(locate(args.model), settings.config.model).answerer
     except UserError as error:
         sys.exit(str(error))
     try:

@@ -10,6 +10,7 @@ from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_data.errors import UserError
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import IMAGE_OPTIONS, EvalConfig, ModelConfig
+from phi3v_train.models.locate import locate
 from phi3v_train.settings import Settings
 
 
@@ -38,14 +39,17 @@ def chat(
     """Ask a model questions about images in the terminal; answers appear as they are generated.
 
     Each line is a question. /image FILE adds an image to the next question, /new starts over, /history shows the
-    conversation, /quit or Ctrl-D ends it; Ctrl-C stops an answer.
+    conversation, /quit or Ctrl-D ends it; Ctrl-C stops an answer, and at the prompt the conversation. With lines
+    from a file or a pipe the exit code is 1 if one of them was refused.
     """
+    files = locate(model, base=base, called="MODEL")
+    if not quiet:
+        print(f"loading {model}", file=sys.stderr)
     from phi3v_train.serving.load import load
     from phi3v_train.serving.request import Sampling
     from phi3v_train.serving.terminal import Conversation, talk
 
-    config = settings.config.model.model_copy(update={"model_name_or_path": model})
-    served = load(config, base=base, max_batch=1)
+    served = load(files, settings.config.model, max_batch=1)
     say_notes(served.notes, quiet=quiet)
     try:
         served.answerer.check_text(system, num_images=0)
@@ -57,8 +61,10 @@ def chat(
         conversation.add_image(path)
     if sys.stdin.isatty() and not quiet:
         print(f"{served.name}: /image FILE, /new, /history, /quit", file=sys.stderr)
-    talk(conversation)
+    num_refused = talk(conversation)
     served.answerer.close()
+    if num_refused and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 command = make_command(chat, name="chat")

@@ -10,6 +10,7 @@ from phi3v_data.cli.base import Quiet, command_info, make_command
 from phi3v_data.messages import counted, escaped
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import IMAGE_OPTIONS, ModelConfig
+from phi3v_train.models.locate import locate
 from phi3v_train.serving.address import KEY_VARIABLE, LOOPBACK, bind, host_name, require_key, web_origin
 from phi3v_train.settings import Settings
 
@@ -65,18 +66,17 @@ def serve(
     key = os.environ.get(KEY_VARIABLE, "").strip()
     require_key(host, key)
     pages = tuple(map(web_origin, origins or ()))
-    listening = bind(host, port)
-    from phi3v_train.serving.app import ServerSettings, make_app
-    from phi3v_train.serving.load import load
-    from phi3v_train.serving.protocol import Limits
-    from phi3v_train.serving.run_server import serve as run
-
-    with listening:
-        where = listening.getsockname()
-        config = settings.config.model.model_copy(update={"model_name_or_path": model})
+    with bind(host, port) as listening:
+        files = locate(model, base=base, called="MODEL")
         if not quiet:
             print(f"loading {model}", file=sys.stderr)
-        served = load(config, base=base, max_batch=max_batch, max_waiting=max_waiting)
+        from phi3v_train.serving.app import ServerSettings, make_app
+        from phi3v_train.serving.load import load
+        from phi3v_train.serving.protocol import Limits
+        from phi3v_train.serving.run_server import serve as run
+
+        where = listening.getsockname()
+        served = load(files, settings.config.model, max_batch=max_batch, max_waiting=max_waiting)
         say_notes(served.notes, quiet=quiet)
         names = (*map(host_name, hosts or ()), *LOOPBACK) if host in LOOPBACK or hosts else ()
         limits = Limits(new_tokens=max_new_tokens, images=max_images, prompt_tokens=max_prompt_tokens)

@@ -7,8 +7,8 @@ from typing import Any
 from phi3v_train.config import DEFAULT_NUM_CROPS, ModelConfig
 from phi3v_train.data.encode import Encoder
 from phi3v_train.data.model_settings import ModelNote, model_notes
+from phi3v_train.models.directory import ModelFiles
 from phi3v_train.models.loading import load_model, load_processor
-from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.models.registry import make_renderer
 from phi3v_train.serving.answerer import Answerer
@@ -24,13 +24,12 @@ class Served:
     notes: Sequence[ModelNote]
 
 
-def load(config: ModelConfig, *, base: str | None = None, max_batch: int = 8, max_waiting: int = 64) -> Served:
-    """Load a model directory, an adapter, a Hub model or `tiny:FAMILY` for answering.
+def load(files: ModelFiles, config: ModelConfig, *, max_batch: int = 8, max_waiting: int = 64) -> Served:
+    """Load a model for answering, see `locate`; of `config` only dtype, device, attention and image options matter.
 
     Raises:
-        UserError: it is not there, or cannot be used.
+        UserError: it cannot be used.
     """
-    files = locate(config.model_name_or_path, base=base, called="MODEL")
     options = config.image_options
     family = files.family
     budget = family.image_budget(options)

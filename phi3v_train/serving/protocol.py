@@ -56,6 +56,10 @@ MAX_TOKEN = 16
 """Characters per token of the limit on prompts; a longer text is refused before it is tokenized."""
 
 
+CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
+"""OpenAI's `code` of errors, by their status."""
+
+
 class ApiError(Exception):
     """A request that is refused; `close` if the rest of it is not worth waiting for."""
 
@@ -69,7 +73,8 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON of the response."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": None}}
+        code = "model_not_found" if (self.status, self.param) == (404, "model") else CODES.get(self.status)
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
 
 
 @dataclass(frozen=True, slots=True)

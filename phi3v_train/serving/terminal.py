@@ -83,9 +83,16 @@ class Conversation:
         return lines
 
 
-def talk(conversation: Conversation) -> None:
-    """Read lines from stdin until its end or `/quit`; an error in one line does not end the conversation."""
-    interactive = sys.stdin.isatty()
+def talk(conversation: Conversation) -> int:
+    """Read lines from stdin until its end or `/quit`; an error in one line does not end the conversation.
+
+    Returns:
+        The number of lines that could not be carried out.
+    """
+    interactive, num_refused = sys.stdin.isatty(), 0
+    if interactive:
+        with suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401  # gives `input` the arrow keys
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not text is refused, and not the end
     while True:
@@ -94,14 +101,15 @@ def talk(conversation: Conversation) -> None:
         except EOFError:
             if interactive:
                 print()
-            return
+            return num_refused
         try:
             if line == "/quit":
-                return
+                return num_refused
             if line:
                 obey(conversation, line)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            num_refused += 1
 
 
 def obey(conversation: Conversation, line: str) -> None:

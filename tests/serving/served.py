@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from phi3v_data.schema import Sample, Turn
+from phi3v_train.models.locate import locate
 from phi3v_train.serving.address import bind
 from phi3v_train.serving.answerer import Answerer
 from phi3v_train.serving.app import ServerSettings, make_app
@@ -29,7 +30,7 @@ def small_answerer(model: str = "tiny", **changes: Any) -> Answerer:
     options: dict[str, Any] = {"model_name_or_path": model, "device": "cpu"}
     if model == "tiny":
         options["num_crops"] = 1
-    return load(resolve(options).config.model, **changes).answerer
+    return load(locate(model), resolve(options).config.model, **changes).answerer
 
 
 def question(text: str, *images: Any) -> tuple[Sample, list[Any]]:

@@ -276,6 +276,14 @@ def test_unknown_paths_and_methods_have_the_shape_of_openais_errors(
     assert json.load(error.value) == {"error": expected}
 
 
+def test_a_refused_key_and_an_unknown_model_have_openais_codes(address: str) -> None:
+    status, body = post(address, {"messages": ask_about("Hi"), "model": "gpt"})
+    assert (status, body["error"]["code"], body["error"]["param"]) == (404, "model_not_found", "model")
+    with running(make_app(make_unused(), ServerSettings(name="tiny", api_key="secret"))) as own:
+        status, body = post(own, {"messages": ask_about("Hi")})
+    assert (status, body["error"]["code"], body["error"]["param"]) == (401, "invalid_api_key", None)
+
+
 def test_a_web_page_of_another_site_cannot_ask(address: str) -> None:
     """Neither by a form or a request without preflight, which are not JSON, nor by one that says where it is from."""
     asked = {"messages": ask_about("Hi"), "max_tokens": 1}

@@ -1,6 +1,7 @@
 """The chat in the terminal, line by line."""
 
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,8 +46,9 @@ def test_an_error_in_a_line_does_not_end_the_conversation(
     (tmp_path / "text.png").write_text("not an image")
     say(monkeypatch, f"/image {tmp_path / 'no.png'}", f"/image {tmp_path / 'text.png'}", "/image", "/jump", "Hello")
     code, out, err = cli("chat", "tiny", "--num_crops", "1", "--max_new_tokens", "4", main=main)
-    assert code == 0
+    assert code == 1
     assert err.splitlines() == [
+        "loading tiny",
         f"error: {tmp_path / 'no.png'}: No such file or directory",
         f"error: {tmp_path / 'text.png'}: is not an image (a text file)",
         "error: /image needs the path of a file",
@@ -75,7 +77,7 @@ def test_a_path_that_cannot_be_is_one_sentence(path: str) -> None:
 def test_a_line_that_is_not_text_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nHello\n"), encoding="utf-8"))
     code, out, err = cli("chat", "tiny", "--num_crops", "1", "--max_new_tokens", "4", main=main)
-    assert (code, err) == (0, "error: the text has a lone surrogate (\\udce9) at character 3\n")
+    assert (code, err) == (1, "loading tiny\nerror: the text has a lone surrogate (\\udce9) at character 3\n")
     assert len(out.splitlines()) == 1
 
 
@@ -114,6 +116,16 @@ def test_a_model_that_is_not_there_is_called_as_it_was_given(cli: Cli, tmp_path:
         )
         assert (code, out) == (2, "")
         assert err.startswith("error: MODEL ./nosuch: no such directory; give a model directory, ")
+        program = (
+            f"import sys; sys.argv = ['phi3v-train', '{command}', './nosuch', '--quiet']\n"
+            "from phi3v_train.cli.app import main\n"
+            "try: main()\n"
+            "finally: print('torch' in sys.modules, 'fastapi' in sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "False False\n"), (
+            done.stderr
+        )  # said before the seconds of importing them
     (tmp_path / "dataset.json").write_text("{}")
     code, _, err = cli("serve", tmp_path, "--quiet", "--port", "0", main=main)
     assert (code, f"{tmp_path}: is a dataset directory, not a model; " in err) == (2, True)

@@ -32,6 +32,15 @@ IGNORED_WEIGHTS = ("position_ids",)
 
 Finding = tuple[str, str]
 
+BESIDE = {
+    "vllm": ("vllm needs phi3v installed beside it, whose plugin brings the configuration and the processor",),
+    "mlx": (
+        "mlx-vlm's own processor leaves out two tokens behind each image, the BOS and the space, which training had: "
+        "answers may be worse than those of phi3v-train serve",
+    ),
+}
+"""What no file of the directory can change, for each engine."""
+
 
 def check(directory: Path, engine: str) -> EngineReport:
     """Everything that `engine` needs of a model directory and does not find there, and what to know of its rope.
@@ -64,6 +73,7 @@ def check(directory: Path, engine: str) -> EngineReport:
         *check_tokens(directory, content, known, engine),
         *compare_weights(expected, stored_shapes(directory), known, engine),
         *check_rope(ours, known, engine),
+        *((NOTE, text) for text in BESIDE.get(engine, ())),
     ]
     return EngineReport(origin, tuple(findings))
 
