@@ -123,9 +123,8 @@ def test_a_model_that_is_not_there_is_called_as_it_was_given(cli: Cli, tmp_path:
             "finally: print('torch' in sys.modules, 'fastapi' in sys.modules)\n"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "False False\n"), (
-            done.stderr
-        )  # said before the seconds of importing them
+        # said before the seconds of importing them
+        assert (done.returncode, done.stdout) == (2, "False False\n"), done.stderr
     (tmp_path / "dataset.json").write_text("{}")
     code, _, err = cli("serve", tmp_path, "--quiet", "--port", "0", main=main)
     assert (code, f"{tmp_path}: is a dataset directory, not a model; " in err) == (2, True)

@@ -39,7 +39,7 @@ BESIDE = {
         "answers may be worse than those of phi3v-train serve",
     ),
 }
-"""What no file of the directory can change, for each engine."""
+"""Notes on each engine that no file of the directory can change."""
 
 
 def check(directory: Path, engine: str) -> EngineReport:
