@@ -20,7 +20,7 @@ from phi3v_data.lock import share_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = ROOT / "examples/data/UCF101_subset"
-POLL = 0.002
+POLL = 0.01
 
 
 def journal_size(out: Path) -> int:
