@@ -65,12 +65,17 @@ def unseen(work: Path, seed: int) -> dict[str, Any]:
 
 
 def verdict(product: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> str:
-    """passed, failed, or not known because runs are not finished."""
-    if not all(state["finished"] for state in (*product, *plain)):
+    """passed, failed, or not known because runs are not finished; a plain loop that is not is taken for perfect."""
+    if not all(state["finished"] for state in product):
         return "not known: runs are not finished"
     low = min(state["interval"][0] for state in product)
-    ours, theirs = (sum(state["accuracy"] for state in states) / len(states) for states in (product, plain))
-    return "passed" if low > WANTED and ours >= theirs - MARGIN else "failed"
+    ours, theirs = (sum(state.get("accuracy", 1.0) for state in states) / len(states) for states in (product, plain))
+    passed = low > WANTED and ours >= theirs - MARGIN
+    if not (left := sum(not state["finished"] for state in plain)):
+        return "passed" if passed else "failed"
+    if not passed:
+        return "not known: runs are not finished"
+    return f"passed ({left} of {len(plain)} plain loops are not finished and count as 100 %)"
 
 
 def write(work: Path, data: Path, recipe: Recipe, sizes: Sizes, seeds: Sequence[int], results: Path) -> dict[str, Any]:

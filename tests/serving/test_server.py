@@ -160,7 +160,7 @@ FIELD = "messages[0].content[0].image_url.url"
     ({"n": 2}, 400, "'n' can only be 1: leave it out", "n"),
     ({"store": True}, 400, "'store' asks to keep the answer, which this server never does: leave it out", "store"),
     ({"logprobs": True}, 400, "'logprobs' is not supported here: leave it out", "logprobs"),
-    ({"tools": [{"type": "function"}]}, 400, "'tools' cannot be used: tools are not supported here: leave it out",
+    ({"tools": [{"type": "function"}]}, 400, "'tools' cannot be used, as tools are not supported here: leave it out",
      "tools"),
     ({"frequency_penalty": 0.5}, 400, "'frequency_penalty' is not supported here: leave it out", "frequency_penalty"),
     ({"response_format": {"type": "json_object"}}, 400, "'response_format' is not supported here: leave it out",
