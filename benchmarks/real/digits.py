@@ -89,9 +89,9 @@ def write_results(work: Path, seeds: Sequence[int], results: Path) -> None:
         "# Handwritten digits from scratch",
         "",
         f"`python benchmarks/real/digits.py`: {NUM_TRAIN:,} training and {NUM_TEST} test images of scikit-learn's "
-        f"`load_digits`, {steps:,} steps of {RECIPE.batch_size} samples, about two minutes each. The most frequent digit "
-        f"of the training images is right in {most_frequent():.1%} of the test images. Few images, so that the slow tests "
-        "can train on them.",
+        f"`load_digits`, {steps:,} steps of {RECIPE.batch_size} samples, about two minutes each. The most frequent "
+        f"digit of the training images is right in {most_frequent():.1%} of the test images. Few images, so that the "
+        "slow tests can train on them.",
         "",
         *scratch.TABLE_HEAD,
         *(scratch.state_row("phi3v_train", state, steps) for state in states),
