@@ -1,5 +1,6 @@
 """A planned conversion up to its finished parts: source, plan, identity, and what an earlier run has done of it."""
 
+import json
 import os
 import pickle
 from collections import Counter
@@ -178,12 +179,17 @@ def all_notes(request: Request, info: DatasetInfo, manifest: Manifest) -> tuple[
     """Notes of the converter, and those about the shares of the splits."""
     if not request.shares:
         return tuple(info.notes)
-    from phi3v_data.dataset import Dataset
     from phi3v_data.sets.shares import share_notes  # with all that validates a set, which few runs need
 
-    splits = Dataset(request.out_dir)
-    grouped = any(split[0].group for split in splits.values())
+    grouped = any(first_row(request.out_dir / next(iter(info.files))).get("group") for info in manifest.splits.values())
     return (*info.notes, *share_notes(request.shares, manifest, request.limit, grouped=grouped))
+
+
+def first_row(path: Path) -> dict[str, Any]:
+    """The first row of a file that was just written; without a `Dataset`, which would leave an index beside it."""
+    with path.open("rb") as file:
+        row: dict[str, Any] = json.loads(file.readline())
+    return row
 
 
 def rejected_members(source: Source) -> Iterator[Item]:
