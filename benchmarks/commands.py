@@ -13,6 +13,7 @@ Each is a process of its own with its start-up, in turn, median of the runs; CPU
 """
 
 import argparse
+import io
 import os
 import shutil
 import statistics
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from common import machine, save
 from convert_ucf101 import make_clips
 from formats.import_rows import measured
@@ -168,7 +170,7 @@ def images(part: str, work: Path, runs: int, kind: str, count: int, size: tuple[
     shutil.copytree(directory / "images", folder)
     shutil.copy(directory / "metadata.jsonl.aside", folder / "train/metadata.jsonl")
     (directory / "metadata.jsonl.aside").unlink()
-    check = (*CLI, "validate", str(directory), "--workers", "0", "--quiet")
+    check = (*CLI, "validate", str(directory), "--workers", "1", "--quiet")
     commands = {
         "ours": (*check, "--fresh"),
         "again": check,
@@ -184,12 +186,13 @@ def rows(work: Path, runs: int) -> dict[str, Any]:
     directory.mkdir()
     with open(directory / "train.jsonl", "w") as file:
         file.writelines(map(vqa_row, range(count)))
+    PIL.Image.new("RGB", (64, 48), (90, 120, 30)).save(image := io.BytesIO(), "JPEG")
     for place in range(5000):
         path = directory / f"images/train/{place % 50:02d}/image_{place:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+        path.write_bytes(image.getvalue())
     commands = {
-        "ours": (*CLI, "validate", str(directory), "--level", "quick", "--workers", "0", "--fresh", "--quiet"),
+        "ours": (*CLI, "validate", str(directory), "--level", "quick", "--workers", "1", "--fresh", "--quiet"),
         "loop": (sys.executable, "-c", LOOP, str(directory / "train.jsonl")),
     }
     return compared("rows", cpu_seconds(commands, runs, work, lambda name: None), rows=count)
