@@ -298,3 +298,7 @@ def test_the_note_names_what_made_the_shares_differ() -> None:
     assert share_notes(shares, manifest, limit=6) == [f"--limit 6, which is per split, gave {got}; leave out --limit"]
     assert share_notes(shares, manifest, limit=7)[0].startswith("hashing the groups")
     assert share_notes(shares, manifest, grouped=False) == share_notes(shares, manifest)  # no images
+    for num_images, expected in ((6, []), (5, ["12 rows without groups share 10 images"])):  # of 6 rows in each split
+        infos = {name: info.model_copy(update={"images": num_images}) for name, info in manifest.splits.items()}
+        notes = share_notes(shares, manifest.model_copy(update={"splits": infos}), grouped=False)
+        assert [note.partition(",")[0] for note in notes if "without groups" in note] == expected
