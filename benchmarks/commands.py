@@ -25,10 +25,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parent / "formats"))
+
 import PIL.Image
 from common import machine, save
 from convert_ucf101 import make_clips
-from formats.import_rows import measured
+from import_rows import measured
 from validate import vqa_row, write_directory
 
 PACKAGES = ("phi3v", "numpy", "av", "opencv-python-headless", "decord2", "pillow", "simplejpeg", "datasets", "pydantic")

@@ -211,7 +211,7 @@ def train(spec: Mapping[str, Any], group: Any) -> dict[str, Any]:
     reader = Reader(sources, Encoder(PHI3V.renderer(tiny_processor(NUM_CROPS))))
     loop, size = make_loop(fresh_model(), kind, config, steps, group)
     if not spec["balanced"]:
-        loader_module.partition = as_drawn
+        loader_module.partition = as_drawn  # type: ignore[attr-defined]  # measured from outside
     loader = TrainLoader(
         reader,
         SampleOrder((len(sources[0]),), spec["batch"]),

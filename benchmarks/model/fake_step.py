@@ -93,7 +93,7 @@ KEPT: list[Any] = []
 def cast_then(operation: Any, low: bool, *args: Any, **kwargs: Any) -> Any:
     """An operation under autocast: its floating tensors in the low number format, or in fp32."""
     target = torch.get_autocast_dtype(NAME) if low else torch.float32
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)  # type: ignore[attr-defined]
     with torch._C._ExcludeDispatchKeyGuard(keys):
 
         def cast(value: Any) -> Any:

@@ -12,8 +12,9 @@ from tests.test_modeling_common import ModelTesterMixin, ids_tensor
 from transformers.models.auto import modeling_auto
 
 import phi3v_train  # noqa: F401  # registers the model with transformers' Auto classes
+from phi3v_train.models.phi3v.backbone import Phi3VModel
 from phi3v_train.models.phi3v.configuration_phi3_v import Phi3VConfig
-from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration, Phi3VModel
+from phi3v_train.models.phi3v.modeling_phi3_v import Phi3VForConditionalGeneration
 
 # The tests find out by class names, from these tables, which classes take labels and which is a base model.
 modeling_auto.MODEL_MAPPING_NAMES["phi3_v"] = "Phi3VModel"
