@@ -211,7 +211,7 @@ def licences_of(data: Iterable[Manifest]) -> dict[str, Any]:
 
 def header_lines(base: str, library: str, family: ModelFamily, licences: Mapping[str, Any]) -> list[str]:
     """The header of a card, which the Hub reads; it refuses a base that cannot be the name of one there."""
-    named = BASE_KEY if is_hub_id(base) and not Path(base).is_dir() else LOCAL_KEY
+    named = BASE_KEY if is_on_hub(base) else LOCAL_KEY
     header: dict[str, Any] = {
         named: short_name(base),
         "library_name": library,
@@ -222,9 +222,14 @@ def header_lines(base: str, library: str, family: ModelFamily, licences: Mapping
     return ["---", yaml.safe_dump(header, sort_keys=False).rstrip(), "---", ""]
 
 
+def is_on_hub(base: str) -> bool:
+    """Whether a base is called by its name on the Hub, and not by a path."""
+    return is_hub_id(base) and not Path(base).is_dir()
+
+
 def short_name(base: str) -> str:
     """A base's name without the folders of the machine that it was on; of a run's model, the run's name."""
-    if is_hub_id(base) and not Path(base).is_dir():
+    if is_on_hub(base):
         return base
     path = Path(base)
     return path.parent.name if path.name == MODEL and path.parent.name else path.name
