@@ -168,6 +168,27 @@ def environment(name: str, envs: Path) -> Path:
     return python
 
 
+class StoppedError(Exception):
+    """A consumer stopped at an export."""
+
+
+def read_exports(python: Path, reader: str, extra: list[str], exports: list[Path], work: Path) -> list[dict[str, Any]]:
+    """What a reader of `readers/` makes of each export, in its environment: `rows`, or why it `stopped`.
+
+    Raises:
+        subprocess.CalledProcessError: it does not run.
+    """
+    out = work / f"{reader}.jsonl"
+    subprocess.run(
+        ["nice", "-n", "19", python, HERE / "readers" / f"{reader}.py", *extra, out, *exports],
+        check=True,
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
 # ---- the consumer's sample and ours, in one form: texts and images in order, supervised texts ----
 
 
@@ -306,20 +327,14 @@ def run(consumer: Consumer, envs: Path, model: Path, qwen: Path | None, number: 
     export = work / "export"
     export_set(consumer.format, source, export, ExportRequest(shard_bytes=consumer.shard_bytes))
     python = environment(consumer.environment or consumer.name, envs)
-    out = work / "rows.jsonl"
     extra = {"qwen": [qwen], "energon": [], "streaming": []}.get(consumer.name, [model])
-    subprocess.run(
-        ["nice", "-n", "19", python, HERE / "readers" / f"{consumer.name}.py", export, *map(str, extra), out],
-        check=True,
-        cwd=work,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    [found] = read_exports(python, consumer.name, [*map(str, extra)], [export], work)
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    return compare(consumer, rows, found, source, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
+    if "stopped" in found:
+        raise StoppedError(found["stopped"])
+    return compare(consumer, rows, found["rows"], source, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def main() -> None:
@@ -350,8 +365,8 @@ def main() -> None:
                 continue
             try:
                 outcome = run(consumer, args.envs, model, args.qwen and args.qwen.absolute(), args.rows, work)
-            except subprocess.CalledProcessError as error:
-                words = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+            except (subprocess.CalledProcessError, StoppedError) as error:
+                words = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
                 notes[consumer.title] = f"stopped: {words[-1] if words else error}"
                 print(consumer.title, *words[-12:], sep="\n")
                 continue

@@ -1,18 +1,19 @@
-"""The messages that Qwen's own reading file makes of an export, as JSON Lines. Run by consumers.py.
+"""The messages that Qwen's own reading file makes of exports. Run by consumers.py and bad_rows.py.
 
 The file is taken from a clone of QwenLM/Qwen3-VL outside of the project; only its function that builds messages is run,
 as its search for answers needs the numbers of the released tokenizer.
 """
 
 import importlib.util
-import json
 import os
 import sys
-from hashlib import sha256
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-export, source, out = map(os.path.abspath, sys.argv[1:])
+from reading import Row, digest, run
+
+source, out, *exports = map(os.path.abspath, sys.argv[1:])
 for name, contents in (("data_list", None), ("rope2d", ("get_rope_index_25", "get_rope_index_2", "get_rope_index_3"))):
     module = ModuleType(f"qwenvl.{name}")
     for function in contents or ():
@@ -27,14 +28,17 @@ assert spec.loader is not None
 reader = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reader)
 
-with open(out, "w", encoding="utf-8") as file:
+
+def read(export: Path) -> Iterator[Row]:
     for row in reader.read_jsonl(f"{export}/train.jsonl"):
-        messages = reader._build_messages(row, Path(export))
+        messages = reader._build_messages(row, export)
         images = []
         for message in messages:
             for block in message["content"]:
                 if block["type"] == "image":
-                    images.append(sha256(Path(block["image"]).read_bytes()).hexdigest())
+                    images.append(digest(block["image"]))
                     block["image"] = ""
-        json.dump({"messages": messages, "images": images}, file)
-        file.write("\n")
+        yield {"messages": messages, "images": images}
+
+
+run(read, out, exports)

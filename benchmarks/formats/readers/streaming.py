@@ -1,13 +1,13 @@
-"""The samples that MosaicML streaming gives of an export, as JSON Lines. Run by consumers.py."""
+"""The samples that MosaicML streaming gives of exports. Run by consumers.py."""
 # ruff: noqa: E402 - the consumer is imported once its modules can be found
 
 import io
-import json
-import os
 import sys
 import types
+from collections.abc import Iterator
 from hashlib import sha256
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 sys.path.append(sys.path.pop(0))  # this file has the name of the package
@@ -26,13 +26,13 @@ for name, values in NOT_USED.items():
     module.__dict__.update(values)
     sys.modules[name] = module
 
+from reading import Row, run
 from streaming import StreamingDataset
 from streaming.base.format.mds.encodings import mds_decode
 
-export, out = map(os.path.abspath, sys.argv[1:])
-rows = StreamingDataset(local=export, split="train", batch_size=1, shuffle=False, validate_hash="sha256")
-with open(out, "w", encoding="utf-8") as file:
-    for row in rows:
+
+def read(export: Path) -> Iterator[Row]:
+    for row in StreamingDataset(local=str(export), split="train", batch_size=1, shuffle=False, validate_hash="sha256"):
         images = row["images"]
         if isinstance(images, bytes):
             images = mds_decode("list[jpeg]", images)
@@ -41,5 +41,7 @@ with open(out, "w", encoding="utf-8") as file:
             assert isinstance(image.fp, io.BytesIO)
             digests.append(sha256(image.fp.getvalue()).hexdigest())
             pixels.append(image.convert("RGB").tobytes().hex())
-        json.dump({"id": row["id"], "messages": row["messages"], "images": digests, "pixels": pixels}, file)
-        file.write("\n")
+        yield {"id": row["id"], "messages": row["messages"], "images": digests, "pixels": pixels}
+
+
+run(read, sys.argv[1], sys.argv[2:])
