@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from phi3v_data.messages import counted
 from phi3v_train.serving.answerer import Answerer
+from phi3v_train.serving.connection import Connection
 
 TOLD = 2.0  # seconds for clients to be told that their answer was cut off
 STEP = 0.05  # seconds between two looks at what is still open
@@ -32,7 +33,7 @@ class GracefulServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # limits the size of headers, which httptools does not
+                http=Connection,  # h11, which limits the size of headers; httptools does not
                 log_level="warning",
                 access_log=False,
                 server_header=False,

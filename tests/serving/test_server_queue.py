@@ -7,9 +7,10 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.request import urlopen
 
@@ -196,13 +197,58 @@ def test_a_body_that_drips_is_given_up(address: str, monkeypatch: pytest.MonkeyP
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 408 ")
 
 
-def test_half_a_request_does_not_hold_up_the_end(stand_in: StandIn) -> None:
-    app = make_app(stand_in, ServerSettings(name="tiny"))  # type: ignore[arg-type]
-    server = GracefulServer(app, stand_in, grace=60.0, say=print)  # type: ignore[arg-type]
+@contextmanager
+def graceful(answerer: StandIn) -> Iterator[tuple[tuple[str, int], GracefulServer, threading.Thread]]:
+    """The server of the command line: its address, itself, its thread."""
+    app = make_app(answerer, ServerSettings(name="tiny"))  # type: ignore[arg-type]
+    server = GracefulServer(app, answerer, grace=60.0, say=print)  # type: ignore[arg-type]
     listening = bind("127.0.0.1", 0)
+    where = listening.getsockname()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
-    with socket.create_connection(listening.getsockname(), timeout=60) as connection:
+    try:
+        yield where, server, thread
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_client_that_sends_no_whole_headers_is_left(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi3v_train.serving.connection.HEAD", 0.3)
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    with graceful(stand_in) as (where, _, _):
+        with socket.create_connection(where, timeout=60) as silent:
+            assert silent.recv(100) == b""
+        with socket.create_connection(where, timeout=60) as dripping, suppress(ConnectionError):
+            for byte in head * 20:
+                dripping.send(bytes([byte]))
+                if select.select([dripping], [], [], 0.05)[0]:
+                    break
+            else:
+                pytest.fail("it is still read")
+            assert dripping.recv(100) == b""
+        with socket.create_connection(where, timeout=60) as second:
+            second.sendall(head + b"\r\n")
+            assert second.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+            second.sendall(head)
+            while second.recv(1 << 16):
+                pass
+
+
+def test_an_answer_that_takes_longer_than_headers_may_take_comes_whole(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phi3v_train.serving.connection.HEAD", 0.3)
+    with graceful(stand_in) as ((host, port), _, _), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, f"http://{host}:{port}", {"messages": ask_about("Hi")})
+        request = stand_in.asked.get(timeout=60)
+        time.sleep(0.6)
+        request.put(Piece("yes", "stop", 1))
+        assert answer.result(60)[1]["choices"][0]["message"]["content"] == "yes"
+
+
+def test_half_a_request_does_not_hold_up_the_end(stand_in: StandIn) -> None:
+    with graceful(stand_in) as (where, server, thread), socket.create_connection(where, timeout=60) as connection:
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         )
