@@ -29,7 +29,7 @@ from phi3v_data.planned import (
 from phi3v_data.registry import ConverterLike
 from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck
 from phi3v_data.schema import Manifest
-from phi3v_data.sources.fingerprint import drawn_fingerprint
+from phi3v_data.sources.item_fingerprint import drawn_fingerprint
 from phi3v_data.sources.left_out import UsedPaths
 from phi3v_data.sources.reads import noting
 from phi3v_data.sources.source import Source

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from phi3v_data.draft import Draft, Item
 from phi3v_data.errors import UserError
-from phi3v_data.sources.fingerprint import drawn_fingerprint, fingerprint, item_fingerprint
+from phi3v_data.sources.fingerprint import fingerprint
+from phi3v_data.sources.item_fingerprint import drawn_fingerprint, item_fingerprint
 from phi3v_data.sources.reads import ReadRecord, Roots, folder_state, known_digest, state_of
 from phi3v_data.sources.tables import RowLocation
 from phi3v_data.writing.journal import Journal

@@ -12,7 +12,8 @@ from toy_converter import Toy, encoded, make_source, noise, rows, tree
 
 import phi3v_data
 from phi3v_data.errors import UserError
-from phi3v_data.sources.fingerprint import draft_fingerprint, fingerprint
+from phi3v_data.sources.fingerprint import fingerprint
+from phi3v_data.sources.item_fingerprint import draft_fingerprint
 from phi3v_data.sources.reads import Roots
 from phi3v_data.validate import validate
 from phi3v_data.writing.images import check_name

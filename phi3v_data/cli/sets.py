@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from phi3v_data.engine.base import ADDRESS_HELP, ENGINE_HELP, RESOURCES_HELP
-from phi3v_data.engine.make_engine import num_cores
+from phi3v_data.engine.cores import num_cores
 from phi3v_data.messages import counted
 
 if TYPE_CHECKING:

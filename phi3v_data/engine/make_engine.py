@@ -1,12 +1,12 @@
 """The engine that a user names."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from typing import Unpack
 
 from phi3v_data.engine.base import Engine, EngineSettings
+from phi3v_data.engine.cores import num_cores
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 
@@ -82,11 +82,6 @@ def parse_resources(text: str | None) -> Mapping[str, float]:
     if not any(wanted.values()):
         raise UserError("--ray_resources: a task that needs nothing has no bound on its number; give CPU an amount")
     return wanted
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_workers(workers: int | None, **settings: Unpack[EngineSettings]) -> int:

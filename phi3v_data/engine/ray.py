@@ -14,7 +14,7 @@ from itertools import chain, islice
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from phi3v_data.engine.base import NOTHING_SHARED, Shared, Work, WorkerDiedError
-from phi3v_data.engine.make_engine import num_cores
+from phi3v_data.engine.cores import num_cores
 from phi3v_data.engine.turns import AHEAD, Running, Turns
 from phi3v_data.engine.witness import Witness, difference, needed_folder, package_versions, refuse_node, witnesses
 from phi3v_data.engine.worker import Failure, Success, portable

@@ -20,7 +20,7 @@ import msgspec
 from phi3v_data.draft import Item
 from phi3v_data.errors import UserError
 from phi3v_data.files import name_hash
-from phi3v_data.sources.fingerprint import item_fingerprint
+from phi3v_data.sources.item_fingerprint import item_fingerprint
 from phi3v_data.sources.reads import Roots
 from phi3v_data.splits import canonical_split, is_split_name, split_problem, split_sort_key
 

@@ -100,7 +100,7 @@ class HubFamily(ModelFamily):
     def texts(self, processor: HubProcessor) -> Texts:
         """How conversations are written: by the chat format where the directory's template agrees with it."""
         template = processor.chat_template
-        if not template or agrees(self, processor):
+        if not template or agrees(processor, self.tokens.chat, several_turns=not self.templates):
             return ChatTexts(self.tokens.chat)
         return TemplateTexts(processor.tokenizer, template, self.tokens.chat.end_of_turn)
 
@@ -143,8 +143,8 @@ class HubFamily(ModelFamily):
             raise UserError(
                 f"{directory}: the processor cannot be loaded ({reason}); copy its original files"
             ) from None
-        check_parts(self, processor, directory)
-        check_images(self, processor, directory)
+        check_parts(processor, directory, self.name, self.tokens.chat, self.image_processors)
+        check_images(self.renderer(processor), directory)
         return processor
 
     def check_config(self, config: Mapping[str, Any], path: Path) -> None:

@@ -1,19 +1,17 @@
 """Checks of a model directory's processor against its family, before anything is trained with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Turn
+from phi3v_data.tokens.chat import ChatFormat
 from phi3v_data.tokens.model_files import read_values
 from phi3v_train.models.family import OtherFamilyError
 from phi3v_train.models.huggingface.processor import HubProcessor
 from phi3v_train.models.huggingface.texts import ChatTexts, Segment, TemplateTexts
-from phi3v_train.models.renderer import PromptError
-
-if TYPE_CHECKING:
-    from phi3v_train.models.huggingface.base import HubFamily
+from phi3v_train.models.renderer import PromptError, Renderer
 
 ONE_IMAGE = (Turn(images=("a.png",), user="Which colour?", assistant="Blue."),)
 IMAGE_INSIDE = (Turn(images=("a.png", "b.png"), user="Same as here?", assistant="No.", image_offsets=(0, 8)),)
@@ -26,15 +24,12 @@ CONVERSATIONS = ((ONE_IMAGE, ""), (TEXT_ONLY, ""), (IMAGE_INSIDE, ""), (TWO_TURN
 """Conversations and their system messages, on which chat templates are compared."""
 
 
-def agrees(family: "HubFamily", processor: HubProcessor) -> bool:
-    """Whether a directory's chat template writes conversations as the family's chat format does.
-
-    Conversations of several turns are left out where the family says why its template writes them otherwise.
-    """
-    by_chat = ChatTexts(family.tokens.chat)
-    by_template = TemplateTexts(processor.tokenizer, processor.chat_template, family.tokens.chat.end_of_turn)
+def agrees(processor: HubProcessor, chat: ChatFormat, *, several_turns: bool = True) -> bool:
+    """Whether a directory's chat template writes conversations as a chat format does, those of several turns too."""
+    by_chat = ChatTexts(chat)
+    by_template = TemplateTexts(processor.tokenizer, processor.chat_template, chat.end_of_turn)
     for turns, system in CONVERSATIONS:
-        if family.templates and len(turns) > 1:
+        if len(turns) > 1 and not several_turns:
             continue
         answers = [turn.assistant for turn in turns]
         try:
@@ -51,16 +46,22 @@ def texts(segments: list[Segment]) -> list[tuple[str, str | None]]:
     return [(segment.prompt, segment.answer) for segment in segments]
 
 
-def check_parts(family: "HubFamily", processor: HubProcessor, directory: Path) -> None:
+def check_parts(
+    processor: HubProcessor, directory: Path, family: str, chat: ChatFormat, image_processors: Sequence[str]
+) -> None:
     """Refuse a processor that is another family's.
+
+    Args:
+        family: its name.
+        chat: its chat format.
+        image_processors: names of its image processors' classes, without an ending that tells the library; empty: any.
 
     Raises:
         UserError: what shows it.
     """
-    chat = family.tokens.chat
     token = chat.image_token or chat.image_tag
     known = processor.tokenizer.get_vocab().get(token)
-    other = f"its processor belongs to another model family than its config.json ({family.name})"
+    other = f"its processor belongs to another model family than its config.json ({family})"
     if known is None:
         raise OtherFamilyError(f"{directory}: {other}: the tokenizer has no token {token}; copy the model's own files")
     wanted = image_token_id(directory)
@@ -77,19 +78,18 @@ def check_parts(family: "HubFamily", processor: HubProcessor, directory: Path) -
         )
     check_sizes(processor, directory)
     kind = type(processor.image_processor).__name__.removesuffix("Pil").removesuffix("Fast")
-    if family.image_processors and kind not in family.image_processors:
+    if image_processors and kind not in image_processors:
         raise OtherFamilyError(f"{directory}: {other}: the image processor is a {kind}; copy preprocessor_config.json")
     if processor.chat_template:
-        check_template(family, processor, directory)
+        check_template(processor, directory, chat)
 
 
-def check_template(family: "HubFamily", processor: HubProcessor, directory: Path) -> None:
-    """Refuse a chat template that writes no image tag of the family.
+def check_template(processor: HubProcessor, directory: Path, chat: ChatFormat) -> None:
+    """Refuse a chat template that writes no image tag of a family's chat format.
 
     Raises:
         UserError: it does not, or it fails.
     """
-    chat = family.tokens.chat
     write = TemplateTexts(processor.tokenizer, processor.chat_template, chat.end_of_turn)
     try:
         (segment,) = write(ONE_IMAGE, [ONE_IMAGE[0].assistant])
@@ -156,7 +156,7 @@ def tokens_per_tile(config: Mapping[str, Any], vision: Mapping[str, Any]) -> int
     return (image // patch) ** 2 // scale**2
 
 
-def check_images(family: "HubFamily", processor: HubProcessor, directory: Path) -> None:
+def check_images(renderer: Renderer, directory: Path) -> None:
     """Refuse an image processor that fails on an image, or makes numbers that are none.
 
     Raises:
@@ -165,7 +165,6 @@ def check_images(family: "HubFamily", processor: HubProcessor, directory: Path) 
     import numpy as np
     from PIL import Image
 
-    renderer = family.renderer(processor)
     image = Image.new("RGB", (96, 64), (120, 60, 200))
     what = f"{directory}: the image processor"
     try:

@@ -44,7 +44,7 @@ class OtherFamily(HubFamily):
         Raises:
             UserError: a check that it does not pass.
         """
-        from phi3v_train.models.other.processor import load_other
+        from phi3v_train.models.other.checks import load_other
 
         return load_other(directory)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,8 @@ from phi3v_data.tokens.family import ImageShapeError, ImageText
 from phi3v_train.models.huggingface.processor import load_parts
 from phi3v_train.models.huggingface.renderer import HubRenderer
 from phi3v_train.models.huggingface.texts import TemplateTexts
+from phi3v_train.models.other.processor import OtherProcessor, blank, make_whole
 from phi3v_train.models.renderer import ImageArrays, ImageLayout
-
-if TYPE_CHECKING:
-    from phi3v_train.models.other.processor import OtherProcessor
 
 UNUSED = ("num_patches", "num_crops", "rows", "cols", "original_sizes")
 """Outputs of image processors that no model takes."""
@@ -24,7 +22,7 @@ UNUSED = ("num_patches", "num_crops", "rows", "cols", "original_sizes")
 class OtherRenderer(HubRenderer):
     """Measures images by preparing blank ones of their sizes, once for each size."""
 
-    def __init__(self, processor: "OtherProcessor") -> None:
+    def __init__(self, processor: OtherProcessor) -> None:
         texts = TemplateTexts(processor.tokenizer, processor.chat_template)
         super().__init__(processor.tokens, processor, texts)
         self.directory = processor.directory
@@ -40,16 +38,12 @@ class OtherRenderer(HubRenderer):
     def whole(self) -> Any:
         """The whole processor, made again in another process."""
         if self._whole is None:
-            from phi3v_train.models.other.processor import make_whole
-
             assert self.directory is not None
             self._whole = make_whole(self.directory, load_parts(self.directory))
         return self._whole
 
     def layout(self, width: int, height: int, budget: int | None, several: bool) -> ImageLayout:
         """See `HubRenderer.layout`."""
-        from phi3v_train.models.other.processor import blank
-
         if (width, height) not in self.known:
             try:
                 inputs = self.image_processor(images=[blank(width, height)], return_tensors="np")
