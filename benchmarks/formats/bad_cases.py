@@ -55,6 +55,7 @@ U2, A2 = ("user", "What is blue?"), ("assistant", "The sky.")
 U, A = ("user", "What is it?"), ("assistant", "A cat.")
 FIRST, LAST = "What is red? > Blood.", "What is blue? > The sky."
 GOOD = (FIRST, LAST)
+NONE = {"images": [], "system": "", "tools": ""}  # LLaMA-Factory stops at columns that no row has
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Case:
     line: int | None = 2
 
 
-SKIPS, READS_NONE = "makes the row empty with a warning, and skips it", ()
+SKIPS = "makes the row empty with a warning, and skips it"
 ANY = "trains another, chosen at random, in its place"
 
 LLAMA_FACTORY: dict[str, Case] = {
@@ -136,8 +137,19 @@ LLAMA_FACTORY: dict[str, Case] = {
         entry=OPEN_ENTRY,
         line=None,
     ),
+    "columns that no row has": Case(
+        [talk(H1, G1), talk(H2, G2)], "settings-invalid", "no row has it, and it stops", STOPS, line=None
+    ),
+    "rows of alpaca without an input": Case(
+        [{"instruction": "What is red?", "output": "Blood."}, {"instruction": "What is blue?", "output": "The sky."}],
+        "settings-invalid",
+        "reads 'input' as 'query' of each row, no row has it, and it stops",
+        STOPS,
+        entry={},
+        line=None,
+    ),
     "an entry without its column of messages": Case(
-        [talk(H1, G1), talk(H2, G2)],
+        [talk(H1, G1, **NONE), talk(H2, G2, **NONE)],
         "settings-invalid",
         "LLaMA-Factory reads no messages",
         STOPS,
@@ -145,7 +157,7 @@ LLAMA_FACTORY: dict[str, Case] = {
         line=None,
     ),
     "an entry with one tag only": Case(
-        [talk(H1, G1), talk(H2, G2)],
+        [talk(H1, G1, **NONE), talk(H2, G2, **NONE)],
         "settings-invalid",
         "LLaMA-Factory makes every row empty",
         STOPS,
@@ -153,10 +165,10 @@ LLAMA_FACTORY: dict[str, Case] = {
         line=None,
     ),
     "a file named .ndjson": Case(
-        [talk(H1, G1), talk(H2, G2)], "file-encoding", "stops", STOPS, name="train.ndjson", line=None
+        [talk(H1, G1, **NONE), talk(H2, G2, **NONE)], "file-encoding", "stops", STOPS, name="train.ndjson", line=None
     ),
     "a gzip file": Case(
-        [talk(H1, G1), talk(H2, G2)], "file-encoding", "stops", STOPS, name="train.jsonl.gz", line=None
+        [talk(H1, G1, **NONE), talk(H2, G2, **NONE)], "file-encoding", "stops", STOPS, name="train.jsonl.gz", line=None
     ),
 }
 
@@ -345,8 +357,15 @@ QWEN: dict[str, Case] = {
     ),
 }
 
+
 TOOLS: dict[str, tuple[str, str, str, list[Row], dict[str, Case]]] = {
-    "llama_factory": ("LLaMA-Factory 0.9.5", "sharegpt", "llama_factory", [talk(H1, G1), talk(H2, G2)], LLAMA_FACTORY),
+    "llama_factory": (
+        "LLaMA-Factory 0.9.5",
+        "sharegpt",
+        "llama_factory",
+        [talk(H1, G1, **NONE), talk(H2, G2, **NONE)],
+        LLAMA_FACTORY,
+    ),
     "swift": ("ms-swift 4.6.0", "swift", "swift", [chat(U1, A1), chat(U2, A2)], SWIFT),
     "axolotl": ("axolotl 0.19.0", "axolotl", "axolotl", AXOLOTL_GOOD, AXOLOTL),
     "qwen": ("Qwen-VL finetune", "qwen", "axolotl", [talk(H1, G1), talk(H2, G2)], QWEN),

@@ -298,6 +298,43 @@ def test_columns_that_an_entry_does_not_name_are_not_seen(folder: Path) -> None:
     assert found_in(folder / "set", rows, None, info={"formatting": "sharegpt", "columns": named}) == []
 
 
+COLUMNS: list[tuple[Row, list[Row], list[tuple[str, str]]]] = [
+    ({"columns": {"messages": "messages", "tools": "tools"}}, [chat(ASK, SAY)], [("columns.tools", "'tools'")]),
+    ({"columns": {"messages": "messages", "images": "photos"}}, [chat(ASK, SAY)], [("columns.images", "'photos'")]),
+    ({"columns": {"messages": "messages", "tools": "tools"}}, [chat(ASK, SAY, tools=None)], []),
+    ({"columns": {"messages": "messages", "kto_tag": "good"}}, [chat(ASK, SAY)], [("columns.kto_tag", "'good'")]),
+    ({"columns": {"messages": "messages", "chosen": "good"}}, [chat(ASK, SAY)], []),
+    ({"columns": {"messages": "messages", "system": "system"}}, [chat(("system", "Be brief."), ASK, SAY)], []),
+    (
+        {"columns": {"messages": "messages", "system": "system"}},
+        [chat(("system", "Be brief."), ASK, SAY), chat(("user", "And it?"), SAY)],
+        [("columns.system", "'system'")],
+    ),
+    ({"columns": {"messages": "messages", "tools": "tools"}}, [chat(ASK, SAY), chat(("user", 5), SAY)], []),
+]
+
+
+@pytest.mark.parametrize(("entry", "rows", "expected"), COLUMNS)
+def test_columns_that_no_row_has_stop_llama_factory(
+    entry: Row, rows: list[Row], expected: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    info = {"formatting": "sharegpt", "tags": {**tags, "system_tag": "system"}, **entry}
+    found = [each for each in found_in(tmp_path, rows, None, info=info) if each[1] == "settings-invalid"]
+    assert [(line, field) for _, _, line, field, _ in found] == [(None, field) for field, _ in expected]
+    for (_, name), (*_, message) in zip(expected, found, strict=True):
+        assert message.startswith(f"LLaMA-Factory reads {name} as '")
+        assert message.endswith("' of each row, no row has it, and it stops")
+
+
+def test_alpaca_rows_need_the_columns_that_llama_factory_reads_if_none_are_named(tmp_path: Path) -> None:
+    row = {"instruction": "What is it?", "output": "A cat."}
+    [found] = found_in(tmp_path, [row], None, info={})
+    assert found[:4] == ("error", "settings-invalid", None, "columns.query")
+    assert found_in(tmp_path, [row], None, info={"columns": {"prompt": "instruction", "response": "output"}}) == []
+    assert found_in(tmp_path, [{**row, "input": ""}], None, info={}) == []
+
+
 def test_a_label_and_videos_have_the_names_of_the_settings(tmp_path: Path) -> None:
     columns = {"messages": "messages", "kto_tag": "good", "videos": "clips"}
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Fault
 from phi3v_data.formats.consumers.base import Consumer, Effect, OverRows, RowView, packed_file
-from phi3v_data.formats.dataset_info import Columns
+from phi3v_data.formats.dataset_info import Columns, Entry
 from phi3v_data.formats.sharegpt import ShareGPT
 from phi3v_data.messages import shown
 
 DROPPED = "makes the row empty with a warning, and skips it"
 _KINDS = ("arrow", "csv", "json", "jsonl", "parquet", "txt")
 _USUAL = Columns(videos="videos", audios="audios", kto_tag="kto_tag")
+_DEFAULTS = Columns(prompt="instruction", query="input", response="output")  # of an entry without columns
 _THOUGHT = re.compile("<think>.*?</think>", re.DOTALL)
 
 
@@ -144,15 +145,26 @@ class UniformTypes(OverRows):
 
 
 class _OverRows(UniformTypes):
-    """Reports also a role that is spelled in two ways: an entry of `dataset_info.json` names one."""
+    """Reports also columns that no row has, and a role that is spelled in two ways: an entry names one."""
 
     def __init__(self, words: str) -> None:
         super().__init__(words)
         self._spellings: dict[str, dict[str, _Seen]] = {}  # role -> name
+        self._entry: Entry | None = None
+        self._keys: set[str] = set()
+        self._num_rows = 0
+        self._all_begin_with_system = True
 
     def row(self, view: RowView, place: int, count: int = 1) -> None:
         super().row(view, place, count)
-        if not isinstance(view.format, ShareGPT) or view.format.entry is not None:
+        self._num_rows += count
+        self._keys.update(view.row)
+        if not isinstance(view.format, ShareGPT):
+            return
+        if view.format.entry is not None:
+            self._entry = view.format.entry
+            roles = [message.role for message in view.chat.messages]
+            self._all_begin_with_system &= roles[:1] == ["system"]
             return
         for where, message in view.messages:
             key = "role" if "role" in message else "from"
@@ -162,12 +174,33 @@ class _OverRows(UniformTypes):
 
     def end(self, num_rows: int) -> Iterator[tuple[int | None, Fault]]:
         yield from super().end(num_rows)
+        if self._entry is not None and self._num_rows == num_rows:  # a row that was not read may have any column
+            for column, name in self._read(self._entry):
+                if name not in self._keys:
+                    words = f"LLaMA-Factory reads {shown(name)} as '{column}' of each row, no row has it, and it stops"
+                    hint = f"leave '{column}' out of 'columns' in dataset_info.json, or give it in a row"
+                    yield None, Fault("settings-invalid", f"columns.{column}", words, hint)
         for names in self._spellings.values():
             usual = max(names, key=lambda name: names[name].count)
             for name, seen in names.items():
                 if name != usual:
                     said = f"the role {shown(usual)} is {shown(name)} here: LLaMA-Factory reads one name, and {DROPPED}"
                     yield seen.place, Fault("role-unknown", seen.field, said, "use one name in all rows")
+
+    def _read(self, entry: Entry) -> Iterator[tuple[str, str]]:
+        """The columns that the converter of an entry reads of each row, beside that of messages, and their names."""
+        is_alpaca = entry.formatting == "alpaca"
+        named = entry.columns if "columns" in entry.model_fields_set else _DEFAULTS
+        read = ["tools", "images", "videos", "audios", "kto_tag"]
+        if is_alpaca or not self._all_begin_with_system:
+            read.append("system")
+        if is_alpaca:
+            read += ["prompt", "query", "response", "history"]
+        if entry.ranking:
+            read += ["chosen", "rejected"]
+        for column in read:
+            if name := getattr(named, column):
+                yield column, name
 
 
 def _columns(view: RowView) -> Columns:
