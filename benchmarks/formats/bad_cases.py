@@ -313,6 +313,92 @@ AXOLOTL: dict[str, Case] = {
         "leaves it to the chat template",
         (FIRST, "Hi What is it? > A cat.", LAST),
     ),
+    "more image blocks than images": Case(
+        chat(
+            ("user", [{"type": "image"}, {"type": "image"}, *blocks("Hi")]),
+            ("assistant", blocks("A cat.")),
+            images=["a.png"],
+        ),
+        "image-count",
+        "axolotl stops",
+        STOPS,
+    ),
+    "an image block without an image": Case(
+        chat(("user", [{"type": "image"}, *blocks("What is it?")]), ("assistant", blocks("A cat."))),
+        "image-count",
+        "keeps the place of an image, and reads none",
+        (FIRST, "<image>What is it? > A cat.", LAST),
+    ),
+    "a column beside blocks with images": Case(
+        chat(("user", blocks("What is it?", "a.png")), ("assistant", blocks("A cat.")), images=["b.png"]),
+        "image-moved",
+        "puts the image of the column after the first user text",
+        (FIRST, "<image>What is it?<image> > A cat.", LAST),
+    ),
+    "an empty text for images": Case(
+        chat(("user", blocks("What is it?")), ("assistant", blocks("A cat.")), images=""),
+        "wrong-type",
+        "and stops",
+        STOPS,
+    ),
+    "an empty array for images": Case(
+        chat(("user", blocks("What is it?")), ("assistant", blocks("A cat.")), images=[]),
+        "wrong-type",
+        "and stops",
+        STOPS,
+    ),
+    "a text for images": Case(
+        chat(("user", blocks("What is it?")), ("assistant", blocks("A cat.")), images="a.png"),
+        "wrong-type",
+        "takes the first character of a text for an image, and stops",
+        STOPS,
+    ),
+    "a missing image": Case(
+        chat(("user", blocks("Hi", "none.png")), ("assistant", blocks("A cat."))), "image-missing", "stops", STOPS
+    ),
+    "content that is a number": Case(
+        chat(("user", 5), ("assistant", blocks("A cat."))),
+        "wrong-type",
+        "leaves the message out",
+        (FIRST, "> A cat.", LAST),
+    ),
+    "content that is null": Case(
+        chat(("user", None), ("assistant", blocks("A cat."))),
+        "wrong-type",
+        "leaves the message out",
+        (FIRST, "> A cat.", LAST),
+    ),
+    "no messages": Case({"messages": []}, "no-turns", "stops if there is no message at all", STOPS),
+    "the last message is the user's": Case(
+        chat(("user", blocks("What is it?")), ("assistant", blocks("A cat.")), ("user", blocks("And?"))),
+        "last-turn-open",
+        "trains the answers before it",
+        (FIRST, "What is it? > A cat. And?", LAST),
+    ),
+    "an unknown role": Case(
+        chat(("narrator", blocks("Hi")), ("assistant", blocks("A cat."))),
+        "role-unknown",
+        "leaves it to the chat template",
+        (FIRST, "Hi > A cat.", LAST),
+    ),
+    "a system message in the middle": Case(
+        chat(
+            ("user", blocks("What is it?")),
+            ("assistant", blocks("A cat.")),
+            ("system", blocks("Be brief.")),
+            ("user", blocks("What is it?")),
+            ("assistant", blocks("A cat.")),
+        ),
+        "system-message-place",
+        "leaves it to the chat template",
+        (FIRST, "What is it? > A cat. [Be brief.] What is it? > A cat.", LAST),
+    ),
+    "an answer first": Case(
+        chat(("assistant", blocks("A cat.")), ("user", blocks("What is it?")), ("assistant", blocks("A cat."))),
+        "turn-order",
+        "leaves it to the chat template",
+        (FIRST, "> A cat. What is it? > A cat.", LAST),
+    ),
     "an answer of weight 0": Case(
         chat(("user", blocks("What is it?")), ("assistant", blocks("A cat."), {"weight": 0})),
         "key-ignored",

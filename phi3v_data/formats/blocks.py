@@ -120,17 +120,17 @@ class BlockFormat(RowFormat):
         row: Mapping[str, Any],
     ) -> tuple[Message, ...]:
         """The messages with the images of the row at the blocks without a reference, in order."""
-        num_places = sum(not image.value for message in messages for image in message.images)
-        if num_places != len(images):
+        places = [image.field for message in messages for image in message.images if not image.value]
+        if len(places) != len(images):
             faults.append(
                 Fault(
                     "image-count",
-                    field,
-                    f"the messages have {counted(num_places, 'image block')} for {counted(len(images), 'image')}",
+                    places[0] if places and field not in row else field,
+                    f"the messages have {counted(len(places), 'image block')} for {counted(len(images), 'image')}",
                     "give one image block per image, where the image belongs",
                 )
             )
-        if not num_places:
+        if not places:
             return tuple(messages)
         rest = iter(images)
 

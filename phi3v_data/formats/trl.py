@@ -69,6 +69,7 @@ class TRL(BlockFormat):
         prompt = self._side(row, "prompt", "user", faults) if row.get("prompt") is not None else []
         chosen = self._side(row, answer, "assistant", faults)
         rejected = self._side(row, "rejected", "assistant", faults) if answer == "chosen" else []
+        is_read = not faults
         if row.get("prompt") is None:  # the prompt is what both sides begin with
             same = 0
             while same < min(len(chosen), len(rejected)) and _is_same(chosen[same], rejected[same]):
@@ -79,7 +80,7 @@ class TRL(BlockFormat):
         chat = self.chat_of(messages, row)
         if answer == "chosen" and len(rejected) == 1 and len(chosen) == 1:
             chat = replace(chat, rejected=rejected[0])
-        elif answer == "chosen":
+        elif answer == "chosen" and is_read:
             faults.append(Fault("turn-order", "rejected", "chosen and rejected must differ in the last answer only"))
         return Reading(chat, faults)
 

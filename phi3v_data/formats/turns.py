@@ -48,7 +48,7 @@ def check_turns(chat: Chat, *, merge_turns: bool = False) -> list[Fault]:
             faults.append(Fault("empty-text", field, "the call of tools is empty"))
         if role == "system" and message.images:
             faults.append(Fault("image-in-answer", field, "the system message has an image"))
-        if role == "assistant" and not message.text.strip():
+        if role == "assistant" and not message.text.strip() and not message.images:
             faults.append(Fault("empty-text", field, "the answer is empty", "give the text that is to be learned"))
         previous = role
     if not any(message.role == "assistant" for message in messages):

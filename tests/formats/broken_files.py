@@ -242,7 +242,7 @@ CASES = [
            "messages[0].content"),
     Broken("block without image", "axolotl", {"messages": [user([{"type": "image"}, text("Hi")]),
            answer([text("Ho")])]},
-           "image-count", "images"),
+           "image-count", "messages[0].content[0]"),
     # OpenAI and those who copied it
     Broken("unknown key", "openai", {"id": "b", "messages": [user("Hi"), answer()]}, "unknown-field", "id"),
     Broken("weight of a user", "openai", {"messages": [user("Hi", weight=1), answer()]}, "unknown-field",

@@ -336,7 +336,7 @@ MORE = [
         "axolotl",
         {"messages": [user([{"type": "image", "path": None}, text("Hi")]), answer([text("Ho")])]},
         "image-count",
-        "images",
+        "messages[0].content[0]",
     ),
     Broken(
         "detail that is not known",

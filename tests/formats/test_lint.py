@@ -93,7 +93,7 @@ def test_an_answer_of_weight_0_that_is_trained_is_named_among_many_rows_that_are
         texts = [{"role": role, "content": [{"type": "text", "text": f"{number}?"}]} for role in ("user", "assistant")]
         if tool == "llama-factory":
             texts = [{**each, "content": f"{number}?"} for each in texts]
-        rows.append({"images": [], "messages": [*texts, *texts]})
+        rows.append({"images": None if tool == "axolotl" else [], "messages": [*texts, *texts]})
         if number > 20:
             rows[-1]["messages"][1] = {**texts[1], "weight": int(number != 40)}
     (path := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -169,6 +169,24 @@ FAULTS: dict[str, tuple[str, list[Row], list[tuple[str, str, int, str]], str]] =
         [("error", "image-in-answer", 1, "messages[0].content")],
         "the system message has an image: OpenAI takes images in user messages only",
     ),
+    "llava, an answer of a tag alone": (
+        "llava",
+        [talk(HUMAN, ("gpt", "<image>"), image="a.png")],
+        [("error", "image-in-answer", 1, "conversations[1].value")],
+        "an answer has 1 image",
+    ),
+    "axolotl, a block without an image": (
+        "axolotl",
+        [chat(("user", [{"type": "text", "text": "Hi"}, {"type": "image"}]), SAY)],
+        [("error", "image-count", 1, "messages[0].content[1]")],
+        "the messages have 1 image block for 0 images",
+    ),
+    "trl, a chosen answer alone": (
+        "trl",
+        [{"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Ho"}]}],
+        [("error", "missing-field", 1, "rejected")],
+        "'rejected' is missing",
+    ),
     "qwen, a tag in an answer": (
         "qwen",
         [talk(HUMAN, ("gpt", "It is <image>"), image="a.png")],

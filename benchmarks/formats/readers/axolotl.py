@@ -27,7 +27,7 @@ def read(export: Path) -> Iterator[Row]:
         yield {
             "input_ids": batch["input_ids"][0].tolist(),
             "labels": batch["labels"][0].tolist(),
-            "images": [digest(block.get("path") or block["image"]) for block in blocks],
+            "images": [digest(block["path"]) for block in blocks if "path" in block],
         }
 
 

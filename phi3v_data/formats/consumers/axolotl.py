@@ -1,11 +1,12 @@
 """axolotl 0.19.0."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from phi3v_data.formats.chat import Fault
 from phi3v_data.formats.consumers.base import Consumer, Effect, RowView, blocks_of, content_key, text_of
+from phi3v_data.messages import shown
 
 _REFERENCES = ("image", "url", "path", "base64")
 
@@ -20,17 +21,34 @@ class Axolotl(Consumer):
     effects: ClassVar = {
         "turn-order": Effect("leaves it to the chat template, which may refuse it", "warning"),
         "system-message-place": Effect("leaves it to the chat template, which may refuse it", "warning"),
+        "last-turn-open": Effect("trains the answers before it"),
+        "role-unknown": Effect("leaves it to the chat template, which may refuse it"),
+        "image-missing": Effect("stops"),
+        "no-turns": Effect("stops if there is no message at all, and else trains nothing of the row"),
     }
 
     def judge(self, fault: Fault, view: RowView | None) -> Fault | None:
-        if fault.code == "image-count" and view is not None and view.has_images:
-            return None  # `check` says more
+        if fault.code == "image-count" and view is not None:
+            if view.has_images and _num_bare(view) <= 1:
+                return None  # `check` says more
+            if view.has_images or _num_own(view):
+                return replace(fault, message=f"{fault.message}: axolotl stops")
+            return replace(fault, message=f"{fault.message}: axolotl keeps the place of an image, and reads none")
+        if fault.code in ("wrong-type", "missing-field") and fault.field.endswith(".content"):
+            words = f"{fault.message}: axolotl leaves the message out without a word"
+            return replace(fault, message=words)
         return super().judge(fault, view)
 
     def check(self, view: RowView) -> Iterator[Fault]:
-        key = "images" if view.row.get("images") else "image"
+        key = "images" if "images" in view.row else "image"
         column = view.row.get(key)
-        if column:
+        if column in ("", [], ()):
+            words = f"{shown(key)} is empty: axolotl takes its first image, and stops"
+            yield Fault("wrong-type", key, words, "write null, or leave the key out")
+        elif isinstance(column, str):
+            words = "axolotl takes the first character of a text for an image, and stops"
+            yield Fault("wrong-type", key, words, "write an array of one path")
+        elif column:
             if isinstance(column, list | tuple) and len(column) > 1:
                 yield Fault(
                     "image-ignored",
@@ -39,8 +57,8 @@ class Axolotl(Consumer):
                     "give each image its own block with 'path'",
                 )
             users = [message for message in view.chat.messages if message.role == "user"]
-            bare = any(_is_bare(block) for _, message in view.messages for _, block in blocks_of(message))
-            if not bare and len(users) > 1:  # of one message, it is the only place; tags are named below
+            is_only_place = len(users) < 2 and not _num_own(view)  # tags in its text are named below
+            if not _num_bare(view) and not is_only_place:
                 yield Fault(
                     "image-moved",
                     key,
@@ -62,5 +80,16 @@ class Axolotl(Consumer):
                 yield replace(found, hint="write a block with 'path' in its place")
 
 
-def _is_bare(block: object) -> bool:
-    return isinstance(block, dict) and block.get("type") == "image" and not any(block.get(k) for k in _REFERENCES)
+def _num_bare(view: RowView) -> int:
+    """The image blocks without a reference."""
+    return len(_image_blocks(view)) - _num_own(view)
+
+
+def _num_own(view: RowView) -> int:
+    """The image blocks with a reference."""
+    return sum(any(block.get(key) for key in _REFERENCES) for block in _image_blocks(view))
+
+
+def _image_blocks(view: RowView) -> list[Mapping[str, Any]]:
+    """The image blocks of all messages."""
+    return [block for _, message in view.messages for _, block in blocks_of(message) if block.get("type") == "image"]
