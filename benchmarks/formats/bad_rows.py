@@ -150,8 +150,12 @@ def main() -> None:
                 if wrong:
                     others.append(words)
                     print(title, words, *wrong, sep="\n  ", flush=True)
-                does = found["stopped"].splitlines()[0][:90] if "stopped" in found else "; ".join(samples)
-                details.append(f"| {words} | `{case.code}`: {case.words} | {cell(does)} |")
+                does = (
+                    found["stopped"].replace(f"{work}/", "").splitlines()[0][:90]
+                    if "stopped" in found
+                    else "; ".join(samples)
+                )
+                details.append(f"| {cell(words)} | `{case.code}`: {cell(case.words)} | {cell(does)} |")
             lines.append(f"| {title} | {len(cases)} | {num_right} | {', '.join(others) or 'none'} |")
     text = "# Bad rows as the tools read them\n\n`python benchmarks/formats/bad_rows.py`: a bad row between two good "
     text += "ones, linted, and read by the tool itself.\n\n" + "\n".join([*lines, *details]) + "\n"
