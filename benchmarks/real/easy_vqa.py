@@ -14,7 +14,7 @@ A recipe is chosen with `--held_out --work DIR`, which knows nothing of the test
 images of the train split and scores the questions on the other 400; its results are written to DIR.
 
 Passed: the lower bound of the accuracy's 95 % interval is above 95 %, and the mean over the seeds is at most one point
-below that of the plain loop.
+below the best plain loop.
 """
 
 import argparse

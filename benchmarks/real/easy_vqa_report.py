@@ -65,12 +65,15 @@ def unseen(work: Path, seed: int) -> dict[str, Any]:
 
 
 def verdict(product: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> str:
-    """passed, failed, or not known because runs are not finished; a plain loop that is not is taken for perfect."""
+    """passed, failed, or not known because runs are not finished; a plain loop that is not is taken for perfect.
+
+    The mean of the product's runs is compared with the best plain loop, so that one that stalls does not lower the bar.
+    """
     if not all(state["finished"] for state in product):
         return "not known: runs are not finished"
     low = min(state["interval"][0] for state in product)
-    ours, theirs = (sum(state.get("accuracy", 1.0) for state in states) / len(states) for states in (product, plain))
-    passed = low > WANTED and ours >= theirs - MARGIN
+    mean = sum(state["accuracy"] for state in product) / len(product)
+    passed = low > WANTED and mean >= max(state.get("accuracy", 1.0) for state in plain) - MARGIN
     if not (left := sum(not state["finished"] for state in plain)):
         return "passed" if passed else "failed"
     if not passed:
@@ -120,7 +123,7 @@ def page(result: Mapping[str, Any]) -> str:
         "conversations per run, of a small Phi-3-vision from random weights.",
         "",
         "Passed: the lower bound of each run's interval is above 95 %, and the mean over the seeds is at most one "
-        f"point below that of the plain PyTorch loop. **Verdict: {result['verdict']}.**",
+        f"point below the best plain PyTorch loop. **Verdict: {result['verdict']}.**",
         "",
         *TABLE_HEAD,
         *(state_row(name, state, total) for name in ("phi3v_train", "plain_loop") for state in result[name]),
