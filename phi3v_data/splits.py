@@ -12,6 +12,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from phi3v_data.files import unsafe_reason
 from phi3v_data.messages import shown
@@ -47,6 +48,12 @@ NOT_SPLITS = frozenset({"rejects.jsonl", "removed.jsonl", "predictions.jsonl"})
 
 _ENDINGS = sorted(KNOWN_SPLITS, key=len, reverse=True)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>[0-9]{5,})-of-(?P<total>[0-9]{5,})", re.DOTALL)
+_NUMBERED = re.compile(
+    r"(?P<stem>.+)-(?P<index>[0-9]{5,})-of-(?P<total>[0-9]{5,})(?:-[0-9a-f]+)?(?P<suffix>\.[^/]*)?", re.DOTALL
+)
+_MOST_MISSING = 1000
+"""Missing shards of a split that are listed: a name may claim any number of them."""
+
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:_[A-Za-z0-9._-]+)*")
 
 
@@ -221,5 +228,30 @@ def _gather(split: str, entries: list[SplitFile]) -> SplitFiles:
         for total in totals:
             there = {entry.index for entry in entries if entry.name == name and entry.total == total}
             if there:
-                missing += [file_name(name, split, i, total) for i in range(total) if i not in there]
+                numbers = (i for i in range(total) if i not in there)
+                missing += [file_name(name, split, i, total) for i in islice(numbers, _MOST_MISSING)]
     return SplitFiles(split, tuple(entry.file for entry in entries), tuple(missing), tuple(conflicts))
+
+
+def shard_faults(paths: Iterable[str]) -> list[str]:
+    """What the numbers in the names of files (`PATH-00000-of-00008.SUFFIX`) say against them.
+
+    Returns a sentence for each group of shards of which some are missing, or which has shards of two sets.
+    """
+    groups: dict[tuple[str, str], dict[str, set[int]]] = {}
+    for path in paths:
+        if found := _NUMBERED.fullmatch(path):
+            sets = groups.setdefault((found["stem"], found["suffix"] or ""), {})
+            sets.setdefault(found["total"], set()).add(int(found["index"]))
+    faults = []
+    for (stem, suffix), sets in groups.items():
+        if len(sets) > 1:
+            faults.append(f"{shown(stem)} has shards of {' and of '.join(sorted(sets))}: keep one set of them")
+            continue
+        [(total, there)] = sets.items()
+        first = 1 if 0 not in there and int(total) in there else 0  # some tools count from 1
+        wanted = range(first, first + int(total))
+        if missing := len(wanted) - sum(number in wanted for number in there):
+            name = f"{stem}-{next(number for number in wanted if number not in there):05d}-of-{total}{suffix}"
+            faults.append(f"{missing:,} of {len(wanted):,} shards are missing, the first is {shown(name)}")
+    return faults

@@ -103,11 +103,12 @@ def read_tar(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]:
             if sample.text is None:
                 raise BadRowError(f"{shard.name}: {name}", f"has {size:,} bytes, over the limit of {MAX_JSON:,}")
             row = _json(sample.text, f"{shard.name}: {name}")
-            images |= _data_urls(sample.text, name, offset, number, stem)
+            images |= _data_urls(sample.text, name.removeprefix("./"), offset, number, stem)
         for at, (name, field_, offset, size) in enumerate(sample.images):
             found = sample.image_sizes[at] if sample.image_sizes else NO_SIZE
-            image = PackedImage(f"{stem}/{name}", number, offset, size, image_size=found)
-            images |= dict.fromkeys((name, _split(name)[1], field_), image)
+            plain = name.removeprefix("./")
+            image = PackedImage(f"{stem}/{plain}", number, offset, size, image_size=found)
+            images |= dict.fromkeys((name, plain, _split(name)[1], field_), image)
         if not isinstance(row, dict):
             raise BadRowError(where, "the sample has no .json with an object, which would be its conversation")
         yield ShardRow(where, row, images)
@@ -129,7 +130,12 @@ def _ends_in_zeros(file: IO[bytes]) -> bool:
 def _samples(packed: tarfile.TarFile, shard: ShardFile) -> Iterator[TarSample]:
     sample: TarSample | None = None
     for member in tar_members(packed):
-        if not member.isreg():
+        if member.issparse():
+            raise UserError(
+                f"{shard}: the member {shown(member.name)} was packed with tar --sparse, so its bytes are not in one "
+                "place; pack the shard again without that option"
+            )
+        if not (member.isreg() or member.islnk() or member.issym()):
             continue
         folder, name = _split(member.name)
         if name.startswith(".") or "__MACOSX" in (*folder.parts, name):
@@ -143,7 +149,9 @@ def _samples(packed: tarfile.TarFile, shard: ShardFile) -> Iterator[TarSample]:
         if suffix.lower() in sample.fields:
             sample.repeated = sample.repeated or member.name
         sample.fields.add(suffix.lower())
-        if suffix.lower() == "json":
+        if not member.isreg():
+            sample.others.append(f"{suffix} (a link)")
+        elif suffix.lower() == "json":
             sample.json = member.name, member.offset_data, member.size
             stream = packed.extractfile(member) if member.size <= MAX_JSON else None
             sample.text = stream.read() if stream else None

@@ -45,6 +45,7 @@ from phi3v_data.splits import (
     file_name,
     is_split_name,
     lone_split,
+    shard_faults,
     split_sort_key,
 )
 from phi3v_data.unfinished import MANIFEST
@@ -89,11 +90,16 @@ def data_directory(path: str | Path) -> Path:
 
     Raises:
         NotFoundError: no such directory.
-        UserError: the export cannot be read, or a row of it is not a sample; the message names the shard and the row.
+        UserError: the export cannot be read, a shard is missing, or a row is not a sample; the message names shard and
+            row.
     """
     export = find_export(Path(path))
     if export is None:
         return Path(path)
+    if faults := shard_faults(export.shards):
+        raise UserError(
+            f"{export}: {faults[0]}; copy the shards again, or take what is there with `phi3v-data import`"
+        )
     digest = _digest(export)
     obstacle = ""
     for folder, is_cache in _folders(export):
@@ -185,7 +191,9 @@ def shards_by_split(shards: Sequence[str]) -> dict[str, list[str]]:
     if len(found) == 1:
         found = {lone_split(name): value for name, value in found.items()}
     names = {name: canonical_split(name) for name in found}
-    for name in names.values():
+    for given, name in names.items():
+        if given != name and name in found:
+            raise UserError(f"shards of {shown(given)} and of {shown(name)}, which are one split; keep or rename one")
         if not is_split_name(name):
             raise UserError(f"{shown(name)} cannot be the name of a split; name the shards SPLIT-00000-of-00001")
     return {names[name]: found[name] for name in sorted(found, key=lambda name: split_sort_key(names[name]))}

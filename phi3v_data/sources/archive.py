@@ -241,10 +241,18 @@ def _untar(archive: Path, kind: str, writer: MemberWriter) -> None:
 
 
 def tar_members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the headers one after another, without keeping earlier ones."""
+    """Yield the headers one after another, without keeping earlier ones.
+
+    Raises:
+        tarfile.ReadError: something follows the end mark, which tarfile leaves unread without a word.
+    """
     while (member := packed.next()) is not None:
         packed.members = []  # type: ignore[attr-defined]  # typeshed leaves it out; it would hold every header
         yield member
+    assert packed.fileobj is not None
+    while block := packed.fileobj.read(BLOCK):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("more data after its end mark; archives are joined with tar -A, not with cat")
 
 
 @contextmanager
@@ -264,9 +272,29 @@ def _decompressed(archive: Path, kind: str) -> Iterator[Readable]:
 
 
 def member_class(limits: Limits, refuse: Callable[[str], NoReturn]) -> type[tarfile.TarInfo]:
-    """A `TarInfo` that checks the size of an extended header before it reads it into memory."""
+    """A `TarInfo` that checks the size of an extended header before it reads it into memory.
+
+    A header that is damaged is an error; tarfile takes it for the end, unless it is the first one.
+    """
 
     class Member(tarfile.TarInfo):
+        @classmethod
+        def fromtarfile(cls, packed: tarfile.TarFile) -> Any:
+            try:
+                return super().fromtarfile(packed)
+            except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+                raise tarfile.ReadError(str(error)) from None
+            except tarfile.EmptyHeaderError:
+                if not packed.offset:
+                    raise
+                raise tarfile.ReadError("no end mark") from None
+
+        def _block(self, count: int) -> int:
+            if count < 0:  # the next header would be an earlier one, again and again
+                raise tarfile.ReadError("a negative size")
+            size: int = super()._block(count)  # type: ignore[misc]  # typeshed leaves it out
+            return size
+
         def _proc_member(self, packed: tarfile.TarFile) -> Any:
             if self.type in _EXTENDED and self.size > limits.max_header:
                 refuse(f"has a header of {self.size} bytes, over the limit of {limits.max_header}")

@@ -11,6 +11,7 @@ from phi3v_data.draft import Draft, DraftImage, Item
 from phi3v_data.files import name_hash
 from phi3v_data.messages import counted, join_words, shown
 from phi3v_data.sources.source import Source
+from phi3v_data.splits import shard_faults
 
 MAX_NAMED = 3
 
@@ -38,16 +39,17 @@ class UsedPaths:
             yield draft
 
     def left_out(self, source: Source) -> tuple[str, ...]:
-        """A message about the unused files of the source, if there are any."""
+        """Messages about the unused files of the source, and about shards that are missing by the names of others."""
         used = set(self.hashes)
         files = source.left_out(lambda file: _hash(str(file)) in used)
+        missing = tuple(shard_faults(source.names()))
         if not files:
-            return ()
+            return missing
         endings = Counter(PurePosixPath(file.path).suffix.lower() or "without an extension" for file in files)
         counts = ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
         named = join_words(files, MAX_NAMED, each=lambda file: shown(file.where))
         number = counted(len(files), "file")
-        return (f"left out {number} of the source, not used by any sample: {counts} ({named})",)
+        return (f"left out {number} of the source, not used by any sample: {counts} ({named})", *missing)
 
 
 def _contents(draft: Draft) -> Iterator[object]:

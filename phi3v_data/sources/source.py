@@ -238,15 +238,9 @@ class Source:
         self._used.update(entry.path for entry in files)
 
     def left_out(self, is_used: Callable[[Path], bool] = lambda file: False) -> tuple[SourceFile, ...]:
-        """The files that no sample uses, as far as known; documents such as a README do not count.
-
-        Args:
-            is_used: whether a file is used, by its current path.
-        """
-        files = self._all_files or self._files or ()
+        """The files that no sample uses, as far as known (`is_used`, by the path here); documents do not count."""
+        files = self._found()
         of_tables = self.kind == "parquet" and self._opened is not None and not self._remote
-        if of_tables and not files and self.root.is_dir():
-            files = tuple(sorted(_walk(self.root), key=lambda entry: entry.path.encode()))
         if self._used is None and self._listed is None:
             return tuple(self._special)
         read = set(self._opened.files_read()) if self._opened is not None else set()
@@ -262,6 +256,16 @@ class Source:
             and not (of_tables and entry.path.lower().endswith(SOURCE_IMAGE_SUFFIXES))  # rows may name them
             and not is_used(entry.file)
         )
+
+    def names(self) -> Sequence[str]:
+        """The paths of the files, as far as they were looked for."""
+        return self._remote.files if self._remote else [entry.path for entry in self._found()]
+
+    def _found(self) -> tuple[SourceFile, ...]:
+        files = self._all_files or self._files or ()
+        if not files and self.kind == "parquet" and self._opened is not None and self.root.is_dir():
+            files = tuple(sorted(_walk(self.root), key=lambda entry: entry.path.encode()))
+        return files
 
     def _inner_files(self) -> Iterator[SourceFile]:
         folders = {str(parent) for entry in self.files() for parent in PurePosixPath(entry.path).parents}
