@@ -22,8 +22,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, Annotated, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
@@ -74,6 +75,18 @@ def cell_offset(group: int, row: int, number: int) -> int:
     return group * _GROUP + row * _ROW + number
 
 
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Header of an index."""
+
+    kind: Kind
+    column: str
+    root: str
+    shards: list[str]
+    states: list[tuple[int, int, int, int]]
+    count: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+    etags: list[str] | None = None
+
+
 class ExportPack(Pack):
     """The index of an export's shards."""
 
@@ -86,22 +99,40 @@ class ExportPack(Pack):
         if found is None:
             raise NotADirectoryError(errno.ENOTDIR, "is neither a folder nor an index of packed images", str(path))
         header, body = found
-        self.header: dict[str, Any] = header
-        self.kind: Kind = header["kind"]
-        self.column: str = header["column"]
-        self.root = Path(header["root"])
-        self.shards = header["shards"]
-        self._states = [ShardState(*values) for values in header["states"]]
-        count = header["count"]
+        try:
+            self.header = msgspec.convert(header, _Header)
+            self._take(self.header.count, body)
+        except (msgspec.ValidationError, ValueError):
+            raise NotADirectoryError(errno.ENOTDIR, "is an index with values that cannot be", str(path)) from None
+        self.kind, self.column, self.shards = self.header.kind, self.header.column, self.header.shards
+        self.root = Path(self.header.root)
+        self._states = [ShardState(*values) for values in self.header.states]
+        self._reader = -1, CellReader(self.column)  # of the shard that was read last
+        self._group: tuple[tuple[int, int], Cells | None] = (-1, -1), None  # the row group that was read last
+
+    def _take(self, count: int, body: memoryview) -> None:
+        """Take the columns, which may come from someone else. Raises ValueError."""
         columns = [np.frombuffer(body, np.int64, count, 8 * count * number) for number in range(len(_COLUMNS))]
         self.ends, self.shard_of, self.offsets, self.sizes, self.is_base64, *others = columns
         self._image_sizes, self._hashes, self._order = others
         self.blob = body[8 * count * len(_COLUMNS) :]
-        self._reader = -1, CellReader(self.column)  # of the shard that was read last
-        self._group: tuple[tuple[int, int], Cells | None] = (-1, -1), None  # the row group that was read last
-        starts = np.concatenate(([0], self.ends))[:-1]
-        if bool((np.frombuffer(self.blob, np.uint8)[starts] == ord("/")).any()):
-            raise NotADirectoryError(errno.ENOTDIR, "is an index with an absolute path as a name", str(path))
+        num_shards = len(self.header.shards)
+        if not num_shards == len(self.header.states) == len(self.header.etags or self.header.shards):
+            raise ValueError
+        if not count:
+            return
+        starts = np.concatenate(([0], self.ends[:-1]))
+        if self.ends[-1] != len(self.blob) or not bool((starts < self.ends).all()):
+            raise ValueError
+        first = np.frombuffer(self.blob, np.uint8)[starts]
+        if bool((first == ord("/")).any() or (first & 0xC0 == 0x80).any()):  # an absolute path, half a character
+            raise ValueError
+        str(self.blob, "utf-8")
+        for column, limit in ((self.shard_of, num_shards), (self._order, count)):
+            if not 0 <= int(column.min()) <= int(column.max()) < limit:
+                raise ValueError
+        if min(int(column.min()) for column in (self.offsets, self.sizes, self._image_sizes)) < 0:
+            raise ValueError
 
     def file_size(self, entry: int) -> int:
         """Bytes of an image; of base64 text, up to two more."""
@@ -240,7 +271,7 @@ def _stored(path: str, state: ShardState) -> StoredPack | None:
 @lru_cache(maxsize=_OPEN)
 def _of_export(path: str, state: ShardState, process: int) -> ExportPack:
     pack = ExportPack(Path(path))
-    if "etags" not in pack.header:
+    if pack.header.etags is None:
         return pack
     from phi3v_data.media.remote_pack import RemotePack
 
@@ -300,7 +331,7 @@ def is_remote_index(path: Path) -> bool:
         pack = open_pack(path) if path.is_file() else None
     except OSError:
         return False
-    return isinstance(pack, ExportPack) and "etags" in pack.header
+    return isinstance(pack, ExportPack) and pack.header.etags is not None
 
 
 def known_size(path: Path) -> tuple[int, int]:

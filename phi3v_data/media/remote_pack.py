@@ -29,10 +29,11 @@ class RemotePack(ExportPack):
             raise NotADirectoryError(
                 errno.ENOTDIR, "is an index of images in a store, made on another machine; give its address", str(path)
             )
-        self._store = open_store(parse_address(self.header["root"]))
+        assert self.header.etags is not None
+        self._store = open_store(parse_address(self.header.root))
         self._objects = [
             StoredObject(name, state.size, etag)
-            for name, state, etag in zip(self.shards, self._states, self.header["etags"], strict=True)
+            for name, state, etag in zip(self.shards, self._states, self.header.etags, strict=True)
         ]
         self._reader_of = lru_cache(_DESCRIBED)(lambda shard: CellReader(self.column))
 

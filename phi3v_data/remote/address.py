@@ -16,7 +16,8 @@ EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hub"}
 """The extra of this package that a protocol needs."""
 
 _ADDRESS = re.compile(rf"({'|'.join(EXTRAS)}):(?:/+(.*))?", re.DOTALL)
-_USER = re.compile(r"//[^/\s@]*@")
+_USER = re.compile(r"//[^/\s]*@")
+_SECRET = re.compile(r"//(?!arn:)[^/]*:.*", re.DOTALL)  # a secret key may have slashes in it, a bucket no colon
 _QUERY = re.compile(r"\?[^\s'\"]*")
 _SIGNED = re.compile(r"(?i)[?&](x-amz-|x-goog-|awsaccesskeyid|signature|sig=|token)")
 
@@ -48,7 +49,7 @@ def is_remote(path: str | Path) -> bool:
 def spelled(path: str | Path) -> str:
     """A local path as it is, an address with its double slash and without its secrets."""
     found = _ADDRESS.fullmatch(text := os.fspath(path))
-    return without_secrets(f"{found[1]}://{found[2] or ''}") if found else text
+    return _SECRET.sub("//...", without_secrets(f"{found[1]}://{found[2] or ''}")) if found else text
 
 
 def parse_address(path: str | Path) -> Address:
@@ -61,7 +62,7 @@ def parse_address(path: str | Path) -> Address:
     if found is None:
         raise UserError(f"{path}: not an address such as s3://BUCKET/PREFIX")
     protocol, rest = found[1], (found[2] or "").rstrip("/")
-    if "@" in rest.partition("/")[0] or _SIGNED.search(rest):
+    if "@" in rest.partition("/")[0] or _SECRET.match(f"//{rest}") or _SIGNED.search(rest):
         raise UserError(
             f"{spelled(path)}: an address with a password or a signature is not read; give the plain address, and let "
             "the store's own settings (environment, profile, login) supply the credentials"

@@ -196,13 +196,15 @@ class Store:
     def _uploads(self, listed: Callable[..., Any]) -> Iterator[Mapping[str, Any]]:
         """Unfinished uploads; `listed` asks for a page of them."""
         following: dict[str, str] = {}
+        seen = {("", "")}
         while True:
             page = self._patiently(str(self), partial(listed, **following))
             yield from page.get("Uploads", ())
-            behind = {"KeyMarker": page.get("NextKeyMarker", ""), "UploadIdMarker": page.get("NextUploadIdMarker", "")}
-            if not page.get("IsTruncated") or behind == following or not behind["KeyMarker"]:
+            behind = page.get("NextKeyMarker", ""), page.get("NextUploadIdMarker", "")
+            if not page.get("IsTruncated") or behind in seen or not behind[0]:
                 return
-            following = behind
+            seen.add(behind)
+            following = {"KeyMarker": behind[0], "UploadIdMarker": behind[1]}
 
     def _patiently(self, where: str, request: Callable[[], T]) -> T:
         return patiently(where, request, self._attempts)
@@ -219,16 +221,18 @@ class Store:
         bucket, _, prefix = self.address.path.partition("/")
         self._fs.invalidate_cache()  # what it knows of objects that may have changed
         more: dict[str, str] = {}
+        seen = {""}
         while True:
             page = self._patiently(str(self), partial(self._page, bucket, f"{prefix}/" if prefix else "", more))
             for entry in page.get("Contents", ()):
                 yield f"{bucket}/{entry.get('Key', '')}", int(entry.get("Size", 0)), _etag(entry)
             if not page.get("IsTruncated"):
                 return
-            following = {"ContinuationToken": page.get("NextContinuationToken", "")}
-            if following == more or not following["ContinuationToken"]:
+            token = page.get("NextContinuationToken", "")
+            if token in seen:
                 raise StoreError(f"{self}: the store's list of keys does not end")
-            more = following
+            seen.add(token)
+            more = {"ContinuationToken": token}
 
     def _page(self, bucket: str, prefix: str, more: Mapping[str, str]) -> Any:
         try:

@@ -190,6 +190,18 @@ def test_a_listing_that_cannot_be_right_is_one_sentence(
     assert message in str(caught.value)
 
 
+def test_a_listing_that_goes_in_a_circle_ends(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(parse_address("s3://b/set"))
+    following = {"": "one", "one": "two", "two": "three", "three": "one"}
+
+    def page(bucket: str, prefix: str, more: dict[str, str]) -> dict[str, object]:
+        return {"IsTruncated": True, "NextContinuationToken": following[more.get("ContinuationToken", "")]}
+
+    monkeypatch.setattr(store, "_page", page)
+    with pytest.raises(UserError, match="s3://b/set: the store's list of keys does not end"):
+        list(store.objects())
+
+
 def test_unfinished_uploads_are_removed_from_every_page_of_their_list(stub: Stub) -> None:
     stub.uploads = [(f"set/train-{number // 2:06d}.tar", f"id{number}") for number in range(7)]
     stub.uploads += [("set/train-000009.tar", "id9"), ("sets/train-000000.tar", "id")]

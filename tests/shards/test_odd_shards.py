@@ -7,13 +7,16 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from shard_files import add
 
 from phi3v_data import Dataset
+from phi3v_data.columns import write_columns
 from phi3v_data.errors import UserError
 from phi3v_data.importing import import_rows
+from phi3v_data.media.pack import hash_of_name
 from phi3v_data.media.packed import read_packed
 from phi3v_data.shards.view import data_directory
 from phi3v_data.sources.archive import extract
@@ -180,3 +183,41 @@ def test_two_names_of_one_split_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "set/validation-0.tar", 1, 1)
     with pytest.raises(UserError, match="shards of 'validation' and of 'val', which are one split"):
         data_directory(tmp_path / "set")
+
+
+GIVEN = {"kind": "tar", "column": "", "root": "/etc", "shards": ["passwd"], "states": [[1, 2, 3, 4]], "count": 1}
+"""Header of the index of an export with one image."""
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ({"kind": "zip"}, {}),
+        ({"root": 5}, {}),
+        ({"states": []}, {}),
+        ({"count": -1}, {}),
+        ({"count": 1 << 40}, {}),
+        ({"etags": []}, {}),
+        ({}, {0: 5000}),
+        ({}, {0: -1}),
+        ({}, {1: 1}),
+        ({}, {2: -1}),
+        ({}, {3: -1}),
+        ({}, {7: 1}),
+        ({}, {8: b"\xff.png"}),
+        ({}, {8: b"/.png"}),
+    ],
+    ids=str,
+)
+def test_an_index_of_a_stranger_with_values_that_cannot_be_is_an_error(
+    tmp_path: Path, header: dict[str, object], columns: dict[int, object]
+) -> None:
+    """`DIR/images` may be what phi3v makes of an export only for itself."""
+    given = {**dict(enumerate([5, 0, 0, 10, 0, 0, hash_of_name("a.png"), 0])), 8: b"a.png", **columns}
+    values = [value if isinstance(value, bytes) else np.array([value], np.int64) for value in given.values()]
+    write_columns(tmp_path / "images", b"phi3vpk3", {**GIVEN, **header}, values)
+    line = {"id": "a", "source": "x", "conversations": [{"images": ["a.png"], "user": "q", "assistant": "b"}]}
+    (tmp_path / "x_train.jsonl").write_text(json.dumps(line) + "\n")
+    report = validate(tmp_path)
+    assert not report.ok
+    assert [problem.line for problem in report.problems if problem.severity == "error"] == [1]
