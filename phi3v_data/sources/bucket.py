@@ -62,8 +62,7 @@ def copy_here(spec: str) -> Path:
     Raises as `open_bucket`.
     """
     store = open_store(parse_address(spec))
-    single = store.find()
-    found = {"": single} if single is not None else _listing(store)
+    found = _listing(store)
     folder = cache_home() / SOURCES / name_digest(str(store), 16)
     try:
         return _copy(store, found, folder)
@@ -79,6 +78,9 @@ def _copy(store: Store, found: dict[str, StoredObject], folder: Path) -> Path:
     while not hold(folder):
         make_private(folder)
     target, aside = folder / FILES / store.address.name, folder / ASIDE
+    for path in (folder / FILES, target, aside, folder / _STATES, folder / "lock"):
+        if path.is_symlink():  # what is behind it is not ours to write to, let alone to remove
+            path.unlink()
     with _alone(folder / "lock"):
         states = _read_states(folder / _STATES)
         shutil.rmtree(aside, ignore_errors=True)  # of a killed copy
@@ -127,6 +129,7 @@ def _known(root: str, digest: str, process: int) -> tuple[Store, dict[str, Store
 
 
 def _listing(store: Store) -> dict[str, StoredObject]:
+    """The objects below an address, else the one that it names; some tools make an empty one for a folder."""
     found = {each.name: each for each in store.objects()}
     if not found and (single := store.find()) is not None:
         return {"": single}

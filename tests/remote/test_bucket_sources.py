@@ -1,6 +1,7 @@
 """Sources in a store: converted and imported with the bytes of the same folder; a changed object is named on resume."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from phi3v_data.draft import Converter, DatasetInfo, Draft, Item, Options
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.importing import import_rows
 from phi3v_data.remote.cache_folders import cache_home
+from phi3v_data.remote.store import Store, StoredObject
 from phi3v_data.sources.bucket import copy_here
 from phi3v_data.sources.source import Source
 
@@ -128,3 +130,32 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"^s3://b/set cannot be copied to .*; XDG_CACHE_HOME is the place for it$"):
         copy_here("s3://b/set")
+
+
+@pytest.mark.parametrize("place", ["files/set", "files"])
+def test_a_link_in_the_place_of_a_copy_is_replaced_and_nothing_behind_it_touched(
+    stub: Stub, tmp_path: Path, place: str
+) -> None:
+    (stub.folder / "set").mkdir(parents=True)
+    (stub.folder / "set/a.txt").write_bytes(b"a")
+    copy = copy_here("s3://b/set")
+    other = tmp_path / "other"
+    (other / "set").mkdir(parents=True)
+    (other / "mine.txt").write_bytes(b"1")
+    (other / "set/mine.txt").write_bytes(b"2")
+    link = copy.parents[1] / place
+    shutil.rmtree(link)
+    link.symlink_to(other)
+    assert copy_here("s3://b/set") == copy
+    assert (copy / "a.txt").read_bytes() == b"a"
+    assert not link.is_symlink()
+    assert sorted(path.relative_to(other).as_posix() for path in other.rglob("*")) == ["mine.txt", "set", "set/mine.txt"]
+
+
+def test_an_empty_object_with_the_name_of_the_folder_is_not_the_source(stub: Stub, monkeypatch: Any) -> None:
+    """Some tools make one for each folder; the test's store cannot have both, as its objects are files."""
+    (stub.folder / "set").mkdir(parents=True)
+    (stub.folder / "set/a.txt").write_bytes(b"a")
+    find = Store.find
+    monkeypatch.setattr(Store, "find", lambda self, name="": find(self, name) or StoredObject(name, 0, "e"))
+    assert [path.name for path in copy_here("s3://b/set").iterdir()] == ["a.txt"]
