@@ -103,10 +103,10 @@ def read_tar(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]:
             if sample.text is None:
                 raise BadRowError(f"{shard.name}: {name}", f"has {size:,} bytes, over the limit of {MAX_JSON:,}")
             row = _json(sample.text, f"{shard.name}: {name}")
-            images |= _data_urls(sample.text, name.removeprefix("./"), offset, number, stem)
+            images |= _data_urls(sample.text, _plain(name), offset, number, stem)
         for at, (name, field_, offset, size) in enumerate(sample.images):
             found = sample.image_sizes[at] if sample.image_sizes else NO_SIZE
-            plain = name.removeprefix("./")
+            plain = _plain(name)
             image = PackedImage(f"{stem}/{plain}", number, offset, size, image_size=found)
             images |= dict.fromkeys((name, plain, _split(name)[1], field_), image)
         if not isinstance(row, dict):
@@ -174,6 +174,11 @@ def _split(name: str) -> tuple[PurePosixPath, str]:
         return _NO_FOLDER, name
     path = PurePosixPath(name)
     return path.parent, path.name
+
+
+def _plain(name: str) -> str:
+    """A name without components that mean nothing: `tar -cf train.tar .` writes `./000017.json`."""
+    return str(PurePosixPath(name)) if "./" in name or "//" in name else name
 
 
 def _data_urls(data: bytes, member: str, start: int, number: int, stem: str) -> dict[str, PackedImage]:

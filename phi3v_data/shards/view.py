@@ -97,9 +97,7 @@ def data_directory(path: str | Path) -> Path:
     if export is None:
         return Path(path)
     if faults := shard_faults(export.shards):
-        raise UserError(
-            f"{export}: {faults[0]}; copy the shards again, or take what is there with `phi3v-data import`"
-        )
+        raise UserError(f"{export}: {faults[0]}; copy the shards again, or take what is there with `phi3v-data import`")
     digest = _digest(export)
     obstacle = ""
     for folder, is_cache in _folders(export):

@@ -215,7 +215,7 @@ def test_members_in_folders_are_samples_and_what_archivers_add_is_not(directory:
     assert [(sample.id, sample.images) for sample in samples] == [
         ("0", ("train/0.0.png",)),
         ("a/0", ("train/a/0.0.png",)),
-        ("./b//0", ("train/./b//0.0.png",)),
+        ("./b//0", ("train/b/0.0.png",)),
         ("c.d/0", ("train/c.d/0.0.png",)),
     ]
 
