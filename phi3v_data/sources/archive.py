@@ -282,12 +282,11 @@ def member_class(limits: Limits, refuse: Callable[[str], NoReturn]) -> type[tarf
         def fromtarfile(cls, packed: tarfile.TarFile) -> Any:
             try:
                 return super().fromtarfile(packed)
-            except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-                raise tarfile.ReadError(str(error)) from None
-            except tarfile.EmptyHeaderError:
-                if not packed.offset:
+            except tarfile.HeaderError as error:
+                kind = type(error).__name__  # which typeshed leaves out
+                if kind == "EOFHeaderError" or not packed.offset:
                     raise
-                raise tarfile.ReadError("no end mark") from None
+                raise tarfile.ReadError("no end mark" if kind == "EmptyHeaderError" else str(error)) from None
 
         def _block(self, count: int) -> int:
             if count < 0:  # the next header would be an earlier one, again and again
