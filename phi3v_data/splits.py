@@ -234,7 +234,7 @@ def _gather(split: str, entries: list[SplitFile]) -> SplitFiles:
 
 
 def shard_faults(paths: Iterable[str]) -> list[str]:
-    """What the numbers in the names of files (`PATH-00000-of-00008.SUFFIX`) say against them.
+    """Faults of shards by the numbers in their names, `PATH-00000-of-00008.SUFFIX`.
 
     Returns a sentence for each group of shards of which some are missing, or which has shards of two sets.
     """
