@@ -444,6 +444,68 @@ QWEN: dict[str, Case] = {
 }
 
 
+def array(row: Row | list[Row], code: str, words: str, becomes: str | tuple[str, ...], **more: Any) -> Case:
+    """A case whose file is a JSON array with a row per line."""
+    return Case(row, code, words, becomes, **{"name": "train.json", "line": 3, **more})
+
+
+LLAVA: dict[str, Case] = {
+    "two user messages in a row": array(talk(H, H, G), "turn-order", "and stops at any other", STOPS),
+    "an answer first": array(
+        talk(G, H, G),
+        "turn-order",
+        "drops a first message that is not the user's",
+        (FIRST, "What is it? > A cat.", LAST),
+    ),
+    "the last message is the user's": array(
+        talk(H, G, ("human", "And?")),
+        "last-turn-open",
+        "trains nothing of the row",
+        (FIRST, "What is it? > (A cat.) And?", LAST),
+    ),
+    "a system message": array(
+        talk(("system", "Be brief."), H, G), "system-message", "stops at a system message", STOPS
+    ),
+    "an unknown role": array(talk(("user", "Hi"), G), "role-unknown", "stops with a KeyError", STOPS),
+    "a message without text": array(
+        {"conversations": [{"from": "human"}, {"from": "gpt", "value": "A cat."}]},
+        "missing-field",
+        "stops with a KeyError",
+        STOPS,
+    ),
+    "a number for a text": array(talk(("human", 5), G), "wrong-type", "stops", STOPS),
+    "role and content": array(
+        {"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+        "missing-field",
+        "reads 'from' and 'value', not 'role' and 'content'",
+        STOPS,
+    ),
+    "a missing image": array(talk(("human", "<image>\nHi"), G, image="none.png"), "image-missing", "stops", STOPS),
+    "null for an image": array(talk(H, G, image=None), "wrong-type", "tests for the key only, and stops", STOPS),
+    "an empty text for an image": array(talk(H, G, image=""), "wrong-type", "tests for the key only, and stops", STOPS),
+    "images, not image": array(
+        talk(("human", "<image>\nHi"), G, images=["a.png"]),
+        "image-ignored",
+        "does not see these images",
+        (FIRST, "<image>\nHi > A cat.", LAST),
+    ),
+    "an image in the middle": array(
+        talk(("human", "Is <image> red?"), G, image="a.png"),
+        "image-moved",
+        "moves the image to the start",
+        (FIRST, "<image>\nIs  red? > A cat.", LAST),
+    ),
+    "an answer of weight 0": array(
+        talk(H, ("gpt", "A cat.", {"weight": 0})),
+        "key-ignored",
+        "it trains the answer",
+        (FIRST, "What is it? > A cat.", LAST),
+    ),
+    "a gzip file": array(
+        [talk(H1, G1), talk(H2, G2)], "file-encoding", "stops", STOPS, name="train.json.gz", line=None
+    ),
+}
+
 TOOLS: dict[str, tuple[str, str, str, list[Row], dict[str, Case]]] = {
     "llama_factory": (
         "LLaMA-Factory 0.9.5",
@@ -454,6 +516,7 @@ TOOLS: dict[str, tuple[str, str, str, list[Row], dict[str, Case]]] = {
     ),
     "swift": ("ms-swift 4.6.0", "swift", "swift", [chat(U1, A1), chat(U2, A2)], SWIFT),
     "axolotl": ("axolotl 0.19.0", "axolotl", "axolotl", AXOLOTL_GOOD, AXOLOTL),
+    "llava": ("LLaVA, 2024-05-12", "llava", "axolotl", [talk(H1, G1), talk(H2, G2)], LLAVA),
     "qwen": ("Qwen-VL finetune", "qwen", "axolotl", [talk(H1, G1), talk(H2, G2)], QWEN),
 }
 """Reader -> title, format, environment, the two good rows, cases."""

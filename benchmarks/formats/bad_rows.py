@@ -1,11 +1,12 @@
 """Bad rows as the tools really read them, beside what the linter says that they do.
 
-    python benchmarks/formats/bad_rows.py --envs /tmp/consumers [--qwen data_processor.py] [--only llama_factory swift]
+    python benchmarks/formats/bad_rows.py --envs /tmp/consumers [--qwen data_processor.py] [--llava CLONE]
 
 Each case is a file of two good rows with a bad one between them (or one of its own kind), linted for the tool and read
 by it, in the environment of `consumers.py`. A line agrees if the linter names the row with the code and the words of
 the case, and the tool's decoded samples are those that the case gives as literals. Of Qwen's trainer only the function
-that builds messages is run, so a row that it cannot build shows as `stops`; its loop then takes the next row.
+that builds messages is run, so a row that it cannot build shows as `stops`; its loop then takes the next row. `--llava`
+is a clone of haotian-liu/LLaVA, whose data set is run in the environment of axolotl.
 """
 
 import argparse
@@ -29,10 +30,11 @@ def write_case(case: Case, good: Sequence[Row], folder: Path) -> Path:
     """The folder of a case, which holds its file only, its settings, and images in the folder above."""
     folder.mkdir()
     rows = case.row if isinstance(case.row, list) else [good[0], case.row, good[1]]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path = folder / case.name
+    lines = [json.dumps(row) for row in rows]
+    text = "[\n" + ",\n".join(lines) + "\n]\n" if ".json" in path.suffixes else "\n".join(lines) + "\n"
     for name in ("a.png", "b.png"):
         text = text.replace(f'"{name}"', json.dumps(str(folder.parent / name)))
-    path = folder / case.name
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(text.encode()))
     else:
@@ -49,7 +51,7 @@ def rendered(row: Row, decode: Any) -> str:
         for message in row["messages"]:
             text = "".join("<image>" if block["type"] == "image" else block["text"] for block in message["content"])
             found.append((message["role"], text))
-        trained = None
+        trained = row.get("trained")
     else:
         text = re.sub(r"<\|vision_start\|>(<\|image_pad\|>)+<\|vision_end\|>", "<image>", decode(row["input_ids"]))
         found = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", text, re.DOTALL)
@@ -104,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", type=Path, required=True)
     parser.add_argument("--qwen", type=Path, help="Qwen's data_processor.py")
+    parser.add_argument("--llava", type=Path, help="clone of LLaVA")
     parser.add_argument("--only", nargs="*", choices=sorted(TOOLS))
     args = parser.parse_args()
     from tokenizers import Tokenizer
@@ -125,7 +128,8 @@ def main() -> None:
             return text
 
         for reader, (title, format_, environment_name, good, cases) in TOOLS.items():
-            if (args.only and reader not in args.only) or (reader == "qwen" and args.qwen is None):
+            source = vars(args).get(reader, model)  # of a tool that is no package
+            if source is None or (args.only and reader not in args.only):
                 continue
             folder = work / reader
             folder.mkdir()
@@ -135,7 +139,7 @@ def main() -> None:
             for number, case in enumerate(cases.values()):
                 entry = ENTRY if case.entry is None and reader == "llama_factory" else case.entry
                 files.append(write_case(replace(case, entry=entry), good, folder / f"{number:02d}"))
-            extra = [str(args.qwen.absolute() if reader == "qwen" else model)]
+            extra = [str(source.absolute())]
             python = environment(environment_name, args.envs)
             made = read_exports(python, reader, extra, [file.parent for file in files], folder)
             num_right = 0
@@ -161,7 +165,7 @@ def main() -> None:
     text += "ones, linted, and read by the tool itself.\n\n" + "\n".join([*lines, *details]) + "\n"
     if not args.only:
         (RESULTS / "bad_rows.md").write_text(text, encoding="utf-8")
-    print("\n".join(lines))
+    print("\n".join([*lines, *details]))
 
 
 def cell(text: str) -> str:
