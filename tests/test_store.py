@@ -24,9 +24,10 @@ from phi3v_data.columns import read_columns, write_columns
 from phi3v_data.dataset import Dataset, read_manifest
 from phi3v_data.errors import UserError
 from phi3v_data.media import store_writer
+from phi3v_data.media.export_pack import PackedImage, write_pack
 from phi3v_data.media.formats import LIMITS, TooLargeImageError
 from phi3v_data.media.images import probe, read_image_file
-from phi3v_data.media.packed import PackedImage, open_pack, write_pack
+from phi3v_data.media.packed import open_pack
 from phi3v_data.media.stored import COLUMNS, MAGIC
 from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.merge import merge_sets

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from phi3v_data.media import blocks, jpeg, packed
+from phi3v_data.media.export_pack import NO_SIZE
 from phi3v_data.media.formats import (
     HEAD_BYTES,
     HEIC,
@@ -223,11 +224,11 @@ def probe(source: ImageSource) -> ImageInfo:
 
 
 def size_in_header(head: bytes) -> tuple[int, int]:
-    """Width and height of the image that begins with these bytes; `packed.NO_SIZE` if they do not tell."""
+    """Width and height of the image that begins with these bytes; `NO_SIZE` if they do not tell."""
     try:
         info = probe(head)
     except UnreadableImageError:
-        return packed.NO_SIZE
+        return NO_SIZE
     return info.width, info.height
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from phi3v_data.media.cells import CellReader
-from phi3v_data.media.packed import ExportPack, cell_offset, place_in_parquet
+from phi3v_data.media.export_pack import ExportPack, cell_offset, place_in_parquet
 from phi3v_data.remote.address import parse_address
 from phi3v_data.remote.cache import range_cache
 from phi3v_data.remote.cache_folders import VIEWS, cache_home

@@ -5,9 +5,9 @@ from pathlib import PurePath
 from typing import Any
 
 from phi3v_data.errors import UserError, how_to_install
+from phi3v_data.media.export_pack import MAX_IMAGES_PER_CELL, NO_SIZE, PackedImage, cell_offset
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import identify_readable, size_in_header
-from phi3v_data.media.packed import MAX_IMAGES_PER_CELL, NO_SIZE, PackedImage, cell_offset
 from phi3v_data.messages import counted
 from phi3v_data.shards.files import ShardFile
 from phi3v_data.shards.rows import BadRowError, ShardRow

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from phi3v_data.formats.fields import extras
-from phi3v_data.media.packed import PackedImage
+from phi3v_data.media.export_pack import PackedImage
 from phi3v_data.shards.rows import ShardRow
 
 _COLUMNS = frozenset({"id", "images", "messages", "answers", "group", "meta"})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.media.packed import RemoteShards
+from phi3v_data.media.export_pack import RemoteShards
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import Address
 from phi3v_data.remote.cache import cache_limit

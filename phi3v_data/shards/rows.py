@@ -9,7 +9,7 @@ from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat
 from phi3v_data.formats.registry import all_formats
 from phi3v_data.formats.turns import check_characters, check_turns, to_turns
-from phi3v_data.media.packed import PackedImage
+from phi3v_data.media.export_pack import PackedImage
 from phi3v_data.messages import shown
 from phi3v_data.schema import Sample, Turn
 from phi3v_data.shards.files import ShardFile

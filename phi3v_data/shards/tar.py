@@ -18,9 +18,9 @@ import msgspec
 
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import BOM
+from phi3v_data.media.export_pack import NO_SIZE, PackedImage
 from phi3v_data.media.formats import LIMITS
 from phi3v_data.media.images import size_in_header
-from phi3v_data.media.packed import NO_SIZE, PackedImage
 from phi3v_data.messages import shown
 from phi3v_data.shards.files import ShardFile
 from phi3v_data.shards.rows import BadRowError, ShardRow

@@ -26,8 +26,8 @@ from pathlib import Path
 from phi3v_data.dataset import list_directory, parse_manifest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import MAX_JSON, hidden_path, read_regular
+from phi3v_data.media.export_pack import Kind, PackedImage, write_pack
 from phi3v_data.media.pack import RepeatedNameError, ShardState
-from phi3v_data.media.packed import Kind, PackedImage, write_pack
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import is_remote, parse_address, spelled
 from phi3v_data.remote.cache_folders import VIEWS, cache_home, held, hold, make_private, remove_old, remove_unused

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from phi3v_data.media.export_pack import NO_SIZE
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import check_jpeg, load_image, probe, read_image_file
-from phi3v_data.media.packed import NO_SIZE, known_size
+from phi3v_data.media.packed import known_size
 
 _JPEG_START = b"\xff\xd8\xff"
 _MAX_PIXELS = 50_000_000

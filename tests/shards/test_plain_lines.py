@@ -10,7 +10,7 @@ from colour_sets import colour_directory
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.exporting.run import export_set
-from phi3v_data.media.packed import PackedImage
+from phi3v_data.media.export_pack import PackedImage
 from phi3v_data.shards import view
 from phi3v_data.shards.plain import plain_line
 from phi3v_data.shards.rows import BadRowError, ShardRow, line_of

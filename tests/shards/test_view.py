@@ -17,9 +17,10 @@ from shard_files import KINDS, add, write_shards, write_tar
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
+from phi3v_data.media.export_pack import PackedImage, write_pack
 from phi3v_data.media.images import load_image, probe, read_image_file
 from phi3v_data.media.pack import RepeatedNameError
-from phi3v_data.media.packed import PackedImage, open_pack, write_pack
+from phi3v_data.media.packed import open_pack
 from phi3v_data.shards.view import data_directory
 from phi3v_data.validate import validate
 

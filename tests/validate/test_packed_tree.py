@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phi3v_data.media.packed import PackedImage, open_pack, write_pack
+from phi3v_data.media.export_pack import PackedImage, write_pack
+from phi3v_data.media.packed import open_pack
 from phi3v_data.media.store_writer import StoreWriter
 from phi3v_data.media.stored import StoredPack
 from phi3v_data.validate.hashes import hash_texts
