@@ -26,6 +26,7 @@ from typing import IO, Any, NoReturn, cast
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import read_json, sync_disk, sync_folder, write_json
+from phi3v_data.sources.bucket import copied_etag
 from phi3v_data.sources.members import BLOCK, Limits, MemberWriter, Readable, RejectedMember
 
 MARKER = "extracted.json"
@@ -90,8 +91,9 @@ def extract(
         stat = archive.stat()
     except OSError as error:
         raise NotFoundError(f"cannot read the archive '{archive}': {error.strerror}") from error
-    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
-    identity = {"name": archive.name, "size": stat.st_size, **times}
+    etag = copied_etag(archive)
+    state = {"etag": etag} if etag else {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    identity = {"name": archive.name, "size": stat.st_size, **state}
     done = work_dir / FOLDER
     if done.is_dir() and not done.is_symlink() and _marker(work_dir).get("archive") == identity:
         return done

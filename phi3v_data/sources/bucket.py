@@ -94,6 +94,16 @@ def _copy(store: Store, found: dict[str, StoredObject], folder: Path) -> Path:
     return target
 
 
+def copied_etag(path: Path) -> str:
+    """The etag of the object that a file of the cache is a copy of, the same on all machines; empty for other files."""
+    with suppress(UserError, ValueError):
+        place = path.resolve().relative_to((cache_home() / SOURCES).resolve()).parts
+        if len(place) > 2 and place[1] == FILES:
+            states = _read_states(cache_home() / SOURCES / place[0] / _STATES)
+            return states.get("/".join(place[3:]), (0, ""))[1]
+    return ""
+
+
 def open_remote(path: str) -> IO[bytes]:
     """A file of `RemoteFiles`, read by ranges.
 

@@ -16,6 +16,7 @@ from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.importing import import_rows
 from phi3v_data.remote.cache_folders import cache_home
 from phi3v_data.remote.store import Store, StoredObject
+from phi3v_data.slices import convert_slice
 from phi3v_data.sources.bucket import copy_here
 from phi3v_data.sources.source import Source
 
@@ -159,3 +160,22 @@ def test_an_empty_object_with_the_name_of_the_folder_is_not_the_source(stub: Stu
     find = Store.find
     monkeypatch.setattr(Store, "find", lambda self, name="": find(self, name) or StoredObject(name, 0, "e"))
     assert [path.name for path in copy_here("s3://b/set").iterdir()] == ["a.txt"]
+
+
+def test_slices_on_machines_with_caches_of_their_own_unpack_an_archive_of_a_bucket_once(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_images(tmp_path / "pets", [f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(4)])
+    stub.folder.mkdir()
+    shutil.make_archive(str(stub.folder / "pets"), "gztar", tmp_path / "pets")
+    for share in ("1/2", "2/2"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{share[0]}"))
+        done = convert_slice("image_folder", "s3://b/pets.tar.gz", tmp_path / "out", share, workers=0)
+    assert done.whole is not None
+    assert (done.samples, done.whole.samples) == (4, 8)
+    changed = (stub.folder / "pets.tar.gz").read_bytes()
+    (stub.folder / "pets.tar.gz").write_bytes(changed + b"\0")
+    convert_slice("image_folder", "s3://b/pets.tar.gz", tmp_path / "again", "1/2", workers=0)
+    (stub.folder / "pets.tar.gz").write_bytes(changed)
+    with pytest.raises(UserError, match="it has changed or is a copy; give all slices the same file"):
+        convert_slice("image_folder", "s3://b/pets.tar.gz", tmp_path / "again", "2/2", workers=0)
