@@ -49,10 +49,12 @@ def change_store(
             found.close()
 
 
-def store_of(directory: Path) -> StoreName:
-    """How a directory stores its images."""
+def store_of(directory: Path) -> StoreName | None:
+    """How a directory stores its images; None for the view of an export, which has them in shards of its own kind."""
     images = directory / IMAGES
-    return "shards" if images.is_file() and StoredPack.open(images) is not None else "files"
+    if not images.is_file():
+        return "files"
+    return "shards" if StoredPack.open(images) is not None else None
 
 
 class _Copy:

@@ -400,6 +400,10 @@ def test_sets_are_made_of_an_export_as_of_a_directory(directory: Path, export: P
             assert [(tmp_path / "clean/images" / name).read_bytes() for name in ours.images] == [
                 (directory / "images" / name).read_bytes() for name in theirs.images
             ]
+    for store in ("files", "shards"):  # the images of an export are in shards of its own kind
+        assert cli("store", export, tmp_path / store, "--store", store)[0] == 0
+    names = [name for sample in cleaned["train"] for name in sample.images]
+    assert all((tmp_path / "files/images" / name).is_file() for name in names)
     assert "28 x 28 PNG" in cli("preview", export, "--row", "1")[1]
     assert json.loads(cli("stats", export, "--json")[1])["dir"] == str(export)
     page = tmp_path / "page.html"
