@@ -5,13 +5,16 @@
 #   export AWS_ENDPOINT_URL=https://s3.example    # only for a store that is not Amazon's
 #   examples/bucket.sh DIR s3://BUCKET/PREFIX OUTPUT_DIR [options of `phi3v-train run`]
 #
-# Any step that was interrupted is run again by the same command: an export starts over, a run resumes.
+# Any step that was interrupted is run again by the same command: an export starts over, a run resumes. An export that is
+# complete is used as it is: after a change of DIR, run `phi3v-data export ... --overwrite` first.
 
 set -euo pipefail
 
 directory=$1 address=$2 output=$3
 shift 3
 
-phi3v-data export webdataset "$directory" --out "$address" --shard_mb 200 || [ $? = 2 ] # 2: it has an export already
+# 1: problems in a complete export, which the second command shows; 2: there is none, or it cannot be read
+phi3v-data validate "$address" --level quick >/dev/null 2>&1 || [ $? = 1 ] ||
+  phi3v-data export webdataset "$directory" --out "$address" --shard_mb 200
 phi3v-data validate "$address"
 phi3v-train run --data_dir "$address" --output_dir "$output" "$@"

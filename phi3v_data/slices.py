@@ -12,6 +12,7 @@ from typing import Any, Unpack
 from phi3v_data.conversion import ConvertResult
 from phi3v_data.draft import GeneratorConverter, Options
 from phi3v_data.earlier_run import already_complete, interrupted, starts_over
+from phi3v_data.engine.witness import package_versions
 from phi3v_data.errors import UserError
 from phi3v_data.lock import wait_for_workers
 from phi3v_data.planned import (
@@ -144,13 +145,15 @@ def _convert(request: Request, share: Slice, joined: Joined) -> SliceResult:
         converter_info(request).model_dump(mode="json"),
         tuple(sorted(prepared.unlabelled)),
         request.lossy,
+        package_versions(),
     )
+    warnings = prepared.warnings
     joining = joined.state == "joined"
     saved = interrupted(request, output, prepared.identity, prepared.planned, joining=joining)
     mine = share.of(prepared.plan.parts)
     damaged: set[int] = set()
     if joining:
-        join_plan(journal, plan)
+        warnings += join_plan(journal, plan)
         damaged.update(part.index for part in mine if journal.part_path(part.index).exists())
         done = {part.index: (len(kept.rows), len(kept.rejects)) for part, kept in kept_parts(journal, mine)}
         damaged -= done.keys()
@@ -177,7 +180,7 @@ def _convert(request: Request, share: Slice, joined: Joined) -> SliceResult:
         samples=sum(rows for rows, _ in counts),
         rejects=sum(rejects for _, rejects in counts),
         resumed=resumed,
-        warnings=(*prepared.warnings, *(() if joining else starts_over(saved))),
+        warnings=(*warnings, *(() if joining else starts_over(saved))),
         notes=tuple(prepared.info.notes),
     )
     ours = {*done, *converted}

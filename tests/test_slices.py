@@ -20,6 +20,7 @@ from test_convert_resume import MAP, OLD
 from toy_converter import COMMAND, TOY, Toy, drafts, make_source, plain_source, rows, run_cli, start_cli, tree
 
 import phi3v_data
+from phi3v_data import slices
 from phi3v_data.conversion import finish
 from phi3v_data.lock import lock_file
 from phi3v_data.writing import claims, sliced
@@ -391,6 +392,18 @@ def test_other_settings_and_sources_are_refused_and_named(source: Path, tmp_path
     before = tree(out, hidden=True)
     assert "options.size 8 -> 9" in refusal(options={"size": 9})
     assert "val has 7 items, not 8" in refusal(other)
+
+
+def test_other_versions_of_packages_that_decide_bytes_are_a_warning(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert convert(source, tmp_path / "out", "1/2").warnings == ()
+    monkeypatch.setattr(slices, "package_versions", lambda: ("0.1.0", "99.0", "", "", ""))
+    monkeypatch.setattr(sliced, "PACKAGES", ("phi3v", "pillow"))
+    [warning] = convert(source, tmp_path / "out", "2/3").warnings
+    assert warning.startswith("this machine has pillow 99.0 installed, the first slice had ")
+    [again] = convert(source, tmp_path / "out", "3/3").warnings
+    assert again == warning
 
 
 def test_a_source_that_changed_after_another_slice_read_it_is_not_published(source: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from phi3v_data.dataset import read_manifest
 from phi3v_data.draft import DatasetInfo
+from phi3v_data.engine.witness import PACKAGES
 from phi3v_data.errors import UserError
 from phi3v_data.files import MAX_JSON, read_regular, sync_disk, write_json
 from phi3v_data.lock import join_lock
@@ -65,7 +66,8 @@ def parse_slice(text: str) -> Slice:
 class SlicedPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`slices/plan.json`: what is needed to publish without the source.
 
-    `slices` is the N of the process that joined last; `parts` has the planned samples of each part.
+    `slices` is the N of the process that joined last; `parts` has the planned samples of each part; `packages` are the
+    versions of `PACKAGES` where the first process ran.
     """
 
     slices: int
@@ -74,6 +76,7 @@ class SlicedPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     converter: dict[str, Any]
     unlabelled: tuple[str, ...] = ()
     lossy: bool = False
+    packages: tuple[str, ...] = ()
 
     def as_parts(self) -> list[Part]:
         """The parts, without the location of their items."""
@@ -194,15 +197,18 @@ def read_plan(journal: Journal) -> SlicedPlan:
     return plan
 
 
-def join_plan(journal: Journal, plan: SlicedPlan) -> None:
+def join_plan(journal: Journal, plan: SlicedPlan) -> tuple[str, ...]:
     """Compare the plan of this process with that of the first one; record the number of slices if it is another.
+
+    Returns a warning if packages that decide bytes have other versions here.
 
     Raises:
         UserError: they are not the same.
     """
     saved = read_plan(journal)
     theirs, ours = (
-        msgspec.json.decode(msgspec.json.encode(each)) | {"slices": 0, "lossy": False} for each in (saved, plan)
+        msgspec.json.decode(msgspec.json.encode(each)) | {"slices": 0, "lossy": False, "packages": []}
+        for each in (saved, plan)
     )
     if changed := differences(theirs, ours):
         raise UserError(
@@ -210,7 +216,16 @@ def join_plan(journal: Journal, plan: SlicedPlan) -> None:
             "all slices the same settings, or choose another --out_dir"
         )
     if (saved.slices, saved.lossy) != (plan.slices, plan.lossy):
-        write_json(journal.sliced, msgspec.to_builtins(plan))
+        kept = msgspec.structs.replace(plan, packages=saved.packages)
+        write_json(journal.sliced, msgspec.to_builtins(kept))
+    others = [
+        f"{name} {here or 'not'} installed, the first slice had {there or 'none'}"
+        for name, there, here in zip(PACKAGES, saved.packages, plan.packages, strict=False)
+        if there != here
+    ]
+    if not others:
+        return ()
+    return (f"this machine has {join_words(others, 3)}: images that are encoded again may have other bytes than there",)
 
 
 def missing_parts(journal: Journal, plan: SlicedPlan) -> list[int]:
