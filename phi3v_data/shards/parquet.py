@@ -8,7 +8,7 @@ from phi3v_data.errors import UserError, how_to_install
 from phi3v_data.media.export_pack import MAX_IMAGES_PER_CELL, NO_SIZE, PackedImage, cell_offset
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import identify_readable, size_in_header
-from phi3v_data.messages import counted
+from phi3v_data.messages import counted, shown
 from phi3v_data.shards.files import ShardFile
 from phi3v_data.shards.rows import BadRowError, ShardRow
 from phi3v_data.suffixes import STORED_IMAGES
@@ -22,7 +22,7 @@ def read_parquet(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]
     """Yield the rows of a shard in order; see `rows.ShardReader`.
 
     Raises:
-        UserError: the file is damaged, or pyarrow is not installed.
+        UserError: the file is damaged, its images are in another column, or pyarrow is not installed.
         BadRowError: a row that has an image without bytes, or a text that is not UTF-8.
     """
     try:
@@ -32,6 +32,7 @@ def read_parquet(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]
         raise UserError(f"reading parquet files needs pyarrow: {how_to_install('hub')}") from None
     try:
         with shard.open() as opened, pyarrow.parquet.ParquetFile(opened) as file:
+            _check_columns(file.schema_arrow, shard)
             first = 0
             for group in range(file.num_row_groups):
                 at = 0
@@ -42,6 +43,27 @@ def read_parquet(shard: ShardFile, number: int, stem: str) -> Iterator[ShardRow]
                 first += at
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{shard} is damaged or not a parquet file ({str(error)[:80]}); download it again") from None
+
+
+def _check_columns(schema: Any, shard: ShardFile) -> None:
+    """Refuse a file whose images are in a column of another name, as its rows would be read without them."""
+    others = [] if IMAGES in schema.names else [field.name for field in schema if _has_bytes(field.type)]
+    if others:
+        raise UserError(
+            f"{shard}: the images of shards are read from a column {IMAGES!r}, and this file has bytes in "
+            f"{shown(others[0])}; import it with `phi3v-data import`, or rename the column"
+        )
+
+
+def _has_bytes(kind: Any) -> bool:
+    """Whether values of an Arrow type are or have bytes, as `{bytes, path}` of `datasets` has."""
+    import pyarrow
+
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        return _has_bytes(kind.value_type)
+    if pyarrow.types.is_struct(kind):
+        return any(_has_bytes(field.type) for field in kind)
+    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
 
 
 def _values(batch: Any, shard: ShardFile, first: int) -> list[dict[str, Any]]:

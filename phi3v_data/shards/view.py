@@ -237,6 +237,8 @@ def _make(export: Export, folder: Path, digest: str) -> Path:
     try:
         with held(aside):
             _write(export, aside)
+            if _digest(export) != digest:
+                raise UserError(f"{export}: a shard was changed while it was read; run the command again")
             try:
                 os.rename(aside, folder / digest)
             except OSError:
@@ -267,6 +269,8 @@ def _write(export: Export, view: Path) -> None:
                     for row in _READERS[export.kind](export.file(shard), numbers[shard], stem):
                         number = f"{split}-{rows:010d}"
                         line, used, row_format = plain_line(row, name, number) or line_of(row, name, number)
+                        if row.images and not used:
+                            raise BadRowError(row.where, "the row names none of the images that come with it")
                         hasher.update(line)
                         out.write(line)
                         formats.add(row_format)

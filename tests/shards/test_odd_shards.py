@@ -18,6 +18,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.importing import import_rows
 from phi3v_data.media.pack import hash_of_name
 from phi3v_data.media.packed import read_packed
+from phi3v_data.shards import view
 from phi3v_data.shards.view import data_directory
 from phi3v_data.sources.archive import extract
 from phi3v_data.splits import find_splits, shard_faults
@@ -166,6 +167,41 @@ def test_a_conversion_of_some_of_the_shards_of_a_source_says_so(tmp_path: Path) 
     parquet.write_table(table, tmp_path / "source/train-00001-of-00004-ab12.parquet")
     result = import_rows("openai", tmp_path / "source", tmp_path / "out", workers=0)
     assert result.warnings == ("3 of 4 shards are missing, the first is 'train-00000-of-00004.parquet'",)
+
+
+def test_a_row_that_names_none_of_its_images_is_not_read_without_them(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set/train-0.tar", "w") as shard:
+        add(shard, "0.json", json.dumps(TEXT).encode())
+        add(shard, "0.png", png(0))
+    with pytest.raises(UserError, match=r"train-0\.tar: 0: the row names none of the images that come with it"):
+        data_directory(tmp_path / "set")
+
+
+@pytest.mark.parametrize("value", [b"\x89PNG", {"bytes": b"\x89PNG", "path": "a.png"}, [{"bytes": b"\x89PNG"}]])
+def test_a_column_of_images_of_another_name_is_not_left_out(tmp_path: Path, value: object) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "set").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist([{**TEXT, "picture": value}]), tmp_path / "set/train-0.parquet")
+    with pytest.raises(UserError, match="read from a column 'images', and this file has bytes in 'picture'"):
+        data_directory(tmp_path / "set")
+
+
+def test_a_shard_that_changes_while_the_view_is_made_gives_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "set/train-0.tar", 0, 1)
+    make = view._write
+
+    def changed(export: view.Export, folder: Path) -> None:
+        make(export, folder)
+        write(tmp_path / "set/train-0.tar", 1, 2)
+
+    monkeypatch.setattr(view, "_write", changed)
+    with pytest.raises(UserError, match="a shard was changed while it was read; run the command again"):
+        data_directory(tmp_path / "set")
+    monkeypatch.undo()
+    assert ids(tmp_path / "set") == ["r1", "r2"]
 
 
 def test_numbers_of_shards() -> None:
