@@ -6,6 +6,7 @@ time of the folder is that of its last use. So what is removed is in use by nobo
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 import time
@@ -25,6 +26,9 @@ SOURCES = "sources"
 """Folder of the cache with copies of sources."""
 
 _WITHOUT_LOCKS = 3600.0  # seconds for which a folder is taken to be in use where there are no locks
+
+_NAME = re.compile(r"[0-9a-f]{16}(\..+)?")
+"""Names of the folders that are made here, with an ending while they are made or removed."""
 
 _held: dict[Path, int] = {}
 
@@ -108,7 +112,12 @@ def locked(descriptor: int, lock: int = fcntl.LOCK_EX) -> Iterator[None]:
 
 
 def remove_unused(folder: Path, seconds: float = 0.0) -> None:
-    """Remove a folder unless a process holds it or it was used within some seconds; what cannot be removed stays."""
+    """Remove a folder unless a process holds it or it was used within some seconds; what cannot be removed stays.
+
+    So does a folder with another name than those of the cache: it may be a link to a place with other things in it.
+    """
+    if not _NAME.fullmatch(folder.name):
+        return
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

@@ -1,6 +1,7 @@
 """Sources in a store: converted and imported with the bytes of the same folder; a changed object is named on resume."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -179,3 +180,19 @@ def test_slices_on_machines_with_caches_of_their_own_unpack_an_archive_of_a_buck
     (stub.folder / "pets.tar.gz").write_bytes(changed)
     with pytest.raises(UserError, match="it has changed or is a copy; give all slices the same file"):
         convert_slice("image_folder", "s3://b/pets.tar.gz", tmp_path / "again", "2/2", workers=0)
+
+
+def test_only_copies_are_removed_where_the_folder_of_copies_is_a_link(stub: Stub, tmp_path: Path) -> None:
+    """As of a user who has moved it to another disk."""
+    old = 1_600_000_000
+    for name in ("photos", "0123456789abcdef", "fedcba9876543210.77.gone"):
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        (tmp_path / "disk" / name / "file").write_bytes(b"1")
+        os.utime(tmp_path / "disk" / name, (old, old))
+    cache_home().mkdir(parents=True, exist_ok=True)
+    (cache_home() / "sources").symlink_to(tmp_path / "disk")
+    (stub.folder / "set").mkdir(parents=True)
+    (stub.folder / "set/a.txt").write_bytes(b"a")
+    copy = copy_here("s3://b/set")
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"photos", copy.parents[1].name}
+    assert (tmp_path / "disk/photos/file").read_bytes() == b"1"
