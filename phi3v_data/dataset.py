@@ -191,6 +191,10 @@ class Dataset(Mapping[str, "Split"]):
         """Path of an image of a turn; see `Split.image_path`."""
         return image_path(self.directory, name)
 
+    def image_bytes(self, name: str) -> bytes:
+        """Bytes of an image of a turn, in a file or in a shard; see `Split.image_bytes`."""
+        return image_bytes(self.directory, name)
+
 
 def _make_dataset(directory: Path, strict: bool, states: Mapping[str, tuple[FileState, ...]]) -> Dataset:
     dataset = Dataset(directory, strict=strict)
@@ -220,6 +224,24 @@ def image_path(directory: Path, name: str) -> Path:
         raise UserError(
             f"{directory}: image path {shown(name)} {reason}; `phi3v-data validate {directory}` lists all such rows"
         ) from None
+
+
+def image_bytes(directory: Path, name: str) -> bytes:
+    """The bytes of `DIR/images/name`: those of the file, or of the image in a shard of the set.
+
+    Raises:
+        UserError: the name is not a plain POSIX path below `images/`, or the image cannot be read.
+    """
+    from phi3v_data.media.formats import UnreadableImageError
+    from phi3v_data.media.images import read_image_file
+
+    path = image_path(directory, name)
+    try:
+        return read_image_file(path)
+    except UnreadableImageError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 class Split(Sequence[Sample]):
@@ -314,12 +336,20 @@ class Split(Sequence[Sample]):
         return self.files[file], line
 
     def image_path(self, name: str) -> Path:
-        """`DIR/images/name`.
+        """`DIR/images/name`; of a set with images in shards no file is there: `image_bytes` reads both.
 
         Raises:
             UserError: the name is not a plain POSIX path below `images/`.
         """
         return image_path(self.directory, name)
+
+    def image_bytes(self, name: str) -> bytes:
+        """The bytes of an image, encoded as they were stored, in a file or in a shard.
+
+        Raises:
+            UserError: the name is not a plain POSIX path below `images/`, or the image cannot be read.
+        """
+        return image_bytes(self.directory, name)
 
     def _row(self, index: int) -> int:
         """The number of a row in the files."""

@@ -340,6 +340,19 @@ def test_image_paths_stay_inside(directory: Path) -> None:
     for name in ["../x", "/etc/passwd", "a/../b", "a\\b", "", "a//b", "./a", "a\0b"]:
         with pytest.raises(UserError, match=r"image path .* lists all such rows"):
             dataset.image_path(name)
+        with pytest.raises(UserError, match=r"image path .* lists all such rows"):
+            dataset.image_bytes(name)
+
+
+def test_an_image_is_read_as_it_was_stored_or_named_in_an_error(directory: Path) -> None:
+    (directory / "images" / "train").mkdir(parents=True, exist_ok=True)
+    (directory / "images" / "train" / "a b.jpg").write_bytes(b"\xff\xd8 bytes")
+    split = Dataset(directory)["train"]
+    assert split.image_bytes("train/a b.jpg") == b"\xff\xd8 bytes"
+    with pytest.raises(UserError, match=r"images/train/none\.jpg: cannot be read \(No such file"):
+        split.image_bytes("train/none.jpg")
+    with pytest.raises(UserError, match=r"images/train: is a folder, not a file"):
+        split.image_bytes("train")
 
 
 def test_pickles_stay_small_whatever_the_number_of_rows(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def test_options_of_ray_are_refused_without_it_and_for_files(directory: Path, tm
     assert code == 2
     assert err.startswith("error: --engine cannot be used with a file: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(directory: Path, cli: Cli) -> None:
+    """Ray itself would wait for it for many minutes."""
+    pytest.importorskip("ray")
+    with socket.socket() as bound:
+        bound.bind(("", 0))  # it does not listen
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        code, _, err = cli("validate", directory, "--engine", "ray", "--ray_address", address)
+    assert code == 2
+    start = f"error: cannot connect to the Ray cluster '{address}' ('nothing answers there: [Errno 111] "
+    assert err.splitlines()[-1].startswith(start)
 
 
 def test_few_tasks_or_one_worker_need_no_process() -> None:

@@ -93,7 +93,7 @@ def image_bytes(directory: Path) -> dict[str, bytes]:
     """The images of all rows, as readers get them."""
     dataset = Dataset(directory)
     names = {name for split in dataset for sample in dataset[split] for name in sample.images}
-    return {name: read_image_file(dataset.image_path(name)) for name in names}
+    return {name: dataset.image_bytes(name) for name in names}
 
 
 def texts(directory: Path) -> dict[str, bytes]:
@@ -535,6 +535,8 @@ def test_a_damaged_shard_is_named_at_the_rows_of_its_images(copy: Path, tmp_path
         assert named >= set(inside)
     with pytest.raises(OSError, match=words):
         read_image_file(copy / "images" / min(named))
+    with pytest.raises(UserError, match="cannot be read"):
+        Dataset(copy).image_bytes(min(named))
     with pytest.raises(UserError, match="cannot be read"):
         merge_sets([copy], tmp_path / "merged")
     with pytest.raises(UserError, match="cannot be read"):

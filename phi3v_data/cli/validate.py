@@ -172,6 +172,11 @@ def validate(
             write_html(report, path, html, progress=progress)
     if is_file and not quiet:
         print(described(report.stats), file=sys.stderr)
+    elif report.problems and not quiet:
+        from phi3v_data.shards.view import data_directory
+
+        if (view := data_directory(path)) != path:
+            print(f"note: files and lines are those of {view}, which has the rows of {path}", file=sys.stderr)
     if json:
         print(report.model_dump_json(indent=2))
     else:

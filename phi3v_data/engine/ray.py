@@ -6,6 +6,7 @@ first task each node, and before its own each worker process, says whether it se
 """
 
 import os
+import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,12 @@ MAX_RETRIES = 2
 TICK_SECONDS = 0.5
 PROBE_SECONDS = 60.0
 """How long nodes may take to answer before the first task; one that is slower is asked by its own first task."""
+
+CONNECT_SECONDS = 20.0
+"""How long the head of a cluster may take to accept a connection."""
+
+_LOOPBACK = ("127.0.0.1", "localhost")
+"""For Ray, these are the machine's own address."""
 
 _Needs: TypeAlias = tuple[tuple[Witness, ...], tuple[str, ...], str]
 """Arguments of `difference`."""
@@ -106,6 +113,7 @@ class RayEngine:
             if address == "local":
                 options |= {"num_cpus": self.workers or num_cores(), "include_dashboard": False}
             try:
+                _check_listens(address)
                 ray.init(**options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 reason = str(error).strip().partition("\n")[0]
@@ -233,6 +241,22 @@ def run_task(held: Held, task: Any) -> Success | Failure:
 def _checked(needs: _Needs) -> str:
     """As `difference`, once in each process."""
     return difference(*needs)
+
+
+def _check_listens(address: str) -> None:
+    """Raise ConnectionError if nothing accepts connections at a `HOST:PORT`: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return  # local, auto, ray://
+    reason: Exception | None = None
+    for name in [_own_address(), host] if host in _LOOPBACK else [host.strip("[]")]:
+        try:
+            socket.create_connection((name, int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            reason = error
+        else:
+            return
+    raise ConnectionError(f"nothing answers there: {reason}")
 
 
 def _silence(ray: Any) -> None:

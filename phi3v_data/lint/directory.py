@@ -91,16 +91,16 @@ def _faults(
         yield Fault(code, where, _LOST.get(code, "an export refuses the row").format(title=format_.title))
     over_rows.row(view, line)
     for fault in tool.check(view):
-        yield replace(fault, field=_own_field(fault.field, chat))
+        yield replace(fault, field=_own_field(fault.field, chat, int("system-message" in written.lost)))
 
 
-def _own_field(field: str, chat: Chat) -> str:
-    """A field of the exported row by its name in the directory."""
+def _own_field(field: str, chat: Chat, left_out: int) -> str:
+    """A field of the exported row, which lacks the first `left_out` messages, by its name in the directory."""
     found = _MESSAGE.match(field)
     own = {message.field for message in chat.messages} | {image.field for image in chat.images}
     if found is None or field in own:
         return field
-    number = int(found[1])
+    number = int(found[1]) + left_out
     return chat.messages[number].field if number < len(chat.messages) else field
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.formats.chat import Chat, Fault, ImageRef
 from phi3v_data.formats.consumers.base import Consumer, OverRows, RowView
-from phi3v_data.formats.placeholders import IMAGE
+from phi3v_data.formats.placeholders import IMAGE, spell_out
 from phi3v_data.formats.turns import check_characters, check_content, check_turns
 from phi3v_data.json_text import JsonFault, field_path
 from phi3v_data.messages import shown
@@ -158,7 +158,7 @@ class RowCheck:
                     "placeholder-in-text",
                     message.field,
                     f"the text has {shown(reserved)}, which {self.format.title} replaces",
-                    "write it with a space, as in '< image>'",
+                    f"write it with a space, as in {shown(spell_out(reserved, (reserved,)))}",
                 )
             found = self.markers.find(text)
             if found is not None and found[0] != reserved:

@@ -34,7 +34,12 @@ def refuse_foreign(directory: Path) -> None:
             return
         if sum(map(has_messages, rows)) > len(rows) / 2:
             foreign.append((name, "sharegpt" if DATASET_INFO in names else guess_from(rows).name))
-    if not files and (inner := _image_folder(directory, names)):
+    if not files and (inner := _first_below(directory, names, "shard.00000.mds")):
+        raise UserError(
+            f"'{directory}' is in the format of MosaicML streaming, as {shown(inner)} shows, which is exported and not "
+            "read: give the directory that was exported"
+        )
+    if not files and (inner := _first_below(directory, names, "metadata.jsonl")):
         raise UserError(
             f"'{directory}' is an image folder of `datasets`: {shown(inner)} names its images; `phi3v-data import "
             f"imagefolder {directory} --out_dir OUT` converts it"
@@ -50,7 +55,7 @@ def refuse_foreign(directory: Path) -> None:
         )
 
 
-def _image_folder(directory: Path, names: list[str]) -> str:
-    """The first `metadata.jsonl` below a directory; empty if there is none."""
-    inner = (f"{name}/metadata.jsonl" for name in names)
+def _first_below(directory: Path, names: list[str], file: str) -> str:
+    """The first file of a name in one of the folders of a directory; empty if there is none."""
+    inner = (f"{name}/{file}" for name in names)
     return next((path for path in inner if (directory / path).is_file()), "")

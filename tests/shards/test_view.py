@@ -84,6 +84,17 @@ def test_a_damaged_image_is_named_at_its_row(directory: Path, tmp_path: Path, ki
     )  # fmt: skip
 
 
+def test_findings_of_an_export_say_where_their_lines_are(directory: Path, tmp_path: Path, cli: Cli) -> None:
+    export = damage(directory, tmp_path / "export", KINDS[0])
+    code, out, err = cli("validate", export)
+    assert code == 1
+    assert "\ntrain-00001-of-00002.jsonl:1 " in f"\n{out}"
+    assert err == f"note: files and lines are those of {data_directory(export)}, which has the rows of {export}\n"
+    assert (data_directory(export) / "train-00001-of-00002.jsonl").is_file()
+    _, _, err = cli("validate", tmp_path / "copy")
+    assert err == ""
+
+
 def test_a_changed_shard_gives_another_view_and_an_open_one_reads_nothing_of_it(directory: Path, export: Path) -> None:
     first = data_directory(export)
     assert data_directory(export) == first

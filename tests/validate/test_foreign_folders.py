@@ -41,6 +41,13 @@ def test_one_sentence_names_the_file_and_what_to_do(
     assert list(tmp_path.glob(".phi3v/*")) == []
 
 
+def test_shards_of_mosaicml_are_named(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "shard.00000.mds").write_bytes(b"")
+    with pytest.raises(UserError, match=r"MosaicML streaming, as 'train/shard\.00000\.mds' shows, .* not read"):
+        validate(tmp_path)
+
+
 def test_a_folder_with_a_row_of_its_own_is_validated(tmp_path: Path) -> None:
     own = {"id": "1", "source": "s", "conversations": [{"images": [], "user": "Hi", "assistant": "Hello"}]}
     rows = [{"messages": STRINGS}] * 3

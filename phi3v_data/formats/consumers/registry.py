@@ -33,5 +33,5 @@ def get_consumer(name: str) -> type[Consumer]:
     if name in known:
         return known[name]
     near = get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"--for takes {', '.join(known)}"
-    raise NotFoundError(f"no consumer '{name}'; {hint}")
+    hint = f"did you mean {near[0]}?" if near else f"the tools are {', '.join(known)}"
+    raise NotFoundError(f"--for: no tool '{name}'; {hint}")
