@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_regular, unsafe_reason, write_bytes
+from phi3v_data.files import SHARDS, read_regular, unsafe_reason, write_bytes
 from phi3v_data.jsonl import BOM, Line, read_line_at
 from phi3v_data.licences import licence_entries
 from phi3v_data.markdown import markdown_code, markdown_text
@@ -23,7 +23,7 @@ from phi3v_data.validate import validate
 
 CARD = "README.md"
 MARK = "<!-- Written by `phi3v-data card`; run it again after a change. -->"
-FORM = ", as a conversations directory: one JSON object per line, images under `images/`"
+FORM = ", as a conversations directory: one JSON object per line, images {}"
 MAX_TEXT = 200
 MAX_IMAGES = 4
 MAX_LABELS = 20
@@ -49,14 +49,20 @@ def write_card(
 
     Args:
         num_samples: number of samples to show, spread over splits and labels.
-        embed: embed the images as data URIs instead of linking to `images/`.
+        embed: embed the images as data URIs instead of linking to `images/`; those in shards always are.
         license_id: an identifier of the Hub such as `cc-by-4.0`, instead of the licence in `dataset.json`.
         model: model family or model directory whose tokens are counted.
         overwrite: replace a README.md that this function did not write.
 
     Raises:
-        UserError: there is another README.md, or the card cannot be written.
+        UserError: there is another README.md, or the card cannot be written; it is an export, which has other files
+            than a card would name.
     """
+    if data_directory(directory) != Path(directory):
+        raise UserError(
+            f"{directory} is an export, and not a conversations directory, whose files a card names: give the one that "
+            f"was exported (`phi3v-data merge {directory} OUT` makes one of an export); `export hub` writes a card"
+        )
     path = Path(directory) / CARD
     text = make_card(directory, num_samples=num_samples, embed=embed, license_id=license_id, model=model)
     try:
@@ -91,6 +97,8 @@ def make_card(
     dataset = Dataset(data_directory(directory))
     stats = set_stats(directory, level="quick", model=model)
     manifest = dataset.manifest or Manifest(name=stats["name"], task="chat", splits={})
+    in_shards = (dataset.directory / "images").is_file()  # no link leads to one of them
+    place = f"in tar files under `{SHARDS}/`" if in_shards else "under `images/`"
     parts = [
         "---",
         _yaml(_header(manifest, stats, license_id, data_files or dataset.files)).rstrip("\n"),
@@ -100,12 +108,12 @@ def make_card(
         "",
         f"# {_text(manifest.name)}",
         "",
-        *_summary(manifest, stats, "" if data_files is not None else FORM),
+        *_summary(manifest, stats, "" if data_files is not None else FORM.format(place)),
         "",
         *_counts(manifest, stats),
         *_labels(stats),
         *_provenance(manifest, license_id),
-        *_samples(dataset, num_samples, embed),
+        *_samples(dataset, num_samples, embed or in_shards),
         *(_use_export(data_files) if data_files is not None else _use(dataset)),
     ]
     return "\n".join(parts) + "\n"
@@ -252,11 +260,15 @@ def _use(dataset: Dataset) -> Iterator[str]:
     yield "## Usage"
     yield ""
     yield "```python"
+    yield "import io"
+    yield ""
     yield "from phi3v_data import Dataset"
+    yield "from PIL import Image"
     yield ""
     yield f'split = Dataset("DIR")[{split!r}]'
     yield "for sample in split[:3]:"
-    yield "    print([split.image_path(name) for name in sample.images], sample.conversations[0].user)"
+    yield "    images = [Image.open(io.BytesIO(split.image_bytes(name))) for name in sample.images]"
+    yield "    print(images, sample.conversations[0].user)"
     yield "```"
 
 

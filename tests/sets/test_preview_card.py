@@ -1,6 +1,9 @@
 """preview and card: what a person, a browser and the Hub are shown."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from in_process import make_cli
 from markdown_it import MarkdownIt
 from processes import run_data
 from set_builders import encoded, make_image, png, row, write_set
+
+from phi3v_data.sets.card import MARK
 
 
 @pytest.fixture
@@ -95,6 +100,30 @@ def test_the_card_can_contain_its_images_and_never_replaces_a_readme_that_phi3v_
     assert (folder / "README.md").read_text() == "mine"
     assert run_data("card", folder, "--overwrite", "--samples", 0).returncode == 0
     assert "## Samples" not in (folder / "README.md").read_text()
+
+
+def test_the_card_of_a_set_with_images_in_shards_contains_them(folder: Path, tmp_path: Path) -> None:
+    (folder / "docs_train.jsonl").write_text(json.dumps(row("a", "c.jpg", answer="yes")) + "\n")
+    assert run_data("store", folder, tmp_path / "shards", "--store", "shards").returncode == 0
+    assert run_data("card", tmp_path / "shards").returncode == 0
+    text = (tmp_path / "shards" / "README.md").read_text()
+    assert "one JSON object per line, images in tar files under `shards/`." in text
+    assert text.count("<img ") == text.count('<img src="data:image/') == 1
+    code = text.partition("```python\n")[2].partition("```")[0].replace('"DIR"', repr(str(tmp_path / "shards")))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[<PIL.JpegImagePlugin.JpegImageFile ")
+
+
+def test_the_readme_of_an_export_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
+    """A card names the files of a directory, without which `load_dataset` would find no rows in the export."""
+    (folder / "docs_train.jsonl").write_text(json.dumps(row("a", "c.jpg", answer="yes")) + "\n")
+    export = tmp_path / "export"
+    assert run_data("export", "webdataset", folder, "--out", export).returncode == 0
+    (export / "README.md").write_text(f"{MARK}\nof the export")
+    refused = run_data("card", export)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {export} is an export, and not a conversations directory")
+    assert (export / "README.md").read_text() == f"{MARK}\nof the export"
 
 
 def test_no_name_or_text_makes_markup_in_the_card(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ class Swift(Consumer):
             return replace(fault, message=words, severity="warning")
         if fault.code == "wrong-type" and view is not None and _has_blocks(view, fault.field):
             words = f"{fault.message}: ms-swift reads blocks, which other formats have"
-            return replace(fault, message=words, hint=f"give --format {'trl' if 'images' in view.row else 'openai or axolotl'}")
+            return replace(
+                fault, message=words, hint=f"give --format {'trl' if 'images' in view.row else 'openai or axolotl'}"
+            )
         return super().judge(fault, view)
 
     def over_rows(self) -> OverRows:
