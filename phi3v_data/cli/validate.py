@@ -198,4 +198,5 @@ def refuse_options(options: Mapping[str, object], words: str) -> None:
 def described(stats: Mapping[str, Any]) -> str:
     """The line on stderr that says how a file was read."""
     reason = f" ({stats['format_reason']})" if stats["format_reason"] else ""
-    return f"format {stats['format']}{reason}, checked for {stats['consumer']}; images are in {stats['images_root']}"
+    tool = f", checked for {stats['consumer']}" if stats["consumer"] != "any" else ""
+    return f"format {stats['format']}{reason}{tool}; images are in {stats['images_root']}"

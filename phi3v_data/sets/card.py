@@ -60,7 +60,7 @@ def write_card(
     """
     if data_directory(directory) != Path(directory):
         raise UserError(
-            f"{directory} is an export, and not a conversations directory, whose files a card names: give the one that "
+            f"{directory} is an export, and a card names the files of a conversations directory: give the one that "
             f"was exported (`phi3v-data merge {directory} OUT` makes one of an export); `export hub` writes a card"
         )
     path = Path(directory) / CARD

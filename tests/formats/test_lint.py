@@ -114,6 +114,19 @@ def test_blocks_in_a_file_of_ms_swift_are_told_the_formats_that_have_them(tmp_pa
     assert (found.code, found.hint) == ("wrong-type", "give --format trl")
 
 
+def test_ms_swift_cannot_encode_a_system_message_of_blocks(tmp_path: Path) -> None:
+    """Its template asserts that the system message is a text, after it has joined the blocks of the others."""
+    text = [{"type": "text", "text": "Hi"}]
+    messages = [{"role": role, "content": text} for role in ("system", "user", "assistant")]
+    (path := tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    for name in ("openai", "trl"):
+        [found] = lint_file(path, format=name, consumer="ms-swift").problems
+        assert (found.code, found.field, found.severity) == ("wrong-type", "messages[0].content", "error")
+        assert "does not join the blocks of a system message: it cannot encode the row" in found.message
+    fields = [item.field for item in lint_file(path, format="swift").problems]
+    assert fields == ["messages[0].content", "messages[1].content", "messages[2].content"]
+
+
 def test_numbers_of_rows_and_sizes_of_images_are_limits_of_a_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +459,7 @@ def test_a_directory_is_checked_as_a_consumer_would_read_its_export(lint: Cli, t
         ("system-message", 5, "system"),
         ("image-moved", 5, "conversations[1].user"),
     ]
+    assert json.loads(lint(tmp_path / "set", "--json", "--for", "llava")[1])["problems"][-1]["severity"] == "warning"
     assert found("--for", "llama-factory") == []
     assert found("--for", "together") == [("over-limit", 4, "conversations[0].images[0]")]
     assert lint(tmp_path / "set", "--for", "qwen")[0] == 1

@@ -115,14 +115,14 @@ def test_the_card_of_a_set_with_images_in_shards_contains_them(folder: Path, tmp
 
 
 def test_the_readme_of_an_export_stays_as_it_is(folder: Path, tmp_path: Path) -> None:
-    """A card names the files of a directory, without which `load_dataset` would find no rows in the export."""
+    """A card names the files of a directory, which the export does not have: `load_dataset` would fail."""
     (folder / "docs_train.jsonl").write_text(json.dumps(row("a", "c.jpg", answer="yes")) + "\n")
     export = tmp_path / "export"
     assert run_data("export", "webdataset", folder, "--out", export).returncode == 0
     (export / "README.md").write_text(f"{MARK}\nof the export")
     refused = run_data("card", export)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {export} is an export, and not a conversations directory")
+    assert refused.stderr.startswith(f"error: {export} is an export, and a card names the files of")
     assert (export / "README.md").read_text() == f"{MARK}\nof the export"
 
 

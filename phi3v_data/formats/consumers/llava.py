@@ -73,4 +73,5 @@ class LLaVA(Consumer):
                     f"{where}.value",
                     "LLaVA's own trainer moves the image to the start of the text",
                     "put <image> first, if its place does not matter",
+                    "warning",
                 )

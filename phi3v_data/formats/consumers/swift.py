@@ -91,6 +91,10 @@ class Swift(Consumer):
                 "nothing-trained", rejected.field, "the rejected answer is the chosen one: ms-swift deletes the row"
             )
         for where, message in view.messages:
+            key = content_key(message)
+            if message.get("role") == "system" and isinstance(message.get(key), list | tuple):
+                text = f"ms-swift does not join the blocks of a system message: it {REPLACED}"
+                yield Fault("wrong-type", f"{where}.{key}", text, "write a text")
             for key in message:
                 if key not in _KNOWN_KEYS:
                     hint = "ms-swift reads 'loss'" if key == "weight" else ""
