@@ -56,6 +56,21 @@ MAX_TOKEN = 16
 """Characters per token of the limit on prompts; a longer text is refused before it is tokenized."""
 
 
+EXPECTED = {
+    "model": "a text",
+    "messages": "an array of one or more messages",
+    "stream": "true or false",
+    "stream_options": "an object",
+    "stream_options.include_usage": "true or false",
+    "max_tokens": "an integer from 1 on",
+    "max_completion_tokens": "an integer from 1 on",
+    "temperature": "a number from 0 to 2",
+    "top_p": "a number over 0, up to 1",
+    "seed": "an integer of 64 bits",
+    "stop": "a text or an array of texts",
+}
+"""What each parameter can be; a message is an object."""
+
 CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 """OpenAI's `code` of errors, by their status."""
 
@@ -162,9 +177,23 @@ def parse_body(data: bytes) -> Body:
     try:
         return Body.model_validate(kept)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ApiError(400, f"{shown(where)}: {first['msg']}", where.partition(".")[0]) from None
+        raise refused_value(error) from None
+
+
+def refused_value(error: ValidationError) -> ApiError:
+    """The refusal of a request with a parameter of another type, or out of its range."""
+    first = error.errors(include_url=False)[0]
+    path = [str(each) for each in first["loc"] if each in Body.model_fields or each in StreamOptions.model_fields]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        said = f"{shown(where)} is missing"
+    elif first["type"] == "extra_forbidden":
+        said = f"{shown(where)} is not a parameter of this server"
+    elif path == ["messages"] and len(first["loc"]) > 1:
+        said = f"messages[{first['loc'][1]}] is {shown(first['input'], 40)}, not an object"
+    else:
+        said = f"{shown('.'.join(path))} is {shown(first['input'], 40)}, not {EXPECTED['.'.join(path)]}"
+    return ApiError(400, said, str(first["loc"][0]))
 
 
 def read_chat(messages: Sequence[Mapping[str, Any]], limits: Limits) -> Chat:
