@@ -69,7 +69,7 @@ EXPECTED = {
     "seed": "an integer of 64 bits",
     "stop": "a text or an array of texts",
 }
-"""What each parameter can be; a message is an object."""
+"""Values that each parameter can have; a message is an object."""
 
 CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 """OpenAI's `code` of errors, by their status."""
