@@ -92,7 +92,7 @@ def build_run(plan: Plan, start: Start, stack: ExitStack, *, hooks: "Sequence[Ho
     session = Session(
         loop,
         plan.processor,
-        identity=RunIdentity(start.identity["settings"], start.identity["data"]),
+        identity=RunIdentity(**start.identity),
         title=f"{config.method.name} on {plan.task}",
         epoch_steps=plan.order.epoch_steps,
         evaluate=partial(evaluation, engine) if evaluation is not None else None,

@@ -170,9 +170,9 @@ def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()
     check_data(settings.config)
     plan = make_plan(settings, world_size=RankInfo.from_environment().world_size)
     start = find_start(plan)
-    warning = start.past_end(plan.config.output.output_dir, plan.total_steps)
-    if warning and RankInfo.from_environment().is_main:
-        print(f"warning: {warning}", file=sys.stderr)
+    if RankInfo.from_environment().is_main:
+        for warning in start.warnings(plan.config.output.output_dir, plan.total_steps):
+            print(f"warning: {warning}", file=sys.stderr)
     if start.complete:
         return earlier_outcome(plan)
     return train(plan, start, quiet=quiet, hooks=hooks)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import load_json, read_json
+from phi3v_data.validate.receipt import images_digest
 from phi3v_train.config import RunConfig
 from phi3v_train.data.identity import data_identity
 from phi3v_train.plan import Plan
@@ -36,6 +37,7 @@ class Start:
 
     `ended`: no step is left. `damaged`: newer checkpoints that cannot be used, each with the reason, oldest first.
     `starts_over`: the same run has logged steps, but no checkpoint is left of it. `step`: the last one it has.
+    `other_images`: directories whose images are not those of the earlier start.
     """
 
     identity: Mapping[str, Any]
@@ -45,6 +47,19 @@ class Start:
     damaged: tuple[tuple[Path, str], ...] = ()
     starts_over: bool = False
     step: int = 0
+    other_images: tuple[Path, ...] = ()
+
+    def warnings(self, output_dir: Path, total_steps: int) -> list[str]:
+        """Warnings before anything is trained."""
+        past = self.past_end(output_dir, total_steps)
+        return [
+            *([past] if past else []),
+            *(
+                f"{directory}: its images are others than when the run was started last; the steps that are left are "
+                "trained with them as they are now; --overwrite starts over"
+                for directory in self.other_images
+            ),
+        ]
 
     def past_end(self, output_dir: Path, total_steps: int) -> str:
         """Warning that a run of fewer steps than the directory already has trains nothing; empty if it does train."""
@@ -75,7 +90,8 @@ def find_start(plan: Plan) -> Start:
     """
     output, patience = plan.config.output, plan.config.eval.early_stopping_patience
     settings = settings_identity(plan.config, plan.compute.dtype.value)
-    identity = {"settings": settings, "data": data_identity(plan.sources)}
+    images = [images_digest(source.directory) for source in plan.sources]
+    identity = {"settings": settings, "data": data_identity(plan.sources), "images": images}
     if output.overwrite:
         return Start(identity, None)
     if output.resume == "never" and (checkpoint_folders(output.output_dir) or read_finished(output.output_dir)):
@@ -104,8 +120,22 @@ def find_start(plan: Plan) -> Start:
     state = checkpoint.state()
     refuse_other_run(checkpoint.path, state["identity"], identity)
     return Start(
-        identity, checkpoint, ended=has_ended(state, plan.total_steps, patience), damaged=newer, step=checkpoint.step
+        identity,
+        checkpoint,
+        ended=has_ended(state, plan.total_steps, patience),
+        damaged=newer,
+        step=checkpoint.step,
+        other_images=other_images(plan, state["identity"], images),
     )
+
+
+def other_images(plan: Plan, saved: Mapping[str, Any], images: Sequence[str]) -> tuple[Path, ...]:
+    """Directories whose images were others at an earlier start; of those without a record nothing is known."""
+    earlier = saved.get("images")
+    if not isinstance(earlier, list) or len(earlier) != len(images):
+        return ()
+    pairs = zip(plan.sources, earlier, images, strict=True)
+    return tuple(dict.fromkeys(source.directory for source, old, new in pairs if old and new and old != new))
 
 
 def has_logs_of_this_run(output_dir: Path, identity: Mapping[str, Any]) -> bool:

@@ -85,7 +85,7 @@ def run(
         start = find_start(plan)
     if not shown:
         show(plan, start.words(plan.total_steps), as_json=json_output, quiet=quiet)
-        if warning := start.past_end(config.output.output_dir, plan.total_steps):
+        for warning in start.warnings(config.output.output_dir, plan.total_steps):
             print(f"{WARNING:<8} {warning}", file=sys.stderr)
     if dry_run:
         return

@@ -53,14 +53,15 @@ class UnsavedError(UserError):
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Settings and data that a run is begun with; see `identity`."""
+    """Settings and data that a run is begun with; see `identity`. `images`: a digest for each source."""
 
     settings: Mapping[str, Any]
     data: list[dict[str, Any]]
+    images: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Contents for `state.json` and `complete.json`."""
-        return {"settings": dict(self.settings), "data": self.data}
+        return {"settings": dict(self.settings), "data": self.data, "images": self.images}
 
 
 class Session:

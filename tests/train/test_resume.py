@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from colour_sets import colour_directory
+from PIL import Image
 from processes import HERE, finish, start
 from run_dirs import read_lines, settings_for, without_times
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.lock import lock_file
+from phi3v_data.validate.receipt import images_digest
 from phi3v_train.data.encode import EncodedSample
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
@@ -200,6 +202,29 @@ def test_other_data_are_refused(finished: Path, tmp_path: Path) -> None:
 def test_the_same_data_elsewhere_are_the_same_run(data_dir: Path, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(data_dir, tmp_path / "moved")
     assert short(tmp_path / "moved", finished).already_complete
+
+
+def test_images_that_were_replaced_are_named_once(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "its images are others than when the run was started last"
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data_dir, data)
+    short(data, out, max_steps=1)
+    assert said not in capsys.readouterr().err
+    moved = shutil.copytree(data, tmp_path / "moved")  # with other times, in another order
+    first, *_ = sorted(path for path in (moved / "images").rglob("*.png"))
+    first.touch()
+    assert images_digest(data)
+    short(moved, out, max_steps=2)
+    assert said not in capsys.readouterr().err
+    assert images_digest(moved) == images_digest(data)
+    Image.new("RGB", (28, 28), (1, 2, 3)).save(first)
+    assert short(moved, out, max_steps=3).step == 3
+    assert f"warning: {moved}: {said}" in capsys.readouterr().err
+    assert images_digest(moved) != images_digest(data)
+    short(moved, out, max_steps=4)
+    assert said not in capsys.readouterr().err
 
 
 def test_overwrite_starts_over_and_leaves_other_files(data_dir: Path, finished: Path, tmp_path: Path) -> None:
