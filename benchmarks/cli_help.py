@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import machine, save
+from common import machine, save, with_bytecode
 
 from phi3v_data.cli.app import COMMANDS
 
@@ -129,9 +129,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    with tempfile.TemporaryDirectory() as compiled:
-        os.environ["PYTHONPYCACHEPREFIX"] = compiled
+    with with_bytecode():
         result = {
             "command": f"python benchmarks/cli_help.py --runs {args.runs}",
             "machine": machine("phi3v", "typer", "rich", "pydantic", "numpy"),

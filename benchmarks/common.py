@@ -3,6 +3,9 @@
 import json
 import os
 import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,15 @@ def machine(*packages: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "packages": found,
     }
+
+
+@contextmanager
+def with_bytecode() -> Iterator[None]:
+    """Let commands find their bytecode from their second run on, as that of an installed package is found."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
+        yield
 
 
 def peak_bytes() -> int:

@@ -26,7 +26,7 @@ from typing import Any
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import machine, save
+from common import machine, save, with_bytecode
 from import_rows import WORDS, measured
 
 CLI = "from phi3v_data.cli.app import main; main()"
@@ -159,9 +159,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    with tempfile.TemporaryDirectory() as compiled:
-        os.environ["PYTHONPYCACHEPREFIX"] = compiled
+    with with_bytecode():
         measure(args)
 
 
