@@ -14,6 +14,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -132,6 +133,19 @@ def name_hash(name: str) -> int:
 def name_digest(name: str, length: int = 64) -> str:
     """First `length` hexadecimal digits of the sha256 of a name or path, to name a file or module after it."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def process_name() -> str:
+    """A name of this process for its temporary files, in a folder that other machines and containers write to as well.
+
+    Process numbers alone are the same in many containers.
+    """
+    return _process_name(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _process_name(pid: int) -> str:
+    return f"{pid}-{os.urandom(8).hex()}"
 
 
 @contextmanager

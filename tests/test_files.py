@@ -179,6 +179,15 @@ def test_a_device_is_written_to_and_never_replaced(device: str, tmp_path: Path) 
         write_bytes(Path("/dev/full"), b"x")
 
 
+def test_processes_with_the_same_number_have_other_names_for_their_temporary_files() -> None:
+    """Containers on one file system often have."""
+    code = "import os; os.getpid = lambda: 7; from phi3v_data.files import process_name as n; print(n(), n())"
+    found = [subprocess.check_output([sys.executable, "-c", code], text=True).split() for _ in range(2)]
+    (first, again), (second, _) = found
+    assert first == again != second
+    assert first.startswith("7-")
+
+
 def test_many_writers_of_one_file_leave_the_content_of_one_of_them(tmp_path: Path) -> None:
     program = """
         import sys

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from phi3v_data.errors import Reject
-from phi3v_data.files import name_digest
+from phi3v_data.files import name_digest, process_name
 from phi3v_data.messages import shown
 from phi3v_data.sources.reads import not_noting
 
@@ -69,7 +69,7 @@ def fetch_image(url: str, what: str, folder: Path | None = None, limits: FetchLi
         data = _with_retries(url, what, limits)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            aside = kept.with_name(f"{kept.name}.{os.getpid()}")
+            aside = kept.with_name(f"{kept.name}.{process_name()}")
             aside.write_bytes(data)
             os.replace(aside, kept)
     return data

@@ -17,6 +17,7 @@ from typing import Any
 from phi3v_data.draft import Converter, Item, Options
 from phi3v_data.engine.base import Tick, WorkerDiedError
 from phi3v_data.errors import Reject, UserError
+from phi3v_data.files import process_name
 from phi3v_data.lock import shared_lock
 from phi3v_data.messages import counted
 from phi3v_data.registry import ConverterRef, source_file
@@ -95,7 +96,7 @@ def describe_death(death: WorkerDiedError, plan_folder: Path) -> UserError:
 
 def run_part(job: Job, converter: Converter[Any], options: Options, part: Part, tick: Tick) -> PartCounts:
     """Convert the items of one part and write its record."""
-    scratch = job.journal.run / f"scratch-{os.getpid()}-{part.index}"
+    scratch = job.journal.run / f"scratch-{process_name()}-{part.index}"
     writer = PartWriter(job.journal, part.index, job.settings, scratch)
     takes_made = not job.settings.plain and not job.settings.is_unlabelled(part.split)
     for index, planned in enumerate(chain.from_iterable(read_planned(job.plan_folder, part))):
