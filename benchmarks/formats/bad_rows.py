@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bad_cases import ENTRY, GOOD, STOPS, TOOLS, Case, Row
-from consumers import DEFAULT_SYSTEM, RESULTS, environment, read_exports
+from consumers import DEFAULT_SYSTEM, RESULTS, environment, read_exports, trained_texts
 from PIL import Image
 
 from phi3v_data.lint import lint_file
@@ -55,13 +55,7 @@ def rendered(row: Row, decode: Any) -> str:
     else:
         text = re.sub(r"<\|vision_start\|>(<\|image_pad\|>)+<\|vision_end\|>", "<image>", decode(row["input_ids"]))
         found = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", text, re.DOTALL)
-        spans: list[list[int]] = [[]]
-        for label in row["labels"]:
-            if label >= 0:
-                spans[-1].append(label)
-            elif spans[-1]:
-                spans.append([])
-        trained = [decode(span).removesuffix("\n") for span in spans if span]
+        trained = [text.removesuffix("\n") for text in trained_texts(row["labels"], decode)]
     words = []
     for role, content in found:
         if role == "assistant":

@@ -226,17 +226,22 @@ def given(sample: Sample, consumer: Consumer) -> dict[str, Any]:
     }
 
 
-def from_tokens(row: dict[str, Any], decode: Callable[[list[int]], str], consumer: Consumer) -> dict[str, Any]:
-    """A sample from its tokens and labels, in Qwen's chat format."""
-    text = re.sub(r"<\|vision_start\|>(<\|image_pad\|>)+<\|vision_end\|>", "<image>", decode(row["input_ids"]))
-    messages = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", text, re.DOTALL)
+def trained_texts(labels: list[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """The text of each run of labels that count."""
     spans: list[list[int]] = [[]]
-    for label in row["labels"]:
+    for label in labels:
         if label >= 0:
             spans[-1].append(label)
         elif spans[-1]:
             spans.append([])
-    trained = [decode(span) for span in spans if span]
+    return [decode(span) for span in spans if span]
+
+
+def from_tokens(row: dict[str, Any], decode: Callable[[list[int]], str], consumer: Consumer) -> dict[str, Any]:
+    """A sample from its tokens and labels, in Qwen's chat format."""
+    text = re.sub(r"<\|vision_start\|>(<\|image_pad\|>)+<\|vision_end\|>", "<image>", decode(row["input_ids"]))
+    messages = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", text, re.DOTALL)
+    trained = trained_texts(row["labels"], decode)
     return {
         "system": "".join(content for role, content in messages if role == "system"),
         "users": [
