@@ -15,6 +15,7 @@ Bytecode is found, as that of an installed package is: without, each command of 
 
 import argparse
 import io
+import json
 import os
 import shutil
 import statistics
@@ -29,7 +30,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent / "formats"))
 
 import PIL.Image
-from common import machine, save, with_bytecode
+from common import RESULTS, machine, save, with_bytecode
 from convert_ucf101 import make_clips
 from import_rows import measured
 from validate import vqa_row, write_directory
@@ -251,7 +252,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    result: dict[str, Any] = {"machine": machine(*PACKAGES), "load_average_before": round(os.getloadavg()[0], 2)}
+    known = RESULTS / "commands.json"
+    result: dict[str, Any] = json.loads(known.read_text()) if known.is_file() else {}
+    result |= {"machine": machine(*PACKAGES), "load_average_before": round(os.getloadavg()[0], 2)}
     result |= {"command": "python benchmarks/commands.py", "runs": args.runs}
     with with_bytecode(), tempfile.TemporaryDirectory() as work:
         for name in args.parts or parts:
