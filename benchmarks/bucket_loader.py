@@ -20,7 +20,7 @@ from typing import Any
 from common import machine, save
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests/remote"))
+sys.path[:0] = [str(ROOT / "tests/remote"), str(ROOT / "tests")]
 
 BATCH = 16
 KINDS = ("local", "bucket_one_by_one", "bucket_ahead", "bucket_cached")
@@ -104,12 +104,14 @@ def main() -> None:
         command = [sys.executable, __file__, "--serve", str(scratch / "objects"), str(args.latency_ms / 1000)]
         server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
+        endpoint = server.stdout.readline().strip()
+        assert endpoint, "the store did not start; without its address, that of Amazon would be asked"
         environment = {
             **os.environ,
             "AWS_ACCESS_KEY_ID": "id",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": server.stdout.readline().strip(),
+            "AWS_ENDPOINT_URL": endpoint,
             "XDG_CACHE_HOME": str(scratch / "cache"),
             "OMP_NUM_THREADS": "1",
         }
