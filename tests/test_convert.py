@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,11 @@ from PIL import Image
 from toy_converter import FILE, TOY, Broken, Toy, ToyOptions, Twice, drafts, make_source, plain_source, rows, tree
 
 import phi3v_data
+from phi3v_data import files
 from phi3v_data.schema import Manifest, RejectRow
+from phi3v_data.writing import parts
 from phi3v_data.writing.plan import choose_split, parse_split_shares, spool_plan
+from phi3v_data.writing.writer import PartWriter
 
 
 @pytest.fixture
@@ -164,6 +168,28 @@ def test_a_source_that_grew_is_another_run(source: Path, tmp_path: Path) -> None
         match=r"out is complete, but the source has changed since: train has 10 items, not 9; --overwrite starts over",
     ):
         convert(source, tmp_path / "out")
+
+
+def test_processes_with_one_number_write_parts_to_other_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers on one file system have such, and a dead task may still run."""
+    (tmp_path / "source" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / "source" / "cat" / "a.png")
+    names = []
+
+    class Writer(PartWriter):
+        def __init__(self, *args: Any) -> None:
+            names.append(args[-1].name)
+            super().__init__(*args)
+
+    monkeypatch.setattr(parts, "PartWriter", Writer)
+    for out in ("one", "two"):
+        files._process_name.cache_clear()  # as in another process
+        phi3v_data.convert("image_folder", tmp_path / "source", tmp_path / out, workers=0)
+    first, second = names
+    assert first != second
+    assert first.split("-")[:2] == second.split("-")[:2] == ["scratch", str(os.getpid())]
 
 
 def test_a_file_that_changed_is_named_although_the_plan_did_not_open_it(tmp_path: Path) -> None:
