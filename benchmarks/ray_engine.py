@@ -1,13 +1,17 @@
-"""Ray against the local engine: `python benchmarks/ray_engine.py [--images N] [--workers N] [--dir DIR]`.
+"""Ray against the local engine: `python benchmarks/ray_engine.py [PART ...] [--images N] [--dir DIR]`.
 
-`phi3v-data validate` (every image decoded) and `export webdataset` of N JPEGs of 640 x 480, as whole commands, with
-`--engine local` and with `--engine ray`, which starts a Ray on this machine. Reported of each:
+validate    `phi3v-data validate` (every image decoded) of N JPEGs of 640 x 480 with two workers
+webdataset  `phi3v-data export webdataset` of them
+speedup     `validate` with one worker and with two
+
+Whole commands, with `--engine local` and with `--engine ray`, which starts a Ray on this machine. Reported of each:
 
 cpu_s       processor time of all processes that the command started, Ray's own among them, read from /proc ten times a
             second, so that up to 0.1 s of each process is missing (Linux)
 wall_s      from start to end; says little on a machine that does other work, whose load is in the result
 start_cpu_s the same command on 600 images, for which all workers are started: the cost of interpreters, and of Ray
 overhead    (cpu_s - start_cpu_s) on Ray over that of the local engine, less 1
+faster      (wall_s - start_wall_s) with one worker over that with two
 
 The images are 64 files with noise, hard-linked N times: a decoder takes no less time for a file that it had before.
 """
@@ -25,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, save
+from common import RESULTS, machine, save
 from PIL import Image
 
 DISTINCT, SMALL = 64, 600
+ENGINES = ("local", "ray")
+PARTS = ("validate", "webdataset", "speedup")
 COMMAND = [sys.executable, "-c", "from phi3v_data.cli.app import main; main()"]
 
 
@@ -106,36 +112,55 @@ def measure(args: list[str]) -> dict[str, float]:
     return {"cpu_s": round(cpu, 2), "wall_s": round(wall, 2)}
 
 
-def compare(name: str, whole: Path, small: Path, scratch: Path, workers: int) -> dict[str, Any]:
-    """One command on both engines."""
-    found: dict[str, Any] = {}
-    for engine in ("local", "ray"):
-        runs = {}
-        for size, directory in (("start", small), ("whole", whole)):
-            out = scratch / "out"
-            args = ["validate", str(directory), "--fresh"] if name == "validate" else ["export", name, str(directory)]
-            args += [] if name == "validate" else ["--out", str(out)]
-            runs[size] = measure([*args, "--engine", engine, "--workers", str(workers)])
-            shutil.rmtree(out, ignore_errors=True)
-        found[engine] = {**runs["whole"], **{f"start_{key}": value for key, value in runs["start"].items()}}
+def run(name: str, engine: str, workers: int, whole: Path, small: Path) -> dict[str, float]:
+    """One command on one engine, and its start."""
+    found: dict[str, float] = {}
+    for prefix, directory in (("start_", small), ("", whole)):
+        out = directory.parent / "out"
+        args = ["validate", str(directory), "--fresh"] if name == "validate" else ["export", name, str(directory)]
+        args += [] if name == "validate" else ["--out", str(out)]
+        seconds = measure([*args, "--engine", engine, "--workers", str(workers)])
+        found |= {prefix + key: value for key, value in seconds.items()}
+        shutil.rmtree(out, ignore_errors=True)
+    return found
+
+
+def compare(name: str, whole: Path, small: Path) -> dict[str, Any]:
+    """One command on both engines, with two workers."""
+    found = {engine: run(name, engine, 2, whole, small) for engine in ENGINES}
     net = {engine: each["cpu_s"] - each["start_cpu_s"] for engine, each in found.items()}
     return {**found, "overhead": round(net["ray"] / net["local"] - 1, 3)}
 
 
+def speedup(whole: Path, small: Path) -> dict[str, Any]:
+    """`validate` on both engines, with one worker and with two."""
+    found: dict[str, Any] = {}
+    for engine in ENGINES:
+        one, two = (run("validate", engine, workers, whole, small) for workers in (1, 2))
+        net = [each["wall_s"] - each["start_wall_s"] for each in (one, two)]
+        found[engine] = {"one_worker": one, "two_workers": two, "faster": round(net[0] / net[1], 2)}
+    return found
+
+
 def main() -> None:
+    """Measure, print and save; parts that are not measured again keep their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--images", type=int, default=60_000)
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--dir", type=Path, help="where the set is made; default: the system's temporary folder")
-    parser.add_argument("--only", nargs="*", default=["validate", "webdataset"])
     args = parser.parse_args()
-    load = os.getloadavg()[0]
+    known = RESULTS / "ray.json"
+    result: dict[str, Any] = json.loads(known.read_text()) if known.is_file() else {}
+    about = {"machine": machine("phi3v", "ray", "pillow", "simplejpeg"), "images": args.images}
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-        scratch = Path(folder)
-        whole, small = make_set(scratch / "whole", args.images), make_set(scratch / "small", SMALL)
-        results = {name: compare(name, whole, small, scratch, args.workers) for name in args.only}
-    about = {"images": args.images, "workers": args.workers, "load": [round(load, 1), round(os.getloadavg()[0], 1)]}
-    save("ray", {"machine": machine("phi3v", "ray", "pillow", "simplejpeg"), **about, **results})
+        whole, small = make_set(Path(folder, "whole"), args.images), make_set(Path(folder, "small"), SMALL)
+        for name in args.parts or PARTS:
+            load = os.getloadavg()[0]
+            found = speedup(whole, small) if name == "speedup" else compare(name, whole, small)
+            command = f"python benchmarks/ray_engine.py {name} --images {args.images}"
+            loads = [round(load, 1), round(os.getloadavg()[0], 1)]
+            result[name] = {"command": command, **about, "load_before_and_after": loads, **found}
+    save("ray", result)
 
 
 if __name__ == "__main__":
