@@ -141,7 +141,7 @@ def _look(source: str | bytes, name: str, pixels: bool) -> Iterator[tuple[str, s
     for flag, words in findings:
         code, hint = IMAGE_CODES[flag]
         yield code, f"{name} {words}", hint
-    width, height, flags = facts[:3]
+    width, height, flags = (int(facts[field]) for field in ("width", "height", "flags"))
     if width and height and not flags & (integrity.TOO_LARGE | integrity.UNREADABLE):
         yield SIZE, str(width), str(height)
 

@@ -1,12 +1,15 @@
 """Everything that the predictions of a model on a split depend on, compared by content, not by name or time."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from phi3v_data.errors import UserError
+from phi3v_data.media.formats import UnreadableImageError
+from phi3v_data.media.images import read_image_file
 from phi3v_train.config import EvalConfig
 from phi3v_train.data.identity import data_identity
 from phi3v_train.data.sources import Source
@@ -28,6 +31,20 @@ def make_identity(source: Source, config: EvalConfig, *, model: str, dtype: str,
         "dtype": dtype,
     }
     return {"format": 1, "model": model, "data": data, "settings": settings}
+
+
+def images_identity(source: Source, rows: int) -> str:
+    """Digest of the content of all images of the first `rows` rows; each is read once.
+
+    One that cannot be read counts as absent: whatever reads it next says so, with its row.
+    """
+    names = sorted({name for sample in source.split[:rows] for name in sample.images})
+    digest = xxhash.xxh3_128()
+    for name in names:
+        with suppress(OSError, UnreadableImageError):
+            digest.update(f"{name}\0".encode(errors="surrogatepass"))
+            digest.update(xxhash.xxh3_128_digest(read_image_file(source.split.image_path(name))))
+    return digest.hexdigest()
 
 
 def model_identity(files: ModelFiles, *, seed: int = 0) -> str:

@@ -14,7 +14,7 @@ from phi3v_train.distributed.rank_errors import report_rank_errors
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.evaluation.choose_metrics import Choice, choose_metrics
 from phi3v_train.evaluation.evaluate import Evaluator, Progress
-from phi3v_train.evaluation.identity import make_identity, model_identity
+from phi3v_train.evaluation.identity import images_identity, make_identity, model_identity
 from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
 from phi3v_train.evaluation.prompts import open_split
 from phi3v_train.evaluation.records import Prediction
@@ -104,6 +104,8 @@ def prepare(
         dtype=compute.dtype.value,
         rows=evaluator.num_rows,
     )
+    if RankInfo.from_environment().is_main:  # which alone compares it
+        identity["data"]["images"] = images_identity(source, evaluator.num_rows)
     return Job(settings, evaluator, choice, files, processor, compute, PredictionFolder(output_dir, identity))
 
 

@@ -1,6 +1,6 @@
 """A folder of predictions: written while they are made, resumed where it stopped, complete or absent at the end.
 
-    OUT/evaluation.json      identity: model, settings, digest of the data
+    OUT/evaluation.json      identity: model, settings, digests of rows and images
     OUT/.predictions-0.jsonl batches made so far by process 0, one line each, in the order they were made
     OUT/predictions.jsonl    all of them in the order of the dataset; absent until complete
 
@@ -165,6 +165,9 @@ class PredictionFolder:
 
     def _saved_identity(self) -> dict[str, Any] | None:
         value = read_json(self.path / IDENTITY)
+        images = self.identity.get("data", {}).get("images")
+        if value is not None and images is not None and isinstance(value.get("data"), dict):
+            value["data"].setdefault("images", images)  # of a version that did not record them
         if value is None and (self.path / IDENTITY).exists():
             raise UserError(f"{self.path / IDENTITY}: was not written by an evaluation; --overwrite starts over")
         return value

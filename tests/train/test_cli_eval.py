@@ -1,6 +1,7 @@
 """`phi3v-train eval` and `predict` as a user has them, killed in the middle too."""
 
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -286,3 +287,19 @@ def test_splits_of_a_file_are_named_in_order(tmp_path: Path, call: Callable[...,
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     code, text, err = call("eval", "--predictions", path, "--metric", "accuracy", "--json")
     assert (code, json.loads(text)["split"]) == (0, "dev + extra + second + test + train + val"), err
+
+
+def test_other_images_under_the_same_names_are_another_evaluation(data_dir: Path, tmp_path: Path, call: Call) -> None:
+    data, out = shutil.copytree(data_dir, tmp_path / "data"), tmp_path / "out"
+    words = ("eval", "--data_dir", data, "--output_dir", out, *SMALL)
+    assert call(*words)[0] == 0
+    save_image(data, "test_seen0.png", 77)  # of another split
+    assert call(*words)[0] == 0
+    save_image(data, "dev_seen0.png", 77)
+    code, _, err = call(*words)
+    assert code == 2
+    assert "holds another evaluation: data.images was '" in err
+    identity = json.loads((out / "evaluation.json").read_text())
+    del identity["data"]["images"]  # as an earlier version wrote it
+    (out / "evaluation.json").write_text(json.dumps(identity))
+    assert call(*words)[0] == 0

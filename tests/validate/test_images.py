@@ -1,6 +1,7 @@
 """Images of a directory: paths, links, names, damage; each file looked at once, reported at every use."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,13 +137,14 @@ def test_letter_case_and_unicode_form(tmp_path: Path) -> None:
 
 def test_findings_are_at_every_use_and_the_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    real = integrity.check_image
+    for name in ("read_image_file", "probe"):
+        real = getattr(integrity, name)
 
-    def counting(path: str, *, pixels: bool) -> object:
-        seen.append(os.path.basename(path))
-        return real(path, pixels=pixels)
+        def counting(path: str, real: Callable[[str], object] = real) -> object:
+            seen.append(os.path.basename(path))
+            return real(path)
 
-    monkeypatch.setattr(integrity, "check_image", counting)
+        monkeypatch.setattr(integrity, name, counting)
     rows = [
         row("a", turn(images=("bad.png", "good.png"))),
         row("b", turn("Second?"), turn("Third?", images=("good.png", "bad.png"))),
@@ -204,13 +206,13 @@ def test_a_decoder_that_dies_costs_one_image(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "dying.py").write_text(
         "import os, signal\n"
         "from phi3v_data.media import integrity\n"
-        "real = integrity.check_image\n"
-        "def check_image(path, *, pixels):\n"
+        "real = integrity.read_image_file\n"
+        "def read_image_file(path):\n"
         "    if 'deadly' in path:\n"
         "        os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "    return real(path, pixels=pixels)\n"
+        "    return real(path)\n"
         "def check_images(root, paths, *, pixels):\n"
-        "    integrity.check_image = check_image\n"
+        "    integrity.read_image_file = read_image_file\n"
         "    return original(root, paths, pixels=pixels)\n"
         "original = integrity.check_images\n"
     )

@@ -18,7 +18,7 @@ from phi3v_data.media.integrity import check_image, check_images, rgb_digest
 def look(path: Path, *, pixels: bool = True) -> tuple[dict[str, Any], dict[int, str]]:
     """Facts by name and findings by flag."""
     facts, findings = check_image(path, pixels=pixels)
-    return dict(zip(integrity.FACTS.names or (), facts, strict=True)), dict(findings)
+    return {name: facts[name].tolist() for name in integrity.FACTS.names or ()}, dict(findings)
 
 
 def saved(tmp_path: Path, data: bytes, name: str = "a.png") -> Path:
@@ -170,6 +170,31 @@ def test_the_difference_hash_stays_near_under_compression(tmp_path: Path) -> Non
         ]
         hashes = [look(path)[0]["dhash"] for path in variants]
         assert max((hashes[0] ^ other).bit_count() for other in hashes[1:]) <= 4
+
+
+def test_each_image_of_many_has_its_own_difference_hash(tmp_path: Path) -> None:
+    rising, falling = [0, 20, 40, 60, 80, 100, 120, 140, 160], [160, 140, 120, 100, 80, 60, 40, 20, 0]
+    one_step = [10, 10, 10, 10, 10, 10, 10, 10, 90]
+    names = []
+    for name, rows in (
+        ("first.png", [rising] + [falling] * 7),
+        ("last.bmp", [falling] * 7 + [one_step]),
+        ("flat.png", [[7] * 8 + [18]] * 8),
+        ("steps.png", [one_step, rising] * 4),
+    ):
+        Image.fromarray(np.array(rows, np.uint8)).save(tmp_path / name)
+        names.append(name)
+    facts, _ = check_images(str(tmp_path), ["no.png", *names], pixels=True)
+    assert [f"{value:016x}" for value in facts["dhash"].tolist()] == [
+        "0000000000000000",
+        "ff00000000000000",
+        "0000000000000001",
+        "0101010101010101",
+        "01ff01ff01ff01ff",
+    ]
+    assert (facts["flags"] & integrity.FLAT > 0).tolist() == [False, False, False, True, False]
+    assert len({tuple(each) for each in facts["pixels"].tolist()}) == 5
+    assert facts["pixels"][0].tolist() == [0, 0]
 
 
 def test_an_even_image_is_marked_flat(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +38,14 @@ def directory(tmp_path: Path) -> Path:
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that are opened."""
     seen: list[str] = []
-    real = integrity.check_image
+    for name in ("read_image_file", "probe"):
+        real = getattr(integrity, name)
 
-    def counting(path: str, *, pixels: bool) -> object:
-        seen.append(os.path.basename(path))
-        return real(path, pixels=pixels)
+        def counting(path: str, real: Callable[[str], object] = real) -> object:
+            seen.append(os.path.basename(path))
+            return real(path)
 
-    monkeypatch.setattr(integrity, "check_image", counting)
+        monkeypatch.setattr(integrity, name, counting)
     return seen
 
 
