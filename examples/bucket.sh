@@ -6,15 +6,13 @@
 #   examples/bucket.sh DIR s3://BUCKET/PREFIX OUTPUT_DIR [options of `phi3v-train run`]
 #
 # Any step that was interrupted is run again by the same command: an export starts over, a run resumes. An export that is
-# complete is used as it is: after a change of DIR, run `phi3v-data export ... --overwrite` first.
+# complete is used as it is; after a change of DIR the script stops there: `phi3v-data export ... --overwrite` replaces it.
 
 set -euo pipefail
 
 directory=$1 address=$2 output=$3
 shift 3
 
-# 1: problems in a complete export, which the second command shows; 2: there is none, or it cannot be read
-phi3v-data validate "$address" --level quick >/dev/null 2>&1 || [ $? = 1 ] ||
-  phi3v-data export webdataset "$directory" --out "$address" --shard_mb 200
+phi3v-data export webdataset "$directory" --out "$address" --shard_mb 200
 phi3v-data validate "$address"
 phi3v-train run --data_dir "$address" --output_dir "$output" "$@"

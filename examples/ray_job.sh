@@ -8,7 +8,7 @@
 #
 # All machines need the same packages and the same file systems at the same paths: /shared here. Any step that was
 # interrupted is run again by the same command: `convert` resumes, `validate` takes from its receipt what has not changed,
-# `clean` and `export` are left out if they are complete, else they start over.
+# `clean` and `export` do nothing if they are complete, else they start over.
 # With `RAY_ADDRESS` set, the cluster at that address does the work.
 
 set -euo pipefail
@@ -20,4 +20,4 @@ export RAY_ADDRESS=${RAY_ADDRESS:-auto}
 phi3v-data convert "$@" --out_dir "$data/set" --engine ray
 phi3v-data validate "$data/set" --engine ray || [ $? = 1 ] # problems: `clean` leaves their rows out
 phi3v-data clean "$data/set" "$data/clean" --engine ray
-[ -e "$data/shards" ] || phi3v-data export webdataset "$data/clean" --out "$data/shards" --engine ray
+phi3v-data export webdataset "$data/clean" --out "$data/shards" --engine ray

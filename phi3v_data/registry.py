@@ -145,8 +145,8 @@ def source_file(cls: type[Converter[Any]]) -> str:
     return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
 
 
-def own_file_digest(cls: type[Converter[Any]]) -> str:
-    """sha256 of the file that defines a converter and of the files beside it that it imports.
+def own_file_digest(cls: type[Any]) -> str:
+    """sha256 of the file that defines a converter or a format, and of the files beside it that it imports.
 
     Empty for installed converters, which have a `version`, and for converters without a file. For the script that was
     started, the block under `if __name__ == "__main__":` is ignored, since it does not affect the converter.

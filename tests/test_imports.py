@@ -19,7 +19,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 HEAVY = {"torch", "transformers", "cv2", "av", "datasets", "pandas", "pyarrow", "ray", "numpy", "PIL", "pydantic"}
 
 DATA_FLOORS = (
-    ("cli",),
+    ("cli", "__main__"),
     ("testing",),
     ("conversion", "importing", "slices", "planned", "earlier_run", "same_source", "schema_files"),
     ("exporting",),

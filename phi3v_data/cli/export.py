@@ -51,7 +51,8 @@ def export(
         Path,
         typer.Option(
             metavar="PATH",
-            help="Folder for the export; it appears complete or not at all. Or an address, s3://BUCKET/PREFIX or gs://.",
+            help="Folder for the export, which appears complete or not at all, or an address, s3://BUCKET/PREFIX or "
+            "gs://. If the same export is there already, nothing is done.",
         ),
     ],
     image_refs: Annotated[
@@ -146,7 +147,9 @@ def export(
     for sentence in () if quiet else (*warned(result), *result.notes):
         typer.echo(f"note: {sentence}", err=True)
     splits = ", ".join(f"{name} {rows:,}" for name, rows in result.rows.items())
-    line = f"{spelled(out)}: {counted(sum(result.rows.values()), 'row')} ({splits}), {counted(result.images, 'image')}"
+    head = "already complete: " if result.already_complete else ""
+    counts = f"{counted(sum(result.rows.values()), 'row')} ({splits}), {counted(result.images, 'image')}"
+    line = f"{spelled(out)}: {head}{counts}"
     if result.lost:
         line += "; lost: " + ", ".join(f"{code} {loss.rows:,}" for code, loss in result.lost.items())
     if result.left_out:

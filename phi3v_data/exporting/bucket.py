@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.messages import counted, shown
@@ -33,18 +34,26 @@ AT_ONCE = 16
 """Small files that are uploaded at the same time."""
 
 
+def check_store(address: Address) -> None:
+    """Refuse a store to which nothing can be exported.
+
+    Raises:
+        UserError: the Hub.
+    """
+    if address.protocol == "hf":
+        raise UserError(
+            f"{address}: on the Hub each file would be a commit; export to a folder, then `hf upload` it in one"
+        )
+
+
 class BucketTarget:
-    """The folder of an export in a store.
+    """The folder of an export in a store, for one that replaces what is there.
 
     Raises:
         UserError: it has something else than an export, or an export that is not to be replaced.
     """
 
     def __init__(self, address: Address, *, overwrite: bool) -> None:
-        if address.protocol == "hf":
-            raise UserError(
-                f"{address}: on the Hub each file would be a commit; export to a folder, then `hf upload` it in one"
-            )
         self.store: Store = open_store(address)
         self.uploaded: dict[str, StoredObject] = {}
         self._run = os.urandom(8).hex()
@@ -110,6 +119,15 @@ class BucketTarget:
         if MARKER in found:
             self.store.drop_unfinished(known)
         return known & found.keys()
+
+
+def find_earlier(address: Address) -> tuple[dict[str, Any], dict[str, int]] | None:
+    """The record of the complete export in a folder of a store, and the sizes of its objects; None if there is none."""
+    store = open_store(address)
+    found = {each.name: each for each in store.objects()}
+    if RECORD not in found or MARKER in found or (record := read_record(store, found[RECORD])) is None:
+        return None
+    return {**record.export, "sizes": record.objects}, {name: each.size for name, each in found.items()}
 
 
 @contextmanager

@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN, read_json, sync_disk, sync_folder, write_json
 from phi3v_data.lock import lock_file
 from phi3v_data.messages import shown
+from phi3v_data.suffixes import IMAGE_SUFFIXES
 
 RECORD = "export.json"
 """File in PATH/.phi3v that says what was exported, and names the files of the export."""
@@ -55,9 +57,30 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def write_record(stage: Path, record: dict[str, object]) -> None:
     """Record what was exported; called last, as it names the files of the export."""
+    sizes = _file_sizes(stage)
     names = sorted(os.listdir(stage))
     (stage / HIDDEN).mkdir()
-    write_json(stage / HIDDEN / RECORD, {**record, "files": [*names, HIDDEN]})
+    write_json(stage / HIDDEN / RECORD, {**record, "files": [*names, HIDDEN], "sizes": sizes})
+
+
+def find_earlier(path: Path) -> tuple[dict[str, Any], dict[str, int]] | None:
+    """The record of the export at `path` and the sizes of the files in that folder; None if there is none."""
+    if path.is_symlink() or (path / HIDDEN).is_symlink():
+        return None
+    record = read_json(path / HIDDEN / RECORD)
+    return (record, _file_sizes(path)) if record is not None else None
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """Size in bytes of each file below a folder by its path there; without images, of which there may be millions."""
+    found = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - {HIDDEN})
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            if not name.lower().endswith(IMAGE_SUFFIXES):
+                found[os.path.relpath(path, folder)] = os.lstat(path).st_size
+    return found
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

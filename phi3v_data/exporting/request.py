@@ -101,6 +101,8 @@ class ExportResult:
         warnings: what the format's readers change or train wrongly, by code.
         left_out: number of rows whose field was left out, by field.
         notes: sentences for the user.
+        already_complete: the same export was there, and nothing was written; `lost` then has only numbers of rows, and
+            `warnings` and `notes` are empty.
     """
 
     path: Path
@@ -110,3 +112,4 @@ class ExportResult:
     warnings: Mapping[str, Loss] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    already_complete: bool = False

@@ -1,7 +1,7 @@
 """The path from a directory to an export: check every row, then write them aside, then rename."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,9 +16,11 @@ from phi3v_data.dataset import Dataset, Split
 from phi3v_data.engine.base import Engine, EngineSettings, Shared, Tick
 from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
-from phi3v_data.exporting.bucket import BucketTarget, staging, upload_shard
+from phi3v_data.exporting.bucket import BucketTarget, check_store, staging, upload_shard
+from phi3v_data.exporting.bucket import find_earlier as bucket_export
+from phi3v_data.exporting.earlier import earlier_result, export_identity
 from phi3v_data.exporting.exporter import Exporter, Part
-from phi3v_data.exporting.folder import check_free, new_folder, write_record
+from phi3v_data.exporting.folder import check_free, find_earlier, new_folder, write_record
 from phi3v_data.exporting.images import Images
 from phi3v_data.exporting.registry import make_exporter
 from phi3v_data.exporting.request import ExportRequest, ExportResult, Loss, Tally
@@ -65,7 +67,7 @@ def export_set(
     progress: Progress | None = None,
     **engine: Unpack[EngineSettings],
 ) -> ExportResult:
-    """Write a directory in the format of another tool.
+    """Write a directory in the format of another tool; if the same export is there already, nothing is done.
 
     Args:
         name: the format, a key of `EXPORTERS`.
@@ -74,7 +76,7 @@ def export_set(
 
     Raises:
         LossyError: the format cannot carry some rows; not raised if the request is `lossy`.
-        UserError: a row or an image cannot be read, or `path` is not free.
+        UserError: a row or an image cannot be read, or `path` has something else, such as an export of other rows.
 
     `path` may be the address of a folder in a store (`s3://BUCKET/PREFIX`): `bucket.py`.
     """
@@ -85,17 +87,24 @@ def export_set(
     exporter.check_set(dataset)
     check_target(exporter)
     warned = check_references(exporter)
-    bucket = BucketTarget(parse_address(path), overwrite=overwrite) if is_remote(path) else None
-    target = Path(path) if bucket else check_places(Path(path), [Path(directory)])
+    address = parse_address(path) if is_remote(path) else None
+    if address:
+        check_store(address)
+    target = Path(path) if address else check_places(Path(path), [Path(directory)])
+    identity = export_identity(name, exporter, folder)
+    earlier = None if overwrite else bucket_export(address) if address else find_earlier(target)
+    if earlier is not None:
+        return earlier_result(spelled(path), target, earlier[0], identity, earlier[1])
+    bucket = BucketTarget(address, overwrite=overwrite) if address else None
     if bucket is None:
         check_free(target, overwrite=overwrite)
     with open_engine(workers, few=FEW, **engine) as opened:
         run = _Run(dataset, exporter, opened, progress or (lambda stage, done, total: None), bucket)
-        result = _export(run, name, path, target, overwrite)
+        result = _export(run, identity, path, target, overwrite)
     return replace(result, notes=(*warned, *result.notes))
 
 
-def _export(run: "_Run", name: str, path: str | Path, target: Path, overwrite: bool) -> ExportResult:
+def _export(run: "_Run", identity: Mapping[str, Any], path: str | Path, target: Path, overwrite: bool) -> ExportResult:
     dataset, exporter = run.dataset, run.exporter
     tally, sizes, advice = run.check()
     if tally.lost and not exporter.request.lossy:
@@ -107,16 +116,17 @@ def _export(run: "_Run", name: str, path: str | Path, target: Path, overwrite: b
         notes = tuple(note.replace("PATH", spelled(path)) for note in run.exporter.finish(stage, dataset, parts, rows))
         result = ExportResult(target, rows, num_images, tally.lost, tally.warnings, tally.left_out, (*advice, *notes))
         if run.bucket is None:
-            write_record(stage, _record(name, exporter, result))
+            write_record(stage, _record(identity, exporter, result))
         else:
             run.bucket.upload(stage)
-            run.bucket.finish(_record(name, exporter, result))
+            run.bucket.finish(_record(identity, exporter, result))
     return result
 
 
-def _record(name: str, exporter: Exporter, result: ExportResult) -> dict[str, object]:
+def _record(identity: Mapping[str, Any], exporter: Exporter, result: ExportResult) -> dict[str, object]:
     return {
-        "export": name,
+        "export": identity["export"],
+        "identity": identity,
         "image_refs": exporter.image_refs.value if exporter.image_refs else "inside",
         "rows": dict(result.rows),
         "images": result.images,

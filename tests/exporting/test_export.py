@@ -7,7 +7,10 @@ import re
 import shlex
 import shutil
 import signal
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +255,9 @@ def test_an_export_is_replaced_only_on_request_and_nothing_else_is(tmp_path: Pat
     out = tmp_path / "out"
     export_set("trl", source, out)
     before = all_files(out)
-    with pytest.raises(UserError, match="has an export already; --overwrite"):
+    with pytest.raises(
+        UserError, match=r"already, of other input or with other settings: export \"trl\" -> \"swift\"; --ov"
+    ):
         export_set("swift", source, out)
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"has 'notes\.txt', which the export did not write"):
@@ -268,6 +273,100 @@ def test_an_export_is_replaced_only_on_request_and_nothing_else_is(tmp_path: Pat
     with pytest.raises(UserError, match="a folder that no export wrote"):
         export_set("swift", source, tmp_path / "home", overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["five", "folder", "home", "out"]
+
+
+@pytest.mark.parametrize("name", ["trl", "hub"])
+def test_the_same_export_again_is_complete_already(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_set(tmp_path / "five"), tmp_path / "out"
+    code, first, _ = command(capsys, name, source, "--out", out, "--lossy")
+    before = {path: path.stat() for path in sorted(out.rglob("*"))}
+    again = command(capsys, name, source, "--out", out, "--lossy", "--workers", 2)
+    assert (code, again) == (0, (0, first.replace(f"{out}: ", f"{out}: already complete: "), ""))
+    assert {path: path.stat() for path in sorted(out.rglob("*"))} == before
+    result = export_set(name, source, out, ExportRequest(lossy=True))
+    assert (result.already_complete, result.path, result.warnings, result.notes) == (True, out, {}, ())
+    assert not export_set(name, source, out, ExportRequest(lossy=True), overwrite=True).already_complete
+
+
+def change_row(source: Path) -> None:
+    path = source / "train.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"id": "', b'"id": "x', 1))
+
+
+def touch_image(source: Path) -> None:
+    os.utime(source / "images/cat.jpg", (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            change_row,
+            r"of other input or .* settings: input\.files\.train\.jsonl \"\w+\" -> \"\w+\"; --overwrite",
+        ),
+        (touch_image, r"of other input or with other settings: input\.pictures "),
+    ],
+)
+def test_an_export_of_what_a_set_was_before_is_not_taken_for_complete(
+    tmp_path: Path, change: Callable[[Path], None], said: str
+) -> None:
+    source, out = write_set(tmp_path / "five"), tmp_path / "out"
+    export_set("trl", source, out, ExportRequest(images=ImageMode.copy))
+    change(source)
+    with pytest.raises(UserError, match=f"has an export already, {said}"):
+        export_set("trl", source, out, ExportRequest(images=ImageMode.copy))
+    assert export_set("trl", source, out, ExportRequest(images=ImageMode.copy), overwrite=True).rows
+    assert export_set("trl", source, out, ExportRequest(images=ImageMode.copy)).already_complete
+
+
+def test_a_damaged_export_is_not_taken_for_complete(tmp_path: Path) -> None:
+    source, out = write_set(tmp_path / "five"), tmp_path / "out"
+    export_set("hub", source, out)
+    shard = next(out.rglob("*.parquet"))
+    size = shard.stat().st_size
+    with shard.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=f"'data/{shard.name}' has {size + 1:,} bytes instead of {size:,}; --overwrite"):
+        export_set("hub", source, out)
+    shard.unlink()
+    with pytest.raises(UserError, match=f"'data/{shard.name}' is missing; --overwrite replaces it"):
+        export_set("hub", source, out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": None},
+        {"identity": [1]},
+        {"rows": {"train": "5"}},
+        {"images": {}},
+        {"lost": [["x", 1]]},
+        {"sizes": {"a": -0.5}},
+        {"not_carried": None},
+    ],
+)
+def test_a_record_of_a_stranger_is_not_believed(tmp_path: Path, change: dict[str, Any]) -> None:
+    source, out = write_set(tmp_path / "five"), tmp_path / "out"
+    export_set("trl", source, out)
+    record = out / ".phi3v" / "export.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    with pytest.raises(UserError, match=r"out: has an export already; --overwrite replaces it, or choose another"):
+        export_set("trl", source, out)
+
+
+def test_a_format_of_ones_own_that_changed_is_another_export(tmp_path: Path) -> None:
+    source, out, own = write_set(tmp_path / "five"), tmp_path / "out", tmp_path / "mine.py"
+    text = "from phi3v_data.formats.trl import TRL\nclass Mine(TRL):\n    name = 'mine'\n"
+    own.write_text(text)
+    words = ("-m", "phi3v_data", "export", f"{own}:Mine", str(source), "--out", str(out), "--quiet")
+    run = partial(subprocess.run, [sys.executable, *words], capture_output=True, text=True)
+    assert run().returncode == 0
+    assert "already complete" in run().stdout
+    own.write_text(text + "    title = 'my tool'\n")
+    done = run()
+    assert (done.returncode, "other settings: format_file" in done.stderr) == (2, True)
 
 
 def test_a_failure_while_writing_leaves_the_old_export_and_nothing_aside(

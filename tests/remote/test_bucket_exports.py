@@ -70,10 +70,19 @@ def test_the_command_exports_replaces_and_the_export_validates(
     assert (code, err) == (0, "")
     assert out.startswith(f"{address}: 13 rows") or out.startswith(f"{address}: ")
     assert validate(address).ok
+    again = cli("export", "webdataset", directory, "--out", address)
+    assert again == (0, out.replace(f"{address}: ", f"{address}: already complete: "), "")
+    shard = next(name for name in store.names("cli/set/") if name.endswith(".tar"))
+    data = store.get(shard)
+    store.client().delete_object(Bucket=BUCKET, Key=shard)
+    code, _, err = cli("export", "webdataset", directory, "--out", address)
+    assert (code, f"in which '{shard.rpartition('/')[2]}' is missing; --overwrite" in err) == (2, True)
+    store.put(shard, data)
     code, _, err = cli("export", "hub", directory, "--out", address, "--quiet")
+    other = 'of other input or with other settings: export "webdataset" -> "hub"'
     assert (code, err) == (
         2,
-        f"error: {address}: has an export already; --overwrite replaces it, or choose another --out\n",
+        f"error: {address}: has an export already, {other}; --overwrite replaces it, or choose another --out\n",
     )
     assert cli("export", "hub", directory, "--out", address, "--quiet", "--overwrite")[0] == 0
     names = store.names("cli/set/")
@@ -143,8 +152,11 @@ def test_killed_at_any_moment_an_export_is_refused_and_the_same_command_complete
     expected = files(tmp_path / "out")
     address = f"s3://{BUCKET}/killed/set"
     program = (
-        "import sys\n"
+        "import sys, time\n"
         "from phi3v_data.exporting import ExportRequest, export_set\n"
+        "from phi3v_data.remote.store import Store\n"
+        "put = Store.put\n"
+        "Store.put = lambda *args: (time.sleep(0.05), put(*args))[1]  # so that a kill comes in time\n"
         "export_set('webdataset', sys.argv[1], sys.argv[2], ExportRequest(shard_bytes=4000))\n"
     )
     kills = 0
