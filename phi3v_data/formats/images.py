@@ -12,6 +12,7 @@ from phi3v_data.draft import DraftImage
 from phi3v_data.errors import Reject
 from phi3v_data.formats.chat import ImageRef
 from phi3v_data.messages import shown, shown_path
+from phi3v_data.near_names import near_name
 
 _URL = ("http://", "https://")
 _FILE_URL = "file://"
@@ -73,6 +74,9 @@ class ImagePlaces:
                     raise
                 missing = reject
         assert missing is not None
+        for wanted in inside:
+            if not wanted.startswith("/") and (meant := near_name(self.root, wanted)):
+                raise Reject(missing.code, f"{missing.message}; did you mean {shown(meant, 160)}?")
         if not self.root or path.startswith("/") or "://" in path[:10]:
             raise missing
         folder = os.path.join(self.root, self.folder).rstrip("/")

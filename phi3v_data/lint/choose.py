@@ -42,7 +42,7 @@ def choose_format(rows: RowFile, name: str | None) -> ChosenFormat:
     read = [row for row in islice(rows.rows(), GUESSED_FROM) if row.place is not None or row.faults]
     guess = guess_from(row.value for row in read if row.value is not None)
     if guess.name:
-        return ChosenFormat(get_format(guess.name)(), f"as {guess.rows} of the first {guess.num_rows} rows")
+        return ChosenFormat(get_format(guess.name)(), f"{guess.rows} of the first {guess.num_rows} rows have it")
     if not read:
         raise UserError(f"'{rows.path}' has no rows")
     if guess.within:

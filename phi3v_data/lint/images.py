@@ -2,13 +2,12 @@
 
 import base64
 import binascii
-import difflib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote
 
@@ -25,10 +24,10 @@ from phi3v_data.lint.seen import SeenHashes
 from phi3v_data.media import integrity
 from phi3v_data.media.formats import HEAD_BYTES, UnreadableImageError, identify
 from phi3v_data.messages import shown, shown_path
+from phi3v_data.near_names import fold, near_name
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts
 from phi3v_data.validate.images import IMAGE_CODES
-from phi3v_data.validate.tree import fold
 
 Ints = npt.NDArray[np.int64]
 
@@ -47,7 +46,6 @@ SIZE = "size"
 _URL = ("http://", "https://")
 _AS_FILE = "save the image as a file, and give its path"
 _AS_RELATIVE = "put the image into that folder, and give its path from there"
-_MAX_NAMES = 5000
 _MAX_KEPT = 100_000  # images whose messages are kept for their other uses
 
 
@@ -148,18 +146,11 @@ def _look(source: str | bytes, name: str, pixels: bool) -> Iterator[tuple[str, s
 
 def _missing(root: str, path: str, name: str) -> tuple[str, str, str]:
     """Code, message and hint for a file that is not there."""
-    for guess in (unquote(path), path.replace("\\", "/")):
-        if guess != path and os.path.isfile(os.path.join(root, guess)):
-            return "image-missing", f"{name} is not a file", f"did you mean {shown(guess, 160)}?"
-    folder, base = os.path.split(path)
-    names = _names(os.path.join(root, folder))
-    folded = names.get(fold(base))
-    if folded is not None and folded != base:
-        meant = shown(os.path.join(folder, folded), 160)
-        return "image-name-mismatch", f"{name} exists with other letters, as {meant}", f"did you mean {meant}?"
-    near = difflib.get_close_matches(base[:255], list(names.values())[:_MAX_NAMES], 1, 0.8)
-    if near:
-        return "image-missing", f"{name} is not a file", f"did you mean {shown(os.path.join(folder, near[0]), 160)}?"
+    if meant := near_name(root, path):
+        hint = f"did you mean {shown(meant, 160)}?"
+        if fold(meant) == fold(path):
+            return "image-name-mismatch", f"{name} exists with other letters, as {shown(meant, 160)}", hint
+        return "image-missing", f"{name} is not a file", hint
     reason = unsafe_reason(path)
     if reason and "absolute" not in reason and "'..'" not in reason:
         return "image-missing", f"{name} is not a file: the path {reason}", ""
@@ -170,15 +161,6 @@ def _missing(root: str, path: str, name: str) -> tuple[str, str, str]:
         f"{name} is not in {shown_path(root)}",
         "paths start there; --images_root gives another folder",
     )
-
-
-@lru_cache(maxsize=16)
-def _names(folder: str) -> dict[str, str]:
-    """Names in a folder, by their folded form."""
-    try:
-        return {fold(name): name for name in os.listdir(folder)}
-    except OSError:
-        return {}
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ AHEAD = 8 << 20
 """Bytes that a file of `Store.open` asks for at once."""
 
 _PAGE = 1000
+_MOST_EMPTY = 100  # pages of a list one after another
 _STATES = ("generation", "ETag", "etag", "blob_id", "md5Hash", "sha256", "version_id")
 """Fields of fsspec's description of an object of which one changes with its content, the best one first."""
 
@@ -221,10 +222,16 @@ class Store:
         bucket, _, prefix = self.address.path.partition("/")
         self._fs.invalidate_cache()  # what it knows of objects that may have changed
         more: dict[str, str] = {}
-        seen = {""}
+        seen, firsts, num_empty = {""}, set(), 0
         while True:
             page = self._patiently(str(self), partial(self._page, bucket, f"{prefix}/" if prefix else "", more))
-            for entry in page.get("Contents", ()):
+            entries = page.get("Contents", ())
+            first = entries[0].get("Key", "") if entries else ""
+            num_empty = 0 if entries else num_empty + 1
+            if first in firsts or num_empty > _MOST_EMPTY:  # tokens may be new ones each time
+                raise StoreError(f"{self}: the store's list of keys does not end")
+            firsts |= {first} if entries else set()
+            for entry in entries:
                 yield f"{bucket}/{entry.get('Key', '')}", int(entry.get("Size", 0)), _etag(entry)
             if not page.get("IsTruncated"):
                 return

@@ -18,10 +18,11 @@ from phi3v_data.files import unsafe_reason
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import decoding, load_image, probe
 from phi3v_data.media.integrity import MISMATCH, MODE, ORIENTATION, check_content
+from phi3v_data.near_names import fold
 from phi3v_data.suffixes import STORED_IMAGES
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.survey import Survey
-from phi3v_data.validate.tree import FILE, ImageTree, fold
+from phi3v_data.validate.tree import FILE, ImageTree
 
 _QUALITY = 95
 _ENCODED = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"})

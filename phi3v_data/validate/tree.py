@@ -7,7 +7,6 @@ as long as they stay inside; folders reached in two ways are listed under both n
 import os
 import re
 import stat
-import unicodedata
 from array import array
 from collections.abc import Iterator
 from itertools import accumulate, islice
@@ -21,6 +20,7 @@ import xxhash
 from phi3v_data.files import is_closed, unsafe_reason
 from phi3v_data.media.pack import ShardState, mixed
 from phi3v_data.media.packed import open_pack
+from phi3v_data.near_names import fold
 from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
 
 Ints = npt.NDArray[np.int64]
@@ -277,11 +277,6 @@ def _kinds_of_names(names: npt.NDArray[np.uint8], ends: Ints) -> bytes:
     text = names.tobytes()
     each = (os.fsdecode(text[start:end]) for start, end in zip(starts, ends.tolist(), strict=True))
     return bytes(UNSAFE if unsafe_reason(name) else FILE for name in each)
-
-
-def fold(path: str) -> str:
-    """The same string for all letter cases and Unicode forms of a path."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:

@@ -197,7 +197,7 @@ def test_the_format_is_guessed_when_plain_and_else_asked_for(lint: Cli, tmp_path
     path = tmp_path / "rows.jsonl"
     rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}] * 2
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"x": 1}\n')
-    assert "format swift (as 2 of the first 3 rows)" in lint(path)[2]
+    assert "format swift (2 of the first 3 rows have it)" in lint(path)[2]
     path.write_text('{"x": 1}\n')
     code, _, error = lint(path)
     assert code == 2

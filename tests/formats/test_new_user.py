@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from in_process import Cli, make_cli
+from PIL import Image
 
 from phi3v_data.formats.chat import ImageRef
 from phi3v_data.formats.registry import get_format
@@ -225,7 +226,7 @@ def test_a_file_that_fits_several_formats_needs_one_to_be_given(cli: Cli, folder
         assert (code, "may be swift or trl" in error, "give " in error) == (2, True, True)
     assert cli("import", "trl", path, "--out_dir", folder / "out")[0] == 0
     write(path, {**row, "messages": [ask("<image>What is it?"), say()]}, row)
-    assert "format swift (as 2 of the first 2 rows)" in cli("validate", path)[2]
+    assert "format swift (2 of the first 2 rows have it)" in cli("validate", path)[2]
 
 
 def test_an_equal_row_behind_a_byte_order_mark_is_named(folder: Path) -> None:
@@ -282,7 +283,7 @@ def test_rows_that_datasets_reads_are_clean_in_the_format_of_their_export(name: 
     [path] = [*(folder / "out").rglob("metadata.jsonl"), *(folder / "out").rglob("*.parquet")]
     for options in ((), ("--for", "trl")):
         code, out, error = cli("validate", path, *options, "--strict")
-        assert (code, f"format {name} (as 2 of the first 2 rows), checked for trl" in error) == (0, True), out
+        assert (code, f"format {name} (2 of the first 2 rows have it), checked for trl" in error) == (0, True), out
 
 
 def test_a_file_in_place_of_a_directory_is_told_the_command_that_makes_one(cli: Cli, folder: Path) -> None:
@@ -368,3 +369,21 @@ def test_help_names_every_format(cli: Cli) -> None:
     for command in ("validate", "import"):
         said = cli(command, "--help")[1]
         assert [name for name in all_formats() if name not in said] == []
+
+
+def test_an_import_names_the_file_that_was_meant(tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("Cat 1.jpg", "dog.jpg", "bird.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    said = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
+    rows = [
+        {"image": name, "conversations": said} for name in ("cat 1.jpg", "dogs.jpg", "bird.png", "Cat%201.jpg", "z.gif")
+    ]
+    (folder / "data.json").write_text(json.dumps(rows))
+    words = ("import", "llava", folder, "--data", "data.json", "--out_dir", tmp_path / "out", "--allow_rejects", 4)
+    assert cli(*words)[0] == 0
+    rejects = [json.loads(line)["message"] for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert ["did you mean 'Cat 1.jpg'?" in each for each in rejects] == [True, False, True, False]
+    assert rejects[1].endswith("; did you mean 'dog.jpg'?")
+    assert "did you mean" not in rejects[3]

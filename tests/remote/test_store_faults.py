@@ -202,6 +202,35 @@ def test_a_listing_that_goes_in_a_circle_ends(stub: Stub, monkeypatch: pytest.Mo
         list(store.objects())
 
 
+@pytest.mark.parametrize("keys", [[], ["set/a.tar", "set/b.tar"]])
+def test_a_listing_without_end_under_ever_new_tokens_ends(
+    stub: Stub, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(parse_address("s3://b/set"))
+    tokens = iter(range(10_000))
+
+    def page(bucket: str, prefix: str, more: dict[str, str]) -> dict[str, object]:
+        entries = [{"Key": key, "Size": 1, "ETag": "e"} for key in keys]
+        return {"IsTruncated": True, "NextContinuationToken": str(next(tokens)), "Contents": entries}
+
+    monkeypatch.setattr(store, "_page", page)
+    with pytest.raises(UserError, match="s3://b/set: the store's list of keys does not end"):
+        list(store.objects())
+    assert next(tokens) <= 101
+
+
+def test_empty_pages_within_a_list_are_passed_over(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(parse_address("s3://b/set"))
+
+    def page(bucket: str, prefix: str, more: dict[str, str]) -> dict[str, object]:
+        number = int(more.get("ContinuationToken", "0"))
+        entries = [] if number % 60 else [{"Key": f"set/{number}.tar", "Size": 1, "ETag": "e"}]
+        return {"IsTruncated": number < 180, "NextContinuationToken": str(number + 1), "Contents": entries}
+
+    monkeypatch.setattr(store, "_page", page)
+    assert [each.name for each in store.objects()] == ["0.tar", "60.tar", "120.tar", "180.tar"]
+
+
 def test_unfinished_uploads_are_removed_from_every_page_of_their_list(stub: Stub) -> None:
     stub.uploads = [(f"set/train-{number // 2:06d}.tar", f"id{number}") for number in range(7)]
     stub.uploads += [("set/train-000009.tar", "id9"), ("sets/train-000000.tar", "id")]
