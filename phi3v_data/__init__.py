@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from phi3v_data.draft import Converter, DatasetInfo, Draft, DraftImage, DraftTurn, Item, Options, converter
     from phi3v_data.errors import BusyError, NotFoundError, Reject, UserError
     from phi3v_data.schema import Manifest, Report, Sample, Turn
+    from phi3v_data.shards.view import open_dataset
     from phi3v_data.slices import SliceResult, convert_slice
     from phi3v_data.sources.source import Source
 
@@ -44,6 +45,7 @@ _HOMES = {
     "convert": "phi3v_data.conversion",
     "convert_slice": "phi3v_data.slices",
     "converter": "phi3v_data.draft",
+    "open_dataset": "phi3v_data.shards.view",
 }
 
 __all__ = [  # noqa: RUF022 - by role
@@ -62,6 +64,7 @@ __all__ = [  # noqa: RUF022 - by role
     "convert_slice",
     "SliceResult",
     "Dataset",
+    "open_dataset",
     "Sample",
     "Turn",
     "Manifest",

@@ -118,7 +118,7 @@ class Dataset(Mapping[str, "Split"]):
     """A conversations directory, complete or bare: a mapping of split names to `Split`.
 
     Args:
-        directory: DIR, which contains `images/` and `NAME_SPLIT.jsonl`.
+        directory: DIR, which contains `images/` and `NAME_SPLIT.jsonl`; `open_dataset` also reads exports.
         strict: reject a split whose files are incomplete or inconsistent; False reads what exists, for tools that
             report on broken directories.
 
@@ -142,7 +142,9 @@ class Dataset(Mapping[str, "Split"]):
                 if self._found.unnamed
                 else "it contains no NAME_SPLIT.jsonl file, such as train.jsonl"
             )
-            raise NotFoundError(f"{self.directory}: no split found; {reason}")
+            shards = next((name for name in names if name.endswith((".tar", ".parquet")) or name == "phi3v.json"), "")
+            hint = f"; with {shards} it may be an export, which `phi3v_data.open_dataset` reads" if shards else ""
+            raise NotFoundError(f"{self.directory}: no split found; {reason}{hint}")
         self._opened: dict[str, Split] = {}
         self._pickled: Mapping[str, tuple[FileState, ...]] = {}  # of the splits that were open before pickling
 

@@ -19,6 +19,7 @@ _ADDRESS = re.compile(rf"({'|'.join(EXTRAS)}):(?:/+(.*))?", re.DOTALL)
 _USER = re.compile(r"//[^/\s]*@")
 _SECRET = re.compile(r"//(?!arn:)[^/]*:.*", re.DOTALL)  # a secret key may have slashes in it, a bucket no colon
 _QUERY = re.compile(r"\?[^\s'\"]*")
+_VERSION = re.compile(r"(?i)[?&#](versionid|generation)=")
 _SIGNED = re.compile(r"(?i)[?&](x-amz-|x-goog-|awsaccesskeyid|signature|sig=|token)")
 
 
@@ -66,6 +67,11 @@ def parse_address(path: str | Path) -> Address:
         raise UserError(
             f"{spelled(path)}: an address with a password or a signature is not read; give the plain address, and let "
             "the store's own settings (environment, profile, login) supply the credentials"
+        )
+    if _VERSION.search(rest):
+        raise UserError(
+            f"{spelled(path)}: an address cannot name a version of an object; give it without `?...`: the object as "
+            "it is now is read, and a change while it is read is noticed by its etag"
         )
     if not rest:
         raise UserError(f"{protocol}:// names no bucket; give {protocol}://BUCKET/PREFIX")

@@ -23,7 +23,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from phi3v_data.dataset import list_directory, parse_manifest
+from phi3v_data.dataset import Dataset, list_directory, parse_manifest
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import MAX_JSON, hidden_path, read_regular
 from phi3v_data.media.export_pack import Kind, PackedImage, write_pack
@@ -121,6 +121,16 @@ def data_directory(path: str | Path) -> Path:
     raise UserError(
         f"{export}: no place for the view: {obstacle}; set XDG_CACHE_HOME to a folder that can be written and has room"
     )
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """The rows and images of a conversations directory, or of an export: a folder or address with shards.
+
+    Raises:
+        NotFoundError: no such directory, or no rows in it.
+        UserError: it cannot be read, as for `data_directory` and `Dataset`.
+    """
+    return Dataset(data_directory(path))
 
 
 def find_export(path: Path) -> Export | None:

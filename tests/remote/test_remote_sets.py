@@ -113,6 +113,10 @@ def test_a_hostile_key_is_refused(store: ObjectStore) -> None:
     ("address", "message"),
     [
         ("s3://id:secret@bucket/set", "s3://...@bucket/set: an address with a password or a signature is not read"),
+        (
+            "s3://bucket/set/a.tar?versionId=3",
+            "s3://bucket/set/a.tar?...: an address cannot name a version",
+        ),
         ("s3://id:se/cret@bucket/set", "s3://...: an address with a password or a signature is not read"),
         ("s3://id:se@cret@bucket/set", "s3://...@bucket/set: an address with a password or a signature is not read"),
         ("s3://bucket/set?X-Amz-Signature=secret", "s3://bucket/set?...: an address with a password"),

@@ -16,12 +16,12 @@ from in_process import Cli, make_cli
 from shard_files import KINDS, add, write_shards, write_tar
 
 from phi3v_data.dataset import Dataset
-from phi3v_data.errors import UserError
+from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.media.export_pack import PackedImage, write_pack
 from phi3v_data.media.images import load_image, probe, read_image_file
 from phi3v_data.media.pack import RepeatedNameError
 from phi3v_data.media.packed import open_pack
-from phi3v_data.shards.view import data_directory
+from phi3v_data.shards.view import data_directory, open_dataset
 from phi3v_data.validate import validate
 
 
@@ -51,6 +51,16 @@ def test_rows_and_image_bytes_are_those_of_the_directory(directory: Path, export
                 assert not path.exists()
                 assert read_image_file(path) == (directory / "images" / other).read_bytes()
                 assert (probe(path).width, load_image(path).size) == (28, (28, 28))
+
+
+def test_an_export_is_read_from_python_like_its_directory(directory: Path, export: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"it may be an export, which `phi3v_data\.open_dataset` reads"):
+        Dataset(export)
+    there, here = open_dataset(export), open_dataset(directory)
+    assert list(there) == list(here) == ["train", "val"]
+    for split in here:
+        pictures = [[there[split].image_bytes(name) for name in sample.images] for sample in there[split]]
+        assert pictures == [[(directory / "images" / name).read_bytes() for name in row.images] for row in here[split]]
 
 
 def test_the_report_is_that_of_the_directory(directory: Path, export: Path) -> None:
