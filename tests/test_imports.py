@@ -41,7 +41,7 @@ DATA_FLOORS = (
     ("problems",),
     ("remote",),
     ("schema", "unfinished", "json_text", "jsonl", "splits", "encodings", "lock", "columns"),
-    ("files", "near_names", "user_code"),
+    ("choices", "files", "near_names", "user_code"),
     ("console",),
     ("mounts", "markdown", "streams", "metric_names"),
     ("errors", "lazy", "licences", "messages", "suffixes"),

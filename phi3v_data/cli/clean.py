@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from phi3v_data.choices import ImageMode
 from phi3v_data.cli.base import Quiet, command_info
 from phi3v_data.cli.sets import (
     EngineChoice,
     EngineOption,
     Images,
-    ImagesName,
     LongestEdge,
     MaxPixels,
     MinPixels,
@@ -57,7 +57,7 @@ def clean(
         str | None,
         typer.Option(metavar="FAMILY|DIR", help="Model family (phi3v), or a model's folder, for which rows are valid."),
     ] = None,
-    images: Images = ImagesName.link,
+    images: Images = ImageMode.link,
     store: Store = StoreChoice.files,
     workers: Workers = None,
     engine: EngineOption = EngineChoice.local,
@@ -73,7 +73,6 @@ def clean(
     """
     from phi3v_data.console import progress_bar
     from phi3v_data.sets.clean import clean_set
-    from phi3v_data.sets.writing import ImageMode
 
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         result = clean_set(
@@ -84,7 +83,7 @@ def clean(
             num_crops=num_crops,
             image_options=given(max_pixels=max_pixels, min_pixels=min_pixels, longest_edge=longest_edge),
             model=model,
-            images=ImageMode(images.value),
+            images=images,
             store=store.value,
             overwrite=overwrite,
             workers=workers,

@@ -1,26 +1,18 @@
 """`phi3v-data export`: a set in the format of another tool."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from phi3v_data.choices import ImageMode, ImageRefs
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import EngineChoice, EngineOption, Images, ImagesName, RayAddress, RayResources, Workers
+from phi3v_data.cli.sets import EngineChoice, EngineOption, Images, RayAddress, RayResources, Workers
 from phi3v_data.errors import PROBLEMS, UserError
 from phi3v_data.messages import counted
 from phi3v_data.remote.address import is_remote, spelled
 
 CROISSANT = "croissant"
-
-
-class ImageRefsName(StrEnum):
-    """How rows refer to images."""
-
-    path = "path"
-    data = "data"
-    url = "url"
 
 
 @command_info(
@@ -56,7 +48,7 @@ def export(
         ),
     ],
     image_refs: Annotated[
-        ImageRefsName | None,
+        ImageRefs | None,
         typer.Option(
             help="How rows refer to images: the path of a link or copy under PATH/images, a data URL in the row, or "
             "--url_prefix and the path. Default: path; data for openai."
@@ -74,7 +66,7 @@ def export(
             metavar="SERVICE", help="Of openai: check the limits of openai, azure, together or fireworks, too."
         ),
     ] = "",
-    images: Images = ImagesName.link,
+    images: Images = ImageMode.link,
     layout: Annotated[
         str,
         typer.Option(
@@ -106,7 +98,6 @@ def export(
     from phi3v_data.exporting import ExportRequest, LossyError, export_set
     from phi3v_data.exporting.croissant import write_croissant
     from phi3v_data.exporting.losses import refusals, warned
-    from phi3v_data.exporting.request import ImageMode, ImageRefs
 
     if format_name == CROISSANT:
         if image_refs or url_prefix or target or layout:
@@ -117,9 +108,9 @@ def export(
         print(f"{out}: describes {counted(rows, 'row')}")
         return
     request = ExportRequest(
-        image_refs=ImageRefs(image_refs.value) if image_refs else None,
+        image_refs=image_refs,
         url_prefix=url_prefix,
-        images=ImageMode(images.value),
+        images=images,
         lossy=lossy,
         target=target,
         layout=layout,

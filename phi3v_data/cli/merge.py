@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from phi3v_data.choices import ImageMode
 from phi3v_data.cli.base import Quiet, command_info
-from phi3v_data.cli.sets import Images, ImagesName, Overwrite, Store, StoreChoice, finish
+from phi3v_data.cli.sets import Images, Overwrite, Store, StoreChoice, finish
 from phi3v_data.errors import UserError
 
 
@@ -21,7 +22,7 @@ def merge(
     name: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the new set. Default: the names of the sets joined by -.")
     ] = "",
-    images: Images = ImagesName.link,
+    images: Images = ImageMode.link,
     store: Store = StoreChoice.files,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -34,7 +35,6 @@ def merge(
     """
     from phi3v_data.console import progress_bar
     from phi3v_data.sets.merge import merge_sets
-    from phi3v_data.sets.writing import ImageMode
 
     *sources, out_dir = directories
     if not sources:
@@ -44,7 +44,7 @@ def merge(
             sources,
             out_dir,
             name=name,
-            images=ImageMode(images.value),
+            images=images,
             store=store.value,
             overwrite=overwrite,
             progress=progress,

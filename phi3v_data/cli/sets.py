@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from phi3v_data.choices import ImageMode
 from phi3v_data.engine.base import ADDRESS_HELP, ENGINE_HELP, RESOURCES_HELP
 from phi3v_data.engine.cores import num_cores
 from phi3v_data.messages import counted
 
 if TYPE_CHECKING:
     from phi3v_data.sets.writing import SetResult
-
-
-class ImagesName(StrEnum):
-    """Whether images are linked or copied into a new set."""
-
-    link = "link"
-    copy = "copy"
 
 
 class StoreChoice(StrEnum):
@@ -28,13 +22,6 @@ class StoreChoice(StrEnum):
     shards = "shards"
 
 
-class LevelName(StrEnum):
-    """Depth of the checks on images: headers only, or all pixels."""
-
-    quick = "quick"
-    full = "full"
-
-
 class EngineChoice(StrEnum):
     """Where work runs."""
 
@@ -42,16 +29,8 @@ class EngineChoice(StrEnum):
     ray = "ray"
 
 
-class ByName(StrEnum):
-    """Key by which rows are divided."""
-
-    group = "group"
-    image = "image"
-    id = "id"
-
-
 Images: TypeAlias = Annotated[
-    ImagesName, typer.Option(help="Hard-link the images of DIR (copy them if links are not possible), or copy them.")
+    ImageMode, typer.Option(help="Hard-link the images of DIR (copy them if links are not possible), or copy them.")
 ]
 Store: TypeAlias = Annotated[
     StoreChoice, typer.Option(help="One file per image, or tar shards, for millions of images.")

@@ -5,14 +5,12 @@ from typing import Annotated
 
 import typer
 
+from phi3v_data.choices import ImageMode, Level, SplitBy
 from phi3v_data.cli.base import Quiet, command_info
 from phi3v_data.cli.sets import (
-    ByName,
     EngineChoice,
     EngineOption,
     Images,
-    ImagesName,
-    LevelName,
     Overwrite,
     RayAddress,
     RayResources,
@@ -38,15 +36,15 @@ def split(
         str, typer.Option("--split", metavar="SHARES", help="Splits and their shares: train=0.8,val=0.1,test=0.1.")
     ],
     by: Annotated[
-        ByName, typer.Option(help="Rows that stay together, besides those that share an image: groups, or none.")
-    ] = ByName.group,
+        SplitBy, typer.Option(help="Rows that stay together, besides those that share an image: groups, or none.")
+    ] = SplitBy.group,
     stratify: Annotated[
         bool, typer.Option("--stratify", help="Give each split its share of every label (last answer).")
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed; another one gives another division.")] = 0,
-    images: Images = ImagesName.link,
+    images: Images = ImageMode.link,
     store: Store = StoreChoice.files,
-    level: Annotated[LevelName, typer.Option(help="full: compare images by pixels; quick: by paths.")] = LevelName.full,
+    level: Annotated[Level, typer.Option(help="full: compare images by pixels; quick: by paths.")] = Level.full,
     workers: Workers = None,
     engine: EngineOption = EngineChoice.local,
     ray_address: RayAddress = None,
@@ -62,18 +60,17 @@ def split(
     need a leak are refused.
     """
     from phi3v_data.console import progress_bar
-    from phi3v_data.sets.split import By, split_set
-    from phi3v_data.sets.writing import ImageMode
+    from phi3v_data.sets.split import split_set
 
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         result = split_set(
             directory,
             out_dir,
             shares,
-            by=By(by.value),
+            by=by,
             stratify=stratify,
             seed=seed,
-            images=ImageMode(images.value),
+            images=images,
             store=store.value,
             pixels=level.value == "full",
             overwrite=overwrite,

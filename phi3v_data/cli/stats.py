@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
+from phi3v_data.choices import Level
 from phi3v_data.cli.base import Quiet, command_info
 from phi3v_data.cli.sets import (
     EngineChoice,
     EngineOption,
-    LevelName,
     LongestEdge,
     MaxPixels,
     MinPixels,
@@ -29,8 +29,8 @@ from phi3v_data.cli.sets import (
 def stats(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
     level: Annotated[
-        LevelName, typer.Option(help="full: decode every image and find duplicates; quick: read headers only.")
-    ] = LevelName.full,
+        Level, typer.Option(help="full: decode every image and find duplicates; quick: read headers only.")
+    ] = Level.full,
     num_crops: NumCrops = None,
     max_pixels: MaxPixels = None,
     min_pixels: MinPixels = None,

@@ -3,12 +3,12 @@
 import os
 import sys
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from phi3v_data.choices import Level
 from phi3v_data.cli.base import Quiet, command_info
 from phi3v_data.cli.sets import (
     EngineChoice,
@@ -26,13 +26,6 @@ from phi3v_data.cli.sets import (
 )
 from phi3v_data.errors import GOOD, PROBLEMS, NotFoundError, UserError
 from phi3v_data.remote.address import is_remote
-
-
-class LevelName(StrEnum):
-    """How much of the images is read."""
-
-    quick = "quick"
-    full = "full"
 
 
 @command_info(
@@ -78,8 +71,8 @@ def validate(
         ),
     ] = None,
     level: Annotated[
-        LevelName, typer.Option(help="quick: rows, and images by name and header; full: every image decoded as well.")
-    ] = LevelName.full,
+        Level, typer.Option(help="quick: rows, and images by name and header; full: every image decoded as well.")
+    ] = Level.full,
     num_crops: NumCrops = None,
     max_pixels: MaxPixels = None,
     min_pixels: MinPixels = None,

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from phi3v_data.choices import ImageRefs
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
 from phi3v_data.exporting.images import Images
-from phi3v_data.exporting.request import SHARD_BYTES, ExportRequest, ImageRefs
+from phi3v_data.exporting.request import SHARD_BYTES, ExportRequest
 from phi3v_data.files import write_text
 from phi3v_data.formats.base import RowFormat
 from phi3v_data.json_text import spelled

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from phi3v_data.choices import ImageRefs
 from phi3v_data.dataset import Dataset
 from phi3v_data.exporting.card import check_split_names, split_name, write_export_card
 from phi3v_data.exporting.exporter import Part
-from phi3v_data.exporting.request import ImageRefs
 from phi3v_data.exporting.row_files import RowFiles
 
 

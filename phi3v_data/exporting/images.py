@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
+from phi3v_data.choices import ImageMode, ImageRefs
 from phi3v_data.dataset import Dataset
 from phi3v_data.errors import UserError
-from phi3v_data.exporting.request import ImageMode, ImageRefs
 from phi3v_data.files import unreadable
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import file_size, identify_readable, read_image_file

@@ -2,24 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 
-
-class ImageRefs(StrEnum):
-    """How rows refer to images."""
-
-    path = "path"
-    data = "data"
-    url = "url"
-
-
-class ImageMode(StrEnum):
-    """Whether images are linked or copied into an export."""
-
-    link = "link"
-    copy = "copy"
-
+from phi3v_data.choices import ImageMode, ImageRefs
 
 SHARD_BYTES = 450_000_000
 """Largest size of the rows and images of a shard, in bytes; the Hub asks for files of less than 500 MB."""

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from phi3v_data.choices import ImageRefs
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.exporting.exporter import Exporter
 from phi3v_data.exporting.losses import NO_ANSWER
-from phi3v_data.exporting.request import ImageRefs
 from phi3v_data.formats.chat import Chat, ImageRef, Message, Written
 from phi3v_data.formats.consumers.base import Consumer, RowView
 from phi3v_data.formats.consumers.limits import LIMITS, Service

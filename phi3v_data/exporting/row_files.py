@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from phi3v_data.choices import ImageRefs
 from phi3v_data.dataset import Dataset
 from phi3v_data.exporting.exporter import Exporter, Part
 from phi3v_data.exporting.images import Images, count_placed
-from phi3v_data.exporting.request import ImageRefs
 from phi3v_data.files import write_json
 from phi3v_data.schema import Sample
 

@@ -14,6 +14,7 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from phi3v_data.choices import ImageMode
 from phi3v_data.engine.base import Engine, EngineSettings
 from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
@@ -34,7 +35,7 @@ from phi3v_data.sets.reading import (
     set_name,
     table_lines,
 )
-from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
+from phi3v_data.sets.writing import SetResult, Stage, check_places, make_set
 from phi3v_data.tokens.choose import choose_model, with_image_options
 from phi3v_data.tokens.family import TokenFamily
 from phi3v_data.tokens.registry import DEFAULT

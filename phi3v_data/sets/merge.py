@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from phi3v_data.choices import ImageMode
 from phi3v_data.errors import UserError
 from phi3v_data.jsonl import encode_line
 from phi3v_data.schema import ConverterInfo, Manifest
@@ -18,7 +19,7 @@ from phi3v_data.sets.collisions import Flags, GroupNames, IdNames, ImageNames, s
 from phi3v_data.sets.merged_manifest import merge_facts
 from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
-from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
+from phi3v_data.sets.writing import SetResult, Stage, check_places, make_set
 from phi3v_data.splits import MAX_NAME_BYTES, canonical_split, is_split_name
 from phi3v_data.validate.badrow import load_row
 from phi3v_data.validate.collector import paused_collector

@@ -5,7 +5,6 @@ the quota of each split. Rows of one group, rows that share an image (by its pix
 the same text stay together; the first of them provides the name that is hashed.
 """
 
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
+from phi3v_data.choices import ImageMode, SplitBy
 from phi3v_data.engine.base import Engine, EngineSettings
 from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
@@ -23,7 +23,7 @@ from phi3v_data.sets.components import Ints, Links, group_links, image_links, jo
 from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
 from phi3v_data.sets.shares import MAX_LABELS, Splits, divide, note_few_rows, refuse_misfits
-from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
+from phi3v_data.sets.writing import SetResult, Stage, check_places, make_set
 from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.rowtypes import Row
 from phi3v_data.writing.plan import group_point, parse_split_shares
@@ -33,20 +33,12 @@ from phi3v_data.writing.request import StoreName
 VERSION = "2"
 
 
-class By(StrEnum):
-    """The key of a row: rows with the same key stay together."""
-
-    group = "group"
-    image = "image"
-    id = "id"
-
-
 def split_set(
     directory: str | Path,
     out_dir: str | Path,
     split: str,
     *,
-    by: By = By.group,
+    by: SplitBy = SplitBy.group,
     stratify: bool = False,
     seed: int = 0,
     images: ImageMode = ImageMode.link,
@@ -93,7 +85,7 @@ class _Split:
         self,
         source: SourceSet,
         shares: dict[str, float],
-        by: By,
+        by: SplitBy,
         stratify: bool,
         seed: int,
         pixels: bool,
@@ -143,7 +135,7 @@ class _Split:
         table = self.source.table
         identity = self.source.pixel_identity(pixels=self.pixels, engine=self.engine)
         links = [image_links(table, identity), text_links(table), self.missing_links()]
-        if self.by == By.group:
+        if self.by == SplitBy.group:
             links.append(group_links(table))
         return chain(*links)
 
@@ -206,9 +198,9 @@ class _Split:
 
     def key(self, row: Row) -> str:
         """The key of a row: the text whose hash determines its split."""
-        if self.by == By.group and row.group is not UNSET and row.group:
+        if self.by == SplitBy.group and row.group is not UNSET and row.group:
             return row.group
-        images = row_images(row) if self.by != By.id else []
+        images = row_images(row) if self.by != SplitBy.id else []
         return images[0] if images else row.id
 
     def describe(self, root: int, roots: Ints) -> str:
@@ -217,9 +209,9 @@ class _Split:
         row = table.load(root)
         members = np.flatnonzero(roots == root)
         groups = len(np.unique(table.groups[members]))
-        name = row.get("group") if self.by == By.group else None
+        name = row.get("group") if self.by == SplitBy.group else None
         words = f"group {name!r}" if name else f"the rows with {row.get('id')!r}"
-        if self.by == By.group and groups > 1:
+        if self.by == SplitBy.group and groups > 1:
             words += f" and {counted(groups - 1, 'more group')}" if name else ""
         if shared := self.shared_image(members):
             words += f" (they share images, such as {shared!r})"
@@ -238,7 +230,7 @@ class _Split:
     def note_groups(self, roots: Ints, splits: npt.NDArray[np.uint8]) -> None:
         """Add a note if groups are in several splits, because rows were not divided by group."""
         groups = self.source.table.groups
-        if self.by == By.group or not groups.any():
+        if self.by == SplitBy.group or not groups.any():
             return
         pairs = np.unique(np.stack([groups[groups != 0], splits[groups != 0].astype(np.int64)]), axis=1)
         num_straddling = int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from phi3v_data.choices import ImageMode
 from phi3v_data.errors import UserError
 from phi3v_data.media.stored import StoredPack
 from phi3v_data.schema import Manifest
 from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
-from phi3v_data.sets.writing import ImageMode, SetResult, Stage, check_places, make_set
+from phi3v_data.sets.writing import SetResult, Stage, check_places, make_set
 from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.images import used_images
 from phi3v_data.writing.publish import IMAGES, REJECTS, REMOVED

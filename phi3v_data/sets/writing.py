@@ -10,10 +10,10 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from phi3v_data.choices import ImageMode
 from phi3v_data.errors import UserError
 from phi3v_data.files import inside, unreadable, write_text
 from phi3v_data.media.formats import UnreadableImageError
@@ -31,13 +31,6 @@ from phi3v_data.writing.request import StoreName
 
 if TYPE_CHECKING:
     from phi3v_data.media.store_writer import StoreWriter
-
-
-class ImageMode(StrEnum):
-    """Whether image files are linked or copied into a new set; they are never moved."""
-
-    link = "link"
-    copy = "copy"
 
 
 @dataclass(frozen=True, slots=True)

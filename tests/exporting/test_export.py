@@ -18,12 +18,12 @@ import pytest
 from five_samples import FIVE, write_set
 from kills import in_child
 
+from phi3v_data.choices import ImageMode, ImageRefs
 from phi3v_data.cli.app import COMMANDS
 from phi3v_data.cli.base import make_group
 from phi3v_data.cli.export import export
 from phi3v_data.errors import BusyError, UserError
 from phi3v_data.exporting import ExportRequest, LossyError, export_set, folder, run
-from phi3v_data.exporting.request import ImageMode, ImageRefs
 from phi3v_data.lock import lock_file
 from phi3v_data.schema import Sample, Turn
 

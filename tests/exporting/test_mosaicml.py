@@ -13,9 +13,9 @@ import pytest
 from five_samples import FIVE, FULL, image_bytes, write_set
 from PIL import Image
 
+from phi3v_data.choices import ImageRefs
 from phi3v_data.errors import UserError
 from phi3v_data.exporting import ExportRequest, LossyError, export_set
-from phi3v_data.exporting.request import ImageRefs
 from phi3v_data.schema import Sample, Turn
 
 

@@ -10,11 +10,11 @@ from PIL import Image, ImageOps
 from processes import run_data
 from set_builders import encoded, make_image, png, read_rows, row, row_paths, split_of, tree, write_set
 
+from phi3v_data.choices import ImageMode
 from phi3v_data.errors import UserError
 from phi3v_data.problems import PROBLEMS, Repeat, write_example
 from phi3v_data.schema import Manifest
 from phi3v_data.sets.clean import clean_set
-from phi3v_data.sets.writing import ImageMode
 from phi3v_data.validate import validate
 
 EXAMPLES = [

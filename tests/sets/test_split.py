@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from processes import run_data
 from set_builders import encoded, make_image, png, read_rows, row, split_of, tree, write_set
 
+from phi3v_data.choices import ImageMode, SplitBy
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
 from phi3v_data.sets.shares import share_notes
-from phi3v_data.sets.split import By, split_set
-from phi3v_data.sets.writing import ImageMode
+from phi3v_data.sets.split import split_set
 from phi3v_data.validate import validate
 from phi3v_data.writing.plan import choose_split
 
@@ -223,10 +223,10 @@ def test_a_group_far_beyond_every_share_is_named(tmp_path: Path) -> None:
 
 
 def test_by_image_and_by_id(grouped: Path, tmp_path: Path) -> None:
-    result = split_set(grouped, tmp_path / "image", "train=0.5,val=0.5", by=By.image)
+    result = split_set(grouped, tmp_path / "image", "train=0.5,val=0.5", by=SplitBy.image)
     assert sizes_of(tmp_path / "image") == {"train": 30, "val": 30}
     assert any("in several splits, which validate reports as leak-group" in note for note in result.notes)
-    split_set(grouped, tmp_path / "id", "train=0.5,val=0.5", by=By.id)
+    split_set(grouped, tmp_path / "id", "train=0.5,val=0.5", by=SplitBy.id)
     assert sizes_of(tmp_path / "id") == {"train": 30, "val": 30}
     assert split_of(tmp_path / "id") != split_of(tmp_path / "image")
 
