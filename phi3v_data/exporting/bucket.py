@@ -125,7 +125,7 @@ def find_earlier(address: Address) -> tuple[dict[str, Any], dict[str, int]] | No
     """The record of the complete export in a folder of a store, and the sizes of its objects; None if there is none."""
     store = open_store(address)
     found = {each.name: each for each in store.objects()}
-    if RECORD not in found or MARKER in found or (record := read_record(store, found[RECORD])) is None:
+    if RECORD not in found or (record := read_record(store, found[RECORD])) is None:
         return None
     return {**record.export, "sizes": record.objects}, {name: each.size for name, each in found.items()}
 

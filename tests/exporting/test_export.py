@@ -299,6 +299,14 @@ def touch_image(source: Path) -> None:
     os.utime(source / "images/cat.jpg", (1, 1))
 
 
+def change_image(source: Path) -> None:
+    """With its time put back."""
+    path = source / "images/cat.jpg"
+    before = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes() + b"x")
+    os.utime(path, ns=(before, before))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -307,6 +315,7 @@ def touch_image(source: Path) -> None:
             r"of other input or .* settings: input\.files\.train\.jsonl \"\w+\" -> \"\w+\"; --overwrite",
         ),
         (touch_image, r"of other input or with other settings: input\.pictures "),
+        (change_image, r"of other input or with other settings: input\.pictures "),
     ],
 )
 def test_an_export_of_what_a_set_was_before_is_not_taken_for_complete(
@@ -319,6 +328,38 @@ def test_an_export_of_what_a_set_was_before_is_not_taken_for_complete(
         export_set("trl", source, out, ExportRequest(images=ImageMode.copy))
     assert export_set("trl", source, out, ExportRequest(images=ImageMode.copy), overwrite=True).rows
     assert export_set("trl", source, out, ExportRequest(images=ImageMode.copy)).already_complete
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("hub", {"shard_bytes": 5_000_000}, "settings.shard_bytes null -> 5000000"),
+        ("trl", {"images": ImageMode.copy}, 'settings.images "link" -> "copy"'),
+        ("swift", {"image_refs": ImageRefs.data}, 'settings.image_refs null -> "data"'),
+        ("webdataset", {"layout": "uniform"}, 'settings.layout "" -> "uniform"'),
+    ],
+)
+def test_an_export_with_other_settings_is_another_one(
+    tmp_path: Path, name: str, settings: dict[str, Any], said: str
+) -> None:
+    source, out = write_set(tmp_path / "five"), tmp_path / "out"
+    export_set(name, source, out, ExportRequest(lossy=True))
+    with pytest.raises(UserError) as caught:
+        export_set(name, source, out, ExportRequest(lossy=True, **settings))
+    assert f"of other input or with other settings: {said}; --overwrite" in str(caught.value)
+
+
+def test_a_link_is_not_taken_for_the_export_behind_it(tmp_path: Path) -> None:
+    source, out = write_set(tmp_path / "five"), tmp_path / "out"
+    export_set("trl", source, out)
+    assert json.loads((out / ".phi3v/export.json").read_text())["sizes"].keys() == {"train.jsonl"}
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(UserError, match="link: is a link; choose another --out"):
+        export_set("trl", source, tmp_path / "link")
+    (out / ".phi3v").rename(tmp_path / "aside")
+    (out / ".phi3v").symlink_to(tmp_path / "aside")
+    with pytest.raises(UserError, match="is a folder that no export wrote"):
+        export_set("trl", source, out)
 
 
 def test_a_damaged_export_is_not_taken_for_complete(tmp_path: Path) -> None:
