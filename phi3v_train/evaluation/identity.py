@@ -38,12 +38,12 @@ def images_identity(source: Source, rows: int) -> str:
 
     One that cannot be read counts as absent: whatever reads it next says so, with its row.
     """
-    names = sorted({name for sample in source.split[:rows] for name in sample.images})
     digest = xxhash.xxh3_128()
-    for name in names:
+    for name in sorted({name for sample in source.split[:rows] for name in sample.images}):
+        content = bytes(16)
         with suppress(OSError, UnreadableImageError):
-            digest.update(f"{name}\0".encode(errors="surrogatepass"))
-            digest.update(xxhash.xxh3_128_digest(read_image_file(source.split.image_path(name))))
+            content = xxhash.xxh3_128_digest(read_image_file(source.split.image_path(name)))
+        digest.update(content)
     return digest.hexdigest()
 
 

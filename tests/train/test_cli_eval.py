@@ -295,7 +295,10 @@ def test_other_images_under_the_same_names_are_another_evaluation(data_dir: Path
     assert call(*words)[0] == 0
     save_image(data, "test_seen0.png", 77)  # of another split
     assert call(*words)[0] == 0
-    save_image(data, "dev_seen0.png", 77)
+    first = ("eval", "--data_dir", data, "--output_dir", tmp_path / "first", "--eval_limit", 1, *SMALL)
+    assert call(*first)[0] == 0
+    save_image(data, "dev_seen1.png", 77)  # of another row
+    assert call(*first)[0] == 0
     code, _, err = call(*words)
     assert code == 2
     assert "holds another evaluation: data.images was '" in err
