@@ -23,7 +23,8 @@ def near_name(root: str, path: str) -> str:
     names = _names(os.path.join(root, folder))
     found = names.get(fold(base))
     if found is None or found == base:
-        near = difflib.get_close_matches(base[:255], list(names.values())[:_MAX_NAMES], 1, 0.8)
+        others = [name for name in list(names.values())[:_MAX_NAMES] if name != base]
+        near = difflib.get_close_matches(base[:255], others, 1, 0.8)
         found = near[0] if near else ""
     return os.path.join(folder, found) if found else ""
 

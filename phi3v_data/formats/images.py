@@ -74,8 +74,8 @@ class ImagePlaces:
                     raise
                 missing = reject
         assert missing is not None
-        for wanted in inside:
-            if not wanted.startswith("/") and (meant := near_name(self.root, wanted)):
+        for wanted in inside if self.root else ():
+            if meant := near_name(self.root, wanted):
                 raise Reject(missing.code, f"{missing.message}; did you mean {shown(meant, 160)}?")
         if not self.root or path.startswith("/") or "://" in path[:10]:
             raise missing
