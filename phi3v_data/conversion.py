@@ -27,6 +27,7 @@ from phi3v_data.planned import (
     run_parts,
 )
 from phi3v_data.registry import ConverterLike
+from phi3v_data.remote.address import refuse_address
 from phi3v_data.same_source import Drawn, SourceChangedError, SourceCheck
 from phi3v_data.schema import Manifest
 from phi3v_data.sources.item_fingerprint import drawn_fingerprint
@@ -234,6 +235,7 @@ def finish(out_dir: str | Path) -> ConvertResult:
     Raises:
         UserError: nothing of the kind is there, slices are missing, or another process is writing it.
     """
+    refuse_address(out_dir, "--finish")
     path = Path(os.path.abspath(Path(out_dir).expanduser()))
     manifest, completed = finish_output(path)
     return ConvertResult(path, manifest, already_complete=not completed)

@@ -164,9 +164,11 @@ def own_file_digest(cls: type[Any]) -> str:
             continue
         content, imported = _parsed(path.read_bytes())
         digests[name] = sha256(content).hexdigest()
-        for module in imported:
-            place = folder / module.replace(".", "/")
-            waiting += [place.with_suffix(".py"), place / "__init__.py"]
+        for level, module in imported:
+            start = path.parents[level - 1] if 0 < level <= len(path.parents) else folder
+            place = start / module.replace(".", "/")
+            if place.is_relative_to(folder):
+                waiting += [place.with_suffix(".py"), place / "__init__.py"]
     return sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
 
 
@@ -181,24 +183,28 @@ def _installed() -> tuple[Path, ...]:
     return (Path(__file__).resolve().parent, *(Path(folder).resolve() for folder in sorted(folders)))
 
 
-def _parsed(content: bytes) -> tuple[bytes, set[str]]:
-    """A Python file without its `if __name__ == "__main__":`, and the modules that the rest imports."""
+def _parsed(content: bytes) -> tuple[bytes, set[tuple[int, str]]]:
+    """A Python file without its `if __name__ == "__main__":`, and the modules that the rest imports.
+
+    Each is a name behind so many dots.
+    """
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # compiled
         return content, set()
     lines = content.splitlines(keepends=True)
-    imported: set[str] = set()
+    imported: set[tuple[int, str]] = set()
     for node in reversed(tree.body):
         if isinstance(node, ast.If) and ast.unparse(node.test) in _MAIN_TESTS:
             del lines[node.lineno - 1 : node.end_lineno]
             tree.body.remove(node)
     for each in ast.walk(tree):
         if isinstance(each, ast.Import):
-            imported.update(alias.name for alias in each.names)
-        elif isinstance(each, ast.ImportFrom) and each.module and not each.level:
-            imported.add(each.module)
-            imported.update(f"{each.module}.{alias.name}" for alias in each.names)
+            imported.update((0, alias.name) for alias in each.names)
+        elif isinstance(each, ast.ImportFrom):
+            names = (f"{each.module}." if each.module else "") + "{}"
+            imported.update((each.level, names.format(alias.name)) for alias in each.names)
+            imported.add((each.level, each.module or ""))
     return b"".join(lines), imported
 
 

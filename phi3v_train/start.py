@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import load_json, read_json
+from phi3v_data.remote.address import refuse_address
 from phi3v_data.validate.receipt import images_digest
 from phi3v_train.config import RunConfig
 from phi3v_train.data.identity import data_identity
@@ -88,6 +89,7 @@ def find_start(plan: Plan) -> Start:
     Raises:
         UserError: it holds a run that this one cannot resume from.
     """
+    refuse_address(plan.config.output.output_dir, "--output_dir")
     output, patience = plan.config.output, plan.config.eval.early_stopping_patience
     settings = settings_identity(plan.config, plan.compute.dtype.value)
     images = [images_digest(source.directory) for source in plan.sources]

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,31 @@ def test_the_digest_of_a_converter_covers_its_file_and_the_files_that_it_imports
     assert own_file_digest(cls) == expected
     (tmp_path / "beside.py").write_text("VALUE = 2\n")
     assert own_file_digest(cls) != expected
+
+
+def test_the_digest_of_a_converter_covers_relative_imports_in_packages_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"from box.inner.a import wrap\n{FILE.read_text()}")
+    (tmp_path / "box/inner").mkdir(parents=True)
+    files = {
+        "box/__init__.py": "",
+        "box/inner/__init__.py": "",
+        "box/inner/a.py": "from . import b\nfrom ..c import C\nfrom ...outside import D\ndef wrap(): return b.B, C\n",
+        "box/inner/b.py": "B = 1\n",
+        "box/c.py": "C = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path.parent / "outside.py").write_text("D = 1\n")
+    cls = type("Mine", (), {"__module__": "mine_with_a_package"})
+    module = types.ModuleType("mine_with_a_package")
+    module.__file__ = str(tmp_path / "mine.py")
+    sys.modules["mine_with_a_package"] = module
+    seen = {own_file_digest(cls)}
+    for name in ("box/inner/b.py", "box/c.py", "box/inner/a.py"):
+        (tmp_path / name).write_text(f"{files[name]}# changed\n")
+        seen.add(own_file_digest(cls))
+    assert len(seen) == 4
+    del sys.modules["mine_with_a_package"]
 
 
 def test_a_colon_in_a_folder_is_part_of_the_path(tmp_path: Path) -> None:

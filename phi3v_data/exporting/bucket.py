@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from phi3v_data.errors import UserError
+from phi3v_data.exporting.folder import SHARDS
 from phi3v_data.messages import counted, shown
 from phi3v_data.remote.address import Address
 from phi3v_data.remote.export_record import (
@@ -29,6 +30,9 @@ from phi3v_data.remote.export_record import (
     write_record,
 )
 from phi3v_data.remote.store import Store, StoredObject, open_store
+
+COMPLETE = "complete"
+"""The `output` of a record in a store, whose etags tell whether objects have changed."""
 
 AT_ONCE = 16
 """Small files that are uploaded at the same time."""
@@ -87,7 +91,8 @@ class BucketTarget:
         self.store.remove(sorted(self._before - self.uploaded.keys()))
         self._check_alone()
         sizes = {name: found.size for name, found in sorted(self.uploaded.items())}
-        write_record(self.store, ExportRecord(sizes, dict(export)))
+        etags = {name: found.etag for name, found in sorted(self.uploaded.items())}
+        write_record(self.store, ExportRecord(sizes, {**export, "output": COMPLETE}, etags))
         self.store.remove([MARKER])
 
     def _check_alone(self) -> None:
@@ -121,13 +126,14 @@ class BucketTarget:
         return known & found.keys()
 
 
-def find_earlier(address: Address) -> tuple[dict[str, Any], dict[str, int]] | None:
-    """The record of the complete export in a folder of a store, and the sizes of its objects; None if there is none."""
+def find_earlier(address: Address) -> tuple[dict[str, Any], str] | None:
+    """The record of an export in a folder of a store, and `COMPLETE` if its objects are unchanged; None without one."""
     store = open_store(address)
     found = {each.name: each for each in store.objects()}
     if RECORD not in found or (record := read_record(store, found[RECORD])) is None:
         return None
-    return {**record.export, "sizes": record.objects}, {name: each.size for name, each in found.items()}
+    there = {name: each.etag for name, each in found.items() if name in record.objects or name.endswith(SHARDS)}
+    return record.export, COMPLETE if there == record.etags else ""
 
 
 @contextmanager

@@ -2,19 +2,24 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN, read_json, sync_disk, sync_folder, write_json
 from phi3v_data.lock import lock_file
 from phi3v_data.messages import shown
-from phi3v_data.suffixes import IMAGE_SUFFIXES
 
 RECORD = "export.json"
 """File in PATH/.phi3v that says what was exported, and names the files of the export."""
+
+SHARDS = (".tar", ".parquet")
+"""Suffixes of files of which whoever reads an export reads all that there are."""
 
 
 @contextmanager
@@ -35,52 +40,73 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"cannot create the folder {path.parent}: {error.strerror}") from None
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be written (no permission in {path.parent}); choose another --out")
-    aside = f".{path.name}.export-"
+    with _locked(path):
+        _clear(path)
+        check_free(path, overwrite=overwrite)
+        stage = path.parent / f"{_aside(path)}{os.getpid()}"
+        stage.mkdir()
+        try:
+            yield stage
+            sync_disk(stage)
+            _install(stage, path)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the place of an export. Raises BusyError."""
     lock = path.parent / f".{path.name}.export.lock"
-    replaced = path.parent / f".{path.name}.export.old"
     with lock_file(lock, f"{path}: another export writes to it; wait for it, or choose another --out"):
         try:
-            _clear(path, aside, replaced)
-            check_free(path, overwrite=overwrite)
-            stage = path.parent / f"{aside}{os.getpid()}"
-            stage.mkdir()
-            try:
-                yield stage
-                sync_disk(stage)
-                _install(stage, path, replaced)
-            except BaseException:
-                shutil.rmtree(stage, ignore_errors=True)
-                raise
+            yield
         finally:
             lock.unlink(missing_ok=True)
 
 
 def write_record(stage: Path, record: dict[str, object]) -> None:
     """Record what was exported; called last, as it names the files of the export."""
-    sizes = _file_sizes(stage)
     names = sorted(os.listdir(stage))
+    output = _digest(stage, names)
     (stage / HIDDEN).mkdir()
-    write_json(stage / HIDDEN / RECORD, {**record, "files": [*names, HIDDEN], "sizes": sizes})
+    write_json(stage / HIDDEN / RECORD, {**record, "files": [*names, HIDDEN], "output": output})
 
 
-def find_earlier(path: Path) -> tuple[dict[str, Any], dict[str, int]] | None:
-    """The record of the export at `path` and the sizes of the files in that folder; None if there is none."""
-    if path.is_symlink() or (path / HIDDEN).is_symlink():
+def find_earlier(path: Path) -> tuple[dict[str, Any], str] | None:
+    """The record of the export at `path`, and the digest of the files of it that are there; None if there is none.
+
+    What a killed export left beside it is removed.
+    """
+    path = Path(os.path.abspath(path))
+    if _left(path):
+        with _locked(path):
+            _clear(path)
+    record = None if path.is_symlink() else _read_record(path)
+    if record is None:
         return None
-    record = read_json(path / HIDDEN / RECORD)
-    return (record, _file_sizes(path)) if record is not None else None
+    names = set(map(str, record["files"])) - {HIDDEN}
+    shards = {name for name in os.listdir(path) if name.endswith(SHARDS)}
+    return record, _digest(path, sorted(names | shards))
 
 
-def _file_sizes(folder: Path) -> dict[str, int]:
-    """Size in bytes of each file below a folder by its path there; without images, of which there may be millions."""
-    found = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(set(folders) - {HIDDEN})
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            if not name.lower().endswith(IMAGE_SUFFIXES):
-                found[os.path.relpath(path, folder)] = os.lstat(path).st_size
-    return found
+def _digest(folder: Path, names: Iterable[str]) -> str:
+    """Digest of names, sizes, times and inodes of all files that these names in a folder lead to."""
+    hasher = xxhash.xxh3_128()
+    waiting = sorted(names, reverse=True)
+    while waiting:
+        name = waiting.pop()
+        path = os.path.join(folder, name)
+        try:
+            found = os.lstat(path)
+            if stat.S_ISDIR(found.st_mode):
+                waiting += sorted((f"{name}/{each}" for each in os.listdir(path)), reverse=True)
+                continue
+            state = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+        except (OSError, ValueError) as error:  # ValueError: a name with NUL in a record
+            state = type(error).__name__
+        hasher.update(f"{name}\0{state}\0".encode(errors="surrogateescape"))
+    return hasher.hexdigest()
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -94,8 +120,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     names = set(os.listdir(path)) if path.exists() else set()
     if not names:
         return
-    record = read_json(path / HIDDEN / RECORD) if not (path / HIDDEN).is_symlink() else None
-    if record is None or not isinstance(record.get("files"), list):
+    record = _read_record(path)
+    if record is None:
         raise UserError(f"{path}: is a folder that no export wrote; choose another --out, or an empty folder")
     if not overwrite:
         raise UserError(f"{path}: has an export already; --overwrite replaces it, or choose another --out")
@@ -103,19 +129,49 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: has {shown(others[0])}, which the export did not write; move it away, then run again")
 
 
-def _clear(path: Path, aside: str, replaced: Path) -> None:
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """The record of the export in a folder; None if there is none that can be read."""
+    if (path / HIDDEN).is_symlink():
+        return None
+    try:
+        record = read_json(path / HIDDEN / RECORD)
+    except OSError:  # not a regular file, too large, closed
+        return None
+    return record if record is not None and isinstance(record.get("files"), list) else None
+
+
+def _aside(path: Path) -> str:
+    """How the names of unfinished exports to `path` begin."""
+    return f".{path.name}.export-"
+
+
+def _replaced(path: Path) -> Path:
+    """Where an export is kept while another one takes its place."""
+    return path.parent / f".{path.name}.export.old"
+
+
+def _left(path: Path) -> list[str]:
+    """Names of what killed exports left beside `path`."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return []
+    return [name for name in names if name.startswith(_aside(path)) or name == _replaced(path).name]
+
+
+def _clear(path: Path) -> None:
     """Remove what a killed export left beside `path`; if it was killed between the two renames, the old one returns."""
-    for name in os.listdir(path.parent):
-        if name.startswith(aside):
+    for name in _left(path):
+        if name.startswith(_aside(path)):
             shutil.rmtree(path.parent / name, ignore_errors=True)
-    if replaced.exists():
-        if path.exists():
-            shutil.rmtree(replaced)
+        elif path.exists():
+            shutil.rmtree(path.parent / name)
         else:
-            os.rename(replaced, path)
+            os.rename(path.parent / name, path)
 
 
-def _install(stage: Path, path: Path, replaced: Path) -> None:
+def _install(stage: Path, path: Path) -> None:
+    replaced = _replaced(path)
     if path.exists() and os.listdir(path):
         os.rename(path, replaced)
     try:

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from phi3v_data.engine.make_engine import FEW, open_engine
 from phi3v_data.errors import UserError
 from phi3v_data.exporting.bucket import BucketTarget, check_store, staging, upload_shard
 from phi3v_data.exporting.bucket import find_earlier as bucket_export
-from phi3v_data.exporting.earlier import earlier_result, export_identity
+from phi3v_data.exporting.earlier import are_linked, earlier_result, export_identity
 from phi3v_data.exporting.exporter import Exporter, Part
 from phi3v_data.exporting.folder import check_free, find_earlier, new_folder, write_record
 from phi3v_data.exporting.images import Images
@@ -91,7 +92,9 @@ def export_set(
     if address:
         check_store(address)
     target = Path(path) if address else check_places(Path(path), [Path(directory)])
-    identity = export_identity(name, exporter, folder)
+    linked = are_linked(exporter, folder, None if address else target)
+    identify = partial(export_identity, name, exporter, folder, linked=linked)
+    identity = identify()
     earlier = None if overwrite else bucket_export(address) if address else find_earlier(target)
     if earlier is not None:
         return earlier_result(spelled(path), target, earlier[0], identity, earlier[1])
@@ -100,11 +103,18 @@ def export_set(
         check_free(target, overwrite=overwrite)
     with open_engine(workers, few=FEW, **engine) as opened:
         run = _Run(dataset, exporter, opened, progress or (lambda stage, done, total: None), bucket)
-        result = _export(run, identity, path, target, overwrite)
+        result = _export(run, identify, identity, path, target, overwrite)
     return replace(result, notes=(*warned, *result.notes))
 
 
-def _export(run: "_Run", identity: Mapping[str, Any], path: str | Path, target: Path, overwrite: bool) -> ExportResult:
+def _export(
+    run: "_Run",
+    identify: Callable[[], dict[str, Any]],
+    identity: Mapping[str, Any],
+    path: str | Path,
+    target: Path,
+    overwrite: bool,
+) -> ExportResult:
     dataset, exporter = run.dataset, run.exporter
     tally, sizes, advice = run.check()
     if tally.lost and not exporter.request.lossy:
@@ -115,6 +125,8 @@ def _export(run: "_Run", identity: Mapping[str, Any], path: str | Path, target: 
         rows, num_images = run.write(parts, stage)
         notes = tuple(note.replace("PATH", spelled(path)) for note in run.exporter.finish(stage, dataset, parts, rows))
         result = ExportResult(target, rows, num_images, tally.lost, tally.warnings, tally.left_out, (*advice, *notes))
+        if identify() != identity:
+            raise UserError(f"{dataset.directory}: changed while it was exported; run the same command again")
         if run.bucket is None:
             write_record(stage, _record(identity, exporter, result))
         else:

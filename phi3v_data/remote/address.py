@@ -15,7 +15,8 @@ from phi3v_data.messages import shown
 EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hub"}
 """The extra of this package that a protocol needs."""
 
-_ADDRESS = re.compile(rf"({'|'.join(EXTRAS)}):(?:/+(.*))?", re.DOTALL)
+_ADDRESS = re.compile(rf"({'|'.join(EXTRAS)}):(?:/+(.*))?", re.DOTALL | re.IGNORECASE)
+_ANY_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*", re.DOTALL)
 _USER = re.compile(r"//[^/\s]*@")
 _SECRET = re.compile(r"//(?!arn:)[^/]*:.*", re.DOTALL)  # a secret key may have slashes in it, a bucket no colon
 _QUERY = re.compile(r"\?[^\s'\"]*")
@@ -50,7 +51,7 @@ def is_remote(path: str | Path) -> bool:
 def spelled(path: str | Path) -> str:
     """A local path as it is, an address with its double slash and without its secrets."""
     found = _ADDRESS.fullmatch(text := os.fspath(path))
-    return _SECRET.sub("//...", without_secrets(f"{found[1]}://{found[2] or ''}")) if found else text
+    return _SECRET.sub("//...", without_secrets(f"{found[1].lower()}://{found[2] or ''}")) if found else text
 
 
 def parse_address(path: str | Path) -> Address:
@@ -62,7 +63,7 @@ def parse_address(path: str | Path) -> Address:
     found = _ADDRESS.fullmatch(os.fspath(path))
     if found is None:
         raise UserError(f"{path}: not an address such as s3://BUCKET/PREFIX")
-    protocol, rest = found[1], (found[2] or "").rstrip("/")
+    protocol, rest = found[1].lower(), (found[2] or "").rstrip("/")
     if "@" in rest.partition("/")[0] or _SECRET.match(f"//{rest}") or _SIGNED.search(rest):
         raise UserError(
             f"{spelled(path)}: an address with a password or a signature is not read; give the plain address, and let "
@@ -80,6 +81,19 @@ def parse_address(path: str | Path) -> Address:
             f"{shown(f'{protocol}://{rest}')}: not a plain address: it has '..', '//' or a control character"
         )
     return Address("gs" if protocol == "gcs" else protocol, rest)
+
+
+def refuse_address(path: str | Path, option: str) -> None:
+    """Refuse an address where a path on this machine is meant; taken for one, it would be a folder named `s3:`.
+
+    Raises:
+        UserError: it is an address, of whatever kind.
+    """
+    if _ANY_ADDRESS.fullmatch(os.fspath(path)):
+        raise UserError(
+            f"{option} {spelled(path)}: is an address, and this is written to a file system: give a path, then copy "
+            "the result with the store's own tools; of sets, `phi3v-data export` writes to s3:// and gs://"
+        )
 
 
 def without_secrets(text: str) -> str:

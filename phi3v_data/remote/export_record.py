@@ -21,10 +21,11 @@ T = TypeVar("T")
 
 
 class ExportRecord(msgspec.Struct, frozen=True):
-    """The record: sizes of all other objects by name, and what was exported."""
+    """The record: sizes and etags of all other objects by name, and what was exported."""
 
     objects: dict[str, int]
     export: dict[str, Any]
+    etags: dict[str, str] = {}
 
 
 class ExportMarker(msgspec.Struct, frozen=True):

@@ -97,8 +97,8 @@ class SourceSet:
     def identity(self) -> dict[str, Any]:
         """The state of the files on which the result depends."""
         state, tree = self.survey.state(), self.survey.tree
-        # Linking an image into the result changes its change time, so only sizes and modification times are compared.
-        return {"files": dict(state.files), "pictures": tree_digest(tree, tree.sizes, tree.mtimes)}
+        # Linking an image into the result changes its change time, so that is not compared.
+        return {"files": dict(state.files), "pictures": tree_digest(tree, tree.sizes, tree.mtimes, tree.inodes)}
 
     def pixel_identity(self, *, pixels: bool, engine: Engine) -> PixelIdentity:
         """Identities of the images: by path, or with `pixels` by their pixels."""

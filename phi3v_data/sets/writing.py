@@ -21,6 +21,7 @@ from phi3v_data.media.images import read_image_file
 from phi3v_data.media.packed import pack_above
 from phi3v_data.messages import counted, join_words, shown
 from phi3v_data.mounts import NO_HARD_LINKS
+from phi3v_data.remote.address import refuse_address
 from phi3v_data.schema import Manifest, SplitInfo
 from phi3v_data.splits import file_name, split_sort_key
 from phi3v_data.unfinished import MANIFEST
@@ -255,6 +256,7 @@ def check_places(out_dir: Path, sources: Sequence[Path]) -> Path:
     Raises:
         UserError: one contains the other.
     """
+    refuse_address(out_dir, "OUT")
     target = out_dir.expanduser().resolve()
     for source in sources:
         other = source.expanduser().resolve()

@@ -1,7 +1,7 @@
 """64-bit hashes of many texts at once, of their UTF-8 bytes: equal for text in a file and as `str`.
 
-They are only valid in one process and its forks: the seed is random, so that no file can be crafted to contain texts
-with equal hashes.
+Without a seed they are only valid in one process and its forks: theirs is random, so that no file can be crafted to
+contain texts with equal hashes.
 """
 
 import secrets
@@ -29,10 +29,10 @@ def word_view(padded: bytes) -> Words:
     return np.ndarray((len(padded) - 7,), "<u8", buffer=padded, strides=(1,))
 
 
-def hash_spans(padded: bytes, starts: Ints, lengths: Ints) -> Ints:
-    """Hash of each range of a text that ends in `PADDING`."""
+def hash_spans(padded: bytes, starts: Ints, lengths: Ints, *, seed: int = _SEED) -> Ints:
+    """Hash of each range of a text that ends in `PADDING`; with a `seed` of its own also valid in other processes."""
     words = word_view(padded)
-    hashes: Words = (lengths.astype(np.uint64) ^ np.uint64(_SEED)) * FACTOR
+    hashes: Words = (lengths.astype(np.uint64) ^ np.uint64(seed)) * FACTOR
     if not len(lengths):
         return hashes.view(np.int64)
     whole = lengths >> 3
@@ -53,7 +53,7 @@ def hash_spans(padded: bytes, starts: Ints, lengths: Ints) -> Ints:
     view = memoryview(padded)
     for text in long:
         start = int(starts[text])
-        digest = xxhash.xxh3_64_intdigest(view[start : start + int(lengths[text])], seed=_SEED)
+        digest = xxhash.xxh3_64_intdigest(view[start : start + int(lengths[text])], seed=seed)
         hashes[text] = np.uint64(digest)
     return hashes.view(np.int64)
 

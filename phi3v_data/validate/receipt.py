@@ -246,7 +246,7 @@ def images_digest(directory: Path) -> str:
         ends = np.frombuffer(body, np.int64, count)
         facts = np.frombuffer(body, FACTS, count, 40 * count)
         starts = np.concatenate((np.zeros(1, np.int64), ends[:-1])) if count else ends
-        names = hash_spans(bytes(body[(40 + FACTS.itemsize) * count :]) + PADDING, starts, ends - starts)
+        names = hash_spans(bytes(body[(40 + FACTS.itemsize) * count :]) + PADDING, starts, ends - starts, seed=0)
     except (OSError, DamagedFileError, ValueError, KeyError, TypeError, OverflowError, IndexError):
         return ""
     order = np.argsort(names, kind="stable")

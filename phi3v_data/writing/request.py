@@ -14,6 +14,7 @@ from phi3v_data.engine.make_engine import check_engine
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.registry import ConverterLike, find
+from phi3v_data.remote.address import refuse_address
 from phi3v_data.splits import MAX_NAME_BYTES, is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 
@@ -172,6 +173,7 @@ def parse_options(cls: type[Converter[Any]], options: Options | Mapping[str, Any
 def _out_dir(out_dir: str | Path) -> Path:
     if not str(out_dir):
         raise UserError("out_dir is missing: give the directory to write the dataset to")
+    refuse_address(out_dir, "--out_dir")
     return Path(os.path.abspath(Path(out_dir).expanduser()))
 
 

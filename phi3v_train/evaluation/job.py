@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from phi3v_data.remote.address import refuse_address
 from phi3v_train.data.model_settings import ModelNote, model_notes
 from phi3v_train.data.sources import Source
 from phi3v_train.distributed.agreement import Fact, Facts
@@ -79,6 +80,7 @@ def prepare(
     Raises:
         UserError: whatever would stop the evaluation later and can be seen now.
     """
+    refuse_address(output_dir, "--output_dir")
     config = settings.config
     source = open_split(data_dir, config.eval.eval_split, num_crops=None, scored=scored)
     choice = choose_metrics(config.eval.metric, source.manifest) if scored else None

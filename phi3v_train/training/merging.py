@@ -11,6 +11,7 @@ from torch import Tensor
 from phi3v_data.errors import UserError
 from phi3v_data.files import write_text
 from phi3v_data.messages import shown
+from phi3v_data.remote.address import refuse_address
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.models.adapters import attach_adapter
 from phi3v_train.models.directory import ModelFiles, read_json
@@ -89,6 +90,7 @@ def free_target(out: Path, sources: Sequence[Path | None], *, overwrite: bool) -
     Raises:
         UserError: something else is there, beside a model too, or one of `sources`, which are read.
     """
+    refuse_address(out, "OUT")
     target = Path(os.path.realpath(out))
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return target

@@ -76,13 +76,21 @@ def test_the_command_exports_replaces_and_the_export_validates(
     data = store.get(shard)
     store.client().delete_object(Bucket=BUCKET, Key=shard)
     code, _, err = cli("export", "webdataset", directory, "--out", address)
-    assert (code, f"in which '{shard.rpartition('/')[2]}' is missing; --overwrite" in err) == (2, True)
+    missing = "has an export already, whose files have changed or are missing; --overwrite"
+    assert (code, missing in err) == (2, True)
+    store.put(shard, data.replace(b"?", b"!", 1))  # as large
+    assert cli("export", "webdataset", directory, "--out", address)[0] == 2
     store.put(shard, data)
+    assert cli("export", "webdataset", directory, "--out", address)[0] == 0
+    store.put("cli/set/train-000009.tar", data)
+    code, _, err = cli("export", "webdataset", directory, "--out", address)
+    assert (code, missing in err) == (2, True)
+    store.client().delete_object(Bucket=BUCKET, Key="cli/set/train-000009.tar")
     code, _, err = cli("export", "hub", directory, "--out", address, "--quiet")
-    other = 'of other input or with other settings: export "webdataset" -> "hub"'
     assert (code, err) == (
         2,
-        f"error: {address}: has an export already, {other}; --overwrite replaces it, or choose another --out\n",
+        f"error: {address}: has an export already, of format 'webdataset'; --overwrite replaces it, or choose another "
+        "--out\n",
     )
     assert cli("export", "hub", directory, "--out", address, "--quiet", "--overwrite")[0] == 0
     names = store.names("cli/set/")

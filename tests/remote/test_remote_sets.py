@@ -216,3 +216,30 @@ def test_a_damaged_shard_and_a_bad_row_are_named_by_their_address(store: ObjectS
     store.put("bad/row/train.tar", buffer.getvalue())
     with pytest.raises(UserError, match=f"^s3://{BUCKET}/bad/row: train.tar: 0: "):
         data_directory(f"s3://{BUCKET}/bad/row")
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/out", "S3://bucket/out", "gs://bucket/out", "az://box/out", "hf://a/b"]
+)
+def test_an_address_is_refused_where_a_path_on_this_machine_is_written(
+    tmp_path: Path, address: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for a folder `s3:` of the working directory."""
+    directory = colour_directory(tmp_path / "colours")
+    other = colour_directory(tmp_path / "others")
+    (tmp_path / "rows.json").write_text("[]")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for words in (
+        ("convert", "table", "--source", tmp_path / "rows.json", "--out_dir", address),
+        ("convert", "table", "--source", tmp_path / "rows.json", "--out_dir", address, "--slice", "1/2"),
+        ("convert", "--finish", address),
+        ("import", "llava", tmp_path / "rows.json", "--out_dir", address),
+        ("split", directory, address, "--split", "train=1"),
+        ("clean", directory, address),
+        ("merge", directory, other, address),
+        ("store", directory, address, "--store", "shards"),
+    ):
+        code, out, err = cli(*words)
+        assert (code, "is an address, and this is written to a file system" in err) == (2, True), (words, out, err)
+    assert list((tmp_path / "here").iterdir()) == []

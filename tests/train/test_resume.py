@@ -2,8 +2,10 @@
 
 import errno
 import json
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,18 @@ def test_images_that_were_replaced_are_named_once(
     assert images_digest(moved) != images_digest(data)
     short(moved, out, max_steps=4)
     assert said not in capsys.readouterr().err
+
+
+def test_the_digest_of_images_is_the_same_in_every_process(data_dir: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    code = (
+        "import sys; from pathlib import Path; from phi3v_data.validate import validate\n"
+        "from phi3v_data.validate.receipt import images_digest\n"
+        "validate(sys.argv[1]); print(images_digest(Path(sys.argv[1])))"
+    )
+    ran = [subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True) for _ in range(2)]
+    assert ran[0].stdout == ran[1].stdout
+    assert re.fullmatch(r"[0-9a-f]{32}\n", ran[0].stdout)
 
 
 def test_overwrite_starts_over_and_leaves_other_files(data_dir: Path, finished: Path, tmp_path: Path) -> None:
