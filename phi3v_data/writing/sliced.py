@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -30,14 +31,12 @@ from phi3v_data.writing.plan import Part
 from phi3v_data.writing.publish import NothingMadeError, finish_publishing, merge, publish, refuse_dropped_weights
 from phi3v_data.writing.resume import finished_parts
 
-T = TypeVar("T")
-
 State: TypeAlias = Literal["finished", "first", "joined", "empty"]
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Share `number` (from 1) of `count` of the parts."""
+    """Share `number` (from 1) of `count` of the samples, in whole parts."""
 
     number: int
     count: int
@@ -45,10 +44,16 @@ class Slice:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    def of(self, parts: Sequence[T]) -> Sequence[T]:
+    def of(self, parts: Sequence[Part]) -> list[Part]:
         """The share: consecutive parts, as neighbours often read the same file of the source."""
-        num = len(parts)
-        return parts[(self.number - 1) * num // self.count : self.number * num // self.count]
+        numbers = numbers_of([part.count for part in parts], self.count)
+        return [part for part, number in zip(parts, numbers, strict=True) if number == self.number]
+
+
+def numbers_of(samples: Sequence[int], slices: int) -> list[int]:
+    """The slice (from 1) of each part, by the place of its middle in all samples, as parts differ in size."""
+    total = 2 * sum(samples)
+    return [(2 * end - count) * slices // total + 1 for count, end in zip(samples, accumulate(samples), strict=True)]
 
 
 def parse_slice(text: str) -> Slice:
@@ -89,11 +94,8 @@ class SlicedPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def slices_of(self, parts: Sequence[int]) -> dict[str, int]:
         """The slices to which these parts belong, with the number of each one's parts."""
-        counts: Counter[str] = Counter()
-        for part in sorted(parts):
-            number = -(-(part + 1) * self.slices // len(self.parts))  # see Slice.of; N may be far more than the parts
-            counts[str(Slice(number, self.slices))] += 1
-        return dict(counts)
+        numbers = numbers_of(self.parts, self.slices)
+        return dict(Counter(str(Slice(numbers[part], self.slices)) for part in sorted(parts)))
 
 
 @dataclass(frozen=True, slots=True)
