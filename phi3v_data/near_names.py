@@ -2,10 +2,13 @@
 
 import difflib
 import os
+import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from urllib.parse import unquote
 
+_NO_DIGITS = re.compile(r"\D+")
 _MAX_NAMES = 5000  # of one folder that a missing name is compared with
 
 
@@ -23,10 +26,16 @@ def near_name(root: str, path: str) -> str:
     names = _names(os.path.join(root, folder))
     found = names.get(fold(base))
     if found is None or found == base:
-        others = [name for name in list(names.values())[:_MAX_NAMES] if name != base]
-        near = difflib.get_close_matches(base[:255], others, 1, 0.8)
-        found = near[0] if near else ""
+        found = closest(base, list(names.values()))
     return os.path.join(folder, found) if found else ""
+
+
+def closest(name: str, names: Sequence[str]) -> str:
+    """The name that is spelled most like a missing one, if any is; of pictures with other numbers none is meant."""
+    digits = _NO_DIGITS.sub("", name)
+    others = [each for each in names[:_MAX_NAMES] if each != name and _NO_DIGITS.sub("", each) == digits]
+    near = difflib.get_close_matches(name[:255], others, 1, 0.8)
+    return near[0] if near else ""
 
 
 @lru_cache(maxsize=16)

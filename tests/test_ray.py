@@ -16,7 +16,7 @@ import pytest
 from engine_tasks import square_or_die
 from PIL import Image
 from test_convert_kill import kill_when
-from toy_converter import COMMAND, TOY, Toy, make_source, plain_source, start_cli, tree
+from toy_converter import COMMAND, TOY, Toy, make_source, plain_source, run_cli, start_cli, tree
 
 import phi3v_data
 from phi3v_data.engine.base import FunctionWork, Shared
@@ -232,6 +232,16 @@ def test_a_killed_driver_of_a_validation_or_export_leaves_nothing_in_the_way(
     export_set("llava", cleaned, tmp_path / "out", **on_ray)
     export_set("llava", cleaned, tmp_path / "local")
     assert tree(tmp_path / "out", hidden=True) == tree(tmp_path / "local", hidden=True)
+
+
+def test_tasks_that_rays_memory_monitor_kills_end_the_command(directory: Path, tmp_path: Path) -> None:
+    """By Ray's own default they are run again without end, and without a word."""
+    limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    words = ("export", "webdataset", directory, "--out", tmp_path / "out", "--engine", "ray", "--workers", 1)
+    done = run_cli(*words, env={**os.environ, **limits}, timeout=120)
+    assert done.returncode == 2
+    assert "a worker of Ray died (OutOfMemoryError); run the same command again" in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 BLIND_NODE = (

@@ -192,10 +192,11 @@ def plain_source(folder: Path, counts: Mapping[str, int], per_group: int = 2) ->
 
 
 def tree(folder: Path, hidden: bool = False) -> dict[str, str]:
-    """Each file's digest; folders as such."""
+    """Each file's digest; folders as such. Without the state of an export's files on this machine."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "/"
         for path in sorted(folder.rglob("*"))
+        if path.name != "export_state.json"
         if hidden or not path.relative_to(folder).as_posix().startswith(".phi3v")
     }
 

@@ -101,6 +101,7 @@ class RayEngine:
         )
 
     def _connect(self) -> Any:
+        os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))  # Ray's own default is without end, in silence
         try:
             import ray
         except ImportError:

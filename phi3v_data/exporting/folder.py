@@ -3,7 +3,7 @@
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from phi3v_data.messages import shown
 
 RECORD = "export.json"
 """File in PATH/.phi3v that says what was exported, and names the files of the export."""
+
+STATE = "export_state.json"
+"""File beside it with what the export was made of and the state of its files, both as they are on this machine."""
 
 SHARDS = (".tar", ".parquet")
 """Suffixes of files of which whoever reads an export reads all that there are."""
@@ -65,12 +68,13 @@ def _locked(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def write_record(stage: Path, record: dict[str, object]) -> None:
-    """Record what was exported; called last, as it names the files of the export."""
+def write_record(stage: Path, record: Mapping[str, object], identity: Mapping[str, object]) -> None:
+    """Record what was exported, and of what; called last, as it names the files of the export and their state."""
     names = sorted(os.listdir(stage))
-    output = _digest(stage, names)
+    state = {"identity": identity, "output": _digest(stage, names)}
     (stage / HIDDEN).mkdir()
-    write_json(stage / HIDDEN / RECORD, {**record, "files": [*names, HIDDEN], "output": output})
+    write_json(stage / HIDDEN / STATE, state)
+    write_json(stage / HIDDEN / RECORD, {**record, "files": [*names, HIDDEN]})
 
 
 def find_earlier(path: Path) -> tuple[dict[str, Any], str] | None:
@@ -87,7 +91,7 @@ def find_earlier(path: Path) -> tuple[dict[str, Any], str] | None:
         return None
     names = set(map(str, record["files"])) - {HIDDEN}
     shards = {name for name in os.listdir(path) if name.endswith(SHARDS)}
-    return record, _digest(path, sorted(names | shards))
+    return record | (_read(path, STATE) or {}), _digest(path, sorted(names | shards))
 
 
 def _digest(folder: Path, names: Iterable[str]) -> str:
@@ -131,13 +135,18 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     """The record of the export in a folder; None if there is none that can be read."""
+    record = _read(path, RECORD)
+    return record if record is not None and isinstance(record.get("files"), list) else None
+
+
+def _read(path: Path, name: str) -> dict[str, Any] | None:
+    """The object in a file that an export leaves in its folder; None if there is none that can be read."""
     if (path / HIDDEN).is_symlink():
         return None
     try:
-        record = read_json(path / HIDDEN / RECORD)
+        return read_json(path / HIDDEN / name)
     except OSError:  # not a regular file, too large, closed
         return None
-    return record if record is not None and isinstance(record.get("files"), list) else None
 
 
 def _aside(path: Path) -> str:

@@ -128,17 +128,16 @@ def _export(
         if identify() != identity:
             raise UserError(f"{dataset.directory}: changed while it was exported; run the same command again")
         if run.bucket is None:
-            write_record(stage, _record(identity, exporter, result))
+            write_record(stage, _record(identity, exporter, result), identity)
         else:
             run.bucket.upload(stage)
-            run.bucket.finish(_record(identity, exporter, result))
+            run.bucket.finish({**_record(identity, exporter, result), "identity": identity})
     return result
 
 
 def _record(identity: Mapping[str, Any], exporter: Exporter, result: ExportResult) -> dict[str, object]:
     return {
         "export": identity["export"],
-        "identity": identity,
         "image_refs": exporter.image_refs.value if exporter.image_refs else "inside",
         "rows": dict(result.rows),
         "images": result.images,

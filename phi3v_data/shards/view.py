@@ -105,7 +105,7 @@ def data_directory(path: str | Path) -> Path:
             if is_cache:
                 hold(folder)
                 hold(folder / digest)
-            if (folder / digest / MANIFEST).is_file():
+            if _is_whole(folder / digest):
                 return folder / digest
             make_private(folder) if is_cache else folder.mkdir(parents=True, exist_ok=True)
             made = _make(export, folder, digest)
@@ -238,6 +238,16 @@ def _state_of_manifest(export: Export) -> ShardState | None:
         return None
 
 
+def _is_whole(view: Path) -> bool:
+    """Whether a view has all its files: whatever cleans caches may have taken one."""
+    try:
+        manifest = parse_manifest(read_regular(view / MANIFEST), view / MANIFEST)
+    except (OSError, UserError):
+        return False
+    names = [name for split in manifest.splits.values() for name in split.files]
+    return all(map(os.path.isfile, (view / IMAGES, *(view / name for name in names))))
+
+
 def _make(export: Export, folder: Path, digest: str) -> Path:
     """Make the view aside, then rename it; another process may have been faster."""
     for old in folder.iterdir():  # of shards that have changed since, or left by a killed process
@@ -252,8 +262,11 @@ def _make(export: Export, folder: Path, digest: str) -> Path:
             try:
                 os.rename(aside, folder / digest)
             except OSError:
-                if not (folder / digest / MANIFEST).is_file():
+                if not (folder / digest).is_dir():
                     raise
+                if not _is_whole(folder / digest):
+                    shutil.rmtree(folder / digest)
+                    os.rename(aside, folder / digest)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder / digest

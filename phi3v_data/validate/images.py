@@ -1,6 +1,5 @@
 """The images that rows use: each distinct file is checked once, findings are reported at every row that uses it."""
 
-import difflib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from phi3v_data.engine.local import LocalEngine
 from phi3v_data.files import leads_outside, reading_hint, unsafe_reason
 from phi3v_data.media import integrity
 from phi3v_data.messages import counted, escaped, shown
+from phi3v_data.near_names import closest
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
@@ -273,9 +273,8 @@ class ImageReport:
             for known in self.tree.paths():
                 self._names.setdefault(dirname(known), []).append(basename(known))
         siblings = self._names.get(dirname(path), [])
-        near = difflib.get_close_matches(basename(path)[:255], siblings[:_MAX_NAMES], 1, 0.8)
-        if near:
-            return f"did you mean {shown(os.path.join(dirname(path), near[0]), 160)}?"
+        if near := closest(basename(path), siblings):
+            return f"did you mean {shown(os.path.join(dirname(path), near), 160)}?"
         top = dirname(path).partition("/")[0]  # the split's folder, or that of one of several merged sets
         elsewhere = [
             folder

@@ -172,6 +172,16 @@ def test_a_view_is_in_the_users_cache_where_the_export_takes_none(
     assert data_directory(export) == view
 
 
+@pytest.mark.parametrize("lost", ["train*.jsonl", "val*.jsonl", "dataset.json", "images"])
+def test_a_view_that_lost_a_file_is_made_again(export: Path, lost: str) -> None:
+    """As whatever cleans a cache may take one."""
+    view = data_directory(export)
+    before = {path.name: path.read_bytes() for path in view.iterdir()}
+    next(view.glob(lost)).unlink()
+    assert data_directory(export) == view
+    assert {path.name: path.read_bytes() for path in view.iterdir() if path.name in before} == before
+
+
 def test_all_that_a_row_says_is_in_the_view(directory: Path, tmp_path: Path) -> None:
     """In another format than that of the other tests: system message, image inside a text, an answer without weight."""
     image = (directory / "images/train0.png").read_bytes()
