@@ -31,7 +31,7 @@ def near_name(root: str, path: str) -> str:
 
 
 def closest(name: str, names: Sequence[str]) -> str:
-    """The name that is spelled most like a missing one, if any is; of pictures with other numbers none is meant."""
+    """The name that is spelled most like a missing one, if any is; of images with other numbers none is meant."""
     digits = _NO_DIGITS.sub("", name)
     others = [each for each in names[:_MAX_NAMES] if each != name and _NO_DIGITS.sub("", each) == digits]
     near = difflib.get_close_matches(name[:255], others, 1, 0.8)

@@ -238,7 +238,7 @@ def test_tasks_that_rays_memory_monitor_kills_end_the_command(directory: Path, t
     """By Ray's own default they are run again without end, and without a word."""
     limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
     words = ("export", "webdataset", directory, "--out", tmp_path / "out", "--engine", "ray", "--workers", 1)
-    done = run_cli(*words, env={**os.environ, **limits}, timeout=120)
+    done = run_cli(*words, env={**os.environ, **limits})
     assert done.returncode == 2
     assert "a worker of Ray died (OutOfMemoryError); run the same command again" in done.stderr
     assert os.listdir(tmp_path) == []

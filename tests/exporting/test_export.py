@@ -452,7 +452,7 @@ def test_a_set_that_changes_while_it_is_exported_gives_no_export(
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "large"])
-def test_a_record_that_is_no_file_is_none(tmp_path: Path, kind: str) -> None:
+def test_a_record_that_is_not_a_file_is_none(tmp_path: Path, kind: str) -> None:
     source, out = write_set(tmp_path / "five"), tmp_path / "out"
     export_set("trl", source, out)
     record = out / ".phi3v" / "export.json"
