@@ -109,9 +109,10 @@ def earlier_result(where: str, target: Path, record: Any, identity: Mapping[str,
     way_out = "--overwrite replaces it, or choose another --out"
     try:
         found = msgspec.convert(record, Record)
-    except msgspec.ValidationError:
+        changed = _changes(found.identity, identity)
+    except (msgspec.ValidationError, RecursionError):
         raise UserError(f"{where}: has an export already; {way_out}") from None
-    if changed := _changes(found.identity, identity):
+    if changed:
         raise UserError(f"{where}: has an export already, {join_words(changed, 4)}; {way_out}")
     if found.output != output:
         raise UserError(f"{where}: has an export already, whose files have changed or are missing; {way_out}")

@@ -34,6 +34,11 @@ _WRONG_SETTINGS = frozenset({"InvalidRegionError", "NoRegionError", "ParamValida
 
 _DENIED = (401, 403)
 
+_FAULTS = (TypeError, AttributeError)
+"""Faults of a library, which an odd answer may cause: aiobotocore fails at the checksum of an error 500."""
+
+_FAULT_ATTEMPTS = 3
+
 _said = -SAID_EVERY
 _saying = threading.Lock()
 _of_thread = threading.local()
@@ -81,7 +86,8 @@ def patiently(what: str, request: Callable[[], T], attempts: int = ATTEMPTS) -> 
         except (FileNotFoundError, UserError):
             raise
         except Exception as error:
-            if why := _final_reason(error):
+            why = _final_reason(error)
+            if why and (attempt == _FAULT_ATTEMPTS or not isinstance(error, _FAULTS)):
                 raise StoreError(f"{what}: {why}") from None
             reason = _described(error)
             if attempt == attempts:
@@ -106,7 +112,7 @@ def _final_reason(error: Exception) -> str:
         return f"no credentials ({_described(error)}); set them as the store's own tools expect them"
     if name in _WRONG_SETTINGS or _is_wrong_value(error):
         return f"the address or a setting of the store is wrong ({_described(error)}); correct it"
-    if isinstance(error, TypeError | AttributeError | ImportError):
+    if isinstance(error, (*_FAULTS, ImportError)):
         return f"the installed library of the store failed ({_described(error)})"
     return ""
 

@@ -131,6 +131,24 @@ def test_a_setting_that_no_repetition_corrects_is_not_repeated(stub: Stub, monke
         next(open_store(parse_address("s3://b/set")).objects())
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_fault_of_the_library_is_repeated_twice(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As aiobotocore's at an error 500 with a checksum."""
+    monkeypatch.setattr(retry, "first_pause", lambda: 0.0)
+    faults = iter([AttributeError("'Body' object has no attribute 'strip'")] * times)
+
+    def request() -> str:
+        for fault in faults:
+            raise fault
+        return "content"
+
+    if times == 2:
+        assert retry.patiently("s3://b/set", request) == "content"
+    else:
+        with pytest.raises(StoreError, match=r"s3://b/set: the installed library of the store failed \('Body' object"):
+            retry.patiently("s3://b/set", request)
+
+
 def test_an_object_that_changes_while_it_is_read_is_named(stub: Stub) -> None:
     (stub.folder / "set").mkdir(parents=True)
     path = stub.folder / "set/train.bin"
