@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from engine_tasks import square_or_die
 from PIL import Image
@@ -241,6 +242,18 @@ def test_tasks_that_rays_memory_monitor_kills_end_the_command(directory: Path, t
     done = run_cli(*words, env={**os.environ, **limits})
     assert done.returncode == 2
     assert "a worker of Ray died (OutOfMemoryError); run the same command again" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_while_ray_starts_ends_with_130(directory: Path, tmp_path: Path) -> None:
+    """Ray itself may crash then. The signal comes when its last server has been started, and Ray connects to it."""
+    words = ["export", "webdataset", directory, "--out", tmp_path / "out", "--engine", "ray", "--workers", 1]
+    command = start_cli(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not any("raylet" in each.name() for each in psutil.Process(command.pid).children(recursive=True)):
+        assert command.poll() is None
+    os.killpg(command.pid, signal.SIGINT)
+    said = command.communicate()[1].decode()
+    assert (command.returncode, "Stopped. Nothing was written to --out" in said) == (130, True), said
     assert os.listdir(tmp_path) == []
 
 

@@ -6,9 +6,12 @@ first task each node, and before its own each worker process, says whether it se
 """
 
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -88,7 +91,8 @@ class RayEngine:
         if self._started:
             import ray
 
-            ray.shutdown()
+            with _interrupted_afterwards():
+                ray.shutdown()
             self._started = False
 
     def slots(self, nodes: Sequence[Mapping[str, Any]]) -> int:
@@ -115,7 +119,8 @@ class RayEngine:
                 options |= {"num_cpus": self.workers or num_cores(), "include_dashboard": False}
             try:
                 _check_listens(address)
-                ray.init(**options)
+                with _interrupted_afterwards():
+                    ray.init(**options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise UserError(
@@ -242,6 +247,22 @@ def run_task(held: Held, task: Any) -> Success | Failure:
 def _checked(needs: _Needs) -> str:
     """As `difference`, once in each process."""
     return difference(*needs)
+
+
+@contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Let Ctrl-C take effect at the end of the block: within Ray's start and stop it can be a segmentation fault."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if signals:
+        raise KeyboardInterrupt
 
 
 def _check_listens(address: str) -> None:
