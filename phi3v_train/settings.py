@@ -5,12 +5,14 @@ The tile budget alone has a layer more, before the default: the one that an earl
 Every layer holds flat names; the first layer that has a name wins, and the plan shows which one that was.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.messages import shown
 from phi3v_train.config import RunConfig, home_groups
 from phi3v_train.foreign_names import ADVICE, ALIASES, own_names, refusal
 from phi3v_train.parse_config import parse_config
@@ -94,6 +96,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    from phi3v_data.yaml_keys import repeated_key
+
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -102,9 +106,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: cannot be read ({error})") from None
     try:
         values = yaml.safe_load(text)
+        twice = repeated_key(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"--config {path}:{line}: not YAML ({error.problem})") from None
+    if twice is not None:
+        raise UserError(f"--config {path}:{twice[0]}: {shown(twice[1], 40)} is there twice; keep one of the two values")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -115,4 +122,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         if key in RunConfig.GROUPS and not grouped and key not in {*home_groups(), *ALIASES}:
             raise UserError(f"{path}: {key}: should be a group of `name: value` lines, got {value!r}")
         pairs += [(str(name), item) for name, item in (value.items() if grouped else [(key, value)])]
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise UserError(f"--config {path}: {shown(name, 40)} is there twice, in two groups; keep one of the two values")
+    return found

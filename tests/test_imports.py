@@ -40,7 +40,7 @@ DATA_FLOORS = (
     ("media",),
     ("problems",),
     ("remote",),
-    ("schema", "unfinished", "json_text", "jsonl", "splits", "encodings", "lock", "columns"),
+    ("schema", "unfinished", "json_text", "jsonl", "splits", "encodings", "lock", "columns", "yaml_keys"),
     ("choices", "files", "near_names", "user_code"),
     ("console",),
     ("mounts", "markdown", "streams", "metric_names"),

@@ -196,6 +196,8 @@ def test_rows_that_are_broken_or_lack_a_field(tmp_path: Path) -> None:
         ),
         ("user: x\nvalues:\n  label:\n    0: [1]\n", "the map:"),
         ("user: [\n", "is not YAML"),
+        ("user: x\nname: a\nuser: y\n", "the map:3: the key 'user' is there twice; keep one of the two values"),
+        ("user: x\nvalues:\n  label:\n    0: a\n    0: b\n", "the map:5: the key '0' is there twice"),
         ("- user\n- x\n", "must contain keys such as"),
         ("user: x\ndelimiter: ab\n", "the map:2 delimiter: it must be one character"),
         ("user: x\nname: a b\n", "the map:2 name: it becomes part of file names"),

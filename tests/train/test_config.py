@@ -267,6 +267,9 @@ def test_num_crops_is_filled_in_only_where_nothing_set_it(option: int | None, ex
         ("lerning_rate: 1", "did you mean 'learning_rate'?"),
         ("optim:\n  batch: 1", "run.yaml: 'batch' is not a setting of a run"),
         ("eval: tiny", "run.yaml: eval: should be a group of `name: value` lines, got 'tiny'"),
+        ("batch_size: 4\nseed: 1\nbatch_size: 8\n", "run.yaml:3: 'batch_size' is there twice; keep one"),
+        ("optim:\n  seed: 1\n  batch_size: 4\n  seed: 2\n", "run.yaml:4: 'seed' is there twice; keep one"),
+        ("optim:\n  batch_size: 4\nbatch_size: 8\n", "run.yaml: 'batch_size' is there twice, in two groups"),
         ("recipe: docvqa-lora", "there is no recipe of that name"),
     ],
 )

@@ -31,9 +31,11 @@ from pydantic import (
 
 from phi3v_data.encodings import read_text
 from phi3v_data.errors import UserError
+from phi3v_data.messages import shown
 from phi3v_data.metric_names import unknown_metric
 from phi3v_data.schema import Task
 from phi3v_data.splits import is_split_name
+from phi3v_data.yaml_keys import repeated_key
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -202,11 +204,14 @@ def parse_map(text: str, where: str = "the map") -> TableMap:
     try:
         content = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        twice = repeated_key(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise UserError(f"{where}{line} is not YAML: {problem}") from error
+    if twice is not None:
+        raise UserError(f"{where}:{twice[0]}: the key {shown(twice[1], 40)} is there twice; keep one of the two values")
     if not isinstance(content, dict):
         raise UserError(f"{where} must contain keys such as 'images: photo' and 'user: \"{{question}}\"'")
     try:
