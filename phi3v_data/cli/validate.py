@@ -145,7 +145,7 @@ def validate(
     if html is not None:
         from phi3v_data.report.frame import check_target
 
-        check_target(html, path.parent if is_file else path)
+        check_target(html, path)
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         if is_file:
             from phi3v_data.lint.runner import lint_file
