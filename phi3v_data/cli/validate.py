@@ -46,7 +46,8 @@ def validate(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="A conversations directory, complete or bare; or a file of another tool: JSON, JSON Lines, parquet.",
+            help="A conversations directory, complete or bare; an export in shards, also s3://BUCKET/PREFIX (gs://, "
+            "hf://); or a file of another tool: JSON, JSON Lines, parquet.",
         ),
     ],
     row_format: Annotated[
