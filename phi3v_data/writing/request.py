@@ -14,6 +14,7 @@ from phi3v_data.engine.make_engine import check_engine
 from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.registry import ConverterLike, find
+from phi3v_data.sources.source import check_missing
 from phi3v_data.splits import MAX_NAME_BYTES, is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 
@@ -179,6 +180,8 @@ def _source_spec(cls: type[Converter[Any]], source: str | Path | None) -> str:
     spec = str(source) if source is not None else cls.hub_id
     if not spec:
         raise UserError(f"{cls.name} has no default source; give the folder, archive or Hub id with --source")
+    if source is not None:
+        check_missing(spec)
     return spec
 
 

@@ -533,7 +533,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_a_page_never_replaces_the_checked_file_or_another_that_is_no_page(
+def test_a_page_never_replaces_the_checked_file_or_another_that_is_not_a_page(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A shape."}]
