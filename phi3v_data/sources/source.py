@@ -49,18 +49,19 @@ _DATA_SUFFIXES = (*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES, *SPREADSHEETS, ".parquet",
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def check_missing(spec: str) -> None:
+def check_missing(spec: str, out_dir: Path) -> None:
     """Refuse a path at which there is nothing, where it would be taken for the id of a Hub dataset.
 
     Raises:
-        NotFoundError: it has the extension of a file of data, or begins with a folder that is there.
+        NotFoundError: it has the extension of a file of data, or begins with a folder that is there and was not made
+            for `out_dir`.
     """
     if not _HUB_ID.fullmatch(spec) or os.path.lexists(spec):
         return
     folder = spec.partition("/")[0]
     if spec.lower().endswith(_DATA_SUFFIXES):
         why = "no such file"
-    elif os.path.isdir(folder):
+    elif os.path.isdir(folder) and not out_dir.is_relative_to(os.path.abspath(folder)):
         why = f"no such file or folder in {folder}"
     else:
         return
