@@ -150,7 +150,7 @@ def _missing(root: str, path: str, name: str) -> tuple[str, str, str]:
     if meant := near_name(root, path):
         hint = f"did you mean {shown(meant, 160)}?"
         if fold(meant) == fold(path):
-            how = "with capital and small letters exchanged"
+            how = "in another letter case"
             if unicodedata.normalize("NFC", meant) == unicodedata.normalize("NFC", path):
                 how = "in another Unicode form (as macOS writes it)"
             return "image-name-mismatch", f"{name} exists {how}, as {shown(meant, 160)}", hint

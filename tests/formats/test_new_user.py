@@ -346,7 +346,7 @@ def test_a_name_in_another_unicode_form_or_letter_case_is_told_apart(cli: Cli, f
             "images/Foto \u00e4.JPEG",
             "exists in another Unicode form (as macOS writes it), as 'images/Foto a\u0308.JPEG'",
         ),
-        ("images/foto \u00e4.JPEG", "exists with capital and small letters exchanged, as 'images/Foto a\u0308.JPEG'"),
+        ("images/foto \u00e4.JPEG", "exists in another letter case, as 'images/Foto a\u0308.JPEG'"),
     ):
         path = write(folder / "rows.jsonl", {"images": [name], "messages": [ask("<image>What?"), say()]})
         found = [(each.code, each.message) for each in lint_file(path, format="sharegpt").problems]
