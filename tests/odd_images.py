@@ -104,7 +104,7 @@ NOT_IMAGES = {
     bytes(4096): "is not an image (only zero bytes)",
     b"P3\n1 1\n255\n1 2 3\n": "is not an image (a plain-text PPM image: store it as PNG)",
     b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic": "is not an image in a supported format (a HEIC photo): "
-    "`phi3v-data convert` stores it as JPEG, with the extra `heic`",
+    "save it as JPEG, as `phi3v-data import` and `convert` do with the extra `heic`",
     b"\x8a\x01\xff\xfe\x9c": "is not an image",
 }
 """Files that are not images in a supported format, and the message for each."""

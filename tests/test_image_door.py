@@ -551,7 +551,7 @@ def test_a_heic_photo_in_a_directory_is_an_error_with_or_without_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path, heic(), "a.jpg")
-    words = "`phi3v-data convert` stores it as JPEG, with the extra `heic`"
+    words = "save it as JPEG, as `phi3v-data import` and `convert` do with the extra `heic`"
     assert words in findings(path)[integrity.UNREADABLE]
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert words in findings(path)[integrity.UNREADABLE]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import make_cli
 
 import phi3v_data
 from phi3v_data.lint import lint_file
@@ -87,6 +88,14 @@ def test_texts_are_complete(problem: Problem) -> None:
     assert problem.example.files
     assert all(content.describe() is not None for content in problem.example.files.values())
     assert problem.example.command.startswith(f"phi3v-data validate {problem.example.file or 'DIR'}")
+
+
+@pytest.mark.parametrize("code", ["image-name-mismatch", "image-format-mismatch", "image-orientation", "image-mode"])
+def test_what_clean_repairs_is_said_so(
+    code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, _ = make_cli(capsys, monkeypatch)("explain", code)
+    assert (status, "`phi3v-data clean DIR OUT --fix`" in " ".join(out.split())) == (0, True)
 
 
 def test_codes_in_the_source_are_in_the_catalogue() -> None:

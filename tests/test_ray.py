@@ -319,6 +319,7 @@ def test_resources_that_no_node_has_are_one_sentence(directory: Path, on_ray: di
 def test_the_job_of_the_example_runs_as_written(directory: Path, cluster: Any, tmp_path: Path) -> None:
     """Its commands on the cluster of `RAY_ADDRESS`, with the `phi3v-data` of this checkout."""
     source = plain_source(tmp_path / "source", {"train": 8, "val": 4})
+    make_source(source, {"train/g00/s900.txt": "reject"})
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/phi3v-data"
     program.write_text("#!/bin/sh\nexec '{}' {} '{}' \"$@\"\n".format(*COMMAND))
@@ -328,6 +329,7 @@ def test_the_job_of_the_example_runs_as_written(directory: Path, cluster: Any, t
     job = ["bash", str(ROOT / "examples/ray_job.sh"), str(tmp_path / "data"), *args]
     done = subprocess.run(job, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data/set/rejects.jsonl").read_text().count("toy-reject") == 1
     phi3v_data.convert(Toy, source, tmp_path / "local", workers=1)
     assert tree(tmp_path / "data/set") == tree(tmp_path / "local")
     shards = [path.name for path in (tmp_path / "data/shards").glob("*.tar")]

@@ -434,6 +434,19 @@ def test_commands_that_write_a_set_give_the_same_set(files: Path, shards: Path, 
         assert validate(made).summary.problems == validate(expected).summary.problems
 
 
+def test_images_that_leave_their_shards_are_told_what_keeps_them_there(
+    files: Path, shards: Path, tmp_path: Path, cli: Cli
+) -> None:
+    copied = (
+        "note: 54 of 54 images copied, because they cannot be linked (another disk, files of another owner, or images "
+        "inside shards); --store shards keeps them in shards\n"
+    )
+    share = ("--split", "train=0.5,val=0.5")
+    assert cli("split", shards, tmp_path / "split", *share)[::2] == (0, copied)
+    assert cli("split", shards, tmp_path / "packed", *share, "--store", "shards")[::2] == (0, "")
+    assert cli("split", files, tmp_path / "linked", *share)[::2] == (0, "")
+
+
 def test_commands_that_only_read_say_the_same(files: Path, shards: Path, tmp_path: Path, cli: Cli) -> None:
     for words in (["stats"], ["preview", "--split", "val", "--row", "9"], ["validate"]):
         said = [cli(words[0], directory, *words[1:]) for directory in (files, shards)]

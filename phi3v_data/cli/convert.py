@@ -32,7 +32,10 @@ def convert(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="PATH|HUB_ID", help="Folder, archive or Hub id. Default: the converter's own Hub id."),
+        typer.Option(
+            metavar="PATH|HUB_ID",
+            help="Folder, archive, s3://BUCKET/PREFIX (gs://, hf://) or Hub id. Default: the converter's own Hub id.",
+        ),
     ] = None,
     out_dir: Annotated[
         str | None,

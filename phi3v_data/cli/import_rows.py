@@ -29,7 +29,11 @@ def import_rows(
     ],
     source: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="Data file, a folder, archive or Hub id with one, or WebDataset shards."),
+        typer.Argument(
+            metavar="SRC",
+            help="Data file, a folder, archive, s3://BUCKET/PREFIX (gs://, hf://) or Hub id with one, or WebDataset "
+            "shards.",
+        ),
     ],
     out_dir: Annotated[str, typer.Option(metavar="DIR", help="Directory for the dataset.")],
     allow_rejects: Annotated[int, typer.Option(metavar="N", help="Exit with 0 if at most N rows were rejected.")] = 0,

@@ -27,7 +27,12 @@ from phi3v_data.cli.sets import (
     interrupted="DIR is unchanged; run the same command again.",
 )
 def stats(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A conversations directory.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="A conversations directory, or an export in shards, also s3://BUCKET/PREFIX."
+        ),
+    ],
     level: Annotated[
         Level, typer.Option(help="full: decode every image and find duplicates; quick: read headers only.")
     ] = Level.full,

@@ -46,7 +46,8 @@ def validate(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="A conversations directory, complete or bare; or a file of another tool: JSON, JSON Lines, parquet.",
+            help="A conversations directory, complete or bare; an export in shards, also s3://BUCKET/PREFIX (gs://, "
+            "hf://); or a file of another tool: JSON, JSON Lines, parquet.",
         ),
     ],
     row_format: Annotated[
@@ -145,7 +146,7 @@ def validate(
     if html is not None:
         from phi3v_data.report.frame import check_target
 
-        check_target(html, path.parent if is_file else path)
+        check_target(html, path)
     with progress_bar(quiet=quiet, units={"rows": "bytes"}) as progress:
         if is_file:
             from phi3v_data.lint.runner import lint_file

@@ -13,13 +13,13 @@ from phi3v_data.errors import Reject
 from phi3v_data.formats.chat import ImageRef
 from phi3v_data.messages import shown, shown_path
 from phi3v_data.near_names import near_name
+from phi3v_data.sources.bucket import is_lone_copy
 
 _URL = ("http://", "https://")
 _FILE_URL = "file://"
 
-OUTSIDE_HINT = (
-    "as SRC, give the folder that has data and images, with --data FILE; --images_root will do for absolute paths"
-)
+FOLDER_OF_BOTH = "give the folder that has data and images, with --data FILE"
+OUTSIDE_HINT = f"as SRC, {FOLDER_OF_BOTH}; --images_root will do for absolute paths"
 """How images are reached that are not below the folder of the data file."""
 
 
@@ -79,6 +79,9 @@ class ImagePlaces:
                 raise Reject(missing.code, f"{missing.message}; did you mean {shown(meant, 160)}?")
         if not self.root or path.startswith("/") or "://" in path[:10]:
             raise missing
+        if is_lone_copy(self.root):
+            said = f"{missing.message}, as of the store only the file itself was copied"
+            raise Reject(missing.code, f"{said}: as SRC, {FOLDER_OF_BOTH}")
         folder = os.path.join(self.root, self.folder).rstrip("/")
         said = f"{missing.message} in {shown_path(folder)}, where paths begin; --images_root sets another"
         raise Reject(missing.code, said)

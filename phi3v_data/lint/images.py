@@ -3,6 +3,7 @@
 import base64
 import binascii
 import os
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,7 +28,7 @@ from phi3v_data.messages import shown, shown_path
 from phi3v_data.near_names import fold, near_name
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.hashes import hash_texts
-from phi3v_data.validate.images import IMAGE_CODES
+from phi3v_data.validate.images import IMAGE_CODES, hint_for
 
 Ints = npt.NDArray[np.int64]
 
@@ -138,7 +139,7 @@ def _look(source: str | bytes, name: str, pixels: bool) -> Iterator[tuple[str, s
     facts, findings = integrity.check_image(source, pixels=pixels)
     for flag, words in findings:
         code, hint = IMAGE_CODES[flag]
-        yield code, f"{name} {words}", hint
+        yield code, f"{name} {words}", hint_for(words, hint)
     width, height, flags = (int(facts[field]) for field in ("width", "height", "flags"))
     if width and height and not flags & (integrity.TOO_LARGE | integrity.UNREADABLE):
         yield SIZE, str(width), str(height)
@@ -149,7 +150,10 @@ def _missing(root: str, path: str, name: str) -> tuple[str, str, str]:
     if meant := near_name(root, path):
         hint = f"did you mean {shown(meant, 160)}?"
         if fold(meant) == fold(path):
-            return "image-name-mismatch", f"{name} exists with other letters, as {shown(meant, 160)}", hint
+            how = "in another letter case"
+            if unicodedata.normalize("NFC", meant) == unicodedata.normalize("NFC", path):
+                how = "in another Unicode form (as macOS writes it)"
+            return "image-name-mismatch", f"{name} exists {how}, as {shown(meant, 160)}", hint
         return "image-missing", f"{name} is not a file", hint
     reason = unsafe_reason(path)
     if reason and "absolute" not in reason and "'..'" not in reason:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = str | Path | bytes
 
+HEIC_PHOTO = "a HEIC photo"
+"""In the message about one, which also says what to do."""
+
 _EXIF_ORIENTATION = 0x0112
 _HEADER_FIRST = frozenset({"PNG", "BMP", "PPM"})
 """Formats whose header at the start of the file is complete, except for later chunks of a PNG."""
@@ -141,8 +144,8 @@ def identify_readable(data: bytes) -> str:
     kind = identify(data)
     if kind == HEIC:
         raise UnreadableImageError(
-            "is not an image in a supported format (a HEIC photo): `phi3v-data convert` stores it as JPEG, "
-            "with the extra `heic`"
+            f"is not an image in a supported format ({HEIC_PHOTO}): save it as JPEG, as `phi3v-data import` and "
+            "`convert` do with the extra `heic`"
         )
     return kind
 

@@ -27,8 +27,8 @@ IMAGES = (
         "a file is damaged, empty, or not an image",
         "The file is cut off, has a wrong checksum, contains zeroed blocks, is empty, is a folder, a named pipe or a "
         "loop of links, or is not in a supported image format: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF. "
-        "`phi3v-data convert` stores HEIC photos as JPEG. Level full decodes every image; level quick reads only the "
-        "headers.",
+        "`phi3v-data convert` and `import` store HEIC photos as JPEG. Level full decodes every image; level quick "
+        "reads only the headers.",
         "Decoders silently fill the missing part with grey, or raise an error in a data worker hours into the run.",
         _with("a.png", ImageFile(64, 48, keep=0.6)),
         "Copy it again from its source, or drop the rows that use it with `phi3v-data clean`.",
@@ -53,7 +53,8 @@ IMAGES = (
         "`A.jpg` and `a.jpg` are two names on Linux and one on macOS and Windows; `é` has two encodings in Unicode.",
         "Training works where the set was made and fails with missing images elsewhere.",
         _with("photo.jpg", ImageFile(64, 48, "JPEG"), "Photo.JPG"),
-        "Write the path exactly as the file is named; the hint gives it.",
+        "`phi3v-data clean DIR OUT --fix` corrects it in a copy if one file only can be meant; or write the path "
+        "exactly as the file is named: the hint gives it.",
     ),
     Problem(
         "image-format-mismatch",
@@ -63,7 +64,8 @@ IMAGES = (
         "For example a PNG called .jpg. This package goes by the content.",
         "Readers that go by the extension fail, and web servers send the wrong type.",
         _with("a.jpg", ImageFile(64, 48, "PNG")),
-        "Rename the file and the path, or save it again in the format of its extension.",
+        "`phi3v-data clean DIR OUT --fix` makes a copy in which file and path have the extension of the format; or "
+        "save the image again in the format of its extension.",
     ),
     Problem(
         "image-animated",
@@ -84,7 +86,8 @@ IMAGES = (
         "shows.",
         "16-bit grey comes out nearly white, CMYK in false colours; the model learns from that.",
         _with("a.jpg", ImageFile(64, 48, "JPEG", "CMYK")),
-        "Convert it with a tool that applies the colour profile, and store it as 8-bit RGB.",
+        "Convert it with a tool that applies the colour profile, and store it as 8-bit RGB. `phi3v-data clean DIR OUT "
+        "--fix` makes a copy in which CMYK is RGB, with the values that the processor of the model would use.",
     ),
     Problem(
         "image-orientation",
@@ -95,7 +98,8 @@ IMAGES = (
         "the model does not.",
         "The model sees the image on its side, and people who look at the data do not notice.",
         _with("a.jpg", ImageFile(64, 48, "JPEG", orientation=6)),
-        "Rotate the pixels and remove the tag (`PIL.ImageOps.exif_transpose`), then save the file again.",
+        "`phi3v-data clean DIR OUT --fix` makes a copy with the pixels rotated and the tag removed; for a file of "
+        "another tool rotate them yourself (`PIL.ImageOps.exif_transpose`).",
     ),
     Problem(
         "image-stray-bytes",

@@ -6,6 +6,7 @@ row can run as code.
 """
 
 import base64
+import codecs
 import hashlib
 import html
 import json
@@ -18,8 +19,12 @@ from typing import Any
 
 from phi3v_data.dataset import list_directory
 from phi3v_data.errors import UserError
-from phi3v_data.files import HIDDEN, write_bytes
+from phi3v_data.files import HIDDEN, open_regular, write_bytes
+from phi3v_data.remote.address import refuse_address
 from phi3v_data.unfinished import MANIFEST
+
+_START_OF_PAGE = 1024
+"""Bytes of a file that say whether it is a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +78,20 @@ def write_page(path: Path, page: bytes) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def check_target(path: Path, directory: Path) -> None:
-    """Create the folder of a page, so that a wrong path is reported before the work and not after it.
+def check_target(path: Path, subject: Path) -> None:
+    """Create the folder of a page about a set or a file, so that a wrong path is reported before the work.
 
     Raises:
         NotFoundError: the directory that the page is about does not exist.
-        UserError: the page cannot be written, or would replace a file of the set.
+        UserError: the page cannot be written, or would replace a file of the set or any other file that is not a page.
     """
+    directory = subject.parent if subject.is_file() else subject
+    refuse_address(path, "--html")
+    if subject.is_file() and path.exists() and path.samefile(subject):
+        raise UserError(
+            f"{path}: is the file that is checked, which the page would replace; name another file, such as "
+            f"{directory / 'report.html'}"
+        )
     if _belongs_to_set(path, directory):
         raise UserError(
             f"{path}: belongs to the set in {directory}, and a page must not replace or be among its files; name "
@@ -91,8 +103,24 @@ def check_target(path: Path, directory: Path) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file for the page")
+    if path.exists() and not _is_page(path):
+        raise UserError(f"{path}: is a file and no HTML page, so it is not replaced; name another one, or remove it")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path}: cannot be written (no permission in {path.parent})")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file may be replaced by a page: it is an HTML page, or empty.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            start = file.read(_START_OF_PAGE).removeprefix(codecs.BOM_UTF8).lstrip().lower()
+            return start.startswith((b"<!doctype html", b"<html")) or os.fstat(file.fileno()).st_size == 0
+    except OSError as error:
+        raise UserError(f"{path}: exists and cannot be read ({error.strerror}); name another file") from None
 
 
 def _belongs_to_set(path: Path, directory: Path) -> bool:

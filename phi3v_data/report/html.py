@@ -18,10 +18,10 @@ def write_html(report: Report, directory: str | Path, target: str | Path, *, pro
     """Write the page to `target`, atomically; rows and images are read from `directory`.
 
     Raises:
-        UserError: `target` cannot be written, or is a file of the set.
+        UserError: `target` cannot be written, or is a file of the set or any other file that is not a page.
     """
     path = Path(target)
-    check_target(path, _folder(Path(directory)))
+    check_target(path, Path(directory))
     write_page(path, make_html(report, directory, progress=progress))
 
 
@@ -33,11 +33,6 @@ def make_html(report: Report, directory: str | Path, *, progress: Progress | Non
     page = files("phi3v_data.report").joinpath("page")
     body, script = (page.joinpath(name).read_text(encoding="utf-8") for name in ("report.html", "report.js"))
     return make_page(payload, PageParts(SECTIONS, body, script), title=f"{payload['name']}: validation report")
-
-
-def _folder(path: Path) -> Path:
-    """The folder of a report: a file of another tool has no page in its own place."""
-    return path.parent if path.is_file() else path
 
 
 def _open(directory: Path) -> Dataset | None:

@@ -23,6 +23,7 @@ from phi3v_data.validate import validate
 
 CARD = "README.md"
 MARK = "<!-- Written by `phi3v-data card`; run it again after a change. -->"
+EXPORT_MARK = "<!-- Written by `phi3v-data export`; export again after a change. -->"
 FORM = ", as a conversations directory: one JSON object per line, images {}"
 MAX_TEXT = 200
 MAX_IMAGES = 4
@@ -104,7 +105,7 @@ def make_card(
         _yaml(_header(manifest, stats, license_id, data_files or dataset.files)).rstrip("\n"),
         "---",
         "",
-        MARK,
+        MARK if data_files is None else EXPORT_MARK,
         "",
         f"# {_text(manifest.name)}",
         "",

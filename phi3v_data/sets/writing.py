@@ -60,6 +60,7 @@ class Stage:
     notes: list[str] = field(default_factory=list)
     num_linked: int = 0
     num_copied: int = 0
+    _num_unpacked: int = 0
     _splits: dict[str, SplitFile] = field(default_factory=dict)
     _folders: set[str] = field(default_factory=set)
     _shards: "StoreWriter | None" = None
@@ -84,6 +85,7 @@ class Stage:
             self.num_linked += 1
         else:
             self.num_copied += 1
+            self._num_unpacked += pack_above(Path(source)) is not None
 
     def place_bytes(self, content: bytes, name: str) -> None:
         """Write a new image under `images/name`, or into a shard."""
@@ -122,6 +124,7 @@ class Stage:
             self.notes.append(
                 f"{self.num_copied:,} of {counted(self.num_linked + self.num_copied, 'image')} copied, because they "
                 "cannot be linked (another disk, files of another owner, or images inside shards)"
+                + ("; --store shards keeps them in shards" if self._num_unpacked else "")
             )
 
     def finish_images(self) -> None:

@@ -94,6 +94,12 @@ def _copy(store: Store, found: dict[str, StoredObject], folder: Path) -> Path:
     return target
 
 
+def is_lone_copy(folder: str) -> bool:
+    """Whether a folder has the copy of one object, without what is beside it in the store."""
+    path = Path(folder)
+    return path.name == FILES and path.parent.parent == cache_home() / SOURCES
+
+
 def copied_etag(path: Path) -> str:
     """The etag of the object that a file of the cache is a copy of, the same on all machines; empty for other files."""
     with suppress(UserError, ValueError):

@@ -17,6 +17,7 @@ from phi3v_data.engine.base import Engine, FunctionWork, Shared, Work
 from phi3v_data.engine.local import LocalEngine
 from phi3v_data.files import leads_outside, reading_hint, unsafe_reason
 from phi3v_data.media import integrity
+from phi3v_data.media.images import HEIC_PHOTO
 from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.near_names import closest
 from phi3v_data.validate.badrow import image_fields
@@ -45,6 +46,12 @@ IMAGE_CODES = {
     integrity.ORIENTATION: ("image-orientation", "the processor ignores it: rotate the pixels and remove the tag"),
 }
 """Code and hint of each flag of an image."""
+
+
+def hint_for(words: str, hint: str) -> str:
+    """The hint of a finding, which a HEIC photo has in its message."""
+    return "" if HEIC_PHOTO in words else hint
+
 
 _KINDS = {
     OUTSIDE: ("image-path-unsafe", "is a link that leads outside images/", "copy the file into images/"),
@@ -182,7 +189,8 @@ class ImageReport:
         positions = np.flatnonzero((uses >= 0) & flagged[uses])
         for use in self.findings.up_to_limit(code, positions.tolist()):
             index = int(uses[use])
-            self.report_use(code, use, f"{shown(self.tree.path(index), 160)} {words(index)}", hint)
+            said = words(index)
+            self.report_use(code, use, f"{shown(self.tree.path(index), 160)} {said}", hint_for(said, hint))
 
     def report_use(self, code: str, use: int, message: str, hint: str = "", **more: Any) -> None:
         """A finding at the row and field of one image's use."""

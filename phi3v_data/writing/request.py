@@ -15,6 +15,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.registry import ConverterLike, find
 from phi3v_data.remote.address import refuse_address
+from phi3v_data.sources.source import check_missing
 from phi3v_data.splits import MAX_NAME_BYTES, is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 
@@ -117,12 +118,12 @@ def make_request(
     if unknown := settings.keys() - SETTINGS.keys():
         raise TypeError(f"convert() has no setting {sorted(unknown)[0]!r}; there are {', '.join(SETTINGS)}")
     values: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items()} | {**settings}
-    cls = find(converter)
+    cls, absolute = find(converter), _out_dir(out_dir)
     request = Request(
         cls=cls,
         options=parse_options(cls, options),
-        out_dir=_out_dir(out_dir),
-        source=_source_spec(cls, source),
+        out_dir=absolute,
+        source=_source_spec(cls, source, absolute),
         progress=progress or (lambda stage, done, total: None),
         shares=_shares(values.pop("split")),
         limit=_at_least(values.pop("limit"), 1, "limit"),
@@ -177,10 +178,12 @@ def _out_dir(out_dir: str | Path) -> Path:
     return Path(os.path.abspath(Path(out_dir).expanduser()))
 
 
-def _source_spec(cls: type[Converter[Any]], source: str | Path | None) -> str:
+def _source_spec(cls: type[Converter[Any]], source: str | Path | None, out_dir: Path) -> str:
     spec = str(source) if source is not None else cls.hub_id
     if not spec:
         raise UserError(f"{cls.name} has no default source; give the folder, archive or Hub id with --source")
+    if spec != cls.hub_id:
+        check_missing(spec, out_dir)
     return spec
 
 

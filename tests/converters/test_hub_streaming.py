@@ -14,7 +14,7 @@ pytest.importorskip("huggingface_hub")
 COMMAND = (sys.executable, "-c", "from phi3v_data.cli.app import main; main()")
 
 
-def convert(hub_url: str, cache: Path, *args: object) -> "subprocess.CompletedProcess[str]":
+def convert(hub_url: str, cache: Path, *args: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """The command in a process whose Hub is ours."""
     return subprocess.run(
         [*COMMAND, "convert", *map(str, args)],
@@ -22,6 +22,7 @@ def convert(hub_url: str, cache: Path, *args: object) -> "subprocess.CompletedPr
         text=True,
         timeout=120,
         env=hub_environment(hub_url, cache),
+        cwd=cwd,
     )
 
 
@@ -81,6 +82,19 @@ def test_without_a_network_it_is_one_sentence(tmp_path: Path, name: str) -> None
     assert done.stderr.count("\n") == 1
     assert "cannot reach the Hub" in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_with_the_name_of_the_owner_is_in_the_way_of_neither_the_default_nor_a_resume(tmp_path: Path) -> None:
+    for folder in ("nielsr", "me"):
+        (tmp_path / folder).mkdir()
+    for source, out in (("nielsr/docvqa_1200_examples", "o"), ("me/there", "me/out")):
+        words = ("docvqa", "--source", source, "--out_dir", out)
+        done = convert("http://127.0.0.1:9", tmp_path / "c", *words, cwd=tmp_path)
+        assert "cannot reach the Hub" in done.stderr
+    done = convert(
+        "http://127.0.0.1:9", tmp_path / "c", "docvqa", "--source", "me/there", "--out_dir", "o", cwd=tmp_path
+    )
+    assert "'me/there': no such file or folder in me; if a dataset on the Hub is meant" in done.stderr
 
 
 HALF = """

@@ -33,6 +33,8 @@ NOT_RUN = {
     "hf download": "needs the Hub",
     "pip install": "CI installs in this way before any test",
     "torchrun": "tests/train/test_ddp.py runs torchrun with two processes",
+    "export RAY_AUTH_MODE": "for the next commands",
+    "ray get-auth-token": "writes below the home folder",
     "ray start": "tests/test_ray.py starts a cluster",
     "examples/ray_job.sh": "tests/test_ray.py runs the script on it",
     "phi3v-data export webdataset ucf101 --out s3://": "needs a store; tests/remote has one on loopback",

@@ -104,7 +104,10 @@ def test_the_card_of_an_export_names_its_files(source: Path, tmp_path: Path) -> 
     export_set("hub", source, tmp_path / "hub", ExportRequest(shard_bytes=3000))
     files = sorted(os.listdir(tmp_path / "hub" / "data"))
     assert len(files) > 3
-    head = yaml.safe_load((tmp_path / "hub" / "README.md").read_text(encoding="utf-8").split("---")[1])
+    card = (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+    assert "\n<!-- Written by `phi3v-data export`; export again after a change. -->\n" in card
+    assert "phi3v-data card" not in card
+    head = yaml.safe_load(card.split("---")[1])
     assert head["configs"] == [
         {
             "config_name": "default",

@@ -312,6 +312,65 @@ def test_sources_that_no_import_can_read_are_told_what_to_do(cli: Cli, folder: P
     assert (code, error) == (2, f"error: {folder}/none.json: no such file or directory\n")
 
 
+@pytest.mark.parametrize("name", ["gone.json", "gone.JSONL.gz", "gone.csv", "gone.zip", "gone.parquet", "gone.xlsx"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(
+    cli: Cli, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for command in (["import", "auto"], ["convert", "docvqa", "--source"]):
+        assert cli(*command, f"my/{name}", "--out_dir", folder / "o") == (
+            2,
+            "",
+            f"error: 'my/{name}': no such file; if a dataset on the Hub is meant, give hf://datasets/my/{name}\n",
+        )
+    assert not (folder / "o").exists()
+
+
+def test_a_path_in_a_folder_that_is_there_is_not_looked_for_on_the_hub(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for command in (["import", "auto"], ["convert", "docvqa", "--source"]):
+        assert cli(*command, "images/gone", "--out_dir", folder / "o") == (
+            2,
+            "",
+            "error: 'images/gone': no such file or folder in images; if a dataset on the Hub is meant, give "
+            "hf://datasets/images/gone\n",
+        )
+
+
+def test_a_name_in_another_unicode_form_or_letter_case_is_told_apart(cli: Cli, folder: Path) -> None:
+    shutil.copyfile(folder / CAT, folder / "images/Foto a\u0308.JPEG")
+    for name, how in (
+        (
+            "images/Foto \u00e4.JPEG",
+            "exists in another Unicode form (as macOS writes it), as 'images/Foto a\u0308.JPEG'",
+        ),
+        ("images/foto \u00e4.JPEG", "exists in another letter case, as 'images/Foto a\u0308.JPEG'"),
+    ):
+        path = write(folder / "rows.jsonl", {"images": [name], "messages": [ask("<image>What?"), say()]})
+        found = [(each.code, each.message) for each in lint_file(path, format="sharegpt").problems]
+        assert ("image-name-mismatch", f"'{name}' {how}") in found, found
+
+
+def test_a_heic_photo_is_told_what_stores_it_as_jpeg_and_nothing_else(cli: Cli, folder: Path) -> None:
+    (folder / "images/phone.jpg").write_bytes(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic")
+    path = write(folder / "rows.jsonl", {"images": ["images/phone.jpg"], "messages": [ask("<image>What?"), say()]})
+    row = {"id": "a", "source": "s", "conversations": [{"images": ["phone.jpg"], "user": "What?", "assistant": "A."}]}
+    (folder / "set").mkdir()
+    write(folder / "set/train.jsonl", row)
+    shutil.move(folder / "images", folder / "set/images")
+    (folder / "images").symlink_to(folder / "set/images")
+    said = (
+        "is not an image in a supported format (a HEIC photo): save it as JPEG, as `phi3v-data import` and `convert` "
+        "do with the extra `heic`"
+    )
+    for checked in (path, folder / "set"):
+        found = json.loads(cli("validate", checked, "--json")[1])["problems"]
+        (photo,) = (each for each in found if each["code"] == "image-unreadable")
+        assert (photo["message"].partition(" ")[2], photo["hint"]) == (said, "")
+
+
 def test_entries_of_dataset_info_are_told_what_is_missing(cli: Cli, folder: Path) -> None:
     info = {"a": {"file_name": "none.json", "formatting": "sharegpt"}}
     (folder / "dataset_info.json").write_text(json.dumps(info))

@@ -56,6 +56,21 @@ def test_a_file_of_rows_is_imported_with_the_same_bytes(stub: Stub, tmp_path: Pa
     assert files(tmp_path / "there") == files(tmp_path / "here")
 
 
+def test_of_an_address_of_a_file_the_folder_is_asked_for_if_its_rows_name_images(stub: Stub, tmp_path: Path) -> None:
+    put_images(stub.folder / "rows", ["images/0.jpg"])
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "Blue."}]
+    (stub.folder / "rows/data.json").write_text(json.dumps([{"conversations": turns, "images": ["images/0.jpg"]}]))
+    with pytest.raises(UserError) as refused:
+        import_rows("sharegpt", "s3://b/rows/data.json", tmp_path / "file", workers=0)
+    assert str(refused.value).endswith(
+        "data.json, line 1, images[0]: there is no image 'images/0.jpg', as of the store only the file itself was "
+        "copied: as SRC, give the folder that has data and images, with --data FILE"
+    )
+    options = {"data": "data.json"}
+    assert import_rows("sharegpt", "s3://b/rows", tmp_path / "folder", options=options, workers=0).rejects == 0
+    assert (tmp_path / "folder/images/0.jpg").read_bytes() == (stub.folder / "rows/images/0.jpg").read_bytes()
+
+
 def test_parquet_is_read_by_ranges_and_not_copied(stub: Stub) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -239,6 +239,8 @@ def test_an_address_is_refused_where_a_path_on_this_machine_is_written(
         ("clean", directory, address),
         ("merge", directory, other, address),
         ("store", directory, address, "--store", "shards"),
+        ("validate", directory, "--html", f"{address}/report.html"),
+        ("preview", directory, "--html", f"{address}/report.html"),
     ):
         code, out, err = cli(*words)
         assert (code, "is an address, and this is written to a file system" in err) == (2, True), (words, out, err)

@@ -1,6 +1,7 @@
 """The page: what is in it, how large it gets, and that nothing from the data can run."""
 
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -519,6 +520,52 @@ def test_a_page_may_be_in_the_set_under_another_name_and_contains_no_path(
     page = (directory / "report.html").read_bytes()
     assert payload_of(page)["verdict"].startswith("tiny, 27 samples, level quick; ")
     assert str(directory.parent).encode() not in page
+
+
+TAKEN = {
+    "data.json": "is the file that is checked, which the page would replace; name another file, such as ",
+    "link.html": "is the file that is checked, which the page would replace; name another file, such as ",
+    "hard.html": "is the file that is checked, which the page would replace; name another file, such as ",
+    "a.png": "is a file and no HTML page, so it is not replaced; name another one, or remove it\n",
+    "notes.html": "is a file and no HTML page, so it is not replaced; name another one, or remove it\n",
+    "pipe": "exists and cannot be read (it is not a regular file); name another file\n",
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_page_never_replaces_the_checked_file_or_another_that_is_not_a_page(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A shape."}]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": turns}]))
+    make_image(tmp_path / "a.png", 0)
+    (tmp_path / "notes.html").write_text("a page would be <html>")
+    (tmp_path / "link.html").symlink_to(tmp_path / "data.json")
+    (tmp_path / "hard.html").hardlink_to(tmp_path / "data.json")
+    os.mkfifo(tmp_path / "pipe")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    code, out, err = make_cli(capsys, monkeypatch)("validate", tmp_path / "data.json", "--html", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path / name}: {TAKEN[name]}")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("command", ["validate", "preview"])
+def test_a_page_replaces_a_page_and_an_empty_file_but_no_other(
+    command: str, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli, page = make_cli(capsys, monkeypatch), tmp_path / "page"
+    for text in ("", "\ufeff\n <!DOCTYPE html>\n", "<HTML>", None):
+        if text is not None:
+            page.write_text(text)
+        assert cli(command, directory, "--html", page)[0] == (1 if command == "validate" else 0), text
+        assert payload_of(page.read_bytes())["name"] == "tiny"
+    page.write_text("from,to\n")
+    assert cli(command, directory, "--html", page)[::2] == (
+        2,
+        f"error: {page}: is a file and no HTML page, so it is not replaced; name another one, or remove it\n",
+    )
+    assert page.read_text() == "from,to\n"
 
 
 def test_a_page_makes_no_folder_for_a_set_that_is_not_there(

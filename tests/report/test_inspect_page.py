@@ -138,6 +138,10 @@ def test_a_page_in_place_of_the_sets_own_file_and_too_many_rows_are_refused(
     code, _, err = cli("inspect", directory, "--html", directory / "set_train.jsonl", *model, main=main)
     assert (code, "belongs to the set" in err) == (2, True)
     assert (directory / "set_train.jsonl").read_bytes() == before
+    (tmp_path / "table.csv").write_text("from,to\n")
+    code, _, err = cli("inspect", directory, "--html", tmp_path / "table.csv", *model, main=main)
+    assert (code, "table.csv: is a file and no HTML page" in err) == (2, True)
+    assert (tmp_path / "table.csv").read_text() == "from,to\n"
     line = before.splitlines(keepends=True)[1]
     (directory / "set_train.jsonl").write_bytes(line * 600)
     code, _, err = cli("inspect", directory, "--rows", "0-500", "--html", tmp_path / "x.html", *model, main=main)
