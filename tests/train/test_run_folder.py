@@ -101,13 +101,13 @@ def test_what_is_no_folder_is_one_sentence(data_dir: Path, finished: Path, tmp_p
         with pytest.raises(UserError, match=f"^{out}: is a file, or inside one; give a folder as --output_dir$"):
             short(data_dir, out)
     (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
-    with pytest.raises(UserError, match="nowhere: is a link to a folder that does not exist; make that folder$"):
+    with pytest.raises(UserError, match=r"nowhere: is a link to a folder that does not exist; make that folder$"):
         short(data_dir, tmp_path / "nowhere")
     out = shutil.copytree(finished, tmp_path / "out")
     shutil.move(out / "model", tmp_path / "elsewhere")
     (out / "model").symlink_to(tmp_path / "elsewhere")
     before = sorted(os.listdir(tmp_path / "elsewhere"))
-    with pytest.raises(UserError, match="model: is a link, which no run wrote; move it away, or choose another"):
+    with pytest.raises(UserError, match=r"model: is a link, which no run wrote; move it away, or choose another"):
         short(data_dir, out, overwrite=True)
     assert sorted(os.listdir(tmp_path / "elsewhere")) == before
 
