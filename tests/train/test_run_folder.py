@@ -161,6 +161,17 @@ def test_a_longer_run_keeps_what_no_run_wrote(data_dir: Path, finished: Path, tm
     ).stat().st_size
 
 
+def test_a_folder_with_files_of_others_only_is_no_checkpoint(data_dir: Path, finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    (out / "complete.json").unlink()
+    for checkpoint in list_checkpoints(out):
+        shutil.rmtree(checkpoint.path)
+    write(out, "checkpoint-000001/mine.txt", "checkpoint-000009/mine.txt")
+    assert short(data_dir, out, max_steps=1).step == 1
+    assert [each.step for each in list_checkpoints(out)] == [1]
+    assert [(out / f"checkpoint-00000{step}" / "mine.txt").read_text() for step in (1, 9)] == ["mine", "mine"]
+
+
 def test_what_a_killed_removal_left_is_put_back(tmp_path: Path) -> None:
     """The second file of its name is kept beside the first; a link is neither followed nor removed."""
     write(tmp_path, ".trash-model/config.json", ".trash-model/a/notes.txt", ".trash-model/b.txt", "model/b.txt")
