@@ -1,7 +1,7 @@
 """Plan of a run, made before anything heavy is loaded; every mistake that can be seen now is refused now."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +274,7 @@ def open_eval_source(config: RunConfig, sources: Sequence[Source]) -> Source | N
                 continue
             raise
         if split is not None:
-            return open_source(source.directory, split, labelled=True)
+            return replace(open_source(source.directory, split, labelled=True), given=source.given)
     return None
 
 

@@ -35,13 +35,13 @@ def plan_lines(plan: Plan, *, run_state: str) -> Iterator[tuple[str, str]]:
         mixed = f", weight {config.data.mix[index]:g}" if config.data.mix else ""
         yield (
             "data",
-            f"{named}{source.directory} {source.split.name}: {len(source):,} rows{budget}{mixed}",
+            f"{named}{source.given} {source.split.name}: {len(source):,} rows{budget}{mixed}",
         )
     if plan.eval_source is not None:
         limit = config.eval.eval_limit
         rows = min(len(plan.eval_source), limit or len(plan.eval_source))
         metrics = ", ".join(metric.name for metric in plan.metrics)
-        yield "eval", f"{plan.eval_source.directory} {plan.eval_source.split.name}: {rows:,} rows, {metrics}"
+        yield "eval", f"{plan.eval_source.given} {plan.eval_source.split.name}: {rows:,} rows, {metrics}"
     elif config.eval.is_wanted:
         yield "eval", "none: no split val, dev, dev_seen or test with answers, and no --eval_split"
     else:
@@ -226,7 +226,7 @@ def plan_json(plan: Plan, *, run_state: str) -> dict[str, Any]:
         "sources": [
             {
                 "name": name,
-                "data_dir": str(source.directory),
+                "data_dir": source.given,
                 "split": source.split.name,
                 "rows": len(source),
                 "num_crops": source.num_crops,

@@ -23,7 +23,7 @@ from phi3v_train.data.sources import require_data_dir, require_valid, resolve_nu
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
-from phi3v_train.start import Start, find_start, read_finished
+from phi3v_train.start import Start, find_start
 from phi3v_train.training import folder
 from phi3v_train.training.card import card_text
 from phi3v_train.training.checkpoints import sweep
@@ -120,7 +120,7 @@ def drive(run: "BuiltRun") -> Outcome:
         return Outcome(output_dir, session.step, False, None, None, session.stopped, session.unsaved)
     session.finish(partial(model_card, run))
     before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
-    done = read_finished(output_dir) or {}
+    done = folder.read_finished(output_dir) or {}
     return Outcome(output_dir, session.step, False, before, after, unsaved=session.unsaved, done=done)
 
 
@@ -155,7 +155,7 @@ def earlier_outcome(plan: Plan) -> Outcome:
             f"{output_dir}: the run is complete, but {folder.MODEL}/ is gone; remove {folder.DONE} to have it written "
             "again from the last checkpoint, if there is one, or start over with --overwrite"
         )
-    done = read_finished(output_dir)
+    done = folder.read_finished(output_dir)
     step = plan.total_steps if done is None else done["step"]
     before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
     return Outcome(output_dir, step, True, before, after, done=done or {})

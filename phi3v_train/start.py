@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import load_json, read_json
+from phi3v_data.files import load_json
+from phi3v_data.messages import counted
 from phi3v_data.remote.address import refuse_address
 from phi3v_data.validate.receipt import images_digest
 from phi3v_train.config import RunConfig
@@ -80,27 +81,29 @@ class Start:
         skipped = "".join(f"; {name_damaged([each])}" for each in self.damaged)
         if self.ended:
             return f"resumes from {self.checkpoint.path.name}, no steps left{skipped}"
-        return f"resumes from {self.checkpoint.path.name}, {total_steps - self.checkpoint.step:,} steps left{skipped}"
+        left = counted(total_steps - self.checkpoint.step, "step")
+        return f"resumes from {self.checkpoint.path.name}, {left} left{skipped}"
 
 
 def find_start(plan: Plan) -> Start:
     """Look into the output directory; nothing is changed there.
 
     Raises:
-        UserError: it holds a run that this one cannot resume from.
+        UserError: it holds a run that this one cannot resume from, or files of others.
     """
     refuse_address(plan.config.output.output_dir, "--output_dir")
     output, patience = plan.config.output, plan.config.eval.early_stopping_patience
     settings = settings_identity(plan.config, plan.compute.dtype.value)
+    folder.require_own(output.output_dir, plan.config.data.data_dir)
     images = [images_digest(source.directory) for source in plan.sources]
     identity = {"settings": settings, "data": data_identity(plan.sources), "images": images}
     if output.overwrite:
         return Start(identity, None)
-    if output.resume == "never" and (checkpoint_folders(output.output_dir) or read_finished(output.output_dir)):
+    if output.resume == "never" and (checkpoint_folders(output.output_dir) or folder.read_finished(output.output_dir)):
         raise UserError(
             f"--resume never: {output.output_dir} holds a run; --overwrite starts over, another --output_dir keeps it"
         )
-    done = read_finished(output.output_dir)
+    done = folder.read_finished(output.output_dir)
     checkpoint = find_checkpoint(output.resume, output.output_dir)
     if done is not None and (checkpoint is None or done["step"] >= checkpoint.step):
         refuse_other_run(output.output_dir, done["identity"], identity)
@@ -115,8 +118,8 @@ def find_start(plan: Plan) -> Start:
         refuse_damaged(output.output_dir, newer, identity)
         if done is not None and output.resume == "auto":
             raise UserError(
-                f"{output.output_dir} holds a finished run of {done['step']} steps and no checkpoint to resume from; "
-                "--overwrite starts over, another --output_dir keeps it"
+                f"{output.output_dir} holds a finished run of {counted(done['step'], 'step')} and no checkpoint to "
+                "resume from; --overwrite starts over, another --output_dir keeps it"
             )
         return Start(identity, None, starts_over=has_logs_of_this_run(output.output_dir, identity))
     state = checkpoint.state()
@@ -227,13 +230,6 @@ def verified_start(group: "Group", start: Start, config: RunConfig) -> Start:
         if checkpoint != start.checkpoint:
             print(f"resuming from {checkpoint.path.name}", file=sys.stderr)
     return replace(start, checkpoint=checkpoint)
-
-
-def read_finished(output_dir: Path) -> dict[str, Any] | None:
-    """Contents of a finished run's `complete.json`; None if absent, or not written by a run."""
-    done = read_json(output_dir / folder.DONE)
-    valid = done is not None and type(done.get("step")) is int and isinstance(done.get("identity"), dict)
-    return done if valid else None
 
 
 def refuse_other_start(group: "Group", start: Start) -> None:

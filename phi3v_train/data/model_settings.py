@@ -130,7 +130,7 @@ def crops_notes(files: ModelFiles, processor: Any, sources: Iterable[tuple[Sourc
             others.append(f"dataset.json suggests {suggested}")
         if others:
             yield ModelNote(
-                f"{budget.name} is {source.num_crops} for {source.directory} ({origin}); " + ", ".join(others),
+                f"{budget.name} is {source.num_crops} for {source.given} ({origin}); " + ", ".join(others),
                 is_warning=tuned is not None and tuned != source.num_crops,
             )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from phi3v_data.dataset import Dataset, Split
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.remote.address import spelled
 from phi3v_data.remote.cache import LIMIT_VARIABLE
 from phi3v_data.schema import Manifest, Report
 from phi3v_data.shards.view import data_directory
@@ -28,13 +29,15 @@ class Source:
     """One split of one directory.
 
     `num_crops` is the image budget, None for a model family without one. `num_crops_from` is its origin: option,
-    dataset.json, model (written into it by a run), processor (the model's own value), default or none.
+    dataset.json, model (written into it by a run), processor (the model's own value), default or none. `given` is the
+    path or address that was given; of an export, `directory` is its view.
     """
 
     split: Split
     manifest: Manifest | None
     num_crops: int | None
     num_crops_from: str
+    given: str
 
     @property
     def directory(self) -> Path:
@@ -145,7 +148,7 @@ def open_source(
             "not trained or evaluated on"
         )
     budget, origin = resolve_num_crops(num_crops, dataset.manifest)
-    return Source(rows, dataset.manifest, budget, origin)
+    return Source(rows, dataset.manifest, budget, origin, spelled(directory))
 
 
 def use_cache(limit: float | None) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -148,8 +148,11 @@ class Workers:
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
             start_quiet_tracker()
+            context = _context(self._reader)
+            if context.get_start_method() == "forkserver":
+                start_fork_server()
             self._pool = ProcessPoolExecutor(
-                self._num_workers, mp_context=_context(self._reader), initializer=_begin, initargs=(self._reader,)
+                self._num_workers, mp_context=context, initializer=_begin, initargs=(self._reader,)
             )
         return self._pool
 
@@ -225,6 +228,18 @@ def start_quiet_tracker() -> None:
         resource_tracker.ensure_running()
     finally:
         sys.warnoptions[:] = kept
+
+
+def start_fork_server() -> None:
+    """Start the fork server with SIGINT blocked, which it inherits: Ctrl-C while it imports is for this process alone.
+
+    It ends when this process does. Workers inherit it too, and ignore SIGINT in any case.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _reader: Reader | None = None

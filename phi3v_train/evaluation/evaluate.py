@@ -19,9 +19,9 @@ from phi3v_train.distributed.group import Group
 from phi3v_train.distributed.stopping import Interrupted
 from phi3v_train.evaluation.generate import Generator, undisturbed
 from phi3v_train.evaluation.metric import Metric, Undefined
-from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
+from phi3v_train.evaluation.predictions import PredictionFolder
 from phi3v_train.evaluation.prompts import MEASURE_CHUNK, PromptSpec, Rows, encode_batch, make_batches, measure_rows
-from phi3v_train.evaluation.records import Prediction, read_predictions
+from phi3v_train.evaluation.records import Prediction
 from phi3v_train.evaluation.result import make_result
 from phi3v_train.loss import mean_loss
 from phi3v_train.models.registry import family_of_model
@@ -142,12 +142,14 @@ class Evaluator:
         The model's mode and all random generators are left as they were. `stop` is asked before every batch.
 
         Raises:
-            UserError: out of memory, or an image that cannot be read.
+            UserError: out of memory, an image that cannot be read, or `folder` is complete with predictions of others.
             Interrupted: a process was asked to stop.
         """
-        if group.broadcast(folder.is_complete):
-            return read_predictions(folder.path / PREDICTIONS) if group.is_main else []
-        here = folder.read_parts()
+        plan = [(spec.id, spec.turn) for spec in self.specs]
+        whole = folder.read_whole(plan) if group.is_main else None
+        if group.broadcast(whole is not None):
+            return whole or []
+        here = folder.read_parts(plan)
         done: dict[int, Prediction] = {}
         for parts in group.gather_to_main(here):
             done = {**parts, **done}

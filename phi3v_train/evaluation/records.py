@@ -7,6 +7,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict, cast
 
 from phi3v_data.errors import NotFoundError, UserError
@@ -88,6 +89,17 @@ def _parse(data: bytes, place: str, defaults: Mapping[str, Any]) -> Prediction:
         value = json.loads(data)
     except ValueError as error:
         raise UserError(f"{place}: not JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{place}: nested too deeply for a prediction") from None
+    return check_record(value, place, defaults)
+
+
+def check_record(value: Any, place: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> Prediction:
+    """A parsed record, completed with the `defaults`; `place` names it in errors.
+
+    Raises:
+        UserError: it is not a record.
+    """
     if not isinstance(value, dict):
         raise UserError(f"{place}: expected a JSON object, a prediction")
     result: dict[str, Any] = {}

@@ -24,19 +24,26 @@ from typing import TYPE_CHECKING, Any
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import inside, load_json, read_json, sync_file, sync_folder, write_text
 from phi3v_train.data.identity import digest
+from phi3v_train.training.own_files import (
+    CHECKPOINT,
+    COMPLETE,
+    STATE,
+    finish_removal,
+    is_checkpoint,
+    is_removed,
+    remove,
+    trash_of,
+)
 
 if TYPE_CHECKING:
     from phi3v_train.distributed.group import Group
 
-COMPLETE = "COMPLETE.json"
-STATE = "state.json"
 STATE_FORMAT = 1
 STATE_KEYS = {"samples": int, "line": dict, "identity": dict}
 DIGESTS = "xxh3_128"
 
-_NAME = re.compile(r"checkpoint-(\d+)")
 _OF_RANK = re.compile(r"(?:.*/)?(?:rank|optimizer)-(\d+)-of-\d+.*")
-_LEFTOVER = re.compile(r"\.(checkpoint|trash)-.*")
+_STAGING = re.compile(r"\.checkpoint-\d+")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -115,7 +122,7 @@ def readable_state(path: Path) -> dict[str, Any] | None:
 
 def open_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint at `path`, or None if absent or not complete."""
-    match = _NAME.fullmatch(path.name)
+    match = CHECKPOINT.fullmatch(path.name)
     return Checkpoint(path, int(match[1])) if match and not why_damaged(path) else None
 
 
@@ -125,8 +132,8 @@ def checkpoint_folders(output_dir: Path) -> list[Checkpoint]:
         names = os.listdir(output_dir)
     except FileNotFoundError:
         return []
-    found = [Checkpoint(output_dir / name, int(match[1])) for name in names if (match := _NAME.fullmatch(name))]
-    return sorted(found, key=lambda each: each.step)
+    found = [Checkpoint(output_dir / name, int(match[1])) for name in names if (match := CHECKPOINT.fullmatch(name))]
+    return sorted((each for each in found if is_checkpoint(each.path)), key=lambda each: each.step)
 
 
 def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
@@ -173,18 +180,10 @@ def verify(group: "Group", checkpoint: Checkpoint) -> str:
 def sweep(output_dir: Path) -> None:
     """Remove what killed runs left half written or half deleted; the caller holds the run's lock."""
     for entry in list(output_dir.iterdir()):
-        if _LEFTOVER.fullmatch(entry.name):
-            remove(entry)
-
-
-def remove(path: Path) -> None:
-    """Delete a folder so that no moment leaves a part of it under its own name."""
-    if not path.name.startswith("."):
-        trash = path.with_name(f".trash-{path.name}")
-        shutil.rmtree(trash, ignore_errors=True)
-        os.replace(path, trash)
-        path = trash
-    shutil.rmtree(path, ignore_errors=True)
+        if _STAGING.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+        elif is_removed(entry.name):
+            finish_removal(entry)
 
 
 def write_checkpoint(
@@ -222,7 +221,7 @@ def write_checkpoint(
         }
         write_text(folder / COMPLETE, json.dumps(listed, indent=1) + "\n")
 
-    write_folder(group, output_dir / f".{target.name}", target, write_own, complete)
+    write_folder(group, output_dir / f".{target.name}", target, write_own, complete, keep_others=True)
     if group.is_main:
         for late in [each for each in checkpoint_folders(output_dir) if each.step > step]:
             remove(late.path)
@@ -254,11 +253,14 @@ def write_folder(
     target: Path,
     write: Callable[[Path], Any],
     complete: Callable[[Path, list[Any]], None] = lambda folder, results: None,
+    *,
+    keep_others: bool = False,
 ) -> None:
     """Fill a folder that appears at `target` synced and complete, or not at all; called by all processes.
 
     `write(staging)` is called by each of them, then `complete(staging, results)` by the main one with what `write`
-    returned in each, when all have written. All return after the folder is in place.
+    returned in each, when all have written. All return after the folder is in place. With `keep_others`, files in an
+    earlier folder at `target` that no run wrote stay there.
 
     Raises:
         SaveError: the disk of any process is full or fails; raised by all of them.
@@ -272,10 +274,19 @@ def write_folder(
         complete(staging, results)
         give_usual_modes(staging)
         sync_tree(staging)
-        if target.exists():
-            remove(target)
+        replaced = trash_of(target)
+        if target.is_dir() and not target.is_symlink():
+            empty(replaced)
+            os.replace(target, replaced)
         os.rename(staging, target)
         sync_folder(target.parent)
+        empty(replaced)
+
+    def empty(replaced: Path) -> None:
+        if keep_others:
+            finish_removal(replaced)
+        else:
+            shutil.rmtree(replaced, ignore_errors=True)
 
     def nothing() -> None:
         pass

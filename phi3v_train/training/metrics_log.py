@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_regular, write_text
+from phi3v_data.files import open_regular, read_regular, write_text
 
 if TYPE_CHECKING:
     from phi3v_train.training.loop import StepResult
@@ -19,6 +19,9 @@ SOURCE_LOSS = "loss/"
 
 MAX_BYTES = 1 << 32
 """Bytes of a metrics file: those of over ten million steps."""
+
+MAX_LINE = 1 << 16
+"""Bytes of a line."""
 
 SCORE = "eval_"
 """Begins the keys of the scores of an evaluation: `eval_loss`, `eval_accuracy`."""
@@ -122,6 +125,16 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         UserError: the file cannot be read.
     """
     return (line for line in _lines(path) if line is not None)
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file begins with a line that a run writes."""
+    try:
+        with open_regular(path) as file:
+            MetricsLine.model_validate_json(file.readline(MAX_LINE))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any] | None]:

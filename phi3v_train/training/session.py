@@ -253,6 +253,7 @@ class Session:
                 target,
                 lambda staging: self.engine.write_model(staging, self.processor, dtype),
                 lambda staging, results: self.best.describe_model(staging),
+                keep_others=True,
             )
         except SaveError as error:
             advice = f"make room and run the same command again: {self._where_it_resumes()}"

@@ -152,6 +152,29 @@ def test_a_killed_evaluation_resumes_where_it_stopped(data_dir, tmp_path, call):
     assert not part.exists()
 
 
+def test_predictions_that_are_lost_are_not_passed_over(scored, data_dir, call, tmp_path):
+    out = shutil.copytree(scored[0], tmp_path / "out")
+    path = out / "predictions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    arguments = ("--data_dir", data_dir, "--output_dir", out, *SMALL)
+    other = json.dumps({**json.loads(lines[0]), "id": "dev_seen-7"}) + "\n"
+    for kept, reason in (
+        (lines[::2], "has 3 predictions, the split has 6 prompts"),
+        (
+            [other, *lines[1:]],
+            "prediction 1 is that of 'dev_seen-7' (turn 0), the prompt is that of 'dev_seen-0000000000' (turn 0)",
+        ),
+    ):
+        path.write_text("".join(kept))
+        for name in ("eval", "predict"):
+            split = () if name == "eval" else ("--eval_split", "dev_seen")
+            code, text, err = call(name, *arguments, *split)
+            assert (code, text) == (2, "")
+            assert err == f"error: {path}: {reason}; --overwrite predicts all of them again\n"
+    assert call("eval", *arguments, "--overwrite")[0] == 0
+    assert path.read_bytes() == (scored[0] / "predictions.jsonl").read_bytes()
+
+
 def test_scoring_again_needs_no_model(scored, call, tmp_path):
     out, done = scored
     mine = tmp_path / "mine.py"

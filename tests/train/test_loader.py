@@ -255,6 +255,46 @@ def test_no_worker_outlives_a_killed_run(directories, tmp_path):
         assert alive == []
 
 
+STOPPED = """
+import sys
+sys.path[:0] = {path!r}
+from test_loader import loader
+from pathlib import Path
+from phi3v_train.data import workers
+
+workers._PRELOAD += ("slow_import",)
+
+if __name__ == "__main__":
+    try:
+        made = loader([Path(sys.argv[1])], num_workers=1)
+        list(next(made.steps(0, 10 ** 6)))
+    except KeyboardInterrupt:
+        print("stopped")
+"""
+
+
+def test_ctrl_c_while_the_workers_start_is_for_the_main_process_alone(directories, tmp_path):
+    """The terminal sends it to all processes of the command."""
+    (tmp_path / "slow_import.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'importing')!r}).touch()\ntime.sleep(3)\n"
+    )
+    (tmp_path / "run.py").write_text(STOPPED.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[1])]))
+    path = os.pathsep.join((str(tmp_path), os.environ["PYTHONPATH"]))
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "run.py"), str(directories[0])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    while not (tmp_path / "importing").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)  # the fork server holds the pipes to its end
+    assert (output, errors) == ("stopped\n", "")
+
+
 # Sources
 
 

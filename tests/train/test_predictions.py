@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ def record(number: int, prediction: str = "yes", **fields: Any) -> Prediction:
     return base | fields  # type: ignore[return-value]
 
 
+PLAN = [(f"val-{number}", 0) for number in range(6)]
+
 BATCHES = [
     [(5, record(5)), (0, record(0))],
     [(2, record(2, "ünï\n")), (1, record(1))],
@@ -43,7 +46,7 @@ def produce(path: Path, batches: Any = BATCHES, **changes: Any) -> PredictionFol
     with folder.lock():
         folder.begin()
         if not folder.is_complete:
-            done = folder.read_parts()
+            done = folder.read_parts(PLAN)
             folder.open_part()
             for batch in batches:
                 if not {position for position, _ in batch} <= done.keys():
@@ -76,9 +79,111 @@ def test_a_half_line_is_dropped_and_nothing_is_doubled(tmp_path):
     line = part.read_bytes()
     for torn in (line + line[:-1], line + b"\0" * 40 + b"\n" + line, line + b'{"a": 1}\n[[1, 2]]x'):
         part.write_bytes(torn)
-        assert folder.read_parts() == dict(BATCHES[0])
+        assert folder.read_parts(PLAN) == dict(BATCHES[0])
         assert files(produce(tmp_path / "out").path) == whole
         (folder.path / "predictions.jsonl").unlink()
+
+
+DAMAGED = [
+    [[99, record(5)]],
+    [[-1, record(5)]],
+    [[True, record(1)]],
+    [["1", record(1)]],
+    [[4, 5], [5, None]],
+    [[0, {"id": "val-0"}]],
+    [[0, record(5)]],
+    [[0, record(0, turn=1)]],
+    [[0, record(0)], [1, record(2)]],
+    [[0, record(0, scores={"yes": float("nan")})]],
+    [[0, record(0, "\ud800")]],
+    {"ab": 1},
+    7,
+]
+
+
+def test_batches_that_the_plan_does_not_have_are_predicted_again(tmp_path: Path) -> None:
+    whole = files(produce(tmp_path / "whole").path)
+    lines = [json.dumps(each) for each in DAMAGED]
+    lines += [f"[[1e999, {json.dumps(record(0))}]]", "[" * 100_000, "[" * 100_000 + "]" * 100_000, "[[1" + "0" * 9999]
+    for number, line in enumerate(lines):
+        folder = PredictionFolder(tmp_path / str(number), IDENTITY)
+        folder.begin()
+        part = folder.path / ".predictions-0.jsonl"
+        part.write_text(f"{line}\n{json.dumps(BATCHES[0])}\n")
+        assert folder.read_parts(PLAN) == dict(BATCHES[0]), line[:60]
+        assert files(produce(folder.path).path) == whole
+
+
+def test_a_part_that_is_not_a_file_of_ours_is_neither_read_nor_written(tmp_path: Path) -> None:
+    whole = files(produce(tmp_path / "whole").path)
+    mine = tmp_path / "mine.jsonl"
+    text = json.dumps(BATCHES[0]) + "\nhalf a line"
+    for number, put in enumerate((os.symlink, os.link, lambda _, part: os.mkfifo(part))):
+        mine.write_text(text)
+        folder = PredictionFolder(tmp_path / str(number), IDENTITY)
+        folder.begin()
+        put(mine, folder.path / ".predictions-0.jsonl")
+        signal.alarm(60)  # ends the tests where something waits
+        assert files(produce(folder.path).path) == whole
+        signal.alarm(0)
+        assert mine.read_text() == text
+    folder = PredictionFolder(tmp_path / "folder", IDENTITY)
+    (folder.path / ".predictions-0.jsonl").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        produce(folder.path)
+
+
+def test_a_fifo_as_the_identity_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "evaluation.json")
+    signal.alarm(60)
+    with pytest.raises(UserError) as caught:
+        produce(tmp_path)
+    assert str(caught.value) == f"{tmp_path}/evaluation.json: was not written by an evaluation; --overwrite starts over"
+    PredictionFolder(tmp_path, IDENTITY).begin(restart=True)
+    signal.alarm(0)
+    assert json.loads(files(tmp_path)["evaluation.json"]) == IDENTITY
+
+
+def test_files_of_other_names_are_kept(tmp_path: Path) -> None:
+    (tmp_path / ".predictions-mine.jsonl").write_text("mine")
+    produce(tmp_path).begin(overwrite=True)
+    assert sorted(files(tmp_path)) == [".predictions-mine.jsonl", "evaluation.json"]
+
+
+def test_whole_predictions_are_those_of_the_plan(tmp_path: Path) -> None:
+    path = produce(tmp_path).path / "predictions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    advice = "; --overwrite predicts all of them again"
+    for kept, reason in (
+        (lines[:3], f"{path}: has 3 predictions, the split has 6 prompts"),
+        (lines[:1], f"{path}: has 1 prediction, the split has 6 prompts"),
+        (
+            [lines[0], lines[2], lines[1], *lines[3:]],
+            f"{path}: prediction 2 is that of 'val-2' (turn 0), the prompt is that of 'val-1' (turn 0)",
+        ),
+        ([*lines[:5], "[" * 100_000 + "\n"], f"{path}:6: nested too deeply for a prediction"),
+        ([], f"{path}: contains no predictions"),
+    ):
+        path.write_text("".join(kept))
+        folder = PredictionFolder(tmp_path, IDENTITY)
+        folder.begin()
+        with pytest.raises(UserError) as caught:
+            folder.read_whole(PLAN)
+        assert str(caught.value) == f"{reason}{advice}"
+    folder.begin(restart=True)  # as a run does
+    assert folder.read_whole(PLAN) is None
+    assert not path.exists()
+    assert [each["id"] for each in produce(tmp_path).read_whole(PLAN) or []] == [name for name, _ in PLAN]
+
+
+def test_an_identity_without_images_is_completed(tmp_path: Path) -> None:
+    """It is of a version that did not record them."""
+    data: dict[str, Any] = {"split": "val", "rows": 6}
+    produce(tmp_path, data=data)
+    produce(tmp_path, data={**data, "images": "0a"})
+    assert json.loads(files(tmp_path)["evaluation.json"])["data"] == {**data, "images": "0a"}
+    with pytest.raises(UserError, match=r"data\.images was '0a', is '1b'; --overwrite starts over"):
+        produce(tmp_path, data={**data, "images": "1b"})
 
 
 def test_parts_of_several_processes_are_read(tmp_path):
@@ -87,7 +192,7 @@ def test_parts_of_several_processes_are_read(tmp_path):
         folder.open_part(rank)
         folder.add(batch)
         folder.close_part()
-    assert sorted(PredictionFolder(tmp_path, IDENTITY).read_parts()) == [0, 1, 2, 3, 4, 5]
+    assert sorted(PredictionFolder(tmp_path, IDENTITY).read_parts(PLAN)) == [0, 1, 2, 3, 4, 5]
 
 
 def test_another_evaluation_is_refused_with_the_difference(tmp_path):
@@ -132,7 +237,7 @@ def test_a_run_survives_a_folder_that_cannot_be_written(tmp_path):
     folder = PredictionFolder(tmp_path / "file" / "out", IDENTITY, keep_going=True)
     folder.begin(restart=True)
     assert folder.failed == "Not a directory"
-    assert folder.read_parts() == {}
+    assert folder.read_parts(PLAN) == {}
     folder.open_part()
     folder.add(BATCHES[0])
     folder.finish([])

@@ -200,8 +200,11 @@ def test_the_header_of_a_card_is_one_that_the_hub_takes(
 def test_a_plot_that_cannot_be_written_is_a_warning(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out" / "loss.png").mkdir(parents=True)
-    run(resolve(settings_for(data_dir, tmp_path / "out", max_steps=1)), quiet=True)
+    constant = {"lr_scheduler": "constant", "warmup_steps": 0}
+    run(resolve(settings_for(data_dir, tmp_path / "out", max_steps=1, **constant)), quiet=True)
+    (tmp_path / "out" / "loss.png").unlink()
+    (tmp_path / "out" / "loss.png").mkdir()
+    run(resolve(settings_for(data_dir, tmp_path / "out", max_steps=2, **constant)), quiet=True)
     assert f"warning: {tmp_path / 'out' / 'loss.png'} cannot be drawn: Is a directory" in capsys.readouterr().err
     assert (tmp_path / "out" / "README.md").is_file()
 

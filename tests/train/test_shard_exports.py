@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from shard_files import KINDS, write_shards
 
 from phi3v_data.sets.store import change_store
+from phi3v_train.plan import make_plan
+from phi3v_train.plan_report import plan_json, plan_lines
 from phi3v_train.run import run as train
 from phi3v_train.settings import resolve
 
@@ -48,6 +50,17 @@ def test_losses_and_weights_are_those_of_the_directory(directory: Path, tmp_path
     plain, shards = (load_file(tmp_path / name / "model/model.safetensors") for name in ("plain", "shards"))
     assert plain.keys() == shards.keys()
     assert all(torch.equal(plain[name], shards[name]) for name in plain)
+
+
+def test_the_plan_names_the_export_as_it_was_given(directory: Path, tmp_path: Path) -> None:
+    """Not the folder of its view, which has a digest as its name."""
+    export = in_shards(directory, tmp_path / "export", "parquet")
+    settings = settings_for(export, tmp_path / "out", eval_before=True)
+    plan = make_plan(resolve(settings))
+    lines = dict(plan_lines(plan, run_state="begins"))
+    assert lines["data"].startswith(f"{export} train: 9 rows")
+    assert lines["eval"].startswith(f"{export} val: 3 rows")
+    assert plan_json(plan, run_state="begins")["sources"][0]["data_dir"] == str(export)
 
 
 @pytest.mark.parametrize("kind", ["parquet", pytest.param("stored", marks=pytest.mark.slow)])
