@@ -273,7 +273,7 @@ def _why_not(records: Sequence[Prediction], plan: Plan) -> str:
 
 
 def _open_own(path: Path) -> IO[bytes]:
-    """Open a file of ours to read and to write; a link, or what is not a file of this name only, is replaced by one.
+    """Open a file of the evaluation to read and write; a link, or a file that has other names too, is replaced.
 
     Raises:
         OSError: a folder is there, or the disk fails.

@@ -43,7 +43,10 @@ PACKAGES = (
 CONFIG_HEAD = "# Every setting of this run, and where it came from; phi3v-train run --config takes this file."
 
 SYSTEM_FILES = frozenset({"lost+found", "Thumbs.db", "desktop.ini", "System Volume Information", "$RECYCLE.BIN"})
-"""What systems put into folders of their own accord, besides hidden files."""
+"""Names of files and folders that systems make of their own accord, besides hidden ones."""
+
+LOG_SUFFIXES = (".log", ".out", ".err", ".txt")
+"""Of files that a shell or a scheduler writes beside a run from its first moment: `run ... | tee OUT/train.log`."""
 
 _EVAL_STEP = re.compile(r"eval_step-\d+\.json")
 
@@ -52,7 +55,7 @@ def require_own(output_dir: Path, data_dirs: Sequence[Path]) -> None:
     """Refuse an output folder in which a run would replace or delete files of others.
 
     Raises:
-        UserError: it has files and no run of ours, is no folder, or overlaps with the data.
+        UserError: it has files and no run, is not a folder, or overlaps with the data.
     """
     real = Path(os.path.realpath(output_dir))
     for data_dir in data_dirs:
@@ -74,7 +77,9 @@ def require_own(output_dir: Path, data_dirs: Sequence[Path]) -> None:
     if model.is_symlink() or (model.exists() and not model.is_dir()):
         kind = "link" if model.is_symlink() else "file"
         raise UserError(f"{model}: is a {kind}, which no run wrote; move it away, or choose another --output_dir")
-    others = [name for name in names if not (is_hidden(name) or name in SYSTEM_FILES)]
+    others = [
+        name for name in names if not (is_hidden(name) or name in SYSTEM_FILES or name.lower().endswith(LOG_SUFFIXES))
+    ]
     if others and not (holds_run(output_dir) or holds_logs(output_dir, others)):
         raise UserError(
             f"{output_dir} contains files that no run wrote, such as {shown(others[0])}; choose an empty folder"

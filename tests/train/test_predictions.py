@@ -114,7 +114,7 @@ def test_batches_that_the_plan_does_not_have_are_predicted_again(tmp_path: Path)
         assert files(produce(folder.path).path) == whole
 
 
-def test_a_part_that_is_not_a_file_of_ours_is_neither_read_nor_written(tmp_path: Path) -> None:
+def test_a_part_that_is_not_a_file_of_the_evaluation_is_neither_read_nor_written(tmp_path: Path) -> None:
     whole = files(produce(tmp_path / "whole").path)
     mine = tmp_path / "mine.jsonl"
     text = json.dumps(BATCHES[0]) + "\nhalf a line"

@@ -48,6 +48,14 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_logs_of_a_shell_or_a_scheduler_do_not_count(data_dir: Path, tmp_path: Path) -> None:
+    """As of `phi3v-train run ... 2>&1 | tee OUT/train.log`."""
+    out, names = tmp_path / "out", ("train.log", "slurm-17.OUT", "slurm-17.err", "nohup.txt")
+    write(out, *names)
+    assert short(data_dir, out, max_steps=1).step == 1
+    assert [(out / name).read_text() for name in names] == ["mine"] * 4
+
+
 @pytest.mark.parametrize(
     ("names", "named"),
     [
@@ -95,7 +103,7 @@ def test_a_folder_that_overlaps_with_the_data_is_refused(data_dir: Path, tmp_pat
     assert not (data / "runs").exists()
 
 
-def test_what_is_no_folder_is_one_sentence(data_dir: Path, finished: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_folder_is_one_sentence(data_dir: Path, finished: Path, tmp_path: Path) -> None:
     write(tmp_path, "file")
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
         with pytest.raises(UserError, match=f"^{out}: is a file, or inside one; give a folder as --output_dir$"):
@@ -161,7 +169,7 @@ def test_a_longer_run_keeps_what_no_run_wrote(data_dir: Path, finished: Path, tm
     ).stat().st_size
 
 
-def test_a_folder_with_files_of_others_only_is_no_checkpoint(data_dir: Path, finished: Path, tmp_path: Path) -> None:
+def test_a_folder_with_files_of_others_only_is_not_a_checkpoint(data_dir: Path, finished: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "out")
     (out / "complete.json").unlink()
     for checkpoint in list_checkpoints(out):
