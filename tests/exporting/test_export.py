@@ -275,7 +275,7 @@ def test_an_export_is_replaced_only_on_request_and_nothing_else_is(tmp_path: Pat
     assert sorted(os.listdir(tmp_path)) == ["five", "folder", "home", "out"]
 
 
-@pytest.mark.parametrize("name", ["trl", "hub"])
+@pytest.mark.parametrize("name", ["trl", "webdataset"])
 def test_the_same_export_again_is_complete_already(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,7 +350,7 @@ def test_an_export_of_what_a_set_was_before_is_not_taken_for_complete(
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("hub", {"shard_bytes": 5_000_000}, "with --shard_mb (in bytes) 450000000 instead of 5000000"),
+        ("webdataset", {"shard_bytes": 5_000_000}, "with --shard_mb (in bytes) 450000000 instead of 5000000"),
         ("trl", {"images": ImageMode.copy}, 'with --images "link" instead of "copy"'),
         ("swift", {"image_refs": ImageRefs.data}, 'with --image_refs "path" instead of "data"'),
         ("webdataset", {"layout": "uniform"}, 'with --layout "energon" instead of "uniform"'),
@@ -387,37 +387,33 @@ def test_the_name_of_a_set_without_a_manifest_is_in_its_export(tmp_path: Path) -
 
 
 def append(out: Path) -> None:
-    with next(out.rglob("*.parquet")).open("ab") as file:
+    with next(out.rglob("*.tar")).open("ab") as file:
         file.write(b"x")
 
 
 def remove(out: Path) -> None:
-    next(out.rglob("*.parquet")).unlink()
+    next(out.rglob("*.tar")).unlink()
 
 
 def edit(out: Path) -> None:
     """As many bytes."""
-    card = out / "README.md"
-    card.write_bytes(card.read_bytes().replace(b"train", b"TRAIN"))
+    shard = next(out.rglob("*.tar"))
+    shard.write_bytes(shard.read_bytes().replace(b"user", b"USER"))
 
 
 def add_shard(out: Path) -> None:
-    shutil.copy(next(out.rglob("*.parquet")), out / "data/train-00001-of-00002.parquet")
+    shutil.copy(next(out.rglob("*.tar")), out / "train-000001.tar")
 
 
-def add_shard_above(out: Path) -> None:
-    shutil.copy(next(out.rglob("*.parquet")), out / "train.parquet")
-
-
-@pytest.mark.parametrize("change", [append, remove, edit, add_shard, add_shard_above])
+@pytest.mark.parametrize("change", [append, remove, edit, add_shard])
 def test_a_changed_or_damaged_export_is_not_taken_for_complete(tmp_path: Path, change: Callable[[Path], None]) -> None:
     source, out = write_set(tmp_path / "five"), tmp_path / "out"
-    export_set("hub", source, out)
+    export_set("webdataset", source, out)
     (out / "notes.txt").write_text("mine")  # is of no consequence
-    assert export_set("hub", source, out).already_complete
+    assert export_set("webdataset", source, out).already_complete
     change(out)
     with pytest.raises(UserError, match="has an export already, whose files have changed or are missing; --overwrite"):
-        export_set("hub", source, out)
+        export_set("webdataset", source, out)
 
 
 def test_an_export_whose_images_are_gone_is_not_taken_for_complete(tmp_path: Path) -> None:
@@ -447,7 +443,7 @@ def test_a_set_that_changes_while_it_is_exported_gives_no_export(
 
     monkeypatch.setattr(run._Run, "write", changing)
     with pytest.raises(UserError, match="five: changed while it was exported; run the same command again"):
-        export_set("hub", source, out)
+        export_set("webdataset", source, out)
     assert sorted(os.listdir(tmp_path)) == ["five"]
 
 
