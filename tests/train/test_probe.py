@@ -42,10 +42,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_longest_and_the_largest_sample_are_named(
-    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli = make_cli(capsys, monkeypatch)
-    options = arguments(settings_for(directory, directory / "out", num_crops=1))
+    options = arguments(settings_for(directory, tmp_path / "out", num_crops=1))
     code, out, _ = cli("plan", *options, "--json", main=main)
     assert code == 0
     plan: dict[str, Any] = json.loads(out)
