@@ -136,6 +136,7 @@ def test_an_address_with_a_secret_or_tricks_is_refused_and_not_printed(address: 
 def test_both_spellings_of_an_address_are_one() -> None:
     assert str(parse_address(Path("s3://bucket/a/b"))) == "s3://bucket/a/b"
     assert spelled(Path("gs://bucket/a")) == "gs://bucket/a"
+    assert str(parse_address("S3://Bucket/A")) == spelled("S3:/Bucket/A") == "s3://Bucket/A"
     assert spelled("sub/s3") == "sub/s3"
     point = "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/name/key"
     assert str(parse_address(point)) == spelled(point) == point
