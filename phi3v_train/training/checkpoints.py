@@ -230,8 +230,12 @@ def write_checkpoint(
 
 
 def file_names(folder: Path) -> list[str]:
-    """Names of all files in a folder, in order."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Names of all files in a folder, in order, without hidden ones: safetensors writes under such names, then renames.
+
+    Other processes may be writing into the folder meanwhile.
+    """
+    found = (path.relative_to(folder) for path in folder.rglob("*") if not path.name.startswith("."))
+    return sorted(str(name) for name in found if (folder / name).is_file())
 
 
 def owner(name: str) -> int:

@@ -229,6 +229,20 @@ def test_images_that_were_replaced_are_named_once(
     assert said not in capsys.readouterr().err
 
 
+def test_a_file_that_another_process_is_writing_is_not_listed(tmp_path: Path) -> None:
+    """safetensors writes under a hidden name, then renames."""
+
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        (folder / ".tmpfOVzHF").write_bytes(b"half of what another process writes")
+
+    written = write_checkpoint(ALONE, tmp_path, 1, {}, write=write, keep=1)
+    (written.path / ".tmpfOVzHF").unlink()
+    listed = json.loads((written.path / "COMPLETE.json").read_text())
+    assert listed["files"].keys() == listed["xxh3_128"].keys() == {"model.safetensors", "state.json"}
+    assert [each.step for each in list_checkpoints(tmp_path)] == [1]
+
+
 def test_the_digest_of_images_is_the_same_in_every_process(data_dir: Path, tmp_path: Path) -> None:
     data = shutil.copytree(data_dir, tmp_path / "data")
     code = (
