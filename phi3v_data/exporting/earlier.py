@@ -70,10 +70,8 @@ def are_linked(exporter: Exporter, directory: Path, target: Path | None) -> bool
         return False
     if target is None:
         return True
-    try:
-        return os.stat(directory / "images").st_dev == os.stat(target.parent).st_dev
-    except OSError:  # the folder of the export is not there yet
-        return True
+    above = next(parent for parent in target.parents if parent.exists())  # the others are made by the export
+    return os.stat(directory / "images").st_dev == os.stat(above).st_dev
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

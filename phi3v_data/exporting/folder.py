@@ -89,9 +89,9 @@ def find_earlier(path: Path) -> tuple[dict[str, Any], str] | None:
     record = None if path.is_symlink() else _read_record(path)
     if record is None:
         return None
-    names = set(map(str, record["files"])) - {HIDDEN}
-    shards = {name for name in os.listdir(path) if name.endswith(SHARDS)}
-    return record | (_read(path, STATE) or {}), _digest(path, sorted(names | shards))
+    wanted = set(map(str, record["files"])) - {HIDDEN}
+    names = [name for name in os.listdir(path) if name in wanted or name.endswith(SHARDS)]  # none that leads elsewhere
+    return record | (_read(path, STATE) or {}), _digest(path, names)
 
 
 def _digest(folder: Path, names: Iterable[str]) -> str:
@@ -107,7 +107,7 @@ def _digest(folder: Path, names: Iterable[str]) -> str:
                 waiting += sorted((f"{name}/{each}" for each in os.listdir(path)), reverse=True)
                 continue
             state = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
-        except (OSError, ValueError) as error:  # ValueError: a name with NUL in a record
+        except OSError as error:
             state = type(error).__name__
         hasher.update(f"{name}\0{state}\0".encode(errors="surrogateescape"))
     return hasher.hexdigest()

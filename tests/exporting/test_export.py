@@ -494,6 +494,16 @@ def test_a_record_of_a_stranger_is_not_believed(tmp_path: Path, change: dict[str
         export_set("trl", source, out)
 
 
+def test_names_in_a_record_lead_nowhere_else(tmp_path: Path) -> None:
+    """What is behind them would be walked through, and be part of the digest of the files."""
+    source, out = write_set(tmp_path / "five"), tmp_path / "out"
+    export_set("trl", source, out)
+    record = out / ".phi3v" / "export.json"
+    value = json.loads(record.read_text())
+    record.write_text(json.dumps(value | {"files": [*value["files"], "..", "../five", str(tmp_path), "a\0b", "."]}))
+    assert export_set("trl", source, out).already_complete
+
+
 def test_a_format_of_ones_own_that_changed_is_another_export(tmp_path: Path) -> None:
     source, out, own = write_set(tmp_path / "five"), tmp_path / "out", tmp_path / "mine.py"
     text = "from phi3v_data.formats.trl import TRL\nclass Mine(TRL):\n    name = 'mine'\n"
