@@ -27,7 +27,7 @@ from phi3v_data.sources.bucket import open_bucket
 from phi3v_data.sources.hub import RemoteFiles, fetch
 from phi3v_data.sources.members import Limits, RejectedMember, is_junk
 from phi3v_data.sources.reads import Roots, not_noting, note_folder
-from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, TABLE_SUFFIXES, is_table
+from phi3v_data.suffixes import ARCHIVE_SUFFIXES, SOURCE_IMAGE_SUFFIXES, is_table
 
 if TYPE_CHECKING:
     from phi3v_data.sources.tables import RowLocation, Tables
@@ -44,28 +44,7 @@ _DOCUMENT = re.compile(
 SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 SAVE_AS_CSV = "save the sheet as CSV (UTF-8) and give that file"
 
-_DATA_SUFFIXES = (*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES, *SPREADSHEETS, ".parquet", ".gz")
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-
-def check_missing(spec: str, out_dir: Path) -> None:
-    """Refuse a path at which there is nothing, where it would be taken for the id of a Hub dataset.
-
-    Raises:
-        NotFoundError: it has the extension of a file of data, or begins with a folder that is there and was not made
-            for `out_dir`.
-    """
-    if not _HUB_ID.fullmatch(spec) or os.path.lexists(spec):
-        return
-    folder = spec.partition("/")[0]
-    if spec.lower().endswith(_DATA_SUFFIXES):
-        why = "no such file"
-    elif os.path.isdir(folder) and not out_dir.is_relative_to(os.path.abspath(folder)):
-        why = f"no such file or folder in {folder}"
-    else:
-        return
-    raise NotFoundError(f"'{spec}': {why}; if a dataset on the Hub is meant, give hf://datasets/{spec}")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +157,7 @@ class Source:
         except OSError as error:
             raise UserError(f"cannot read the source '{text}': {error.strerror}") from error
         if not there:
-            if not _HUB_ID.fullmatch(text):
+            if not HUB_ID.fullmatch(text):
                 raise NotFoundError(
                     f"'{text}' does not exist; give a folder, an archive, or the id of a Hub dataset (OWNER/NAME)"
                 )

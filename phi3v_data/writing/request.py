@@ -15,7 +15,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.messages import shown
 from phi3v_data.registry import ConverterLike, find
 from phi3v_data.remote.address import refuse_address
-from phi3v_data.sources.source import check_missing
+from phi3v_data.sources.missing import check_missing
 from phi3v_data.splits import MAX_NAME_BYTES, is_split_name
 from phi3v_data.writing.plan import parse_split_shares
 

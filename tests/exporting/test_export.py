@@ -495,7 +495,7 @@ def test_a_record_of_a_stranger_is_not_believed(tmp_path: Path, change: dict[str
 
 
 def test_names_in_a_record_lead_nowhere_else(tmp_path: Path) -> None:
-    """What is behind them would be walked through, and be part of the digest of the files."""
+    """Folders behind them would be walked through, and be part of the digest of the files."""
     source, out = write_set(tmp_path / "five"), tmp_path / "out"
     export_set("trl", source, out)
     record = out / ".phi3v" / "export.json"
