@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -99,8 +100,10 @@ class Workers:
     def start(self) -> None:
         """Start the processes, if there are to be any and they are not running."""
         if not self.inline:
-            for _ in range(self._num_workers):
-                self._executor().submit(os.getpid)
+            pool = self._executor()
+            with _deaths_told():
+                for _ in range(self._num_workers):
+                    pool.submit(os.getpid)
 
     def __enter__(self) -> "Workers":
         return self
@@ -143,7 +146,8 @@ class Workers:
         if self.inline:
             return _Later(work, self._reader, argument)
         pool = self._executor()
-        return _Remote(pool.submit(_run, work, argument), pool)
+        with _deaths_told():  # a pool of which a worker has died takes no work
+            return _Remote(pool.submit(_run, work, argument), pool)
 
     def _executor(self) -> ProcessPoolExecutor:
         if self._pool is None:
@@ -177,7 +181,7 @@ class _Remote(Generic[T]):
         self._pool = pool
 
     def result(self) -> T:
-        try:
+        with _deaths_told():
             while True:
                 try:
                     result: T = self._future.result(timeout=POLL_SECONDS)
@@ -186,13 +190,19 @@ class _Remote(Generic[T]):
                     if self._future.done():  # the work's own
                         raise
                     end_broken(self._pool)
-        except (BrokenProcessPool, CancelledError):
-            raise UserError(
-                "a worker process that decodes images exited unexpectedly: most likely it was killed because memory "
-                "ran out (lower --num_workers), or the run was not started under `if __name__ == '__main__':` in a "
-                "script"
-            ) from None
         return result
+
+
+@contextmanager
+def _deaths_told() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenProcessPool, CancelledError):
+        raise UserError(
+            "a worker process that decodes images exited unexpectedly: most likely it was killed because memory "
+            "ran out (lower --num_workers), or the run was not started under `if __name__ == '__main__':` in a "
+            "script"
+        ) from None
 
 
 def end_broken(pool: ProcessPoolExecutor) -> None:

@@ -192,6 +192,8 @@ def test_a_killed_worker_is_reported(directories):
                 child.kill()
         with pytest.raises(UserError, match=r"worker process .*\(lower --num_workers\)"):
             deque(chain.from_iterable(steps), maxlen=0)
+        with pytest.raises(UserError, match="worker process"):  # now where work is handed out, no longer at a result
+            next(made.steps(0, 1000))
 
 
 def test_the_other_workers_end_with_a_killed_one(directories):
