@@ -129,7 +129,9 @@ def _is_wrong_value(error: Exception) -> bool:
 
 
 def _described(error: Exception) -> str:
-    text = " ".join(without_secrets(str(error)).split()) or type(error).__name__
+    text = " ".join(without_secrets(str(error)).split())
+    if not text:
+        text = "the answer was not complete in time" if isinstance(error, TimeoutError) else type(error).__name__
     return short(text)[:160]
 
 

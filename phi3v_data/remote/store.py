@@ -30,6 +30,12 @@ T = TypeVar("T")
 AHEAD = 8 << 20
 """Bytes that a file of `Store.open` asks for at once."""
 
+_MOST_AT_ONCE = 16 << 20
+"""Bytes of a request: a longer range is asked for in pieces, so that a failure does not repeat the whole."""
+
+_PAGE_BYTES = 1 << 20  # of a page of a list, about, for `longest_request`
+
+_PRECONDITION_FAILED = 412
 _PAGE = 1000
 _MOST_EMPTY = 100  # pages of a list one after another
 _STATES = ("generation", "ETag", "etag", "blob_id", "md5Hash", "sha256", "version_id")
@@ -61,8 +67,11 @@ class StoredObject:
     etag: str
 
 
-def longest_upload(size: int) -> float:
-    """Seconds after which an upload has failed, at 50 kB/s; that a store stopped reading is not noticed otherwise."""
+def longest_request(size: int) -> float:
+    """Seconds after which a request of some bytes has failed, at 50 kB/s.
+
+    The other limits do not notice a store that has stopped reading, or that sends a byte now and then.
+    """
     return 60 + size / 50_000
 
 
@@ -106,8 +115,9 @@ class Store:
     def find(self, name: str = "") -> StoredObject | None:
         """One object, or the one that the address itself names; None if there is none."""
         path = f"{self.address.path}/{name}" if name else self.address.path
+        self._fs.invalidate_cache(path)  # Google's knows no `refresh`
         try:
-            info = self._patiently(self.where(name), lambda: self._fs.info(path, refresh=True))
+            info = self._patiently(self.where(name), lambda: self._fs.info(path, refresh=True, **self._limit()))
         except FileNotFoundError:
             return None
         if info["type"] != "file":
@@ -122,21 +132,8 @@ class Store:
             StoreError: the store cannot be asked.
         """
         end = min(offset + size, found.size)
-        if end <= offset:
-            return b""
-        where = self.where(found.name)
-
-        def request() -> bytes:
-            # The hook by which fsspec's files read a range; unlike `read` it has no position, so that threads share it.
-            data: bytes = self._opened(found)._fetch_range(offset, end)
-            if len(data) != end - offset:
-                raise OSError(f"{len(data):,} of {end - offset:,} bytes arrived")
-            return data
-
-        try:
-            return self._patiently(where, lambda: self._unchanged(found, request))
-        except FileNotFoundError:
-            raise ChangedError(f"{where}: was removed while it was read; run the command again") from None
+        starts = range(offset, end, _MOST_AT_ONCE)
+        return b"".join([self._read_piece(found, start, min(start + _MOST_AT_ONCE, end)) for start in starts])
 
     def key(self, found: StoredObject, offset: int, size: int) -> str:
         """The name of a range in the local cache: another one if the object is."""
@@ -157,7 +154,7 @@ class Store:
             StoreError: the store cannot be asked, or does not take it.
         """
         target, where, size = f"{self.address.path}/{name}", self.where(name), path.stat().st_size
-        options = {**_UPLOAD[self.address.protocol], "timeout": longest_upload(size)}
+        options = {**_UPLOAD[self.address.protocol], "timeout": longest_request(size)}
         options["chunksize"] = max(options["chunksize"], -(-size // _MOST_PARTS))
         fs = _file_system(self.address.protocol, os.getpid(), _PART_ATTEMPTS)
         self._patiently(where, lambda: fs.put_file(os.fspath(path), target, **options))
@@ -168,14 +165,16 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Upload a small object. Raises as `put`."""
-        path, timeout = f"{self.address.path}/{name}", longest_upload(len(data))
+        path, timeout = f"{self.address.path}/{name}", longest_request(len(data))
         self._patiently(self.where(name), lambda: self._fs.pipe_file(path, data, timeout=timeout))
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; one that is not there is removed already. Raises as `put`."""
         for name in names:
             with suppress(FileNotFoundError):
-                self._patiently(self.where(name), partial(self._fs.rm_file, f"{self.address.path}/{name}"))
+                self._patiently(
+                    self.where(name), partial(self._fs.rm_file, f"{self.address.path}/{name}", **self._limit())
+                )
 
     def drop_unfinished(self, names: Collection[str]) -> None:
         """Remove the parts that killed uploads of objects left in S3, which are not visible but cost money.
@@ -184,8 +183,8 @@ class Store:
         """
         if self.address.protocol != "s3":
             return
-        bucket, _, prefix = self.address.path.partition("/")
-        call = partial(self._fs.call_s3, Bucket=bucket)
+        bucket, prefix, _ = self._fs.split_path(self.address.path)
+        call = partial(self._fs.call_s3, Bucket=bucket, timeout=longest_request(_PAGE_BYTES))
         listed = partial(call, "list_multipart_uploads", Prefix=f"{prefix}/" if prefix else "")
         with suppress(StoreError, FileNotFoundError), impatiently():
             for upload in list(self._uploads(listed)):  # all of them, as what is removed changes the pages
@@ -207,6 +206,10 @@ class Store:
             seen.add(behind)
             following = {"KeyMarker": behind[0], "UploadIdMarker": behind[1]}
 
+    def _limit(self) -> Mapping[str, float]:
+        """The limit of a small request, for those that take one: not the Hub's."""
+        return {} if self.address.protocol == "hf" else {"timeout": longest_request(0)}
+
     def _patiently(self, where: str, request: Callable[[], T]) -> T:
         return patiently(where, request, self._attempts)
 
@@ -219,7 +222,7 @@ class Store:
                 return
             yield from ((path, int(info["size"]), _etag(info)) for path, info in found.items())
             return
-        bucket, _, prefix = self.address.path.partition("/")
+        bucket, prefix, _ = self._fs.split_path(self.address.path)
         self._fs.invalidate_cache()  # what it knows of objects that may have changed
         more: dict[str, str] = {}
         seen, firsts, num_empty = {""}, set(), 0
@@ -243,30 +246,70 @@ class Store:
 
     def _page(self, bucket: str, prefix: str, more: Mapping[str, str]) -> Any:
         try:
-            return self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, **more)
+            limit = longest_request(_PAGE_BYTES)
+            return self._fs.call_s3(
+                "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, timeout=limit, **more
+            )
         except FileNotFoundError:
             raise NotFoundError(f"s3://{bucket}: no such bucket") from None
 
-    def _opened(self, found: StoredObject) -> Any:
-        """fsspec's file of an object, which is compared with the listing once; S3 compares each request as well."""
+    def _read_piece(self, found: StoredObject, start: int, end: int) -> bytes:
+        where = self.where(found.name)
+
+        def request() -> bytes:
+            data = self._fetch(found, start, end)
+            if len(data) != end - start:
+                raise OSError(f"{len(data):,} of {end - start:,} bytes arrived")
+            return data
+
+        try:
+            return self._patiently(where, request)
+        except FileNotFoundError:  # of Google's store also if there is another generation
+            now = self.find(found.name)
+            if now is not None and now.etag != found.etag:
+                raise self._changed(found) from None
+            raise ChangedError(f"{where}: was removed while it was read; run the command again") from None
+
+    def _fetch(self, found: StoredObject, start: int, end: int) -> bytes:
+        """One request of a range of an object in the state in which it was listed."""
+        path = f"{self.address.path}/{found.name}" if found.name else self.address.path
+        if self.address.protocol == "hf":
+            # The hook by which fsspec's files read a range; unlike `read` it has no position, so that threads share it.
+            pinned: bytes = self._opened(found, path)._fetch_range(start, end)
+            return pinned
+        timeout = longest_request(end - start)
+        if self.address.protocol == "gs":
+            data: bytes = self._fs.cat_file(f"{path}#{found.etag}", start=start, end=end, timeout=timeout)
+            return data
+        from fsspec.asyn import sync
+
+        try:
+            data, etag = sync(self._fs.loop, _range_of_s3, self._fs, path, found.etag, start, end, timeout=timeout)
+        except OSError as error:
+            answer = getattr(error.__cause__, "response", None) or {}
+            if answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == _PRECONDITION_FAILED:
+                raise self._changed(found) from None
+            raise
+        if etag and etag != found.etag:  # some servers do not know `If-Match`
+            raise self._changed(found)
+        return data
+
+    def _opened(self, found: StoredObject, path: str) -> Any:
+        """The Hub's file of an object at the commit of now, which is compared with the listing once."""
         file = self._files.get(found)
         if file is None:
             with self._opening:
                 file = self._files.get(found)
                 if file is None:
-                    path = f"{self.address.path}/{found.name}" if found.name else self.address.path
-                    file = self._open_pinned(path, found.etag)
+                    file = self._open_pinned(path)
                     if (int(file.details["size"]), _etag(file.details)) != (found.size, found.etag):
                         self._fs.invalidate_cache()
                         raise self._changed(found)
                     self._files[found] = file
         return file
 
-    def _open_pinned(self, path: str, etag: str) -> Any:
-        """Open an object in one state, by its generation or the commit of now; S3 compares the etag in each read."""
-        if self.address.protocol == "gs":
-            return self._fs.open(f"{path}#{etag}", "rb", cache_type="none")
-        if self.address.protocol != "hf" or not hasattr(resolved := self._fs.resolve_path(path), "repo_id"):
+    def _open_pinned(self, path: str) -> Any:
+        if not hasattr(resolved := self._fs.resolve_path(path), "repo_id"):
             return self._fs.open(path, "rb", cache_type="none")
         if not self._commit:
             from huggingface_hub import HfApi
@@ -277,18 +320,19 @@ class Store:
         plain = f"{prefix}{resolved.repo_id}/{resolved.path_in_repo}"
         return self._fs.open(plain, "rb", revision=self._commit, cache_type="none")
 
-    def _unchanged(self, found: StoredObject, request: Any) -> bytes:
-        try:
-            data: bytes = request()
-            return data
-        except OSError as error:
-            # The etag is another one: FileExpired of s3fs, which it makes of some servers' words only.
-            if type(error).__name__ == "FileExpired" or "PreconditionFailed" in str(error):
-                raise self._changed(found) from None
-            raise
-
     def _changed(self, found: StoredObject) -> ChangedError:
         return ChangedError(f"{self.where(found.name)}: changed since it was opened; run the command again")
+
+
+async def _range_of_s3(fs: Any, path: str, etag: str, start: int, end: int) -> tuple[bytes, str]:
+    """A range of an object with this etag, and the etag of the answer; a weak one cannot be asked for."""
+    bucket, key, _ = fs.split_path(path)
+    only = {} if '"' in etag else {"IfMatch": f'"{etag}"'}
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **only)
+    try:
+        return await answer["Body"].read(), _etag(answer)
+    finally:
+        answer["Body"].close()
 
 
 class _Ranges(io.RawIOBase):

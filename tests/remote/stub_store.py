@@ -25,7 +25,9 @@ class Stub:
         latency: seconds before each answer.
         fail: called with the number of a GET of an object, from 0; what is wrong with the answer, or empty:
             `503`, `500`, `drop` (the connection ends in the middle of the body), `stall` (half of it comes), `hang`
-            (no answer comes), `cut` (the connection ends before the answer).
+            (no answer comes), `drip` (it comes byte by byte, slowly), `cut` (the connection ends before the answer).
+        conditions: whether it obeys `If-Match`.
+        heads: keys whose description was asked for.
         gets: byte ranges that were asked for, by key.
         bodies: bytes that were sent.
         lists: pages of keys that were sent.
@@ -36,6 +38,8 @@ class Stub:
     latency: float = 0.0
     count: int = 0
     fail: Callable[[int], str] = lambda number: ""
+    conditions: bool = True
+    heads: list[str] = field(default_factory=list)
     gets: list[tuple[str, str]] = field(default_factory=list)
     bodies: int = 0
     lists: int = 0
@@ -97,7 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data, etag = path.read_bytes(), self.stub.etag(path)
         asked = self.headers.get("Range", "")
-        if body:
+        if not body:
+            self.stub.heads.append(key)
+        else:
             with self.stub.lock:
                 number = len(self.stub.gets)
                 self.stub.gets.append((key, asked))
@@ -110,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault in ("hang", "cut"):
                 self.close_connection = True
                 return
-        if self.headers.get("If-Match", etag) != etag:
+        if self.stub.conditions and self.headers.get("If-Match", etag) != etag:
             self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
             return
         headers = {"ETag": etag, "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Accept-Ranges": "bytes"}
@@ -119,6 +125,15 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = int(found[1]), min(int(found[2] or len(data)), len(data) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
             data, code = data[start : end + 1], 206
+        if body and fault == "drip":
+            self._head(code, len(data), headers)
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if self.stub.ended.wait(0.05):
+                    break
+            self.close_connection = True
+            return
         if body and fault in ("drop", "stall"):
             self._head(code, len(data), headers)
             self.wfile.write(data[: len(data) // 2])

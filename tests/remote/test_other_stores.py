@@ -22,8 +22,8 @@ from phi3v_data.validate import validate
 MAIN = "from phi3v_data.cli.app import main; main()"
 
 
-def run_with_google(stores: OtherStores, *words: object) -> "subprocess.CompletedProcess[str]":
-    """Run `phi3v-data` in a process of its own, as gcsfs reads its environment once."""
+def run_with_google(stores: OtherStores, *words: object, program: str = MAIN) -> "subprocess.CompletedProcess[str]":
+    """Run `phi3v-data`, or a program, in a process of its own, as gcsfs reads its environment once."""
     pytest.importorskip("gcsfs")
     variables = {
         "STORAGE_EMULATOR_HOST": stores.url,
@@ -31,7 +31,7 @@ def run_with_google(stores: OtherStores, *words: object) -> "subprocess.Complete
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         "XDG_CACHE_HOME": str(stores.folder.parent / "cache"),
     }
-    command = [sys.executable, "-c", MAIN, *map(str, words)]
+    command = [sys.executable, "-c", program, *map(str, words)]
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
 
 
@@ -44,6 +44,29 @@ def test_a_set_in_googles_store_is_read_by_generation(tmp_path: Path) -> None:
     reads = [request for request in stores.requests if request.startswith("/download/")]
     assert len(reads) >= 2
     assert all("alt=media&generation=" in request for request in reads)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"other", "changed since it was opened; run the command again"),
+        (b"", "was removed while it was read; run the command again"),
+    ],
+)
+def test_an_object_of_googles_store_that_changes_or_goes_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "objects/set/a.bin"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"first")
+    change = f"path.write_bytes({content!r})" if content else "path.unlink()"
+    program = (
+        "from pathlib import Path; from phi3v_data.remote.store import open_store; "
+        f"path, store = Path({str(path)!r}), open_store('gs://bucket/set'); [found] = store.objects(); "
+        f"print(store.read(found, 1, 3)); {change}; store.read(found, 0, 5)"
+    )
+    with running(OtherStores(tmp_path / "objects", tmp_path / "objects")) as stores:
+        done = run_with_google(stores, program=program)
+    assert done.stdout == "b'irs'\n"
+    assert done.stderr.splitlines()[-1].endswith(f"ChangedError: gs://bucket/set/a.bin: {said}")
 
 
 def test_an_export_to_googles_store_has_the_bytes_of_one_to_a_folder(tmp_path: Path) -> None:

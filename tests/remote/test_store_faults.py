@@ -101,10 +101,25 @@ def test_a_store_that_hangs_is_asked_eight_times_and_is_one_sentence(
     stub.fail = lambda number: fault
     code, _, err = make_cli(capsys, monkeypatch)("validate", "s3://b/set")
     repeated, ended = err.splitlines()
-    assert (code, len(stub.gets)) == (2, 8)
+    assert (code, len(stub.gets)) == (2, 8), err
     assert repeated.startswith("s3://b/set/train-000000.tar: the store failed (")
     assert ended.startswith("error: s3://b/set/train-000000.tar: the store failed 8 times in a row (")
     assert ended.endswith("); run the same command again later")
+
+
+def test_an_answer_that_comes_byte_by_byte_ends(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes before the limit between two of them has passed."""
+    (stub.folder / "set").mkdir(parents=True)
+    (stub.folder / "set/train.bin").write_bytes(bytes(1000))
+    monkeypatch.setattr(store_module, "longest_request", lambda size: 0.3)
+    monkeypatch.setitem(store_module._ATTEMPTS, "s3", 2)
+    stub.fail = lambda number: "drip"
+    store = open_store(parse_address("s3://b/set"))
+    [found] = store.objects()
+    said = r"^s3://b/set/train.bin: the store failed 2 times in a row \(the answer was not complete in time\); run the"
+    with pytest.raises(StoreError, match=said):
+        store.read(found, 0, 1000)
+    assert stub.gets == [("set/train.bin", "bytes=0-999")] * 2
 
 
 def test_an_upload_that_the_store_does_not_read_ends(
@@ -114,7 +129,7 @@ def test_an_upload_that_the_store_does_not_read_ends(
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         forget_stores()
-        monkeypatch.setattr(store_module, "longest_upload", lambda size: 0.2)
+        monkeypatch.setattr(store_module, "longest_request", lambda size: 0.2)
         monkeypatch.setitem(store_module._ATTEMPTS, "s3", 2)
         with open(tmp_path / "shard.tar", "wb") as file:
             file.truncate(24 << 20)
@@ -149,7 +164,9 @@ def test_a_fault_of_the_library_is_repeated_twice(times: int, monkeypatch: pytes
             retry.patiently("s3://b/set", request)
 
 
-def test_an_object_that_changes_while_it_is_read_is_named(stub: Stub) -> None:
+@pytest.mark.parametrize("conditions", [True, False])
+def test_an_object_that_changes_while_it_is_read_is_named(stub: Stub, conditions: bool) -> None:
+    """Also by a server that gives the new object to whoever asks for the old one."""
     (stub.folder / "set").mkdir(parents=True)
     path = stub.folder / "set/train.bin"
     path.write_bytes(bytes(range(256)) * 100)
@@ -157,6 +174,7 @@ def test_an_object_that_changes_while_it_is_read_is_named(stub: Stub) -> None:
     [found] = store.objects()
     assert store.read(found, 1000, 5) == path.read_bytes()[1000:1005]
     path.write_bytes(b"x" * found.size)  # the same size
+    stub.conditions = conditions
     with pytest.raises(
         ChangedError, match=r"^s3://b/set/train.bin: changed since it was opened; run the command again$"
     ):
@@ -177,6 +195,13 @@ def test_a_large_object_is_read_in_blocks_and_one_image_by_its_range(stub: Stub)
     assert [asked for _, asked in stub.gets] == ["bytes=0-8388607", "bytes=31457280-39845887"]
     store.read(found, 5, 7)
     assert stub.gets[-1][1] == "bytes=5-11"
+    assert len(store.read(found, 3, size)) == size - 3
+    assert [asked for _, asked in stub.gets[3:]] == [
+        "bytes=3-16777218",
+        "bytes=16777219-33554434",
+        "bytes=33554435-41943039",
+    ]
+    assert stub.heads == []  # the list has said all
 
 
 def test_keys_are_listed_page_by_page(stub: Stub) -> None:
