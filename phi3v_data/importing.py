@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from phi3v_data.conversion import ConvertResult, convert
-from phi3v_data.errors import UserError
+from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.files import HIDDEN
 from phi3v_data.formats.data_files import SUFFIXES
 from phi3v_data.formats.import_options import AUTO
 from phi3v_data.formats.importing import ImportRows
 from phi3v_data.formats.registry import file_digest, get_format
 from phi3v_data.formats.webdataset import WebDataset
-from phi3v_data.remote.address import is_remote
+from phi3v_data.remote.address import is_remote, parse_address
+from phi3v_data.remote.store import open_store
 from phi3v_data.shards.importing import ImportShards
 from phi3v_data.shards.view import MANIFEST_OF_EXPORT, find_export
 from phi3v_data.slices import SliceResult, convert_slice
@@ -92,6 +93,9 @@ def _prepare(
             given["model"] = str(directory.absolute())
     if str(out_dir):
         given["downloads"] = str(Path(out_dir).expanduser().absolute() / HIDDEN / "convert" / "source" / "downloads")
+    if (root := str(given.get("images_root") or "")) and is_remote(root):
+        given["images_address"] = str(parse_address(root))
+        _check_is_there(given["images_address"])
     if is_remote(source):
         source = copy_here(str(source))
     if Path(source).name == "dataset_info.json" and Path(source).is_file():
@@ -105,6 +109,12 @@ def _prepare(
         converter, source = ImportShards, path.absolute().parent  # as an archive, it would be unpacked
         given["data"] = path.name
     return converter, source, given
+
+
+def _check_is_there(address: str) -> None:
+    """Raise UserError if nothing is below an address, or it cannot be asked: every image would fail."""
+    if open_store(address).is_empty():
+        raise NotFoundError(f"--images_root {address}: nothing is there")
 
 
 def _check_kind(path: Path) -> None:

@@ -13,6 +13,7 @@ from phi3v_data.errors import Reject
 from phi3v_data.formats.chat import ImageRef
 from phi3v_data.messages import shown, shown_path
 from phi3v_data.near_names import near_name
+from phi3v_data.remote.address import is_remote, spelled
 from phi3v_data.sources.bucket import is_lone_copy
 
 _URL = ("http://", "https://")
@@ -28,16 +29,18 @@ class ImagePlaces:
     """Where the images of a row are looked for.
 
     Attributes:
-        root: absolute folder that no path leads out of.
+        root: absolute folder, or address, that no path leads out of.
         folder: folder below it that paths are relative to; the root itself is tried next.
         files: other locations of some paths, such as in an unpacked archive.
-        downloads: folder for downloads; None: URLs are refused.
+        downloads: folder for downloads.
+        fetch: whether URLs are fetched.
     """
 
     root: str
     folder: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
-    downloads: Path | None = None
+    downloads: Path = Path()
+    fetch: bool = False
 
     def load(self, ref: ImageRef, where: str) -> tuple[DraftImage, tuple[str, ...]]:
         """The image of a reference, its bytes unchanged, and notes on how it is stored.
@@ -50,7 +53,7 @@ class ImagePlaces:
         if isinstance(value, bytes):
             return DraftImage(value, where=what), ()
         if value.lower().startswith(_URL):
-            if self.downloads is None:
+            if not self.fetch:
                 raise Reject("image-missing", f"{what}: the image is a URL; import with --fetch, or download it first")
             from phi3v_data.formats.fetch import fetch_image  # with TLS, which few imports need
 
@@ -58,6 +61,9 @@ class ImagePlaces:
         if is_inline(value):
             return cell_image(value, what, ())
         path = self.relative(value)
+        if is_remote(path):
+            said = f"{what}: {shown(value, 160)} is an object of a store; only those below --images_root are read"
+            raise Reject("image-missing", f"{said}: give an address there")
         places = (f"{self.folder}/{path}", path) if self.folder and not path.startswith("/") else (path,)
         inside = dict.fromkeys(
             straightened(place) for place in places if not self.root or not leads_out(self.root, place)
@@ -68,23 +74,32 @@ class ImagePlaces:
         missing: Reject | None = None
         for wanted in inside:
             try:
-                return _named(*cell_image(wanted, what, (self.root,), self.files))
+                return _named(*cell_image(wanted, what, (self.root,), self._files_of(wanted, what)))
             except Reject as reject:
                 if reject.code != "image-missing":
                     raise
                 missing = reject
         assert missing is not None
-        for wanted in inside if self.root else ():
+        for wanted in inside if self.root and not is_remote(self.root) else ():
             if meant := near_name(self.root, wanted):
                 raise Reject(missing.code, f"{missing.message}; did you mean {shown(meant, 160)}?")
         if not self.root or path.startswith("/") or "://" in path[:10]:
             raise missing
         if is_lone_copy(self.root):
             said = f"{missing.message}, as of the store only the file itself was copied"
-            raise Reject(missing.code, f"{said}: as SRC, {FOLDER_OF_BOTH}")
+            raise Reject(missing.code, f"{said}: as SRC, {FOLDER_OF_BOTH}, or --images_root s3://...")
         folder = os.path.join(self.root, self.folder).rstrip("/")
-        said = f"{missing.message} in {shown_path(folder)}, where paths begin; --images_root sets another"
+        place = spelled(folder) if is_remote(folder) else shown_path(folder)
+        said = f"{missing.message} in {place}, where paths begin; --images_root sets another"
         raise Reject(missing.code, said)
+
+    def _files_of(self, path: str, what: str) -> Mapping[str, str]:
+        """Where a path is, if it is not below the root on this machine."""
+        if not is_remote(self.root):
+            return self.files
+        from phi3v_data.formats.stored_images import copy_image  # with a store, which few imports need
+
+        return copy_image(self.root, path, self.downloads, what)
 
     def relative(self, path: str) -> str:
         """A path relative to the root, if it is absolute and below it; others unchanged."""

@@ -14,7 +14,8 @@ class ImportOptions(Options):
     images_root: str = Field(
         "",
         exclude=True,
-        description="Folder that image paths are relative to. Default: the folder of the data file.",
+        description="Folder that image paths are relative to, or an address (s3://BUCKET/PREFIX, gs://, hf://), from "
+        "which the images are copied. Default: the folder of the data file.",
     )
     merge_turns: bool = Field(False, description="Join consecutive messages of one role, instead of rejecting the row.")
     model: str = Field(
@@ -30,4 +31,5 @@ class ImportSettings(ImportOptions):
     format: str = Field(AUTO, description="Name of the format; auto: guessed for each file.")
     format_file: str = Field("", exclude=True, description="FILE.py:NAME of a format of the user's own.")
     format_digest: str = Field("", description="Digest of that file.")
+    images_address: str = Field("", description="The address of `images_root`, if it is one.")
     downloads: str = Field("", exclude=True, description="Folder for downloads.")

@@ -58,7 +58,8 @@ class ImportRows(Converter[ImportSettings]):
             row_format = make_format(format_name, options.format_file, entry)
             folder = "" if options.images_root else file.folder
             shared = {"format": format_name, "entry": entry, "root": root, "folder": folder}
-            outside = root if options.images_root else ""  # what is read below an item's path is compared on resume
+            is_other_folder = options.images_root and not options.images_address
+            outside = root if is_other_folder else ""  # what is read below an item's path is compared on resume
             _, plain = _make_readers(format_name, options.format_file, entry, options.model)
             yield from _items(source, file, row_format, outside, shared, inner, plain)
 
@@ -67,7 +68,7 @@ class ImportRows(Converter[ImportSettings]):
         row = self._read(data["row"], data)
         row_format, plain = _make_readers(data["format"], options.format_file, data["entry"], options.model)
         places = ImagePlaces(
-            data["root"], data["folder"], data.get("files", {}), Path(options.downloads) if options.fetch else None
+            data["root"], data["folder"], data.get("files", {}), Path(options.downloads), options.fetch
         )
         return make_draft(
             row,
@@ -213,7 +214,9 @@ def _items(
 
 
 def _image_root(source: Source, options: ImportSettings) -> str:
-    """The folder that no image path leads out of; empty for rows on the Hub."""
+    """The folder or address that no image path leads out of; empty for rows on the Hub."""
+    if options.images_address:
+        return options.images_address
     if options.images_root:
         if not Path(options.images_root).is_dir():
             raise NotFoundError(f"--images_root '{options.images_root}' is not a folder")

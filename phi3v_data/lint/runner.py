@@ -23,6 +23,7 @@ from phi3v_data.lint.row_check import RowCheck
 from phi3v_data.lint.scan import FileScan, images_folder
 from phi3v_data.lint.templates import Templates
 from phi3v_data.messages import counted, shown_path
+from phi3v_data.remote.address import is_remote, spelled
 from phi3v_data.schema import Level, Report, Summary
 from phi3v_data.tokens.choose import choose_model
 from phi3v_data.tokens.family import TokenFamily
@@ -77,6 +78,11 @@ def lint_file(
     """
     path = Path(path)
     rows = open_rows(path)
+    if images_root is not None and is_remote(images_root):
+        raise UserError(
+            f"--images_root {spelled(images_root)}: a file of rows is checked with images in a folder; `phi3v-data "
+            "import` reads an address, and what it writes can be checked"
+        )
     if images_root is not None and not Path(images_root).is_dir():
         raise NotFoundError(f"--images_root '{images_root}' is not a folder")
     chosen = choose_format(rows, format)

@@ -13,7 +13,7 @@ library's own settings. A request that fails is repeated (`retry.py`).
 import io
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -35,7 +35,7 @@ _MOST_AT_ONCE = 16 << 20
 
 _PAGE_BYTES = 1 << 20  # of a page of a list, about, for `longest_request`
 
-_PRECONDITION_FAILED = 412
+_PRECONDITION_FAILED, _NO_SUCH_RANGE = 412, 416
 _PAGE = 1000
 _MOST_EMPTY = 100  # pages of a list one after another
 _STATES = ("generation", "ETag", "etag", "blob_id", "md5Hash", "sha256", "version_id")
@@ -112,6 +112,12 @@ class Store:
                 raise UserError(f"{self.where(name)}: the store gives no etag, so a change would not be noticed")
             yield StoredObject(name, size, etag)
 
+    def is_empty(self) -> bool:
+        """Whether nothing is there, by one request or a few. Raises as `objects`."""
+        if self.address.protocol == "s3":
+            return next(self.objects(), None) is None
+        return not self._patiently(str(self), lambda: self._fs.exists(self.address.path))
+
     def find(self, name: str = "") -> StoredObject | None:
         """One object, or the one that the address itself names; None if there is none."""
         path = f"{self.address.path}/{name}" if name else self.address.path
@@ -134,6 +140,23 @@ class Store:
         end = min(offset + size, found.size)
         starts = range(offset, end, _MOST_AT_ONCE)
         return b"".join([self._read_piece(found, start, min(start + _MOST_AT_ONCE, end)) for start in starts])
+
+    def get(self, name: str, most: int) -> bytes | None:
+        """The first `most` bytes of an object as it is now, for S3 by one request if it is small; None: there is none.
+
+        Raises as `read`.
+        """
+        if self.address.protocol == "s3":
+            path, start = f"{self.address.path}/{name}", min(most, _MOST_AT_ONCE)
+            ask = partial(_range_of_s3, self._fs, path, "", 0, start)
+            try:
+                data, _ = self._patiently(self.where(name), partial(_wait, self._fs, ask, longest_request(start)))
+            except FileNotFoundError:
+                return None
+            if len(data) < start:
+                return data
+        found = self.find(name)
+        return None if found is None else self.read(found, 0, most)
 
     def key(self, found: StoredObject, offset: int, size: int) -> str:
         """The name of a range in the local cache: another one if the object is."""
@@ -281,13 +304,10 @@ class Store:
         if self.address.protocol == "gs":
             data: bytes = self._fs.cat_file(f"{path}#{found.etag}", start=start, end=end, timeout=timeout)
             return data
-        from fsspec.asyn import sync
-
         try:
-            data, etag = sync(self._fs.loop, _range_of_s3, self._fs, path, found.etag, start, end, timeout=timeout)
+            data, etag = _wait(self._fs, partial(_range_of_s3, self._fs, path, found.etag, start, end), timeout)
         except OSError as error:
-            answer = getattr(error.__cause__, "response", None) or {}
-            if answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == _PRECONDITION_FAILED:
+            if _status(error) == _PRECONDITION_FAILED:
                 raise self._changed(found) from None
             raise
         if etag and etag != found.etag:  # some servers do not know `If-Match`
@@ -324,11 +344,24 @@ class Store:
         return ChangedError(f"{self.where(found.name)}: changed since it was opened; run the command again")
 
 
+def _wait(fs: Any, request: Callable[[], Awaitable[T]], timeout: float) -> T:
+    """The result of a request that runs in the thread of an fsspec file system. Raises TimeoutError."""
+    from fsspec.asyn import sync
+
+    result: T = sync(fs.loop, request, timeout=timeout)
+    return result
+
+
 async def _range_of_s3(fs: Any, path: str, etag: str, start: int, end: int) -> tuple[bytes, str]:
-    """A range of an object with this etag, and the etag of the answer; a weak one cannot be asked for."""
+    """A range of an object, if it has this etag, and the etag of the answer; a weak one cannot be asked for."""
     bucket, key, _ = fs.split_path(path)
-    only = {} if '"' in etag else {"IfMatch": f'"{etag}"'}
-    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **only)
+    only = {"IfMatch": f'"{etag}"'} if etag and '"' not in etag else {}
+    try:
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **only)
+    except OSError as error:
+        if _status(error) == _NO_SUCH_RANGE:  # of an object without content
+            return b"", ""
+        raise
     try:
         return await answer["Body"].read(), _etag(answer)
     finally:
@@ -402,6 +435,12 @@ def _options(protocol: str) -> Mapping[str, Any]:
         limits = ClientTimeout(sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT)  # without, it waits for ever
         return {"version_aware": True, "requests_timeout": limits}
     return {}
+
+
+def _status(error: OSError) -> int:
+    """The status of the answer of S3 that s3fs made this error of; 0 if there was none."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _etag(info: Mapping[str, Any]) -> str:

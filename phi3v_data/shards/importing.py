@@ -98,7 +98,8 @@ class ImportShards(Converter[ImportSettings]):
         members = [_Member(*each) for each in data["images"]]
         places = ShardImages(
             "",
-            downloads=Path(options.downloads) if options.fetch else None,
+            downloads=Path(options.downloads),
+            fetch=options.fetch,
             shard=item.path,
             members={name: member for member in members for name in member.names},
         )

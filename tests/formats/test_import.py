@@ -466,7 +466,12 @@ def test_images_by_path_data_url_and_base64_keep_their_bytes(tmp_path: Path) -> 
         ("/etc/passwd", "image-path-unsafe", "leads out of"),
         ("images", "image-missing", "images"),
         ("https://example.com/a.jpg", "image-missing", "--fetch"),
-        ("s3://bucket/a.jpg", "image-missing", "rows.jsonl, line 1, image contains a URL; download the images first"),
+        (
+            "s3://bucket/a.jpg",
+            "image-missing",
+            "rows.jsonl, line 1, image: 's3://bucket/a.jpg' is an object of a store; only those below --images_root "
+            "are read: give an address there",
+        ),
         ("data:image/jpeg;base64,AAAA", "image-unreadable", ""),
         ({"bytes": None, "path": None}, "wrong-type", "row"),
     ],

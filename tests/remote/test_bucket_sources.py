@@ -64,7 +64,7 @@ def test_of_an_address_of_a_file_the_folder_is_asked_for_if_its_rows_name_images
         import_rows("sharegpt", "s3://b/rows/data.json", tmp_path / "file", workers=0)
     assert str(refused.value).endswith(
         "data.json, line 1, images[0]: there is no image 'images/0.jpg', as of the store only the file itself was "
-        "copied: as SRC, give the folder that has data and images, with --data FILE"
+        "copied: as SRC, give the folder that has data and images, with --data FILE, or --images_root s3://..."
     )
     options = {"data": "data.json"}
     assert import_rows("sharegpt", "s3://b/rows", tmp_path / "folder", options=options, workers=0).rejects == 0
