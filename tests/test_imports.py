@@ -43,7 +43,7 @@ DATA_FLOORS = (
     ("schema", "unfinished", "json_text", "jsonl", "splits", "encodings", "lock", "columns", "yaml_keys"),
     ("choices", "files", "near_names", "user_code"),
     ("console",),
-    ("mounts", "markdown", "streams", "metric_names"),
+    ("mounts", "markdown", "streams", "metric_names", "wrong_values"),
     ("errors", "lazy", "licences", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.
