@@ -1,9 +1,16 @@
 """Findings of Pydantic in the words of our messages: `--num_crops must be at least 1, not 0`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from phi3v_data.messages import shown
+
+_NAMED = {
+    "extra_forbidden": "is not a known key",
+    "missing": "is missing",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
 
 _WANTED = {
     "bool_parsing": "true or false",
@@ -25,7 +32,6 @@ _WANTED = {
     "literal_error": "{expected}",
     "model_type": "an object",
     "path_type": "a path",
-    "string_too_long": "a string of at most {max_length} characters",
     "string_type": "a string",
     "tuple_type": "an array",
 }
@@ -34,23 +40,23 @@ _WANTED = {
 
 def refusal(where: str, finding: Mapping[str, Any]) -> str:
     """One of `ValidationError.errors()` as a sentence about `where`, which is an option or a field; `it` if empty."""
-    where = where or "it"
+    if is_own(finding):
+        return f"{where}: {complaint(finding)}" if where else complaint(finding)
+    return f"{where or 'it'} {complaint(finding)}"
+
+
+def complaint(finding: Mapping[str, Any], show: Callable[[object], str] = shown) -> str:
+    """The same without the name: `must be at least 1, not 0`; the message of a validator of our own as it is."""
     kind = finding["type"]
-    if kind == "missing":
-        return f"{where} is missing"
-    if kind == "extra_forbidden":
-        return f"{where} is not a known key"
-    if kind in ("string_too_short", "too_short") and finding["ctx"]["min_length"] == 1:
-        return f"{where} must not be empty"
-    what = wanted(finding)
-    return f"{where} must be {what}, not {shown(finding['input'])}" if what else f"{where}: {own_words(finding)}"
+    if kind in _NAMED:
+        return _NAMED[kind]
+    if is_own(finding):
+        return str(finding["msg"]).removeprefix("Value error, ")
+    bounds = {name: int(each) if each in (0.0, 1.0) else each for name, each in finding.get("ctx", {}).items()}
+    expected = _WANTED[kind].format_map(bounds)
+    return f"must be {expected}, not {show(finding['input'])}"
 
 
-def wanted(finding: Mapping[str, Any]) -> str:
-    """The kind of value that is expected: `a whole number`; empty for a finding of a validator of our own."""
-    return _WANTED.get(finding["type"], "").format_map(finding.get("ctx", {}))
-
-
-def own_words(finding: Mapping[str, Any]) -> str:
-    """The message of a validator of our own, without what Pydantic puts before it."""
-    return str(finding["msg"]).removeprefix("Value error, ")
+def is_own(finding: Mapping[str, Any]) -> bool:
+    """Whether the message is that of a validator of our own."""
+    return finding["type"] not in _NAMED and finding["type"] not in _WANTED
