@@ -187,6 +187,14 @@ def test_a_mistake_is_one_line_without_traceback(tmp_path: Path) -> None:
         assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
 
 
+@pytest.mark.parametrize("command", ["validate", "stats", "convert ucf101 --out_dir x --source"])
+def test_a_path_that_is_too_long_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a" * 300
+    with pytest.raises(SystemExit) as end:
+        cli.run(cli.make_group("phi3v-data", "", COMMANDS), [*command.split(), name])
+    assert (end.value.code, *capsys.readouterr()) == (2, "", f"error: {name}: File name too long\n")
+
+
 # ---- what ends a command -------------------------------------------------------------------------------------------
 
 TOY = textwrap.dedent(

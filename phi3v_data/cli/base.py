@@ -60,7 +60,16 @@ OPTIONAL_PACKAGES = {
 TABLE_COLUMNS = 128
 """Narrowest terminal in which Rich's table does not cut the longest option names."""
 
-_OBSTACLES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_OBSTACLES = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENAMETOOLONG,
+}
 
 
 @dataclass(frozen=True, slots=True)
