@@ -41,8 +41,8 @@ class MergedLeaks:
             here, there = map(self._name, first)
             number = 1 + sum(1 for _ in leaks)
             yield (
-                f"{counted(number, 'sample')} in several splits now, such as {here}, the same as {there}, which validate "
-                "reports as leak-sample; `phi3v-data clean OUT NEW --drop leak-sample` leaves them out"
+                f"{counted(number, 'sample')} in several splits now, such as {here}, the same as {there}, which "
+                "validate reports as leak-sample; `phi3v-data clean OUT NEW --drop leak-sample` leaves them out"
             )
         kept = [np.where(new, 0, source.table.groups) for source, new in zip(self.sources, renamed, strict=True)]
         apart = np.concatenate([self._straddling(keys, self._splits_of(n)) for n, keys in enumerate(kept)])
