@@ -150,7 +150,13 @@ def test_an_unknown_command_is_answered_with_its_neighbour() -> None:
             "validate . --max-problems x",
             "--max_problems must be a whole number, not 'x'; see 'phi3v-data validate --help'",
         ),
-        ("convert ucf101 --limit x", "--limit must be a whole number, not 'x'; see 'phi3v-data convert --help'"),
+        ("convert ucf101 --limit x", "--limit must be a whole number, not 'x'; see 'phi3v-data convert ucf101 --help'"),
+        (
+            "convert ucf101 --frame 4",
+            "no option '--frame' of 'phi3v-data convert ucf101'; did you mean '--frames'? "
+            "See 'phi3v-data convert ucf101 --help'.",
+        ),
+        ("convert --nope", "no option '--nope' of 'phi3v-data convert'; see 'phi3v-data convert --help'"),
     ],
 )
 def test_a_command_line_that_cannot_be_parsed_is_one_sentence(

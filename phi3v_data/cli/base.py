@@ -107,6 +107,8 @@ class Command(TyperCommand):
     """A command whose help shows `--snake_case` and whose options also work in kebab-case."""
 
     interrupted: str = "Run the same command again."
+    with_options_of: str = ""
+    """The words after the command's name that decide which options it has."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         ours = {**CONTEXT_SETTINGS, "allow_extra_args": True}  # refused in `parse_args`

@@ -27,7 +27,7 @@ def usage_sentence(error: Exception, command: Any, ctx: Any, words: Sequence[str
         case "NoSuchOption":
             typed = _as_typed(name, words)
             known = [opt for param in command.params for opt in (*param.opts, *param.secondary_opts)]
-            return f"no option {shown(typed)} of '{ctx.command_path}'{_suggestion(ctx, typed, known, _ALIKE)}"
+            return f"no option {shown(typed)} of '{_called(ctx)}'{_suggestion(ctx, typed, known, _ALIKE)}"
         case "BadOptionUsage":
             flags = [opt for param in command.params if getattr(param, "is_flag", False) for opt in param.opts]
             return f"{name} takes no value{see(ctx)}" if name in flags else f"{name} needs a value{see(ctx)}"
@@ -35,7 +35,7 @@ def usage_sentence(error: Exception, command: Any, ctx: Any, words: Sequence[str
             given = _given(command, ctx, words)
             missing = [_with_value(param) for param in command.params if param.required and not given.get(param.name)]
             needed = " and ".join([", ".join(missing[:-1]), missing[-1]] if missing[1:] else missing)
-            return f"'{ctx.command_path}' needs {needed}{see(ctx)}"
+            return f"'{_called(ctx)}' needs {needed}{see(ctx)}"
         case "BadParameter" if option is not None:
             if sentence := _wrong_value(command, option, _given(command, ctx, words).get(option.name)):
                 return sentence + see(ctx)
@@ -45,7 +45,7 @@ def usage_sentence(error: Exception, command: Any, ctx: Any, words: Sequence[str
 
 def unexpected(ctx: Any, words: Sequence[str]) -> str:
     """The sentence for words that no argument of the command takes."""
-    return f"'{ctx.command_path}' has no place for {' '.join(map(shown, words))}{see(ctx)}"
+    return f"'{_called(ctx)}' has no place for {' '.join(map(shown, words))}{see(ctx)}"
 
 
 def unknown_command(ctx: Any, name: str, known: Sequence[str]) -> str:
@@ -55,13 +55,18 @@ def unknown_command(ctx: Any, name: str, known: Sequence[str]) -> str:
 
 def see(ctx: Any) -> str:
     """Where the options of the command are explained, as the end of a sentence."""
-    return f"; see '{ctx.command_path} --help'"
+    return f"; see '{_called(ctx)} --help'"
+
+
+def _called(ctx: Any) -> str:
+    """The command as it is called, with the converter whose options it has: `phi3v-data convert ucf101`."""
+    return " ".join(filter(None, (ctx.command_path, getattr(ctx.command, "with_options_of", ""))))
 
 
 def _suggestion(ctx: Any, name: str, known: Sequence[str], cutoff: float = 0.6) -> str:
     names = {_bare(each): each for each in known}
     near = [shown(names[each]) for each in get_close_matches(_bare(name), names, cutoff=cutoff)]
-    return f"; did you mean {' or '.join(near)}? See '{ctx.command_path} --help'." if near else see(ctx)
+    return f"; did you mean {' or '.join(near)}? See '{_called(ctx)} --help'." if near else see(ctx)
 
 
 def _bare(word: str) -> str:
