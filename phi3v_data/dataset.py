@@ -21,6 +21,7 @@ from phi3v_data.remote.address import spelled
 from phi3v_data.schema import FORMAT_VERSION, Manifest, Sample
 from phi3v_data.splits import Splits, canonical_split, find_splits
 from phi3v_data.unfinished import MANIFEST, UnfinishedError, refuse_interrupted, refuse_marker, refuse_unfinished
+from phi3v_data.wrong_values import refusal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,14 +75,14 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
 
 
 def first_error(error: Any) -> str:
-    """The first finding of a pydantic ValidationError: `conversations[0].user: Field required`."""
-    detail = error.errors(include_url=False, include_input=False)[0]
-    loc, message = detail["loc"], str(detail["msg"])
+    """The first finding of a pydantic ValidationError: `conversations[0].user is missing`."""
+    detail = error.errors(include_url=False)[0]
+    loc, name = detail["loc"], ""
     if loc[-1:] == ("[key]",):  # pydantic's marker for an invalid key instead of an invalid value
-        loc, message = loc[:-2], f"the name {shown(loc[-2])}: {message}"
+        loc, name = loc[:-2], f"the name {shown(loc[-2])}"
     parts = (f"[{part}]" if isinstance(part, int) else f".{escaped(part)[:60]}" for part in loc)
     field = "".join(parts).removeprefix(".")
-    return f"{field}: {message}" if field else message
+    return refusal(": ".join(filter(None, (field, name))), detail)
 
 
 def list_directory(directory: Path) -> list[str]:

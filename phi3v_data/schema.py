@@ -31,10 +31,10 @@ _NEW_KEYS = (b'"rejected"', b'"steps"', b'"tools"')
 
 def _set_name(name: str) -> str:
     if name and not is_plain_name(name):
-        raise PydanticCustomError("set_name", "A set's name is part of its file names: no '/', '..' or leading dot")
+        raise PydanticCustomError("set_name", "a set's name is part of its file names: no '/', '..' or leading dot")
     if len(name.encode()) > MAX_NAME_BYTES:
         raise PydanticCustomError(
-            "set_name", "A set's name is part of its file names: at most {limit} bytes", {"limit": MAX_NAME_BYTES}
+            "set_name", "a set's name is part of its file names: at most {limit} bytes", {"limit": MAX_NAME_BYTES}
         )
     return name
 
@@ -43,7 +43,7 @@ def _split_name(name: str) -> str:
     if not is_split_name(name):
         raise PydanticCustomError(
             "split_name",
-            "A split's name has up to {limit} letters, digits, '_', '-' and '.'",
+            "a split's name has up to {limit} letters, digits, '_', '-' and '.'",
             {"limit": MAX_NAME_BYTES},
         )
     return name
@@ -51,7 +51,7 @@ def _split_name(name: str) -> str:
 
 def _file_name(name: str) -> str:
     if not (is_plain_name(name) and is_data_file(name)):
-        raise PydanticCustomError("file_name", "A split's file is a .jsonl file in DIR itself, named without a path")
+        raise PydanticCustomError("file_name", "a split's file is a .jsonl file in DIR itself, named without a path")
     return name
 
 

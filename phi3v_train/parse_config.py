@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from phi3v_data.errors import UserError
+from phi3v_data.wrong_values import refusal
 from phi3v_train.config import RunConfig, home_groups
 
 
@@ -32,17 +33,12 @@ def _sentences(error: ValidationError, files: Mapping[str, str]) -> Iterator[str
         names = [str(part) for part in item["loc"]]
         if names and names[0] in RunConfig.GROUPS:
             del names[0]
-        message = item["msg"].removeprefix("Value error, ").partition(", unable to parse string")[0]
         file = files.get(names[0], "") if names else ""
         if item["type"] == "extra_forbidden":
             where = f"{file}: " if file else ""
             yield f"{where}{'.'.join(names)!r} is not a setting of a run{_nearest(names[-1])}"
-        elif names:
-            lowered = message[:1].lower() + message[1:]
-            where = f"{file}: {names[0]}" if file else f"--{names[0]}"
-            yield f"{where}: {lowered.replace('input should', 'should')}, got {item['input']!r}"
         else:
-            yield message
+            yield refusal(f"{file}: {names[0]}" if file else f"--{names[0]}" if names else "", item)
 
 
 def _nearest(name: str) -> str:

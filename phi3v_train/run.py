@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phi3v_data.dataset import read_manifest
+from phi3v_data.dataset import list_directory, read_manifest
 from phi3v_data.errors import UserError
 from phi3v_data.files import read_json
 from phi3v_data.lock import lock_file
@@ -61,6 +61,8 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
     """
     require_data_dir(config.data.data_dir)
     use_cache(config.data.data_cache_gb)
+    for directory in config.data.data_dir:
+        list_directory(data_directory(directory))  # before a model is asked of the Hub
     files = locate_base(config.model.model_name_or_path, weights=False)
     options = dict(config.model.image_options)
     files.family.image_budget(options)

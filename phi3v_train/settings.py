@@ -120,7 +120,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     for key, value in values.items():
         grouped = key in RunConfig.GROUPS and isinstance(value, dict)
         if key in RunConfig.GROUPS and not grouped and key not in {*home_groups(), *ALIASES}:
-            raise UserError(f"{path}: {key}: should be a group of `name: value` lines, got {value!r}")
+            raise UserError(f"{path}: {key}: must be a group of `name: value` lines, not {shown(value)}")
         pairs += [(str(name), item) for name, item in (value.items() if grouped else [(key, value)])]
     found = dict(pairs)
     if len(found) < len(pairs):

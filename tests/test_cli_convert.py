@@ -63,10 +63,10 @@ def test_options_of_a_converter_become_options_of_the_command(source: Path, tmp_
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--size", "big"], "option size of toy: "),
-        (["--size", "0"], "greater than or equal to 1"),
+        (["--size", "big"], "--size of toy must be a whole number, not 'big'"),
+        (["--size", "0"], "--size of toy must be at least 1, not 0"),
         (["--mode", "sepia"], "'grey' or 'colour'"),
-        (["--scale", "x"], "option scale of toy"),
+        (["--scale", "x"], "--scale of toy must be a number, not 'x'"),
         (["--split", "train=2"], "--split"),
         (["--engine", "slurm"], "local or ray"),
         (["--limit", "0"], "--limit must be at least 1"),

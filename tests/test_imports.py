@@ -43,7 +43,7 @@ DATA_FLOORS = (
     ("schema", "unfinished", "json_text", "jsonl", "splits", "encodings", "lock", "columns", "yaml_keys"),
     ("choices", "files", "near_names", "user_code"),
     ("console",),
-    ("mounts", "markdown", "streams", "metric_names"),
+    ("mounts", "markdown", "streams", "metric_names", "wrong_values"),
     ("errors", "lazy", "licences", "messages", "suffixes"),
 )
 """Floors of `phi3v_data`, the top one first; the longest prefix of a module's name counts.
@@ -284,6 +284,40 @@ def test_commands_that_read_a_directory_load_no_framework(imported_set: tuple[Pa
     )
     unused = {"phi3v_data.formats.drafts", "phi3v_data.formats.fetch", "phi3v_data.formats.importing"}
     assert not loaded & (UNUSED | unused)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("chat nowhere", "MODEL nowhere: no such directory; "),
+        ("chat tiny --image nowhere.png", "nowhere.png: No such file or directory\n"),
+        ("serve nowhere --port 0", "MODEL nowhere: no such directory; "),
+        ("merge nowhere out", "MODEL nowhere: no such directory; "),
+        ("merge nowhere --check vllm", "MODEL nowhere: no such directory; "),
+        ("eval --data_dir {set} --eval_split train --model_name_or_path nowhere", "--model_name_or_path nowhere: no "),
+        ("eval --data_dir nowhere", "nowhere: no such directory"),
+        ("eval --data_dir {set} --eval_split train --metric nothing", "--metric nothing: no such metric; "),
+        ("predict --data_dir {set} --eval_split train --model_name_or_path nowhere", "--model_name_or_path nowhere: "),
+        ("predict --data_dir {set} --output_dir s3://a/b", "--output_dir s3://a/b: is an address"),
+        ("inspect {set} --split train --model_name_or_path nowhere", "--model_name_or_path nowhere: no such directory"),
+        ("push nowhere --repo a/b", "nowhere: no such directory; "),
+    ],
+)
+def test_what_is_missing_is_said_before_a_framework_is_loaded(
+    imported_set: tuple[Path, set[str]], tmp_path: Path, command: str, sentence: str
+) -> None:
+    for framework in ("torch", "transformers", "peft"):
+        (tmp_path / f"{framework}.py").write_text("raise RuntimeError(__name__)")
+    done = subprocess.run(
+        [sys.executable, "-m", "phi3v_train", *command.format(set=imported_set[0]).split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {sentence}")
 
 
 def test_the_first_collection_of_garbage_is_put_off_once(monkeypatch: pytest.MonkeyPatch) -> None:

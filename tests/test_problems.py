@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from in_process import make_cli
+from PIL import Image
 
 import phi3v_data
 from phi3v_data.lint import lint_file
@@ -81,7 +82,7 @@ def test_the_example_gives_its_code(code: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_texts_are_complete(problem: Problem) -> None:
     assert re.fullmatch(r"[a-z]+(-[a-z0-9]+)+|bom", problem.code)
-    for text in (problem.what, problem.why, problem.fix):
+    for text in (problem.what, problem.why, problem.how_to_fix):
         assert text.endswith((".", ")", "`."))
         assert len(text) > 25
     assert not problem.title.endswith(".")
@@ -90,12 +91,39 @@ def test_texts_are_complete(problem: Problem) -> None:
     assert problem.example.command.startswith(f"phi3v-data validate {problem.example.file or 'DIR'}")
 
 
-@pytest.mark.parametrize("code", ["image-name-mismatch", "image-format-mismatch", "image-orientation", "image-mode"])
-def test_what_clean_repairs_is_said_so(
-    code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("image-name-mismatch", "corrects the path in a copy if one file only can be meant"),
+        ("image-format-mismatch", "makes a copy in which file and path have the extension of the format"),
+        ("image-orientation", "makes a copy with the pixels rotated and the tag removed"),
+        ("image-mode", "makes a copy in which CMYK is RGB, with the values that the processor of the model would use"),
+    ],
+)
+def test_what_clean_fixes_is_said_by_explain_and_by_the_report(
+    code: str, advice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, out, _ = make_cli(capsys, monkeypatch)("explain", code)
-    assert (status, "`phi3v-data clean DIR OUT --fix`" in " ".join(out.split())) == (0, True)
+    cli = make_cli(capsys, monkeypatch)
+    advice = f"`phi3v-data clean DIR OUT --fix` {advice}"
+    status, out, _ = cli("explain", code)
+    assert (status, advice in " ".join(out.split())) == (0, True)
+    write_example(PROBLEMS[code].example, tmp_path / "in")
+    _, out, _ = cli("validate", tmp_path / "in")
+    assert f"{advice}; phi3v-data explain {code}" in out
+    status, out, _ = cli("clean", tmp_path / "in", tmp_path / "out", "--fix")
+    assert (status, f"fixed: 1 {code}" in out) == (0, True)
+
+
+def test_clean_is_not_named_for_a_mode_that_it_does_not_fix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_example(PROBLEMS["image-mode"].example, tmp_path)
+    Image.new("I;16", (64, 48), 40_000).save(tmp_path / "images/a.jpg", "PNG")
+    (tmp_path / "images/a.jpg").rename(tmp_path / "images/a.png")
+    rows = tmp_path / "train.jsonl"
+    rows.write_text(rows.read_text().replace("a.jpg", "a.png"))
+    _, out, _ = make_cli(capsys, monkeypatch)("validate", tmp_path)
+    assert "store it as 8-bit RGB or grey; phi3v-data explain image-mode" in out
 
 
 def test_codes_in_the_source_are_in_the_catalogue() -> None:

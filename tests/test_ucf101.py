@@ -268,6 +268,8 @@ class TestOptions:
         (tmp_path / "names.txt").write_text("1 archery\r\n2 Yo Yo\r\n")
         assert {item.label for item in plan(subset, classes="yo yo")} == {"Yo Yo"}
         assert {item.label for item in plan(subset, classes=" Archery , yo yo")} == {"Archery", "Yo Yo"}
+        padded = f"{'Yo Yo, ' * 50}Archery"  # longer than the name of a file can be
+        assert {item.label for item in plan(subset, classes=padded)} == {"Archery", "Yo Yo"}
         options = Ucf101Options(classes=str(tmp_path / "names.txt"))
         assert str(tmp_path) not in options.model_dump_json()
         assert {item.label for item in Ucf101().plan(Source.open(subset), options)} == {"Archery", "Yo Yo"}

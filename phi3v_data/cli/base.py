@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import cleandoc
 from shutil import get_terminal_size
@@ -25,6 +24,7 @@ from typing import IO, Annotated, Any, ClassVar, NoReturn, TypeAlias, cast
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from phi3v_data.cli.usage_errors import UsageError, unexpected, unknown_command, usage_sentence
 from phi3v_data.errors import BROKEN_PIPE, COULD_NOT_RUN, GOOD, INTERRUPTED, UserError, how_to_install
 from phi3v_data.messages import MAX_ERROR, short
 from phi3v_data.streams import PrintableStream, drop_output, open_streams, printable_streams
@@ -57,13 +57,19 @@ OPTIONAL_PACKAGES = {
 }
 """Importable name of each optional package -> the extra that installs it."""
 
-_ALIKE = 0.8
-"""Least likeness (of difflib) of an option that is suggested for an unknown one."""
-
 TABLE_COLUMNS = 128
 """Narrowest terminal in which Rich's table does not cut the longest option names."""
 
-_OBSTACLES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_OBSTACLES = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENAMETOOLONG,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +107,12 @@ class Command(TyperCommand):
     """A command whose help shows `--snake_case` and whose options also work in kebab-case."""
 
     interrupted: str = "Run the same command again."
+    with_options_of: str = ""
+    """The words after the command's name that decide which options it has."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["context_settings"] = {**CONTEXT_SETTINGS, **(kwargs.get("context_settings") or {})}
+        ours = {**CONTEXT_SETTINGS, "allow_extra_args": True}  # refused in `parse_args`
+        kwargs["context_settings"] = {**ours, **(kwargs.get("context_settings") or {})}
         super().__init__(*args, **kwargs)
         for param in self.params:
             if isinstance(param, TyperOption) and param.name:
@@ -130,16 +139,15 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse; for an unknown option, suggest only names that are much like it."""
+        """Parse; what cannot be parsed is one sentence on stderr and exit code 2."""
+        words = list(args)
         try:
-            parsed: list[str] = super().parse_args(ctx, args)
-        except Exception as error:
-            if guesses := getattr(error, "possibilities", None):  # those of click are at times a quite different option
-                name = getattr(error, "option_name", "").lstrip("-")
-                names = {guess.lstrip("-"): guess for guess in guesses}
-                error.possibilities = [names[near] for near in get_close_matches(name, names, cutoff=_ALIKE)]  # type: ignore[attr-defined]  # click's
-            raise
-        return parsed
+            rest: list[str] = super().parse_args(ctx, args)
+        except UsageError as error:
+            fail(usage_sentence(error, self, ctx, words))
+        if rest and not ctx.resilient_parsing:
+            fail(unexpected(ctx, rest))
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command with stdout and stderr that escape control characters."""
@@ -217,6 +225,17 @@ class Group(TyperGroup):
         for name, spec in self.table.items():
             self.commands.setdefault(name, LazyCommand(name, spec))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the program's own options; without any word Typer prints the help."""
+        words = list(args)
+        try:
+            rest: list[str] = super().parse_args(ctx, args)
+        except UsageError as error:
+            if not words:
+                raise
+            fail(usage_sentence(error, self, ctx, words))
+        return rest
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command; for an unknown one, suggest similar names."""
         name = snake_case(args[0])
@@ -224,12 +243,7 @@ class Group(TyperGroup):
             name = self.aliases[name]
             args = [name, *args[1:]]
         if not name.startswith("_") and name not in self.commands and not ctx.resilient_parsing:
-            near = get_close_matches(name, list(self.commands))
-            fail(
-                f"no command {args[0]!r}"
-                + (f"; did you mean {' or '.join(repr(match) for match in near)}?" if near else "")
-                + f" See '{ctx.command_path} --help'."
-            )
+            fail(unknown_command(ctx, args[0], list(self.commands)))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

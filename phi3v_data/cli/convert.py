@@ -224,12 +224,14 @@ def build_command(name: str | None) -> Any:
     else:
         cls = find(name)
         function = with_options(with_settings(convert), cls.Options, f"Options of {cls.name}", cls.name)
-        is_file = ".py" in name
-        start = f"phi3v-data convert {'--converter ' if is_file else ''}{name}"
+        words = f"--converter {name}" if ".py" in name else name
         source = "" if cls.hub_id else " --source PATH"
-        function = command_info(examples=[f"{start}{source} --out_dir out"], interrupted=INTERRUPTED)(function)
+        examples = [f"phi3v-data convert {words}{source} --out_dir out"]
+        function = command_info(examples=examples, interrupted=INTERRUPTED)(function)
         function.__doc__ = f"{summary_of(cls)}\n\n{convert.__doc__}"
-        return make_command(function, name="convert")
+        command = make_command(function, name="convert")
+        command.with_options_of = words
+        return command
     return make_command(command_info(examples=EXAMPLES, interrupted=INTERRUPTED)(function), name="convert")
 
 

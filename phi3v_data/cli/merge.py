@@ -31,7 +31,8 @@ def merge(
 
     Ids are kept if they are unique; otherwise the name of the set is put in front. An image whose path is used by an
     earlier set for other content is moved to a folder named after its set. Splits with the same name are joined. What
-    had to change or does not agree (task, metrics, num_crops) is reported.
+    had to change or does not agree (task, metrics, num_crops) is reported, and samples that one set has in train and
+    another one in test.
     """
     from phi3v_data.console import progress_bar
     from phi3v_data.sets.merge import merge_sets

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from phi3v_data.errors import UserError
 from phi3v_data.formats.chat import Role
+from phi3v_data.messages import shown
+from phi3v_data.wrong_values import refusal
 
 FILE = "dataset_info.json"
 
@@ -116,7 +118,7 @@ def read_dataset_info(text: str, where: str = FILE) -> dict[str, Entry]:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(str(piece) for piece in first["loc"])
-            raise UserError(f"'{where}', entry '{name}', {field}: {first['msg']}") from None
+            raise UserError(f"'{where}', entry {shown(name)}: {refusal(field, first)}") from None
         if entry.file_name:
             entries[name] = entry
     return entries

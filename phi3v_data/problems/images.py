@@ -53,8 +53,8 @@ IMAGES = (
         "`A.jpg` and `a.jpg` are two names on Linux and one on macOS and Windows; `é` has two encodings in Unicode.",
         "Training works where the set was made and fails with missing images elsewhere.",
         _with("photo.jpg", ImageFile(64, 48, "JPEG"), "Photo.JPG"),
-        "`phi3v-data clean DIR OUT --fix` corrects it in a copy if one file only can be meant; or write the path "
-        "exactly as the file is named: the hint gives it.",
+        "Or write the path exactly as the file is named: the hint gives it.",
+        clean_fix="corrects the path in a copy if one file only can be meant",
     ),
     Problem(
         "image-format-mismatch",
@@ -64,8 +64,8 @@ IMAGES = (
         "For example a PNG called .jpg. This package goes by the content.",
         "Readers that go by the extension fail, and web servers send the wrong type.",
         _with("a.jpg", ImageFile(64, 48, "PNG")),
-        "`phi3v-data clean DIR OUT --fix` makes a copy in which file and path have the extension of the format; or "
-        "save the image again in the format of its extension.",
+        "Or save the image again in the format of its extension.",
+        clean_fix="makes a copy in which file and path have the extension of the format",
     ),
     Problem(
         "image-animated",
@@ -86,8 +86,8 @@ IMAGES = (
         "shows.",
         "16-bit grey comes out nearly white, CMYK in false colours; the model learns from that.",
         _with("a.jpg", ImageFile(64, 48, "JPEG", "CMYK")),
-        "Convert it with a tool that applies the colour profile, and store it as 8-bit RGB. `phi3v-data clean DIR OUT "
-        "--fix` makes a copy in which CMYK is RGB, with the values that the processor of the model would use.",
+        "Convert any other with a tool that applies the colour profile, and store it as 8-bit RGB.",
+        clean_fix="makes a copy in which CMYK is RGB, with the values that the processor of the model would use",
     ),
     Problem(
         "image-orientation",
@@ -98,8 +98,8 @@ IMAGES = (
         "the model does not.",
         "The model sees the image on its side, and people who look at the data do not notice.",
         _with("a.jpg", ImageFile(64, 48, "JPEG", orientation=6)),
-        "`phi3v-data clean DIR OUT --fix` makes a copy with the pixels rotated and the tag removed; for a file of "
-        "another tool rotate them yourself (`PIL.ImageOps.exif_transpose`).",
+        "For a file of another tool rotate them yourself (`PIL.ImageOps.exif_transpose`).",
+        clean_fix="makes a copy with the pixels rotated and the tag removed",
     ),
     Problem(
         "image-stray-bytes",

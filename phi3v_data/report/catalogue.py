@@ -52,7 +52,7 @@ def print_problem(problem: Problem, console: "Console") -> None:
     console.print(Line.assemble((problem.code, "bold"), "  ", (problem.severity, STYLES[problem.severity]), note))
     console.print(Line(problem.title[:1].upper() + problem.title[1:] + "."))
     width = min(console.width, 100)
-    for head, text in (("What", problem.what), ("Why it matters", problem.why), ("How to fix it", problem.fix)):
+    for head, text in (("What", problem.what), ("Why it matters", problem.why), ("How to fix it", problem.how_to_fix)):
         console.print()
         console.print(Line(head, style="bold"))
         console.print(Line(fill(text, width - 2, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)))
@@ -87,7 +87,8 @@ def to_markdown() -> str:
             parts.append(
                 f"\n### {problem.code}\n\n**{problem.severity}**{note}: {_escape(problem.title)}.\n\n"
                 f"{_escape(problem.what)}\n\n**Why it matters.** {_escape(problem.why)}\n\n"
-                f"**How to fix it.** {_escape(problem.fix)}\n\n**Example**, found by `{problem.example.command}`:\n\n"
+                f"**How to fix it.** {_escape(problem.how_to_fix)}\n\n"
+                f"**Example**, found by `{problem.example.command}`:\n\n"
                 f"{fence}text\n" + "\n".join(example_lines(problem)) + f"\n{fence}"
             )
     return "\n".join(parts) + "\n"

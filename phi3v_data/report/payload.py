@@ -299,7 +299,7 @@ def _help(code: str) -> list[list[str]]:
     if code not in PROBLEMS:
         return []
     problem = PROBLEMS[code]
-    return [["What", problem.what], ["Why it matters", problem.why], ["How to fix it", problem.fix]]
+    return [["What", problem.what], ["Why it matters", problem.why], ["How to fix it", problem.how_to_fix]]
 
 
 def _steps(steps: object, limit: int, cut: Callable[[object], str]) -> list[list[str]]:

@@ -4,6 +4,7 @@ ids       kept if they are unique; otherwise each such row gets the name of its 
 images    equal files with the same path are kept once; a file with other content moves to a folder named after its set
 groups    a group that occurs in sets of different names gets the name of the set in front
 splits    splits with the same name are joined, in the order of the arguments
+leaks     samples and groups that are in several splits now are kept, and reported
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from phi3v_data.errors import UserError
 from phi3v_data.jsonl import encode_line
 from phi3v_data.schema import ConverterInfo, Manifest
 from phi3v_data.sets.collisions import Flags, GroupNames, IdNames, ImageNames, set_labels
+from phi3v_data.sets.merged_leaks import MergedLeaks
 from phi3v_data.sets.merged_manifest import merge_facts
 from phi3v_data.sets.place_images import place_images
 from phi3v_data.sets.reading import Progress, SourceSet, decode_row, read_set, row_images
@@ -100,6 +102,7 @@ class _Merge:
         stage.write_file(REJECTS, b"".join(map(_whole_lines, self.sources)))
         for notes in (self.ids.notes(), self.groups.notes(), self.images.notes()):
             stage.notes.extend(notes)
+        stage.notes.extend(MergedLeaks(self.sources, splits).notes(self.groups.changed))
         return self.manifest(stage, labelled)
 
     def target_splits(self, stage: Stage) -> tuple[list[dict[str, str]], dict[str, bool]]:

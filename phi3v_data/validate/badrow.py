@@ -15,15 +15,8 @@ from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.schema import Sample, ToolStep, Turn
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.rowtypes import Row, TurnRow
+from phi3v_data.wrong_values import complaint
 
-_WANTED = {
-    "string_type": "a string",
-    "int_type": "a whole number",
-    "tuple_type": "an array",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "greater_than_equal": "a whole number from 0 on",
-}
 _WEIGHT = "0 (context only) or 1 (trained)"
 
 
@@ -113,7 +106,7 @@ class BadRows:
     ) -> None:
         """Report Pydantic's errors with our codes, one per field."""
         seen: set[tuple[str | int, ...]] = set()
-        for found in error.errors(include_url=False, include_context=False):
+        for found in error.errors(include_url=False):
             path = found["loc"][:2] if found["loc"][:1] == ("meta",) else found["loc"]
             kind, given = found["type"], _at(value, path)
             if path in seen or path in infinite or kind == "string_unicode":
@@ -140,10 +133,9 @@ class BadRows:
                     hint="meta is flat: join nested keys as in 'image.width'",
                 )
             else:
-                wanted = _WANTED.get(kind, found["msg"][:1].lower() + found["msg"][1:])
-                if path[0] == "conversations" and path[2:] == ("weight",):
-                    wanted = _WEIGHT
-                self.findings.add("wrong-type", f"must be {wanted}, not {_kind(given)}", **where)
+                is_weight = path[0] == "conversations" and path[2:] == ("weight",)
+                message = f"must be {_WEIGHT}, not {_kind(given)}" if is_weight else complaint(found, show=_kind)
+                self.findings.add("wrong-type", message, **where)
 
 
 def check_blank(

@@ -20,6 +20,7 @@ from phi3v_data.media import integrity
 from phi3v_data.media.images import HEIC_PHOTO
 from phi3v_data.messages import counted, escaped, shown
 from phi3v_data.near_names import closest
+from phi3v_data.problems import PROBLEMS
 from phi3v_data.validate.badrow import image_fields
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
@@ -51,6 +52,14 @@ IMAGE_CODES = {
 def hint_for(words: str, hint: str) -> str:
     """The hint of a finding, which a HEIC photo has in its message."""
     return "" if HEIC_PHOTO in words else hint
+
+
+def with_command(code: str, words: str, hint: str) -> str:
+    """The hint of a finding with the command that fixes the image, if there is one; of the modes it fixes CMYK only."""
+    command = PROBLEMS[code].by_command
+    if not hint or not command or (code == "image-mode" and "CMYK" not in words):
+        return hint
+    return f"{hint}; {command}"
 
 
 _KINDS = {
@@ -190,7 +199,8 @@ class ImageReport:
         for use in self.findings.up_to_limit(code, positions.tolist()):
             index = int(uses[use])
             said = words(index)
-            self.report_use(code, use, f"{shown(self.tree.path(index), 160)} {said}", hint_for(said, hint))
+            advice = with_command(code, said, hint_for(said, hint))
+            self.report_use(code, use, f"{shown(self.tree.path(index), 160)} {said}", advice)
 
     def report_use(self, code: str, use: int, message: str, hint: str = "", **more: Any) -> None:
         """A finding at the row and field of one image's use."""
@@ -248,7 +258,7 @@ class ImageReport:
             return (
                 "image-name-mismatch",
                 f"{name} is not under images/: a file differs in {kind}",
-                f"did you mean {shown(meant, 160)}?",
+                f"did you mean {shown(meant, 160)}? {PROBLEMS['image-name-mismatch'].by_command}",
             )
         if self._closed:
             parts = path.split("/")

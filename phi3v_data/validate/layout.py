@@ -20,6 +20,7 @@ from phi3v_data.splits import NOT_SPLITS, Splits, find_splits
 from phi3v_data.unfinished import MANIFEST, refuse_interrupted, refuse_marker, refuse_unfinished
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.table import RowTable
+from phi3v_data.wrong_values import complaint
 
 
 @dataclass
@@ -129,9 +130,8 @@ def _read_manifest(directory: Path, findings: Findings, closed: list[tuple[str, 
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
-        for found in error.errors(include_url=False, include_input=False, include_context=False):
-            parts = found["loc"]
-            message = found["msg"][:1].lower() + found["msg"][1:]
+        for found in error.errors(include_url=False):
+            parts, message = found["loc"], complaint(found)
             if parts[-1:] == ("[key]",):  # pydantic's mark of a name that is wrong, not the value under it
                 message, parts = f"the name {shown(parts[-2])}: {message}", parts[:-2]
             invalid(message, "see the format in docs/format.md", field_path(parts) or None)

@@ -3,7 +3,7 @@
 Candidates are found by hashes; two rows count as equal only if their texts, read again, are equal.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,12 +68,12 @@ def report_repeated_samples(table: RowTable, pixels: PixelIdentity, findings: Fi
     Within a split rows that train different turns are not duplicates.
     """
     splits = table.split_of_rows()
-    for rows in equal_groups(_sample_hashes(table, pixels)):
+    for rows in equal_groups(sample_hashes(table, pixels.of_uses)):
         known: dict[Any, dict[int, int]] = {}  # content -> first row of each split
         same: dict[Any, int] = {}  # content, split and trained turns -> first row
         for row in rows.tolist():
             value = table.load(row)
-            content = _content(value, row, table, pixels)
+            content = sample_content(value, row, table, pixels.exact)
             if content is None:
                 continue
             split = int(splits[row])
@@ -163,11 +163,11 @@ def _report_group(table: RowTable, findings: Findings, parts: Sequence[tuple[int
         )
 
 
-def _sample_hashes(table: RowTable, pixels: PixelIdentity) -> Ints:
-    """Hash of each row's texts and of its images in order."""
+def sample_hashes(table: RowTable, of_uses: Callable[[npt.NDArray[np.int32]], Ints]) -> Ints:
+    """Hash of each row's texts and of its images in order, of which `of_uses` gives a number."""
 
     def mixed(uses: npt.NDArray[np.int32], position: Ints) -> Ints:
-        value: Ints = (pixels.of_uses(uses) + 2) * np.int64(-7046029254386353131) * (2 * position + 3)
+        value: Ints = (of_uses(uses) + 2) * np.int64(-7046029254386353131) * (2 * position + 3)
         value ^= value >> 29
         return value
 
@@ -176,8 +176,11 @@ def _sample_hashes(table: RowTable, pixels: PixelIdentity) -> Ints:
         return 3 * texts + table.sum_uses(mixed)
 
 
-def _content(value: dict[str, Any], row: int, table: RowTable, pixels: PixelIdentity) -> Any:
-    """The content by which two samples are compared; None for a row without turns."""
+def sample_content(value: dict[str, Any], row: int, table: RowTable, exact: Callable[[int], Any]) -> Any:
+    """The content by which two samples are compared; None for a row without turns.
+
+    `exact` gives a value for an image of the tree that equals that of another one only if the images are equal.
+    """
     turns = value.get("conversations")
     if not isinstance(turns, list) or not turns:
         return None
@@ -190,7 +193,7 @@ def _content(value: dict[str, Any], row: int, table: RowTable, pixels: PixelIden
     images = []
     for position, (_, path) in enumerate(image_fields(value)):
         index = int(table.uses[start + position]) if start + position < len(table.uses) else -1
-        images.append(pixels.exact(index) if index >= 0 else path)
+        images.append(exact(index) if index >= 0 else path)
     system, *new = (value.get(key) or "" for key in ("system", "rejected", "tools"))
     steps = [repr(turn.get("steps") or ()) for turn in turns if isinstance(turn, dict)]
     return repr(system), texts, tuple(images), repr(new), tuple(steps)

@@ -18,6 +18,7 @@ from phi3v_data.remote.address import refuse_address
 from phi3v_data.sources.missing import check_missing
 from phi3v_data.splits import MAX_NAME_BYTES, is_split_name
 from phi3v_data.writing.plan import parse_split_shares
+from phi3v_data.wrong_values import refusal
 
 StoreName: TypeAlias = Literal["files", "shards"]
 MAX_CREDIT = 300
@@ -161,14 +162,14 @@ def parse_options(cls: type[Converter[Any]], options: Options | Mapping[str, Any
         return cls.Options.model_validate(dict(options or {}))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(str(piece) for piece in first["loc"]) or "options"
+        name = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
             known = ", ".join(cls.Options.model_fields) or "none"
             raise UserError(f"{cls.name} has no option {name!r}; its options are {known}") from None
         if first["type"] == "missing":
             about = cls.Options.model_fields[name].description if name in cls.Options.model_fields else ""
             raise UserError(f"{cls.name} needs the option --{name}: {about}".removesuffix(": ")) from None
-        raise UserError(f"option {name} of {cls.name}: {first['msg']}, not {shown(first['input'])}") from None
+        raise UserError(refusal(f"--{name} of {cls.name}" if name else f"options of {cls.name}", first)) from None
 
 
 def _out_dir(out_dir: str | Path) -> Path:

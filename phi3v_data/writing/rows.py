@@ -21,6 +21,7 @@ from phi3v_data.tokens.family import ImageShapeError
 from phi3v_data.tokens.registry import default_family
 from phi3v_data.writing.images import PreparedImage, prepare_image
 from phi3v_data.writing.request import StoreName
+from phi3v_data.wrong_values import refusal
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """A NUL as JSON spells it, not the six characters of its spelling."""
@@ -142,7 +143,7 @@ def make_sample(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(piece) for piece in first["loc"])
-        raise Reject("draft-invalid", f"{where}: {first['msg']}, not a {type(first['input']).__name__}") from None
+        raise Reject("draft-invalid", refusal(where, first)) from None
     if sample.rejected and not sample.rejected.strip():
         raise Reject("empty-text", "the rejected answer has only white space")
     if settings.plain and sample.format > 1:

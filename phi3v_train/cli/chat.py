@@ -11,6 +11,7 @@ from phi3v_data.errors import UserError
 from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import IMAGE_OPTIONS, EvalConfig, ModelConfig
 from phi3v_train.models.locate import locate
+from phi3v_train.serving.images import read_file
 from phi3v_train.settings import Settings
 
 
@@ -42,6 +43,7 @@ def chat(
     conversation, /quit or Ctrl-D ends it; Ctrl-C stops an answer, and at the prompt the conversation. With lines
     from a file or a pipe the exit code is 1 if one of them was refused.
     """
+    waiting = [(path, read_file(path)) for path in image or ()]
     files = locate(model, base=base, called="MODEL")
     if not quiet:
         print(f"loading {model}", file=sys.stderr)
@@ -56,9 +58,7 @@ def chat(
     except UserError as error:
         raise UserError(f"--system: {error}") from None
     sampling = Sampling(settings.config.eval.max_new_tokens, temperature, seed=seed)
-    conversation = Conversation(served.answerer, sampling, system=system)
-    for path in image or ():
-        conversation.add_image(path)
+    conversation = Conversation(served.answerer, sampling, system=system, waiting=waiting)
     if sys.stdin.isatty() and not quiet:
         print(f"{served.name}: /image FILE, /new, /history, /quit", file=sys.stderr)
     num_refused = talk(conversation)

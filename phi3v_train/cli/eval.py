@@ -90,17 +90,21 @@ def from_model(
     from phi3v_data.console import progress_bar
     from phi3v_train.distributed.agreement import broadcast_refusals
     from phi3v_train.distributed.rank_info import RankInfo
-    from phi3v_train.evaluation.job import prepare, run_job
+    from phi3v_train.evaluation.subject import find_subject
     from phi3v_train.launch import LAUNCHED, launch_evaluation, obey_launcher, processes_to_start
 
     if LAUNCHED in os.environ:
         obey_launcher()
     is_main = RankInfo.from_environment().is_main
     silent = quiet or not is_main
+    with broadcast_refusals(settings.config.parallel):
+        subject = find_subject(settings, data_dir, output_dir, scored=True, base=base)
+    from phi3v_train.evaluation.job import prepare, run_job
+
     number = processes_to_start(settings.config)
     with progress_bar(quiet=silent or bool(number)) as progress:
         with broadcast_refusals(settings.config.parallel):
-            job = prepare(settings, data_dir, output_dir, scored=True, base=base, progress=progress)
+            job = prepare(settings, subject, output_dir, progress=progress)
         assert job.choice is not None
         if number:
             raise typer.Exit(launch_evaluation(number))

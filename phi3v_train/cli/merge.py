@@ -59,16 +59,16 @@ def merge(
 
 def write(source: str, out: Path, *, base: str | None, dtype: str, overwrite: bool, with_code: bool) -> None:
     """Write the merged model, and say so."""
+    from phi3v_train.models.directory import is_sharded
     from phi3v_train.models.locate import locate
-    from phi3v_train.training.merging import join_shards, merge_to
-    from phi3v_train.training.parallel.shards import is_sharded
 
-    if is_sharded(Path(source)):
+    files = None if is_sharded(Path(source)) else locate(source, base=base, called="MODEL")
+    from phi3v_train.training.merging import join_shards, merge_to
+
+    if files is None:
         written = join_shards(Path(source), out, dtype=dtype, overwrite=overwrite, with_code=with_code)
     else:
-        written = merge_to(
-            locate(source, base=base, called="MODEL"), out, dtype=dtype, overwrite=overwrite, with_code=with_code
-        )
+        written = merge_to(files, out, dtype=dtype, overwrite=overwrite, with_code=with_code)
     print(f"{out}: a model directory in {written}")
 
 
@@ -77,12 +77,12 @@ def report(name: str, engine: str) -> bool:
     from phi3v_train.models.loading import quieten_libraries
     from phi3v_train.models.locate import is_adapter, locate
 
-    quieten_libraries()
     if is_adapter(Path(name)):
         raise UserError(f"{name}: is an adapter, and the engines load merged models only; give OUT, too, to merge it")
     files = locate(name, called="MODEL")
     if files.directory is None:
         raise UserError(f"{name}: is not a directory, so there is nothing to check; give OUT, too, to write it")
+    quieten_libraries()
     found = files.family.check_engine(files.directory, engine)
     print(f"{name} for {found.origin}")
     for kind, text in found.findings:

@@ -53,11 +53,17 @@ def plan(
         return
     show(made, state, as_json=False, quiet=quiet)
     print(file=sys.stderr)
-    show_fits(table, available, here=memory is None)
+    on_cpu = memory is None and made.compute.device.value == "cpu"
+    show_fits(table, available, here=memory is None, on_cpu=on_cpu)
+    if on_cpu and not quiet:
+        print("note     --memory GB tells what fits a GPU, in bf16", file=sys.stderr)
 
 
-def show_fits(rows: list[Any], available: int, *, here: bool) -> None:
-    """Print which methods and recipes fit; if `here`, also for which of them this machine lacks a package."""
+def show_fits(rows: list[Any], available: int, *, here: bool, on_cpu: bool) -> None:
+    """Print which methods and recipes fit; if `here`, also for which of them this machine lacks a package.
+
+    On a CPU the figures are lower limits, see `memory_text`.
+    """
     from importlib.util import find_spec
 
     from rich.table import Table
@@ -65,8 +71,9 @@ def show_fits(rows: list[Any], available: int, *, here: bool) -> None:
     from phi3v_data.console import make_console
 
     table = Table(box=None, pad_edge=False)
-    for column in ("method", "GB", f"fits {available / 1e9:,.1f} GB", "recipes"):
-        table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
+    size, whose = ("at least GB", " of this CPU") if on_cpu else ("GB", "")
+    for column in ("method", size, f"fits {available / 1e9:,.1f} GB{whose}", "recipes"):
+        table.add_column(column, justify="right" if column == size else "left", overflow="fold")
     lacking = here and find_spec("bitsandbytes") is None
     for row in rows:
         fits = "yes" if row.fits else "no"

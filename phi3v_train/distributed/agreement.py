@@ -16,15 +16,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple, NoReturn
-
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
-from torch.distributed.distributed_c10d import Store
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from phi3v_data.errors import COULD_NOT_RUN, UserError
 from phi3v_train.config import ParallelConfig
 from phi3v_train.distributed.rank_info import RankInfo, master
 from phi3v_train.launch import PORT
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 PREFIX = "phi3v/agreement"
 WORLD, VERDICT, SAID, READ = f"{PREFIX}/world", f"{PREFIX}/verdict", f"{PREFIX}/said", f"{PREFIX}/read"
@@ -52,7 +52,7 @@ class Fact(NamedTuple):
 Facts = Mapping[str, Fact]
 
 
-def agree(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) -> None:
+def agree(store: "Store", rank_info: RankInfo, facts: Facts, patience: timedelta) -> None:
     """Return when every process has the same facts; otherwise exit with code 2, in all processes.
 
     The sentence names the rank, the fact and both values; it is printed once per machine.
@@ -86,7 +86,7 @@ def agree(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) 
         leave(store, rank_info, verdict)
 
 
-def judge(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) -> str:
+def judge(store: "Store", rank_info: RankInfo, facts: Facts, patience: timedelta) -> str:
     """Rank 0: wait for the others' facts and publish the verdict, unless one of them has refused already."""
     keys = {rank: f"{PREFIX}/facts/{rank}" for rank in range(1, rank_info.world_size)}
     deadline = time.monotonic() + patience.total_seconds()
@@ -101,7 +101,7 @@ def judge(store: Store, rank_info: RankInfo, facts: Facts, patience: timedelta) 
     return store.get(VERDICT).decode()
 
 
-def read_facts(store: Store, key: str) -> dict[str, Fact]:
+def read_facts(store: "Store", key: str) -> dict[str, Fact]:
     """The facts of another process."""
     return {name: Fact(*fact) for name, fact in json.loads(store.get(key)).items()}
 
@@ -126,12 +126,12 @@ def value_of(facts: Facts, name: str) -> str | None:
     return facts[name].value if name in facts else None
 
 
-def refuse(store: Store, sentence: str) -> None:
+def refuse(store: "Store", sentence: str) -> None:
     """Publish a verdict, unless there is one."""
     store.compare_set(VERDICT, "", sentence)
 
 
-def leave(store: Store, rank_info: RankInfo, verdict: str) -> NoReturn:
+def leave(store: "Store", rank_info: RankInfo, verdict: str) -> NoReturn:
     """Exit this process; the first one on a machine prints why.
 
     The store ends with the first launcher or process that holds it, so each waits until all have read the verdict.
@@ -171,6 +171,8 @@ def broadcast_refusals(parallel: ParallelConfig) -> Iterator[None]:
 
 def publish_verdict(address: str, port: int, sentence: str) -> None:
     """Publish a verdict in the store of a run; does nothing if no process waits there yet."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+
     try:
         store: Store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECTING)
         refuse(store, sentence)

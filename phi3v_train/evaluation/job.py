@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phi3v_data.remote.address import refuse_address
 from phi3v_train.data.model_settings import ModelNote, model_notes
 from phi3v_train.data.sources import Source
 from phi3v_train.distributed.agreement import Fact, Facts
@@ -13,16 +12,15 @@ from phi3v_train.distributed.facts import compute_facts, data_facts, package_fac
 from phi3v_train.distributed.group import make_group
 from phi3v_train.distributed.rank_errors import report_rank_errors
 from phi3v_train.distributed.rank_info import RankInfo
-from phi3v_train.evaluation.choose_metrics import Choice, choose_metrics
+from phi3v_train.evaluation.choose_metrics import Choice
 from phi3v_train.evaluation.evaluate import Evaluator, Progress
 from phi3v_train.evaluation.identity import images_identity, make_identity, model_identity
 from phi3v_train.evaluation.predictions import PREDICTIONS, PredictionFolder
-from phi3v_train.evaluation.prompts import open_split
 from phi3v_train.evaluation.records import Prediction
 from phi3v_train.evaluation.result import write_scores
+from phi3v_train.evaluation.subject import Subject
 from phi3v_train.models.directory import ModelFiles
 from phi3v_train.models.loading import load_model, load_processor
-from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Compute, choose_compute
 from phi3v_train.models.registry import make_renderer
 from phi3v_train.precision import Precision
@@ -58,37 +56,22 @@ class Job:
         )
 
 
-def prepare(
-    settings: Settings,
-    data_dir: Path,
-    output_dir: Path,
-    *,
-    scored: bool,
-    base: str | None = None,
-    progress: Progress | None = None,
-) -> Job:
-    """Open the data, find the model, check every row; no weights are loaded.
+def prepare(settings: Settings, subject: Subject, output_dir: Path, *, progress: Progress | None = None) -> Job:
+    """Choose how to compute, and check every row; no weights are loaded.
 
     Args:
         settings: of model, evaluation and data.
-        data_dir: conversations directory.
+        subject: see `find_subject`.
         output_dir: where predictions go.
-        scored: metrics will be computed, so answers are needed.
-        base: model under an adapter, if it is not the one that the adapter names.
         progress: called as `progress(stage, done, total)`.
 
     Raises:
         UserError: whatever would stop the evaluation later and can be seen now.
     """
-    refuse_address(output_dir, "--output_dir")
     config = settings.config
-    source = open_split(data_dir, config.eval.eval_split, num_crops=None, scored=scored)
-    choice = choose_metrics(config.eval.metric, source.manifest) if scored else None
-    files = locate(config.model.model_name_or_path, base=base)
-    options = config.model.image_options
-    source = source.with_option(files.family.image_budget(options)).with_model(files)
+    source, choice, files = subject.source, subject.choice, subject.files
     compute = choose_compute(config.model)
-    processor = load_processor(files, budget=source.num_crops, options=options)
+    processor = load_processor(files, budget=source.num_crops, options=config.model.image_options)
     evaluator = Evaluator(
         source,
         make_renderer(files.family, processor),
@@ -97,7 +80,7 @@ def prepare(
         num_workers=config.data.num_workers,
         progress=progress,
     )
-    if scored:
+    if choice:
         evaluator.check()
     identity = make_identity(
         source,

@@ -129,6 +129,11 @@ def tiny_family(name: str) -> ModelFamily | None:
     return get_family(family) if colon else get_family()
 
 
+def is_sharded(folder: Path) -> bool:
+    """Whether a checkpoint was written sharded."""
+    return (folder / SHARDS).is_dir()
+
+
 def weight_files(path: Path) -> Iterator[str]:
     """Names of the safetensors files that a model directory should have.
 

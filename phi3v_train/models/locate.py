@@ -8,7 +8,7 @@ from pathlib import Path
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.tokens.model_files import ADAPTER_CONFIG
-from phi3v_train.models.directory import SHARDS, ModelFiles, read_json, tiny_family, tiny_name, weight_files
+from phi3v_train.models.directory import ModelFiles, is_sharded, read_json, tiny_family, tiny_name, weight_files
 from phi3v_train.models.family import ModelFamily
 from phi3v_train.models.meant import hint, is_model
 from phi3v_train.models.registry import family_of_config
@@ -112,7 +112,7 @@ def check_directory(path: Path, *, weights: bool = True) -> ModelFamily:
         names = (file,) if isinstance(file, str) else file
         if not any((path / name).is_file() for name in names):
             raise missing(path, " or ".join(names), purpose)
-    if weights and (path / SHARDS).is_dir() and not list(path.glob("*.safetensors")):
+    if weights and is_sharded(path) and not list(path.glob("*.safetensors")):
         raise UserError(
             f"{path}: is a checkpoint in shards, one for each process that saved it; make a model directory of it "
             "first: phi3v-train merge DIR OUT"

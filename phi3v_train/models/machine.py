@@ -1,7 +1,9 @@
 """Chooses device, dtype and attention for this machine, each with the reason."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError, how_to_install
@@ -155,11 +157,31 @@ def device_memory(device: str) -> int:
     return available_memory()
 
 
-def available_memory() -> int:
-    """Available memory in bytes, as reported by Linux; 0 if it is not."""
+CGROUPS = (
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat", "inactive_file"),
+    (
+        "sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+"""Files of a container's limit and use, the details of its use, and what of these the kernel gives back; v2, v1."""
+
+
+def available_memory(system: Path = Path("/")) -> int:
+    """Available memory in bytes, the machine's or, if less, the container's; 0 if Linux does not report it."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        available = _field(system / "proc/meminfo", "MemAvailable:") * 1024
     except (OSError, KeyError, ValueError):
         return 0
+    for limit, used, details, given_back in CGROUPS:
+        with suppress(OSError, KeyError, ValueError):  # "max" means no limit
+            free = int((system / limit).read_text()) - int((system / used).read_text())
+            available = min(available, max(0, free + _field(system / details, given_back)))
+    return available
+
+
+def _field(file: Path, name: str) -> int:
+    """A number in a file with lines `NAME NUMBER ...`."""
+    return {words[0]: int(words[1]) for words in map(str.split, file.read_text().splitlines()) if words[1:]}[name]

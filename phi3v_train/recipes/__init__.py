@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from phi3v_data.errors import NotFoundError, UserError
+from phi3v_data.wrong_values import refusal
 from phi3v_train.config import home_groups
 from phi3v_train.setting_group import Group
 
@@ -64,7 +65,8 @@ def load_recipe(name: str) -> Recipe:
     try:
         recipe = Recipe.model_validate({"name": name, **values})
     except ValidationError as error:
-        raise UserError(f"recipe {name}: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        raise UserError(f"recipe {name}: {refusal('.'.join(map(str, first['loc'])), first)}") from error
     unknown = sorted(set(recipe.settings) - set(home_groups()))
     if unknown:
         raise UserError(f"recipe {name}: {unknown[0]!r} is not a setting of a run")

@@ -1,4 +1,6 @@
-"""The images of a request: from data URLs or downloads to Pillow images, with limits on bytes, pixels and time."""
+"""The images of a request, from data URLs or downloads to Pillow images, with limits on bytes, pixels and time; and
+those of a conversation in the terminal, from files.
+"""
 
 import base64
 import binascii
@@ -6,9 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from phi3v_data.errors import Reject
+from phi3v_data.errors import Reject, UserError
 from phi3v_data.formats.chat import Chat, ImageRef
 from phi3v_data.formats.fetch import FetchLimits, fetch_image
 from phi3v_data.media.formats import UnreadableImageError
@@ -76,6 +79,22 @@ def load_upright(source: ImageSource) -> Any:
     image = load_image(source)
     with decoding():
         return ImageOps.exif_transpose(image) if exif_orientation(image) != 1 else image
+
+
+def read_file(path: Path) -> Any:
+    """The Pillow image of a file that a user named.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return load_upright(path.expanduser())
+    except UnreadableImageError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (RuntimeError, ValueError):  # no such user behind ~, a NUL
+        raise UserError(f"{path}: is not the path of a file") from None
 
 
 def refused(image: ImageRef, why: str) -> ApiError:

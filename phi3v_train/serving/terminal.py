@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError
-from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.messages import counted, printable
 from phi3v_data.schema import Sample, Turn
 from phi3v_train.serving.answerer import Answerer
-from phi3v_train.serving.images import load_upright
+from phi3v_train.serving.images import read_file
 from phi3v_train.serving.request import Sampling
 
 COMMANDS = "/image FILE, /new, /history, /quit"
@@ -37,14 +36,7 @@ class Conversation:
         Raises:
             UserError: it cannot be read.
         """
-        try:
-            self.waiting.append((path, load_upright(path.expanduser())))
-        except UnreadableImageError as error:
-            raise UserError(f"{path}: {error}") from None
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        except (RuntimeError, ValueError):  # no such user behind ~, a NUL
-            raise UserError(f"{path}: is not the path of a file") from None
+        self.waiting.append((path, read_file(path)))
 
     def start_over(self) -> None:
         """Forget everything but the system message."""

@@ -26,7 +26,7 @@ def test_each_code_says_what_why_how_and_shows_an_example(code: str) -> None:
     words = " ".join(text.split())
     problem = PROBLEMS[code]
     assert text.startswith(f"{code}  {problem.severity}")
-    for part in (problem.what, problem.why, problem.fix):
+    for part in (problem.what, problem.why, problem.how_to_fix):
         assert " ".join(part.split()) in words
     assert f"Example  {problem.example.command}" in text
     assert all(name in text for name in problem.example.files)

@@ -8,6 +8,7 @@ from set_builders import png, read_rows, row, row_paths, tree, write_set
 
 from phi3v_data.errors import UserError
 from phi3v_data.schema import Manifest
+from phi3v_data.sets.clean import clean_set
 from phi3v_data.sets.merge import merge_sets
 from phi3v_data.validate import validate
 
@@ -157,3 +158,40 @@ def test_the_command(tmp_path: Path) -> None:
     assert run_data("merge", a).returncode == 2
     with pytest.raises(UserError, match="given twice"):
         merge_sets([a, a], tmp_path / "twice")
+
+
+def test_samples_that_one_set_has_in_train_and_another_one_in_test_are_named(tmp_path: Path) -> None:
+    """Texts and bytes of images are compared; an equal question on another image of the same size is another sample."""
+    images = [png(seed).ljust(5000, b"\0") for seed in (1, 2, 3)]
+    rows = [row("1", "1.png", user="What?"), row("2", "2.png", user="What?"), row("3", user="alone?")]
+    a = write_set(tmp_path / "a", {"x_train.jsonl": rows}, {"1.png": images[0], "2.png": images[1]}, name="x")
+    rows = [row("4", "4.png", user="What?"), row("5", "5.png", user="What?"), row("6", user="alone?"), row("7")]
+    b = write_set(tmp_path / "b", {"y_test.jsonl": rows}, {"4.png": images[0], "5.png": images[2]}, name="y")
+    result = merge_sets([a, b], tmp_path / "out")
+    assert result.notes == (
+        f"2 samples in several splits now, such as {b}/y_test.jsonl:1, the same as {a}/x_train.jsonl:1, which validate "
+        "reports as leak-sample; `phi3v-data clean OUT NEW --drop leak-sample` leaves them out",
+    )
+    assert validate(tmp_path / "out").summary.problems["leak-sample"] == 2
+    cleaned = clean_set(tmp_path / "out", tmp_path / "new", drop=["leak-sample"])
+    assert "leak-sample" not in validate(tmp_path / "new").summary.problems, cleaned.notes
+    assert merge_sets([b, a], tmp_path / "other").notes[0].startswith("2 samples in several splits now, such as ")
+
+
+def test_leaks_that_a_set_has_already_are_not_counted(tmp_path: Path) -> None:
+    inside = {"x_train.jsonl": [row("1", group="g")], "x_test.jsonl": [row("2", group="g")]}
+    a = write_set(tmp_path / "a", inside, name="x")
+    b = write_set(tmp_path / "b", {"x_train.jsonl": [row("3", user="b", group="g")]}, name="x")
+    c = write_set(tmp_path / "c", {"y_train.jsonl": [row("4", user="b")]}, name="y")
+    assert "several splits" not in " ".join(merge_sets([a, b, c], tmp_path / "out").notes)
+
+
+def test_groups_that_sets_of_one_name_have_in_different_splits_are_counted(tmp_path: Path) -> None:
+    a = write_set(tmp_path / "a", {"x_train.jsonl": [row("1", group="g"), row("2", user="b", group="h")]}, name="x")
+    b = write_set(tmp_path / "b", {"x_test.jsonl": [row("3", user="c", group="g")]}, name="x")
+    result = merge_sets([a, b], tmp_path / "out")
+    assert result.notes == (
+        "1 group in several splits now, which validate reports as leak-group; "
+        "`phi3v-data split OUT NEW --split SHARES --by group` keeps them whole",
+    )
+    assert validate(tmp_path / "out").summary.problems["leak-group"] == 1

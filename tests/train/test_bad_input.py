@@ -55,6 +55,7 @@ def refused(directory: Path, **changes: Any) -> str:
     [
         ({"data_dir": []}, "give --data_dir"),
         ({"data_dir": ["nowhere"]}, "no such directory"),
+        ({"data_dir": ["nowhere"], "model_name_or_path": "owner/not-asked-for"}, "nowhere: no such directory"),
         ({"train_split": "trian"}, "did you mean 'train'"),
         ({"eval_split": "exam", "eval_after": True}, "no split 'exam'"),
         ({"metric": ["accurracy"], "eval_after": True}, "accurracy"),

@@ -343,7 +343,7 @@ def test_a_run_without_keep_best_drops_the_best_checkpoint(
         ({"keep_best": True}, "--keep_best needs evaluations during training: give --eval_steps N"),
         (
             {"early_stopping_patience": -1},
-            "--early_stopping_patience: should be greater than or equal to 0, got '-1'",
+            "--early_stopping_patience must be at least 0, not '-1'",
         ),
         (
             {"early_stopping_min_delta": 0.1},

@@ -76,10 +76,10 @@ def test_short_forms() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"num_crops": 0}, "--num_crops: should be greater than or equal to 1, got 0"),
+        ({"num_crops": 0}, "--num_crops must be at least 1, not 0"),
         ({"lerning_rate": 1}, "'lerning_rate' is not a setting of a run; did you mean 'learning_rate'?"),
-        ({"attn": "fast"}, "--attn: should be 'auto', 'flash', 'sdpa' or 'eager', got 'fast'"),
-        ({"parallel": "zero9"}, "--parallel: should be 'auto', 'ddp', 'fsdp', 'zero2' or 'zero3', got 'zero9'"),
+        ({"attn": "fast"}, "--attn must be 'auto', 'flash', 'sdpa' or 'eager', not 'fast'"),
+        ({"parallel": "zero9"}, "--parallel must be 'auto', 'ddp', 'fsdp', 'zero2' or 'zero3', not 'zero9'"),
         ({"attn": "flash", "dtype": "fp16"}, "--attn flash cannot compute in fp16: use --dtype bf16, or --attn sdpa"),
         ({"use_flash_attention": True, "attn": "sdpa"}, "--use_flash_attention contradicts --attn sdpa"),
         ({"bf16": True, "dtype": "fp16"}, "--bf16 contradicts --dtype fp16"),
@@ -91,9 +91,9 @@ def test_short_forms() -> None:
         ({"data_dir": ["a"], "mix": [1, 2]}, "--mix has 2 weights for 1 --data_dir"),
         ({"data_dir": ["a"], "mix": [0]}, "greater than 0"),
         ({"truncate": "turns"}, "needs --max_length"),
-        ({"learning_rate": "fast"}, "--learning_rate: should be a valid number"),
-        ({"learning_rate": "nan"}, "--learning_rate: "),
-        ({"optim": "adam"}, "--optim: should be 'adamw', 'adamw_8bit' or 'paged_adamw_8bit', got 'adam'"),
+        ({"learning_rate": "fast"}, "--learning_rate must be a number, not 'fast'"),
+        ({"learning_rate": "nan"}, "--learning_rate must be a finite number, not 'nan'"),
+        ({"optim": "adam"}, "--optim must be 'adamw', 'adamw_8bit' or 'paged_adamw_8bit', not 'adam'"),
         *(
             (
                 {"optim": optim, "parallel": parallel},
@@ -103,7 +103,7 @@ def test_short_forms() -> None:
             for optim in ("adamw_8bit", "paged_adamw_8bit")
             for parallel in ("fsdp", "zero2", "zero3")
         ),
-        ({"batch_size": 0}, "--batch_size: should be greater than or equal to 1, got 0"),
+        ({"batch_size": 0}, "--batch_size must be at least 1, not 0"),
     ],
 )
 def test_each_mistake_is_one_sentence(values: dict[str, Any], sentence: str) -> None:
@@ -193,13 +193,12 @@ def test_other_names_are_taken_where_a_model_is_used(
     ],
 )
 def test_only_an_option_that_is_much_alike_is_suggested(
-    option: str, suggested: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    option: str, suggested: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     code, _, err = typed("run", option, "2", capsys=capsys)
     assert code == 2
-    assert f"No such option: {option}" in err
-    assert re.findall(r"--[a-z_]+", err.partition(option)[2]) == suggested
+    assert err.startswith(f"error: no option '{option}' of 'phi3v-train run'; ")
+    assert re.findall(r"'(--[a-z_]+)'", err.partition(option)[2]) == suggested
 
 
 @pytest.mark.parametrize("name", ADVICE)
@@ -266,7 +265,7 @@ def test_num_crops_is_filled_in_only_where_nothing_set_it(option: int | None, ex
         ("- a\n", "expected `name: value` lines, found a list"),
         ("lerning_rate: 1", "did you mean 'learning_rate'?"),
         ("optim:\n  batch: 1", "run.yaml: 'batch' is not a setting of a run"),
-        ("eval: tiny", "run.yaml: eval: should be a group of `name: value` lines, got 'tiny'"),
+        ("eval: tiny", "run.yaml: eval: must be a group of `name: value` lines, not 'tiny'"),
         ("batch_size: 4\nseed: 1\nbatch_size: 8\n", "run.yaml:3: 'batch_size' is there twice; keep one"),
         ("optim:\n  seed: 1\n  batch_size: 4\n  seed: 2\n", "run.yaml:4: 'seed' is there twice; keep one"),
         ("optim:\n  batch_size: 4\nbatch_size: 8\n", "run.yaml: 'batch_size' is there twice, in two groups"),
@@ -285,17 +284,17 @@ def test_all_mistakes_are_named_with_their_file_and_key_or_option(tmp_path: Path
     file.write_text("learning_rate: fast\n")
     with pytest.raises(UserError) as caught:
         resolve({}, config_file=file)
-    assert str(caught.value) == (f"{file}: learning_rate: should be a valid number, got 'fast'")
+    assert str(caught.value) == (f"{file}: learning_rate must be a number, not 'fast'")
     file.write_text("optim:\n  learning_rate: fast\n  batch: 4\n  lora_alpha: 8\nnum_crops: 99\nseed: -1\n")
     with pytest.raises(UserError) as caught:
         resolve({"num_crops": "0", "seed": "1", "batch_size": "0"}, config_file=file)
     assert sorted(str(caught.value).replace(f"{file}", "c2.yaml").split("; ")) == [
-        "--batch_size: should be greater than or equal to 1, got '0'",
-        "--num_crops: should be greater than or equal to 1, got '0'",
+        "--batch_size must be at least 1, not '0'",
+        "--num_crops must be at least 1, not '0'",
         "c2.yaml: 'batch' is not a setting of a run",
         "c2.yaml: 'lora_alpha' is not a setting of a run: give --lora_alpha_ratio, which is alpha / --lora_rank "
         "(alpha 128 with rank 64: 2)",
-        "c2.yaml: learning_rate: should be a valid number, got 'fast'",
+        "c2.yaml: learning_rate must be a number, not 'fast'",
         "did you mean 'batch_size'?",
     ]
 
@@ -367,7 +366,7 @@ def test_one_value_of_a_setting_that_takes_several_needs_no_list(
     assert found == [[str(each) for each in kept]] * 3
     assert getattr(group.model_validate({name: value}), name) == kept
     assert resolve({"data_dir": ["a"], "mix": 2}).config.data.mix == (2.0,)
-    with pytest.raises(UserError, match="--report_to: should be 'tensorboard', 'wandb', 'trackio' or 'none', got 'x'"):
+    with pytest.raises(UserError, match="--report_to must be 'tensorboard', 'wandb', 'trackio' or 'none', not 'x'"):
         resolve({"report_to": "x"})
 
 

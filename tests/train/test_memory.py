@@ -11,7 +11,7 @@ from processes import HERE, finish, start_ranks
 from run_dirs import settings_for
 
 from phi3v_train.config import MethodConfig
-from phi3v_train.models.machine import Chosen
+from phi3v_train.models.machine import Chosen, available_memory
 from phi3v_train.models.phi3v.family import PHI3V
 from phi3v_train.models.phi3v.tiny import tiny_model
 from phi3v_train.plan import make_plan
@@ -27,6 +27,46 @@ def memory(parallel: Parallel, world_size: int, **method: Any) -> Memory:
         SIZE, MethodConfig.model_validate(method), dtype="bf16", tokens=2443, tiles=17, parallel=parallel,
         world_size=world_size,
     )  # fmt: skip
+
+
+MEMINFO = "MemTotal:       33554432 kB\nMemAvailable:   16777216 kB\nHugePages_Total:       0\n"
+V1, V2 = "sys/fs/cgroup/memory/", "sys/fs/cgroup/"
+
+
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, 16.0),
+        ({f"{V2}memory.max": "max\n", f"{V2}memory.current": "4096\n"}, 16.0),
+        (
+            {
+                f"{V2}memory.max": f"{8 << 30}\n",
+                f"{V2}memory.current": f"{3 << 30}\n",
+                f"{V2}memory.stat": f"anon 7\ninactive_file {1 << 30}\n",
+            },
+            6.0,
+        ),
+        (
+            {
+                f"{V1}memory.limit_in_bytes": f"{4 << 30}\n",
+                f"{V1}memory.usage_in_bytes": f"{5 << 30}\n",
+                f"{V1}memory.stat": f"inactive_file 1\ntotal_inactive_file {3 << 30}\n",
+            },
+            2.0,
+        ),
+    ],
+    ids=["no container", "a container without a limit", "a limit, cgroups v2", "a limit, cgroups v1"],
+)
+def test_the_memory_of_a_container_counts_if_it_is_less(tmp_path: Path, files: dict[str, str], gib: float) -> None:
+    """Of what the container uses, the part of cached files that the kernel gives back is available."""
+    for name, text in {"proc/meminfo": MEMINFO, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_memory(tmp_path) == gib * (1 << 30)
+
+
+def test_memory_that_the_system_does_not_report_is_0(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) == 0
 
 
 def test_one_device_holds_everything_whatever_the_strategy() -> None:

@@ -320,6 +320,23 @@ def test_plan_says_what_fits(data_dir: Path, tmp_path: Path) -> None:
     assert not any(row["fits"] for row in none["fits"])
 
 
+def test_the_plan_of_a_cpu_says_that_its_memory_is_a_lower_limit(data_dir: Path, tmp_path: Path) -> None:
+    """The estimate is of a GPU's tensors; a process on a CPU was measured with up to 1.6 GB more."""
+    arguments_ = arguments(settings_for(data_dir, tmp_path / "out"))
+    done = command("plan", *arguments_)
+    assert re.search(
+        r"^memory   at least [\d.]+ GB of [\d,.]+ GB \(weights .*\); a run on a CPU also holds its libraries and "
+        r"copies, 0\.4 to 1\.6 GB where it was measured$",
+        done.stderr,
+        re.MULTILINE,
+    )
+    assert re.match(r"method +at least GB +fits [\d,.]+ GB of this CPU +recipes", done.stdout)
+    assert done.stderr.endswith("note     --memory GB tells what fits a GPU, in bf16\n")
+    gpu = command("plan", *arguments_, "--memory", "24")
+    assert re.match(r"method +GB +fits 24\.0 GB +recipes", gpu.stdout)
+    assert "tells what fits a GPU" not in gpu.stderr
+
+
 def test_several_directories_with_weights(data_dir: Path, tmp_path: Path) -> None:
     other = colour_directory(tmp_path / "other", rows=4, held_out=1)
     settings = {

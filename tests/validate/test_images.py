@@ -129,9 +129,10 @@ def test_letter_case_and_unicode_form(tmp_path: Path) -> None:
         tmp_path, {"images/Train/A.PNG": A, "images/e\u0301.png": B, "train.jsonl": uses("train/a.png", "\u00e9.png")}
     )
     report = validate(tmp_path)
+    command = "`phi3v-data clean DIR OUT --fix` corrects the path in a copy if one file only can be meant"
     assert [(item.line, item.hint) for item in found(report, "image-name-mismatch")] == [
-        (1, "did you mean 'Train/A.PNG'?"),
-        (2, "did you mean 'e\u0301.png'?"),
+        (1, f"did you mean 'Train/A.PNG'? {command}"),
+        (2, f"did you mean 'e\u0301.png'? {command}"),
     ]
     assert "image-missing" not in report.summary.problems
 

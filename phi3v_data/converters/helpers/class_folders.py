@@ -51,7 +51,7 @@ def order(file: ClassFile) -> tuple[object, ...]:
 
 def read_class_filter(value: str) -> str:
     """Return `A, B` unchanged, or the joined lines of a file of classes (numbers as in classInd.txt are ignored)."""
-    if not value or "\n" in value or not Path(value).is_file():
+    if not value or "\n" in value or not os.path.isfile(value):  # a list may be too long for a name
         return value
     try:
         text = read_text(Path(value))

@@ -35,6 +35,7 @@ from phi3v_data.messages import shown
 from phi3v_data.metric_names import unknown_metric
 from phi3v_data.schema import Task
 from phi3v_data.splits import is_split_name
+from phi3v_data.wrong_values import refusal
 from phi3v_data.yaml_keys import repeated_key
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -219,11 +220,11 @@ def parse_map(text: str, where: str = "the map") -> TableMap:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = [piece for piece in first["loc"] if isinstance(piece, str | int)]
-        name = ".".join(str(piece) for piece in location) or "the whole"
-        message = first["msg"].removeprefix("Value error, ")
+        message = refusal(".".join(str(piece) for piece in location), first)
         if first["type"] == "extra_forbidden":
-            message = f"unknown key; the keys are {', '.join(TableMap.model_fields)}"
-        raise UserError(f"{where}:{line_of(node, location)} {name}: {message}") from None
+            keys = TableMap.model_fields if len(location) == 1 else TurnMap.model_fields
+            message += f"; the keys are {', '.join(keys)}"
+        raise UserError(f"{where}:{line_of(node, location)}: {message}") from None
 
 
 def line_of(node: Any, location: "list[str | int]") -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
 from phi3v_data.files import load_json
+from phi3v_data.wrong_values import refusal
 from phi3v_train.config import OptimConfig, ParallelConfig
 from phi3v_train.training.memory import ZERO_BUCKET
 
@@ -331,7 +332,7 @@ def refuse_unknown(where: str, config: Mapping[str, Any], device_type: str) -> N
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, (section, *first["loc"])))
-            raise UserError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from None
+            raise UserError(f"{where}: {refusal(key, first)}") from None
 
 
 def summary(config: Mapping[str, Any]) -> str:

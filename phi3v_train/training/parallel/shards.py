@@ -34,11 +34,6 @@ class Part(NamedTuple):
     total: int
 
 
-def is_sharded(folder: Path) -> bool:
-    """Whether a checkpoint was written sharded."""
-    return (folder / SHARDS).is_dir()
-
-
 def write_shards(folder: Path, rank: int, world_size: int, parts: Iterable[Part]) -> None:
     """Write the parts that this process holds, at most one file's bytes in memory at a time."""
     (folder / SHARDS).mkdir(exist_ok=True)

@@ -13,12 +13,13 @@ from phi3v_data.errors import UserError
 from phi3v_train.config import OptimConfig
 from phi3v_train.distributed.group import Group
 from phi3v_train.loss import Losses, Sources, losses_by_key, source_arguments
+from phi3v_train.models.directory import is_sharded
 from phi3v_train.precision import Precision
 from phi3v_train.training.eight_bit import restore_8bit
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.engine import Engine, Update
-from phi3v_train.training.parallel.shards import Shards, is_sharded, local_part, rows_here
+from phi3v_train.training.parallel.shards import Shards, local_part, rows_here
 from phi3v_train.training.parallel.zero_parts import has_parts, unsharded_moments
 from phi3v_train.training.saving import own_state, read_model, read_optimizer, write_model, write_optimizer
 

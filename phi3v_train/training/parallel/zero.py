@@ -22,12 +22,13 @@ from phi3v_data.files import load_json, write_text
 from phi3v_train.config import OptimConfig
 from phi3v_train.distributed.group import Group
 from phi3v_train.loss import Losses, Sources, losses_by_key, source_arguments
+from phi3v_train.models.directory import is_sharded
 from phi3v_train.precision import Precision
 from phi3v_train.training.methods import TrainedModel
 from phi3v_train.training.optimizer import make_optimizer, set_rates
 from phi3v_train.training.parallel.deepspeed_config import import_deepspeed
 from phi3v_train.training.parallel.engine import Engine, Update, WrongEngineError
-from phi3v_train.training.parallel.shards import Shards, is_sharded
+from phi3v_train.training.parallel.shards import Shards
 from phi3v_train.training.parallel.zero_parts import (
     Part,
     ShardedMoments,
