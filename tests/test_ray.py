@@ -245,6 +245,41 @@ def test_tasks_that_rays_memory_monitor_kills_end_the_command(directory: Path, t
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("victim", ["head", "node", "command"])
+def test_the_end_of_ray_or_of_the_command_is_at_most_one_sentence(victim: str, tmp_path: Path) -> None:
+    """Of Ray's head it would be exit code 1, which means that the data has problems; by SIGTERM 15 and a stack."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    source = make_source(tmp_path / "source", {"train/a/1.txt": f"wait {pipe}"})
+    words = ["convert", "--converter", TOY, "--source", source, "--out_dir", tmp_path / "out", "--engine", "ray"]
+    env = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "4"}
+    process = start_cli([*words, "--workers", 1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    writer = os.open(pipe, os.O_WRONLY)  # waits for the task
+    children = {each.name(): each for each in psutil.Process(process.pid).children(recursive=True)}
+    servers = [children["raylet"], children["gcs_server"]]
+    if victim == "command":
+        process.terminate()
+    else:
+        servers[victim == "head"].kill()
+    out, err = (each.decode() for each in process.communicate())
+    os.close(writer)
+    assert out == ""
+    said = [line for line in err.splitlines() if "cc:" not in line and not line.startswith("convert: ")]
+    if victim == "command":
+        assert (process.returncode, said, err.count("SIGTERM")) == (143, [], 0), out + err
+    else:
+        assert (process.returncode, len(said)) == (2, 1), err
+        expected = {
+            "head": r"error: the head of the Ray cluster, '\S+:\d+', has not answered for 1 s; what was finished is "
+            "kept: run the same command to resume",
+            "node": "error: the Ray node of this machine has not answered for 5 s; what was finished is kept: run the "
+            "same command to resume",
+        }
+        assert re.fullmatch(expected[victim], said[0]), said
+    psutil.wait_procs(servers, timeout=30)
+    assert [each for each in servers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
+
+
 def test_ctrl_c_while_ray_starts_ends_with_130(directory: Path, tmp_path: Path) -> None:
     """Ray itself may crash then. The signal comes when its last server has been started, and Ray connects to it."""
     words = ["export", "webdataset", directory, "--out", tmp_path / "out", "--engine", "ray", "--workers", 1]

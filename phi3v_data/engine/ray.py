@@ -8,6 +8,7 @@ first task each node, and before its own each worker process, says whether it se
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
-from typing import Any, Generic, TypeAlias, TypeVar
+from types import FrameType
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 from phi3v_data.engine.base import NOTHING_SHARED, Shared, Work, WorkerDiedError
 from phi3v_data.engine.cores import num_cores
+from phi3v_data.engine.ray_watch import RayWatch, servers_of
 from phi3v_data.engine.turns import AHEAD, Running, Turns
 from phi3v_data.engine.witness import Witness, difference, needed_folder, package_versions, refuse_node, witnesses
 from phi3v_data.engine.worker import Failure, Success, portable
@@ -61,6 +64,7 @@ class RayEngine:
     address: str | None = None
     resources: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
     _started: bool = False
+    _watch: RayWatch | None = None
 
     def run(
         self,
@@ -77,7 +81,7 @@ class RayEngine:
         if not first:
             return
         ray = self._connect()
-        with witnesses(shared) as wanted:
+        with witnesses(shared) as wanted, _own_exit_code():
             held = Held(work, (wanted, package_versions(), needed_folder(shared)))
             self._probe(ray, held.needs)
             run: _Run[T, R] = _Run(self, ray, held, chain(first, tasks), ticked or (lambda count: None))
@@ -91,9 +95,13 @@ class RayEngine:
         if self._started:
             import ray
 
+            if self._watch is not None:
+                self._watch.stop()
             with _interrupted_afterwards():
                 ray.shutdown()
             self._started = False
+            if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _exit_by:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def slots(self, nodes: Sequence[Mapping[str, Any]]) -> int:
         """Tasks that nodes have resources for."""
@@ -119,7 +127,7 @@ class RayEngine:
                 options |= {"num_cpus": self.workers or num_cores(), "include_dashboard": False}
             try:
                 _check_listens(address)
-                with _interrupted_afterwards():
+                with _interrupted_afterwards(), _kept_sigterm():
                     ray.init(**options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 reason = str(error).strip().partition("\n")[0]
@@ -130,6 +138,8 @@ class RayEngine:
                 ) from error
             self._started = True
             _silence(ray)
+            if not address.startswith("ray://"):  # such a process reaches the head by another one only
+                self._watch = RayWatch(servers_of(ray))
         return ray
 
     def _probe(self, ray: Any, needs: _Needs) -> None:
@@ -263,6 +273,41 @@ def _interrupted_afterwards() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if signals:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Let SIGTERM do after the block what it did before; Ray's own handler prints a stack and exits with 15.
+
+    By default it ends the process, here as an exception, so that the Ray that was started ends too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, _exit_by if before in (None, signal.SIG_DFL) else before)
+
+
+def _exit_by(number: int, frame: FrameType | None) -> NoReturn:
+    _exits.append(128 + number)
+    sys.exit(128 + number)
+
+
+_exits: list[int] = []
+
+
+@contextmanager
+def _own_exit_code() -> Iterator[None]:
+    """Exit with the code of `_exit_by`, where Ray has made a 1 of it."""
+    try:
+        yield
+    except SystemExit:
+        if _exits:
+            sys.exit(_exits[0])
+        raise
 
 
 def _check_listens(address: str) -> None:
