@@ -26,7 +26,7 @@ _EARLIER, _EVERY = 3.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server: its name in the sentence, how to connect to it, and seconds without an answer after which it is gone."""
+    """A server: its name in the sentence, how to connect to it, and seconds of silence after which it is gone."""
 
     name: str
     connect: Callable[[], socket.socket]
