@@ -26,7 +26,8 @@ def usage_sentence(error: Exception, command: Any, ctx: Any, words: Sequence[str
     match type(error).__name__:
         case "NoSuchOption":
             typed = _as_typed(name, words)
-            known = [opt for param in command.params for opt in (*param.opts, *param.secondary_opts)]
+            options = [param for param in command.params if param.param_type_name == "option"]
+            known = [opt for param in options for opt in (*param.opts, *param.secondary_opts)]
             return f"no option {shown(typed)} of '{_called(ctx)}'{_suggestion(ctx, typed, known, _ALIKE)}"
         case "BadOptionUsage":
             flags = [opt for param in command.params if getattr(param, "is_flag", False) for opt in param.opts]
