@@ -127,7 +127,7 @@ def test_an_unknown_command_is_answered_with_its_neighbour() -> None:
     ("args", "sentence"),
     [
         ("validate . --nope", "no option '--nope' of 'phi3v-data validate'; see 'phi3v-data validate --help'"),
-        ("split . --out o", "no option '--out' of 'phi3v-data split'; see 'phi3v-data split --help'"),  # OUT is no option
+        ("split . --out_dir o", "no option '--out_dir' of 'phi3v-data split'; see 'phi3v-data split --help'"),
         (
             "validate . --num-crop 4",
             "no option '--num-crop' of 'phi3v-data validate'; did you mean '--num_crops'? "
