@@ -325,7 +325,7 @@ def test_without_a_source_the_hub_id_is_used(tmp_path: Path, monkeypatch: pytest
         ({"limit": 0}, "limit"),
         ({"workers": -1}, "workers"),
         ({"engine": "slurm"}, "local or ray"),
-        ({"options": {"size": "big"}}, "option size of toy"),
+        ({"options": {"size": "big"}}, "--size of toy must be a whole number"),
         ({"options": {"sise": 3}}, "its options are size, scale"),
         ({"options": {"mode": "sepia"}}, "'grey' or 'colour'"),
     ],

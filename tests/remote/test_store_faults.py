@@ -293,7 +293,9 @@ def test_a_damaged_record_of_an_export_is_one_sentence(stub: Stub, content: byte
         BucketTarget(parse_address("s3://b/set"), overwrite=True)
 
 
-@pytest.mark.parametrize(("text", "why"), [(b"", "not JSON"), (b"[" * 100_000, "not JSON"), (b'{"name": 5}', "name: ")])
+@pytest.mark.parametrize(
+    ("text", "why"), [(b"", "not JSON"), (b"[" * 100_000, "not JSON"), (b'{"name": 5}', "name must be a")]
+)
 def test_a_damaged_description_of_a_set_is_named_by_its_address(
     stub: Stub, tmp_path: Path, text: bytes, why: str
 ) -> None:
