@@ -53,15 +53,15 @@ class UnsavedError(UserError):
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Settings and data that a run is begun with; see `identity`. `images`: a digest for each source."""
+    """Settings and data that a run is begun with; see `identity`. `image_digests`: one for each source, or empty."""
 
     settings: Mapping[str, Any]
     data: list[dict[str, Any]]
-    images: list[str]
+    image_digests: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Contents for `state.json` and `complete.json`."""
-        return {"settings": dict(self.settings), "data": self.data, "images": self.images}
+        return {"settings": dict(self.settings), "data": self.data, "image_digests": self.image_digests}
 
 
 class Session:
