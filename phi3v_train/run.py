@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from phi3v_data.dataset import list_directory, read_manifest
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_json
+from phi3v_data.files import read_stored
 from phi3v_data.lock import lock_file
 from phi3v_data.remote.address import spelled
 from phi3v_data.shards.view import data_directory
@@ -128,7 +128,7 @@ def drive(run: "BuiltRun") -> Outcome:
         session.stop()
         return Outcome(output_dir, session.step, False, None, None, session.stopped, session.unsaved)
     session.finish(partial(model_card, run))
-    before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
+    before, after = (read_stored(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
     done = folder.read_finished(output_dir) or {}
     return Outcome(output_dir, session.step, False, before, after, unsaved=session.unsaved, done=done)
 
@@ -166,7 +166,7 @@ def earlier_outcome(plan: Plan) -> Outcome:
         )
     done = folder.read_finished(output_dir)
     step = plan.total_steps if done is None else done["step"]
-    before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
+    before, after = (read_stored(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
     return Outcome(output_dir, step, True, before, after, done=done or {})
 
 

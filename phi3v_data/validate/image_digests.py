@@ -13,9 +13,10 @@ from phi3v_data.validate.tree import ImageTree
 
 
 def image_digests(table: RowTable, tree: ImageTree, images: ImageTable) -> dict[str, str]:
-    """Digest of the names and pixels of the images that the rows of each split use; of no split with one missing or not decoded.
+    """Digest of the names and pixels of the images that the rows of each split use.
 
-    It is the same in every process, in whichever order the file system lists the images, and however these are stored.
+    A split with an image that is missing or was not decoded has none. A digest is the same in every process, in
+    whichever order the file system lists the images, and however these are stored.
     """
     names = tree.hashes(seed=0)
     used: dict[str, list[npt.NDArray[Any]]] = {}
