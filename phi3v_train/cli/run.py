@@ -56,6 +56,8 @@ def run(
     if "RANK" in os.environ:
         # torch's own log of lost connections, a page each; we report them in one line.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if "RANK" not in os.environ and settings.config.parallel.nnodes == 1:  # of several, the others must hear of it
+        check_paths(settings)
     from phi3v_train.data.sources import require_data_dir
     from phi3v_train.distributed.agreement import broadcast_refusals
     from phi3v_train.distributed.rank_info import RankInfo
@@ -118,6 +120,20 @@ def run(
     if outcome.stopped:
         raise typer.Exit(128 + outcome.stopped)
     raise typer.Exit(GOOD if shown else upload_finished(config.output.output_dir, push_to_hub, **upload_options))
+
+
+def check_paths(settings: Settings) -> None:
+    """Refuse data and a model that are not there, before torch is loaded.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    from phi3v_train.data.sources import refuse_missing_directories, require_data_dir
+    from phi3v_train.models.locate import refuse_missing
+
+    require_data_dir(settings.config.data.data_dir)
+    refuse_missing_directories(settings.config.data.data_dir)
+    refuse_missing(settings.config.model.model_name_or_path)
 
 
 def validate(check: Any, settings: Settings, *, quiet: bool) -> dict[str, str]:
