@@ -4,6 +4,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def require_own(output_dir: Path, data_dirs: Sequence[Path]) -> None:
         raise UserError(f"{output_dir}: is a file, or inside one; give a folder as --output_dir") from None
     except OSError as error:
         raise unreadable(output_dir, error) from None
-    refuse_folders(output_dir, (*FILES, *filter(_EVAL_STEP.fullmatch, names)))
+    written = (*FILES, *filter(_EVAL_STEP.fullmatch, names))
+    refuse_folders(output_dir, (name for name in written if name != PLOT))  # which a run can do without
     model = output_dir / MODEL
     if model.is_symlink() or (model.exists() and not model.is_dir()):
         kind = "link" if model.is_symlink() else "file"
@@ -132,7 +134,8 @@ def clear(output_dir: Path) -> None:
     """
     for name in FILES:
         if name != CONFIG:
-            (output_dir / name).unlink(missing_ok=True)
+            with suppress(IsADirectoryError):
+                (output_dir / name).unlink(missing_ok=True)
     for name in os.listdir(output_dir):
         if _EVAL_STEP.fullmatch(name):
             (output_dir / name).unlink()
