@@ -42,3 +42,7 @@ class Reject(Exception):  # noqa: N818 - an outcome that converters raise on pur
 def how_to_install(extra: str) -> str:
     """The command that installs an extra, for messages; phi3v is installed from a clone or its wheel."""
     return f"pip install -c constraints.txt -e '.[{extra}]' in a clone of phi3v"
+
+
+class OwnWarning(RuntimeWarning):
+    """A warning of phi3v itself: one sentence, which the commands print without a place in the source."""

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -252,6 +252,33 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_stored(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object that phi3v left in a folder of its own; see `read_json`.
+
+    Raises:
+        UserError: it cannot be read, or is not a regular file.
+    """
+    try:
+        return read_json(path)
+    except OSError as error:
+        if is_closed(error):
+            raise unreadable(path, error) from None
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{path}: is not a file that phi3v wrote ({reason}); move it away") from None
+
+
+def refuse_folders(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a folder in the place of one of these files, which will be written into `folder`.
+
+    Raises:
+        UserError: names the first one.
+    """
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            raise UserError(f"{path}: is a folder, where phi3v writes a file; move it away, or choose another folder")
 
 
 def load_json(path: Path) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from phi3v_data.columns import DamagedFileError, read_columns, write_columns
-from phi3v_data.errors import UserError
+from phi3v_data.errors import OwnWarning, UserError
 from phi3v_data.files import hidden_path, open_regular, unreadable
 from phi3v_data.jsonl import BOM
 
@@ -137,7 +137,7 @@ def _load(path: Path, states: Sequence[FileState]) -> LineIndex | None:
     try:
         stored = read_columns(path, _MAGIC, limit)
     except DamagedFileError as error:
-        warnings.warn(f"{error}; it is rebuilt", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{error}; it is rebuilt", OwnWarning, stacklevel=2)
         return None
     if stored is None:
         return None

@@ -3,13 +3,15 @@
 Each process reports its own errors; the launcher only makes sure that none outlives another's failure.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import COULD_NOT_RUN, PROBLEMS, UserError
@@ -44,6 +46,15 @@ CAUSES = {
 
 LAUNCHED = "PHI3V_LAUNCHED"
 """Set for processes started here: the data are checked and the plan is shown already."""
+
+
+IMAGES = "PHI3V_IMAGES"
+"""For such processes: the digests of the images that the launcher's check of the data found, as JSON."""
+
+
+def launched_images() -> dict[str, str]:
+    """The digest of the images of each directory, as the launcher found them; empty without a launcher of phi3v."""
+    return dict(json.loads(os.environ.get(IMAGES, "{}"))) if LAUNCHED in os.environ else {}
 
 
 def processes_to_start(config: RunConfig) -> int:
@@ -113,7 +124,11 @@ def open_meeting(parallel: ParallelConfig) -> "TCPStore | None":
 
 
 def launch(
-    number: int, arguments: Sequence[str], parallel: ParallelConfig | None = None, meeting: "TCPStore | None" = None
+    number: int,
+    arguments: Sequence[str],
+    parallel: ParallelConfig | None = None,
+    meeting: "TCPStore | None" = None,
+    images: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Run `python -m phi3v_train ARGUMENTS` in `number` processes here; returns 0 if all succeed.
 
@@ -125,6 +140,7 @@ def launch(
         arguments: of the command.
         parallel: this machine's index among several; None: it is the only one.
         meeting: result of `open_meeting`, if it is open already.
+        images: for `launched_images` of the processes.
 
     Returns 143 or 130 where the run was stopped by a signal, 2 where a process could not begin, because of a mistake
     that it has reported, else 1.
@@ -149,6 +165,7 @@ def launch(
                 "MASTER_PORT": str(port),
                 HOSTED: str(True),
                 LAUNCHED: "1",
+                IMAGES: json.dumps(dict(images)),
             },
         )
         for local in range(number)

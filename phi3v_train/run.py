@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from phi3v_data.dataset import list_directory, read_manifest
 from phi3v_data.errors import UserError
-from phi3v_data.files import read_json
+from phi3v_data.files import read_stored
 from phi3v_data.lock import lock_file
+from phi3v_data.remote.address import spelled
 from phi3v_data.shards.view import data_directory
 from phi3v_train.config import RunConfig
 from phi3v_train.data.sources import require_data_dir, require_valid, resolve_num_crops, use_cache
@@ -53,8 +54,10 @@ class Outcome:
     done: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_data(config: RunConfig, progress: Callable[[str, int, int | None], None] | None = None) -> None:
+def check_data(config: RunConfig, progress: Callable[[str, int, int | None], None] | None = None) -> dict[str, str]:
     """Refuse directories with errors; a validated one that has not changed is known by its receipt.
+
+    Returns the digest of the images that the trained split of each directory uses (`Start.images`).
 
     Raises:
         UserError: the first error, or no directory is given.
@@ -68,12 +71,16 @@ def check_data(config: RunConfig, progress: Callable[[str, int, int | None], Non
     files.family.image_budget(options)
     tuned, own = (None, None) if options else (files.tuned_num_crops, files.stored_num_crops)
     num_crops = options.pop("num_crops", None)
+    images = {}
     for directory in config.data.data_dir:
         budget = num_crops
         if tuned is not None or own is not None:
             budget, _ = resolve_num_crops(None, read_manifest(data_directory(directory)), tuned, own)
         name = files.family.name
-        require_valid(directory, num_crops=budget, image_options=options, model=name, progress=progress)
+        report = require_valid(directory, num_crops=budget, image_options=options, model=name, progress=progress)
+        if digest := report.stats["image_digests"].get(config.data.train_split):
+            images[spelled(directory)] = digest
+    return images
 
 
 def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()) -> Outcome:
@@ -121,7 +128,7 @@ def drive(run: "BuiltRun") -> Outcome:
         session.stop()
         return Outcome(output_dir, session.step, False, None, None, session.stopped, session.unsaved)
     session.finish(partial(model_card, run))
-    before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
+    before, after = (read_stored(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
     done = folder.read_finished(output_dir) or {}
     return Outcome(output_dir, session.step, False, before, after, unsaved=session.unsaved, done=done)
 
@@ -159,7 +166,7 @@ def earlier_outcome(plan: Plan) -> Outcome:
         )
     done = folder.read_finished(output_dir)
     step = plan.total_steps if done is None else done["step"]
-    before, after = (read_json(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
+    before, after = (read_stored(output_dir / name) for name in (folder.EVAL_BEFORE, folder.EVAL_AFTER))
     return Outcome(output_dir, step, True, before, after, done=done or {})
 
 
@@ -169,9 +176,9 @@ def run(settings: Settings, *, quiet: bool = False, hooks: "Sequence[Hook]" = ()
     Raises:
         UserError: a mistake or an obstacle; the message says what to do.
     """
-    check_data(settings.config)
+    images = check_data(settings.config)
     plan = make_plan(settings, world_size=RankInfo.from_environment().world_size)
-    start = find_start(plan)
+    start = find_start(plan, images)
     if RankInfo.from_environment().is_main:
         for warning in start.warnings(plan.config.output.output_dir, plan.total_steps):
             print(f"warning: {warning}", file=sys.stderr)

@@ -4,13 +4,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import load_json
 from phi3v_data.messages import counted
 from phi3v_data.remote.address import refuse_address
-from phi3v_data.validate.receipt import images_digest
 from phi3v_train.config import RunConfig
 from phi3v_train.data.identity import data_identity
 from phi3v_train.plan import Plan
@@ -85,8 +85,11 @@ class Start:
         return f"resumes from {self.checkpoint.path.name}, {left} left{skipped}"
 
 
-def find_start(plan: Plan) -> Start:
+def find_start(plan: Plan, images: Mapping[str, str] = MappingProxyType({})) -> Start:
     """Look into the output directory; nothing is changed there.
+
+    `images`: digest of the images of each directory, as the check of the data has just found them; of others nothing is
+    known.
 
     Raises:
         UserError: it holds a run that this one cannot resume from, or files of others.
@@ -95,8 +98,8 @@ def find_start(plan: Plan) -> Start:
     output, patience = plan.config.output, plan.config.eval.early_stopping_patience
     settings = settings_identity(plan.config, plan.compute.dtype.value)
     folder.require_own(output.output_dir, plan.config.data.data_dir)
-    images = [images_digest(source.directory) for source in plan.sources]
-    identity = {"settings": settings, "data": data_identity(plan.sources), "images": images}
+    digests = [images.get(source.given, "") for source in plan.sources]
+    identity = {"settings": settings, "data": data_identity(plan.sources), "image_digests": digests}
     if output.overwrite:
         return Start(identity, None)
     if output.resume == "never" and (checkpoint_folders(output.output_dir) or folder.read_finished(output.output_dir)):
@@ -124,22 +127,28 @@ def find_start(plan: Plan) -> Start:
         return Start(identity, None, starts_over=has_logs_of_this_run(output.output_dir, identity))
     state = checkpoint.state()
     refuse_other_run(checkpoint.path, state["identity"], identity)
+    earlier = earlier_digests(state["identity"], len(digests))
     return Start(
-        identity,
+        {**identity, "image_digests": [new or old for old, new in zip(earlier, digests, strict=True)]},
         checkpoint,
         ended=has_ended(state, plan.total_steps, patience),
         damaged=newer,
         step=checkpoint.step,
-        other_images=other_images(plan, state["identity"], images),
+        other_images=other_images(plan, earlier, digests),
     )
 
 
-def other_images(plan: Plan, saved: Mapping[str, Any], images: Sequence[str]) -> tuple[Path, ...]:
-    """Directories whose images were others at an earlier start; of those without a record nothing is known."""
-    earlier = saved.get("images")
-    if not isinstance(earlier, list) or len(earlier) != len(images):
-        return ()
-    pairs = zip(plan.sources, earlier, images, strict=True)
+def earlier_digests(saved: Mapping[str, Any], number: int) -> list[str]:
+    """Digests of the images of each source at an earlier start; empty ones where they were not known."""
+    earlier = saved.get("image_digests")
+    if isinstance(earlier, list) and len(earlier) == number and all(isinstance(each, str) for each in earlier):
+        return earlier
+    return [""] * number
+
+
+def other_images(plan: Plan, earlier: Sequence[str], digests: Sequence[str]) -> tuple[Path, ...]:
+    """Directories whose images were others at an earlier start, as far as both are known."""
+    pairs = zip(plan.sources, earlier, digests, strict=True)
     return tuple(dict.fromkeys(source.directory for source, old, new in pairs if old and new and old != new))
 
 

@@ -658,6 +658,34 @@ def test_a_journal_that_says_what_is_never_written_is_refused(tmp_path: Path, ch
         resume(Toy, source, tmp_path / "out")
 
 
+@pytest.mark.parametrize("items", [None, [], "x", 5, {"train": "six"}])
+@pytest.mark.parametrize("ended", [True, False], ids=["complete.json", "identity.json"])
+def test_a_journal_with_counts_that_are_never_written_is_refused(tmp_path: Path, items: Any, ended: bool) -> None:
+    source, out = plain_source(tmp_path / "source", {"train": 6}), tmp_path / "out"
+    resume(Toy, source, out) if ended else interrupt(Toy, source, out)
+    path = out / ".phi3v/convert" / ("complete.json" if ended else "identity.json")
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "identity": {**saved["identity"], "items": items}}))
+    (source / "train/g00/s000.txt").unlink()
+    with pytest.raises(phi3v_data.UserError, match=rf"{path.name}: was not written by phi3v \(Expected `"):
+        resume(Toy, source, out)
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_journal_of_a_newer_version_is_refused_and_kept(tmp_path: Path, overwrite: bool) -> None:
+    source, out = plain_source(tmp_path / "source", {"train": 6}), tmp_path / "out"
+    interrupt(Toy, source, out)
+    path = out / ".phi3v/convert/identity.json"
+    usual = path.read_text()
+    path.write_text(json.dumps({**json.loads(usual), "format": 3}))
+    before = kept(out)
+    with pytest.raises(phi3v_data.UserError, match=r"newer version of phi3v \(format 3; this one reads up to 2\)"):
+        resume(Toy, source, out, overwrite=overwrite)
+    assert kept(out) == before
+    path.write_text(usual)
+    assert resume(Toy, source, out).resumed == 4
+
+
 def test_a_journal_leads_to_no_file_outside_the_source(tmp_path: Path) -> None:
     """A record that climbs out of its root, or names a pipe, is read nowhere: it counts as changed."""
     source = plain_source(tmp_path / "source", {"train": 6})

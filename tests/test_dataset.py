@@ -162,6 +162,26 @@ def test_a_flipped_bit_anywhere_in_an_index_is_noticed_and_healed(directory: Pat
         assert index_file(directory).read_bytes() == whole
 
 
+READ_BY_A_COMMAND = """
+import sys
+from phi3v_data.cli.base import run
+from phi3v_data.dataset import Dataset
+class Program:
+    name = "phi3v-data"
+    def main(self, args, prog_name):
+        Dataset(sys.argv[1])["train"]
+run(Program())
+"""
+
+
+def test_a_damaged_index_is_one_sentence_of_a_command(directory: Path) -> None:
+    Dataset(directory)["train"]
+    index_file(directory).write_bytes(index_file(directory).read_bytes()[:-1] + b"x")
+    ran = subprocess.run([sys.executable, "-c", READ_BY_A_COMMAND, directory], capture_output=True, text=True)
+    said = f"warning: {index_file(directory)}: its checksum does not match its content; it is rebuilt\n"
+    assert (ran.returncode, ran.stderr) == (0, said)
+
+
 def test_an_index_of_another_size_than_it_can_have_is_not_read(directory: Path) -> None:
     Dataset(directory)["train"]
     os.truncate(index_file(directory), 1 << 40)  # a hole: it takes no space

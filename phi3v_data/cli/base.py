@@ -14,6 +14,7 @@ This module does not import click: recent Typer releases bundle their own copy.
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,7 +26,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from phi3v_data.cli.usage_errors import UsageError, unexpected, unknown_command, usage_sentence
-from phi3v_data.errors import BROKEN_PIPE, COULD_NOT_RUN, GOOD, INTERRUPTED, UserError, how_to_install
+from phi3v_data.errors import BROKEN_PIPE, COULD_NOT_RUN, GOOD, INTERRUPTED, OwnWarning, UserError, how_to_install
 from phi3v_data.messages import MAX_ERROR, short
 from phi3v_data.streams import PrintableStream, drop_output, open_streams, printable_streams
 
@@ -56,6 +57,8 @@ OPTIONAL_PACKAGES = {
     "uvicorn": "serve",
 }
 """Importable name of each optional package -> the extra that installs it."""
+
+_usual_format = warnings.formatwarning
 
 TABLE_COLUMNS = 128
 """Narrowest terminal in which Rich's table does not cut the longest option names."""
@@ -327,6 +330,7 @@ def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
     A bug in phi3v prints its traceback and exits with 2, never with 1, which means "problems found".
     """
     open_streams()
+    warnings.formatwarning = format_warning
     try:
         try:
             group.main(args=args, prog_name=group.name)
@@ -351,6 +355,15 @@ def run(group: Any, args: Sequence[str] | None = None) -> NoReturn:
         print("error: this is a bug in phi3v, not in your data; please report the lines above", file=sys.stderr)
         code = COULD_NOT_RUN
     sys.exit(code)
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as the commands print it: one of phi3v is a sentence, others are as usual."""
+    if issubclass(category, OwnWarning):
+        return f"warning: {message}\n"
+    return _usual_format(message, category, filename, lineno, line)
 
 
 def _flush(code: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from phi3v_data.errors import NotFoundError
+from phi3v_data.files import unreadable
 from phi3v_data.media.pack import ShardState
 from phi3v_data.remote.cache import range_cache
 from phi3v_data.remote.store import Store, StoredObject
@@ -56,11 +57,14 @@ class LocalShard:
 
         Raises:
             NotFoundError: there is no such file.
+            UserError: it cannot be read, such as a link to itself.
         """
         try:
             return ShardState.of(os.stat(self.path))
         except FileNotFoundError:
             raise NotFoundError(f"{self.path}: no such file") from None
+        except OSError as error:
+            raise unreadable(self.path, error) from None
 
     def open(self) -> IO[bytes]:
         """Open it. Raises OSError."""

@@ -17,9 +17,11 @@ Words = npt.NDArray[np.uint64]
 PADDING = bytes(8)
 """Padding that `word_view` needs after the last byte."""
 
+SEED = secrets.randbits(64)
+"""Seed of this process and its forks."""
+
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing
 _SHIFT = np.uint64(29)
-_SEED = secrets.randbits(64)
 _LONG = 256  # bytes; longer texts are hashed one by one
 _MASKS: Words = np.array([(1 << (8 * count)) - 1 for count in range(8)], np.uint64)
 
@@ -29,7 +31,7 @@ def word_view(padded: bytes) -> Words:
     return np.ndarray((len(padded) - 7,), "<u8", buffer=padded, strides=(1,))
 
 
-def hash_spans(padded: bytes, starts: Ints, lengths: Ints, *, seed: int = _SEED) -> Ints:
+def hash_spans(padded: bytes, starts: Ints, lengths: Ints, *, seed: int = SEED) -> Ints:
     """Hash of each range of a text that ends in `PADDING`; with a `seed` of its own also valid in other processes."""
     words = word_view(padded)
     hashes: Words = (lengths.astype(np.uint64) ^ np.uint64(seed)) * FACTOR
@@ -64,7 +66,7 @@ def sample_spans(padded: bytes, starts: Ints, lengths: Ints) -> Ints:
     Takes the same time for ranges of any length. `padded` ends in `PADDING`.
     """
     words = word_view(padded)
-    hashes: Words = (lengths.astype(np.uint64) ^ np.uint64(_SEED)) * FACTOR
+    hashes: Words = (lengths.astype(np.uint64) ^ np.uint64(SEED)) * FACTOR
     room = np.maximum(lengths - 8, 0)
     for eighths in (1, 3, 5, 7):
         _mix(hashes, words[starts + (room * eighths >> 3)])

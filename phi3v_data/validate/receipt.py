@@ -37,7 +37,6 @@ from phi3v_data.media.integrity import FACTS
 from phi3v_data.messages import escaped
 from phi3v_data.schema import Report
 from phi3v_data.unfinished import MANIFEST
-from phi3v_data.validate.hashes import PADDING, hash_spans
 from phi3v_data.validate.images import ImageTable
 from phi3v_data.validate.tree import ImageTree
 
@@ -52,7 +51,6 @@ _MAGIC = b"phi3vim2"
 _READ_BYTES = 1 << 20
 _MAX_REPORT = 64 << 20
 _MIN_LIMIT, _BYTES_PER_ENTRY = 64 << 20, 1 << 10  # of `images.bin`: more would be of another directory
-_MAX_IMAGES = 1 << 36  # of `images.bin` where the images are not looked at
 _OTHER_DISKS = 2_000_000_000
 """Nanoseconds: the coarsest clock of a file system that is in use (FAT). The clock that was read is that of the
 directory's own file system; for files on others this is taken off."""
@@ -229,30 +227,6 @@ def load_images(directory: Path, tree: ImageTree) -> ImageTable:
     table.facts[new] = old_facts[old]
     table.details.update(words)
     return table
-
-
-def images_digest(directory: Path) -> str:
-    """Digest of the names and pixels of all images as the last validation found them; empty if it left nothing.
-
-    The order in which the file system lists them does not matter.
-    """
-    try:
-        path = hidden_path(directory, _FOLDER, _IMAGES)
-        stored = read_columns(path, _MAGIC, _MAX_IMAGES) if path else None
-        if stored is None:
-            return ""
-        header, body = stored
-        count = int(header["count"])
-        ends = np.frombuffer(body, np.int64, count)
-        facts = np.frombuffer(body, FACTS, count, 40 * count)
-        starts = np.concatenate((np.zeros(1, np.int64), ends[:-1])) if count else ends
-        names = hash_spans(bytes(body[(40 + FACTS.itemsize) * count :]) + PADDING, starts, ends - starts, seed=0)
-    except (OSError, DamagedFileError, ValueError, KeyError, TypeError, OverflowError, IndexError):
-        return ""
-    order = np.argsort(names, kind="stable")
-    hasher = xxhash.xxh3_128(names[order].tobytes())
-    hasher.update(facts["pixels"][order].tobytes())
-    return hasher.hexdigest()
 
 
 def _pairs(old_blob: memoryview, old_ends: Ints, tree: ImageTree) -> tuple[Ints, Ints]:

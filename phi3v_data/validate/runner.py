@@ -22,6 +22,7 @@ from phi3v_data.validate.collector import paused_collector
 from phi3v_data.validate.control import control_tokens
 from phi3v_data.validate.findings import Findings
 from phi3v_data.validate.foreign import refuse_foreign
+from phi3v_data.validate.image_digests import image_digests
 from phi3v_data.validate.images import ImageTable, report_orphans
 from phi3v_data.validate.layout import report_empty, report_labels, report_stale
 from phi3v_data.validate.rows import RowScan
@@ -176,6 +177,7 @@ class _Run:
         self.identity: dict[str, Any] = {
             "level": self.level,
             "num_crops": self.num_crops,
+            "image_digests": True,  # the report has them
             "model": family_version(self.family.name),
             "families": [family_version(family.name) for family in families],
             **({"settings": repr(self.family)} if configured else {}),
@@ -226,6 +228,7 @@ class _Run:
             num_crops=self.num_crops,
             exact_text=exact,
         )
+        stats["image_digests"] = image_digests(table, tree, survey.images)
         return self._report(scan, int(survey.used.sum()), stats)
 
     def _report(self, scan: RowScan, num_images: int, stats: dict[str, Any]) -> Report:

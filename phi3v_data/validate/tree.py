@@ -21,7 +21,7 @@ from phi3v_data.files import is_closed, unsafe_reason
 from phi3v_data.media.pack import ShardState, mixed
 from phi3v_data.media.packed import open_pack
 from phi3v_data.near_names import fold
-from phi3v_data.validate.hashes import PADDING, hash_spans, hash_texts
+from phi3v_data.validate.hashes import PADDING, SEED, hash_spans, hash_texts
 
 Ints = npt.NDArray[np.int64]
 
@@ -98,7 +98,7 @@ class ImageTree:
     def find(self, hashes: Ints) -> Ints:
         """Index of each path, given by its hash (`hashes.hash_texts`); -1 if there is none."""
         if self._sorted is None or self._order is None:
-            known = self._hashes()
+            known = self.hashes()
             self._order = np.argsort(known, kind="stable")
             self._sorted = known[self._order]
         if not len(self):
@@ -107,15 +107,18 @@ class ImageTree:
         place[place == len(self)] = 0
         return np.where(self._sorted[place] == hashes, self._order[place], -1)
 
-    def _hashes(self) -> Ints:
-        """Hash of each path; not of all at once, which takes some ten times the memory of the result."""
+    def hashes(self, *, seed: int = SEED) -> Ints:
+        """Hash of each path, see `hash_spans`.
+
+        Not of all at once, which takes some ten times the memory of the result.
+        """
         known = np.empty(len(self), np.int64)
         begin = 0
         for first in range(0, len(self), _HASHED_AT_ONCE):
             ends = self.ends[first : first + _HASHED_AT_ONCE] - begin
             text = bytes(self.blob[begin : begin + int(ends[-1])]) + PADDING
             starts = np.concatenate(([0], ends[:-1]))
-            known[first : first + len(ends)] = hash_spans(text, starts, ends - starts)
+            known[first : first + len(ends)] = hash_spans(text, starts, ends - starts, seed=seed)
             begin += int(ends[-1])
         return known
 

@@ -162,16 +162,24 @@ class Journal:
         """Read `self.identity` or `self.complete`; None if absent or incomplete.
 
         Raises:
-            UserError: phi3v cannot have written it.
+            UserError: phi3v cannot have written it, or a newer version has.
         """
         try:
-            return decode_begun(self._read(path, MAX_JSON))
+            begun = decode_begun(self._read(path, MAX_JSON))
+            if begun.format <= FORMAT:
+                msgspec.convert(begun.identity.get("items", {}), dict[str, int])
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (msgspec.ValidationError, RecursionError) as error:
             raise self.foreign(path, error) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
+        if begun.format > FORMAT:
+            raise UserError(
+                f"{path}: was written by a newer version of phi3v (format {begun.format}; this one reads up to "
+                f"{FORMAT}); nothing was changed: upgrade phi3v, or choose another --out_dir"
+            )
+        return begun
 
     def _read(self, path: Path, limit: int) -> bytes:
         try:

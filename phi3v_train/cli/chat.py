@@ -12,6 +12,7 @@ from phi3v_train.cli.eval_options import Base, say_notes, with_eval_settings
 from phi3v_train.config import IMAGE_OPTIONS, EvalConfig, ModelConfig
 from phi3v_train.models.locate import locate
 from phi3v_train.serving.images import read_file
+from phi3v_train.serving.text_check import TextCheck
 from phi3v_train.settings import Settings
 
 
@@ -45,6 +46,10 @@ def chat(
     """
     waiting = [(path, read_file(path)) for path in image or ()]
     files = locate(model, base=base, called="MODEL")
+    try:
+        TextCheck(files.family.tokens).check(system, num_images=0)
+    except UserError as error:
+        raise UserError(f"--system: {error}") from None
     if not quiet:
         print(f"loading {model}", file=sys.stderr)
     from phi3v_train.serving.load import load
@@ -53,10 +58,6 @@ def chat(
 
     served = load(files, settings.config.model, max_batch=1)
     say_notes(served.notes, quiet=quiet)
-    try:
-        served.answerer.check_text(system, num_images=0)
-    except UserError as error:
-        raise UserError(f"--system: {error}") from None
     sampling = Sampling(settings.config.eval.max_new_tokens, temperature, seed=seed)
     conversation = Conversation(served.answerer, sampling, system=system, waiting=waiting)
     if sys.stdin.isatty() and not quiet:

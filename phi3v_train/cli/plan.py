@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from phi3v_data.cli.base import Quiet, command_info, make_command
-from phi3v_train.cli.run import show
+from phi3v_train.cli.run import check_paths, show
 from phi3v_train.cli.run_options import SettingsCommand, with_settings
 from phi3v_train.settings import Settings
 
@@ -33,14 +33,13 @@ def plan(
     """Show what a run would do, and which methods and recipes fit the memory; nothing is trained or downloaded but the
     model's small files.
     """
-    from phi3v_train.data.sources import require_data_dir
+    check_paths(settings)
     from phi3v_train.fits import fit_table
     from phi3v_train.launch import processes_to_start
     from phi3v_train.plan import make_plan
     from phi3v_train.plan_report import plan_json
     from phi3v_train.start import find_start
 
-    require_data_dir(settings.config.data.data_dir)
     processes = processes_to_start(settings.config) * settings.config.parallel.nnodes
     made = make_plan(settings, world_size=max(1, processes), weights=False)
     available = round(memory * 1e9) if memory is not None else made.compute.memory

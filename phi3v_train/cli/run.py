@@ -56,10 +56,12 @@ def run(
     if "RANK" in os.environ:
         # torch's own log of lost connections, a page each; we report them in one line.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if "RANK" not in os.environ and settings.config.parallel.nnodes == 1:  # of several, the others must hear of it
+        check_paths(settings)
     from phi3v_train.data.sources import require_data_dir
     from phi3v_train.distributed.agreement import broadcast_refusals
     from phi3v_train.distributed.rank_info import RankInfo
-    from phi3v_train.launch import LAUNCHED, launch, obey_launcher, open_meeting, processes_to_start
+    from phi3v_train.launch import LAUNCHED, launch, launched_images, obey_launcher, open_meeting, processes_to_start
     from phi3v_train.plan import make_plan
     from phi3v_train.run import check_data, earlier_outcome, train
     from phi3v_train.start import find_start, resume_hint
@@ -78,11 +80,12 @@ def run(
     world_size = number * config.parallel.nnodes or rank_info.world_size
     meeting = open_meeting(config.parallel) if number and not dry_run else None
     shown = not rank_info.is_main or LAUNCHED in os.environ or config.parallel.node_rank > 0
+    images = launched_images()
     if not shown and not skip_validation:
-        validate(check_data, settings, quiet=quiet)
+        images = validate(check_data, settings, quiet=quiet)
     with broadcast_refusals(config.parallel):
         plan = make_plan(settings, world_size=world_size, weights=not dry_run)
-        start = find_start(plan)
+        start = find_start(plan, images)
     if not shown:
         show(plan, start.words(plan.total_steps), as_json=json_output, quiet=quiet)
         for warning in start.warnings(config.output.output_dir, plan.total_steps):
@@ -95,7 +98,7 @@ def run(
             print(summary(earlier_outcome(plan)))
         raise typer.Exit(GOOD if shown else upload_finished(config.output.output_dir, push_to_hub, **upload_options))
     if number:
-        code = launch(number, sys.argv[1:], config.parallel, meeting)
+        code = launch(number, sys.argv[1:], config.parallel, meeting, images=images)
         if code not in (GOOD, COULD_NOT_RUN):
             print(resume_hint(config.output.output_dir), file=sys.stderr)
         if code == GOOD and not shown:
@@ -119,12 +122,27 @@ def run(
     raise typer.Exit(GOOD if shown else upload_finished(config.output.output_dir, push_to_hub, **upload_options))
 
 
-def validate(check: Any, settings: Settings, *, quiet: bool) -> None:
-    """Check the data with a progress bar."""
+def check_paths(settings: Settings) -> None:
+    """Refuse data and a model that are not there, before torch is loaded.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    from phi3v_train.data.sources import refuse_missing_directories, require_data_dir
+    from phi3v_train.models.locate import refuse_missing
+
+    require_data_dir(settings.config.data.data_dir)
+    refuse_missing_directories(settings.config.data.data_dir)
+    refuse_missing(settings.config.model.model_name_or_path)
+
+
+def validate(check: Any, settings: Settings, *, quiet: bool) -> dict[str, str]:
+    """Check the data with a progress bar; returns the digests of their images."""
     from phi3v_data.console import progress_bar
 
     with progress_bar(quiet=quiet) as progress:
-        check(settings.config, progress)
+        images: dict[str, str] = check(settings.config, progress)
+    return images
 
 
 def show(plan: Any, run_state: str, *, as_json: bool, quiet: bool) -> None:

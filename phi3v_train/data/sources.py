@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phi3v_data.dataset import Dataset, Split
+from phi3v_data.dataset import Dataset, Split, list_directory
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.remote.address import spelled
+from phi3v_data.remote.address import is_remote, spelled
 from phi3v_data.remote.cache import LIMIT_VARIABLE
 from phi3v_data.schema import Manifest, Report
 from phi3v_data.shards.view import data_directory
@@ -165,6 +165,17 @@ def require_data_dir(directories: Sequence[str | Path]) -> None:
     """
     if not directories:
         raise UserError("no data: give --data_dir, a conversations directory; it may be given several times")
+
+
+def refuse_missing_directories(directories: Sequence[str | Path]) -> None:
+    """Refuse directories of this machine that do not exist; nothing is read, so this can be done before all else.
+
+    Raises:
+        UserError: the first of them.
+    """
+    for directory in directories:
+        if not is_remote(directory) and not Path(directory).is_dir():
+            list_directory(Path(directory))  # says so
 
 
 def open_sources(directories: Sequence[str | Path], split: str, *, num_crops: int | None = None) -> tuple[Source, ...]:

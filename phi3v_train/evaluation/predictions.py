@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import is_closed, open_regular, read_json, unreadable, write_bytes, write_json
+from phi3v_data.files import is_closed, open_regular, read_json, refuse_folders, unreadable, write_bytes, write_json
 from phi3v_data.jsonl import encode_line
 from phi3v_data.lock import lock_file
 from phi3v_data.messages import counted, shown
@@ -79,6 +79,7 @@ class PredictionFolder:
 
     def _begin(self, overwrite: bool, restart: bool) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_folders(self.path, (PREDICTIONS, RESULT, CONFUSION, *(part.name for part in self._parts())))
         self._restarts = restart
         saved = None if overwrite else self._saved_identity()
         is_same = saved is not None and self._with_images(saved) == self.identity

@@ -40,6 +40,22 @@ def locate(
         if is_adapter(path):
             return locate_adapter(name, base=base, weights=weights)
         return ModelFiles(name, check_directory(path, weights=weights), path)
+    refuse_missing(name, called=called)
+    directory = fetch(name, weights=weights, called=called)
+    return ModelFiles(name, check_directory(directory, weights=weights), directory)
+
+
+def refuse_missing(name: str, *, called: str = "--model_name_or_path") -> None:
+    """Refuse a name that is neither that of a directory or a tiny model, nor perhaps of a model on the Hub.
+
+    The Hub is not asked, so this can be done before anything is loaded. `called`: see `locate`.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    path = Path(name)
+    if tiny_family(name) is not None or path.is_dir():
+        return
     if path.is_file():
         meant = f"; did you mean {path.parent}?" if is_model(path.parent) else ""
         raise NotFoundError(f"{called} {name}: is a file; give a model directory{meant}")
@@ -47,8 +63,6 @@ def locate(
     if meant or not is_hub_id(name):
         usual = "; give a model directory, a Hub id such as microsoft/Phi-3.5-vision-instruct, or tiny"
         raise NotFoundError(f"{called} {name}: no such directory{meant or usual}")
-    directory = fetch(name, weights=weights, called=called)
-    return ModelFiles(name, check_directory(directory, weights=weights), directory)
 
 
 def is_hub_id(name: str) -> bool:

@@ -15,16 +15,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from phi3v_data.errors import UserError
-from phi3v_data.json_text import invalid_character
-from phi3v_data.messages import shown
 from phi3v_data.schema import Sample
-from phi3v_data.validate.control import build_control_tokens
 from phi3v_train.data.collate import collate_prompts
 from phi3v_train.data.encode import EncodedPrompt, Encoder, Provenance
 from phi3v_train.data.model_settings import GREEDY
 from phi3v_train.device import is_out_of_memory, to_device
 from phi3v_train.models.family import ModelFamily
 from phi3v_train.serving.request import FinishReason, Piece, QueueFullError, Request, Sampling, ShuttingDownError
+from phi3v_train.serving.text_check import TextCheck
 
 NOWHERE = Provenance("", "", 0, "")
 
@@ -59,7 +57,7 @@ class Answerer:
         self.max_waiting = max_waiting
         self.context = context_of(model)
         self.stop_ids = frozenset(family.stop_ids(model, encoder.renderer.tokenizer))
-        self._markers = build_control_tokens(encoder.renderer.tokens.special_strings, ()).own
+        self.check_text = TextCheck(encoder.renderer.tokens).check
         self._waiting: list[Request] = []
         self._running: tuple[Request, ...] = ()
         self._cut = False
@@ -78,29 +76,6 @@ class Answerer:
     def num_running(self) -> int:
         """Requests of the running batch."""
         return len(self._running)
-
-    def check_text(self, text: str, *, num_images: int) -> None:
-        """Refuse a text that no row may have, or that the model would read as more than text.
-
-        The marker of a turn's end would end a question.
-
-        Args:
-            num_images: of the whole conversation; images need no tags.
-
-        Raises:
-            UserError: it has a lone surrogate, a NUL, a control token or an image tag of the model.
-        """
-        if (problem := invalid_character(text)) is not None:
-            raise UserError(f"the text has {problem}")
-        found = self._markers.search(text)
-        if found is None:
-            return
-        if self.encoder.renderer.tokens.chat.image_pattern.fullmatch(found[0]) is None:
-            raise UserError(f"the text has {shown(found[0])}, a control token of the model: take it out")
-        raise UserError(
-            f"the text has {shown(found[0])}, which stands for an image, "
-            + ("and images need no tag: take it out" if num_images else "but no image was given")
-        )
 
     def encode(self, sample: Sample, images: Sequence[Any]) -> EncodedPrompt:
         """The prompt of a conversation whose last turn has no answer yet; `images` are Pillow images, in order.

@@ -22,7 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import inside, load_json, read_json, sync_file, sync_folder, write_text
+from phi3v_data.files import (
+    inside,
+    leads_outside,
+    load_json,
+    read_json,
+    read_stored,
+    sync_file,
+    sync_folder,
+    unsafe_reason,
+    write_text,
+)
 from phi3v_train.data.identity import digest
 from phi3v_train.training.own_files import (
     CHECKPOINT,
@@ -85,9 +95,10 @@ def has_ended(state: Mapping[str, Any], total_steps: int, patience: int = 0) -> 
     """
     if state["step"] >= total_steps:
         return True
-    if without := state.get("stopped_early"):
-        return bool(0 < patience <= without)
-    return bool(state.get("ended") and state["total_steps"] >= total_steps)
+    without, planned = state.get("stopped_early"), state.get("total_steps")
+    if without:
+        return type(without) is int and 0 < patience <= without
+    return bool(state.get("ended")) and type(planned) is int and planned >= total_steps
 
 
 def checkpoint_name(step: int) -> str:
@@ -101,6 +112,8 @@ def why_damaged(path: Path) -> str:
     try:
         sizes = load_json(path / COMPLETE)["files"]
         for name, size in sizes.items():
+            if not unsafe_reason(name) and leads_outside(path, name):
+                return f"{name} is a link that leads outside the checkpoint"
             found = inside(path, name).stat().st_size
             if found != size:
                 return f"{name} has {found:,} bytes instead of {size:,}"
@@ -109,14 +122,19 @@ def why_damaged(path: Path) -> str:
             return f"{STATE} is damaged"
     except FileNotFoundError:
         return f"{name} is missing"
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror or error})"
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return f"{COMPLETE} is damaged"
     return ""
 
 
 def readable_state(path: Path) -> dict[str, Any] | None:
     """Contents of `state.json` of a checkpoint, complete or not; None if it cannot be read."""
-    state = read_json(path / STATE)
+    try:
+        state = read_json(path / STATE)
+    except OSError:
+        return None
     return state if state is not None and {type(state.get(key)) for key in ("format", "step")} == {int} else None
 
 
@@ -165,7 +183,7 @@ def verify(group: "Group", checkpoint: Checkpoint) -> str:
 
     Each reads some of the files and compares their content with the digests of COMPLETE.json.
     """
-    listed = (read_json(checkpoint.path / COMPLETE) or {}).get(DIGESTS)
+    listed = (read_stored(checkpoint.path / COMPLETE) or {}).get(DIGESTS)
     digests = listed if isinstance(listed, dict) else {}  # none: an earlier version wrote it
     place, reason = group.rank_info, ""
     for name in sorted(digests)[place.rank :: place.world_size]:

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from phi3v_data.errors import UserError
-from phi3v_data.files import open_regular, read_json, unreadable, write_json, write_text
+from phi3v_data.files import open_regular, read_stored, refuse_folders, unreadable, write_json, write_text
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import is_remote
 from phi3v_train.settings import Settings
@@ -25,6 +26,9 @@ CONFIG, ENVIRONMENT, DATA, METRICS, PLOT = "config.yaml", "environment.json", "d
 CARD, DONE = "README.md", "complete.json"
 DEEPSPEED = "deepspeed.json"
 EVAL_BEFORE, EVAL_AFTER, BEST = "eval_before.json", "eval_after.json", "best.json"
+
+FILES = (CONFIG, DONE, METRICS, DEEPSPEED, ENVIRONMENT, DATA, PLOT, CARD, EVAL_BEFORE, EVAL_AFTER, BEST)
+"""Files of a run in its folder, apart from those of each evaluation; the settings first, then its end."""
 
 PACKAGES = (
     "phi3v",
@@ -73,6 +77,8 @@ def require_own(output_dir: Path, data_dirs: Sequence[Path]) -> None:
         raise UserError(f"{output_dir}: is a file, or inside one; give a folder as --output_dir") from None
     except OSError as error:
         raise unreadable(output_dir, error) from None
+    written = (*FILES, *filter(_EVAL_STEP.fullmatch, names))
+    refuse_folders(output_dir, (name for name in written if name != PLOT))  # which a run can do without
     model = output_dir / MODEL
     if model.is_symlink() or (model.exists() and not model.is_dir()):
         kind = "link" if model.is_symlink() else "file"
@@ -111,8 +117,12 @@ def holds_logs(output_dir: Path, names: Sequence[str]) -> bool:
 
 
 def read_finished(output_dir: Path) -> dict[str, Any] | None:
-    """Contents of a finished run's `complete.json`; None if absent, or not written by a run."""
-    done = read_json(output_dir / DONE)
+    """Contents of a finished run's `complete.json`; None if absent, or not written by a run.
+
+    Raises:
+        UserError: it is not a file, or cannot be read.
+    """
+    done = read_stored(output_dir / DONE)
     valid = done is not None and type(done.get("step")) is int and isinstance(done.get("identity"), dict)
     return done if valid else None
 
@@ -122,8 +132,10 @@ def clear(output_dir: Path) -> None:
 
     Its settings stay until the next run replaces them: by them the folder is known as one of a run.
     """
-    for name in (DONE, METRICS, DEEPSPEED, ENVIRONMENT, DATA, PLOT, CARD, EVAL_BEFORE, EVAL_AFTER, BEST):
-        (output_dir / name).unlink(missing_ok=True)
+    for name in FILES:
+        if name != CONFIG:
+            with suppress(IsADirectoryError):
+                (output_dir / name).unlink(missing_ok=True)
     for name in os.listdir(output_dir):
         if _EVAL_STEP.fullmatch(name):
             (output_dir / name).unlink()

@@ -45,7 +45,9 @@ _CHECKPOINT_FILES = re.compile(_OF_CHECKPOINT, re.VERBOSE)
 def own_files(folder: Path, name: str) -> Callable[[str], bool]:
     """Whether a run writes a file, by its path in `folder`; `name` is the folder's own name: `model`."""
     if CHECKPOINT.fullmatch(name):
-        files = (read_json(folder / COMPLETE) or {}).get("files")
+        files = None
+        with suppress(OSError):  # of a damaged one the names decide
+            files = (read_json(folder / COMPLETE) or {}).get("files")
         listed = frozenset(files if isinstance(files, dict) else ())
         return lambda path: path in listed or _CHECKPOINT_FILES.fullmatch(path) is not None
     pattern = _PATTERNS[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phi3v_data.errors import UserError, how_to_install
-from phi3v_data.files import read_json, write_json, write_text
+from phi3v_data.files import read_stored, write_json, write_text
 from phi3v_data.messages import counted
 from phi3v_train.config import RunConfig
 from phi3v_train.device import memory_used
@@ -53,15 +53,15 @@ class UnsavedError(UserError):
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Settings and data that a run is begun with; see `identity`. `images`: a digest for each source."""
+    """Settings and data that a run is begun with; see `identity`. `image_digests`: one for each source, or empty."""
 
     settings: Mapping[str, Any]
     data: list[dict[str, Any]]
-    images: list[str]
+    image_digests: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Contents for `state.json` and `complete.json`."""
-        return {"settings": dict(self.settings), "data": self.data, "images": self.images}
+        return {"settings": dict(self.settings), "data": self.data, "image_digests": self.image_digests}
 
 
 class Session:
@@ -262,8 +262,8 @@ class Session:
             self.loop.group.barrier()
             return
         self._draw()
-        before = read_json(self.output_dir / folder.EVAL_BEFORE)
-        after = read_json(self.output_dir / folder.EVAL_AFTER)
+        before = read_stored(self.output_dir / folder.EVAL_BEFORE)
+        after = read_stored(self.output_dir / folder.EVAL_AFTER)
         write_text(self.output_dir / folder.CARD, card(before, after))
         write_json(
             self.output_dir / folder.DONE,
@@ -334,7 +334,7 @@ class Session:
         if self._stops_early() and not self.has_ended:
             self._was_ended = True
             self.best.end(self.step)
-            after = read_json(self.output_dir / folder.EVAL_AFTER) or {}
+            after = read_stored(self.output_dir / folder.EVAL_AFTER) or {}
             if self._evaluates_now and self.loop.group.broadcast(after.get("step")) != self.step:
                 self._evaluate(folder.EVAL_AFTER)
 

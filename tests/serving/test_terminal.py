@@ -130,6 +130,36 @@ def test_a_model_that_is_not_there_is_called_as_it_was_given(cli: Cli, tmp_path:
     assert (code, f"{tmp_path}: is a dataset directory, not a model; " in err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("chat", "tiny", "--system", "x<|end|>"), "error: --system: the text has '<|end|>', a control token of the "),
+        (("run", "--data_dir", "nowhere", "--output_dir", "out"), "error: nowhere: no such directory"),
+        (("plan", "--data_dir", "nowhere"), "error: nowhere: no such directory"),
+        (
+            ("run", "--data_dir", ".", "--model_name_or_path", "./nosuch"),
+            "error: --model_name_or_path ./nosuch: no",
+        ),
+        (
+            ("plan", "--data_dir", ".", "--model_name_or_path", "./nosuch"),
+            "error: --model_name_or_path ./nosuch: no",
+        ),
+    ],
+)
+def test_a_mistake_that_needs_no_model_is_told_before_torch_is_loaded(
+    words: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    program = (
+        f"import sys; sys.argv = ['phi3v-train', *{words!r}]\n"
+        "from phi3v_train.cli.app import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert done.stderr.startswith(said)
+
+
 def test_a_key_or_a_page_that_clients_cannot_send_is_told_before_a_model_is_loaded(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,7 +160,7 @@ def test_an_error_in_one_rank_under_torchrun_is_reported_once(tmp_path: Path) ->
 SLOW_CHECK = """
 import sys
 import phi3v_train.run as run
-run.check_data = lambda config, progress: sys.stdin.readline()
+run.check_data = lambda config, progress: sys.stdin.readline() and {}
 from phi3v_train.cli.app import main
 sys.argv = ["phi3v-train", *sys.argv[1:]]
 main()

@@ -129,7 +129,7 @@ def test_a_part_that_is_not_a_file_of_the_evaluation_is_neither_read_nor_written
         assert mine.read_text() == text
     folder = PredictionFolder(tmp_path / "folder", IDENTITY)
     (folder.path / ".predictions-0.jsonl").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(UserError, match=r"predictions-0\.jsonl: is a folder, where phi3v writes a file; move it away"):
         produce(folder.path)
 
 

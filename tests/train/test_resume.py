@@ -2,10 +2,8 @@
 
 import errno
 import json
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from run_dirs import read_lines, settings_for, without_times
 
 from phi3v_data.errors import NotFoundError, UserError
 from phi3v_data.lock import lock_file
-from phi3v_data.validate.receipt import images_digest
 from phi3v_train.data.encode import EncodedSample
 from phi3v_train.data.order import SampleRef
 from phi3v_train.data.reader import Reader
@@ -217,14 +214,11 @@ def test_images_that_were_replaced_are_named_once(
     moved = shutil.copytree(data, tmp_path / "moved")  # with other times, in another order
     first, *_ = sorted(path for path in (moved / "images").rglob("*.png"))
     first.touch()
-    assert images_digest(data)
     short(moved, out, max_steps=2)
     assert said not in capsys.readouterr().err
-    assert images_digest(moved) == images_digest(data)
     Image.new("RGB", (28, 28), (1, 2, 3)).save(first)
     assert short(moved, out, max_steps=3).step == 3
     assert f"warning: {moved}: {said}" in capsys.readouterr().err
-    assert images_digest(moved) != images_digest(data)
     short(moved, out, max_steps=4)
     assert said not in capsys.readouterr().err
 
@@ -241,18 +235,6 @@ def test_a_file_that_another_process_is_writing_is_not_listed(tmp_path: Path) ->
     listed = json.loads((written.path / "COMPLETE.json").read_text())
     assert listed["files"].keys() == listed["xxh3_128"].keys() == {"model.safetensors", "state.json"}
     assert [each.step for each in list_checkpoints(tmp_path)] == [1]
-
-
-def test_the_digest_of_images_is_the_same_in_every_process(data_dir: Path, tmp_path: Path) -> None:
-    data = shutil.copytree(data_dir, tmp_path / "data")
-    code = (
-        "import sys; from pathlib import Path; from phi3v_data.validate import validate\n"
-        "from phi3v_data.validate.receipt import images_digest\n"
-        "validate(sys.argv[1]); print(images_digest(Path(sys.argv[1])))"
-    )
-    ran = [subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True) for _ in range(2)]
-    assert ran[0].stdout == ran[1].stdout
-    assert re.fullmatch(r"[0-9a-f]{32}\n", ran[0].stdout)
 
 
 def test_overwrite_starts_over_and_leaves_other_files(data_dir: Path, finished: Path, tmp_path: Path) -> None:
