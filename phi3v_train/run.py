@@ -24,7 +24,7 @@ from phi3v_train.data.sources import require_data_dir, require_valid, resolve_nu
 from phi3v_train.distributed.rank_info import RankInfo
 from phi3v_train.plan import Plan, locate_base, make_plan
 from phi3v_train.settings import Settings, resolve
-from phi3v_train.start import Start, find_start
+from phi3v_train.start import Start, find_start, refuse_changed
 from phi3v_train.training import folder
 from phi3v_train.training.card import card_text
 from phi3v_train.training.checkpoints import sweep
@@ -102,6 +102,7 @@ def train(plan: Plan, start: Start, *, quiet: bool = False, hooks: "Sequence[Hoo
             output_dir.mkdir(parents=True, exist_ok=True)
             busy = f"{output_dir}: another run is writing there; wait for it, or choose another --output_dir"
             stack.enter_context(lock_file(output_dir / LOCK, busy))
+            refuse_changed(start, output_dir)
             if config.output.overwrite:
                 folder.clear(output_dir)
             sweep(output_dir)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -39,7 +40,7 @@ class Start:
 
     `ended`: no step is left. `damaged`: newer checkpoints that cannot be used, each with the reason, oldest first.
     `starts_over`: the same run has logged steps, but no checkpoint is left of it. `step`: the last one it has.
-    `other_images`: directories whose images are not those of the earlier start.
+    `other_images`: directories whose images are not those of the earlier start. `seen`: what the folder had in it.
     """
 
     identity: Mapping[str, Any]
@@ -50,6 +51,7 @@ class Start:
     starts_over: bool = False
     step: int = 0
     other_images: tuple[Path, ...] = ()
+    seen: tuple[str, ...] = ()
 
     def warnings(self, output_dir: Path, total_steps: int) -> list[str]:
         """Warnings before anything is trained."""
@@ -95,6 +97,33 @@ def find_start(plan: Plan, images: Mapping[str, str] = MappingProxyType({})) -> 
         UserError: it holds a run that this one cannot resume from, or files of others.
     """
     refuse_address(plan.config.output.output_dir, "--output_dir")
+    seen = what_is_there(plan.config.output.output_dir)  # before the rest: a run that writes meanwhile makes another
+    return replace(_find_start(plan, images), seen=seen)
+
+
+def what_is_there(output_dir: Path) -> tuple[str, ...]:
+    """The checkpoints of a folder, and the state of its `complete.json`."""
+    found = [each.path.name for each in checkpoint_folders(output_dir)]
+    with suppress(OSError):
+        state = (output_dir / folder.DONE).stat()
+        found.append(f"{state.st_ino} {state.st_mtime_ns}")
+    return tuple(found)
+
+
+def refuse_changed(start: Start, output_dir: Path) -> None:
+    """Refuse to go on if another process has written since the folder was looked at: its run might be undone.
+
+    Raises:
+        UserError: it has.
+    """
+    if start.seen != what_is_there(output_dir):
+        raise UserError(
+            f"{output_dir}: another run has written there since this one looked; run the same command again to go on "
+            "from what it left"
+        )
+
+
+def _find_start(plan: Plan, images: Mapping[str, str]) -> Start:
     output, patience = plan.config.output, plan.config.eval.early_stopping_patience
     settings = settings_identity(plan.config, plan.compute.dtype.value)
     folder.require_own(output.output_dir, plan.config.data.data_dir)

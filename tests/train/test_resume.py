@@ -23,8 +23,9 @@ from phi3v_train.data.reader import Reader
 from phi3v_train.distributed.group import SingleProcess
 from phi3v_train.parse_config import parse_config
 from phi3v_train.plan import make_plan
-from phi3v_train.run import run
+from phi3v_train.run import run, train
 from phi3v_train.settings import resolve
+from phi3v_train.start import find_start
 from phi3v_train.training.checkpoints import SaveError, find_checkpoint, list_checkpoints, sweep, write_checkpoint
 from phi3v_train.training.identity import refuse_other_run, settings_identity
 from phi3v_train.training.loop import StepResult
@@ -368,6 +369,20 @@ def test_metrics_wait_for_a_full_disk(small_disk: Path) -> None:
     log.write({"step": 400})
     assert not log.failed
     assert [line["step"] for line in read_lines(small_disk / "metrics.jsonl")] == list(range(1, 401))
+
+
+def test_a_run_that_ends_while_the_same_one_starts_is_kept(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one has found a folder to begin in, and then waits for its turn."""
+    settings = resolve(settings_for(data_dir, tmp_path / "out", max_steps=2, save_steps=1))
+    late = find_start(make_plan(settings, world_size=1))
+    assert run(settings, quiet=True).step == 2
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"out: another run has written there since this one looked; run the same co"):
+        train(make_plan(settings, world_size=1), late, quiet=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    assert run(settings, quiet=True).already_complete
 
 
 def test_two_runs_cannot_write_to_one_folder(data_dir: Path, tmp_path: Path) -> None:
