@@ -14,6 +14,7 @@ from phi3v_data.messages import counted
 from phi3v_data.remote.address import refuse_address
 from phi3v_train.config import RunConfig
 from phi3v_train.data.identity import data_identity
+from phi3v_train.models.content import content_of
 from phi3v_train.plan import Plan
 from phi3v_train.settings import resolve
 from phi3v_train.training import folder
@@ -128,7 +129,12 @@ def _find_start(plan: Plan, images: Mapping[str, str]) -> Start:
     settings = settings_identity(plan.config, plan.compute.dtype.value)
     folder.require_own(output.output_dir, plan.config.data.data_dir)
     digests = [images.get(source.given, "") for source in plan.sources]
-    identity = {"settings": settings, "data": data_identity(plan.sources), "image_digests": digests}
+    identity = {
+        "settings": settings,
+        "data": data_identity(plan.sources),
+        "image_digests": digests,
+        "model": content_of(plan.files),
+    }
     if output.overwrite:
         return Start(identity, None)
     if output.resume == "never" and (checkpoint_folders(output.output_dir) or folder.read_finished(output.output_dir)):

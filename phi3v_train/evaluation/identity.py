@@ -7,18 +7,14 @@ from typing import Any
 
 import xxhash
 
-from phi3v_data.errors import UserError
 from phi3v_data.media.formats import UnreadableImageError
 from phi3v_data.media.images import read_image_file
 from phi3v_train.config import EvalConfig
 from phi3v_train.data.identity import data_identity
 from phi3v_train.data.sources import Source
 from phi3v_train.device import with_fp64
+from phi3v_train.models.content import content_of
 from phi3v_train.models.directory import ModelFiles
-
-WHOLE_BYTES = 64 << 20
-PIECES, PIECE_BYTES = 256, 64 << 10
-"""Of a larger file, so many pieces at even distances are read, and its size; retraining changes all of them."""
 
 
 def make_identity(source: Source, config: EvalConfig, *, model: str, dtype: str, rows: int) -> dict[str, Any]:
@@ -49,32 +45,12 @@ def images_identity(source: Source, rows: int) -> str:
 
 def model_identity(files: ModelFiles, *, seed: int = 0) -> str:
     """Name and content of a model in files: `merged (content 1a2b3c4d5e6f7081)`."""
-    if files.directory is None and files.adapter is None:
+    content = content_of(files)
+    if not content:
         return f"{files.name} (seed {seed})"
-    folders = [folder for folder in (files.directory, files.adapter) if folder is not None]
-    digest = xxhash.xxh3_64()
-    for folder in folders:
-        for path in sorted(folder.iterdir(), key=lambda each: each.name):
-            if path.suffix in (".json", ".safetensors", ".bin") and path.is_file():
-                digest.update(path.name.encode())
-                digest.update(_file_digest(path))
-    name = Path(files.name).name if Path(files.name).is_dir() else files.name
-    return f"{name} (content {digest.hexdigest()})"
-
-
-def _file_digest(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            if size <= WHOLE_BYTES:
-                return xxhash.xxh3_64_digest(file.read())
-            digest = xxhash.xxh3_64(str(size).encode())
-            for index in range(PIECES):
-                file.seek(index * (size - PIECE_BYTES) // (PIECES - 1))
-                digest.update(file.read(PIECE_BYTES))
-            return digest.digest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    folder = Path(files.name)
+    name = folder.resolve().name if folder.is_dir() else files.name
+    return f"{name} (content {content})"
 
 
 def weights_identity(model: Any) -> str:

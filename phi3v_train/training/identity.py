@@ -30,6 +30,9 @@ MAY_CHANGE = frozenset(
 """Settings that another start of the same run may give differently."""
 
 
+_MODEL = "model_name_or_path"
+
+
 def settings_identity(config: RunConfig, dtype: str) -> dict[str, Any]:
     """The settings that must not change, with the compute dtype that was chosen."""
     fixed = {name: value for name, value in config.flat().items() if name not in MAY_CHANGE}
@@ -39,14 +42,18 @@ def settings_identity(config: RunConfig, dtype: str) -> dict[str, Any]:
 def find_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Differences between how a run was begun and how it is started now: each with the old and the new value, in words.
 
-    A setting that did not exist in the version that began the run had its default then.
+    A setting that did not exist in the version that began the run had its default then. A model in files is compared by
+    its content, so that it may have moved; runs of versions that did not keep it, by name.
     """
     differences = []
     new = current["settings"]
     defaults = RunConfig.model_validate({}).flat()
     old = {**{name: defaults[name] for name in new if name in defaults}, **saved["settings"]}
+    was, now = saved.get("model"), current.get("model")
+    if was and now and was != now:
+        differences.append(f"the model at {new.get(_MODEL)} has other content than when the run was begun")
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
+        if old.get(name) != new.get(name) and not (name == _MODEL and was and now):
             differences.append(f"--{name} was {old.get(name)}, is {new.get(name)}")
     if saved["data"] != current["data"]:
         were, are = describe_data(saved["data"]), describe_data(current["data"])

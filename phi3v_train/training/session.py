@@ -53,15 +53,24 @@ class UnsavedError(UserError):
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Settings and data that a run is begun with; see `identity`. `image_digests`: one for each source, or empty."""
+    """Settings and data that a run is begun with; see `identity`.
+
+    `image_digests`: one for each source, or empty; `model`: of the files of the model, or empty.
+    """
 
     settings: Mapping[str, Any]
     data: list[dict[str, Any]]
     image_digests: list[str]
+    model: str
 
     def to_json(self) -> dict[str, Any]:
         """Contents for `state.json` and `complete.json`."""
-        return {"settings": dict(self.settings), "data": self.data, "image_digests": self.image_digests}
+        return {
+            "settings": dict(self.settings),
+            "data": self.data,
+            "image_digests": self.image_digests,
+            "model": self.model,
+        }
 
 
 class Session:
