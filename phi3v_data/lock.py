@@ -42,6 +42,16 @@ def lock_file(path: Path, busy: str) -> Iterator[None]:
 
 
 @contextmanager
+def lock_beside(lock: Path, busy: str) -> Iterator[None]:
+    """As `lock_file`, with a file beside what is written, which is removed at the end."""
+    with lock_file(lock, busy):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
 def join_lock(path: Path, busy: str) -> Iterator[Callable[[], bool]]:
     """Keep `lock_file` out inside the block, together with other processes; without file locks, do nothing.
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import xxhash
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import HIDDEN, read_json, sync_disk, sync_folder, write_json
-from phi3v_data.lock import lock_file
+from phi3v_data.lock import lock_beside
 from phi3v_data.messages import shown
 
 RECORD = "export.json"
@@ -57,15 +57,10 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             raise
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> AbstractContextManager[None]:
     """Hold the place of an export. Raises BusyError."""
-    lock = path.parent / f".{path.name}.export.lock"
-    with lock_file(lock, f"{path}: another export writes to it; wait for it, or choose another --out"):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    busy = f"{path}: another export writes to it; wait for it, or choose another --out"
+    return lock_beside(path.parent / f".{path.name}.export.lock", busy)
 
 
 def write_record(stage: Path, record: Mapping[str, object], identity: Mapping[str, object]) -> None:

@@ -1,7 +1,8 @@
 """Adapters merged into their base, shards joined: model directories that load wherever a base model does."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from phi3v_data.errors import UserError
 from phi3v_data.files import write_text
+from phi3v_data.lock import lock_beside
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import refuse_address
 from phi3v_train.distributed.group import SingleProcess
@@ -43,18 +45,18 @@ def merge_to(
     Raises:
         UserError: `out` is taken, the disk does not take the model, or its family has no code of its own.
     """
-    target = free_target(out, [files.adapter, files.directory], overwrite=overwrite)
-    code = code_of(files.family) if with_code else None
-    name = stored_dtype(files.config()) if dtype == "auto" else dtype
-    reason = Chosen("cpu", "merging needs no GPU")
-    compute = Compute(reason, Chosen(name, ""), Chosen("sdpa", ""), 0)
-    model = load_base(files, compute)
-    processor = load_processor(files)
-    files.family.match_processor(model, processor)
-    if files.adapter is not None:
-        model = merge_adapter(model, files.adapter)
-    write_out(model, processor, target, name, files, code=code)
-    return name
+    with held_target(out, [files.adapter, files.directory], overwrite=overwrite) as target:
+        code = code_of(files.family) if with_code else None
+        name = stored_dtype(files.config()) if dtype == "auto" else dtype
+        reason = Chosen("cpu", "merging needs no GPU")
+        compute = Compute(reason, Chosen(name, ""), Chosen("sdpa", ""), 0)
+        model = load_base(files, compute)
+        processor = load_processor(files)
+        files.family.match_processor(model, processor)
+        if files.adapter is not None:
+            model = merge_adapter(model, files.adapter)
+        write_out(model, processor, target, name, files, code=code)
+        return name
 
 
 def join_shards(
@@ -66,7 +68,11 @@ def join_shards(
         UserError: the checkpoint is not whole, `out` is taken, the disk does not take the model, or its family has no
             code of its own.
     """
-    target = free_target(out, [checkpoint], overwrite=overwrite)
+    with held_target(out, [checkpoint], overwrite=overwrite) as target:
+        return _join(checkpoint, target, dtype=dtype, with_code=with_code)
+
+
+def _join(checkpoint: Path, target: Path, *, dtype: str, with_code: bool) -> str:
     opened = open_checkpoint(checkpoint)
     reason = why_damaged(checkpoint) if opened is None else verify(SingleProcess(torch.device("cpu")), opened)
     if opened is None or reason:
@@ -82,6 +88,23 @@ def join_shards(
     state = {key: cast(shards.rows(f"model/{key}"), DTYPES[name]) for key in own_state(model)}
     write_out(model, load_processor(files), target, name, files, state, code)
     return name
+
+
+@contextmanager
+def held_target(out: Path, sources: Sequence[Path | None], *, overwrite: bool) -> Iterator[Path]:
+    """The directory to write for `out`, see `free_target`, which no other merge writes to meanwhile.
+
+    Raises:
+        UserError: as `free_target`, or another merge writes there.
+    """
+    place = free_target(out, sources, overwrite=overwrite)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another directory") from None
+    busy = f"{out}: another merge writes to it; wait for it, or choose another directory"
+    with lock_beside(place.with_name(f".{place.name}.merge.lock"), busy):
+        yield free_target(out, sources, overwrite=overwrite)
 
 
 def free_target(out: Path, sources: Sequence[Path | None], *, overwrite: bool) -> Path:

@@ -1,15 +1,18 @@
 """A merged model equals base and adapter, and loads wherever a base does."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from colour_sets import colour_directory
+from processes import finish, start
 from run_dirs import command, settings_for
 from sample_dirs import make_image
 
 from phi3v_data.errors import UserError
+from phi3v_data.lock import lock_file
 from phi3v_train.models.loading import load_model, load_processor
 from phi3v_train.models.locate import locate
 from phi3v_train.models.machine import Chosen, Compute
@@ -150,3 +153,30 @@ def test_a_bf16_base_is_merged_in_fp32_and_rounded_once(data_dir: Path, tmp_path
         assert torch.equal(weight, expected), name
     assert len(adapted) == len(low_rank) // 2 > 10
     assert any(not torch.equal(merged[name], before[name]) for name in adapted)
+
+
+def test_of_two_merges_into_one_place_one_writes_it(data_dir: Path, base: Path, tmp_path: Path) -> None:
+    adapter = train(data_dir, base, tmp_path / "run", use_lora=True)
+    out = tmp_path / "merged"
+    done = finish([start("-m", "phi3v_train", "merge", adapter, out) for _ in range(2)])
+    assert sorted(code for code, _, _ in done) == [0, 2]
+    refused = next(err for code, _, err in done if code == 2)
+    assert re.fullmatch(
+        r"error: \S+/merged: (another merge writes to it; wait for it, or choose another directory|exists already; .*)",
+        refused.splitlines()[-1],
+    )
+    merge_to(locate(str(adapter)), tmp_path / "alone")
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert all((out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes() for name in names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "merged", "run"]
+
+
+def test_a_place_that_is_being_written_is_refused(base: Path, tmp_path: Path) -> None:
+    files = locate(str(base))
+    with (
+        lock_file(tmp_path / ".merged.merge.lock", "busy"),
+        pytest.raises(UserError, match="merged: another merge writes to it"),
+    ):
+        merge_to(files, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
