@@ -16,6 +16,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
+
 from phi3v_data.dataset import Dataset, list_directory, parse_manifest
 from phi3v_data.errors import NotFoundError, UserError
-from phi3v_data.files import MAX_JSON, hidden_path, read_regular
+from phi3v_data.files import HIDDEN, MAX_JSON, hidden_path, read_regular
 from phi3v_data.media.export_pack import Kind, PackedImage, write_pack
 from phi3v_data.media.pack import RepeatedNameError, ShardState
 from phi3v_data.messages import shown
@@ -51,7 +54,14 @@ from phi3v_data.splits import (
 from phi3v_data.unfinished import MANIFEST
 
 MANIFEST_OF_EXPORT = "phi3v.json"
-VIEW_FORMAT = 2
+VIEW_FORMAT = 3
+
+_SIZES = "sizes.json"
+"""In the hidden folder of a view: the bytes of each of its files, so that one that was cut is noticed."""
+
+_KEPT_SECONDS = 86400.0
+"""How long a view of another state of the shards is kept after its last use: it may be of the same shards under another
+path, or of another version of phi3v."""
 
 _READERS: Mapping[Kind, ShardReader] = {"tar": read_tar, "parquet": read_parquet}
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -104,15 +114,15 @@ def data_directory(path: str | Path) -> Path:
         try:
             if is_cache:
                 hold(folder)
-                hold(folder / digest)
+            hold(folder / digest)
             if _is_whole(folder / digest):
                 return folder / digest
             make_private(folder) if is_cache else folder.mkdir(parents=True, exist_ok=True)
-            made = _make(export, folder, digest)
+            made = _make(export, folder, digest, is_cache=is_cache)
             if is_cache:
                 remove_old(folder.parent)
                 hold(folder)
-                hold(made)
+            hold(made)
             return made
         except OSError as error:
             if error.errno not in _NO_PLACE:
@@ -239,24 +249,34 @@ def _state_of_manifest(export: Export) -> ShardState | None:
 
 
 def _is_whole(view: Path) -> bool:
-    """Whether a view has all its files: whatever cleans caches may have taken one."""
+    """Whether a view has all its files as they were written: whatever cleans caches may have taken one."""
     try:
-        manifest = parse_manifest(read_regular(view / MANIFEST), view / MANIFEST)
-    except (OSError, UserError):
+        sizes = msgspec.json.decode(read_regular(view / HIDDEN / _SIZES), type=dict[str, int])
+        return MANIFEST in sizes and all(_size(view / name) == size for name, size in sizes.items())
+    except (OSError, UserError, msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    names = [name for split in manifest.splits.values() for name in split.files]
-    return all(map(os.path.isfile, (view / IMAGES, *(view / name for name in names))))
 
 
-def _make(export: Export, folder: Path, digest: str) -> Path:
+def _size(path: Path) -> int:
+    """Bytes of a regular file, -1 for anything else. Raises OSError."""
+    found = os.lstat(path)
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def _make(export: Export, folder: Path, digest: str, *, is_cache: bool) -> Path:
     """Make the view aside, then rename it; another process may have been faster."""
     for old in folder.iterdir():  # of shards that have changed since, or left by a killed process
         if old.name != digest:
-            remove_unused(old, 60.0 if "." in old.name else 0.0)  # another process may be about to lock it
+            remove_unused(old, 60.0 if "." in old.name else _KEPT_SECONDS)  # another process may be about to lock it
     aside = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=folder))
     try:
         with held(aside):
+            (aside / HIDDEN).mkdir()
+            if not is_cache:  # others may read the export, too
+                aside.chmod((aside / HIDDEN).stat().st_mode & 0o777)
             _write(export, aside)
+            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(aside) if entry.is_file()}
+            (aside / HIDDEN / _SIZES).write_bytes(msgspec.json.encode(sizes))
             if _digest(export) != digest:
                 raise UserError(f"{export}: a shard was changed while it was read; run the command again")
             try:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -117,10 +119,39 @@ def test_a_changed_shard_gives_another_view_and_an_open_one_reads_nothing_of_it(
     shard.write_bytes(data)
     with pytest.raises(OSError, match="was changed since it was opened"):
         read_image_file(first / "images" / image)
+    unused = first.with_name("0123456789abcdef")
+    unused.mkdir()
+    os.utime(unused, (0, 0))
     second = data_directory(export)
     assert second != first
-    assert not first.exists()
+    assert sorted(path.name for path in first.parent.iterdir()) == sorted((first.name, second.name))
     assert read_image_file(second / "images" / image) == (directory / "images/train0.png").read_bytes()
+
+
+def test_the_view_that_a_process_reads_stays_whatever_others_do(export: Path, tmp_path: Path) -> None:
+    """The same export under another path has a view of its own, and removes none that is in use or was a day ago."""
+    (tmp_path / "link").symlink_to(export)
+    program = (
+        "import sys; from phi3v_data.shards.view import data_directory; "
+        "print(data_directory(sys.argv[1]), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(export)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        view = Path(reader.stdout.readline().strip())
+        os.utime(view, (0, 0))
+        assert data_directory(tmp_path / "link").name != view.name
+        assert (view / "dataset.json").is_file()
+        reader.communicate("")
+
+
+def test_a_view_beside_an_export_can_be_read_by_whoever_reads_the_export(export: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        view = data_directory(export)
+    finally:
+        os.umask(before)
+    assert view.stat().st_mode & 0o777 == 0o750
 
 
 def test_a_view_that_came_with_a_copied_export_is_not_used(export: Path, tmp_path: Path) -> None:
@@ -174,12 +205,17 @@ def test_a_view_is_in_the_users_cache_where_the_export_takes_none(
     assert data_directory(export) == view
 
 
+@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("lost", ["train*.jsonl", "val*.jsonl", "dataset.json", "images"])
-def test_a_view_that_lost_a_file_is_made_again(export: Path, lost: str) -> None:
-    """As whatever cleans a cache may take one."""
+def test_a_view_that_lost_a_file_or_its_end_is_made_again(export: Path, lost: str, cut: bool) -> None:
+    """As whatever cleans a cache may take one, and a disk may lose what was not synced."""
     view = data_directory(export)
-    before = {path.name: path.read_bytes() for path in view.iterdir()}
-    next(view.glob(lost)).unlink()
+    before = {path.name: path.read_bytes() for path in view.iterdir() if path.is_file()}
+    file = next(view.glob(lost))
+    if cut:
+        file.write_bytes(file.read_bytes()[:-10])
+    else:
+        file.unlink()
     assert data_directory(export) == view
     assert {path.name: path.read_bytes() for path in view.iterdir() if path.name in before} == before
 
