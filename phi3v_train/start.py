@@ -98,6 +98,7 @@ def find_start(plan: Plan, images: Mapping[str, str] = MappingProxyType({})) -> 
         UserError: it holds a run that this one cannot resume from, or files of others.
     """
     refuse_address(plan.config.output.output_dir, "--output_dir")
+    folder.require_own(plan.config.output.output_dir, plan.config.data.data_dir)
     seen = what_is_there(plan.config.output.output_dir)  # before the rest: a run that writes meanwhile makes another
     return replace(_find_start(plan, images), seen=seen)
 
@@ -127,7 +128,6 @@ def refuse_changed(start: Start, output_dir: Path) -> None:
 def _find_start(plan: Plan, images: Mapping[str, str]) -> Start:
     output, patience = plan.config.output, plan.config.eval.early_stopping_patience
     settings = settings_identity(plan.config, plan.compute.dtype.value)
-    folder.require_own(output.output_dir, plan.config.data.data_dir)
     digests = [images.get(source.given, "") for source in plan.sources]
     identity = {
         "settings": settings,
