@@ -123,6 +123,9 @@ class _Handler(BaseHTTPRequestHandler):
         code = 200
         if found := re.fullmatch(r"bytes=(\d+)-(\d*)", asked):
             start, end = int(found[1]), min(int(found[2] or len(data)), len(data) - 1)
+            if start >= len(data):
+                self._answer(416, b"<Error><Code>InvalidRange</Code></Error>")
+                return
             headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
             data, code = data[start : end + 1], 206
         if body and fault == "drip":
