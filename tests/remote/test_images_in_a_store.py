@@ -56,7 +56,7 @@ def test_images_below_an_address_are_those_of_a_folder_and_asked_for_once(stub: 
 
 
 def test_addresses_in_rows_are_read_only_below_the_address_of_images(stub: Stub, tmp_path: Path) -> None:
-    put_images(stub.folder, "pics/0.jpg", "secret/1.jpg")
+    put_images(stub.folder, "pics/0.jpg", "pics/a/2.jpg", "secret/1.jpg")
     names = ["s3://b/pics/0.jpg", "s3://b/secret/1.jpg", "../secret/1.jpg", "a\\..\\..\\secret\\1.jpg"]
     rows = write_rows(tmp_path / "rows.jsonl", names)
     done = import_rows("llava", rows, tmp_path / "out", options={"images_root": "s3://b/pics"}, workers=0)
