@@ -119,12 +119,13 @@ def test_a_changed_shard_gives_another_view_and_an_open_one_reads_nothing_of_it(
     shard.write_bytes(data)
     with pytest.raises(OSError, match="was changed since it was opened"):
         read_image_file(first / "images" / image)
-    unused = first.with_name("0123456789abcdef")
-    unused.mkdir()
+    unused, recent = first.with_name("0123456789abcdef"), first.with_name("123456789abcdef0")
+    for folder in (unused, recent):
+        folder.mkdir()
     os.utime(unused, (0, 0))
     second = data_directory(export)
     assert second != first
-    assert sorted(path.name for path in first.parent.iterdir()) == sorted((first.name, second.name))
+    assert sorted(path.name for path in first.parent.iterdir()) == sorted((first.name, second.name, recent.name))
     assert read_image_file(second / "images" / image) == (directory / "images/train0.png").read_bytes()
 
 
