@@ -273,7 +273,7 @@ def _make(export: Export, folder: Path, digest: str, *, is_cache: bool) -> Path:
         with held(aside):
             (aside / HIDDEN).mkdir()
             if not is_cache:  # others may read the export, too
-                aside.chmod((aside / HIDDEN).stat().st_mode & 0o777)
+                aside.chmod(stat.S_IMODE((aside / HIDDEN).stat().st_mode))
             _write(export, aside)
             sizes = {entry.name: entry.stat().st_size for entry in os.scandir(aside) if entry.is_file()}
             (aside / HIDDEN / _SIZES).write_bytes(msgspec.json.encode(sizes))

@@ -147,12 +147,14 @@ def test_the_view_that_a_process_reads_stays_whatever_others_do(export: Path, tm
 
 
 def test_a_view_beside_an_export_can_be_read_by_whoever_reads_the_export(export: Path) -> None:
+    """Its files have the group of the export's folder, if that says so."""
+    export.chmod(0o2770)
     before = os.umask(0o027)
     try:
         view = data_directory(export)
     finally:
         os.umask(before)
-    assert view.stat().st_mode & 0o777 == 0o750
+    assert view.stat().st_mode & 0o7777 == 0o2750
 
 
 def test_a_view_that_came_with_a_copied_export_is_not_used(export: Path, tmp_path: Path) -> None:
