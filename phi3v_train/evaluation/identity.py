@@ -1,4 +1,4 @@
-"""Everything that the predictions of a model on a split depend on, compared by content, not by name or time."""
+"""All that predictions of a model on a split depend on, by content; of the model also its last name."""
 
 from collections.abc import Mapping
 from contextlib import suppress
