@@ -13,7 +13,7 @@ library's own settings. A request that fails is repeated (`retry.py`).
 import io
 import os
 import threading
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -23,7 +23,9 @@ from typing import IO, Any, TypeVar, cast
 from phi3v_data.errors import NotFoundError, UserError, how_to_install
 from phi3v_data.messages import shown
 from phi3v_data.remote.address import EXTRAS, Address, name_below, parse_address
+from phi3v_data.remote.range_file import RangeFile
 from phi3v_data.remote.retry import ATTEMPTS, ChangedError, StoreError, impatiently, patiently
+from phi3v_data.remote.s3_range import PRECONDITION_FAILED, etag_of, range_of_s3, status_of, wait_for
 
 T = TypeVar("T")
 
@@ -35,12 +37,8 @@ _MOST_AT_ONCE = 16 << 20
 
 _PAGE_BYTES = 1 << 20  # of a page of a list, about, for `longest_request`
 
-_PRECONDITION_FAILED, _NO_SUCH_RANGE = 412, 416
 _PAGE = 1000
 _MOST_EMPTY = 100  # pages of a list one after another
-_STATES = ("generation", "ETag", "etag", "blob_id", "md5Hash", "sha256", "version_id")
-"""Fields of fsspec's description of an object of which one changes with its content, the best one first."""
-
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 30
 """Seconds without a connection, and without a byte of an answer, after which a request has failed (S3, Google's)."""
 
@@ -128,7 +126,7 @@ class Store:
             return None
         if info["type"] != "file":
             return None
-        return StoredObject(name, int(info["size"]), _etag(info))
+        return StoredObject(name, int(info["size"]), etag_of(info))
 
     def read(self, found: StoredObject, offset: int, size: int) -> bytes:
         """A range of an object; fewer bytes at its end.
@@ -148,9 +146,9 @@ class Store:
         """
         if self.address.protocol == "s3":
             path, start = f"{self.address.path}/{name}", min(most, _MOST_AT_ONCE)
-            ask = partial(_range_of_s3, self._fs, path, "", 0, start)
+            ask = partial(range_of_s3, self._fs, path, "", 0, start)
             try:
-                data, _ = self._patiently(self.where(name), partial(_wait, self._fs, ask, longest_request(start)))
+                data, _ = self._patiently(self.where(name), partial(wait_for, self._fs, ask, longest_request(start)))
             except FileNotFoundError:
                 return None
             if len(data) < start:
@@ -164,11 +162,14 @@ class Store:
 
     def open(self, found: StoredObject) -> IO[bytes]:
         """An object as a seekable file. Raises as `read`, when it is read."""
-        return io.BufferedReader(_Ranges(self, found), AHEAD)
+        return io.BufferedReader(self._raw(found), AHEAD)
 
     def ranges(self, found: StoredObject) -> IO[bytes]:
         """As `open`, but only what is read is asked for: for readers that know their ranges, such as pyarrow."""
-        return cast("IO[bytes]", _Ranges(self, found))
+        return cast("IO[bytes]", self._raw(found))
+
+    def _raw(self, found: StoredObject) -> RangeFile:
+        return RangeFile(partial(self.read, found), found.size)
 
     def put(self, path: Path, name: str) -> StoredObject:
         """Upload a file; the object is there as a whole or, if this process is killed, not at all.
@@ -243,7 +244,7 @@ class Store:
                 found = self._patiently(str(self), lambda: self._fs.find(self.address.path, detail=True))
             except FileNotFoundError:
                 return
-            yield from ((path, int(info["size"]), _etag(info)) for path, info in found.items())
+            yield from ((path, int(info["size"]), etag_of(info)) for path, info in found.items())
             return
         bucket, prefix, _ = self._fs.split_path(self.address.path)
         self._fs.invalidate_cache()  # what it knows of objects that may have changed
@@ -258,7 +259,7 @@ class Store:
                 raise StoreError(f"{self}: the store's list of keys does not end")
             firsts |= {first} if entries else set()
             for entry in entries:
-                yield f"{bucket}/{entry.get('Key', '')}", int(entry.get("Size", 0)), _etag(entry)
+                yield f"{bucket}/{entry.get('Key', '')}", int(entry.get("Size", 0)), etag_of(entry)
             if not page.get("IsTruncated"):
                 return
             token = page.get("NextContinuationToken", "")
@@ -305,9 +306,9 @@ class Store:
             data: bytes = self._fs.cat_file(f"{path}#{found.etag}", start=start, end=end, timeout=timeout)
             return data
         try:
-            data, etag = _wait(self._fs, partial(_range_of_s3, self._fs, path, found.etag, start, end), timeout)
+            data, etag = wait_for(self._fs, partial(range_of_s3, self._fs, path, found.etag, start, end), timeout)
         except OSError as error:
-            if _status(error) == _PRECONDITION_FAILED:
+            if status_of(error) == PRECONDITION_FAILED:
                 raise self._changed(found) from None
             raise
         if etag and etag != found.etag:  # some servers do not know `If-Match`
@@ -322,7 +323,7 @@ class Store:
                 file = self._files.get(found)
                 if file is None:
                     file = self._open_pinned(path)
-                    if (int(file.details["size"]), _etag(file.details)) != (found.size, found.etag):
+                    if (int(file.details["size"]), etag_of(file.details)) != (found.size, found.etag):
                         self._fs.invalidate_cache()
                         raise self._changed(found)
                     self._files[found] = file
@@ -342,56 +343,6 @@ class Store:
 
     def _changed(self, found: StoredObject) -> ChangedError:
         return ChangedError(f"{self.where(found.name)}: changed since it was opened; run the command again")
-
-
-def _wait(fs: Any, request: Callable[[], Awaitable[T]], timeout: float) -> T:
-    """The result of a request that runs in the thread of an fsspec file system. Raises TimeoutError."""
-    from fsspec.asyn import sync
-
-    result: T = sync(fs.loop, request, timeout=timeout)
-    return result
-
-
-async def _range_of_s3(fs: Any, path: str, etag: str, start: int, end: int) -> tuple[bytes, str]:
-    """A range of an object, if it has this etag, and the etag of the answer; a weak one cannot be asked for."""
-    bucket, key, _ = fs.split_path(path)
-    only = {"IfMatch": f'"{etag}"'} if etag and '"' not in etag else {}
-    try:
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **only)
-    except OSError as error:
-        if _status(error) == _NO_SUCH_RANGE:  # of an object without content
-            return b"", ""
-        raise
-    try:
-        return await answer["Body"].read(), _etag(answer)
-    finally:
-        answer["Body"].close()
-
-
-class _Ranges(io.RawIOBase):
-    """The raw file under the buffer of `Store.open`."""
-
-    def __init__(self, store: Store, found: StoredObject) -> None:
-        self._store, self._found, self._at = store, found, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._found.size)[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._store.read(self._found, self._at, len(buffer))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def open_store(path: str | Path | Address) -> Store:
@@ -435,14 +386,3 @@ def _options(protocol: str) -> Mapping[str, Any]:
         limits = ClientTimeout(sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT)  # without, it waits for ever
         return {"version_aware": True, "requests_timeout": limits}
     return {}
-
-
-def _status(error: OSError) -> int:
-    """The status of the answer of S3 that s3fs made this error of; 0 if there was none."""
-    answer = getattr(error.__cause__, "response", None) or {}
-    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _etag(info: Mapping[str, Any]) -> str:
-    value = next((info[name] for name in _STATES if info.get(name)), "")
-    return str(value).strip('"')

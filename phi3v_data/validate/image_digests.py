@@ -18,14 +18,13 @@ def image_digests(table: RowTable, tree: ImageTree, images: ImageTable) -> dict[
     A split with an image that is missing or was not decoded has none. A digest is the same in every process, in
     whichever order the file system lists the images, and however these are stored.
     """
-    names = tree.hashes(seed=0)
     used: dict[str, list[npt.NDArray[Any]]] = {}
     ends = np.cumsum(table.num_uses, dtype=np.int64)
     for split, first, end in table.split_rows():
         begin = int(ends[first - 1]) if first else 0
         stop = int(ends[end - 1]) if end else 0
         used.setdefault(table.splits[split], []).append(table.uses[begin:stop])
-    result = {}
+    whole = {}
     for name, uses in used.items():
         entries = np.unique(np.concatenate(uses))
         if np.any(entries < 0):  # one is missing
@@ -33,8 +32,14 @@ def image_digests(table: RowTable, tree: ImageTree, images: ImageTable) -> dict[
         facts = images.facts[entries]
         if not np.all(facts["flags"] & DECODED):
             continue
+        whole[name] = entries, facts["pixels"]
+    if not whole:
+        return {}
+    names = tree.hashes(seed=0)
+    result = {}
+    for name, (entries, pixels) in whole.items():
         order = np.argsort(names[entries], kind="stable")
         hasher = xxhash.xxh3_128(names[entries][order].tobytes())
-        hasher.update(facts["pixels"][order].tobytes())
+        hasher.update(pixels[order].tobytes())
         result[name] = hasher.hexdigest()
     return result

@@ -1,6 +1,7 @@
 """A model in files is known by its content: it may move between two starts, and may not be replaced."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from run_dirs import settings_for
 from safetensors.torch import load_file, save_file
 
 from phi3v_data.errors import UserError
+from phi3v_train.evaluation.identity import model_identity
 from phi3v_train.models import content
 from phi3v_train.models.content import content_of
 from phi3v_train.models.locate import locate
@@ -68,3 +70,12 @@ def test_of_a_large_file_each_tensor_decides_the_content(tmp_path: Path, monkeyp
     assert len(seen) == 1 + len(sorted(tensors)[::10])
     path.write_bytes(b"\xff" * 100)
     assert content_of(locate(str(path.parent))) not in seen
+
+
+def test_an_evaluation_knows_its_model_under_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save(3, tmp_path / "base")
+    (tmp_path / "link").symlink_to(base)
+    first = model_identity(locate(str(base)))
+    assert re.fullmatch(r"base \(content [0-9a-f]{16}\)", first)
+    monkeypatch.chdir(base)
+    assert [model_identity(locate(path)) for path in (".", "../link", f"{base}/")] == [first] * 3
