@@ -15,8 +15,8 @@ from phi3v_data.validate.tree import ImageTree
 def image_digests(table: RowTable, tree: ImageTree, images: ImageTable) -> dict[str, str]:
     """Digest of the names and pixels of the images that the rows of each split use.
 
-    A split with an image that is missing or was not decoded has none. A digest is the same in every process, in
-    whichever order the file system lists the images, and however these are stored.
+    A split with an image that is missing or was not decoded has none. A digest is the same in every process and
+    however the images are stored, as a tree has one order whatever lists it.
     """
     used: dict[str, list[npt.NDArray[Any]]] = {}
     ends = np.cumsum(table.num_uses, dtype=np.int64)
@@ -38,8 +38,7 @@ def image_digests(table: RowTable, tree: ImageTree, images: ImageTable) -> dict[
     names = tree.hashes(seed=0)
     result = {}
     for name, (entries, pixels) in whole.items():
-        order = np.argsort(names[entries], kind="stable")
-        hasher = xxhash.xxh3_128(names[entries][order].tobytes())
-        hasher.update(pixels[order].tobytes())
+        hasher = xxhash.xxh3_128(names[entries].tobytes())
+        hasher.update(pixels.tobytes())
         result[name] = hasher.hexdigest()
     return result

@@ -132,3 +132,22 @@ def test_digests_are_the_same_in_every_process(work: Path) -> None:
     assert digests == [f"{validate(data).stats['image_digests']}\n"] * 2
     assert validate(data).stats["image_digests"].keys() == {"train", "val"}
     assert validate(data, level="quick", fresh=True).stats["image_digests"] == {}
+
+
+def test_digests_are_the_same_in_files_and_in_shards(work: Path) -> None:
+    """A folder has another place among files of its parent in the one than in the other."""
+    rows, images = work / "data/colours_train.jsonl", work / "data/images"
+    (images / "train").mkdir()
+    (images / "train1.png").rename(images / "train/1.png")
+    rows.write_text(rows.read_text().replace('"train1.png"', '"train/1.png"'))
+    first = validate(work / "data").stats["image_digests"]
+    assert first.keys() == {"train", "val"}
+    done = run_data("store", work / "data", work / "packed", "--store", "shards")
+    assert done.returncode == 0, done.stderr
+    assert validate(work / "packed").stats["image_digests"] == first
+
+
+def test_a_split_that_lacks_an_image_has_no_digest(work: Path) -> None:
+    first = validate(work / "data").stats["image_digests"]
+    (work / "data/images/train0.png").unlink()
+    assert validate(work / "data").stats["image_digests"] == {"val": first["val"]}
